@@ -1,0 +1,38 @@
+# `make train` and `make test` need Python 3.11 or newer and make, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: train test test-fast lint clean
+
+train: .venv/run
+	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
+	  --workdir=runs/digits
+
+test: .venv/test lint
+	$(BIN)/python -m pytest
+
+test-fast: .venv/test
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python 3.11 or newer is needed; name one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/run: .venv/python setup.py constraints.txt
+	$(PIP) --constraint constraints.txt --editable .
+	touch $@
+
+.venv/test: .venv/python setup.py constraints.txt
+	$(PIP) --constraint constraints.txt --editable ".[test]"
+	touch $@ .venv/run
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,1 @@
+"""Masked autoencoders (He et al. 2021) in JAX/Flax."""

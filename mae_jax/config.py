@@ -1,0 +1,329 @@
+"""What a run is: one frozen dataclass a section, and its way to and from flags.
+
+A file under `configs/` returns `config_dict(Config(...))`, a locked
+`ml_collections.ConfigDict`, so that every field can be set on the command line
+(`--config.data.batch_size=1024`) and a misspelt one is an error. `main` turns
+the result into a frozen, checked `Config` again with `from_config_dict`:
+everything below `main` reads attributes of known type, never `.get`.
+
+A field without a default here defines the recipe, so each recipe states it.
+Defaults are left for what a recipe of the paper never says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict as mlc
+
+
+class ConfigError(ValueError):
+  """A setting that cannot work; the message names the value and the way out."""
+
+
+class TrainingError(RuntimeError):
+  """Training cannot go on; the message says what is kept and what to do."""
+
+
+UNITS = ("steps", "epochs", "examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+  """A length of training: "1500 steps", "40 epochs" or "51_200 examples"."""
+
+  amount: float
+  unit: str
+
+  @classmethod
+  def parse(cls, text: str, field: str = "duration") -> Duration:
+    """Reads "<amount> <unit>"; the blank may be missing, the unit singular."""
+    stripped = text.strip()
+    number = stripped.rstrip("abcdefghijklmnopqrstuvwxyz").strip()
+    word = stripped[len(number) :].strip()
+    unit = word if word.endswith("s") else word + "s"
+    try:
+      amount = float(number)
+    except ValueError:
+      amount = math.nan
+    if unit not in UNITS or not math.isfinite(amount) or amount < 0:
+      raise ConfigError(
+        f"{field}={text!r} is not a duration: write a number and one of "
+        f"{', '.join(UNITS)}, for instance '800 epochs'"
+      )
+    return cls(amount, unit)
+
+  def steps(self, num_examples: int, batch_size: int) -> int:
+    """The number of optimiser steps, rounded down.
+
+    An epoch is `num_examples` examples, not a number of whole batches: the
+    stream of examples runs on across its end and drops nothing.
+
+    Args:
+      num_examples: size of the training set.
+      batch_size: examples a step, over all devices.
+    """
+    if self.unit == "steps":
+      return int(self.amount)
+    examples = self.amount * (num_examples if self.unit == "epochs" else 1)
+    # The small addend keeps 0.1 epochs of 1000 examples from being 99.999...
+    return math.floor(examples / batch_size + 1e-9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Where images come from and how they are cropped."""
+
+  source: str  # a name in mae_jax.data.sources.SOURCES
+  batch_size: int  # examples a step over all devices
+  image_size: tuple[int, int]  # height, width; one number makes a square
+  crop_scale: tuple[float, float]  # share of the area a training crop covers
+  flip: bool  # mirror half of the training images
+  eval_crop: float  # part of the resized image kept by evaluation's centre crop
+  mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+  std: tuple[float, ...]
+  channels: int = 3
+  crop_ratio: tuple[float, float] = (
+    3 / 4,
+    4 / 3,
+  )  # width / height, log-uniform
+  name: str = ""  # tfds: the data set, e.g. "imagenet2012"
+  path: str = ""  # folder: the directory of images
+  data_dir: str = ""  # tfds: where it was prepared; "" is TFDS's own default
+  train_split: str = "train"
+  eval_split: str = "validation"  # "" for none
+  shuffle_buffer: int = 16384  # tfds: records held over all hosts
+  lanes: int = 64  # tfds: independent record streams, shared out over hosts
+  prefetch: int = 2  # batches waiting on the device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """The network: a named variant, any of whose dimensions may be set."""
+
+  variant: str  # "L/16": a name in mae_jax.models.variants and the patch size
+  width: int | None = None
+  depth: int | None = None
+  heads: int | None = None
+  mlp_dim: int | None = None
+  patch_size: tuple[int, int] | None = None  # height, width
+  decoder_width: int = 512
+  decoder_depth: int = 8
+  decoder_heads: int = 16
+  decoder_mlp_dim: int | None = None  # 4 x decoder_width if None
+  dtype: str = "bfloat16"  # of activations; parameters are always float32
+  remat: str = "none"  # none | dots | full: what the backward pass recomputes
+  unroll: int = 0  # blocks a scan step; 0: all on CPU, 1 elsewhere
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+  """What is hidden and what is to be reconstructed."""
+
+  mask_ratio: float = 0.75
+  norm_pix_loss: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+  """AdamW and its schedule; `lr` follows blr and the batch size unless set."""
+
+  blr: float  # base learning rate per 256 examples
+  warmup: str  # a Duration
+  weight_decay: float
+  b1: float
+  b2: float
+  lr: float | None = None  # None: blr * data.batch_size / 256
+  min_lr: float = 0.0  # where the cosine ends
+  grad_clip: float | None = None  # global norm; None for no clipping
+  accum_steps: int = 1  # micro-batches a step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+  """How long, how often, and from which seed."""
+
+  length: str  # a Duration
+  seed: int = 0
+  log_every: str = "50 steps"
+  save_every: str = "1 epochs"
+  save_minutes: float = 0.0  # save also after so many minutes; 0 for never
+  keep: int = 3  # checkpoints kept
+  max_bad_steps: int = 10  # non-finite steps in a row that stop the run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+  """How devices are laid out: data x fsdp, where data is what remains."""
+
+  fsdp: int = 1  # devices that share one copy of parameters and optimiser
+  cpu_devices: int = 0  # XLA devices on a CPU-only host; 0 leaves it to JAX
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Eval:
+  """Probes of the frozen features, and pictures, during and after training."""
+
+  every: str = "0 steps"  # a Duration; 0: only at the end
+  labels: tuple[int, ...] = (0,)  # labelled images of a probe; 0: all
+  draws: int = 10  # random subsets over which few-label accuracy is averaged
+  max_train: int = 0  # at most so many training images; 0: all
+  pooling: str = "mean"  # mean | cls
+  knn_k: int = 20
+  knn_temperature: float = 0.07
+  probe_l2: float = 1.0  # see evals.probe
+  raw_pixels: bool = False  # the same probes on pixels, for comparison
+  images: int = 8  # in reconstructions.png; 0 for none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A whole run."""
+
+  task: str  # a name in mae_jax.main.TASKS
+  data: Data
+  model: Model
+  objective: Objective
+  optim: Optim
+  train: Train
+  mesh: Mesh = Mesh()
+  eval: Eval = Eval()
+  init_from: str = ""  # a checkpoint whose parameters a new run starts from
+
+
+def config_dict(config: Config) -> ml_collections.ConfigDict:
+  """A locked, overridable ConfigDict in which `optim.lr` follows the batch."""
+  result = _to_dict(config)
+  if config.optim.lr is None:
+    optim = result.optim
+    batch_size = result.data.get_ref("batch_size")
+    # Removed first: the typed placeholder does not take a reference.
+    with result.unlocked():
+      del optim.lr
+      optim.lr = optim.get_ref("blr") * batch_size / 256
+  return result.lock()
+
+
+def from_config_dict(values: Mapping[str, Any]) -> Config:
+  """The frozen Config of a ConfigDict, or of a dict read from JSON.
+
+  Raises:
+    ConfigError: on an unknown or missing key or a value of the wrong type.
+  """
+  if isinstance(values, ml_collections.ConfigDict):
+    values = values.to_dict()
+  return _build(Config, values, "config")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """The plain nested dict that a checkpoint stores as JSON."""
+  return dataclasses.asdict(config)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
+  """Reads a config file's argument, as in `configs/vit_l.py:epochs=1600`.
+
+  Args:
+    arg: "key=value,key=value" or None.
+    **defaults: the known keys; a value takes the type of its default.
+
+  Raises:
+    ConfigError: on an unknown key or a value of another type.
+  """
+  result = dict(defaults)
+  for part in filter(None, (arg or "").split(",")):
+    key, equals, value = part.partition("=")
+    if key not in defaults or not equals:
+      raise ConfigError(
+        f"config argument {part!r} is not known: write key=value, where key is "
+        f"one of {', '.join(defaults)}"
+      )
+    try:
+      result[key] = type(defaults[key])(value)
+    except ValueError:
+      raise ConfigError(
+        f"config argument {key}={value!r} is not of type "
+        f"{type(defaults[key]).__name__}"
+      ) from None
+  return types.SimpleNamespace(**result)
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+  """The known name that comes closest, or all of them, for an error."""
+  known = sorted(known)
+  close = difflib.get_close_matches(name, known, n=1)
+  if close:
+    return f"did you mean {close[0]!r}?"
+  return f"known are {', '.join(known)}"
+
+
+def lookup(table: Mapping[str, Any], name: str, field: str) -> Any:
+  """`table[name]`, or a ConfigError that lists what there is."""
+  if name not in table:
+    raise ConfigError(f"{field}={name!r} is not known: {nearest(name, table)}")
+  return table[name]
+
+
+def _to_dict(section: Any) -> ml_collections.ConfigDict:
+  hints = typing.get_type_hints(type(section))
+  result = ml_collections.ConfigDict()
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    if dataclasses.is_dataclass(value):
+      value = _to_dict(value)
+    elif value is None:
+      # A typed placeholder, so that the command line knows how to parse it.
+      kind = typing.get_args(hints[field.name])[0]
+      value = mlc.placeholder(typing.get_origin(kind) or kind)
+    result[field.name] = value
+  return result
+
+
+def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+  hints = typing.get_type_hints(cls)
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  for key in values:
+    if key not in fields:
+      raise ConfigError(f"{path}.{key} is not known: {nearest(key, fields)}")
+  built = {}
+  for name, field in fields.items():
+    here = f"{path}.{name}"
+    if name not in values:
+      if field.default is dataclasses.MISSING:
+        raise ConfigError(f"{here} is missing: set it in the config file")
+      continue
+    kind, value = hints[name], values[name]
+    if dataclasses.is_dataclass(kind):
+      built[name] = _build(typing.cast(type, kind), value, here)
+    else:
+      built[name] = _check(kind, value, here)
+  return cls(**built)
+
+
+def _check(kind: Any, value: Any, path: str) -> Any:
+  """The value as the declared type; numbers and lists are taken leniently."""
+  if isinstance(kind, types.UnionType):  # X | None
+    return None if value is None else _check(kind.__args__[0], value, path)
+  if typing.get_origin(kind) is tuple:
+    item, *rest = typing.get_args(kind)
+    items = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if Ellipsis not in rest:
+      wanted = 1 + len(rest)
+      items = items * wanted if len(items) == 1 else items
+      if len(items) != wanted:
+        raise ConfigError(f"{path}={value!r} must have {wanted} items")
+    return tuple(_check(item, each, path) for each in items)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise ConfigError(
+      f"{path}={value!r} is a {type(value).__name__}, not a {kind.__name__}"
+    )
+  return value

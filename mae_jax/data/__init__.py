@@ -1,0 +1,16 @@
+"""Images to batches: the one package that imports TensorFlow.
+
+TensorFlow reads, decodes and shuffles on the host, and must leave the
+accelerators to JAX.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Read once, when TensorFlow's C++ side is loaded.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf
+
+tf.config.set_visible_devices([], "GPU")

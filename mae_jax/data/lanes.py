@@ -1,0 +1,189 @@
+"""Record files as independent lanes, side by side in every batch.
+
+The records are divided into lanes, each an endless stream in its own order, and
+lane i gives rows i * B / n .. (i + 1) * B / n - 1 of every batch. A process
+reads the lanes of its rows and nothing else, and yet a batch is the same on any
+number of processes.
+
+Lanes that share a file each read past what comes before their part of it: with
+many more lanes than files, fewer lanes are faster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from mae_jax import config, rng
+from mae_jax.data.sources import base
+
+INT64_MAX = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """The pieces of all lanes, one after the other, as tensors."""
+
+  path: tf.Tensor  # [pieces]
+  skip: tf.Tensor
+  take: tf.Tensor
+  stride: tf.Tensor
+  first: tf.Tensor  # [lanes], the lane's first piece
+  count: tf.Tensor  # [lanes], its pieces
+  records: tf.Tensor  # [lanes], its records
+
+  @classmethod
+  def of(cls, source: base.Records, lanes: int) -> _Table:
+    parts = source.split(lanes)
+    pieces = [piece for part in parts for piece in part]
+    counts = np.array([len(part) for part in parts], np.int64)
+
+    def column(name: str) -> tf.Tensor:
+      return tf.constant([getattr(each, name) for each in pieces], tf.int64)
+
+    return cls(
+      path=tf.constant([piece.path for piece in pieces]),
+      skip=column("skip"),
+      take=column("take"),
+      stride=column("stride"),
+      first=tf.constant(np.cumsum(counts) - counts),
+      count=tf.constant(counts),
+      records=tf.constant(
+        [sum(piece.take for piece in part) for part in parts], tf.int64
+      ),
+    )
+
+  def read(self, piece: tf.Tensor) -> tf.data.Dataset:
+    """The serialised examples of one piece, in order."""
+    records = tf.data.TFRecordDataset(self.path[piece], buffer_size=1 << 20)
+    records = records.skip(self.skip[piece])
+    records = records.shard(self.stride[piece], 0)
+    return records.take(self.take[piece])
+
+
+def num_lanes(wanted: int, batch_size: int, num_examples: int) -> int:
+  """The most lanes, up to `wanted`, that divide a batch and are not empty."""
+  most = max(1, min(wanted, batch_size, num_examples))
+  return next(n for n in range(most, 0, -1) if batch_size % n == 0)
+
+
+def train_stream(
+  source: base.Records,
+  data: config.Data,
+  *,
+  seed: int,
+  rows: np.ndarray,
+  start_step: int,
+) -> tf.data.Dataset:
+  """Endless serialised examples of the given rows of each batch, in order.
+
+  Each epoch of a lane reads its files in a random order through a shuffle
+  buffer, and holds each of its records once.
+
+  Args:
+    source: the records.
+    data: `batch_size`, `lanes`, and `shuffle_buffer` for all lanes together.
+    seed: of the order.
+    rows: increasing row numbers, of whole lanes.
+    start_step: batches to leave out at the front; whole epochs of a lane cost
+      nothing, records of its current one are read but not decoded.
+
+  Raises:
+    ConfigError: if the rows cut a lane in two.
+  """
+  lanes = num_lanes(data.lanes, data.batch_size, source.num_examples)
+  share = data.batch_size // lanes
+  mine = np.unique(rows // share)
+  if len(rows) != len(mine) * share:
+    raise config.ConfigError(
+      f"data.lanes={data.lanes} makes {lanes} lanes of data.batch_size="
+      f"{data.batch_size} and {source.num_examples} examples, {share} rows "
+      f"each, but this process reads {len(rows)} rows (from {rows[0]}): set "
+      "data.lanes to a multiple of the number of processes that divides "
+      "data.batch_size, or use fewer processes"
+    )
+  table = _Table.of(source, lanes)
+  buffer = max(1, data.shuffle_buffer // lanes)
+  consumed = start_step * share
+
+  def epoch_stream(lane: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
+    stream = tf.constant([seed, rng.stream_id("lanes")], tf.int64)
+    stream = tf.random.fold_in(tf.random.fold_in(stream, lane), epoch)
+    draws = tf.random.stateless_uniform(
+      [4], stream, minval=None, maxval=None, dtype=tf.int64
+    )
+    order = tf.raw_ops.RandomIndexShuffle(
+      index=tf.range(table.count[lane]),
+      seed=draws[:3],
+      max_index=table.count[lane] - 1,
+      rounds=16,
+    )
+    pieces = tf.data.Dataset.from_tensor_slices(table.first[lane] + order)
+    return pieces.flat_map(table.read).shuffle(
+      buffer, seed=draws[3], reshuffle_each_iteration=False
+    )
+
+  def lane_stream(lane: tf.Tensor) -> tf.data.Dataset:
+    epochs = tf.data.Dataset.range(consumed // table.records[lane], INT64_MAX)
+    stream = epochs.flat_map(lambda epoch: epoch_stream(lane, epoch))
+    return stream.skip(consumed % table.records[lane])
+
+  return _side_by_side(mine, share, lane_stream)
+
+
+def eval_stream(
+  source: base.Records,
+  *,
+  lanes: int,
+  batch_size: int,
+  rows: np.ndarray,
+) -> tuple[int, tf.data.Dataset]:
+  """One pass over the records, in order within each lane.
+
+  Args:
+    source: the records.
+    lanes: at most so many; here a lane may be empty.
+    batch_size: B.
+    rows: increasing row numbers; of a lane that is cut, all is read.
+
+  Returns:
+    The number of batches, the same for any rows, and the rows' elements of each
+    in order: a serialised example and True, or b"" and False for padding.
+  """
+  lanes = num_lanes(lanes, batch_size, batch_size)
+  share = batch_size // lanes
+  mine = np.unique(rows // share)
+  table = _Table.of(source, lanes)
+  batches = -(-int(np.max(table.records)) // share)
+  padding = tf.data.Dataset.from_tensors((b"", False)).repeat()
+
+  def lane_stream(lane: tf.Tensor) -> tf.data.Dataset:
+    pieces = tf.data.Dataset.range(
+      table.first[lane], table.first[lane] + table.count[lane]
+    )
+    records = pieces.flat_map(table.read).map(lambda record: (record, True))
+    return records.concatenate(padding).take(batches * share)
+
+  stream = _side_by_side(mine, share, lane_stream)
+  read = (mine[:, None] * share + np.arange(share)).reshape(-1)
+  wanted = tf.data.Dataset.from_tensor_slices(np.isin(read, rows)).repeat()
+  stream = tf.data.Dataset.zip(wanted, stream)
+  stream = stream.filter(lambda keep, _: keep)
+  return batches, stream.map(lambda _, element: element)
+
+
+def _side_by_side(
+  mine: np.ndarray,
+  share: int,
+  lane_stream: Callable[[tf.Tensor], tf.data.Dataset],
+) -> tf.data.Dataset:
+  return tf.data.Dataset.from_tensor_slices(mine).interleave(
+    lane_stream,
+    cycle_length=len(mine),
+    block_length=share,
+    num_parallel_calls=tf.data.AUTOTUNE,
+    deterministic=True,
+  )

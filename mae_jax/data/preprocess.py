@@ -1,0 +1,273 @@
+"""From the bytes of an image file, or from small arrays, to the model's pixels.
+
+Random functions take uniform draws instead of a seed: the pipeline draws them
+for a whole step at once, as a function of seed, stream name, step and row, and
+a test can inject its own. Files and arrays follow the same rules; arrays go a
+batch at a time because their work is smaller than the cost of a call.
+
+Pixels are uint8 [H, W, C] throughout; normalisation is the model's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mae_jax.data import resample
+
+TRIES = 10  # as torchvision's RandomResizedCrop
+CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) a try, then the place
+
+Size = tuple[int, int]
+Range = tuple[float, float]
+
+
+def crop_box(
+  height: tf.Tensor,
+  width: tf.Tensor,
+  draws: tf.Tensor,
+  scale: Range,
+  ratio: Range,
+) -> tf.Tensor:
+  """Draws a box with the distribution of torchvision's RandomResizedCrop.
+
+  The first of ten boxes that fits the image, with an area uniform in `scale`
+  times the image's, and an aspect log-uniform in `ratio`, at a uniform place;
+  if none fits, the largest central box whose aspect is in `ratio`.
+
+  Args:
+    height: integer [...], at least 1.
+    width: integer [...], at least 1.
+    draws: [..., CROP_DRAWS] uniform in [0, 1).
+    scale: smallest and largest share of the image's area.
+    ratio: smallest and largest width / height.
+
+  Returns:
+    int32 [..., 4]: top, left, height, width; never empty, inside the image.
+  """
+  # float64: the rounding below must not depend on how sums are ordered.
+  full_h, full_w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+  draws = tf.cast(draws, tf.float64)
+  areas, aspects = draws[..., :TRIES], draws[..., TRIES : 2 * TRIES]
+  low, high = math.log(ratio[0]), math.log(ratio[1])
+  aspects = tf.exp(low + (high - low) * aspects)
+  areas = scale[0] + (scale[1] - scale[0]) * areas
+  areas *= (full_h * full_w)[..., None]
+  widths = tf.round(tf.sqrt(areas * aspects))  # [..., TRIES]
+  heights = tf.round(tf.sqrt(areas / aspects))
+  fits = (widths > 0) & (widths <= full_w[..., None])
+  fits &= (heights > 0) & (heights <= full_h[..., None])
+  first = tf.argmax(fits, axis=-1)[..., None]
+  box_h = tf.gather(heights, first, axis=-1, batch_dims=first.shape.rank - 1)
+  box_w = tf.gather(widths, first, axis=-1, batch_dims=first.shape.rank - 1)
+  box_h, box_w = box_h[..., 0], box_w[..., 0]
+  top = tf.floor(draws[..., -2] * (full_h - box_h + 1))
+  left = tf.floor(draws[..., -1] * (full_w - box_w + 1))
+  central_h = tf.minimum(full_h, tf.round(full_w / ratio[0]))
+  central_w = tf.minimum(full_w, tf.round(full_h * ratio[1]))
+  # A one-pixel side must not round to nothing under an extreme ratio.
+  central_h, central_w = tf.maximum(central_h, 1), tf.maximum(central_w, 1)
+  drawn = tf.stack([top, left, box_h, box_w], axis=-1)
+  central = tf.stack(
+    [
+      tf.math.floordiv(full_h - central_h, 2),
+      tf.math.floordiv(full_w - central_w, 2),
+      central_h,
+      central_w,
+    ],
+    axis=-1,
+  )
+  any_fits = tf.reduce_any(fits, axis=-1)[..., None]
+  return tf.cast(tf.where(any_fits, drawn, central), tf.int32)
+
+
+def random_resized_crop(
+  encoded: tf.Tensor,
+  draws: tf.Tensor,
+  *,
+  size: Size,
+  scale: Range,
+  ratio: Range,
+  channels: int,
+) -> tf.Tensor:
+  """Crops an image file to `crop_box` and resizes the crop, bicubic.
+
+  Of a JPEG only the crop is decoded.
+
+  Args:
+    encoded: scalar string, the bytes of a JPEG, PNG, BMP or GIF.
+    draws: [CROP_DRAWS] uniform in [0, 1).
+    size: height and width of the result.
+    scale: see `crop_box`.
+    ratio: see `crop_box`.
+    channels: 1 or 3.
+
+  Returns:
+    uint8 [height, width, channels].
+  """
+
+  def box(shape: tf.Tensor) -> tf.Tensor:
+    return crop_box(shape[0], shape[1], draws, scale, ratio)
+
+  return _resize(decode(encoded, channels, box), size)
+
+
+def random_resized_crop_arrays(
+  images: tf.Tensor,
+  draws: tf.Tensor,
+  *,
+  size: Size,
+  scale: Range,
+  ratio: Range,
+) -> tf.Tensor:
+  """`random_resized_crop` of uint8 [n, H, W, C] by draws [n, CROP_DRAWS]."""
+  shape = tf.shape(images)
+  full = tf.ones_like(draws[:, 0], tf.int32)
+  boxes = crop_box(full * shape[1], full * shape[2], draws, scale, ratio)
+  return resample.resize_boxes(images, boxes, size)
+
+
+def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+  """Mirrors images [..., H, W, C] whose draw [...] is below a half."""
+  mirror = (draws < 0.5)[..., None, None, None]
+  return tf.where(mirror, tf.reverse(images, axis=[-2]), images)
+
+
+def center_crop(
+  encoded: tf.Tensor, *, size: Size, keep: float, channels: int
+) -> tf.Tensor:
+  """Resizes an image file to just cover size / keep, and cuts out the middle.
+
+  Args:
+    encoded: scalar string, the bytes of a JPEG, PNG, BMP or GIF.
+    size: height and width of the result.
+    keep: the share of the resized image's side that is kept, in (0, 1].
+    channels: 1 or 3.
+
+  Returns:
+    uint8 [height, width, channels]; of an image that has this size already,
+    with keep = 1, its very pixels.
+  """
+  image = decode(encoded, channels)
+  shape = tf.cast(tf.shape(image), tf.int64)
+  cover = covering_size(shape[0], shape[1], size, keep)
+  image = _resize(image, tf.cast(tf.stack(cover), tf.int32))
+  top, left = _middle(cover[0], size[0]), _middle(cover[1], size[1])
+  return image[top : top + size[0], left : left + size[1]]
+
+
+def center_crop_arrays(
+  images: tf.Tensor, *, size: Size, keep: float
+) -> tf.Tensor:
+  """`center_crop` of uint8 [n, H, W, C], of which H and W are static."""
+  height, width = images.shape[1:3]
+  cover = covering_size(height, width, size, keep)
+  window = (_middle(cover[0], size[0]), _middle(cover[1], size[1]), *size)
+  whole = tf.constant([[0, 0, height, width]])
+  boxes = tf.repeat(whole, tf.shape(images)[0], axis=0)
+  return resample.resize_boxes(images, boxes, cover, window)
+
+
+def covering_size(
+  height: Any, width: Any, size: Size, keep: float
+) -> tuple[Any, Any]:
+  """The smallest size of the image's own aspect that covers size / keep.
+
+  For a square `size` the shorter side becomes `round(size / keep)` and the
+  longer is rounded down, as torchvision's Resize does.
+
+  Args:
+    height: integer, of Python or a scalar int64 tensor, as is the result.
+    width: likewise.
+    size: height and width to be cut out.
+    keep: share of each side of the resized image that is kept, in (0, 1].
+
+  Returns:
+    height, width.
+  """
+  wanted_h, wanted_w = round(size[0] / keep), round(size[1] / keep)
+  by_height = (wanted_h, width * wanted_h // height)
+  by_width = (height * wanted_w // width, wanted_w)
+  if not tf.is_tensor(height):
+    return by_height if wanted_h * width >= wanted_w * height else by_width
+  return tf.cond(
+    wanted_h * width >= wanted_w * height,
+    lambda: (tf.constant(wanted_h, tf.int64), by_height[1]),
+    lambda: (by_width[0], tf.constant(wanted_w, tf.int64)),
+  )
+
+
+def decode(
+  encoded: tf.Tensor,
+  channels: int,
+  box: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> tf.Tensor:
+  """Decodes an image file, or one box of it.
+
+  Args:
+    encoded: scalar string, the bytes of a JPEG, PNG, BMP or GIF (of which the
+      first frame is taken).
+    channels: 1 or 3.
+    box: from the image's [height, width, ...] to the integers top, left,
+      height, width; None for the whole image.
+
+  Returns:
+    uint8 [height, width, channels].
+  """
+  # As accurate as Pillow's decoder; TensorFlow's default is a faster one.
+  quality = {"channels": channels, "dct_method": "INTEGER_ACCURATE"}
+
+  def jpeg() -> tf.Tensor:
+    if box is None:
+      return tf.image.decode_jpeg(encoded, **quality)
+    place = box(tf.image.extract_jpeg_shape(encoded))
+    return tf.image.decode_and_crop_jpeg(encoded, place, **quality)
+
+  def other() -> tf.Tensor:
+    # Not with `channels`: BMP and GIF do not convert, PNG weighs grey wrongly.
+    image = tf.io.decode_image(encoded, expand_animations=False)
+    image.set_shape([None, None, None])
+    if box is not None:
+      top, left, height, width = tf.unstack(box(tf.shape(image)), num=4)
+      image = image[top : top + height, left : left + width]
+    return to_channels(image, channels)
+
+  image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+  return tf.ensure_shape(image, [None, None, channels])
+
+
+def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
+  """Grey or colour from uint8 [h, w, 1..4]; a last even channel is alpha.
+
+  Grey is Pillow's: (19595 R + 38470 G + 7471 B) / 2^16, rounded.
+  """
+  last = tf.shape(image)[-1] - 1
+  if channels == 3:
+    colour = tf.where(last < 2, [0, 0, 0], [0, 1, 2])
+    return tf.gather(image, colour, axis=-1)
+
+  def luma() -> tf.Tensor:
+    weights = tf.constant([19595, 38470, 7471])
+    total = tf.reduce_sum(tf.cast(image[..., :3], tf.int32) * weights, -1)
+    return tf.cast((total + (1 << 15)) // (1 << 16), tf.uint8)[..., None]
+
+  return tf.cond(last < 2, lambda: image[..., :1], luma)
+
+
+def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:
+  """Bicubic with antialiasing, which is what Pillow's resize does."""
+  resized = tf.image.resize(
+    image, size, tf.image.ResizeMethod.BICUBIC, antialias=True
+  )
+  return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+
+
+def _middle(cover: Any, size: int) -> Any:
+  """Where torchvision's CenterCrop begins: half the margin, rounded to even."""
+  if not tf.is_tensor(cover):
+    return int(np.rint((cover - size) / 2))
+  return tf.cast(tf.round(tf.cast(cover - size, tf.float64) / 2), tf.int64)

@@ -1,0 +1,42 @@
+"""Where images come from: a table of named sources.
+
+A source is added by writing a function `(config.Data, split) -> Source | None`
+and giving it a name in `SOURCES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mae_jax import config
+from mae_jax.data.sources import digits, folder, prepared
+from mae_jax.data.sources.base import Indexed, Records, Source, Split
+
+__all__ = ["SOURCES", "Indexed", "Records", "Source", "Split", "open_source"]
+
+SOURCES: dict[str, Callable[[config.Data, Split], Source | None]] = {
+  "digits": digits.open_digits,
+  "folder": folder.open_folder,
+  "tfds": prepared.open_prepared,
+}
+
+
+def open_source(data: config.Data, split: Split) -> Source | None:
+  """The images of one split; reads names and counts, but no image yet.
+
+  Args:
+    data: the `data` section; `source` is a name in `SOURCES`.
+    split: "train", or "eval" for held-out images.
+
+  Returns:
+    The source; None for "eval" if `data.eval_split` is "" or the data have no
+    held-out part.
+
+  Raises:
+    ConfigError: if there is no such source, no image, or something in the data
+      contradicts the settings.
+  """
+  opener = config.lookup(SOURCES, data.source, "data.source")
+  if split == "eval" and not data.eval_split:
+    return None
+  return opener(data, split)

@@ -1,0 +1,152 @@
+"""The two kinds of source, and what a record is.
+
+A record is a dict of `image`, a scalar string (the bytes of an image file), and
+`label`, a scalar int64 (-1 if the image has none). A source whose images are
+small arrays of one shape gives whole batches instead: see `Indexed`.
+
+Neither kind knows about epochs, batches or processes: the pipeline does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+from mae_jax import config
+
+Split: TypeAlias = Literal["train", "eval"]
+Record: TypeAlias = dict[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Indexed:
+  """Images that can be read in any order, so that an epoch is a permutation.
+
+  Attributes:
+    num_examples: N.
+    class_names: the name of each label, or None if there are no labels.
+    load: TensorFlow function from an int64 index in 0..N-1 to a record. If
+      `image_shape` is set, from indices [n] to `image` uint8 [n, H, W, C] and
+      `label` int64 [n].
+    image_shape: (H, W, C) if the images are decoded arrays of one shape.
+  """
+
+  num_examples: int
+  class_names: tuple[str, ...] | None
+  load: Callable[[tf.Tensor], Record]
+  image_shape: tuple[int, int, int] | None = None
+
+  def subset(self, limit: int) -> Indexed:
+    """At most `limit` examples, evenly spaced; all of them if it is 0."""
+    total, load = self.num_examples, self.load
+    if not 0 < limit < total:
+      return self
+    return dataclasses.replace(
+      self,
+      num_examples=limit,
+      load=lambda index: load(index * total // limit),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """Some records of one file: number skip, skip + stride, ..., `take` of them.
+
+  Attributes:
+    path: a TFRecord file.
+    skip: records before the first.
+    take: how many records.
+    stride: from one record to the next.
+  """
+
+  path: str
+  skip: int
+  take: int
+  stride: int = 1
+
+  def part(self, start: int, stop: int) -> Piece:
+    """The records start..stop-1 of this piece."""
+    return dataclasses.replace(
+      self, skip=self.skip + start * self.stride, take=stop - start
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Images that are read from the front of TFRecord files.
+
+  Attributes:
+    pieces: what to read, in order.
+    class_names: the name of each label, or None if there are no labels.
+    parse: TensorFlow function from a serialised example to a record.
+    shuffled: whether the files were written in random order, so that the first
+      records of a file are as good a sample of it as any.
+  """
+
+  pieces: tuple[Piece, ...]
+  class_names: tuple[str, ...] | None
+  parse: Callable[[tf.Tensor], Record]
+  shuffled: bool
+
+  @property
+  def num_examples(self) -> int:
+    """N, over all files."""
+    return sum(piece.take for piece in self.pieces)
+
+  def subset(self, limit: int) -> Records:
+    """At most `limit` examples, an even share of each file; all if it is 0.
+
+    The share is the first records of a file, so that a small subset of a large
+    data set reads little of it, unless the files are sorted in some way; then
+    it is spread over the file.
+    """
+    total = self.num_examples
+    if not 0 < limit < total:
+      return self
+    pieces, start = [], 0
+    for piece in self.pieces:
+      stop = start + piece.take
+      take = stop * limit // total - start * limit // total
+      if take:
+        step = 1 if self.shuffled else piece.take // take
+        stride = piece.stride * step
+        pieces.append(dataclasses.replace(piece, take=take, stride=stride))
+      start = stop
+    return dataclasses.replace(self, pieces=tuple(pieces))
+
+  def split(self, parts: int) -> list[list[Piece]]:
+    """Divides the records, in order, into parts that differ by at most one."""
+    total = self.num_examples
+    ends = np.cumsum([piece.take for piece in self.pieces])
+    result: list[list[Piece]] = []
+    for part in range(parts):
+      start = part * total // parts
+      stop = (part + 1) * total // parts
+      inside = []
+      for number in range(
+        int(np.searchsorted(ends, start, side="right")), len(self.pieces)
+      ):
+        piece = self.pieces[number]
+        begin = int(ends[number]) - piece.take
+        if begin >= stop:
+          break
+        first, last = max(start - begin, 0), min(stop - begin, piece.take)
+        inside.append(piece.part(first, last))
+      result.append(inside)
+    return result
+
+
+Source: TypeAlias = Indexed | Records
+
+
+def check_channels(data: config.Data) -> None:
+  """Raises ConfigError unless image files can be decoded to data.channels."""
+  if data.channels not in (1, 3):
+    raise config.ConfigError(
+      f"data.channels={data.channels}: image files are read as 1 (grey) or 3 "
+      "(colour) channels; set --config.data.channels to one of them"
+    )

@@ -1,0 +1,46 @@
+"""scikit-learn's handwritten digits: 1,797 images of 8 x 8, no download."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from sklearn import datasets, model_selection
+
+from mae_jax import config
+from mae_jax.data.sources import base
+
+
+def open_digits(data: config.Data, split: base.Split) -> base.Indexed:
+  """1,437 digits to train on, or the 360 held out, with equal class shares.
+
+  The digits have no names of splits: `data.train_split` is not looked at.
+
+  Raises:
+    ConfigError: if data.channels is not 1.
+  """
+  if data.channels != 1:
+    raise config.ConfigError(
+      f"data.channels={data.channels}: the digits are grey; set "
+      "--config.data.channels=1"
+    )
+  pixels, labels = datasets.load_digits(return_X_y=True)
+  # Their 17 grey levels, 0..16, over the whole range of a byte.
+  images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+  rows = model_selection.train_test_split(
+    np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+  )[0 if split == "train" else 1]
+  image_table = tf.constant(images[rows])  # [N, 8, 8, 1]
+  label_table = tf.constant(labels[rows], tf.int64)  # [N]
+
+  def load(indices: tf.Tensor) -> base.Record:
+    return {
+      "image": tf.gather(image_table, indices),
+      "label": tf.gather(label_table, indices),
+    }
+
+  return base.Indexed(
+    num_examples=len(rows),
+    class_names=tuple(str(digit) for digit in range(10)),
+    load=load,
+    image_shape=(8, 8, 1),
+  )

@@ -1,0 +1,123 @@
+"""Data sets that TFDS has prepared as TFRecord files.
+
+Only what preparation left on disk is read: no code of the data set runs and
+nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from mae_jax import config
+from mae_jax.data.sources import base
+
+
+def open_prepared(data: config.Data, split: base.Split) -> base.Records:
+  """One split of the data set data.name, for instance "imagenet2012:5.1.0".
+
+  Args:
+    data: `data_dir` is where it was prepared ("" for TFDS's own default);
+      `train_split` and `eval_split` are names of splits or TFDS's slices of
+      them, such as "train[:90%]". `channels` must be 1 or 3.
+    split: "train" or "eval".
+
+  Returns:
+    A source of the features "image" and, if the data set has it, "label".
+
+  Raises:
+    ConfigError: if the data set is not there, not of TFRecord files, has no
+      such split, or no feature "image" that holds one image.
+  """
+  base.check_channels(data)
+  builder = _builder(data)
+  info = builder.info
+  field = "train_split" if split == "train" else "eval_split"
+  pieces = _pieces(info, getattr(data, field), f"data.{field}")
+  wanted = {"image": True} | ({"label": True} if _has_label(info) else {})
+  _check_image(info, data.name)
+  features = tfds.decode.PartialDecoding(wanted).extract_features(info.features)
+  names = None
+  if "label" in wanted:
+    label = info.features["label"]
+    names = tuple(getattr(label, "names", map(str, range(label.num_classes))))
+
+  def parse(serialised: tf.Tensor) -> base.Record:
+    example = features.deserialize_example(
+      serialised, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    label = example["label"] if names else -1
+    return {"image": example["image"], "label": tf.cast(label, tf.int64)}
+
+  return base.Records(pieces, names, parse, not info.disable_shuffling)
+
+
+def _builder(data: config.Data) -> Any:
+  where = data.data_dir or tfds.core.constants.DATA_DIR
+  if not data.name:
+    raise config.ConfigError(
+      "data.name is empty: set --config.data.name to a data set that TFDS has "
+      f"prepared in {where}"
+    )
+  try:
+    # Not tfds.builder, which may ask a server about what is not on disk.
+    builder = tfds.core.read_only_builder.builder_from_files(
+      data.name, data_dir=data.data_dir or None
+    )
+  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    if isinstance(error, ValueError) and "multiple" in str(error):
+      raise config.ConfigError(f"data.name={data.name!r}: {error}") from error
+    raise config.ConfigError(
+      f"data.name={data.name!r} is not prepared in {where}: set "
+      "--config.data.data_dir to where it is, or prepare it with "
+      f"`tfds build {data.name} --data_dir={where}`"
+    ) from error
+  if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+    raise config.ConfigError(
+      f"data.name={data.name!r} is prepared in {where} as "
+      f"{builder.info.file_format.value}: prepare it with "
+      f"`tfds build {data.name} --data_dir={where} --file_format=tfrecord`"
+    )
+  return builder
+
+
+def _pieces(info: Any, split: str, field: str) -> tuple[base.Piece, ...]:
+  try:
+    instructions = info.splits[split].file_instructions
+  except (KeyError, ValueError, AssertionError) as error:
+    counts = ", ".join(
+      f"{name} ({part.num_examples} examples)"
+      for name, part in info.splits.items()
+    )
+    raise config.ConfigError(
+      f"{field}={split!r} is not a split of {info.full_name}: it has {counts}"
+    ) from error
+  pieces = tuple(
+    base.Piece(str(each.filename), each.skip, each.take)
+    for each in instructions
+    if each.take
+  )
+  if not pieces:
+    raise config.ConfigError(
+      f"{field}={split!r} of {info.full_name} has no example: choose another "
+      f"of {', '.join(info.splits)}"
+    )
+  return pieces
+
+
+def _has_label(info: Any) -> bool:
+  return "label" in info.features and isinstance(
+    info.features["label"], tfds.features.ClassLabel
+  )
+
+
+def _check_image(info: Any, name: str) -> None:
+  if "image" not in info.features or not isinstance(
+    info.features["image"], tfds.features.Image
+  ):
+    raise config.ConfigError(
+      f"data.name={name!r} has no image feature 'image' but "
+      f"{', '.join(info.features)}: choose a data set of labelled images"
+    )

@@ -1,0 +1,154 @@
+"""Evaluation of a pre-trained model: held-out loss, probes and pictures."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax import config as config_lib
+from mae_jax import images, rng, sharding
+from mae_jax.data import pipeline, sources
+from mae_jax.evals import features, few_labels, reconstruction, report
+from mae_jax.models import mae
+
+
+class Evaluation:
+  """Measures parameters on the run's own data."""
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    mesh: Mesh,
+    model: mae.MaskedAutoencoder,
+    train_source: sources.Source,
+    eval_source: sources.Source | None,
+  ):
+    """Binds what does not change from one evaluation to the next.
+
+    Args:
+      config: of the run.
+      mesh: the devices.
+      model: the network.
+      train_source: what probes learn from.
+      eval_source: held-out images; without them there are only pictures.
+    """
+    self._config, self._mesh, self._model = config, mesh, model
+    self._train_source, self._eval_source = train_source, eval_source
+
+  def __call__(self, params: Mapping[str, Any]) -> report.Report:
+    """Held-out loss, probes of the frozen features, and pictures.
+
+    Args:
+      params: by role.
+    """
+    config, model = self._config, params["model"]
+    scalars: dict[str, float] = {}
+    pictures, text = {}, ""
+    shown = self._eval_source or self._train_source
+    if config.eval.images:
+      pictures["reconstructions"] = self._reconstructions(model, shown)
+    if self._eval_source is not None:
+      test, labels = self._extract(
+        model, self._held_out, self._eval_source, config.data.batch_size
+      )
+      scalars["eval_loss"] = float(test.pop("loss").mean(dtype=np.float64))
+      if self._train_source.class_names and self._eval_source.class_names:
+        train, train_labels = self._extract(
+          model,
+          self._features,
+          self._train_source,
+          config.data.batch_size,
+          limit=config.eval.max_train,
+        )
+        accuracies = few_labels.few_labels(
+          few_labels.Split(train, train_labels),
+          few_labels.Split(test, labels),
+          config.eval,
+        )
+        text = few_labels.table(accuracies)
+        scalars |= {f"eval_{key}": each for key, each in accuracies.items()}
+    return report.Report(scalars, pictures, text)
+
+  def _extract(
+    self, params: Any, apply: Callable, source: Any, size: int, limit: int = 0
+  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    batches = pipeline.eval_batches(
+      source,
+      self._config.data,
+      batch_size=size,
+      rows=sharding.local_rows(self._mesh, size),
+      limit=limit,
+    )
+    return features.extract(
+      apply, params, batches, mesh=self._mesh, batch_size=size
+    )
+
+  def _jit(self, function: Callable) -> Callable:
+    return jax.jit(function, out_shardings=sharding.replicated(self._mesh))
+
+  def _normalize(self, pixels: jax.Array) -> jax.Array:
+    data = self._config.data
+    return images.normalize(pixels, data.mean, data.std)
+
+  @functools.cached_property
+  def _features(self) -> Callable:
+    """(params, uint8 images) -> named representations, [B, D] each."""
+
+    def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+      x = self._normalize(pixels)
+      tokens: Any = self._model.apply(
+        {"params": params}, x, method=self._model.features
+      )
+      out = {"MAE": tokens.pool(self._config.eval.pooling)}
+      if self._config.eval.raw_pixels:
+        out["raw pixels"] = x.reshape(x.shape[0], -1)
+      return out
+
+    return self._jit(apply)
+
+  def _predict(self, params: Any, x: jax.Array) -> mae.MaeOutput:
+    # The same masks at every evaluation, so that losses compare.
+    noise = {"mask": rng.key(self._config.train.seed, "eval_mask")}
+    out: Any = self._model.apply({"params": params}, x, rngs=noise)
+    return out
+
+  @functools.cached_property
+  def _held_out(self) -> Callable:
+    """As `_features`, and the reconstruction loss [B] of each image."""
+    one = jax.vmap(lambda *x: self._model.forward_loss(*(a[None] for a in x)))
+
+    def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+      x = self._normalize(pixels)
+      out = self._predict(params, x)
+      loss = {"loss": one(x, out.pred, out.mask)}
+      return self._features(params, pixels) | loss
+
+    return self._jit(apply)
+
+  @functools.cached_property
+  def _pictures(self) -> Callable:
+    """(params, uint8 images) -> the images, predictions and masks."""
+
+    def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+      out = self._predict(params, self._normalize(pixels))
+      return {"images": pixels, "pred": out.pred, "mask": out.mask}
+
+    return self._jit(apply)
+
+  def _reconstructions(self, params: Any, source: Any) -> np.ndarray:
+    count, devices = self._config.eval.images, self._mesh.size
+    size = -(-count // devices) * devices
+    arrays, _ = self._extract(params, self._pictures, source, size, count)
+    pictures = reconstruction.panels(
+      **arrays,
+      patch_size=self._model.encoder.patch_size,
+      mean=self._config.data.mean,
+      std=self._config.data.std,
+      normalized=self._config.objective.norm_pix_loss,
+    )
+    return reconstruction.sheet(pictures)

@@ -1,0 +1,23 @@
+"""What an evaluation hands to whoever asked for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What an evaluation found.
+
+  Attributes:
+    scalars: by name.
+    pictures: by name, [H, W, 3] uint8.
+    text: a table for people, or "".
+  """
+
+  scalars: Mapping[str, float]
+  pictures: Mapping[str, np.ndarray]
+  text: str

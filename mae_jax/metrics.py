@@ -1,0 +1,118 @@
+"""What a run tells: TensorBoard, `metrics.jsonl` and a progress bar.
+
+Only one process writes; the others hold a Writer that does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import tensorboardX
+import tqdm
+from etils import epath
+
+from mae_jax import config as config_lib
+
+# Fields that depend on the clock: exempt from "resumed equals uninterrupted".
+TIMING = ("images_per_second", "images_per_second_per_device", "mfu", "seconds")
+
+
+class Writer:
+  """Writes scalars, images and progress of a run.
+
+  Attributes:
+    path: of `metrics.jsonl`, one JSON object a line: the step, then scalars.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    start_step: int,
+    total_steps: int,
+    enabled: bool = True,
+  ):
+    """Opens the logs and cuts off what is later than `start_step`.
+
+    Args:
+      workdir: directory of the run.
+      start_step: steps already taken, 0 for a new run.
+      total_steps: where the run ends.
+      enabled: whether this process writes.
+
+    Raises:
+      ConfigError: if the log of an earlier run cannot be read.
+    """
+    self._enabled = enabled
+    self.path = epath.Path(workdir) / "metrics.jsonl"
+    if not enabled:
+      return
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self._cut_after(start_step)
+    self._board = tensorboardX.SummaryWriter(
+      str(self.path.parent / "tensorboard"), purge_step=start_step + 1
+    )
+    self._bar = tqdm.tqdm(
+      total=total_steps,
+      initial=start_step,
+      unit="step",
+      dynamic_ncols=True,
+      smoothing=0.05,
+    )
+
+  def advance(self) -> None:
+    """Moves the progress bar by a step."""
+    if self._enabled:
+      self._bar.update()
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Logs scalars of a step everywhere and shows the first on the bar."""
+    if not self._enabled:
+      return
+    values = {key: float(value) for key, value in values.items()}
+    for key, value in values.items():
+      self._board.add_scalar(key, value, step)
+    with self.path.open("a") as log:
+      log.write(json.dumps({"step": step} | values) + "\n")
+    if "loss" in values:
+      self._bar.set_postfix(
+        loss=f"{values['loss']:.4f}",
+        images_per_s=f"{values.get('images_per_second', 0):.0f}",
+        refresh=False,
+      )
+
+  def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+    """Logs a picture: [H, W, 3] uint8."""
+    if self._enabled:
+      self._board.add_image(name, pixels, step, dataformats="HWC")
+
+  def say(self, text: str) -> None:
+    """Prints a line without breaking the progress bar."""
+    if self._enabled:
+      self._bar.write(text)
+
+  def close(self) -> None:
+    """Writes out everything and ends the bar."""
+    if self._enabled:
+      self._bar.close()
+      self._board.close()
+
+  def _cut_after(self, step: int) -> None:
+    """Drops the lines later than `step`: the run is about to repeat them."""
+    if not self.path.exists():
+      return
+    kept = []
+    # What follows the last line end was cut off in the middle of writing.
+    lines = self.path.read_text().split("\n")[:-1]
+    for number, line in enumerate(lines, 1):
+      try:
+        if json.loads(line)["step"] <= step:
+          kept.append(line + "\n")
+      except (ValueError, KeyError, TypeError):
+        raise config_lib.ConfigError(
+          f"{self.path} line {number} is not a record of this project: move "
+          "the file away or choose another --workdir"
+        ) from None
+    self.path.write_text("".join(kept))

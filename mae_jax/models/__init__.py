@@ -1,0 +1,1 @@
+"""Pure functions and linen modules: no I/O, no TensorFlow."""

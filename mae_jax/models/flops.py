@@ -1,0 +1,31 @@
+"""Floating point operations counted on paper, two a multiply-add.
+
+Only matrix products count, as is usual for model flops utilisation; a backward
+pass costs twice its forward pass; recomputation does not count.
+"""
+
+from __future__ import annotations
+
+from mae_jax.models import mae, masking
+
+
+def stack(tokens: int, width: int, depth: int, mlp_dim: int) -> int:
+  """Forward flops of `depth` blocks on one sequence of `tokens`."""
+  projections = tokens * width * (4 * width + 2 * mlp_dim)
+  attention = 2 * tokens * tokens * width
+  return 2 * depth * (projections + attention)
+
+
+def train_step(model: mae.MaskedAutoencoder) -> int:
+  """Forward and backward flops of pre-training on one image."""
+  encoder, decoder = model.encoder, model.decoder
+  length = decoder.grid[0] * decoder.grid[1]
+  kept = masking.num_kept(length, model.mask_ratio)
+  forward = (
+    2 * length * decoder.patch_dim * encoder.width
+    + stack(1 + kept, encoder.width, encoder.depth, encoder.mlp_dim)
+    + 2 * (1 + kept) * encoder.width * decoder.width
+    + stack(1 + length, decoder.width, decoder.depth, decoder.mlp_dim)
+    + 2 * length * decoder.width * decoder.patch_dim
+  )
+  return 3 * forward

@@ -1,0 +1,232 @@
+"""The masked autoencoder: encoder on visible patches, light decoder on all.
+
+Stages carry the reference's names (forward_encoder, forward_decoder,
+forward_loss). Encoder and decoder are modules of their own, so that a
+fine-tune takes `params["encoder"]` and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mae_jax import losses
+from mae_jax.models import masking, patches, positions, transformer
+
+_TOKEN_INIT = nn.initializers.normal(0.02)
+
+
+@flax.struct.dataclass
+class Tokens:
+  """What the encoder gives, with the class token held apart by name.
+
+  Attributes:
+    cls: [B, D] the class token.
+    patches: [B, K, D] the patches it was shown, in the order shown.
+  """
+
+  cls: jax.Array
+  patches: jax.Array
+
+  def pool(self, how: str) -> jax.Array:
+    """[B, D] features: "mean" over patches, or the "cls" token."""
+    return {"mean": self.patches.mean(axis=1), "cls": self.cls}[how]
+
+
+@flax.struct.dataclass
+class MaeOutput:
+  """Everything a step, a test or a picture wants.
+
+  Attributes:
+    loss: scalar float32.
+    pred: [B, L, P] predicted patches, float32; P is a patch's pixels.
+    mask: [B, L] float32, 1 = removed.
+  """
+
+  loss: jax.Array
+  pred: jax.Array
+  mask: jax.Array
+
+
+class Encoder(nn.Module):
+  """The ViT encoder; shown all patches, or those that a mask keeps.
+
+  Attributes:
+    patch_size: height and width of a patch in pixels.
+    width: D.
+    depth: number of blocks.
+    heads: attention heads.
+    mlp_dim: hidden width of the MLP.
+    dtype: of activations.
+    remat: see `transformer.Stack`.
+    unroll: see `transformer.Stack`.
+  """
+
+  patch_size: tuple[int, int]
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+  dtype: Any = jnp.float32
+  remat: str = "none"
+  unroll: int = 1
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, ids_keep: jax.Array | None = None
+  ) -> Tokens:
+    """Encodes images.
+
+    Args:
+      images: [B, H, W, C], normalised.
+      ids_keep: [B, K] patches to show; None for all, in order.
+
+    Returns:
+      Tokens of float32, after the final LayerNorm.
+    """
+    grid = patches.grid_size(images.shape[1:3], self.patch_size)
+    table = positions.sincos_2d(grid, self.width)  # [L, D]
+    x = patches.patchify(images, self.patch_size).astype(self.dtype)
+    # A dense layer, not a convolution: xavier then sees a (p*q*C, D) matrix.
+    x = transformer.dense(self.width, self.dtype, "patch_embed")(x)
+    x = x + table.astype(self.dtype)  # before masking
+    if ids_keep is not None:
+      x = masking.gather(x, ids_keep)
+    # The class token's position is a row of zeros in the reference.
+    cls = self.param("cls_token", _TOKEN_INIT, (1, 1, self.width))
+    x = _prepend(cls, x)
+    stack = transformer.Stack(
+      self.depth,
+      self.heads,
+      self.mlp_dim,
+      self.dtype,
+      self.remat,
+      self.unroll,
+      name="stack",
+    )
+    x = transformer.layer_norm("norm")(stack(x))
+    return Tokens(x[:, 0], x[:, 1:])
+
+
+class Decoder(nn.Module):
+  """Predicts the pixels of every patch from the visible ones.
+
+  Attributes:
+    grid: rows and columns of patches.
+    patch_dim: P, values in a patch: height x width x channels.
+    width: width of the decoder.
+    depth: number of blocks.
+    heads: attention heads.
+    mlp_dim: hidden width of the MLP.
+    dtype: of activations.
+    remat: see `transformer.Stack`.
+    unroll: see `transformer.Stack`.
+  """
+
+  grid: tuple[int, int]
+  patch_dim: int
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+  dtype: Any = jnp.float32
+  remat: str = "none"
+  unroll: int = 1
+
+  @nn.compact
+  def __call__(self, tokens: Tokens, ids_restore: jax.Array) -> jax.Array:
+    """Tokens of [B, K, D] and ids_restore [B, L] -> [B, L, P] float32."""
+    embed = transformer.dense(self.width, self.dtype, "embed")
+    joined = jnp.concatenate([tokens.cls[:, None], tokens.patches], axis=1)
+    x = embed(joined.astype(self.dtype))
+    cls, visible = x[:, :1], x[:, 1:]
+    mask_token = self.param("mask_token", _TOKEN_INIT, (1, 1, self.width))
+    x = masking.unshuffle(visible, mask_token.astype(self.dtype), ids_restore)
+    x = x + positions.sincos_2d(self.grid, self.width).astype(self.dtype)
+    x = jnp.concatenate([cls, x], axis=1)
+    stack = transformer.Stack(
+      self.depth,
+      self.heads,
+      self.mlp_dim,
+      self.dtype,
+      self.remat,
+      self.unroll,
+      name="stack",
+    )
+    x = transformer.layer_norm("norm")(stack(x))[:, 1:]
+    pred = transformer.dense(self.patch_dim, self.dtype, "pred")
+    return pred(x.astype(self.dtype)).astype(jnp.float32)
+
+
+class MaskedAutoencoder(nn.Module):
+  """MAE: hides most patches and reconstructs them (He et al. 2021).
+
+  Attributes:
+    encoder: the encoder that is kept after pre-training.
+    decoder: the decoder that is thrown away.
+    mask_ratio: share of patches hidden.
+    norm_pix_loss: whether targets are normalised patch by patch.
+  """
+
+  encoder: Encoder
+  decoder: Decoder
+  mask_ratio: float = 0.75
+  norm_pix_loss: bool = True
+
+  def __call__(
+    self, images: jax.Array, noise: jax.Array | None = None
+  ) -> MaeOutput:
+    """Masks, encodes, decodes and scores.
+
+    Args:
+      images: [B, H, W, C], normalised.
+      noise: [B, L] uniform draws that decide the mask; drawn from the "mask"
+        stream if None.
+    """
+    tokens, masked = self.forward_encoder(images, noise)
+    pred = self.forward_decoder(tokens, masked.ids_restore)
+    loss = self.forward_loss(images, pred, masked.mask)
+    return MaeOutput(loss, pred, masked.mask)
+
+  def forward_encoder(
+    self, images: jax.Array, noise: jax.Array | None = None
+  ) -> tuple[Tokens, masking.Masking]:
+    """[B, H, W, C] -> tokens of the K visible patches, and what was hidden."""
+    grid = patches.grid_size(images.shape[1:3], self.encoder.patch_size)
+    shape = (images.shape[0], grid[0] * grid[1])
+    if noise is None:
+      noise = jax.random.uniform(self.make_rng("mask"), shape)
+    if noise.shape != shape:
+      raise ValueError(f"noise has shape {noise.shape}, the patches {shape}")
+    num_keep = masking.num_kept(shape[1], self.mask_ratio)
+    masked = masking.random_masking(noise, num_keep)
+    return self.encoder(images, masked.ids_keep), masked
+
+  def forward_decoder(
+    self, tokens: Tokens, ids_restore: jax.Array
+  ) -> jax.Array:
+    """Tokens and ids_restore [B, L] -> predicted patches [B, L, P]."""
+    return self.decoder(tokens, ids_restore)
+
+  def forward_loss(
+    self, images: jax.Array, pred: jax.Array, mask: jax.Array
+  ) -> jax.Array:
+    """Mean squared error of the hidden patches, a float32 scalar."""
+    target = patches.patchify(images, self.encoder.patch_size)
+    if self.norm_pix_loss:
+      target = losses.normalize_patches(target)
+    return losses.masked_mse(pred, target, mask)
+
+  def features(self, images: jax.Array) -> Tokens:
+    """Deterministic tokens of all patches: nothing is hidden."""
+    return self.encoder(images)
+
+
+def _prepend(token: jax.Array, x: jax.Array) -> jax.Array:
+  """[1, 1, D] and [B, N, D] -> [B, 1 + N, D]."""
+  token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+  return jnp.concatenate([token, x], axis=1)

@@ -1,0 +1,90 @@
+"""Which patches the encoder sees: per-example shuffling, as in the reference.
+
+No sparse operation is needed: tokens are shuffled by an argsort of noise, the
+tail is cut off, and the decoder undoes the shuffle (He et al. 2021, section 3,
+"Simple implementation").
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Masking:
+  """What was hidden in each example, and how to put the rest back.
+
+  Attributes:
+    ids_keep: [B, K] patches that stay, in shuffled order.
+    ids_restore: [B, L] position of each patch in the shuffled order.
+    mask: [B, L] float32, 1 = removed.
+  """
+
+  ids_keep: jax.Array
+  ids_restore: jax.Array
+  mask: jax.Array
+
+
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+  """K, the number of patches that stay: int(L * (1 - mask_ratio)).
+
+  Raises:
+    ValueError: if that hides no patch or keeps none.
+  """
+  keep = int(num_patches * (1 - mask_ratio))
+  if not 0 < keep < num_patches:
+    raise ValueError(
+      f"mask_ratio={mask_ratio} keeps {keep} of {num_patches} patches; it must "
+      f"keep at least one and hide at least one: use a value from "
+      f"{1 / num_patches:.4g} to {1 - 1 / num_patches:.4g}"
+    )
+  return keep
+
+
+def random_masking(noise: jax.Array, num_keep: int) -> Masking:
+  """Chooses which patches the encoder sees.
+
+  Args:
+    noise: [B, L] uniform draws, one row per example; the smallest are kept.
+    num_keep: K, how many patches stay.
+
+  Returns:
+    ids_keep [B, K], ids_restore [B, L] and mask [B, L] (1 = removed), as in
+    He et al. 2021, section 3 ("Simple implementation").
+
+  Raises:
+    ValueError: if num_keep is not in 1..L.
+  """
+  length = noise.shape[1]
+  if not 1 <= num_keep <= length:
+    raise ValueError(f"num_keep={num_keep} is not in 1..{length}")
+  ids_shuffle = jnp.argsort(noise, axis=1)
+  ids_restore = jnp.argsort(ids_shuffle, axis=1)
+  mask = (ids_restore >= num_keep).astype(jnp.float32)
+  return Masking(ids_shuffle[:, :num_keep], ids_restore, mask)
+
+
+def gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
+  """Takes tokens by position: [B, L, D] and ids [B, K] -> [B, K, D]."""
+  return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)
+
+
+def unshuffle(
+  visible: jax.Array, mask_token: jax.Array, ids_restore: jax.Array
+) -> jax.Array:
+  """Fills hidden places with the mask token and restores the order.
+
+  Args:
+    visible: [B, K, D] tokens of the kept patches, in shuffled order.
+    mask_token: [1, 1, D].
+    ids_restore: [B, L].
+
+  Returns:
+    [B, L, D] in the order of the image's patches.
+  """
+  batch, kept, width = visible.shape
+  hidden = ids_restore.shape[1] - kept
+  tail = jnp.broadcast_to(mask_token, (batch, hidden, width))
+  return gather(jnp.concatenate([visible, tail], axis=1), ids_restore)

@@ -1,0 +1,314 @@
+"""The one loop: step, log, evaluate, save. It never knows which task runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from PIL import Image
+
+from mae_jax import checkpoints, hardware, metrics, sharding
+from mae_jax import config as config_lib
+from mae_jax.evals import report
+
+
+class Task(Protocol):
+  """What the loop asks of a task."""
+
+  @property
+  def total_steps(self) -> int:
+    """Where training ends."""
+
+  @property
+  def flops_per_image(self) -> int:
+    """Of a training step, for utilisation."""
+
+  @property
+  def init(self) -> Callable[[], checkpoints.TrainState]:
+    """Makes a new state; only ever traced."""
+
+  @property
+  def train_step(
+    self,
+  ) -> Callable[
+    [checkpoints.TrainState, Any],
+    tuple[checkpoints.TrainState, dict[str, jax.Array]],
+  ]:
+    """A pure function of state and global batch: state and scalar metrics."""
+
+  @property
+  def evaluate(self) -> Callable[[Mapping[str, Any]], report.Report]:
+    """Measures parameters, by role."""
+
+  def train_batches(self, start_step: int) -> Iterator[Any]:
+    """This process's rows of every global batch from `start_step` on."""
+
+  def steps(self, duration: str, field: str) -> int:
+    """A Duration of the config in steps."""
+
+
+def abstract_state(task: Task, mesh: Mesh) -> checkpoints.TrainState:
+  """The state as ShapeDtypeStructs, each with its sharding."""
+  shapes = jax.eval_shape(task.init)
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    shapes,
+    sharding.state_shardings(mesh, shapes),
+  )
+
+
+def compile_step(task: Task, mesh: Mesh) -> Any:
+  """The jitted, sharded train step, which takes the state's memory over."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(task, mesh))
+  return jax.jit(
+    task.train_step,
+    in_shardings=(shardings, sharding.batch_sharding(mesh)),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+def initial_state(
+  task: Task,
+  config: config_lib.Config,
+  mesh: Mesh,
+  checkpointer: checkpoints.Checkpointer,
+) -> checkpoints.TrainState:
+  """Where a run starts.
+
+  In this order: the newest checkpoint of its workdir; the parameters named by
+  `init_from`; scratch.
+  """
+  shapes = abstract_state(task, mesh)
+  newest = checkpointer.latest_step()
+  if newest is not None:
+    return checkpointer.restore(newest, shapes)
+  shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  if config.init_from:
+    params = checkpoints.load_params(config.init_from, shapes.params)
+    state = jax.jit(task.init, out_shardings=shardings)()
+    return dataclasses.replace(state, params=params)
+  return jax.jit(task.init, out_shardings=shardings)()
+
+
+def run(
+  task: Task,
+  config: config_lib.Config,
+  mesh: Mesh,
+  workdir: epath.PathLike,
+) -> report.Report:
+  """Trains to the end, and says how it went.
+
+  Args:
+    task: what to train.
+    config: the run; saved with every checkpoint.
+    mesh: the devices.
+    workdir: where checkpoints, logs and pictures go.
+
+  Returns:
+    The last evaluation.
+
+  Raises:
+    ConfigError: if something cannot work, before any step.
+    TrainingError: if too many steps in a row were not finite.
+  """
+  workdir = epath.Path(workdir)
+  total = task.total_steps
+  due = {
+    "log": _Every(task.steps(config.train.log_every, "train.log_every"), total),
+    "eval": _Every(task.steps(config.eval.every, "eval.every"), total),
+    "save": _Every(
+      task.steps(config.train.save_every, "train.save_every"),
+      total,
+      config.train.save_minutes,
+    ),
+  }
+  checkpointer = checkpoints.Checkpointer(workdir, config.train.keep)
+  state = initial_state(task, config, mesh, checkpointer)
+  start = int(state.step)
+  writer = metrics.Writer(
+    workdir,
+    start_step=start,
+    total_steps=total,
+    enabled=jax.process_index() == 0,
+  )
+  writer.say(
+    f"{'resuming at' if start else 'starting with'} step {start} of {total} on "
+    f"{mesh.size} {mesh.devices.flat[0].platform} device(s); "
+    f"metrics and checkpoints go to {workdir}"
+  )
+  batches = sharding.prefetch(
+    mesh,
+    task.train_batches(start),
+    config.data.batch_size,
+    ahead=config.data.prefetch,
+  )
+  meter = _Meter(task, config, mesh)
+  train_step = compile_step(task, mesh)
+  values: dict[str, jax.Array] = {}
+  result = None
+  try:
+    with jax.set_mesh(mesh):
+      for step in range(start + 1, total + 1):
+        previous = values
+        state, values = train_step(state, next(batches))
+        # Keeps the host two steps ahead of the devices, no more.
+        jax.block_until_ready(previous)
+        meter.tick(values)
+        writer.advance()
+        # What is written about a step comes before its checkpoint: a resumed
+        # run then finds the logs whole up to where it starts.
+        if due["log"](step):
+          scalars = {key: float(value) for key, value in values.items()}
+          writer.scalars(step, scalars | meter.read())
+          _stop_if_lost(scalars, step, config)
+        if due["eval"](step):
+          with meter.paused(values):
+            result = task.evaluate(state.params)
+            _publish(result, writer, workdir, step)
+        if due["save"](step):
+          with meter.paused(values):
+            checkpointer.save(step, state, config)
+    if result is None:  # there was nothing left to train
+      result = task.evaluate(state.params)
+  finally:
+    checkpointer.close()
+    writer.close()
+  if jax.process_index() == 0:
+    print(_summary(result, workdir, total, total - start, meter, values))
+  return result
+
+
+class _Every:
+  """Says when something is due: every so many steps or minutes, and last."""
+
+  def __init__(self, steps: int, total: int, minutes: float = 0.0):
+    self._steps, self._total, self._seconds = steps, total, 60 * minutes
+    self._last = time.monotonic()
+
+  def __call__(self, step: int) -> bool:
+    due = step == self._total or bool(self._steps and step % self._steps == 0)
+    if self._seconds and not due:
+      # Clocks differ between hosts: the first one's word goes.
+      late = time.monotonic() - self._last > self._seconds
+      due = bool(multihost_utils.broadcast_one_to_all(late))
+    if due:
+      self._last = time.monotonic()
+    return due
+
+
+class _Meter:
+  """Throughput of the training steps alone, the first (compiling) one apart."""
+
+  def __init__(self, task: Task, config: config_lib.Config, mesh: Mesh):
+    peak = hardware.peak_flops(mesh.devices.flat[0])
+    self._batch, self._devices = config.data.batch_size, mesh.size
+    self._peak, self._flops = peak, task.flops_per_image
+    self._created = time.monotonic()
+    self._since: float | None = None
+    self._steps = 0
+    self.compile_seconds = 0.0
+    self.seconds = 0.0
+
+  def tick(self, values: Any) -> None:
+    """Counts a step."""
+    if self._since is None:
+      jax.block_until_ready(values)
+      self._since = time.monotonic()
+      self.compile_seconds = self._since - self._created
+    else:
+      self._steps += 1
+
+  @contextlib.contextmanager
+  def paused(self, values: Any) -> Iterator[None]:
+    """Leaves out what happens inside, once the steps so far are done."""
+    jax.block_until_ready(values)
+    begin = time.monotonic()
+    yield
+    if self._since is not None:
+      self._since += time.monotonic() - begin
+
+  def read(self) -> dict[str, float]:
+    """Rates since the last reading; empty if there was no step."""
+    if self._since is None or not self._steps:
+      return {}
+    now = time.monotonic()
+    seconds = now - self._since
+    self.seconds += seconds
+    rate = self._steps * self._batch / seconds
+    self._since, self._steps = now, 0
+    rates = {
+      "images_per_second": rate,
+      "images_per_second_per_device": rate / self._devices,
+      "seconds": self.seconds,
+    }
+    if self._peak:
+      rates["mfu"] = rate * self._flops / (self._peak * self._devices)
+    return rates
+
+
+def _stop_if_lost(
+  scalars: Mapping[str, float], step: int, config: config_lib.Config
+) -> None:
+  in_a_row = int(scalars["skipped_in_a_row"])
+  if in_a_row >= config.train.max_bad_steps:
+    raise config_lib.TrainingError(
+      f"stopped at step {step}: loss or gradient was not finite for the last "
+      f"{in_a_row} steps, which changed nothing. The newest checkpoint is from "
+      "before; lower optim.blr, set optim.grad_clip or use "
+      "model.dtype=float32, and start from it with init_from"
+    )
+
+
+def _publish(
+  result: report.Report,
+  writer: metrics.Writer,
+  workdir: epath.Path,
+  step: int,
+) -> None:
+  if result.scalars:
+    writer.scalars(step, result.scalars)
+  for name, pixels in result.pictures.items():
+    writer.image(step, name, pixels)
+  if jax.process_index() == 0:
+    _save_pictures(result, workdir)
+
+
+def _save_pictures(result: report.Report, workdir: epath.Path) -> None:
+  for name, pixels in result.pictures.items():
+    with (workdir / f"{name}.png").open("wb") as file:
+      Image.fromarray(pixels).save(file, format="png")
+
+
+def _summary(
+  result: report.Report,
+  workdir: epath.Path,
+  total: int,
+  steps: int,
+  meter: _Meter,
+  values: Mapping[str, jax.Array],
+) -> str:
+  lines = []
+  if steps:
+    lines.append(
+      f"trained {steps} steps in {meter.seconds:.1f} s after "
+      f"{meter.compile_seconds:.1f} s of compiling; "
+      f"training loss {float(values['loss']):.4f}"
+    )
+  else:
+    lines.append(f"all {total} steps were already done")
+  if "eval_loss" in result.scalars:
+    lines.append(f"held-out loss {result.scalars['eval_loss']:.4f}")
+  if result.text:
+    lines += ["", result.text, ""]
+  lines += [f"{name}: {workdir / name}.png" for name in result.pictures]
+  return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""What every task's train step shares: accumulation and the guarded update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mae_jax import checkpoints
+from mae_jax.models import partition
+
+LossFn = Callable[[Any, Any], jax.Array]
+
+
+def loss_and_grads(
+  loss_fn: LossFn, params: Any, batch: Any, accum_steps: int
+) -> tuple[jax.Array, Any]:
+  """The mean loss of a batch and its gradient, in `accum_steps` parts.
+
+  Args:
+    loss_fn: (params, part of the batch) -> a mean over its examples.
+    params: what to differentiate by.
+    batch: a tree of [B, ...]; everything random is drawn for all of it, so
+      that the parts see what the whole would.
+    accum_steps: A, a divisor of B.
+
+  Returns:
+    Loss and gradients, equal to those of the whole batch up to rounding.
+  """
+  value_and_grad = jax.value_and_grad(loss_fn)
+  if accum_steps == 1:
+    return value_and_grad(params, batch)
+
+  def split(x: jax.Array) -> jax.Array:
+    # Part i is rows i, i + A, ...: every device then keeps its own rows.
+    x = x.reshape(x.shape[0] // accum_steps, accum_steps, *x.shape[1:])
+    return jnp.moveaxis(partition.constrain_batch(x), 1, 0)
+
+  def add(total: Any, part: Any) -> tuple[Any, None]:
+    part = jax.tree.map(partition.constrain_batch, part)
+    return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+
+  zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+  total, _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
+  return jax.tree.map(lambda x: x / accum_steps, total)
+
+
+def update(
+  state: checkpoints.TrainState,
+  role: str,
+  tx: optax.GradientTransformation,
+  lr: jax.Array,
+  loss: jax.Array,
+  grads: Any,
+) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
+  """One optimiser step, skipped where loss or gradient is not finite.
+
+  Args:
+    state: before the step.
+    role: whose parameters and optimiser state to change.
+    tx: gives the direction; the step is -lr times it.
+    lr: learning rate of this step.
+    loss: scalar.
+    grads: as the parameters of the role.
+
+  Returns:
+    The state after the step, and the metrics loss, lr, grad_norm and the
+    number of steps skipped so far, in all and in a row.
+  """
+  params, opt_state = state.params[role], state.opt_state[role]
+  grad_norm = optax.tree.norm(grads)
+  good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  updates, new_opt_state = tx.update(grads, opt_state, params)
+  new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+
+  def keep(new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+  state = dataclasses.replace(
+    state,
+    step=state.step + 1,
+    params=state.params | {role: keep(new_params, params)},
+    opt_state=state.opt_state | {role: keep(new_opt_state, opt_state)},
+    skipped=state.skipped + ~good,
+    skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
+  )
+  return state, {
+    "loss": loss,
+    "lr": lr,
+    "grad_norm": grad_norm,
+    "skipped": state.skipped,
+    "skipped_in_a_row": state.skipped_in_a_row,
+  }

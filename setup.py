@@ -1,0 +1,46 @@
+"""Packaging of mae_jax: what a run needs, and what the tests need besides."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name="mae_jax",
+  version="0.1.0",
+  description="Masked autoencoders (He et al. 2021) in JAX/Flax for TPU and GPU",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  python_requires=">=3.11",
+  packages=find_packages(include=["mae_jax", "mae_jax.*"]),
+  package_data={"mae_jax": ["py.typed"]},
+  install_requires=[
+    "absl-py>=2.3",
+    "einops>=0.8.1",
+    "etils[epath]>=1.13",
+    "flax>=0.12.0",
+    "jax>=0.10.0",
+    "ml-collections>=1.1.0",
+    "numpy>=2.2",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12.0",
+    "pillow>=11.3",
+    "scikit-learn>=1.7",
+    "tensorboardX>=2.6.4",
+    "tensorflow-datasets>=4.9.9",
+    # tensorflow-cpu has no wheel for aarch64 or macOS.
+    "tensorflow-cpu>=2.20; sys_platform=='linux' and platform_machine=='x86_64'",
+    "tensorflow>=2.20; sys_platform!='linux' or platform_machine!='x86_64'",
+    "tqdm>=4.67",
+  ],
+  extras_require={
+    "tpu": ["jax[tpu]"],
+    "cuda12": ["jax[cuda12]"],
+    "test": [
+      "mypy>=1.18",
+      "pytest>=8.4",
+      "ruff>=0.14",
+      # The other implementation that parity tests compare with. Elsewhere than
+      # on CI pip may pick a CUDA build: see the README.
+      "torch>=2.9",
+      "transformers>=4.57",
+    ],
+  },
+)

@@ -1,0 +1,63 @@
+"""The digits: a fixed split, and the right labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from mae_jax import config
+from mae_jax.data import sources
+
+
+def everything(source):
+  return {
+    key: value.numpy()
+    for key, value in source.load(np.arange(source.num_examples)).items()
+  }
+
+
+def test_digits_are_split_once_and_for_all(settings):
+  train = sources.open_source(settings(), "train")
+  held_out = sources.open_source(settings(), "eval")
+  assert (train.num_examples, held_out.num_examples) == (1437, 360)
+  assert train.class_names == held_out.class_names == tuple("0123456789")
+  both = [everything(train), everything(held_out)]
+  pixels = np.concatenate([part["image"] for part in both])
+  assert pixels.dtype == np.uint8
+  assert (pixels.min(), pixels.max()) == (0, 255)
+  # The two parts are the whole: each image of the original, as often as there.
+  levels = np.rint(pixels * 16 / 255).astype(int).reshape(1797, 64)
+  original = datasets.load_digits().data.astype(int)
+  np.testing.assert_array_equal(
+    np.unique(levels, axis=0, return_counts=True)[1],
+    np.unique(original, axis=0, return_counts=True)[1],
+  )
+  for part in both:
+    share = np.bincount(part["label"]) / len(part["label"])
+    np.testing.assert_allclose(share, 0.1, atol=0.01)
+
+
+def test_labels_belong_to_their_images(settings):
+  train = everything(sources.open_source(settings(), "train"))
+  digits = datasets.load_digits()
+  label = {
+    tuple(image): label
+    for image, label in zip(digits.data.astype(int), digits.target, strict=True)
+  }
+  levels = np.rint(train["image"] * 16 / 255).astype(int).reshape(-1, 64)
+  assert [label[tuple(image)] for image in levels] == list(train["label"])
+
+
+def test_colour_is_refused(settings):
+  with pytest.raises(config.ConfigError, match=r"channels=3.*channels=1"):
+    sources.open_source(settings(channels=3), "train")
+
+
+def test_no_held_out_part_is_wanted(settings):
+  assert sources.open_source(settings(eval_split=""), "eval") is None
+
+
+def test_unknown_source_is_named_with_the_nearest(settings):
+  with pytest.raises(config.ConfigError, match=r"'folders'.*mean 'folder'"):
+    sources.open_source(settings(source="folders"), "train")

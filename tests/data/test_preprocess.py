@@ -1,0 +1,291 @@
+"""Crops, flips and decoding against torchvision's rules and Pillow."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from mae_jax.data import preprocess
+from tests.data.conftest import encode
+
+RATIO = (3 / 4, 4 / 3)
+
+
+def torchvision_box(height, width, draws, scale, ratio):
+  """RandomResizedCrop.get_params, its random numbers taken from `draws`."""
+  areas, aspects = draws[:10], draws[10:20]
+  for u, v in zip(areas, aspects, strict=True):
+    area = height * width * (scale[0] + u * (scale[1] - scale[0]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = math.exp(low + v * (high - low))
+    w = round(math.sqrt(area * aspect))
+    h = round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      top = math.floor(draws[20] * (height - h + 1))
+      left = math.floor(draws[21] * (width - w + 1))
+      return top, left, h, w
+  if width / height < min(ratio):
+    w, h = width, round(width / min(ratio))
+  elif width / height > max(ratio):
+    w, h = round(height * max(ratio)), height
+  else:
+    w, h = width, height
+  return (height - h) // 2, (width - w) // 2, h, w
+
+
+def uniform(number, seed=0):
+  shape = (number, preprocess.CROP_DRAWS)
+  return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def boxes_of(height, width, draws, scale, ratio=RATIO):
+  full = np.ones(len(draws), np.int32)
+  boxes = preprocess.crop_box(full * height, full * width, draws, scale, ratio)
+  return boxes.numpy()
+
+
+@pytest.mark.parametrize(
+  "shape",
+  [(375, 500), (8, 8), (1, 1), (1, 90), (90, 1), (2, 3), (40, 400), (64, 21)],
+)
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 1.0), (1.0, 1.0)])
+def test_crop_box_is_torchvisions_and_inside(shape, scale):
+  draws = uniform(300)
+  boxes = boxes_of(*shape, draws, scale)
+  expected = [
+    torchvision_box(*shape, row, scale, RATIO)
+    for row in draws.astype(np.float64)
+  ]
+  np.testing.assert_array_equal(boxes, expected)
+  assert (boxes[:, :2] >= 0).all()
+  assert (boxes[:, 2:] >= 1).all()
+  assert (boxes[:, :2] + boxes[:, 2:] <= shape).all()
+
+
+def test_crop_box_under_an_extreme_ratio_is_not_empty():
+  boxes = boxes_of(1, 1, uniform(50), (0.2, 1.0), (0.01, 0.02))
+  np.testing.assert_array_equal(boxes, np.tile([0, 0, 1, 1], (50, 1)))
+
+
+def test_crop_box_of_one_image_equals_that_of_many():
+  draws = uniform(20)
+  many = boxes_of(375, 500, draws, (0.2, 1.0))
+  one = [
+    preprocess.crop_box(375, 500, row, (0.2, 1.0), RATIO).numpy()
+    for row in draws
+  ]
+  np.testing.assert_array_equal(many, one)
+
+
+def test_crop_box_distribution():
+  """Against torchvision's loop on draws of its own, and known ranges."""
+  number, side = 20_000, 1000
+  ours = boxes_of(side, side, uniform(number, 1), (0.2, 1.0))
+  other = uniform(number, 2).astype(np.float64)
+  theirs = np.array(
+    [torchvision_box(side, side, row, (0.2, 1.0), RATIO) for row in other]
+  )
+
+  def area(boxes):
+    return boxes[:, 2] * boxes[:, 3] / side**2
+
+  def aspect(boxes):
+    return np.log(boxes[:, 3] / boxes[:, 2])
+
+  assert area(ours).min() > 0.199
+  assert area(ours).max() <= 1
+  assert np.abs(aspect(ours)).max() < math.log(4 / 3) + 0.01
+  # Five standard errors of a difference of two means.
+  for measure in (area, aspect, lambda b: b[:, 0], lambda b: b[:, 1]):
+    a, b = measure(ours), measure(theirs)
+    error = math.sqrt((a.var() + b.var()) / number)
+    assert abs(a.mean() - b.mean()) < 5 * error
+    assert a.std() == pytest.approx(b.std(), rel=0.03)
+
+
+def test_small_crops_have_the_stated_area_and_aspect():
+  """Boxes that nearly always fit follow the two laws without rejection."""
+  boxes = boxes_of(2000, 2000, uniform(20_000), (0.1, 0.3))
+  area = boxes[:, 2] * boxes[:, 3] / 2000**2
+  aspect = np.log(boxes[:, 3] / boxes[:, 2]) / math.log(4 / 3)
+  for values, low, high in ((area, 0.1, 0.3), (aspect, -1, 1)):
+    grid = np.linspace(low, high, 11)
+    share = np.histogram(values, grid)[0] / len(values)
+    np.testing.assert_allclose(share, 0.1, atol=0.012)
+
+
+def box_of(encoded, draws, scale):
+  height, width = tf.image.extract_jpeg_shape(encoded).numpy()[:2]
+  return torchvision_box(height, width, draws.astype(float), scale, RATIO)
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "bmp"])
+def test_random_resized_crop_is_pillows(photos, form):
+  """Decoded, cropped and resized as Pillow does, but for its rounding.
+
+  Pillow rounds to bytes between its two passes, so one level may differ.
+  """
+  for photo, draws in zip(photos * 3, uniform(6), strict=True):
+    encoded = encode(photo, format=form)
+    found = preprocess.random_resized_crop(
+      encoded, draws, size=(96, 80), scale=(0.2, 1.0), ratio=RATIO, channels=3
+    ).numpy()
+    box = torchvision_box(427, 640, draws.astype(float), (0.2, 1.0), RATIO)
+    top, left, height, width = box
+    image = Image.fromarray(tf.io.decode_image(encoded).numpy())
+    if form == "jpeg":
+      image = Image.fromarray(
+        tf.image.decode_jpeg(encoded, dct_method="INTEGER_ACCURATE").numpy()
+      )
+    crop = image.crop((left, top, left + width, top + height))
+    expected = np.asarray(crop.resize((80, 96), Image.Resampling.BICUBIC))
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= (2 if form == "jpeg" else 1)
+    assert difference.mean() < 0.06
+
+
+def test_arrays_and_files_are_cropped_alike():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (30, 20, 26, 1), np.uint8)
+  draws = uniform(30)
+  how = {"size": (9, 12), "scale": (0.2, 1.0), "ratio": RATIO}
+  arrays = preprocess.random_resized_crop_arrays(images, draws, **how).numpy()
+  files = [
+    preprocess.random_resized_crop(
+      encode(image[..., 0], format="png"), row, channels=1, **how
+    ).numpy()
+    for image, row in zip(images, draws, strict=True)
+  ]
+  assert np.abs(arrays.astype(int) - np.array(files)).max() <= 1
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])  # 4:4:4, 4:2:2, 4:2:0
+def test_decoding_a_crop_equals_cropping_the_decoded(photos, subsampling):
+  encoded = encode(photos[0], format="jpeg", subsampling=subsampling)
+  whole = preprocess.decode(encoded, 3).numpy()
+  for box in ([0, 0, 427, 640], [13, 77, 200, 301], [426, 639, 1, 1]):
+    top, left, height, width = box
+    crop = preprocess.decode(encoded, 3, lambda _, box=box: tf.constant(box))
+    expected = whole[top : top + height, left : left + width].astype(int)
+    difference = np.abs(crop.numpy() - expected)
+    assert crop.shape == (height, width, 3)
+    # Colour is interpolated from beyond the crop, except at its very edge.
+    assert difference[1:-1, 1:-1].max(initial=0) == 0
+    if subsampling == 0:
+      assert difference.max() == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1"])
+@pytest.mark.parametrize("form", ["png", "jpeg", "bmp", "gif"])
+def test_formats_and_modes_become_grey_or_colour(photos, mode, form):
+  image = Image.fromarray(photos[0]).resize((41, 30)).convert(mode)
+  if form == "jpeg" and mode in ("LA", "RGBA", "P"):
+    pytest.skip("JPEG has no such mode")
+  if form == "bmp" and mode in ("LA", "P", "1"):
+    pytest.skip("TensorFlow reads no such BMP")
+  if form == "gif" and mode in ("LA", "RGBA"):
+    pytest.skip("GIF has no partial transparency")
+  encoded = encode(image, format=form)
+  tolerance = 3 if form == "jpeg" else 0
+  reread = image
+  if form in ("jpeg", "gif"):
+    reread = Image.open(io.BytesIO(encoded))
+  for channels, kind in ((1, "L"), (3, "RGB")):
+    found = preprocess.decode(encoded, channels).numpy()
+    # Alpha is dropped, not blended, which is what Pillow's convert does too.
+    expected = np.asarray(reread.convert("RGB").convert(kind))
+    assert found.shape == (30, 41, channels)
+    assert found.dtype == np.uint8
+    difference = np.abs(found - expected.reshape(found.shape).astype(int))
+    assert difference.max() <= tolerance
+
+
+def test_the_first_frame_of_an_animation():
+  frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
+  encoded = encode(
+    frames[0], format="gif", save_all=True, append_images=frames[1:]
+  )
+  image = preprocess.decode(encoded, 3).numpy()
+  np.testing.assert_array_equal(image, np.full((4, 5, 3), [255, 0, 0]))
+
+
+def test_flip_mirrors_below_a_half():
+  images = np.arange(2 * 3 * 4 * 1, dtype=np.uint8).reshape(2, 3, 4, 1)
+  flipped = preprocess.random_flip(images, np.float32([0.499, 0.5])).numpy()
+  np.testing.assert_array_equal(flipped[0], images[0, :, ::-1])
+  np.testing.assert_array_equal(flipped[1], images[1])
+  one = preprocess.random_flip(images[0], np.float32(0.2)).numpy()
+  np.testing.assert_array_equal(one, images[0, :, ::-1])
+
+
+def pillow_center_crop(image, size, keep):
+  """As torchvision's Resize(round(size / keep)) and CenterCrop(size)."""
+  width, height = image.size
+  short = round(size / keep)
+  if width <= height:
+    shape = (short, int(short * height / width))
+  else:
+    shape = (int(short * width / height), short)
+  image = image.resize(shape, Image.Resampling.BICUBIC)
+  left = round((shape[0] - size) / 2)
+  top = round((shape[1] - size) / 2)
+  return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+@pytest.mark.parametrize("keep", [0.875, 1.0, 0.6])
+@pytest.mark.parametrize("shape", [(640, 427), (427, 640), (101, 101)])
+def test_center_crop_is_pillows(photos, keep, shape):
+  image = Image.fromarray(photos[0]).resize(shape)
+  found = preprocess.center_crop(
+    encode(image, format="png"), size=(63, 63), keep=keep, channels=3
+  ).numpy()
+  expected = pillow_center_crop(image, 63, keep)
+  difference = np.abs(found.astype(int) - expected)
+  assert difference.max() <= 1
+  assert difference.mean() < 0.06
+
+
+def test_center_crop_of_arrays_is_pillows_bit_for_bit():
+  rng = np.random.default_rng(3)
+  images = rng.integers(0, 256, (5, 20, 31, 3), np.uint8)
+  found = preprocess.center_crop_arrays(
+    tf.constant(images), size=(12, 12), keep=0.875
+  ).numpy()
+  expected = [
+    pillow_center_crop(Image.fromarray(image), 12, 0.875) for image in images
+  ]
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+  ("shape", "size", "keep", "cover"),
+  [
+    ((375, 500), (224, 224), 0.875, (256, 341)),
+    ((500, 375), (224, 224), 0.875, (341, 256)),
+    ((375, 500), (100, 200), 1.0, (150, 200)),
+    ((500, 375), (200, 100), 1.0, (200, 150)),
+    ((1, 1000), (8, 8), 1.0, (8, 8000)),
+  ],
+)
+def test_covering_size(shape, size, keep, cover):
+  assert preprocess.covering_size(*shape, size, keep) == cover
+  tensors = [tf.constant(side, tf.int64) for side in shape]
+  found = preprocess.covering_size(*tensors, size, keep)
+  assert tuple(int(side) for side in found) == cover
+
+
+def test_center_crop_of_the_very_size_changes_nothing(photos):
+  image = photos[0][:50, :70]
+  same = preprocess.center_crop(
+    encode(image, format="png"), size=(50, 70), keep=1.0, channels=3
+  )
+  np.testing.assert_array_equal(same, image)
+  same = preprocess.center_crop_arrays(
+    tf.constant(image[None]), size=(50, 70), keep=1.0
+  )
+  np.testing.assert_array_equal(same[0], image)

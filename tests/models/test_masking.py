@@ -1,0 +1,96 @@
+"""Masks are one row an example, of the exact size, and can be undone."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax.models import masking
+
+BATCH, LENGTH = 16, 30
+
+
+def draw(seed: int = 0) -> np.ndarray:
+  random = np.random.default_rng(seed)
+  return random.uniform(size=(BATCH, LENGTH)).astype(np.float32)
+
+
+@pytest.mark.parametrize("keep", [1, 7, 29, 30])
+def test_the_smallest_noise_is_kept_in_its_order(keep: int):
+  noise = draw(keep)
+  masked = masking.random_masking(jnp.asarray(noise), keep)
+  assert masked.ids_keep.shape == (BATCH, keep)
+  assert masked.mask.dtype == jnp.float32
+  for row in range(BATCH):
+    order = sorted(range(LENGTH), key=lambda i, row=row: noise[row, i])
+    assert list(masked.ids_keep[row]) == order[:keep]
+    for place, patch in enumerate(order):
+      assert masked.ids_restore[row, patch] == place
+      assert masked.mask[row, patch] == (place >= keep)
+
+
+def test_each_example_has_its_own_mask_of_the_exact_size():
+  masked = masking.random_masking(jnp.asarray(draw()), 7)
+  np.testing.assert_array_equal(masked.mask.sum(axis=1), LENGTH - 7)
+  assert len({tuple(np.flatnonzero(row)) for row in masked.mask}) == BATCH
+
+
+def test_unshuffle_puts_each_token_where_it_was():
+  random = np.random.default_rng(3)
+  tokens = random.normal(size=(BATCH, LENGTH, 4)).astype(np.float32)
+  mask_token = np.full((1, 1, 4), 9.0, np.float32)
+  masked = masking.random_masking(jnp.asarray(draw()), 7)
+  visible = masking.gather(jnp.asarray(tokens), masked.ids_keep)
+  whole = masking.unshuffle(
+    visible, jnp.asarray(mask_token), masked.ids_restore
+  )
+  assert visible.shape == (BATCH, 7, 4)
+  assert whole.shape == tokens.shape
+  for row in range(BATCH):
+    for patch in range(LENGTH):
+      hidden = masked.mask[row, patch] == 1
+      wanted = mask_token[0, 0] if hidden else tokens[row, patch]
+      np.testing.assert_array_equal(whole[row, patch], wanted)
+
+
+@pytest.mark.parametrize(
+  ("length", "ratio", "keep"),
+  [
+    (196, 0.75, 49),
+    (256, 0.75, 64),
+    (16, 0.75, 4),
+    (10, 0.75, 2),  # int() rounds towards hiding more
+    (4, 0.25, 3),
+    (10, 0.9, 0),  # 10 * (1 - 0.9) is 0.99...: as the reference
+    (16, 0.95, 0),
+    (16, 0.0, 16),
+    (16, 1.0, 0),
+    (16, -0.5, 24),
+    (1, 0.5, 0),
+  ],
+)
+def test_number_of_kept_patches(length: int, ratio: float, keep: int):
+  assert int(length * (1 - ratio)) == keep
+  if 0 < keep < length:
+    assert masking.num_kept(length, ratio) == keep
+    return
+  with pytest.raises(ValueError, match=r"at least one and hide") as error:
+    masking.num_kept(length, ratio)
+  assert f"mask_ratio={ratio} keeps {keep} of {length}" in str(error.value)
+
+
+@pytest.mark.parametrize("length", [2, 16, 196, 256])
+def test_the_remedy_in_the_error_works(length: int):
+  with pytest.raises(ValueError, match="from") as error:
+    masking.num_kept(length, 1.0)
+  low, high = str(error.value).split("from ")[1].split(" to ")
+  # What is printed has four digits, which may fall short of a whole patch.
+  assert 0 < masking.num_kept(length, float(low)) < length
+  assert 0 < masking.num_kept(length, float(high) - 1e-4) < length
+
+
+@pytest.mark.parametrize("keep", [0, -1, LENGTH + 1])
+def test_a_wrong_number_is_refused(keep: int):
+  with pytest.raises(ValueError, match=rf"num_keep={keep} is not in 1..30"):
+    masking.random_masking(jnp.asarray(draw()), keep)

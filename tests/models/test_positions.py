@@ -1,0 +1,35 @@
+"""The position table equals one written in loops; columns come first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mae_jax.models import positions
+from tests import reference
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 7), (7, 3), (1, 5), (14, 14)])
+@pytest.mark.parametrize("width", [4, 12, 64])
+def test_table_equals_a_loop(grid: tuple[int, int], width: int):
+  table = positions.sincos_2d(grid, width)
+  assert table.dtype == np.float32
+  assert table.shape == (grid[0] * grid[1], width)
+  wanted = reference.position_table(grid, width)
+  np.testing.assert_allclose(table, wanted, rtol=0, atol=1e-7)
+
+
+def test_first_half_is_the_column_and_second_the_row():
+  table = positions.sincos_2d((3, 5), 16).reshape(3, 5, 16)
+  for row in range(3):
+    np.testing.assert_array_equal(table[row, :, :8], table[0, :, :8])
+  for column in range(5):
+    np.testing.assert_array_equal(table[:, column, 8:], table[:, 0, 8:])
+  assert len(np.unique(table[0, :, :8], axis=0)) == 5
+  assert len(np.unique(table[:, 0, 8:], axis=0)) == 3
+
+
+def test_width_must_be_a_multiple_of_four():
+  text = "width=30 is not a multiple of 4.*nearest are 28 and 32"
+  with pytest.raises(ValueError, match=text):
+    positions.sincos_2d((2, 2), 30)

@@ -1,0 +1,87 @@
+"""The smallest useful run, for tests: digits, 8 x 8 grey, in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mae_jax import config as c
+from mae_jax.models import build, mae
+
+_CONFIG = c.Config(
+  task="pretrain",
+  data=c.Data(
+    source="digits",
+    batch_size=32,
+    image_size=(8, 8),
+    channels=1,
+    crop_scale=(0.6, 1.0),
+    flip=False,
+    eval_crop=1.0,
+    eval_split="test",
+    mean=(0.3,),
+    std=(0.4,),
+  ),
+  model=c.Model(
+    variant="Ti/2",
+    width=32,
+    depth=2,
+    heads=4,
+    mlp_dim=64,
+    decoder_width=16,
+    decoder_depth=1,
+    decoder_heads=4,
+    dtype="float32",
+    unroll=1,  # compiles faster
+  ),
+  objective=c.Objective(),
+  optim=c.Optim(
+    blr=1e-2, warmup="2 steps", weight_decay=0.05, b1=0.9, b2=0.95
+  ),
+  train=c.Train(length="20 steps"),
+)
+
+
+def config(**sections: Any) -> c.Config:
+  """The tiny Config with changes: `config(model={"width": 64}, task="x")`."""
+  changes = {
+    name: dataclasses.replace(getattr(_CONFIG, name), **value)
+    if isinstance(value, dict)
+    else value
+    for name, value in sections.items()
+  }
+  changed = dataclasses.replace(_CONFIG, **changes)
+  return c.from_config_dict(c.config_dict(changed))
+
+
+def model(**sections: Any) -> mae.MaskedAutoencoder:
+  """The network of `config(**sections)`."""
+  return build.masked_autoencoder(config(**sections))
+
+
+def shapes(config: c.Config) -> Any:
+  """The parameters of a config's network as ShapeDtypeStructs."""
+  network = build.masked_autoencoder(config)
+  images = jnp.zeros((1, *config.data.image_size, config.data.channels))
+  init = functools.partial(network.init, method=network.__call__)
+  keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}
+  return jax.eval_shape(init, keys, images)["params"]
+
+
+@functools.cache
+def params(seed: int = 0) -> Any:
+  """Parameters of the tiny network, biases and tokens far from zero."""
+  network, keys = model(), jax.random.split(jax.random.key(seed), 3)
+  init = jax.jit(network.init)
+  rngs = {"params": keys[0], "mask": keys[1]}
+  fresh = init(rngs, jnp.zeros((1, 8, 8, 1)))["params"]
+  leaves, tree = jax.tree.flatten(fresh)
+  noise = jax.random.split(keys[2], len(leaves))
+  return tree.unflatten(
+    x + 0.1 * jax.random.normal(key, x.shape)
+    for x, key in zip(leaves, noise, strict=True)
+  )
