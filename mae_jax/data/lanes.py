@@ -181,7 +181,8 @@ def _side_by_side(
   lane_stream: Callable[[tf.Tensor], tf.data.Dataset],
 ) -> tf.data.Dataset:
   return tf.data.Dataset.from_tensor_slices(mine).interleave(
-    lane_stream,
+    # Nothing here needs AutoGraph, whose conversion takes seconds.
+    tf.autograph.experimental.do_not_convert(lane_stream),
     cycle_length=len(mine),
     block_length=share,
     num_parallel_calls=tf.data.AUTOTUNE,

@@ -30,7 +30,8 @@ def resize_boxes(
       wanted; None for all of it.
 
   Returns:
-    uint8 [n, h, w, C], as Pillow's `crop(box).resize(size, BICUBIC)`.
+    uint8 [n, h, w, C], as Pillow's `crop(box).resize(size, BICUBIC)` with the
+    columns first, which since Pillow 13 is not its order for every size.
   """
   top, left, height, width = window or (0, 0, *size)
   shape = tf.shape(images)

@@ -18,43 +18,65 @@ SHARDS = 3
 TRAIN, TEST = 53, 22
 
 
-class Shapes(tfds.core.GeneratorBasedBuilder):
-  """PNG files whose pixels, all alike, and label say which record they are."""
+class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes the examples it is given as TFDS data sets are written."""
 
   VERSION = tfds.core.Version("1.0.0")
+  # For a class in a package, tfds 4.9.10 imports importlib_resources, which it
+  # does not install (tensorflow/datasets#11212).
+  __module__ = "prepared"
+
+  def __init__(self, name, features, splits, **options):
+    self.name = name
+    self._features = features
+    self._splits = splits
+    super().__init__(**options)
 
   def _info(self):
-    return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Image(shape=(None, None, 3)),
-          "label": tfds.features.ClassLabel(num_classes=100),
-          "file_name": tfds.features.Text(),
-        }
-      ),
-    )
+    features = tfds.features.FeaturesDict(self._features)
+    return tfds.core.DatasetInfo(builder=self, features=features)
 
   def _split_generators(self, dl_manager):
-    return {"train": self._examples(TRAIN), "test": self._examples(TEST)}
+    return {
+      name: enumerate(examples) for name, examples in self._splits.items()
+    }
 
   def _generate_examples(self):
     raise NotImplementedError
 
-  def _examples(self, number):
-    for k in range(number):
-      image = np.full((6 + k % 3, 7, 3), 2 * k, np.uint8)
-      yield k, {"image": image, "label": k, "file_name": f"{k}.png"}
+
+def prepare(directory, name, features, splits, num_shards=1, **options):
+  """Prepares a data set of {split: examples} in a data_dir."""
+  tfds.disable_progress_bar()
+  builder = Prepared(name, features, splits, data_dir=directory, **options)
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(num_shards=num_shards)
+  )
+
+
+def shapes(number):
+  """Images of a single level, which, like the label, tells the record."""
+  return [
+    {
+      "image": np.full((6 + k % 3, 7, 3), 2 * k, np.uint8),
+      "label": k,
+      "file_name": f"{k}.png",
+    }
+    for k in range(number)
+  ]
 
 
 @pytest.fixture(scope="session")
 def prepared_dir(tmp_path_factory):
   """A data_dir in which the data set "shapes" has several files a split."""
   directory = tmp_path_factory.mktemp("tfds")
-  tfds.disable_progress_bar()
-  builder = Shapes(data_dir=directory)
-  builder.download_and_prepare(
-    download_config=tfds.download.DownloadConfig(num_shards=SHARDS)
-  )
+  features = {
+    "image": tfds.features.Image(shape=(None, None, 3)),
+    "label": tfds.features.ClassLabel(num_classes=100),
+    "file_name": tfds.features.Text(),
+  }
+  splits = {"train": shapes(TRAIN), "test": shapes(TEST)}
+  prepare(directory, "shapes", features, splits, num_shards=SHARDS)
   return directory
 
 

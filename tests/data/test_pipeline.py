@@ -73,7 +73,7 @@ def test_an_epoch_is_a_permutation(settings, digit_numbers):
   assert abs(np.corrcoef(other_seed, epochs[0])[0, 1]) < 0.15
 
 
-def test_a_batch_may_hold_many_epochs(any_settings, settings, tmp_path):
+def test_a_batch_may_hold_many_epochs(any_settings):
   data = any_settings("folder", batch_size=64)
   labels = joined(train(data, 13), "label")
   epochs = labels.reshape(64, 13)  # 13 images
@@ -99,8 +99,8 @@ def test_labels_stay_with_their_images(settings):
 def test_a_resumed_stream_is_the_same_bit_for_bit(any_settings, source):
   """Also across the ends of epochs: 13 photos, and 13 records a lane."""
   data = any_settings(source)
-  whole = train(data, 18)
-  for start in (1, 6, 7, 13, 16):
+  whole = train(data, 15)
+  for start in (1, 6, 13):
     assert_same(train(data, 2, start_step=start), whole[start : start + 2])
 
 
@@ -184,7 +184,7 @@ def test_one_lane_of_several_files(any_settings):
 
 
 def test_lanes_divide_the_batch(any_settings):
-  """64 lanes wanted, a batch of 12: twelve lanes, so 5 processes cannot."""
+  """Of 64 lanes wanted, 12 fit a batch of 12: three processes can share."""
   data = any_settings("tfds", batch_size=12, lanes=64)
   whole = train(data, 3)
   third = train(data, 3, rows=np.arange(4, 8))
@@ -197,12 +197,10 @@ def test_rows_that_cut_a_lane_are_refused(any_settings):
     train(data, 1, rows=np.arange(2))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 8, 100])
+@pytest.mark.parametrize("batch_size", [7, 8, 100])
 @pytest.mark.parametrize("source", SOURCES)
 def test_evaluation_gives_every_example_once(any_settings, source, batch_size):
   data = any_settings(source, batch_size=batch_size)
-  if source == "digits" and batch_size == 1:
-    pytest.skip("360 batches of one")
   batches = evaluate(data, batch_size=batch_size)
   total = {"digits": 360, "folder": 5, "tfds": TEST}[source]
   assert len(batches) == -(-total // batch_size)
@@ -259,7 +257,7 @@ def test_a_limited_evaluation_is_a_fixed_sample_of_all(any_settings, source):
   if source == "digits":
     assert len(set(labels)) > 4
   elif source == "folder":
-    assert sorted(labels) == [0] * 6 + [1] * 4 or set(labels) == {0, 1}
+    assert set(labels) == {0, 1}
   else:
     assert len(set(labels)) == 10
     assert max(labels) > TRAIN // 2

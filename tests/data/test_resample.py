@@ -10,11 +10,14 @@ from mae_jax.data import resample
 
 
 def pillow(image, box, size):
+  """Pillow's two passes, columns first; Pillow 13 may itself choose rows."""
   top, left, height, width = box
   if image.shape[-1] == 1:
     image = image[..., 0]
   crop = Image.fromarray(image).crop((left, top, left + width, top + height))
-  result = np.asarray(crop.resize(size[::-1], Image.Resampling.BICUBIC))
+  for shape in ((size[1], height), (size[1], size[0])):
+    crop = crop.resize(shape, Image.Resampling.BICUBIC)
+  result = np.asarray(crop)
   return result.reshape(*size, -1)
 
 

@@ -27,7 +27,7 @@ def test_digits_are_split_once_and_for_all(settings):
   assert pixels.dtype == np.uint8
   assert (pixels.min(), pixels.max()) == (0, 255)
   # The two parts are the whole: each image of the original, as often as there.
-  levels = np.rint(pixels * 16 / 255).astype(int).reshape(1797, 64)
+  levels = np.rint(pixels * (16 / 255)).astype(int).reshape(1797, 64)
   original = datasets.load_digits().data.astype(int)
   np.testing.assert_array_equal(
     np.unique(levels, axis=0, return_counts=True)[1],
@@ -45,7 +45,7 @@ def test_labels_belong_to_their_images(settings):
     tuple(image): label
     for image, label in zip(digits.data.astype(int), digits.target, strict=True)
   }
-  levels = np.rint(train["image"] * 16 / 255).astype(int).reshape(-1, 64)
+  levels = np.rint(train["image"] * (16 / 255)).astype(int).reshape(-1, 64)
   assert [label[tuple(image)] for image in levels] == list(train["label"])
 
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from mae_jax import config
 from mae_jax.data import sources
-from tests.data.conftest import SHARDS, TEST, TRAIN
+from tests.data.conftest import SHARDS, TEST, TRAIN, prepare
 
 
 def labels(source):
@@ -73,21 +73,10 @@ def test_no_name(any_settings):
     sources.open_source(any_settings("tfds", name=""), "train")
 
 
-def store(directory, name, features, example, **options):
-  tfds.dataset_builders.store_as_tfds_dataset(
-    name=name,
-    version="1.0.0",
-    data_dir=directory,
-    split_datasets={"train": [example, example]},
-    features=tfds.features.FeaturesDict(features),
-    **options,
-  )
-
-
 def test_images_without_labels(any_settings, tmp_path):
   image = np.zeros((4, 4, 3), np.uint8)
   features = {"image": tfds.features.Image(shape=(4, 4, 3))}
-  store(tmp_path, "bare", features, {"image": image})
+  prepare(tmp_path, "bare", features, {"train": [{"image": image}]})
   data = any_settings("tfds", name="bare", data_dir=str(tmp_path))
   source = sources.open_source(data, "train")
   assert source.class_names is None
@@ -97,7 +86,7 @@ def test_images_without_labels(any_settings, tmp_path):
 
 def test_a_data_set_without_images(any_settings, tmp_path):
   features = {"text": tfds.features.Text()}
-  store(tmp_path, "words", features, {"text": "word"})
+  prepare(tmp_path, "words", features, {"train": [{"text": "word"}]})
   data = any_settings("tfds", name="words", data_dir=str(tmp_path))
   with pytest.raises(config.ConfigError, match="feature 'image' but text"):
     sources.open_source(data, "train")
