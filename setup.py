@@ -16,6 +16,8 @@ setup(
     "einops>=0.8.1",
     "etils[epath]>=1.13",
     "flax>=0.12.0",
+    # tensorflow-datasets imports it without requiring it.
+    "importlib_resources>=6.5",
     "jax>=0.10.0",
     "ml-collections>=1.1.0",
     "numpy>=2.2",

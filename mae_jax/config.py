@@ -289,6 +289,8 @@ def _to_dict(section: Any) -> ml_collections.ConfigDict:
 def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   hints = typing.get_type_hints(cls)
   fields = {field.name: field for field in dataclasses.fields(cls)}
+  if not isinstance(values, Mapping):
+    raise ConfigError(f"{path}={values!r} is not a section of settings")
   for key in values:
     if key not in fields:
       raise ConfigError(f"{path}.{key} is not known: {nearest(key, fields)}")

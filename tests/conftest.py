@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Threads of XLA: with as few as there are cores, the collectives of one device
+# can take those that another one needs to join them, for good.
+os.environ.setdefault("NPROC", "32")
 
 import jax
 import torch
 
 jax.config.update("jax_num_cpu_devices", 8)
 torch.set_num_threads(1)
+
+# Many tests build the same program again: it is compiled once a session.
+_CACHE = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mae_jax import config as c
 from mae_jax.models import build, mae
@@ -39,9 +40,7 @@ _CONFIG = c.Config(
     unroll=1,  # compiles faster
   ),
   objective=c.Objective(),
-  optim=c.Optim(
-    blr=1e-2, warmup="2 steps", weight_decay=0.05, b1=0.9, b2=0.95
-  ),
+  optim=c.Optim(blr=1e-2, warmup="2 steps", weight_decay=0.05, b1=0.9, b2=0.95),
   train=c.Train(length="20 steps"),
 )
 
@@ -74,14 +73,21 @@ def shapes(config: c.Config) -> Any:
 
 @functools.cache
 def params(seed: int = 0) -> Any:
-  """Parameters of the tiny network, biases and tokens far from zero."""
-  network, keys = model(), jax.random.split(jax.random.key(seed), 3)
-  init = jax.jit(network.init)
-  rngs = {"params": keys[0], "mask": keys[1]}
-  fresh = init(rngs, jnp.zeros((1, 8, 8, 1)))["params"]
-  leaves, tree = jax.tree.flatten(fresh)
-  noise = jax.random.split(keys[2], len(leaves))
-  return tree.unflatten(
-    x + 0.1 * jax.random.normal(key, x.shape)
-    for x, key in zip(leaves, noise, strict=True)
-  )
+  """Parameters of the tiny network, every one of them random."""
+  return random_params(shapes(config()), seed)
+
+
+def random_params(shapes: Any, seed: int = 0) -> Any:
+  """Kernels of order one over root fan-in; biases and tokens not zero."""
+  random = np.random.default_rng(seed)
+
+  def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    values = random.normal(size=leaf.shape)
+    kind = path[-1].key
+    if kind == "kernel":
+      values /= np.sqrt(leaf.shape[-2])
+    else:
+      values = 0.2 * values + (kind == "scale")
+    return values.astype(leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)

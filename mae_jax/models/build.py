@@ -50,6 +50,7 @@ def masked_autoencoder(
       f"patch_size={patch_size}, image_size={data.image_size} and "
       f"channels={data.channels} must all be positive"
     )
+  _check_pixels(data)
   if config.objective.norm_pix_loss and patch_dim < 2:
     raise config_lib.ConfigError(
       "objective.norm_pix_loss=True needs patches of at least two values; "
@@ -80,6 +81,17 @@ def masked_autoencoder(
     mask_ratio=config.objective.mask_ratio,
     norm_pix_loss=config.objective.norm_pix_loss,
   )
+
+
+def _check_pixels(data: config_lib.Data) -> None:
+  # Three means would turn a grey image into a colour one, by broadcasting.
+  for name in ("mean", "std"):
+    values = getattr(data, name)
+    if len(values) not in (1, data.channels):
+      raise config_lib.ConfigError(
+        f"data.{name}={values} has {len(values)} values for "
+        f"data.channels={data.channels}: give one, or one a channel"
+      )
 
 
 def _check_dims(dims: variants.Dims, prefix: str) -> None:

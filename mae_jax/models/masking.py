@@ -7,6 +7,8 @@ tail is cut off, and the decoder undoes the shuffle (He et al. 2021, section 3,
 
 from __future__ import annotations
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -35,10 +37,16 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
   """
   keep = int(num_patches * (1 - mask_ratio))
   if not 0 < keep < num_patches:
+    # Rounded down, so that the value in the message does keep a patch.
+    highest = math.floor(1e4 * (1 - 1 / num_patches) - 1e-6) / 1e4
+    remedy = (
+      f"use a value above 0 and at most {highest}"
+      if num_patches > 1
+      else "use smaller patches or larger images"
+    )
     raise ValueError(
       f"mask_ratio={mask_ratio} keeps {keep} of {num_patches} patches; it must "
-      f"keep at least one and hide at least one: use a value from "
-      f"{1 / num_patches:.4g} to {1 - 1 / num_patches:.4g}"
+      f"keep at least one and hide at least one: {remedy}"
     )
   return keep
 

@@ -62,10 +62,11 @@ def train_step(
   """
   pixels = batch["image"]
   grid = patches.grid_size(pixels.shape[1:3], model.encoder.patch_size)
-  # For the whole global batch at once: the same masks on any devices.
-  noise = jax.random.uniform(
-    rng.key(config.train.seed, "mask", state.step),
-    (pixels.shape[0], grid[0] * grid[1]),
+  noise = mask_noise(
+    state.step,
+    seed=config.train.seed,
+    batch_size=pixels.shape[0],
+    num_patches=grid[0] * grid[1],
   )
 
   def loss_fn(params: Any, part: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -79,6 +80,17 @@ def train_step(
   )
   lr = lr_fn(state.step)
   return step.update(state, ROLE, tx, lr, loss, grads)
+
+
+def mask_noise(
+  step: jax.Array | int, *, seed: int, batch_size: int, num_patches: int
+) -> jax.Array:
+  """The draws [B, L] that decide a step's masks.
+
+  They are drawn for the whole global batch at once: the same on any devices.
+  """
+  key = rng.key(seed, "mask", step)
+  return jax.random.uniform(key, (batch_size, num_patches))
 
 
 class Pretraining:

@@ -80,14 +80,15 @@ def test_number_of_kept_patches(length: int, ratio: float, keep: int):
   assert f"mask_ratio={ratio} keeps {keep} of {length}" in str(error.value)
 
 
-@pytest.mark.parametrize("length", [2, 16, 196, 256])
+@pytest.mark.parametrize("length", [2, 3, 10, 16, 196, 256, 1024, 20000])
 def test_the_remedy_in_the_error_works(length: int):
-  with pytest.raises(ValueError, match="from") as error:
+  with pytest.raises(ValueError, match="above 0 and at most") as error:
     masking.num_kept(length, 1.0)
-  low, high = str(error.value).split("from ")[1].split(" to ")
-  # What is printed has four digits, which may fall short of a whole patch.
-  assert 0 < masking.num_kept(length, float(low)) < length
-  assert 0 < masking.num_kept(length, float(high) - 1e-4) < length
+  highest = float(str(error.value).split("at most ")[1])
+  assert masking.num_kept(length, highest) >= 1
+  assert masking.num_kept(length, 0.001) == int(length * 0.999)
+  with pytest.raises(ValueError, match="smaller patches or larger images"):
+    masking.num_kept(1, 0.5)
 
 
 @pytest.mark.parametrize("keep", [0, -1, LENGTH + 1])

@@ -1,0 +1,255 @@
+"""Every named size, every setting that cannot work, and what is only speed.
+
+Parameter counts are pinned, agree with the reference's table and with a
+formula; they come from `jax.eval_shape`, which allocates nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax import config as config_lib
+from mae_jax.models import build, variants
+from tests import tiny
+
+PINNED = {  # encoder, decoder at 224 pixels
+  "Ti/16": (5_486_592, 25_713_408),
+  "S/16": (21_590_016, 25_811_712),
+  "B/16": (85_647_360, 26_008_320),
+  "L/16": (303_099_904, 26_139_392),
+  "H/14": (630_435_840, 26_178_124),
+  "g/14": (1_010_840_576, 26_243_660),
+  "2B/14": (1_889_751_040, 26_833_484),
+}
+REFERENCE = {  # REFERENCE.md, in millions
+  "B/16": ("85.6", "26.0"),
+  "L/16": ("303.1", "26.1"),
+  "H/14": ("630.4", "26.2"),
+}
+
+
+def big(variant: str, **model) -> config_lib.Config:
+  """The network of the paper on 224-pixel colour images."""
+  return tiny.config(
+    data={
+      "image_size": (224, 224),
+      "channels": 3,
+      "mean": (0.5,) * 3,
+      "std": (0.5,) * 3,
+    },
+    model={
+      "variant": variant,
+      "width": None,
+      "depth": None,
+      "heads": None,
+      "mlp_dim": None,
+      "decoder_width": 512,
+      "decoder_depth": 8,
+      "decoder_heads": 16,
+    }
+    | model,
+  )
+
+
+def blocks(width: int, depth: int, mlp: int) -> int:
+  attention = width * 3 * width + 3 * width + width * width + width
+  dense = width * mlp + mlp + mlp * width + width
+  return depth * (attention + dense + 4 * width)
+
+
+def count(tree) -> int:
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def test_every_variant_is_pinned():
+  assert {name.split("/")[0] for name in PINNED} == set(variants.VARIANTS)
+
+
+@pytest.mark.parametrize("variant", PINNED)
+def test_parameter_counts(variant: str):
+  params = tiny.shapes(big(variant))
+  found = count(params["encoder"]), count(params["decoder"])
+  assert found == PINNED[variant]
+  if variant in REFERENCE:
+    assert tuple(f"{n / 1e6:.1f}" for n in found) == REFERENCE[variant]
+  dims, patch = variants.parse(variant)
+  pixels, d = 3 * patch**2, dims.width
+  # Kernel and bias of the embedding, class token, blocks, final norm.
+  encoder = pixels * d + d + d + blocks(d, dims.depth, dims.mlp_dim) + 2 * d
+  decoder = d * 512 + 512 + 512 + blocks(512, 8, 2048) + 2 * 512
+  assert found == (encoder, decoder + 512 * pixels + pixels)
+  assert set(params) == {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize(
+  ("sections", "text"),
+  [
+    (
+      {"data": {"image_size": (9, 8)}},
+      "image_size=9 is not a multiple of patch_size=2; the .* are 8 and 10",
+    ),
+    (
+      {"model": {"heads": 3}},
+      r"model.heads=3 does not divide model.width=32; .* are (2|4) and (2|4)",
+    ),
+    (
+      {"model": {"decoder_heads": 5}},
+      r"model.decoder_heads=5 does not divide model.decoder_width=16; .* 4 and",
+    ),
+    (
+      {"model": {"width": 30, "heads": 5}},
+      "model.width=30 is not a multiple of 4.*; use 32",
+    ),
+    (
+      {"model": {"decoder_width": 18, "decoder_heads": 3}},
+      "model.decoder_width=18 is not a multiple of 4.*; use 20",
+    ),
+    ({"model": {"depth": 0}}, "model.depth=0 must be positive"),
+    ({"model": {"decoder_depth": 0}}, "model.decoder_depth=0 must be positive"),
+    (
+      {"objective": {"mask_ratio": 0.99}},
+      "mask_ratio=0.99 keeps 0 of 16 patches.*at most 0.9374",
+    ),
+    (
+      {"objective": {"mask_ratio": 0.0}},
+      "mask_ratio=0.0 keeps 16 of 16 patches.*above 0",
+    ),
+    (
+      {"model": {"variant": "B"}},
+      "model.variant='B' is not a size and a patch",
+    ),
+    ({"model": {"variant": "B/0"}}, "'B/0' is not a size and a patch"),
+    ({"model": {"variant": "X/16"}}, "model.variant='X' is not known.*B.*Ti"),
+    ({"model": {"variant": "2b/16"}}, "'2b' is not known: known are 2B, B"),
+    (
+      {"model": {"dtype": "float16"}},
+      "model.dtype='float16' is not known: did you mean 'bfloat16'",
+    ),
+    ({"model": {"remat": "half"}}, "model.remat='half' is not known.*dots"),
+    ({"model": {"unroll": -1}}, "model.unroll=-1 is negative; 0 chooses"),
+    (
+      {"model": {"patch_size": (1, 1)}, "objective": {"norm_pix_loss": True}},
+      r"norm_pix_loss=True needs .* patch_size=\(1, 1\) with .*=1 has one",
+    ),
+    (
+      {"data": {"mean": (0.1, 0.2, 0.3)}},
+      r"data.mean=\(0.1, 0.2, 0.3\) has 3 values for data.channels=1: give one",
+    ),
+    (
+      {"data": {"channels": 3, "std": (0.1, 0.2)}},
+      r"data.std=\(0.1, 0.2\) has 2 values for data.channels=3",
+    ),
+    ({"data": {"channels": 0}}, "channels=0 must all be positive"),
+    ({"data": {"image_size": (0, 8)}}, r"image_size=\(0, 8\).* positive"),
+    ({"model": {"patch_size": (0, 2)}}, r"patch_size=\(0, 2\).* positive"),
+  ],
+)
+def test_what_cannot_work_is_refused(sections, text: str):
+  with pytest.raises(config_lib.ConfigError, match=text):
+    tiny.model(**sections)
+
+
+def test_one_value_patches_without_norm_pix_and_named_patch_sizes():
+  model = tiny.model(
+    model={"patch_size": (1, 1)}, objective={"norm_pix_loss": False}
+  )
+  assert (model.decoder.grid, model.decoder.patch_dim) == ((8, 8), 1)
+  model = tiny.model(model={"patch_size": (4, 2)})
+  assert (model.decoder.grid, model.decoder.patch_dim) == ((2, 4), 8)
+  model = tiny.model(model={"patch_size": None, "variant": "S/4"})
+  assert (model.decoder.grid, model.decoder.patch_dim) == ((2, 2), 16)
+
+
+def test_unroll_is_chosen_by_platform():
+  config = tiny.config(model={"unroll": 0, "depth": 3, "decoder_depth": 2})
+  cpu = build.masked_autoencoder(config, "cpu")
+  tpu = build.masked_autoencoder(config, "tpu")
+  assert (cpu.encoder.unroll, cpu.decoder.unroll) == (3, 2)
+  assert (tpu.encoder.unroll, tpu.decoder.unroll) == (1, 1)
+  chosen = tiny.model(model={"unroll": 2})
+  assert (chosen.encoder.unroll, chosen.decoder.unroll) == (2, 2)
+
+
+def images_and_noise() -> tuple[np.ndarray, np.ndarray]:
+  random = np.random.default_rng(5)
+  images = random.normal(size=(8, 8, 8, 1)).astype(np.float32)
+  return images, random.uniform(size=(8, 16)).astype(np.float32)
+
+
+@functools.cache
+def plain_loss_and_grads():
+  return loss_and_grads()
+
+
+def loss_and_grads(**model):
+  network, (images, noise) = tiny.model(model=model), images_and_noise()
+
+  def loss_fn(params):
+    return network.apply({"params": params}, images, noise).loss
+
+  return jax.jit(jax.value_and_grad(loss_fn))(tiny.params())
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [{"unroll": 2}, {"remat": "dots"}, {"remat": "full"}],
+  ids=str,
+)
+def test_unroll_and_remat_change_only_speed(settings):
+  assert tiny.shapes(tiny.config(model=settings)) == tiny.shapes(tiny.config())
+  plain_loss, plain_grads = plain_loss_and_grads()
+  loss, grads = loss_and_grads(**settings)
+  np.testing.assert_allclose(loss, plain_loss, rtol=1e-6)
+  for got, want in zip(
+    jax.tree.leaves(grads), jax.tree.leaves(plain_grads), strict=True
+  ):
+    largest = np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * max(1, largest))
+
+
+def test_remat_recomputes():
+  """The setting reaches the program: its backward pass does more work."""
+
+  def flops(**model) -> float:
+    network, (images, noise) = tiny.model(model=model), images_and_noise()
+
+    def loss_fn(params):
+      return network.apply({"params": params}, images, noise).loss
+
+    lowered = jax.jit(jax.grad(loss_fn)).lower(tiny.params())
+    return lowered.cost_analysis()["flops"]
+
+  plain, full = flops(unroll=2), flops(unroll=2, remat="full")
+  assert full > 1.15 * plain
+  assert plain <= flops(unroll=2, remat="dots") < full
+
+
+def test_bfloat16_compute_keeps_float32_where_it_matters():
+  images, noise = images_and_noise()
+  out = {}
+  for dtype in ("float32", "bfloat16"):
+    network = tiny.model(model={"dtype": dtype})
+    apply = jax.jit(network.apply)
+    out[dtype] = apply({"params": tiny.params()}, images, noise)
+    for leaf in jax.tree.leaves(out[dtype]):
+      assert leaf.dtype == jnp.float32
+    features = jax.eval_shape(
+      lambda p, x, network=network: network.apply(
+        {"params": p}, x, method=network.features
+      ),
+      tiny.params(),
+      images,
+    )
+    assert features.cls.dtype == features.patches.dtype == jnp.float32
+  half, full = out["bfloat16"], out["float32"]
+  np.testing.assert_array_equal(half.mask, full.mask)
+  np.testing.assert_allclose(half.loss, full.loss, rtol=1e-2)
+  # bfloat16 was used: it has eight bits, and predictions are of order one.
+  difference = np.abs(half.pred - full.pred).max()
+  assert 1e-4 < difference < 0.1 * np.abs(full.pred).max()

@@ -1,0 +1,312 @@
+"""Settings: parsed from the command line, checked, and saved without loss.
+
+Every recipe under `configs/` loads, survives that, and builds its model and
+optimiser, without any data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+
+import jax
+import ml_collections
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from mae_jax import config as c
+from mae_jax import optim
+from mae_jax.models import build
+from tests import tiny
+
+RECIPES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+# By task: what builds its network.
+BUILDERS = {"pretrain": build.masked_autoencoder}
+
+
+def unset() -> c.Config:
+  """The tiny config as a recipe writes it: `lr` is left to `blr`."""
+  config = tiny.config()
+  return dataclasses.replace(
+    config, optim=dataclasses.replace(config.optim, lr=None)
+  )
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """What `main` makes of command line arguments."""
+
+  def run(*args: str) -> c.Config:
+    argv = ["main", *(f"--config.{arg}" for arg in args)]
+    monkeypatch.setattr(sys, "argv", argv)  # config_flags reads it
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict(
+      "config", c.config_dict(unset()), flag_values=values
+    )
+    values(argv)
+    return c.from_config_dict(holder.value)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  ("text", "amount", "unit", "steps"),
+  [
+    ("1500 steps", 1500, "steps", 1500),
+    ("1 step", 1, "steps", 1),
+    ("0 steps", 0, "steps", 0),
+    ("2 epochs", 2, "epochs", 31),  # 2 * 1000 / 64 = 31.25
+    ("1 epoch", 1, "epochs", 15),
+    ("0.1epochs", 0.1, "epochs", 1),
+    ("51_200 examples", 51200, "examples", 800),
+    ("64 examples", 64, "examples", 1),
+    ("63 examples", 63, "examples", 0),
+    (" 1e3  steps ", 1000, "steps", 1000),
+  ],
+)
+def test_duration(text: str, amount: float, unit: str, steps: int):
+  duration = c.Duration.parse(text)
+  assert duration == c.Duration(amount, unit)
+  assert duration.steps(num_examples=1000, batch_size=64) == steps
+
+
+def test_duration_is_not_cut_by_rounding():
+  for tenths in range(1, 100):
+    duration = c.Duration.parse(f"{tenths / 10} epochs")
+    assert duration.steps(num_examples=1000, batch_size=1) == 100 * tenths
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "",
+    "5",
+    "steps",
+    "five steps",
+    "5 hours",
+    "-1 epochs",
+    "nan steps",
+    "inf steps",
+    "5 stepss",
+    "5 6 steps",
+    "5 steps 6",
+  ],
+)
+def test_what_is_no_duration(text: str):
+  with pytest.raises(c.ConfigError, match="is not a duration: write") as error:
+    c.Duration.parse(text, "train.length")
+  assert f"train.length={text!r}" in str(error.value)
+  assert "steps, epochs, examples" in str(error.value)
+
+
+def test_nothing_changes_without_arguments(parse):
+  wanted = unset()
+  lr = wanted.optim.blr * wanted.data.batch_size / 256
+  optim = dataclasses.replace(wanted.optim, lr=lr)
+  assert parse() == dataclasses.replace(wanted, optim=optim)
+
+
+@pytest.mark.parametrize(
+  ("arg", "wanted"),
+  [
+    ("data.image_size=32", (32, 32)),  # one number makes a square
+    ("data.image_size=(32,16)", (32, 16)),
+    ("data.mean=(0.1,)", (0.1,)),
+    ("data.crop_scale=(0,1)", (0.0, 1.0)),
+    ("data.flip=true", True),
+    ("data.path=gs://bucket/images", "gs://bucket/images"),
+    # None in the recipe, with a type of its own all the same:
+    ("model.width=64", 64),
+    ("model.patch_size=(4,2)", (4, 2)),
+    ("model.patch_size=4", (4, 4)),
+    ("optim.grad_clip=1.5", 1.5),
+    ("optim.grad_clip=1", 1.0),
+    ("optim.blr=1", 1.0),
+    ("eval.labels=50", (50,)),
+    ("eval.labels=(10,50,0)", (10, 50, 0)),
+    ("train.length=3 epochs", "3 epochs"),
+  ],
+)
+def test_override(parse, arg: str, wanted):
+  section, field = arg.partition("=")[0].split(".")
+  value = getattr(getattr(parse(arg), section), field)
+  assert value == wanted
+  assert type(value) is type(wanted)
+
+
+def test_lr_follows_blr_and_the_batch(parse):
+  assert parse("data.batch_size=512").optim.lr == pytest.approx(1e-2 * 2)
+  changed = parse("optim.blr=0.5", "data.batch_size=64")
+  assert changed.optim.lr == pytest.approx(0.5 / 4)
+  swapped = parse("data.batch_size=64", "optim.blr=0.5")
+  assert swapped == changed
+
+
+def test_an_explicit_lr_wins(parse):
+  assert parse("optim.lr=0.25", "data.batch_size=512").optim.lr == 0.25
+  assert parse("data.batch_size=512", "optim.lr=0.25").optim.lr == 0.25
+  fixed = dataclasses.replace(
+    unset(), optim=dataclasses.replace(unset().optim, lr=0.125)
+  )
+  values = c.config_dict(fixed)
+  values.data.batch_size = 512
+  assert c.from_config_dict(values).optim.lr == 0.125
+
+
+@pytest.mark.parametrize(
+  "arg", ["model.width=6.5", "data.flip=maybe", "optim.blr=high"]
+)
+def test_a_value_of_another_type_on_the_command_line(parse, arg: str):
+  with pytest.raises(flags.IllegalFlagValueError):
+    parse(arg)
+
+
+def test_a_misspelt_key_on_the_command_line(parse):
+  with pytest.raises(AttributeError, match=r"Did you mean .*batch_size"):
+    parse("data.batchsize=2")
+
+
+def test_the_dict_is_locked():
+  values = c.config_dict(unset())
+  with pytest.raises(AttributeError, match="locked"):
+    values.model.widht = 3
+  with pytest.raises(TypeError):
+    values.data.batch_size = "many"
+
+
+def plain() -> dict:
+  return c.to_dict(tiny.config())
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "text"),
+  [
+    (
+      ("data", "batchsize"),
+      3,
+      "config.data.batchsize is not known: did you mean 'batch_size'",
+    ),
+    (("taks",), "x", "config.taks is not known: did you mean 'task'"),
+    (("data", "zzz"), 1, "config.data.zzz is not known: known are batch_size,"),
+    (("model", "width"), "x", "config.model.width='x' is a str, not a int"),
+    (("model", "depth"), True, "config.model.depth=True is a bool, not a int"),
+    (("optim", "blr"), True, "config.optim.blr=True is a bool, not a float"),
+    (("data", "flip"), 1, "config.data.flip=1 is a int, not a bool"),
+    (("model", "depth"), 2.0, "config.model.depth=2.0 is a float, not a int"),
+    (("task",), None, "config.task=None is a NoneType, not a str"),
+    (
+      ("data", "image_size"),
+      (8, 8, 8),
+      r"config.data.image_size=\(8, 8, 8\) must have 2 items",
+    ),
+    (("data", "mean"), ("x",), "config.data.mean='x' is a str, not a float"),
+  ],
+)
+def test_wrong_values_are_refused(path, value, text: str):
+  values = plain()
+  section = values
+  for key in path[:-1]:
+    section = section[key]
+  section[path[-1]] = value
+  with pytest.raises(c.ConfigError, match=text):
+    c.from_config_dict(values)
+
+
+def test_a_missing_key_is_refused_unless_it_has_a_default():
+  values = plain()
+  del values["eval"], values["model"]["unroll"]
+  assert c.from_config_dict(values).model.unroll == 0
+  del values["data"]["batch_size"]
+  with pytest.raises(c.ConfigError, match="batch_size is missing"):
+    c.from_config_dict(values)
+
+
+@pytest.mark.parametrize(
+  "section", ["data", "model", "objective", "optim", "train", "mesh", "eval"]
+)
+def test_a_section_that_is_no_section(section: str):
+  values = plain() | {section: 3}
+  with pytest.raises(c.ConfigError, match=f"config.{section}=3 is not a sect"):
+    c.from_config_dict(values)
+
+
+def test_json_there_and_back():
+  config = tiny.config(
+    model={"patch_size": (4, 2)}, optim={"grad_clip": 1.0}, init_from="a/b"
+  )
+  assert c.from_config_dict(json.loads(json.dumps(c.to_dict(config)))) == config
+
+
+def test_argument_of_a_config_file():
+  assert vars(c.parse_arg(None, epochs=800)) == {"epochs": 800}
+  assert vars(c.parse_arg("", epochs=800)) == {"epochs": 800}
+  arg = c.parse_arg("epochs=1600,size=x=y,rate=2", epochs=8, size="", rate=0.1)
+  assert vars(arg) == {"epochs": 1600, "size": "x=y", "rate": 2.0}
+  assert isinstance(arg.rate, float)
+
+
+@pytest.mark.parametrize(
+  ("arg", "text"),
+  [
+    (
+      "epoch=3",
+      "'epoch=3' is not known: write key=value.* one of epochs, size",
+    ),
+    ("epochs", "'epochs' is not known: write key=value"),
+    ("epochs=many", "epochs='many' is not of type int"),
+    ("epochs=1.5", "epochs='1.5' is not of type int"),
+  ],
+)
+def test_wrong_argument_of_a_config_file(arg: str, text: str):
+  with pytest.raises(c.ConfigError, match=text):
+    c.parse_arg(arg, epochs=800, size="L")
+
+
+def test_lookup():
+  assert c.lookup({"a": 1}, "a", "task") == 1
+  with pytest.raises(c.ConfigError, match="task='pretrian' is not known: did "):
+    c.lookup({"pretrain": 1, "finetune": 2}, "pretrian", "task")
+
+
+def test_there_are_recipes():
+  assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipe(path: pathlib.Path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  command = f"python -m mae_jax.main --config=configs/{path.name}"
+  assert command in module.__doc__
+  values = module.get_config()
+  assert isinstance(values, ml_collections.ConfigDict)
+  assert values.is_locked
+  config = c.from_config_dict(values)
+  assert c.from_config_dict(json.loads(json.dumps(c.to_dict(config)))) == config
+  values.data.batch_size *= 2
+  doubled = c.from_config_dict(values).optim.lr
+  assert doubled == pytest.approx(2 * config.optim.lr)
+  for field, text in {
+    "eval.every": config.eval.every,
+    "train.log_every": config.train.log_every,
+    "train.save_every": config.train.save_every,
+  }.items():
+    assert c.Duration.parse(text, field).steps(1000, 10) >= 0
+  total, warmup = (
+    c.Duration.parse(text).steps(1_281_167, config.data.batch_size)
+    for text in (config.train.length, config.optim.warmup)
+  )
+  rate = optim.learning_rate(config.optim, total, warmup)(warmup)
+  assert float(rate) == pytest.approx(config.optim.lr)
+  model = BUILDERS[config.task](config)
+  assert model.mask_ratio == config.objective.mask_ratio
+  params = tiny.shapes(config)
+  state = jax.eval_shape(optim.adamw(config.optim).init, params)
+  assert len(jax.tree.leaves(state)) > 2 * len(jax.tree.leaves(params))
+  with pytest.raises(c.ConfigError, match="config argument"):
+    module.get_config("nonsense=1")

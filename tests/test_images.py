@@ -1,0 +1,39 @@
+"""Normalisation equals NumPy, and is undone exactly."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax import images
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalize_equals_numpy(channels: int):
+  random = np.random.default_rng(0)
+  pixels = random.integers(0, 256, (2, 5, 4, channels), np.uint8)
+  mean, std = MEAN[:channels], STD[:channels]
+  out = jax.jit(lambda x: images.normalize(x, mean, std))(pixels)
+  assert out.dtype == jnp.float32
+  wanted = np.empty(pixels.shape)
+  for c in range(channels):
+    wanted[..., c] = (pixels[..., c] / 255 - mean[c]) / std[c]
+  np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-6)
+
+
+def test_every_value_comes_back():
+  pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+  there = images.normalize(jnp.asarray(pixels), MEAN, STD)
+  back = images.denormalize(there, MEAN, STD)
+  assert back.dtype == jnp.uint8
+  np.testing.assert_array_equal(back, pixels)
+
+
+def test_what_is_no_pixel_is_clipped():
+  low, high = jnp.full((1, 3), -9.0), jnp.full((1, 3), 9.0)
+  assert (images.denormalize(low, MEAN, STD) == 0).all()
+  assert (images.denormalize(high, MEAN, STD) == 255).all()

@@ -1,0 +1,139 @@
+"""Imports point one way, from the program down to the settings.
+
+Read off the source: an import inside a function counts like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "mae_jax"
+
+# A module or package of mae_jax may import those of its own or a lower tier.
+TIERS = {
+  **dict.fromkeys(("config", "rng", "images", "hardware"), 0),
+  **dict.fromkeys(
+    (
+      "models",
+      "losses",
+      "optim",
+      "sharding",
+      "checkpoints",
+      "metrics",
+      "data",
+    ),
+    1,
+  ),
+  "evals": 2,
+  "train": 3,
+  "main": 4,
+}
+TENSORFLOW = ("tensorflow", "tensorflow_datasets")
+SHARED_BY_TASKS = ("loop", "step")
+
+
+def imports(module: str, source: str) -> set[str]:
+  """Full names of what a module imports; `module` is its own full name."""
+  names = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      base = node.module or ""
+      if node.level:
+        parents = module.split(".")[: -node.level]
+        base = ".".join([*parents, *filter(None, [base])])
+      names |= {f"{base}.{alias.name}" for alias in node.names}
+  return names
+
+
+def tier(name: str) -> int | None:
+  """The tier of a full name; None for what is not mae_jax."""
+  first, _, rest = name.partition(".")
+  if first != "mae_jax":
+    return None
+  part = rest.partition(".")[0]
+  return TIERS[part] if part else -1
+
+
+def violations(module: str, source: str) -> list[str]:
+  """What a module of mae_jax imports and should not."""
+  wrong = []
+  inside = module.split(".")[1:]
+  for name in sorted(imports(module, source)):
+    target = tier(name)
+    if target is not None and inside and target > tier(module):
+      wrong.append(f"{module} imports {name} of a higher tier")
+    if name.partition(".")[0] in TENSORFLOW and inside[:1] != ["data"]:
+      wrong.append(f"{module} imports {name}: only data may")
+    parts = name.split(".")
+    if (
+      inside[:1] == ["train"]
+      and parts[:2] == ["mae_jax", "train"]
+      and inside[1:] != parts[2 : 1 + len(inside)]
+      and len(parts) > 2
+      and parts[2] not in SHARED_BY_TASKS
+    ):
+      wrong.append(f"{module} imports {name}, another task")
+  return wrong
+
+
+def modules() -> dict[str, pathlib.Path]:
+  found = {}
+  for path in sorted(PACKAGE.rglob("*.py")):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    found[".".join(p for p in parts if p != "__init__")] = path
+  return found
+
+
+def test_every_module_has_a_tier():
+  parts = {name.split(".")[1] for name in modules() if "." in name}
+  assert parts == set(TIERS), "give a new module its place in TIERS"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_direction(module: str):
+  assert violations(module, modules()[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+  ("module", "source", "text"),
+  [
+    ("mae_jax.rng", "from mae_jax import models", "higher tier"),
+    ("mae_jax.config", "import mae_jax.optim", "higher tier"),
+    ("mae_jax.models.mae", "from mae_jax.evals import knn", "higher tier"),
+    ("mae_jax.models.mae", "from ..evals import knn", "higher tier"),
+    ("mae_jax.data.pipeline", "from mae_jax import train", "higher tier"),
+    ("mae_jax.evals.knn", "def f():\n  import mae_jax.train.loop", "higher"),
+    ("mae_jax.train.loop", "from mae_jax import main", "higher tier"),
+    ("mae_jax.metrics", "import tensorflow as tf", "only data"),
+    ("mae_jax.main", "from tensorflow import io", "only data"),
+    ("mae_jax.evals.knn", "import tensorflow_datasets", "only data"),
+    ("mae_jax.train.a", "from mae_jax.train import pretrain", "another task"),
+    ("mae_jax.train.a", "from mae_jax.train.b import init", "another task"),
+    ("mae_jax.train.a", "from . import b", "another task"),
+    ("mae_jax.train.loop", "from mae_jax.train import pretrain", "another"),
+  ],
+)
+def test_a_wrong_import_is_found(module: str, source: str, text: str):
+  found = violations(module, source)
+  assert len(found) == 1
+  assert text in found[0]
+
+
+@pytest.mark.parametrize(
+  ("module", "source"),
+  [
+    ("mae_jax.models.mae", "from mae_jax import config, losses\nimport jax"),
+    ("mae_jax.models.mae", "from mae_jax.models import patches"),
+    ("mae_jax.data.lanes", "import tensorflow as tf\nfrom . import sources"),
+    ("mae_jax.train.a", "from mae_jax.train import loop, step\nimport numpy"),
+    ("mae_jax.main", "from mae_jax.train import pretrain"),
+    ("mae_jax.evals.knn", "import tensorflowish"),
+  ],
+)
+def test_a_right_import_is_let_through(module: str, source: str):
+  assert violations(module, source) == []

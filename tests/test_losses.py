@@ -1,0 +1,75 @@
+"""The loss equals NumPy loops and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax import losses
+from tests import reference
+
+
+def draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  random = np.random.default_rng(seed)
+  pred, target = random.normal(size=(2, 3, 7, 12)).astype(np.float32)
+  target *= random.uniform(0.1, 3, size=(3, 7, 1)).astype(np.float32)
+  mask = (random.uniform(size=(3, 7)) < 0.6).astype(np.float32)
+  return pred, target, mask
+
+
+def test_norm_pix_by_hand():
+  # Mean 3, squared deviations 4 + 1 + 0 + 1 + 4 = 10; ddof 1: 10 / 4 = 2.5.
+  patch = jnp.array([[1.0, 2.0, 3.0, 4.0, 5.0]])
+  mean, std = losses.patch_statistics(patch)
+  np.testing.assert_allclose(mean, [[3.0]], rtol=1e-7)
+  np.testing.assert_allclose(std, [[np.sqrt(2.5 + 1e-6)]], rtol=1e-7)
+  wanted = np.array([[-2, -1, 0, 1, 2]]) / np.sqrt(2.5 + 1e-6)
+  np.testing.assert_allclose(
+    losses.normalize_patches(patch), wanted, rtol=1e-6, atol=1e-7
+  )
+
+
+def test_norm_pix_equals_a_loop():
+  _, target, _ = draw(0)
+  np.testing.assert_allclose(
+    losses.normalize_patches(jnp.asarray(target)),
+    reference.normalize(target),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+def test_a_flat_patch_is_zero_and_finite():
+  flat = losses.normalize_patches(jnp.full((2, 4), 0.7))
+  # The mean may be off by a rounding, which the epsilon magnifies 1000 times.
+  np.testing.assert_allclose(flat, np.zeros((2, 4)), atol=2e-4)
+
+
+def test_masked_mse_by_hand():
+  pred = jnp.array([[[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]])
+  target = jnp.array([[[1.0, 3.0], [1.0, 4.0], [9.0, 9.0]]])
+  # Patches: (1 + 9) / 2 = 5, (0 + 9) / 2 = 4.5, the last is visible.
+  loss = losses.masked_mse(pred, target, jnp.array([[1.0, 1.0, 0.0]]))
+  assert loss == pytest.approx(4.75, abs=1e-6)
+  assert loss.shape == ()
+  assert loss.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_masked_mse_equals_a_loop(seed: int):
+  pred, target, mask = draw(seed)
+  loss = losses.masked_mse(*map(jnp.asarray, (pred, target, mask)))
+  wanted = reference.masked_mse(pred, target, mask)
+  np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+
+
+def test_visible_patches_have_no_gradient():
+  pred, target, mask = map(jnp.asarray, draw(3))
+  gradient = jax.grad(losses.masked_mse)(pred, target, mask)
+  hidden = np.asarray(mask)[:, :, None]
+  assert (np.asarray(gradient) * (1 - hidden) == 0).all()
+  # 2 (pred - target) / P over the number of hidden patches.
+  wanted = 2 * (pred - target) / 12 * hidden / np.sum(np.asarray(mask))
+  np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-8)

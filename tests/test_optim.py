@@ -1,0 +1,158 @@
+"""Schedule, decay rule and AdamW equal NumPy written from the reference."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mae_jax import config as config_lib
+from mae_jax import optim
+from tests import reference, tiny
+
+_NORM = ("norm1", "norm2")
+_DENSE = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
+DECAYED = {
+  "encoder/cls_token",
+  "decoder/mask_token",
+  "encoder/patch_embed/kernel",
+  "decoder/embed/kernel",
+  "decoder/pred/kernel",
+  *(
+    f"{side}/stack/blocks/{name}/kernel"
+    for side in ("encoder", "decoder")
+    for name in _DENSE
+  ),
+}
+NOT_DECAYED = {
+  "encoder/patch_embed/bias",
+  "decoder/embed/bias",
+  "decoder/pred/bias",
+  *(
+    f"{side}/norm/{kind}"
+    for side in ("encoder", "decoder")
+    for kind in ("scale", "bias")
+  ),
+  *(
+    f"{side}/stack/blocks/{name}/{kind}"
+    for side in ("encoder", "decoder")
+    for name in _NORM
+    for kind in ("scale", "bias")
+  ),
+  *(
+    f"{side}/stack/blocks/{name}/bias"
+    for side in ("encoder", "decoder")
+    for name in _DENSE
+  ),
+}
+
+
+def config(**changes) -> config_lib.Optim:
+  return tiny.config(optim={"lr": 0.01} | changes).optim
+
+
+def by_name(tree) -> dict:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+@pytest.mark.parametrize(
+  ("total", "warmup", "low"), [(50, 10, 0.0), (37, 5, 1e-3), (20, 0, 1e-4)]
+)
+def test_learning_rate_at_every_step(total: int, warmup: int, low: float):
+  schedule = jax.jit(optim.learning_rate(config(min_lr=low), total, warmup))
+  rates = [float(schedule(jnp.int32(step))) for step in range(total)]
+  wanted = [
+    reference.learning_rate(
+      step, peak=0.01, low=low, warmup=warmup, total=total
+    )
+    for step in range(total)
+  ]
+  np.testing.assert_allclose(rates, wanted, rtol=1e-5, atol=1e-9)
+  assert rates[0] == (0.0 if warmup else pytest.approx(0.01))
+  assert rates[warmup] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(10, 10), (10, 11), (10, -1)])
+def test_warmup_must_end_before_training(total: int, warmup: int):
+  text = (
+    rf"optim.warmup='2 steps' is {warmup} steps and the whole training "
+    f"{total}: shorten optim.warmup or lengthen train.length"
+  )
+  with pytest.raises(config_lib.ConfigError, match=text):
+    optim.learning_rate(config(), total, warmup)
+
+
+def test_what_is_decayed_by_name():
+  mask = by_name(optim.decay_mask(tiny.params()))
+  assert {name for name, decayed in mask.items() if decayed} == DECAYED
+  assert {name for name, decayed in mask.items() if not decayed} == NOT_DECAYED
+
+
+def test_reference_rule_gives_the_same_list():
+  """Not one-dimensional and no bias, where a stack's layers count alone."""
+  for name, leaf in by_name(tiny.params()).items():
+    axes = leaf.ndim - ("blocks" in name)
+    plain = axes <= 1 or name.endswith("/bias")
+    assert (name in NOT_DECAYED) == plain, name
+
+
+def test_updates_equal_adamw_written_out():
+  params = tiny.params()
+  settings = config(weight_decay=0.3, b1=0.8, b2=0.9)
+  tx = optim.adamw(settings)
+  random = np.random.default_rng(2)
+  names = by_name(params)
+  old = {n: np.asarray(p, np.float64) for n, p in names.items()}
+  first = {n: np.zeros(p.shape) for n, p in names.items()}
+  second = {n: np.zeros(p.shape) for n, p in names.items()}
+  state, update = tx.init(params), jax.jit(tx.update)
+  for step in range(1, 4):
+    grads = jax.tree.map(
+      lambda p: random.normal(size=p.shape).astype(np.float32), params
+    )
+    updates, state = update(grads, state, params)
+    updates = by_name(updates)
+    for name, gradient in by_name(grads).items():
+      first[name] = 0.8 * first[name] + 0.2 * gradient
+      second[name] = 0.9 * second[name] + 0.1 * gradient.astype(float) ** 2
+      mean = first[name] / (1 - 0.8**step)
+      root = np.sqrt(second[name] / (1 - 0.9**step))
+      wanted = mean / (root + 1e-8) + 0.3 * (name in DECAYED) * old[name]
+      np.testing.assert_allclose(
+        updates[name], wanted, rtol=1e-5, atol=1e-5, err_msg=name
+      )
+
+
+def test_decay_alone_moves_tokens_and_kernels_but_no_bias():
+  params = tiny.params()
+  tx = optim.adamw(config(weight_decay=0.3))
+  zeros = jax.tree.map(np.zeros_like, params)
+  updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
+  moved = {n for n, each in by_name(updates).items() if np.asarray(each).any()}
+  assert moved == DECAYED
+  token = updates["encoder"]["cls_token"]
+  wanted = np.float32(0.3) * params["encoder"]["cls_token"]
+  np.testing.assert_allclose(token, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.5, 100.0])
+def test_clipping_is_by_the_global_norm(clip: float):
+  params = {"a": {"kernel": jnp.zeros((2, 2))}, "b": {"bias": jnp.zeros(3)}}
+  grads = {
+    "a": {"kernel": jnp.array([[3.0, 0.0], [0.0, 4.0]])},
+    "b": {"bias": jnp.array([0.0, 12.0, 0.0])},
+  }  # global norm 13
+  tx = optim.adamw(config(grad_clip=clip, b1=0.9, b2=0.95))
+  _, state = tx.update(grads, tx.init(params), params)
+  adam = next(
+    each for each in state if isinstance(each, optax.ScaleByAdamState)
+  )
+  factor = min(1.0, clip / 13)
+  for name, kind in (("a", "kernel"), ("b", "bias")):
+    moment, gradient = adam.mu[name][kind], grads[name][kind]
+    np.testing.assert_allclose(moment, 0.1 * factor * gradient, rtol=1e-6)

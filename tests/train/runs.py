@@ -1,0 +1,70 @@
+"""Short runs for tests: whole ones, and their train step alone."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from mae_jax import checkpoints, metrics, sharding
+from mae_jax import config as config_lib
+from mae_jax.train import loop, pretrain
+
+
+def devices_mesh(devices: int = 1, fsdp: int = 1) -> jax.sharding.Mesh:
+  """A mesh of the first of the test's devices."""
+  return sharding.make_mesh(config_lib.Mesh(fsdp=fsdp), jax.devices()[:devices])
+
+
+def train(config: config_lib.Config, workdir: pathlib.Path, **mesh: int):
+  """A whole run through the loop; returns its report."""
+  where = devices_mesh(**mesh)
+  task = pretrain.Pretraining(config, where)
+  return loop.run(task, config, where, workdir)
+
+
+def steps(
+  config: config_lib.Config, count: int, batch: Any = None, **mesh: int
+) -> tuple[checkpoints.TrainState, np.ndarray]:
+  """The state after `count` train steps, and the loss of each.
+
+  Args:
+    config: the run.
+    count: how many steps.
+    batch: the one batch of all steps; None for the task's own stream.
+    **mesh: see `devices_mesh`.
+  """
+  where = devices_mesh(**mesh)
+  task = pretrain.Pretraining(config, where)
+  shapes = loop.abstract_state(task, where)
+  shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  state = jax.jit(task.init, out_shardings=shardings)()
+  stream = task.train_batches(0) if batch is None else iter(lambda: batch, 0)
+  losses = []
+  with jax.set_mesh(where):
+    train_step = loop.compile_step(task, where)
+    for _ in range(count):
+      local = next(stream)
+      placed = sharding.to_global(where, local, config.data.batch_size)
+      state, values = train_step(state, placed)
+      losses.append(float(values["loss"]))
+  return state, np.asarray(losses)
+
+
+def records(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """The lines of metrics.jsonl without what depends on the clock."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(line).items() if k not in metrics.TIMING}
+    for line in lines
+  ]
+
+
+def params(workdir: pathlib.Path, config: config_lib.Config) -> Any:
+  """The parameters of the newest checkpoint, on the host."""
+  mesh = devices_mesh()
+  shapes = loop.abstract_state(pretrain.Pretraining(config, mesh), mesh)
+  return jax.device_get(checkpoints.load_params(workdir, shapes.params))

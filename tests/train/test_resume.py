@@ -1,0 +1,103 @@
+"""A run that was cut and went on is, bit for bit, one that was never cut."""
+
+from __future__ import annotations
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mae_jax import checkpoints
+from mae_jax import config as config_lib
+from tests import tiny
+from tests.train import runs
+
+_CONFIG = tiny.config(
+  train={"length": "4 steps", "log_every": "1 steps", "save_every": "2 steps"},
+  eval=config_lib.Eval(every="3 steps", labels=(20,), draws=1, images=2),
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("whole")
+  runs.train(_CONFIG, workdir)
+  return workdir
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path, fsdp):
+  mesh = {"devices": fsdp, "fsdp": fsdp}
+  runs.train(_CONFIG, tmp_path / "whole", **mesh)
+  expected = runs.params(tmp_path / "whole", _CONFIG)
+  cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+  shutil.rmtree(cut / "checkpoints" / "4")
+
+  runs.train(_CONFIG, cut, **mesh)
+
+  jax.tree.map(
+    np.testing.assert_array_equal, runs.params(cut, _CONFIG), expected
+  )
+  assert runs.records(cut) == runs.records(tmp_path / "whole")
+
+
+def test_the_optimizer_and_the_counters_are_restored_too(whole):
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    runs.steps(_CONFIG, 0)[0],
+  )
+  expected, _ = runs.steps(_CONFIG, 4)
+  checkpointer = checkpoints.Checkpointer(whole, keep=3)
+  restored = checkpointer.restore(4, shapes)
+  checkpointer.close()
+  jax.tree.map(np.testing.assert_array_equal, restored, expected)
+  assert int(restored.step) == 4
+
+
+def test_a_finished_run_only_reports(whole, capsys):
+  before = (whole / "metrics.jsonl").read_bytes()
+  report = runs.train(_CONFIG, whole)
+  assert (whole / "metrics.jsonl").read_bytes() == before
+  assert "all 4 steps were already done" in capsys.readouterr().out
+  assert report.scalars["eval_loss"] == runs.records(whole)[-1]["eval_loss"]
+
+
+def test_every_log_line_and_both_evaluations_are_there(whole):
+  lines = runs.records(whole)
+  assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 4]
+  evaluated = [line["step"] for line in lines if "eval_loss" in line]
+  assert evaluated == [3, 4]
+  assert (whole / "reconstructions.png").stat().st_size > 0
+
+
+def test_a_checkpoint_comes_before_init_from_and_that_before_scratch(
+  whole, tmp_path
+):
+  trained = runs.params(whole, _CONFIG)
+  config = tiny.config(
+    train={"length": "1 steps"},
+    eval=config_lib.Eval(images=0),
+    init_from=str(whole),
+    optim={"blr": 0.0, "warmup": "0 steps"},
+  )
+  runs.train(config, tmp_path)
+  first = runs.params(tmp_path, config)
+  jax.tree.map(np.testing.assert_array_equal, first, trained)
+  # A rate of zero leaves what it started from; so does the run's own
+  # checkpoint, whatever init_from says by now.
+  shutil.rmtree(tmp_path / "checkpoints")
+  scratch = tiny.config(
+    train={"length": "1 steps"},
+    eval=config_lib.Eval(images=0),
+    optim={"blr": 0.0, "warmup": "0 steps"},
+  )
+  runs.train(scratch, tmp_path)
+  fresh = runs.params(tmp_path, scratch)
+  kernels = [
+    tree["model"]["decoder"]["embed"]["kernel"] for tree in (fresh, trained)
+  ]
+  assert np.abs(kernels[0] - kernels[1]).max() > 0
+  runs.train(config, tmp_path)
+  again = runs.params(tmp_path, config)
+  jax.tree.map(np.testing.assert_array_equal, again, fresh)
