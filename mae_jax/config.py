@@ -175,7 +175,7 @@ class Eval:
   labels: tuple[int, ...] = (0,)  # labelled images of a probe; 0: all
   draws: int = 10  # random subsets over which few-label accuracy is averaged
   max_train: int = 0  # at most so many training images; 0: all
-  pooling: str = "mean"  # mean | cls
+  pooling: str = "mean"  # of patch tokens: mean | cls | all (side by side)
   knn_k: int = 20
   knn_temperature: float = 0.07
   probe_l2: float = 1.0  # see evals.probe

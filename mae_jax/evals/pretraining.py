@@ -36,9 +36,15 @@ class Evaluation:
       model: the network.
       train_source: what probes learn from.
       eval_source: held-out images; without them there are only pictures.
+
+    Raises:
+      ConfigError: if `eval.pooling` is not known.
     """
     self._config, self._mesh, self._model = config, mesh, model
     self._train_source, self._eval_source = train_source, eval_source
+    self._pool = config_lib.lookup(
+      mae.POOLINGS, config.eval.pooling, "eval.pooling"
+    )
 
   def __call__(self, params: Mapping[str, Any]) -> report.Report:
     """Held-out loss, probes of the frozen features, and pictures.
@@ -104,7 +110,7 @@ class Evaluation:
       tokens: Any = self._model.apply(
         {"params": params}, x, method=self._model.features
       )
-      out = {"MAE": tokens.pool(self._config.eval.pooling)}
+      out = {"MAE": self._pool(tokens)}
       if self._config.eval.raw_pixels:
         out["raw pixels"] = x.reshape(x.shape[0], -1)
       return out

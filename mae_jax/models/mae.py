@@ -7,6 +7,7 @@ fine-tune takes `params["encoder"]` and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -32,9 +33,13 @@ class Tokens:
   cls: jax.Array
   patches: jax.Array
 
-  def pool(self, how: str) -> jax.Array:
-    """[B, D] features: "mean" over patches, or the "cls" token."""
-    return {"mean": self.patches.mean(axis=1), "cls": self.cls}[how]
+
+# One vector an image. "all" keeps what is where, at K times the length.
+POOLINGS: dict[str, Callable[[Tokens], jax.Array]] = {
+  "mean": lambda tokens: tokens.patches.mean(axis=1),  # [B, D]
+  "cls": lambda tokens: tokens.cls,  # [B, D]
+  "all": lambda tokens: tokens.patches.reshape(len(tokens.patches), -1),
+}
 
 
 @flax.struct.dataclass
@@ -77,13 +82,13 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, images: jax.Array, ids_keep: jax.Array | None = None
+    self, images: jax.Array, masked: masking.Masking | None = None
   ) -> Tokens:
     """Encodes images.
 
     Args:
       images: [B, H, W, C], normalised.
-      ids_keep: [B, K] patches to show; None for all, in order.
+      masked: which patches to show; None for all, in order.
 
     Returns:
       Tokens of float32, after the final LayerNorm.
@@ -94,8 +99,8 @@ class Encoder(nn.Module):
     # A dense layer, not a convolution: xavier then sees a (p*q*C, D) matrix.
     x = transformer.dense(self.width, self.dtype, "patch_embed")(x)
     x = x + table.astype(self.dtype)  # before masking
-    if ids_keep is not None:
-      x = masking.gather(x, ids_keep)
+    if masked is not None:
+      x = masking.visible_only(x, masked)
     # The class token's position is a row of zeros in the reference.
     cls = self.param("cls_token", _TOKEN_INIT, (1, 1, self.width))
     x = _prepend(cls, x)
@@ -138,14 +143,14 @@ class Decoder(nn.Module):
   unroll: int = 1
 
   @nn.compact
-  def __call__(self, tokens: Tokens, ids_restore: jax.Array) -> jax.Array:
-    """Tokens of [B, K, D] and ids_restore [B, L] -> [B, L, P] float32."""
+  def __call__(self, tokens: Tokens, masked: masking.Masking) -> jax.Array:
+    """Tokens of [B, K, D] and what was hidden -> [B, L, P] float32."""
     embed = transformer.dense(self.width, self.dtype, "embed")
     joined = jnp.concatenate([tokens.cls[:, None], tokens.patches], axis=1)
     x = embed(joined.astype(self.dtype))
     cls, visible = x[:, :1], x[:, 1:]
     mask_token = self.param("mask_token", _TOKEN_INIT, (1, 1, self.width))
-    x = masking.unshuffle(visible, mask_token.astype(self.dtype), ids_restore)
+    x = masking.unshuffle(visible, mask_token.astype(self.dtype), masked)
     x = x + positions.sincos_2d(self.grid, self.width).astype(self.dtype)
     x = jnp.concatenate([cls, x], axis=1)
     stack = transformer.Stack(
@@ -188,7 +193,7 @@ class MaskedAutoencoder(nn.Module):
         stream if None.
     """
     tokens, masked = self.forward_encoder(images, noise)
-    pred = self.forward_decoder(tokens, masked.ids_restore)
+    pred = self.forward_decoder(tokens, masked)
     loss = self.forward_loss(images, pred, masked.mask)
     return MaeOutput(loss, pred, masked.mask)
 
@@ -204,13 +209,13 @@ class MaskedAutoencoder(nn.Module):
       raise ValueError(f"noise has shape {noise.shape}, the patches {shape}")
     num_keep = masking.num_kept(shape[1], self.mask_ratio)
     masked = masking.random_masking(noise, num_keep)
-    return self.encoder(images, masked.ids_keep), masked
+    return self.encoder(images, masked), masked
 
   def forward_decoder(
-    self, tokens: Tokens, ids_restore: jax.Array
+    self, tokens: Tokens, masked: masking.Masking
   ) -> jax.Array:
-    """Tokens and ids_restore [B, L] -> predicted patches [B, L, P]."""
-    return self.decoder(tokens, ids_restore)
+    """Tokens and what was hidden -> predicted patches [B, L, P]."""
+    return self.decoder(tokens, masked)
 
   def forward_loss(
     self, images: jax.Array, pred: jax.Array, mask: jax.Array

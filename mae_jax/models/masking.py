@@ -19,14 +19,21 @@ class Masking:
   """What was hidden in each example, and how to put the rest back.
 
   Attributes:
-    ids_keep: [B, K] patches that stay, in shuffled order.
+    ids_shuffle: [B, L] the patches in shuffled order; the first K stay.
     ids_restore: [B, L] position of each patch in the shuffled order.
     mask: [B, L] float32, 1 = removed.
+    num_keep: K.
   """
 
-  ids_keep: jax.Array
+  ids_shuffle: jax.Array
   ids_restore: jax.Array
   mask: jax.Array
+  num_keep: int = flax.struct.field(pytree_node=False)
+
+  @property
+  def ids_keep(self) -> jax.Array:
+    """[B, K] patches that stay, in shuffled order."""
+    return self.ids_shuffle[:, : self.num_keep]
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
@@ -71,28 +78,57 @@ def random_masking(noise: jax.Array, num_keep: int) -> Masking:
   ids_shuffle = jnp.argsort(noise, axis=1)
   ids_restore = jnp.argsort(ids_shuffle, axis=1)
   mask = (ids_restore >= num_keep).astype(jnp.float32)
-  return Masking(ids_shuffle[:, :num_keep], ids_restore, mask)
+  return Masking(ids_shuffle, ids_restore, mask, num_keep)
 
 
-def gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
-  """Takes tokens by position: [B, L, D] and ids [B, K] -> [B, K, D]."""
-  return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)
+def visible_only(tokens: jax.Array, masked: Masking) -> jax.Array:
+  """The tokens that stay, in shuffled order: [B, L, D] -> [B, K, D]."""
+  return _take(tokens, masked.ids_keep, masked.ids_restore)
 
 
 def unshuffle(
-  visible: jax.Array, mask_token: jax.Array, ids_restore: jax.Array
+  visible: jax.Array, mask_token: jax.Array, masked: Masking
 ) -> jax.Array:
   """Fills hidden places with the mask token and restores the order.
 
   Args:
     visible: [B, K, D] tokens of the kept patches, in shuffled order.
     mask_token: [1, 1, D].
-    ids_restore: [B, L].
+    masked: what was hidden.
 
   Returns:
     [B, L, D] in the order of the image's patches.
   """
   batch, kept, width = visible.shape
-  hidden = ids_restore.shape[1] - kept
+  hidden = masked.ids_restore.shape[1] - kept
   tail = jnp.broadcast_to(mask_token, (batch, hidden, width))
-  return gather(jnp.concatenate([visible, tail], axis=1), ids_restore)
+  shuffled = jnp.concatenate([visible, tail], axis=1)
+  return _take(shuffled, masked.ids_restore, masked.ids_shuffle)
+
+
+@jax.custom_vjp
+def _take(tokens: jax.Array, ids: jax.Array, inverse: jax.Array) -> jax.Array:
+  """[B, L, D] by ids [B, K] -> [B, K, D]; `inverse` [B, L] undoes it.
+
+  The gradient of a gather is a scatter, which is slow. Of a permutation, cut
+  off or not, it is a gather by the inverse permutation.
+  """
+  del inverse  # only for the gradient
+  return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)
+
+
+def _take_forward(
+  tokens: jax.Array, ids: jax.Array, inverse: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  return _take(tokens, ids, inverse), inverse
+
+
+def _take_backward(
+  inverse: jax.Array, grad: jax.Array
+) -> tuple[jax.Array, None, None]:
+  cut_off = inverse.shape[1] - grad.shape[1]
+  grad = jnp.pad(grad, ((0, 0), (0, cut_off), (0, 0)))
+  return jnp.take_along_axis(grad, inverse[:, :, None], axis=1), None, None
+
+
+_take.defvjp(_take_forward, _take_backward)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.models import build
+from mae_jax.models import build, mae, masking
 from tests import reference, tiny
 
 
@@ -106,7 +106,11 @@ def test_features_are_of_every_patch_and_deterministic():
   order = np.stack([np.random.default_rng(n).permutation(16) for n in range(4)])
 
   def shuffled(module, x):
-    return module.encoder(x, jnp.asarray(order))
+    ids = jnp.asarray(order)
+    none_hidden = masking.Masking(
+      ids, jnp.argsort(ids, axis=1), jnp.zeros(ids.shape), num_keep=16
+    )
+    return module.encoder(x, none_hidden)
 
   other = apply(model, params, images, method=shuffled)
   np.testing.assert_allclose(other.cls, tokens.cls, rtol=0, atol=2e-6)
@@ -114,6 +118,12 @@ def test_features_are_of_every_patch_and_deterministic():
     np.asarray(other.patches), np.argsort(order, axis=1)[:, :, None], axis=1
   )
   np.testing.assert_allclose(sorted_back, tokens.patches, rtol=0, atol=2e-6)
-  np.testing.assert_array_equal(tokens.pool("cls"), tokens.cls)
-  mean = np.asarray(tokens.patches).mean(axis=1)
-  np.testing.assert_allclose(tokens.pool("mean"), mean, rtol=0, atol=1e-6)
+  np.testing.assert_array_equal(mae.POOLINGS["cls"](tokens), tokens.cls)
+  patches = np.asarray(tokens.patches)
+  np.testing.assert_allclose(
+    mae.POOLINGS["mean"](tokens), patches.mean(axis=1), rtol=0, atol=1e-6
+  )
+  side_by_side = [np.concatenate(list(each)) for each in patches]
+  np.testing.assert_array_equal(mae.POOLINGS["all"](tokens), side_by_side)
+    mae.POOLINGS["mean"](tokens), mean, rtol=0, atol=1e-6
+  )

@@ -41,10 +41,8 @@ def test_unshuffle_puts_each_token_where_it_was():
   tokens = random.normal(size=(BATCH, LENGTH, 4)).astype(np.float32)
   mask_token = np.full((1, 1, 4), 9.0, np.float32)
   masked = masking.random_masking(jnp.asarray(draw()), 7)
-  visible = masking.gather(jnp.asarray(tokens), masked.ids_keep)
-  whole = masking.unshuffle(
-    visible, jnp.asarray(mask_token), masked.ids_restore
-  )
+  visible = masking.visible_only(jnp.asarray(tokens), masked)
+  whole = masking.unshuffle(visible, jnp.asarray(mask_token), masked)
   assert visible.shape == (BATCH, 7, 4)
   assert whole.shape == tokens.shape
   for row in range(BATCH):

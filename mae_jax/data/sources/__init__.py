@@ -7,6 +7,7 @@ and giving it a name in `SOURCES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, overload
 
 from mae_jax import config
 from mae_jax.data.sources import digits, folder, prepared
@@ -19,6 +20,14 @@ SOURCES: dict[str, Callable[[config.Data, Split], Source | None]] = {
   "folder": folder.open_folder,
   "tfds": prepared.open_prepared,
 }
+
+
+@overload
+def open_source(data: config.Data, split: Literal["train"]) -> Source: ...
+
+
+@overload
+def open_source(data: config.Data, split: Literal["eval"]) -> Source | None: ...
 
 
 def open_source(data: config.Data, split: Split) -> Source | None:

@@ -1,0 +1,79 @@
+"""The command line: it runs, and a mistake is one line before any long work."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(*args, timeout=300):
+  return subprocess.run(
+    [sys.executable, "-m", "mae_jax.main", *map(str, args)],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+    check=False,
+  )
+
+
+def test_the_digits_recipe_shortened(tmp_path):
+  args = (
+    "--config=configs/digits.py",
+    f"--workdir={tmp_path}",
+    "--config.train.length=6 steps",
+    "--config.train.log_every=2 steps",
+    "--config.optim.warmup=2 steps",
+    "--config.data.batch_size=64",
+    "--config.model.depth=1",
+  )
+  first = command(*args)
+  assert first.returncode == 0, first.stderr
+  assert "trained 6 steps" in first.stdout
+  assert "linear probe, 50 labels" in first.stdout
+  assert "raw pixels" in first.stdout
+  assert f"{tmp_path}/reconstructions.png" in first.stdout
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 6]
+  again = command(*args)
+  assert again.returncode == 0, again.stderr
+  assert "all 6 steps were already done" in again.stdout
+
+
+@pytest.mark.parametrize(
+  ("args", "complaint"),
+  [
+    (["--config.data.batch_sizee=3"], 'Did you mean "batch_size"'),
+    (["--config.data.batch_size=many"], "invalid literal for int"),
+    (["--config.task=pretrian"], "task='pretrian' is not known"),
+    (["--config=configs/digit.py"], "No such file or directory"),
+    (["--config=configs/vit_l.py:epoch=9"], "'epoch=9' is not known"),
+    (["extra"], "'extra' is not a flag"),
+    (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+  ],
+)
+def test_a_mistake_is_one_line(tmp_path, args, complaint):
+  done = command("--config=configs/digits.py", f"--workdir={tmp_path}", *args)
+  assert done.returncode == 1
+  assert "Traceback" not in done.stderr
+  assert complaint in done.stderr.strip().splitlines()[-1]
+  assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_where(tmp_path):
+  done = command(
+    "--config=configs/digits.py",
+    f"--workdir={tmp_path}",
+    "--config.task=other",
+    "--debug",
+  )
+  assert done.returncode == 1
+  assert "Traceback" in done.stderr

@@ -1,0 +1,58 @@
+"""What the README says can be done can be done."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from mae_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.DOTALL)
+LINES = [
+  line.split("  #")[0].strip()
+  for block in BLOCKS
+  for line in block.replace("\\\n", " ").splitlines()
+  if line.strip() and not line.startswith("#")
+]
+PROGRAM = "python -m mae_jax."
+
+
+def test_there_are_commands():
+  assert sum("mae_jax.main" in line for line in LINES) >= 4
+  assert "make train" in LINES
+  assert "make test" in LINES
+
+
+@pytest.mark.parametrize("line", [x for x in LINES if x.startswith("make ")])
+def test_make_targets_exist(line):
+  makefile = (ROOT / "Makefile").read_text()
+  for target in line.split()[1:]:
+    if "=" not in target:
+      assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("line", [x for x in LINES if PROGRAM in x])
+def test_configs_and_overrides_are_accepted(line, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  words = shlex.split(line[line.index(PROGRAM) :])
+  assert words[2] == "mae_jax.main"
+  values = flags.FlagValues()
+  flag = config_flags.DEFINE_config_file("config", flag_values=values)
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  rest = values(words[2:])
+  assert rest == ["mae_jax.main"]
+  assert values.workdir
+  config = config_lib.from_config_dict(flag.value)
+  assert config.optim.lr > 0
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_point_to_files(target):
+  assert (ROOT / target).exists(), target

@@ -1,0 +1,56 @@
+"""Writes the loss curves of the digits recipe that `test_curve` holds fast.
+
+    python -m tests.train.curve
+
+Run it when a change moves the curve on purpose, and say so in the changelog.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+
+from mae_jax import config as config_lib
+from mae_jax import sharding
+from mae_jax.train import loop, pretrain
+
+FILE = pathlib.Path(__file__).with_name("digits_curve.json")
+SEEDS = (0, 1, 2)
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
+
+
+def recipe(seed: int) -> config_lib.Config:
+  """The digits recipe as the file says, without probes and pictures."""
+  values: dict = {}
+  exec(compile(CONFIG.read_text(), str(CONFIG), "exec"), values)
+  config = values["get_config"]()
+  config.train.seed = seed
+  config.train.log_every = "50 steps"
+  config.eval.images = 0
+  config.data.eval_split = ""
+  return config_lib.from_config_dict(config)
+
+
+def losses(seed: int, workdir: str) -> dict[str, float]:
+  """Trains the whole recipe; the training loss at each logged step."""
+  config = recipe(seed)
+  mesh = sharding.make_mesh(config.mesh, _devices(config))
+  loop.run(pretrain.Pretraining(config, mesh), config, mesh, workdir)
+  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  return {str(each["step"]): round(each["loss"], 5) for each in records}
+
+
+def _devices(config: config_lib.Config):
+  import jax
+
+  return jax.devices()[: config.mesh.cpu_devices or 1]
+
+
+if __name__ == "__main__":
+  curves = {}
+  for seed in SEEDS:
+    with tempfile.TemporaryDirectory() as workdir:
+      curves[str(seed)] = losses(seed, workdir)
+  FILE.write_text(json.dumps(curves, indent=1) + "\n")
