@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import jax
@@ -31,6 +32,13 @@ def _pretrain(config: config_lib.Config, workdir: str) -> None:
 TASKS = {"pretrain": _pretrain}
 
 
+def _split_cpu(devices: int) -> None:
+  jax.config.update("jax_num_cpu_devices", devices)
+  # XLA starts as many threads as there are cores. The collectives of one device
+  # could take those that another one needs to join them, and wait for ever.
+  os.environ.setdefault("NPROC", str(4 * max(devices, os.cpu_count() or 1)))
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """Reads the command line and the config file, which may be any program."""
   try:
@@ -58,7 +66,7 @@ def main(argv: list[str]) -> None:
     config = config_lib.from_config_dict(_CONFIG.value)
     task = config_lib.lookup(TASKS, config.task, "task")
     if config.mesh.cpu_devices:
-      jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+      _split_cpu(config.mesh.cpu_devices)
     task(config, _WORKDIR.value)
   except (config_lib.ConfigError, config_lib.TrainingError) as error:
     if _DEBUG.value:
