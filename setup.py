@@ -15,21 +15,21 @@ setup(
     "absl-py>=2.3",
     "einops>=0.8.1",
     "etils[epath]>=1.13",
-    "flax>=0.12.0",
+    "flax>=0.12.8",
     # tensorflow-datasets imports it without requiring it.
     "importlib_resources>=6.5",
-    "jax>=0.10.0",
+    "jax>=0.10.2",
     "ml-collections>=1.1.0",
     "numpy>=2.2",
-    "optax>=0.2.6",
-    "orbax-checkpoint>=0.12.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
     "pillow>=11.3",
     "scikit-learn>=1.7",
     "tensorboardX>=2.6.4",
-    "tensorflow-datasets>=4.9.9",
+    "tensorflow-datasets>=4.9.10",
     # tensorflow-cpu has no wheel for aarch64 or macOS.
-    "tensorflow-cpu>=2.20; sys_platform=='linux' and platform_machine=='x86_64'",
-    "tensorflow>=2.20; sys_platform!='linux' or platform_machine!='x86_64'",
+    "tensorflow-cpu>=2.21; sys_platform=='linux' and platform_machine=='x86_64'",
+    "tensorflow>=2.21; sys_platform!='linux' or platform_machine!='x86_64'",
     "tqdm>=4.67",
   ],
   extras_require={
@@ -41,8 +41,8 @@ setup(
       "ruff>=0.14",
       # The other implementation that parity tests compare with. Elsewhere than
       # on CI pip may pick a CUDA build: see the README.
-      "torch>=2.9",
-      "transformers>=4.57",
+      "torch>=2.13",
+      "transformers>=5.23",
     ],
   },
 )

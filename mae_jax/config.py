@@ -242,8 +242,12 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     key, equals, value = part.partition("=")
     if key not in defaults or not equals:
       raise ConfigError(
-        f"config argument {part!r} is not known: write key=value, where key is "
-        f"one of {', '.join(defaults)}"
+        f"config argument {part!r} is not known: "
+        + (
+          f"write key=value, where key is one of {', '.join(defaults)}"
+          if defaults
+          else "this config takes none"
+        )
       )
     try:
       result[key] = type(defaults[key])(value)

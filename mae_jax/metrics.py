@@ -6,6 +6,7 @@ Only one process writes; the others hold a Writer that does nothing.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -60,11 +61,17 @@ class Writer:
       unit="step",
       dynamic_ncols=True,
       smoothing=0.05,
+      # A log file need not hold every movement of the bar.
+      mininterval=0.2 if sys.stderr.isatty() else 20,
     )
+    self._moved = False
 
   def advance(self) -> None:
     """Moves the progress bar by a step."""
     if self._enabled:
+      if not self._moved:  # compiling does not count in the time that is left
+        self._bar.unpause()
+        self._moved = True
       self._bar.update()
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -11,20 +11,20 @@ import json
 import pathlib
 import tempfile
 
+import jax
+
+from configs import digits
 from mae_jax import config as config_lib
 from mae_jax import sharding
 from mae_jax.train import loop, pretrain
 
 FILE = pathlib.Path(__file__).with_name("digits_curve.json")
 SEEDS = (0, 1, 2)
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
 
 
 def recipe(seed: int) -> config_lib.Config:
   """The digits recipe as the file says, without probes and pictures."""
-  values: dict = {}
-  exec(compile(CONFIG.read_text(), str(CONFIG), "exec"), values)
-  config = values["get_config"]()
+  config = digits.get_config()
   config.train.seed = seed
   config.train.log_every = "50 steps"
   config.eval.images = 0
@@ -35,17 +35,11 @@ def recipe(seed: int) -> config_lib.Config:
 def losses(seed: int, workdir: str) -> dict[str, float]:
   """Trains the whole recipe; the training loss at each logged step."""
   config = recipe(seed)
-  mesh = sharding.make_mesh(config.mesh, _devices(config))
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   loop.run(pretrain.Pretraining(config, mesh), config, mesh, workdir)
   lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
   records = [json.loads(line) for line in lines]
   return {str(each["step"]): round(each["loss"], 5) for each in records}
-
-
-def _devices(config: config_lib.Config):
-  import jax
-
-  return jax.devices()[: config.mesh.cpu_devices or 1]
 
 
 if __name__ == "__main__":
