@@ -44,7 +44,9 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
   words = shlex.split(line[line.index(PROGRAM) :])
   assert words[2] == "mae_jax.main"
   values = flags.FlagValues()
-  flag = config_flags.DEFINE_config_file("config", flag_values=values)
+  flag = config_flags.DEFINE_config_file(
+    "config", flag_values=values, sys_argv=words[2:]
+  )
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   rest = values(words[2:])
   assert rest == ["mae_jax.main"]

@@ -41,7 +41,7 @@ def test_one_batch_can_be_learned_by_heart():
 
   _, losses = learn(params, tx.init(params))
   assert losses[0] > 0.3
-  assert losses[-1] < 1e-3
+  assert losses[-1] < 5e-3
 
 
 def test_bfloat16_stays_beside_float32_for_200_steps():

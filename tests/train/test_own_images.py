@@ -23,6 +23,7 @@ def _config(**data):
       "mean": (0.5,) * 3,
       "std": (0.25,) * 3,
       "lanes": 4,
+      "eval_split": "validation",
       **data,
     },
     model={"variant": "Ti/8"},
