@@ -122,88 +122,102 @@ def run(
     TrainingError: if too many steps in a row were not finite.
   """
   workdir = epath.Path(workdir)
-  total = task.total_steps
-  due = {
-    "log": _Every(task.steps(config.train.log_every, "train.log_every"), total),
-    "eval": _Every(task.steps(config.eval.every, "eval.every"), total),
-    "save": _Every(
-      task.steps(config.train.save_every, "train.save_every"),
-      total,
-      config.train.save_minutes,
-    ),
-  }
+  due = _Due(task, config)
   checkpointer = checkpoints.Checkpointer(workdir, config.train.keep)
   state = initial_state(task, config, mesh, checkpointer)
   start = int(state.step)
   writer = metrics.Writer(
     workdir,
     start_step=start,
-    total_steps=total,
+    total_steps=task.total_steps,
     enabled=jax.process_index() == 0,
   )
   writer.say(
-    f"{'resuming at' if start else 'starting with'} step {start} of {total} on "
-    f"{mesh.size} {mesh.devices.flat[0].platform} device(s); "
-    f"metrics and checkpoints go to {workdir}"
-  )
-  batches = sharding.prefetch(
-    mesh,
-    task.train_batches(start),
-    config.data.batch_size,
-    ahead=config.data.prefetch,
+    f"{'resuming at' if start else 'starting with'} step {start} of "
+    f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
+    f"device(s); metrics and checkpoints go to {workdir}"
   )
   meter = _Meter(task, config, mesh)
-  train_step = compile_step(task, mesh)
   values: dict[str, jax.Array] = {}
   result = None
+
+  def after_step(step: int, state: checkpoints.TrainState) -> None:
+    """Logs, evaluates and saves: in this order.
+
+    What is written about a step comes before its checkpoint, so that a resumed
+    run finds the logs whole up to where it starts.
+    """
+    nonlocal result
+    if due.log(step):
+      scalars = {key: float(value) for key, value in values.items()}
+      writer.scalars(step, scalars | meter.read())
+      _stop_if_lost(scalars, step, config)
+    if due.evaluate(step):
+      with meter.paused(values):
+        result = task.evaluate(state.params)
+        _publish(result, writer, workdir, step)
+    if due.save(step):
+      with meter.paused(values):
+        checkpointer.save(step, state, config)
+
   try:
     with jax.set_mesh(mesh):
-      for step in range(start + 1, total + 1):
+      train_step = compile_step(task, mesh)
+      batches = sharding.prefetch(
+        mesh,
+        task.train_batches(start),
+        config.data.batch_size,
+        ahead=config.data.prefetch,
+      )
+      for step in range(start + 1, task.total_steps + 1):
         previous = values
         state, values = train_step(state, next(batches))
         # Keeps the host two steps ahead of the devices, no more.
         jax.block_until_ready(previous)
         meter.tick(values)
         writer.advance()
-        # What is written about a step comes before its checkpoint: a resumed
-        # run then finds the logs whole up to where it starts.
-        if due["log"](step):
-          scalars = {key: float(value) for key, value in values.items()}
-          writer.scalars(step, scalars | meter.read())
-          _stop_if_lost(scalars, step, config)
-        if due["eval"](step):
-          with meter.paused(values):
-            result = task.evaluate(state.params)
-            _publish(result, writer, workdir, step)
-        if due["save"](step):
-          with meter.paused(values):
-            checkpointer.save(step, state, config)
+        after_step(step, state)
     if result is None:  # there was nothing left to train
       result = task.evaluate(state.params)
   finally:
     checkpointer.close()
     writer.close()
   if jax.process_index() == 0:
-    print(_summary(result, workdir, total, total - start, meter, values))
+    print(_summary(result, workdir, int(state.step), meter, values))
   return result
 
 
-class _Every:
-  """Says when something is due: every so many steps or minutes, and last."""
+class _Due:
+  """Says what is due after a step; after the last one, everything is."""
 
-  def __init__(self, steps: int, total: int, minutes: float = 0.0):
-    self._steps, self._total, self._seconds = steps, total, 60 * minutes
-    self._last = time.monotonic()
+  def __init__(self, task: Task, config: config_lib.Config):
+    train = config.train
+    self._total = task.total_steps
+    self._log = task.steps(train.log_every, "train.log_every")
+    self._save = task.steps(train.save_every, "train.save_every")
+    self._evaluate = task.steps(config.eval.every, "eval.every")
+    self._save_seconds = 60 * train.save_minutes
+    self._saved_at = time.monotonic()
 
-  def __call__(self, step: int) -> bool:
-    due = step == self._total or bool(self._steps and step % self._steps == 0)
-    if self._seconds and not due:
-      # Clocks differ between hosts: the first one's word goes.
-      late = time.monotonic() - self._last > self._seconds
+  def log(self, step: int) -> bool:
+    return self._due(self._log, step)
+
+  def evaluate(self, step: int) -> bool:
+    return self._due(self._evaluate, step)
+
+  def save(self, step: int) -> bool:
+    due = self._due(self._save, step)
+    # Clocks differ between hosts, so that the first one's word goes. To ask it
+    # makes all hosts wait: not at every step, only at those that log.
+    if self._save_seconds and not due and self.log(step):
+      late = time.monotonic() - self._saved_at > self._save_seconds
       due = bool(multihost_utils.broadcast_one_to_all(late))
     if due:
-      self._last = time.monotonic()
+      self._saved_at = time.monotonic()
     return due
+
+  def _due(self, every: int, step: int) -> bool:
+    return step == self._total or (every > 0 and step % every == 0)
 
 
 class _Meter:
@@ -292,20 +306,18 @@ def _save_pictures(result: report.Report, workdir: epath.Path) -> None:
 def _summary(
   result: report.Report,
   workdir: epath.Path,
-  total: int,
-  steps: int,
+  step: int,
   meter: _Meter,
   values: Mapping[str, jax.Array],
 ) -> str:
-  lines = []
-  if steps:
-    lines.append(
-      f"trained {steps} steps in {meter.seconds:.1f} s after "
+  if values:
+    lines = [
+      f"trained to step {step} in {meter.seconds:.1f} s after "
       f"{meter.compile_seconds:.1f} s of compiling; "
       f"training loss {float(values['loss']):.4f}"
-    )
+    ]
   else:
-    lines.append(f"all {total} steps were already done")
+    lines = [f"all {step} steps were already done"]
   if "eval_loss" in result.scalars:
     lines.append(f"held-out loss {result.scalars['eval_loss']:.4f}")
   if result.text:
