@@ -26,6 +26,8 @@ def get_config(arg: str | None = None):
         eval_crop=224 / 256,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+        lanes=256,  # a lane is then the rows of one device of a 256-chip pod
+        shuffle_buffer=32768,
       ),
       model=c.Model(
         variant="L/16",
@@ -49,7 +51,7 @@ def get_config(arg: str | None = None):
         save_minutes=30.0,
       ),
       eval=c.Eval(
-        every="100 epochs", labels=(10000, 50000), draws=1, max_train=50000
+        every="100 epochs", labels=(10000,), max_train=20000, draws=1
       ),
     )
   )

@@ -43,8 +43,8 @@ class TrainState:
     cls, params: dict[str, Any], opt_state: dict[str, Any]
   ) -> TrainState:
     """A state before its first step."""
-    zero = jnp.int32(0)
-    return cls(zero, params, opt_state, zero, zero)
+    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return cls(step, params, opt_state, skipped, in_a_row)
 
 
 class Checkpointer:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -75,6 +76,11 @@ class Duration:
     examples = self.amount * (num_examples if self.unit == "epochs" else 1)
     # The small addend keeps 0.1 epochs of 1000 examples from being 99.999...
     return math.floor(examples / batch_size + 1e-9)
+
+  def interval(self, num_examples: int, batch_size: int) -> int:
+    """As `steps`, but at least 1 unless the amount is 0, which means never."""
+    steps = self.steps(num_examples, batch_size)
+    return max(steps, 1) if self.amount else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,6 +204,45 @@ class Config:
   init_from: str = ""  # a checkpoint whose parameters a new run starts from
 
 
+# Bounds of single settings; of a tuple, of each item.
+AT_LEAST: dict[str, float] = {
+  "data.batch_size": 1,
+  "data.channels": 1,
+  "data.image_size": 1,
+  "data.lanes": 1,
+  "data.prefetch": 0,
+  "data.shuffle_buffer": 1,
+  "eval.draws": 1,
+  "eval.images": 0,
+  "eval.knn_k": 1,
+  "eval.labels": 0,
+  "eval.max_train": 0,
+  "mesh.cpu_devices": 0,
+  "mesh.fsdp": 1,
+  "model.decoder_mlp_dim": 1,
+  "model.patch_size": 1,
+  "model.unroll": 0,
+  "optim.accum_steps": 1,
+  "optim.b1": 0,
+  "optim.b2": 0,
+  "optim.blr": 0,
+  "optim.lr": 0,
+  "optim.min_lr": 0,
+  "optim.weight_decay": 0,
+  "train.keep": 1,
+  "train.max_bad_steps": 1,
+  "train.save_minutes": 0,
+  "train.seed": 0,
+}
+ABOVE: dict[str, float] = {
+  "data.std": 0,
+  "eval.knn_temperature": 0,
+  "eval.probe_l2": 0,
+  "optim.grad_clip": 0,
+}
+BELOW: dict[str, float] = {"optim.b1": 1, "optim.b2": 1}
+
+
 def config_dict(config: Config) -> ml_collections.ConfigDict:
   """A locked, overridable ConfigDict in which `optim.lr` follows the batch."""
   result = _to_dict(config)
@@ -310,7 +355,25 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
       built[name] = _build(typing.cast(type, kind), value, here)
     else:
       built[name] = _check(kind, value, here)
+      _check_bounds(here, built[name])
   return cls(**built)
+
+
+def _check_bounds(path: str, value: Any) -> None:
+  name = path.removeprefix("config.")
+  items = value if isinstance(value, tuple) else (value,)
+  for item in items:
+    if isinstance(item, float) and not math.isfinite(item):
+      raise ConfigError(f"{path}={value!r} is not a finite number")
+    if item is None:
+      continue
+    for table, holds, words in (
+      (AT_LEAST, operator.ge, "at least"),
+      (ABOVE, operator.gt, "above"),
+      (BELOW, operator.lt, "below"),
+    ):
+      if name in table and not holds(item, table[name]):
+        raise ConfigError(f"{path}={value!r} must be {words} {table[name]}")
 
 
 def _check(kind: Any, value: Any, path: str) -> Any:

@@ -46,7 +46,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     _CONFIG.value.to_dict()  # raises what went wrong with the file
     return rest
   except Exception as error:
-    if "--debug" in argv:
+    if any(each.startswith("--debug") for each in argv):
       raise
     text = str(error).replace("\\n", " ").replace("\\'", "'")
     if "Traceback" in text:  # of the config file, of which the end counts
@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
       raise config_lib.ConfigError(
         f"{argv[1]!r} is not a flag: write --name=value"
       )
+    if not _WORKDIR.value:
+      raise config_lib.ConfigError("--workdir is empty: name a directory")
     config = config_lib.from_config_dict(_CONFIG.value)
     task = config_lib.lookup(TASKS, config.task, "task")
     if config.mesh.cpu_devices:

@@ -1,20 +1,26 @@
-"""What a run tells: TensorBoard, `metrics.jsonl` and a progress bar.
+"""What a run tells: TensorBoard, `metrics.jsonl`, a progress bar, throughput.
 
 Only one process writes; the others hold a Writer that does nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax
 import numpy as np
 import tensorboardX
 import tqdm
 from etils import epath
 
 from mae_jax import config as config_lib
+from mae_jax import hardware
 
 # Fields that depend on the clock: exempt from "resumed equals uninterrupted".
 TIMING = ("images_per_second", "images_per_second_per_device", "mfu", "seconds")
@@ -82,7 +88,9 @@ class Writer:
     for key, value in values.items():
       self._board.add_scalar(key, value, step)
     with self.path.open("a") as log:
-      log.write(json.dumps({"step": step} | values) + "\n")
+      # JSON has no NaN.
+      known = {k: v if math.isfinite(v) else None for k, v in values.items()}
+      log.write(json.dumps({"step": step} | known) + "\n")
     if "loss" in values:
       self._bar.set_postfix(
         loss=f"{values['loss']:.4f}",
@@ -123,3 +131,67 @@ class Writer:
           "the file away or choose another --workdir"
         ) from None
     self.path.write_text("".join(kept))
+
+
+class Meter:
+  """Throughput of the training steps alone, the first (compiling) one apart.
+
+  Attributes:
+    compile_seconds: from the start to the end of the first step.
+    seconds: spent in the other steps, up to the last reading.
+  """
+
+  def __init__(
+    self, devices: np.ndarray, batch_size: int, flops_per_image: int
+  ):
+    """Starts the clock.
+
+    Args:
+      devices: JAX devices, all of one kind.
+      batch_size: images a step, over all of them.
+      flops_per_image: of a training step.
+    """
+    self._peak = hardware.peak_flops(devices.flat[0])
+    self._batch, self._devices = batch_size, devices.size
+    self._flops = flops_per_image
+    self._created = time.monotonic()
+    self._since: float | None = None
+    self._steps = 0
+    self.compile_seconds = 0.0
+    self.seconds = 0.0
+
+  def tick(self, values: Any) -> None:
+    """Counts a step."""
+    if self._since is None:
+      jax.block_until_ready(values)
+      self._since = time.monotonic()
+      self.compile_seconds = self._since - self._created
+    else:
+      self._steps += 1
+
+  @contextlib.contextmanager
+  def paused(self, values: Any) -> Iterator[None]:
+    """Leaves out what happens inside, once the steps so far are done."""
+    jax.block_until_ready(values)
+    begin = time.monotonic()
+    yield
+    if self._since is not None:
+      self._since += time.monotonic() - begin
+
+  def read(self) -> dict[str, float]:
+    """Rates since the last reading; empty if there was no step."""
+    if self._since is None or not self._steps:
+      return {}
+    now = time.monotonic()
+    seconds = now - self._since
+    self.seconds += seconds
+    rate = self._steps * self._batch / seconds
+    self._since, self._steps = now, 0
+    rates = {
+      "images_per_second": rate,
+      "images_per_second_per_device": rate / self._devices,
+      "seconds": self.seconds,
+    }
+    if self._peak:
+      rates["mfu"] = rate * self._flops / (self._peak * self._devices)
+    return rates

@@ -35,12 +35,21 @@ def learning_rate(
   Raises:
     ConfigError: if the warm-up does not end before the training does.
   """
+  if total_steps < 1:
+    raise config_lib.ConfigError(
+      f"training lasts {total_steps} steps: lengthen train.length"
+    )
   if not 0 <= warmup_steps < total_steps:
     raise config_lib.ConfigError(
       f"optim.warmup={config.warmup!r} is {warmup_steps} steps and the whole "
       f"training {total_steps}: shorten optim.warmup or lengthen train.length"
     )
   assert config.lr is not None  # config_dict has filled it in.
+  if config.min_lr > config.lr:
+    raise config_lib.ConfigError(
+      f"optim.min_lr={config.min_lr}, where the cosine ends, is above "
+      f"optim.lr={config.lr}, where it begins"
+    )
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0 if warmup_steps else config.lr,
     peak_value=config.lr,
@@ -57,10 +66,13 @@ def adamw(config: config_lib.Optim) -> optax.GradientTransformation:
   number alone (a skipped step does not delay the schedule) and the logged rate
   is the one used.
   """
-  parts = [
+  clip = (
+    optax.identity()  # so that a run may go on with clipping, or without
+    if config.grad_clip is None
+    else optax.clip_by_global_norm(config.grad_clip)
+  )
+  return optax.chain(
+    clip,
     optax.scale_by_adam(b1=config.b1, b2=config.b2),
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-  ]
-  if config.grad_clip is not None:
-    parts.insert(0, optax.clip_by_global_norm(config.grad_clip))
-  return optax.chain(*parts)
+  )

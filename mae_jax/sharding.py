@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mae_jax import config as config_lib
@@ -45,12 +46,11 @@ def make_mesh(
       f"mesh.fsdp={config.fsdp} does not divide the {count} devices; use one "
       f"of {', '.join(map(str, divisors))}"
     )
-  return jax.make_mesh(
-    (count // config.fsdp, config.fsdp),
-    AXES,
-    axis_types=(AxisType.Auto, AxisType.Auto),
-    devices=devices,
+  # A TPU slice is a torus, of which `fsdp` may be less than a side.
+  grid = mesh_utils.create_device_mesh(
+    (count // config.fsdp, config.fsdp), devices, allow_split_physical_axes=True
   )
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def param_spec(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:

@@ -310,3 +310,67 @@ def test_recipe(path: pathlib.Path):
   assert len(jax.tree.leaves(state)) > 2 * len(jax.tree.leaves(params))
   with pytest.raises(c.ConfigError, match="config argument"):
     module.get_config("nonsense=1")
+
+
+@pytest.mark.parametrize(
+  ("section", "field", "value", "complaint"),
+  [
+    ("data", "batch_size", 0, "data.batch_size=0 must be at least 1"),
+    ("data", "channels", 0, "must be at least 1"),
+    ("data", "image_size", (0, 8), "must be at least 1"),
+    ("data", "lanes", 0, "must be at least 1"),
+    ("data", "prefetch", -1, "must be at least 0"),
+    ("data", "std", (0.5, 0.0), r"data.std=\(0.5, 0.0\) must be above 0"),
+    ("data", "mean", (float("nan"),), "is not a finite number"),
+    ("eval", "draws", 0, "must be at least 1"),
+    ("eval", "images", -1, "must be at least 0"),
+    ("eval", "knn_k", 0, "must be at least 1"),
+    ("eval", "knn_temperature", 0.0, "must be above 0"),
+    ("eval", "labels", (5, -1), "must be at least 0"),
+    ("eval", "probe_l2", -1.0, "must be above 0"),
+    ("model", "patch_size", (0, 2), "must be at least 1"),
+    ("model", "unroll", -1, "must be at least 0"),
+    ("objective", "mask_ratio", float("nan"), "is not a finite number"),
+    ("optim", "b1", 1.0, "must be below 1"),
+    ("optim", "b2", -0.1, "must be at least 0"),
+    ("optim", "blr", -1.0, "must be at least 0"),
+    ("optim", "lr", float("inf"), "is not a finite number"),
+    ("optim", "grad_clip", 0.0, "must be above 0"),
+    ("train", "keep", 0, "must be at least 1"),
+    ("train", "max_bad_steps", 0, "must be at least 1"),
+    ("train", "save_minutes", -1.0, "must be at least 0"),
+  ],
+)
+def test_values_out_of_range_are_refused(section, field, value, complaint):
+  values = c.to_dict(tiny.config())
+  values[section][field] = value
+  with pytest.raises(c.ConfigError, match=complaint):
+    c.from_config_dict(values)
+
+
+def test_every_bound_is_of_a_setting():
+  known = {
+    f"{section}.{field}"
+    for section, fields in c.to_dict(tiny.config()).items()
+    if isinstance(fields, dict)
+    for field in fields
+  }
+  bounds = {*c.AT_LEAST, *c.ABOVE, *c.BELOW}
+  assert bounds <= known
+
+
+def test_an_interval_is_never_rounded_to_never():
+  parse = c.Duration.parse
+  assert parse("1 epochs").interval(10, 64) == 1
+  assert parse("1 epochs").steps(10, 64) == 0
+  assert parse("0 epochs").interval(10, 64) == 0
+  assert parse("800 epochs").steps(1281167, 4096) == 250227  # as the README
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_a_lane_of_imagenet_is_never_more_than_a_device_of_a_pod(name):
+  """Then any order of the devices gives each process whole lanes."""
+  data = importlib.import_module(f"configs.{name}").get_config().data
+  assert data.batch_size % data.lanes == 0
+  for devices in (1, 8, 64, 128, 256):
+    assert data.batch_size // devices % (data.batch_size // data.lanes) == 0

@@ -1,4 +1,4 @@
-"""Normalisation equals NumPy, and is undone exactly."""
+"""Normalisation equals NumPy."""
 
 from __future__ import annotations
 
@@ -23,17 +23,3 @@ def test_normalize_equals_numpy(channels: int):
   for c in range(channels):
     wanted[..., c] = (pixels[..., c] / 255 - mean[c]) / std[c]
   np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-6)
-
-
-def test_every_value_comes_back():
-  pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-  there = images.normalize(jnp.asarray(pixels), MEAN, STD)
-  back = images.denormalize(there, MEAN, STD)
-  assert back.dtype == jnp.uint8
-  np.testing.assert_array_equal(back, pixels)
-
-
-def test_what_is_no_pixel_is_clipped():
-  low, high = jnp.full((1, 3), -9.0), jnp.full((1, 3), 9.0)
-  assert (images.denormalize(low, MEAN, STD) == 0).all()
-  assert (images.denormalize(high, MEAN, STD) == 255).all()

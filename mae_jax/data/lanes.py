@@ -101,9 +101,9 @@ def train_stream(
     raise config.ConfigError(
       f"data.lanes={data.lanes} makes {lanes} lanes of data.batch_size="
       f"{data.batch_size} and {source.num_examples} examples, {share} rows "
-      f"each, but this process reads {len(rows)} rows (from {rows[0]}): set "
-      "data.lanes to a multiple of the number of processes that divides "
-      "data.batch_size, or use fewer processes"
+      f"each, but this process reads {len(rows)} rows (from {rows[0]}) and "
+      "would cut one: set data.lanes to the number of devices or a multiple of "
+      "it that divides data.batch_size and is at most the number of examples"
     )
   table = _Table.of(source, lanes)
   buffer = max(1, data.shuffle_buffer // lanes)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from mae_jax import config, rng
-from mae_jax.data import lanes, preprocess
+from mae_jax import config
+from mae_jax.data import lanes, order, preprocess
 from mae_jax.data.sources import Indexed, Records, Source
 
 Batch = dict[str, np.ndarray]
@@ -55,13 +55,19 @@ def train_batches(
 
   def plan(step: tf.Tensor) -> _Tensors:
     """What this process's rows hold: which example, and its uniform draws."""
+
+    def draws(stream: str, count: int) -> tf.Tensor:
+      return order.draws(
+        seed, stream, step, count=count, batch_size=data.batch_size, rows=rows
+      )
+
     result = {
-      "crop": _draws(seed, "crop", step, data.batch_size, rows),
-      "flip": _draws(seed, "flip", step, data.batch_size, rows)[:, 0],
+      "crop": draws("crop", preprocess.CROP_DRAWS),
+      "flip": draws("flip", 1)[:, 0],
     }
     if isinstance(source, Indexed):
       position = step * data.batch_size + rows
-      result["index"] = _shuffled(position, source.num_examples, seed)
+      result["index"] = order.shuffled(position, source.num_examples, seed)
     return result
 
   if isinstance(source, Indexed) and source.image_shape:
@@ -200,47 +206,6 @@ def _check_range(name: str, value: tuple[float, float], most: float) -> None:
       f"data.{name}={value} must be two numbers above 0, the smaller one first"
       f"{upper}"
     )
-
-
-def _draws(
-  seed: int, stream: str, step: tf.Tensor, batch_size: int, rows: np.ndarray
-) -> tf.Tensor:
-  """Uniform [len(rows), CROP_DRAWS] as a function of seed, stream, step, row.
-
-  Those of the whole batch are drawn, in one call: far cheaper than a call for
-  each row, and no process need know which rows another one has.
-  """
-  key = tf.constant([seed, rng.stream_id(f"data/{stream}")], tf.int64)
-  shape = [batch_size, preprocess.CROP_DRAWS if stream == "crop" else 1]
-  draws = tf.random.stateless_uniform(shape, tf.random.fold_in(key, step))
-  return tf.gather(draws, rows)
-
-
-def _shuffled(position: tf.Tensor, total: int, seed: int) -> tf.Tensor:
-  """Which example stands at each position [n]; a permutation in each epoch."""
-  epoch = position // total
-  first = tf.reduce_min(epoch)
-  key = tf.constant([seed, rng.stream_id("data/order")], tf.int64)
-
-  def keys(number: tf.Tensor) -> tf.Tensor:
-    return tf.random.stateless_uniform(
-      [3],
-      tf.random.fold_in(key, number),
-      minval=None,
-      maxval=None,
-      dtype=tf.int64,
-    )
-
-  # A small index space sees only a key's low bits, and the default four rounds
-  # leave neighbouring keys correlated: hence hashed keys, and sixteen rounds.
-  epochs = tf.range(first, tf.reduce_max(epoch) + 1)
-  table = tf.map_fn(keys, epochs, fn_output_signature=tf.int64)
-  return tf.raw_ops.RandomIndexShuffle(
-    index=position % total,
-    seed=tf.gather(table, epoch - first),
-    max_index=tf.fill(tf.shape(position), tf.constant(total - 1, tf.int64)),
-    rounds=16,
-  )
 
 
 def _augment(record: _Tensors, plan: _Tensors, data: config.Data) -> _Tensors:

@@ -63,8 +63,10 @@ def few_labels(
     <labels> is a number or "all".
   """
   result = {}
-  for count in config.labels:
-    is_all = not 0 < count < len(train.labels)
+  total = len(train.labels)
+  # 0 stands for all, and so does what is more than there are.
+  for count in dict.fromkeys(n if n < total else 0 for n in config.labels):
+    is_all = count == 0
     subsets = [
       draw_subset(train.labels, count, np.random.default_rng([count, draw]))
       for draw in range(1 if is_all else config.draws)

@@ -42,6 +42,11 @@ class Evaluation:
     """
     self._config, self._mesh, self._model = config, mesh, model
     self._train_source, self._eval_source = train_source, eval_source
+    # A single class leaves a classifier nothing to tell apart.
+    sources_ = (train_source, eval_source)
+    self._has_classes = all(
+      each is not None and len(each.class_names or ()) > 1 for each in sources_
+    )
     self._pool = config_lib.lookup(
       mae.POOLINGS, config.eval.pooling, "eval.pooling"
     )
@@ -63,7 +68,7 @@ class Evaluation:
         model, self._held_out, self._eval_source, config.data.batch_size
       )
       scalars["eval_loss"] = float(test.pop("loss").mean(dtype=np.float64))
-      if self._train_source.class_names and self._eval_source.class_names:
+      if self._has_classes:
         train, train_labels = self._extract(
           model,
           self._features,
@@ -118,7 +123,8 @@ class Evaluation:
     return self._jit(apply)
 
   def _predict(self, params: Any, x: jax.Array) -> mae.MaeOutput:
-    # The same masks at every evaluation, so that losses compare.
+    # The same masks at every evaluation, so that losses compare; row r of a
+    # batch has the same one in every batch.
     noise = {"mask": rng.key(self._config.train.seed, "eval_mask")}
     out: Any = self._model.apply({"params": params}, x, rngs=noise)
     return out

@@ -45,11 +45,6 @@ def masked_autoencoder(
   _check_dims(decoder, "model.decoder_")
   patch_size = model.patch_size or (square, square)
   patch_dim = patch_size[0] * patch_size[1] * data.channels
-  if min(*patch_size, *data.image_size, data.channels) < 1:
-    raise config_lib.ConfigError(
-      f"patch_size={patch_size}, image_size={data.image_size} and "
-      f"channels={data.channels} must all be positive"
-    )
   _check_pixels(data)
   if config.objective.norm_pix_loss and patch_dim < 2:
     raise config_lib.ConfigError(
@@ -63,10 +58,6 @@ def masked_autoencoder(
     raise config_lib.ConfigError(str(error)) from None
   dtype = config_lib.lookup(DTYPES, model.dtype, "model.dtype")
   config_lib.lookup(transformer.REMAT_POLICIES, model.remat, "model.remat")
-  if model.unroll < 0:
-    raise config_lib.ConfigError(
-      f"model.unroll={model.unroll} is negative; 0 chooses by platform"
-    )
 
   def stack(dims: variants.Dims) -> dict:
     # Measured: on CPU a scan that is not unrolled is 11-17 % slower; elsewhere

@@ -163,8 +163,8 @@ class Decoder(nn.Module):
       name="stack",
     )
     x = transformer.layer_norm("norm")(stack(x))[:, 1:]
-    pred = transformer.dense(self.patch_dim, self.dtype, "pred")
-    return pred(x.astype(self.dtype)).astype(jnp.float32)
+    # In float32, as the loss: rounded predictions would be its noise.
+    return transformer.dense(self.patch_dim, jnp.float32, "pred")(x)
 
 
 class MaskedAutoencoder(nn.Module):

@@ -66,8 +66,8 @@ def random_masking(noise: jax.Array, num_keep: int) -> Masking:
     num_keep: K, how many patches stay.
 
   Returns:
-    ids_keep [B, K], ids_restore [B, L] and mask [B, L] (1 = removed), as in
-    He et al. 2021, section 3 ("Simple implementation").
+    A Masking with ids_keep [B, K], ids_restore [B, L] and mask [B, L] (1 =
+    removed), as in He et al. 2021, section 3 ("Simple implementation").
 
   Raises:
     ValueError: if num_keep is not in 1..L.

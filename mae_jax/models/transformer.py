@@ -55,8 +55,13 @@ class Attention(nn.Module):
     # Rows of the fused kernel are [q; k; v], each (heads, head_dim).
     qkv = qkv.reshape(batch, length, 3, self.heads, head_dim)
     q, k, v = (qkv[:, :, i] for i in range(3))  # [B, N, heads, head_dim]
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q * head_dim**-0.5, k)
-    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    logits = jnp.einsum(
+      "bnhd,bmhd->bhnm",
+      q * head_dim**-0.5,
+      k,
+      preferred_element_type=jnp.float32,
+    )
+    weights = jax.nn.softmax(logits, axis=-1)
     out = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(self.dtype), v)
     return dense(width, self.dtype, "proj")(out.reshape(x.shape))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
-from mae_jax import checkpoints, hardware, metrics, sharding
+from mae_jax import checkpoints, metrics, sharding
 from mae_jax import config as config_lib
 from mae_jax.evals import report
 
@@ -50,8 +49,8 @@ class Task(Protocol):
   def train_batches(self, start_step: int) -> Iterator[Any]:
     """This process's rows of every global batch from `start_step` on."""
 
-  def steps(self, duration: str, field: str) -> int:
-    """A Duration of the config in steps."""
+  def interval(self, duration: str, field: str) -> int:
+    """A Duration between events in steps; 0 for never."""
 
 
 def abstract_state(task: Task, mesh: Mesh) -> checkpoints.TrainState:
@@ -126,18 +125,22 @@ def run(
   checkpointer = checkpoints.Checkpointer(workdir, config.train.keep)
   state = initial_state(task, config, mesh, checkpointer)
   start = int(state.step)
+  if jax.process_index() == 0:
+    print(
+      f"{'resuming at' if start else 'starting with'} step {start} of "
+      f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
+      f"device(s); metrics and checkpoints go to {workdir}",
+      flush=True,
+    )
   writer = metrics.Writer(
     workdir,
     start_step=start,
     total_steps=task.total_steps,
     enabled=jax.process_index() == 0,
   )
-  writer.say(
-    f"{'resuming at' if start else 'starting with'} step {start} of "
-    f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
-    f"device(s); metrics and checkpoints go to {workdir}"
+  meter = metrics.Meter(
+    mesh.devices, config.data.batch_size, task.flops_per_image
   )
-  meter = _Meter(task, config, mesh)
   values: dict[str, jax.Array] = {}
   result = None
 
@@ -151,10 +154,13 @@ def run(
     if due.log(step):
       scalars = {key: float(value) for key, value in values.items()}
       writer.scalars(step, scalars | meter.read())
-      _stop_if_lost(scalars, step, config)
     if due.evaluate(step):
       with meter.paused(values):
-        result = task.evaluate(state.params)
+        try:
+          result = task.evaluate(state.params)
+        except Exception:
+          checkpointer.save(step, state, config)  # training was not in vain
+          raise
         _publish(result, writer, workdir, step)
     if due.save(step):
       with meter.paused(values):
@@ -174,11 +180,22 @@ def run(
         state, values = train_step(state, next(batches))
         # Keeps the host two steps ahead of the devices, no more.
         jax.block_until_ready(previous)
+        if _is_lost(previous, config):
+          checkpointer.save(step, state, config)
+          raise config_lib.TrainingError(
+            f"stopped at step {step}: loss or gradient was not finite for "
+            f"train.max_bad_steps={config.train.max_bad_steps} steps in a row. "
+            "They changed nothing, and what was learned before is saved: lower "
+            "optim.blr, set optim.grad_clip or use model.dtype=float32, and "
+            "start from it in another workdir with "
+            f"--config.init_from={workdir}"
+          )
         meter.tick(values)
         writer.advance()
         after_step(step, state)
-    if result is None:  # there was nothing left to train
-      result = task.evaluate(state.params)
+      if result is None:  # there was nothing left to train
+        result = task.evaluate(state.params)
+        _save_pictures(result, workdir)
   finally:
     checkpointer.close()
     writer.close()
@@ -193,9 +210,9 @@ class _Due:
   def __init__(self, task: Task, config: config_lib.Config):
     train = config.train
     self._total = task.total_steps
-    self._log = task.steps(train.log_every, "train.log_every")
-    self._save = task.steps(train.save_every, "train.save_every")
-    self._evaluate = task.steps(config.eval.every, "eval.every")
+    self._log = task.interval(train.log_every, "train.log_every")
+    self._save = task.interval(train.save_every, "train.save_every")
+    self._evaluate = task.interval(config.eval.every, "eval.every")
     self._save_seconds = 60 * train.save_minutes
     self._saved_at = time.monotonic()
 
@@ -220,67 +237,12 @@ class _Due:
     return step == self._total or (every > 0 and step % every == 0)
 
 
-class _Meter:
-  """Throughput of the training steps alone, the first (compiling) one apart."""
-
-  def __init__(self, task: Task, config: config_lib.Config, mesh: Mesh):
-    peak = hardware.peak_flops(mesh.devices.flat[0])
-    self._batch, self._devices = config.data.batch_size, mesh.size
-    self._peak, self._flops = peak, task.flops_per_image
-    self._created = time.monotonic()
-    self._since: float | None = None
-    self._steps = 0
-    self.compile_seconds = 0.0
-    self.seconds = 0.0
-
-  def tick(self, values: Any) -> None:
-    """Counts a step."""
-    if self._since is None:
-      jax.block_until_ready(values)
-      self._since = time.monotonic()
-      self.compile_seconds = self._since - self._created
-    else:
-      self._steps += 1
-
-  @contextlib.contextmanager
-  def paused(self, values: Any) -> Iterator[None]:
-    """Leaves out what happens inside, once the steps so far are done."""
-    jax.block_until_ready(values)
-    begin = time.monotonic()
-    yield
-    if self._since is not None:
-      self._since += time.monotonic() - begin
-
-  def read(self) -> dict[str, float]:
-    """Rates since the last reading; empty if there was no step."""
-    if self._since is None or not self._steps:
-      return {}
-    now = time.monotonic()
-    seconds = now - self._since
-    self.seconds += seconds
-    rate = self._steps * self._batch / seconds
-    self._since, self._steps = now, 0
-    rates = {
-      "images_per_second": rate,
-      "images_per_second_per_device": rate / self._devices,
-      "seconds": self.seconds,
-    }
-    if self._peak:
-      rates["mfu"] = rate * self._flops / (self._peak * self._devices)
-    return rates
-
-
-def _stop_if_lost(
-  scalars: Mapping[str, float], step: int, config: config_lib.Config
-) -> None:
-  in_a_row = int(scalars["skipped_in_a_row"])
-  if in_a_row >= config.train.max_bad_steps:
-    raise config_lib.TrainingError(
-      f"stopped at step {step}: loss or gradient was not finite for the last "
-      f"{in_a_row} steps, which changed nothing. The newest checkpoint is from "
-      "before; lower optim.blr, set optim.grad_clip or use "
-      "model.dtype=float32, and start from it with init_from"
-    )
+def _is_lost(
+  values: Mapping[str, jax.Array], config: config_lib.Config
+) -> bool:
+  if not values:  # before the first step
+    return False
+  return int(values["skipped_in_a_row"]) >= config.train.max_bad_steps
 
 
 def _publish(
@@ -293,11 +255,12 @@ def _publish(
     writer.scalars(step, result.scalars)
   for name, pixels in result.pictures.items():
     writer.image(step, name, pixels)
-  if jax.process_index() == 0:
-    _save_pictures(result, workdir)
+  _save_pictures(result, workdir)
 
 
 def _save_pictures(result: report.Report, workdir: epath.Path) -> None:
+  if jax.process_index() != 0:
+    return
   for name, pixels in result.pictures.items():
     with (workdir / f"{name}.png").open("wb") as file:
       Image.fromarray(pixels).save(file, format="png")
@@ -307,7 +270,7 @@ def _summary(
   result: report.Report,
   workdir: epath.Path,
   step: int,
-  meter: _Meter,
+  meter: metrics.Meter,
   values: Mapping[str, jax.Array],
 ) -> str:
   if values:

@@ -148,6 +148,12 @@ class Pretraining:
       self.train_source.num_examples, self._config.data.batch_size
     )
 
+  def interval(self, duration: str, field: str) -> int:
+    """A Duration between events in steps; 0 for never."""
+    return config_lib.Duration.parse(duration, field).interval(
+      self.train_source.num_examples, self._config.data.batch_size
+    )
+
   def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of every batch from `start_step` on."""
     data = self._config.data

@@ -73,8 +73,10 @@ def update(
   """
   params, opt_state = state.params[role], state.opt_state[role]
   grad_norm = optax.tree.norm(grads)
-  good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   updates, new_opt_state = tx.update(grads, opt_state, params)
+  # What is about to be added counts too: moments or rate may be to blame.
+  good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  good &= jnp.isfinite(lr * optax.tree.norm(updates))
   new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
 
   def keep(new: Any, old: Any) -> Any:

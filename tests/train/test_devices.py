@@ -36,7 +36,7 @@ def test_parameters_and_optimizer_are_split_over_fsdp():
   kernel = kernel["kernel"]
   assert kernel.shape == (2, 32, 64)
   assert kernel.addressable_shards[0].data.shape == (2, 8, 64)
-  adam = state.opt_state["model"][0]
+  adam = state.opt_state["model"][1]
   moment = adam.mu["encoder"]["stack"]["blocks"]["mlp"]["fc1"]["kernel"]
   assert moment.addressable_shards[0].data.shape == (2, 8, 64)
 
