@@ -193,7 +193,7 @@ def test_lanes_divide_the_batch(any_settings):
 
 def test_rows_that_cut_a_lane_are_refused(any_settings):
   data = any_settings("tfds", lanes=2)
-  with pytest.raises(config.ConfigError, match=r"2 lanes.*multiple of the num"):
+  with pytest.raises(config.ConfigError, match=r"2 lanes.*number of devices"):
     train(data, 1, rows=np.arange(2))
 
 
