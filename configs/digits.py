@@ -6,7 +6,7 @@ It prints, after about a minute of training on two CPU cores:
 
     held-out accuracy                      MAE    raw pixels
     linear probe, 50 labels             89.8 %        82.9 %
-    kNN, 50 labels                      88.9 %        85.4 %
+    kNN, 50 labels                      88.8 %        85.4 %
     linear probe, all labels            98.3 %        96.9 %
     kNN, all labels                     98.1 %        98.6 %
 
