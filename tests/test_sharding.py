@@ -26,24 +26,7 @@ def by_name(tree) -> dict:
 @pytest.fixture(scope="module")
 def vit_l() -> checkpoints.TrainState:
   """The state of a ViT-L run as ShapeDtypeStructs."""
-  config = tiny.config(
-    data={
-      "image_size": (224, 224),
-      "channels": 3,
-      "mean": (0.5,) * 3,
-      "std": (0.5,) * 3,
-    },
-    model={
-      "variant": "L/16",
-      "width": None,
-      "depth": None,
-      "heads": None,
-      "mlp_dim": None,
-      "decoder_width": 512,
-      "decoder_depth": 8,
-      "decoder_heads": 16,
-    },
-  )
+  config = tiny.big("L/16")
   params, tx = tiny.shapes(config), optim.adamw(config.optim)
   return jax.eval_shape(
     lambda p: checkpoints.TrainState.create(

@@ -57,6 +57,29 @@ def config(**sections: Any) -> c.Config:
   return c.from_config_dict(c.config_dict(changed))
 
 
+def big(variant: str, **model) -> c.Config:
+  """The network of the paper on 224-pixel colour images."""
+  return config(
+    data={
+      "image_size": (224, 224),
+      "channels": 3,
+      "mean": (0.5,) * 3,
+      "std": (0.5,) * 3,
+    },
+    model={
+      "variant": variant,
+      "width": None,
+      "depth": None,
+      "heads": None,
+      "mlp_dim": None,
+      "decoder_width": 512,
+      "decoder_depth": 8,
+      "decoder_heads": 16,
+    }
+    | model,
+  )
+
+
 def model(**sections: Any) -> mae.MaskedAutoencoder:
   """The network of `config(**sections)`."""
   return build.masked_autoencoder(config(**sections))

@@ -34,29 +34,6 @@ REFERENCE = {  # REFERENCE.md, in millions
 }
 
 
-def big(variant: str, **model) -> config_lib.Config:
-  """The network of the paper on 224-pixel colour images."""
-  return tiny.config(
-    data={
-      "image_size": (224, 224),
-      "channels": 3,
-      "mean": (0.5,) * 3,
-      "std": (0.5,) * 3,
-    },
-    model={
-      "variant": variant,
-      "width": None,
-      "depth": None,
-      "heads": None,
-      "mlp_dim": None,
-      "decoder_width": 512,
-      "decoder_depth": 8,
-      "decoder_heads": 16,
-    }
-    | model,
-  )
-
-
 def blocks(width: int, depth: int, mlp: int) -> int:
   attention = width * 3 * width + 3 * width + width * width + width
   dense = width * mlp + mlp + mlp * width + width
@@ -73,7 +50,7 @@ def test_every_variant_is_pinned():
 
 @pytest.mark.parametrize("variant", PINNED)
 def test_parameter_counts(variant: str):
-  params = tiny.shapes(big(variant))
+  params = tiny.shapes(tiny.big(variant))
   found = count(params["encoder"]), count(params["decoder"])
   assert found == PINNED[variant]
   if variant in REFERENCE:
