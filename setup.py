@@ -36,6 +36,7 @@ setup(
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
     "test": [
+      "hypothesis>=6.140",
       "mypy>=1.18",
       "pytest>=8.4",
       "ruff>=0.14",

@@ -18,7 +18,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -31,6 +31,12 @@ class ConfigError(ValueError):
 
 class TrainingError(RuntimeError):
   """Training cannot go on; the message says what is kept and what to do."""
+
+
+def shown(value: Any) -> str:
+  """A value in a message, cut where it is long."""
+  text = repr(value)
+  return text if len(text) <= 200 else f"{text[:190]}..."
 
 
 UNITS = ("steps", "epochs", "examples")
@@ -54,9 +60,9 @@ class Duration:
       amount = float(number)
     except ValueError:
       amount = math.nan
-    if unit not in UNITS or not math.isfinite(amount) or amount < 0:
+    if unit not in UNITS or not 0 <= amount < 2**63:
       raise ConfigError(
-        f"{field}={text!r} is not a duration: write a number and one of "
+        f"{field}={shown(text)} is not a duration: write a number and one of "
         f"{', '.join(UNITS)}, for instance '800 epochs'"
       )
     return cls(amount, unit)
@@ -108,6 +114,23 @@ class Data:
   shuffle_buffer: int = 16384  # tfds: records held over all hosts
   lanes: int = 64  # tfds: independent record streams, shared out over hosts
   prefetch: int = 2  # batches waiting on the device
+  # Images are turned as their EXIF tag says, as viewers show them; the
+  # reference, like torchvision, does not look at it.
+  upright: bool = True
+  max_unreadable: float = 0.01  # share of images above which a run stops
+
+  def __post_init__(self):
+    _check_range("crop_scale", self.crop_scale, 1.0)
+    _check_range("crop_ratio", self.crop_ratio, math.inf)
+
+
+def _check_range(name: str, value: tuple[float, float], most: float) -> None:
+  if not 0 < value[0] <= value[1] <= most:
+    upper = f" and the larger at most {most:g}" if math.isfinite(most) else ""
+    raise ConfigError(
+      f"data.{name}={value} must be two numbers above 0, the smaller one first"
+      f"{upper}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +186,8 @@ class Train:
   save_minutes: float = 0.0  # save also after so many minutes; 0 for never
   keep: int = 3  # checkpoints kept
   max_bad_steps: int = 10  # non-finite steps in a row that stop the run
+  spike_factor: float = 3.0  # a loss above so many running means is told
+  stop_seconds: float = 120.0  # to save and leave in after SIGTERM or Ctrl-C
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,14 +229,26 @@ class Config:
   init_from: str = ""  # a checkpoint whose parameters a new run starts from
 
 
+# Settings that are Durations.
+DURATIONS = (
+  "eval.every",
+  "optim.warmup",
+  "train.length",
+  "train.log_every",
+  "train.save_every",
+)
+
 # Bounds of single settings; of a tuple, of each item.
 AT_LEAST: dict[str, float] = {
   "data.batch_size": 1,
   "data.channels": 1,
+  "data.eval_crop": 0.1,  # images are enlarged by its inverse
   "data.image_size": 1,
   "data.lanes": 1,
+  "data.max_unreadable": 0,
   "data.prefetch": 0,
   "data.shuffle_buffer": 1,
+  "data.std": 1e-6,
   "eval.draws": 1,
   "eval.images": 0,
   "eval.knn_k": 1,
@@ -222,6 +259,7 @@ AT_LEAST: dict[str, float] = {
   "model.decoder_mlp_dim": 1,
   "model.patch_size": 1,
   "model.unroll": 0,
+  "objective.mask_ratio": 0,
   "optim.accum_steps": 1,
   "optim.b1": 0,
   "optim.b2": 0,
@@ -235,12 +273,62 @@ AT_LEAST: dict[str, float] = {
   "train.seed": 0,
 }
 ABOVE: dict[str, float] = {
-  "data.std": 0,
   "eval.knn_temperature": 0,
   "eval.probe_l2": 0,
+  "train.spike_factor": 1,
+  "train.stop_seconds": 0,
   "optim.grad_clip": 0,
 }
 BELOW: dict[str, float] = {"optim.b1": 1, "optim.b2": 1}
+# Beyond any use, and small enough that the run ends in an error about memory
+# rather than never.
+AT_MOST: dict[str, float] = {
+  "data.batch_size": 2**20,
+  "data.channels": 2**12,
+  "data.eval_crop": 1,
+  "data.image_size": 2**14,
+  "data.max_unreadable": 1,
+  "data.prefetch": 2**10,
+  "eval.images": 2**12,
+  "mesh.cpu_devices": 2**10,
+  "model.decoder_depth": 2**10,
+  "model.decoder_mlp_dim": 2**18,
+  "model.decoder_width": 2**16,
+  "model.depth": 2**10,
+  "model.mlp_dim": 2**18,
+  "model.patch_size": 2**14,
+  "model.width": 2**16,
+  "objective.mask_ratio": 1,
+}
+# Of all others: JAX counts in int32, makes one random key of seeds that differ
+# in higher bits alone, and computes in float32.
+LARGEST_INT = 2**31 - 1
+LARGEST_FLOAT = 3e38
+
+# What may differ when a run goes on: how long, where, how it is watched.
+# Everything else makes it another run. Names of settings or whole sections.
+MAY_CHANGE = (
+  "data.data_dir",
+  "data.eval_crop",
+  "data.eval_split",
+  "data.max_unreadable",
+  "data.path",
+  "data.prefetch",
+  "eval",
+  "init_from",
+  "mesh",
+  "model.remat",
+  "model.unroll",
+  "optim.accum_steps",
+  "train.keep",
+  "train.length",
+  "train.log_every",
+  "train.max_bad_steps",
+  "train.save_every",
+  "train.save_minutes",
+  "train.spike_factor",
+  "train.stop_seconds",
+)
 
 
 def config_dict(config: Config) -> ml_collections.ConfigDict:
@@ -260,16 +348,40 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
   """The frozen Config of a ConfigDict, or of a dict read from JSON.
 
   Raises:
-    ConfigError: on an unknown or missing key or a value of the wrong type.
+    ConfigError: on an unknown or missing key, a value of the wrong type, or one
+      that cannot work whatever the others are.
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  return _build(Config, values, "config")
+  config = _build(Config, values, "config")
+  _check_probes(config.eval)
+  return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
   """The plain nested dict that a checkpoint stores as JSON."""
   return dataclasses.asdict(config)
+
+
+def fixed_changes(before: Config, now: Config) -> list[str]:
+  """What differs although it may not when a run goes on, one text each."""
+  old, new = dict(leaves(before)), dict(leaves(now))
+  return [
+    f"{name} was {old[name]!r}, is {new[name]!r}"
+    for name in old
+    if old[name] != new[name]
+    and name not in MAY_CHANGE
+    and name.partition(".")[0] not in MAY_CHANGE
+  ]
+
+
+def leaves(config: Config) -> Iterator[tuple[str, Any]]:
+  """Each setting by its full name, as "data.batch_size"."""
+  for section, values in to_dict(config).items():
+    if isinstance(values, dict):
+      yield from ((f"{section}.{key}", each) for key, each in values.items())
+    else:
+      yield section, values
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
@@ -316,8 +428,40 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 def lookup(table: Mapping[str, Any], name: str, field: str) -> Any:
   """`table[name]`, or a ConfigError that lists what there is."""
   if name not in table:
-    raise ConfigError(f"{field}={name!r} is not known: {nearest(name, table)}")
+    raise ConfigError(
+      f"{field}={shown(name)} is not known: {nearest(name, table)}"
+    )
   return table[name]
+
+
+def check_key(key: str) -> None:
+  """Refuses what is not the name of a setting, such as "data.batchsize".
+
+  Raises:
+    ConfigError: with the nearest name there is.
+  """
+  kind: Any = Config
+  path = "config"
+  for name in key.split("."):
+    if not dataclasses.is_dataclass(kind):
+      raise ConfigError(f"config.{key} is not known: set the whole {path}")
+    hints = typing.get_type_hints(kind)
+    if name not in hints:
+      raise ConfigError(f"{path}.{name} is not known: {_meant(name, hints)}")
+    kind, path = hints[name], f"{path}.{name}"
+  if dataclasses.is_dataclass(kind):
+    one = dataclasses.fields(kind)[0].name
+    raise ConfigError(
+      f"{path} is a section: set what is in it, for instance {path}.{one}"
+    )
+
+
+def _meant(name: Any, known: typing.Iterable[str]) -> str:
+  """As `nearest`, but first the section that has a setting of that name."""
+  for section, kind in typing.get_type_hints(Config).items():
+    if name in getattr(kind, "__dataclass_fields__", ()):
+      return f"did you mean 'config.{section}.{name}'?"
+  return nearest(str(name), known)
 
 
 def _to_dict(section: Any) -> ml_collections.ConfigDict:
@@ -339,10 +483,11 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   hints = typing.get_type_hints(cls)
   fields = {field.name: field for field in dataclasses.fields(cls)}
   if not isinstance(values, Mapping):
-    raise ConfigError(f"{path}={values!r} is not a section of settings")
+    raise ConfigError(f"{path}={shown(values)} is not a section of settings")
   for key in values:
     if key not in fields:
-      raise ConfigError(f"{path}.{key} is not known: {nearest(key, fields)}")
+      key = key if str(key).isprintable() else repr(key)
+      raise ConfigError(f"{path}.{key} is not known: {_meant(key, fields)}")
   built = {}
   for name, field in fields.items():
     here = f"{path}.{name}"
@@ -361,19 +506,37 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
 
 def _check_bounds(path: str, value: Any) -> None:
   name = path.removeprefix("config.")
+  if name in DURATIONS:
+    Duration.parse(value, name)
   items = value if isinstance(value, tuple) else (value,)
   for item in items:
-    if isinstance(item, float) and not math.isfinite(item):
-      raise ConfigError(f"{path}={value!r} is not a finite number")
-    if item is None:
+    if isinstance(item, str) or item is None:
       continue
-    for table, holds, words in (
-      (AT_LEAST, operator.ge, "at least"),
-      (ABOVE, operator.gt, "above"),
-      (BELOW, operator.lt, "below"),
+    if isinstance(item, float) and not math.isfinite(item):
+      raise ConfigError(f"{path}={shown(value)} is not a finite number")
+    largest = LARGEST_FLOAT if isinstance(item, float) else LARGEST_INT
+    for bound, holds, words in (
+      (AT_LEAST.get(name), operator.ge, "at least"),
+      (ABOVE.get(name), operator.gt, "above"),
+      (BELOW.get(name), operator.lt, "below"),
+      (AT_MOST.get(name, largest), operator.le, "at most"),
+      (-largest, operator.ge, "at least"),
     ):
-      if name in table and not holds(item, table[name]):
-        raise ConfigError(f"{path}={value!r} must be {words} {table[name]}")
+      if bound is not None and not holds(item, bound):
+        raise ConfigError(f"{path}={shown(value)} must be {words} {bound}")
+
+
+def _check_probes(settings: Eval) -> None:
+  # A probe tells classes apart, and one image is of one class.
+  for name, value in (
+    ("labels", settings.labels),
+    ("max_train", (settings.max_train,)),
+  ):
+    if 1 in value:
+      raise ConfigError(
+        f"eval.{name}={getattr(settings, name)} lets a probe see one image and "
+        "so one class: give it at least 2, or 0 for all there are"
+      )
 
 
 def _check(kind: Any, value: Any, path: str) -> Any:
@@ -387,12 +550,14 @@ def _check(kind: Any, value: Any, path: str) -> Any:
       wanted = 1 + len(rest)
       items = items * wanted if len(items) == 1 else items
       if len(items) != wanted:
-        raise ConfigError(f"{path}={value!r} must have {wanted} items")
+        raise ConfigError(f"{path}={shown(value)} must have {wanted} items")
     return tuple(_check(item, each, path) for each in items)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
+    # A whole number may be too large for a float, but not for a message.
+    value = float(value) if abs(value) < 2**1023 else math.inf
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise ConfigError(
-      f"{path}={value!r} is a {type(value).__name__}, not a {kind.__name__}"
+      f"{path}={shown(value)} is a {type(value).__name__}, not a "
+      f"{kind.__name__}"
     )
   return value

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
+from mae_jax import command_line, console, errors, interrupts
 from mae_jax import config as config_lib
 
+command_line.register_parsers()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
 )
@@ -18,13 +22,16 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, logs and pictures go."
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
-flags.mark_flags_as_required(["config", "workdir"])
 
 
-def _pretrain(config: config_lib.Config, workdir: str) -> None:
+def _pretrain(
+  config: config_lib.Config,
+  workdir: str,
+  stop: interrupts.Interrupts,
+) -> None:
   from mae_jax.train import pretrain
 
-  pretrain.run(config, workdir)
+  pretrain.run(config, workdir, stop)
 
 
 # Imported when chosen: a task imports TensorFlow, which takes seconds, and a
@@ -41,39 +48,65 @@ def _split_cpu(devices: int) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Reads the command line and the config file, which may be any program."""
+  # Of what goes wrong here, what is raised says enough.
+  logging.set_verbosity(logging.FATAL)
   try:
+    command_line.check_arguments(argv)
     rest = flags.FLAGS(argv)
-    _CONFIG.value.to_dict()  # raises what went wrong with the file
+    command_line.check_recipe(_CONFIG.value, argv)
     return rest
   except Exception as error:
     if any(each.startswith("--debug") for each in argv):
       raise
-    text = str(error).replace("\\n", " ").replace("\\'", "'")
-    if "Traceback" in text:  # of the config file, of which the end counts
-      text = text.strip().splitlines()[-1]
-    sys.exit(f"error: {' '.join(text.split())}")
+    sys.exit(f"error: {command_line.explain(error, argv)}")
+
+
+def _make_workdir(name: str | None) -> None:
+  if not name:
+    raise config_lib.ConfigError("--workdir is missing: name a directory")
+  try:
+    epath.Path(name).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise config_lib.ConfigError(
+      f"--workdir={name} cannot be made ({error.strerror}): name a directory "
+      "that may be written"
+    ) from error
+
+
+def _unraisable(error: Any) -> None:
+  # Of writers that a failed checkpoint leaves behind; it is told elsewhere.
+  if "Event loop is closed" not in str(error.exc_value):
+    sys.__unraisablehook__(error)
 
 
 def main(argv: list[str]) -> None:
   """Runs the task that the config names."""
-  # JAX tells of each kind of device that it did not find.
-  logging.set_verbosity(logging.WARNING)
+  # JAX tells of each kind of device that it did not find, Orbax shows whole
+  # traces of what is told in a line below.
+  logging.set_verbosity(logging.FATAL)
+  if not _DEBUG.value:
+    sys.unraisablehook = _unraisable
   try:
     if len(argv) > 1:
       raise config_lib.ConfigError(
         f"{argv[1]!r} is not a flag: write --name=value"
       )
-    if not _WORKDIR.value:
-      raise config_lib.ConfigError("--workdir is empty: name a directory")
     config = config_lib.from_config_dict(_CONFIG.value)
     task = config_lib.lookup(TASKS, config.task, "task")
+    _make_workdir(_WORKDIR.value)
     if config.mesh.cpu_devices:
       _split_cpu(config.mesh.cpu_devices)
-    task(config, _WORKDIR.value)
-  except (config_lib.ConfigError, config_lib.TrainingError) as error:
-    if _DEBUG.value:
+    stop = interrupts.Interrupts(config.train.stop_seconds)
+    stop.install()
+    task(config, _WORKDIR.value, stop)
+  except interrupts.Stopped as stopped:
+    console.say(str(stopped))
+    sys.exit(interrupts.EXIT_CODE)
+  except Exception as error:
+    line = errors.explain(error)
+    if _DEBUG.value or line is None:
       raise
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {line}")
 
 
 if __name__ == "__main__":

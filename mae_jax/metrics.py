@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,15 +17,22 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 from etils import epath
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2
 
 from mae_jax import config as config_lib
-from mae_jax import hardware
+from mae_jax import console, hardware, logfile
 
 # Fields that depend on the clock: exempt from "resumed equals uninterrupted".
-TIMING = ("images_per_second", "images_per_second_per_device", "mfu", "seconds")
+TIMING = (
+  "eval_seconds",
+  "images_per_second",
+  "images_per_second_per_device",
+  "mfu",
+  "seconds",
+)
 
 
 class Writer:
@@ -31,6 +40,7 @@ class Writer:
 
   Attributes:
     path: of `metrics.jsonl`, one JSON object a line: the step, then scalars.
+    evaluated: whether the log says how an evaluation at the first step went.
   """
 
   def __init__(
@@ -43,6 +53,8 @@ class Writer:
   ):
     """Opens the logs and cuts off what is later than `start_step`.
 
+    Lines cut off `metrics.jsonl` are added to `metrics.cut.jsonl`.
+
     Args:
       workdir: directory of the run.
       start_step: steps already taken, 0 for a new run.
@@ -51,20 +63,35 @@ class Writer:
 
     Raises:
       ConfigError: if the log of an earlier run cannot be read.
+      OSError: if the logs cannot be written.
     """
     self._enabled = enabled
-    self.path = epath.Path(workdir) / "metrics.jsonl"
+    workdir = epath.Path(workdir)
+    self.path = workdir / "metrics.jsonl"
+    self.evaluated = False
     if not enabled:
       return
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    self._cut_after(start_step)
-    self._board = tensorboardX.SummaryWriter(
-      str(self.path.parent / "tensorboard"), purge_step=start_step + 1
+    board = workdir / "tensorboard"
+    board.mkdir(parents=True, exist_ok=True)
+    kept = _cut_lines(self.path, start_step)
+    self.evaluated = any(
+      line["step"] == start_step and "eval_seconds" in line for line in kept
     )
+    # In a bucket an empty directory is none.
+    for path in sorted(board.iterdir()) if board.is_dir() else ():
+      if ".tfevents." in path.name:
+        _cut_events(path, start_step)
+    # As TensorBoard expects; nanoseconds, as two starts may share a second.
+    name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+    self._board = logfile.LogFile(board / name)
+    self._lines = logfile.LogFile(self.path)
+    self._board.append(_event(file_version="brain.Event:2"))
+    self._failing = False
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=start_step,
       unit="step",
+      file=console.STDERR,
       dynamic_ncols=True,
       smoothing=0.05,
       # A log file need not hold every movement of the bar.
@@ -85,12 +112,16 @@ class Writer:
     if not self._enabled:
       return
     values = {key: float(value) for key, value in values.items()}
-    for key, value in values.items():
-      self._board.add_scalar(key, value, step)
-    with self.path.open("a") as log:
-      # JSON has no NaN.
-      known = {k: v if math.isfinite(v) else None for k, v in values.items()}
-      log.write(json.dumps({"step": step} | known) + "\n")
+    # JSON has no NaN.
+    known = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    self._lines.append((json.dumps({"step": step} | known) + "\n").encode())
+    self._board.append(
+      b"".join(
+        _event(step=step, summary=summary.scalar(key, value))
+        for key, value in values.items()
+      )
+    )
+    self._look()
     if "loss" in values:
       self._bar.set_postfix(
         loss=f"{values['loss']:.4f}",
@@ -101,36 +132,120 @@ class Writer:
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
     """Logs a picture: [H, W, 3] uint8."""
     if self._enabled:
-      self._board.add_image(name, pixels, step, dataformats="HWC")
+      picture = summary.image(name, pixels, dataformats="HWC")
+      self._board.append(_event(step=step, summary=picture))
+      self._look()
 
-  def say(self, text: str) -> None:
-    """Prints a line without breaking the progress bar."""
+  def flush(self) -> None:
+    """Makes what was logged safe.
+
+    Raises:
+      OSError: if that is not possible now; nothing is lost.
+    """
     if self._enabled:
-      self._bar.write(text)
+      self._lines.flush()
+      self._board.flush()
+
+  def abandon(self) -> None:
+    """Writes nothing any more: the logs are another run's."""
+    if self._enabled:
+      self._lines.drop()
+      self._board.drop()
 
   def close(self) -> None:
-    """Writes out everything and ends the bar."""
+    """Writes out what can be written and ends the bar."""
     if self._enabled:
       self._bar.close()
-      self._board.close()
+      with contextlib.suppress(OSError):  # told before
+        self.flush()
 
-  def _cut_after(self, step: int) -> None:
-    """Drops the lines later than `step`: the run is about to repeat them."""
-    if not self.path.exists():
-      return
-    kept = []
-    # What follows the last line end was cut off in the middle of writing.
-    lines = self.path.read_text().split("\n")[:-1]
-    for number, line in enumerate(lines, 1):
-      try:
-        if json.loads(line)["step"] <= step:
-          kept.append(line + "\n")
-      except (ValueError, KeyError, TypeError):
-        raise config_lib.ConfigError(
-          f"{self.path} line {number} is not a record of this project: move "
-          "the file away or choose another --workdir"
-        ) from None
-    self.path.write_text("".join(kept))
+  def _look(self) -> None:
+    """Tells when the logs begin to fail, and when they work again."""
+    error = self._lines.error or self._board.error
+    if error is not None and not self._failing:
+      console.warn(f"logs wait in memory, as writing failed: {error}")
+    elif error is None and self._failing:
+      console.warn("the logs are written again; no line is missing")
+    self._failing = error is not None
+
+
+def _event(**fields: Any) -> bytes:
+  """One record of an event file: length, checksum, event, checksum."""
+  event = event_pb2.Event(wall_time=time.time(), **fields)
+  data = event.SerializeToString()
+  length = struct.pack("<Q", len(data))
+  return length + _checksum(length) + data + _checksum(data)
+
+
+def _checksum(data: bytes) -> bytes:
+  return struct.pack("<I", record_writer.masked_crc32c(data))
+
+
+def _cut_lines(path: epath.Path, step: int) -> list[dict[str, Any]]:
+  """Moves away the lines later than `step`: the run is about to repeat them.
+
+  Returns:
+    What stays.
+  """
+  if not path.exists():
+    return []
+  kept, cut, records = [], [], []
+  # What follows the last line end was cut off in the middle of writing.
+  *lines, rest = path.read_bytes().split(b"\n")
+  if _is_json(rest):  # an editor left out the line end
+    lines, rest = [*lines, rest], b"\n"
+  for number, line in enumerate(lines, 1):
+    try:
+      record = json.loads(line)
+      if record["step"] <= step:
+        kept.append(line + b"\n")
+        records.append(record)
+      else:
+        cut.append(line + b"\n")
+    except (ValueError, KeyError, TypeError):
+      raise config_lib.ConfigError(
+        f"{path} line {number} is not a record of this project: move "
+        "the file away or choose another --workdir"
+      ) from None
+  if cut:
+    away = logfile.LogFile(path.with_name("metrics.cut.jsonl"))
+    away.append(b"".join(cut))
+    away.flush()
+  if cut or rest:
+    logfile.replace(path, b"".join(kept))
+  return records
+
+
+def _is_json(text: bytes) -> bool:
+  try:
+    json.loads(text)
+    return True
+  except ValueError:
+    return False
+
+
+def _cut_events(path: epath.Path, step: int) -> None:
+  """Ends a TensorBoard file before its first event later than `step`."""
+  data = path.read_bytes()
+  end = 0
+  for stop, event in _events(data):
+    if event.step > step:
+      break
+    end = stop
+  if end < len(data):
+    logfile.replace(path, data[:end])
+
+
+def _events(data: bytes) -> Iterator[tuple[int, event_pb2.Event]]:
+  """Where each whole record of an event file ends, and what it holds."""
+  start = 0
+  while start + 12 <= len(data):
+    (length,) = struct.unpack_from("<Q", data, start)
+    body = data[start + 12 : start + 12 + length]
+    start += 12 + length + 4
+    if data[start - 4 : start] != _checksum(body):
+      return  # cut off in the middle of writing
+    yield start, event_pb2.Event.FromString(body)
 
 
 class Meter:

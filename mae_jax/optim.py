@@ -39,6 +39,11 @@ def learning_rate(
     raise config_lib.ConfigError(
       f"training lasts {total_steps} steps: lengthen train.length"
     )
+  if total_steps >= 2**31:
+    raise config_lib.ConfigError(
+      f"training lasts {total_steps} steps, more than the {2**31 - 1} that are "
+      "counted: shorten train.length"
+    )
   if not 0 <= warmup_steps < total_steps:
     raise config_lib.ConfigError(
       f"optim.warmup={config.warmup!r} is {warmup_steps} steps and the whole "

@@ -20,3 +20,5 @@ torch.set_num_threads(1)
 _CACHE = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Neither are lists of files kept where a user's own lie.
+os.environ["XDG_CACHE_HOME"] = _CACHE.name

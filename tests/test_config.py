@@ -6,6 +6,7 @@ optimiser, without any data.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -18,9 +19,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from mae_jax import command_line, optim
 from mae_jax import config as c
-from mae_jax import optim
-from mae_jax.models import build
+from mae_jax.models import build, variants
 from tests import tiny
 
 RECIPES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -34,6 +35,9 @@ def unset() -> c.Config:
   return dataclasses.replace(
     config, optim=dataclasses.replace(config.optim, lr=None)
   )
+
+
+command_line.register_parsers()
 
 
 @pytest.fixture
@@ -116,7 +120,7 @@ def test_nothing_changes_without_arguments(parse):
     ("data.image_size=32", (32, 32)),  # one number makes a square
     ("data.image_size=(32,16)", (32, 16)),
     ("data.mean=(0.1,)", (0.1,)),
-    ("data.crop_scale=(0,1)", (0.0, 1.0)),
+    ("data.crop_scale=(0.5,1)", (0.5, 1.0)),
     ("data.flip=true", True),
     ("data.path=gs://bucket/images", "gs://bucket/images"),
     # None in the recipe, with a type of its own all the same:
@@ -129,6 +133,8 @@ def test_nothing_changes_without_arguments(parse):
     ("eval.labels=50", (50,)),
     ("eval.labels=(10,50,0)", (10, 50, 0)),
     ("train.length=3 epochs", "3 epochs"),
+    ("data.image_size=32,16", (32, 16)),
+    ("data.image_size=[32,16]", (32, 16)),
   ],
 )
 def test_override(parse, arg: str, wanted):
@@ -136,6 +142,56 @@ def test_override(parse, arg: str, wanted):
   value = getattr(getattr(parse(arg), section), field)
   assert value == wanted
   assert type(value) is type(wanted)
+
+
+def test_of_a_tuple_given_twice_the_last_one_counts(parse):
+  config = parse("data.image_size=8", "data.image_size=16")
+  assert config.data.image_size == (16, 16)
+
+
+@pytest.mark.parametrize(
+  ("key", "text"),
+  [
+    ("data.batchsize", "config.data.batchsize .* did you mean 'batch_size'"),
+    ("batch_size", "config.batch_size .* mean 'config.data.batch_size'"),
+    ("dta.batch_size", "config.dta is not known: did you mean 'data'"),
+    ("data", "config.data is a section: .* instance config.data.source"),
+    ("data.mean.x", "data.mean.x is not known: set the whole config.data.mean"),
+    ("", "config. is not known"),
+  ],
+)
+def test_the_name_of_no_setting(key: str, text: str):
+  with pytest.raises(c.ConfigError, match=text):
+    c.check_key(key)
+  c.check_key("data.batch_size")
+
+
+def test_no_setting_is_dead():
+  """Each is read somewhere, as an attribute of its name."""
+  package = pathlib.Path(c.__file__).parent
+  read = {
+    node.attr
+    for path in package.rglob("*.py")
+    if path.name != "config.py"
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+  }
+  # `build` copies those of these that are set over the variant's.
+  read |= {field.name for field in dataclasses.fields(variants.Dims)}
+  # `prepared` makes the name from the split's; `config_dict` makes lr of blr.
+  read |= {"train_split", "blr"}
+  settings = c.to_dict(tiny.config())
+  names = {
+    name: value if isinstance(value, dict) else {name}
+    for name, value in settings.items()
+  }
+  dead = {
+    f"{section}.{field}"
+    for section, fields in names.items()
+    for field in fields
+    if field not in read
+  }
+  assert dead == set()
 
 
 def test_lr_follows_blr_and_the_batch(parse):
@@ -204,6 +260,14 @@ def plain() -> dict:
       r"config.data.image_size=\(8, 8, 8\) must have 2 items",
     ),
     (("data", "mean"), ("x",), "config.data.mean='x' is a str, not a float"),
+    (
+      ("data", "width"),
+      8,
+      "config.data.width is not known: did you mean 'config.model.width'",
+    ),
+    (("data", 3), 1, "config.data.3 is not known: known are batch_size"),
+    (("data", "a\nb"), 1, r"config.data.'a\\nb' is not known: known are"),
+    (("model", "width"), "x" * 1000, "='xx[x]{100,190}... is a str"),
   ],
 )
 def test_wrong_values_are_refused(path, value, text: str):
@@ -320,7 +384,21 @@ def test_recipe(path: pathlib.Path):
     ("data", "image_size", (0, 8), "must be at least 1"),
     ("data", "lanes", 0, "must be at least 1"),
     ("data", "prefetch", -1, "must be at least 0"),
-    ("data", "std", (0.5, 0.0), r"data.std=\(0.5, 0.0\) must be above 0"),
+    ("data", "std", (0.5, 0.0), r"std=\(0.5, 0.0\) must be at least 1e-06"),
+    ("data", "batch_size", 2**63, "must be at most 1048576"),
+    ("data", "eval_crop", 1e-30, "must be at least 0.1"),
+    ("data", "eval_crop", 1.1, "must be at most 1"),
+    ("data", "lanes", 2**31, "must be at most 2147483647"),
+    ("eval", "every", "1 weeks", "eval.every='1 weeks' is not a duration"),
+    ("eval", "labels", (1, 0), r"labels=\(1, 0\) lets a probe see one image"),
+    ("eval", "max_train", 1, "eval.max_train=1 lets a probe see one image"),
+    ("mesh", "cpu_devices", 10**5, "must be at most 1024"),
+    ("model", "width", 10**9, "must be at most 65536"),
+    ("objective", "mask_ratio", -1e300, "must be at least 0"),
+    ("optim", "blr", 10**400, "is not a finite number"),
+    ("optim", "blr", 1e300, "must be at most 3e"),
+    ("train", "length", "1e300 epochs", "length='1e300 epochs' is not a dur"),
+    ("train", "seed", 2**32, "must be at most 2147483647"),
     ("data", "mean", (float("nan"),), "is not a finite number"),
     ("eval", "draws", 0, "must be at least 1"),
     ("eval", "images", -1, "must be at least 0"),
@@ -355,7 +433,7 @@ def test_every_bound_is_of_a_setting():
     if isinstance(fields, dict)
     for field in fields
   }
-  bounds = {*c.AT_LEAST, *c.ABOVE, *c.BELOW}
+  bounds = {*c.AT_LEAST, *c.ABOVE, *c.BELOW, *c.AT_MOST, *c.DURATIONS}
   assert bounds <= known
 
 

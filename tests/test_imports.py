@@ -14,7 +14,19 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mae_jax"
 
 # A module or package of mae_jax may import those of its own or a lower tier.
 TIERS = {
-  **dict.fromkeys(("config", "rng", "images", "hardware"), 0),
+  **dict.fromkeys(
+    (
+      "config",
+      "rng",
+      "images",
+      "hardware",
+      "console",
+      "interrupts",
+      "errors",
+      "command_line",
+    ),
+    0,
+  ),
   **dict.fromkeys(
     (
       "models",
@@ -22,7 +34,9 @@ TIERS = {
       "optim",
       "sharding",
       "checkpoints",
+      "logfile",
       "metrics",
+      "workdirs",
       "data",
     ),
     1,
@@ -32,7 +46,7 @@ TIERS = {
   "main": 4,
 }
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
-SHARED_BY_TASKS = ("loop", "step")
+SHARED_BY_TASKS = ("loop", "step", "watch")
 
 
 def imports(module: str, source: str) -> set[str]:

@@ -51,12 +51,16 @@ def test_the_digits_recipe_shortened(tmp_path):
 @pytest.mark.parametrize(
   ("args", "complaint"),
   [
-    (["--config.data.batch_sizee=3"], 'Did you mean "batch_size"'),
-    (["--config.data.batch_size=many"], "invalid literal for int"),
+    (["--config.data.batch_sizee=3"], "did you mean 'batch_size'?"),
+    (["--config.data.batch_size=many"], "batch_size=many: write a whole"),
     (["--config.task=pretrian"], "task='pretrian' is not known"),
-    (["--config=configs/digit.py"], "No such file or directory"),
+    (["--config=configs/digit.py"], "digit.py is not a file: name a"),
     (["--config=configs/vit_l.py:epoch=9"], "'epoch=9' is not known"),
     (["extra"], "'extra' is not a flag"),
+    (["--workdir=setup.py"], "--workdir=setup.py cannot be made (File exists)"),
+    (["--workdir="], "--workdir is missing: name a directory"),
+    (["--config.data.image_size=9"], "data.image_size=9 is not a multiple of"),
+    (["--config.data.crop_scale=0.5,0.1"], "the smaller one first"),
     (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
   ],
 )
@@ -77,3 +81,24 @@ def test_debug_shows_where(tmp_path):
   )
   assert done.returncode == 1
   assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("code", "complaint"),
+  [
+    ("raise RuntimeError('boom')", "RuntimeError: boom"),
+    ("get_config = lambda: {}", "returned a dict: return mae_jax.config"),
+    ("def get_config(): pass", "returned a NoneType: return"),
+    ("", "has no attribute 'get_config'"),
+    ("def get_config(:", "SyntaxError: invalid syntax"),
+  ],
+)
+def test_a_broken_recipe_is_one_line(tmp_path, code, complaint):
+  recipe = tmp_path / "recipe.py"
+  recipe.write_text(code)
+  done = command(f"--config={recipe}", f"--workdir={tmp_path}/run")
+  assert done.returncode == 1
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1
+  assert str(recipe) in lines[0]
+  assert complaint in lines[0]

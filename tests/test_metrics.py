@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import pathlib
-import struct
+import shutil
 
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
+from bench import kills
 from mae_jax import config as config_lib
-from mae_jax import metrics
+from mae_jax import console, metrics
+from tests.disks import full_disk
 
 
 def writer(workdir: pathlib.Path, start: int = 0, **kwargs) -> metrics.Writer:
@@ -24,22 +25,10 @@ def lines(workdir: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in text.splitlines()]
 
 
-def events(workdir: pathlib.Path) -> list[event_pb2.Event]:
-  """Records of the event files: length, checksum, bytes, checksum."""
-  found = []
-  for path in sorted((workdir / "tensorboard").iterdir()):
-    data = path.read_bytes()
-    while data:
-      (length,) = struct.unpack("<Q", data[:8])
-      found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
-      data = data[16 + length :]
-  return found
-
-
 def scalars(workdir: pathlib.Path) -> list[tuple[int, str, float]]:
   return [
     (event.step, value.tag, value.simple_value)
-    for event in events(workdir)
+    for event in kills.events(workdir)
     for value in event.summary.value
     if value.WhichOneof("value") == "simple_value"
   ]
@@ -72,21 +61,21 @@ def test_pictures(tmp_path):
   log.close()
   images = [
     (event.step, value.tag, value.image.height, value.image.width)
-    for event in events(tmp_path)
+    for event in kills.events(tmp_path)
     for value in event.summary.value
   ]
   assert images == [(3, "reconstructions", 5, 7)]
 
 
-def test_what_is_said_and_how_far_it_is(tmp_path, capsys):
+def test_how_far_it_is(tmp_path, capsys):
   log = writer(tmp_path, start=4)
-  log.say("a line of its own")
+  console.warn("a line of its own")
   for _ in range(3):
     log.advance()
   log.close()
-  captured = capsys.readouterr()
-  assert "a line of its own" in captured.out.splitlines()
-  assert "7/10" in captured.err
+  lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+  assert "warning: a line of its own" in lines
+  assert any("7/10" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +96,73 @@ def test_a_restart_repeats_no_step(tmp_path, restored: int, kept: list[int]):
     *({"step": step, "loss": step / 8} for step in kept),
     {"step": restored + 1, "loss": 9.0},
   ]
-  # TensorBoard is told to forget what comes from this step on.
-  starts = [
-    event.step
-    for event in events(tmp_path)
-    if event.WhichOneof("what") == "session_log"
-  ]
-  assert starts[-1] == restored + 1
+  board = [(step, "loss", step / 8) for step in kept]
+  assert scalars(tmp_path) == [*board, (restored + 1, "loss", 9.0)]
+  # What was cut off is not lost.
+  cut = tmp_path / "metrics.cut.jsonl"
+  text = cut.read_text() if cut.exists() else ""
+  away = [json.loads(line)["step"] for line in text.splitlines()]
+  assert kept + away == [2, 4, 6, 8]
+
+
+def test_events_that_were_half_written_are_cut_off(tmp_path):
+  log = writer(tmp_path)
+  for step in (2, 4):
+    log.scalars(step, {"loss": 1.0})
+  log.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  whole = path.read_bytes()
+  for end in range(len(whole) - 1, len(whole) - 30, -4):
+    path.write_bytes(whole[:end])
+    writer(tmp_path, start=4).close()
+    assert [step for step, *_ in scalars(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize(
+  ("step", "values", "evaluated"),
+  [
+    (3, {"loss": 1.0}, False),
+    (3, {"eval_seconds": 1.0}, True),
+    (2, {"eval_seconds": 1.0}, False),
+  ],
+)
+def test_whether_the_restored_step_was_evaluated(
+  tmp_path, step, values, evaluated
+):
+  log = writer(tmp_path)
+  log.scalars(step, values)
+  log.close()
+  again = writer(tmp_path, start=3)
+  again.close()
+  assert again.evaluated is evaluated
+
+
+def test_lines_wait_while_the_disk_is_full(tmp_path, capsys):
+  """Writes stop in the middle, and no line is lost, doubled or torn."""
+  log = writer(tmp_path)
+  log.scalars(1, {"loss": 1.0})
+  with full_disk():
+    for step in (2, 3):
+      log.scalars(step, {"loss": 1.0})
+    with pytest.raises(OSError, match="File too large"):
+      log.flush()
+  assert "logs wait in memory" in capsys.readouterr().err
+  log.scalars(4, {"loss": 1.0})
+  assert "no line is missing" in capsys.readouterr().err
+  log.close()
+  assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+  assert [step for step, *_ in scalars(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_log_that_vanished_is_not_written_anew(tmp_path):
+  log = writer(tmp_path / "run")
+  log.scalars(1, {"loss": 1.0})
+  shutil.rmtree(tmp_path / "run")
+  log.scalars(2, {"loss": 1.0})
+  with pytest.raises(FileNotFoundError):
+    log.flush()
+  assert not (tmp_path / "run").exists()
+  log.close()
 
 
 def test_a_file_of_another_kind_is_refused_and_kept(tmp_path):
@@ -130,7 +179,6 @@ def test_other_processes_write_nothing(tmp_path, capsys):
   log.advance()
   log.scalars(1, {"loss": 1.0})
   log.image(1, "x", np.zeros((2, 2, 3), np.uint8))
-  log.say("nothing")
   log.close()
   assert list(tmp_path.iterdir()) == []
   captured = capsys.readouterr()

@@ -77,7 +77,7 @@ def test_kernels_are_split_and_the_rest_is_replicated(vit_l, fsdp: int):
       assert each.spec == params[parameter], name
       moments["/nu/" in name] += 1
   assert moments == [len(params)] * 2
-  for name in ("step", "skipped", "skipped_in_a_row"):
+  for name in ("step", "health/skipped", "health/loss_mean"):
     assert shardings[name].spec == PartitionSpec()
 
 

@@ -28,6 +28,7 @@ class _Table:
   """The pieces of all lanes, one after the other, as tensors."""
 
   path: tf.Tensor  # [pieces]
+  first_id: tf.Tensor
   skip: tf.Tensor
   take: tf.Tensor
   stride: tf.Tensor
@@ -41,11 +42,14 @@ class _Table:
     pieces = [piece for part in parts for piece in part]
     counts = np.array([len(part) for part in parts], np.int64)
 
+    first_id = source.first_ids(pieces)
+
     def column(name: str) -> tf.Tensor:
       return tf.constant([getattr(each, name) for each in pieces], tf.int64)
 
     return cls(
       path=tf.constant([piece.path for piece in pieces]),
+      first_id=tf.constant(first_id, tf.int64),
       skip=column("skip"),
       take=column("take"),
       stride=column("stride"),
@@ -57,11 +61,17 @@ class _Table:
     )
 
   def read(self, piece: tf.Tensor) -> tf.data.Dataset:
-    """The serialised examples of one piece, in order."""
+    """The ids and serialised examples of one piece, in order."""
     records = tf.data.TFRecordDataset(self.path[piece], buffer_size=1 << 20)
     records = records.skip(self.skip[piece])
     records = records.shard(self.stride[piece], 0)
-    return records.take(self.take[piece])
+    records = records.take(self.take[piece])
+    # A file that was cut between two records would only seem to end early.
+    whole = tf.data.experimental.assert_cardinality(self.take[piece])
+    ids = tf.data.Dataset.range(
+      self.first_id[piece], INT64_MAX, self.stride[piece]
+    )
+    return tf.data.Dataset.zip(ids, records.apply(whole))
 
 
 def num_lanes(wanted: int, batch_size: int, num_examples: int) -> int:
@@ -78,7 +88,7 @@ def train_stream(
   rows: np.ndarray,
   start_step: int,
 ) -> tf.data.Dataset:
-  """Endless serialised examples of the given rows of each batch, in order.
+  """Endless (id, serialised example) of the rows of each batch, in order.
 
   Each epoch of a lane reads its files in a random order through a shuffle
   buffer, and holds each of its records once.
@@ -151,20 +161,22 @@ def eval_stream(
 
   Returns:
     The number of batches, the same for any rows, and the rows' elements of each
-    in order: a serialised example and True, or b"" and False for padding.
+    in order: id, serialised example and True, or 0, b"" and False for padding.
   """
   lanes = num_lanes(lanes, batch_size, batch_size)
   share = batch_size // lanes
   mine = np.unique(rows // share)
   table = _Table.of(source, lanes)
   batches = -(-int(np.max(table.records)) // share)
-  padding = tf.data.Dataset.from_tensors((b"", False)).repeat()
+  padding = tf.data.Dataset.from_tensors(
+    (tf.constant(0, tf.int64), b"", False)
+  ).repeat()
 
   def lane_stream(lane: tf.Tensor) -> tf.data.Dataset:
     pieces = tf.data.Dataset.range(
       table.first[lane], table.first[lane] + table.count[lane]
     )
-    records = pieces.flat_map(table.read).map(lambda record: (record, True))
+    records = pieces.flat_map(table.read).map(lambda *record: (*record, True))
     return records.concatenate(padding).take(batches * share)
 
   stream = _side_by_side(mine, share, lane_stream)
@@ -173,6 +185,33 @@ def eval_stream(
   stream = tf.data.Dataset.zip(wanted, stream)
   stream = stream.filter(lambda keep, _: keep)
   return batches, stream.map(lambda _, element: element)
+
+
+def damaged(source: base.Records) -> str | None:
+  """The first file that does not hold the records it should; reads them all."""
+  wanted = dict.fromkeys(source.files, 0)
+  for piece in source.pieces:
+    last = piece.skip + (piece.take - 1) * piece.stride
+    wanted[piece.path] = max(wanted[piece.path], last + 1)
+
+  def count(path: tf.Tensor) -> tf.Tensor:
+    def records(path: tf.Tensor) -> tf.Tensor:
+      zero = tf.constant(0, tf.int64)
+      records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
+      return records.reduce(zero, lambda number, _: number + 1)
+
+    # As in `decode`: of a file that fails, -1 takes the place.
+    found = tf.data.Dataset.from_tensors(path).map(records)
+    found = found.ignore_errors(log_warning=False)
+    none = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64))
+    return found.concatenate(none).take(1).get_single_element()
+
+  paths = tf.data.Dataset.from_tensor_slices(list(wanted))
+  counts = paths.map(count, num_parallel_calls=tf.data.AUTOTUNE)
+  for path, found in zip(wanted, counts.as_numpy_iterator(), strict=True):
+    if found < wanted[path]:
+      return path
+  return None
 
 
 def _side_by_side(

@@ -7,14 +7,17 @@ resumed stream starts at any step, and nothing about it is saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from mae_jax import config
-from mae_jax.data import lanes, order, preprocess
+from mae_jax.data import lanes, order, preprocess, stream
 from mae_jax.data.sources import Indexed, Records, Source
+from mae_jax.data.unreadable import Unreadable
 
 Batch = dict[str, np.ndarray]
 _Tensors = dict[str, tf.Tensor]
@@ -27,6 +30,7 @@ def train_batches(
   seed: int,
   rows: np.ndarray,
   start_step: int = 0,
+  unreadable: Unreadable | None = None,
 ) -> Iterator[Batch]:
   """Endless augmented batches.
 
@@ -41,10 +45,13 @@ def train_batches(
     rows: increasing numbers in 0..B-1, the rows this process needs. Of record
       files they must be whole lanes.
     start_step: the first step; the stream goes on as if it had begun at 0.
+    unreadable: is told of images that cannot be read.
 
   Returns:
     Iterator over {"image": uint8 [len(rows), H, W, C], "label": int32
-    [len(rows)], -1 for none}.
+    [len(rows)], -1 for none, "readable": bool [len(rows)]}. What cannot be read
+    keeps its place and label, as an image of `data.mean` everywhere. It raises
+    TrainingError if a file of records is damaged.
 
   Raises:
     ConfigError: if the settings contradict the source or the rows cut a lane.
@@ -77,25 +84,29 @@ def train_batches(
       record = source.load(plans["index"])
       return _augment_arrays(record, plans, data)
 
-    return _iterate(_map(steps, whole))
+    return _iterate(_map(steps, whole), source, unreadable)
 
   def indexed(plans: _Tensors) -> _Tensors:
     assert isinstance(source, Indexed)
     record = source.load(plans["index"])
     return _augment(record, plans, data)
 
-  def recorded(plans: _Tensors, serialised: tf.Tensor) -> _Tensors:
+  def recorded(
+    plans: _Tensors, record: tuple[tf.Tensor, tf.Tensor]
+  ) -> _Tensors:
     assert isinstance(source, Records)
-    return _augment(source.parse(serialised), plans, data)
+    return _augment(_parse(source, *record), plans, data)
 
   plans = _map(steps, plan).unbatch()
   if isinstance(source, Indexed):
-    return _iterate(_map(plans, indexed).batch(len(rows)))
-  stream = lanes.train_stream(
+    batches = _map(plans, indexed).batch(len(rows))
+    return _iterate(batches, source, unreadable)
+  records = lanes.train_stream(
     source, data, seed=seed, rows=rows, start_step=start_step
   )
-  pairs = tf.data.Dataset.zip(plans, stream)
-  return _iterate(_map(pairs, recorded).batch(len(rows)))
+  pairs = tf.data.Dataset.zip(plans, records)
+  batches = _map(pairs, recorded).batch(len(rows))
+  return _iterate(batches, source, unreadable)
 
 
 def eval_batches(
@@ -105,6 +116,7 @@ def eval_batches(
   batch_size: int,
   rows: np.ndarray,
   limit: int = 0,
+  unreadable: Unreadable | None = None,
 ) -> Iterator[Batch]:
   """One pass in a fixed order, without augmentation; nothing is dropped.
 
@@ -115,12 +127,15 @@ def eval_batches(
     rows: increasing numbers in 0..B-1, the rows this process needs.
     limit: at most so many examples, the same ones each time and from all over
       the source; 0 for all.
+    unreadable: is told of images that cannot be read.
 
   Returns:
     Iterator over {"image": uint8 [len(rows), H, W, C], "label": int32
-    [len(rows)], "mask": float32 [len(rows)], 1 = an example, 0 = padding, whose
-    image and label are 0}. Every process gets the same number of batches. The
-    order depends on B, and not on the rows.
+    [len(rows)], "mask": float32 [len(rows)], 1 = an example, 0 = padding or
+    what cannot be read, whose image and label are 0, "readable": bool
+    [len(rows)], False for the latter}. Every process gets the same number of
+    batches. The order depends on B, and not on the rows. It raises
+    TrainingError if a file of records is damaged.
 
   Raises:
     ConfigError: if the settings contradict the source.
@@ -132,14 +147,17 @@ def eval_batches(
 
   if isinstance(source, Records):
     records = source
-    num, stream = lanes.eval_stream(
+    num, elements = lanes.eval_stream(
       source, lanes=data.lanes, batch_size=batch_size, rows=rows
     )
 
-    def recorded(serialised: tf.Tensor, real: tf.Tensor) -> _Tensors:
-      return _or_zeros(real, lambda: records.parse(serialised), data)
+    def recorded(
+      id_: tf.Tensor, serialised: tf.Tensor, real: tf.Tensor
+    ) -> _Tensors:
+      return _or_zeros(real, lambda: _parse(records, id_, serialised), data)
 
-    return _iterate(_map(stream, recorded).batch(len(rows)).take(num))
+    batches = _map(elements, recorded).batch(len(rows)).take(num)
+    return _iterate(batches, source, unreadable)
 
   load = source.load
   steps = tf.data.Dataset.range(-(-total // batch_size))
@@ -156,14 +174,45 @@ def eval_batches(
         "image": tf.where(real[:, None, None, None], image, 0),
         "label": tf.cast(tf.where(real, record["label"], 0), tf.int32),
         "mask": tf.cast(real, tf.float32),
+        "readable": tf.ones_like(real),
       }
 
-    return _iterate(_map(positions, whole))
+    return _iterate(_map(positions, whole), source, unreadable)
 
   def indexed(position: tf.Tensor) -> _Tensors:
     return _or_zeros(position < total, lambda: load(position), data)
 
-  return _iterate(_map(positions.unbatch(), indexed).batch(len(rows)))
+  batches = _map(positions.unbatch(), indexed).batch(len(rows))
+  return _iterate(batches, source, unreadable)
+
+
+def check_readable(source: Source, data: config.Data) -> None:
+  """Reads a few images from all over the source.
+
+  Raises:
+    ConfigError: if none of them can be read.
+  """
+  if isinstance(source, Indexed) and source.image_shape:
+    return
+  number = min(8, source.num_examples)
+  found = Unreadable(shown=0)
+  try:
+    batches = eval_batches(
+      source,
+      data,
+      batch_size=number,
+      rows=np.arange(number),
+      limit=number,
+      unreadable=found,
+    )
+    readable = sum(batch["mask"].sum() for batch in batches)
+  except config.TrainingError as error:
+    raise config.ConfigError(str(error)) from error
+  if not readable:
+    raise config.ConfigError(
+      f"of {number} images from all over the {source.num_examples} none can be "
+      f"read: replace or remove them. They are\n{found.listing()}"
+    )
 
 
 def _check(
@@ -181,13 +230,6 @@ def _check(
       f"rows={rows} must be increasing numbers in 0..{batch_size - 1}, at "
       "least one: give each process a part of the batch"
     )
-  _check_range("crop_scale", data.crop_scale, 1.0)
-  _check_range("crop_ratio", data.crop_ratio, np.inf)
-  if not 0 < data.eval_crop <= 1:
-    raise config.ConfigError(
-      f"data.eval_crop={data.eval_crop} must be above 0 and at most 1, which "
-      "keeps the whole image"
-    )
   if isinstance(source, Indexed) and source.image_shape:
     channels = source.image_shape[-1]
     if channels != data.channels:
@@ -199,25 +241,30 @@ def _check(
   return rows
 
 
-def _check_range(name: str, value: tuple[float, float], most: float) -> None:
-  if not 0 < value[0] <= value[1] <= most:
-    upper = f" and the larger at most {most:g}" if np.isfinite(most) else ""
-    raise config.ConfigError(
-      f"data.{name}={value} must be two numbers above 0, the smaller one first"
-      f"{upper}"
-    )
+def _parse(source: Records, id_: tf.Tensor, serialised: tf.Tensor) -> _Tensors:
+  return source.parse(serialised) | {"id": id_}
 
 
 def _augment(record: _Tensors, plan: _Tensors, data: config.Data) -> _Tensors:
-  image = preprocess.random_resized_crop(
-    record["image"],
+  image, reason = preprocess.random_resized_crop(
+    record,
     plan["crop"],
     size=data.image_size,
     scale=data.crop_scale,
     ratio=data.crop_ratio,
     channels=data.channels,
+    upright=data.upright,
   )
-  return _finish(image, record["label"], plan, data)
+  readable = reason == b""
+  mean = np.rint(255 * np.asarray(data.mean)).clip(0, 255).astype(np.uint8)
+  # Not tf.where, which takes milliseconds to broadcast.
+  image = tf.cond(readable, lambda: image, lambda: tf.zeros_like(image) + mean)
+  result = _finish(image, record["label"], plan, data)
+  return result | {
+    "readable": readable,
+    "id": record["id"],
+    "reason": reason,
+  }
 
 
 def _augment_arrays(
@@ -230,7 +277,8 @@ def _augment_arrays(
     scale=data.crop_scale,
     ratio=data.crop_ratio,
   )
-  return _finish(images, record["label"], plans, data)
+  result = _finish(images, record["label"], plans, data)
+  return result | {"readable": tf.ones_like(record["label"], tf.bool)}
 
 
 def _finish(
@@ -246,24 +294,39 @@ def _or_zeros(
 ) -> _Tensors:
   """One example for evaluation, or padding, for which nothing is read."""
 
-  def example() -> tuple[tf.Tensor, tf.Tensor]:
+  def example() -> tuple[tf.Tensor, ...]:
     record = load()
-    image = preprocess.center_crop(
-      record["image"],
+    image, reason = preprocess.center_crop(
+      record,
       size=data.image_size,
       keep=data.eval_crop,
       channels=data.channels,
+      upright=data.upright,
     )
-    return image, tf.cast(record["label"], tf.int32)
+    readable = reason == b""
+    label = tf.where(readable, tf.cast(record["label"], tf.int32), 0)
+    image = tf.cond(readable, lambda: image, lambda: tf.zeros_like(image))
+    return image, label, record["id"], reason
 
   shape = [*data.image_size, data.channels]
-  image, label = tf.cond(
-    real, example, lambda: (tf.zeros(shape, tf.uint8), tf.constant(0))
+  image, label, id_, reason = tf.cond(
+    real,
+    example,
+    lambda: (
+      tf.zeros(shape, tf.uint8),
+      tf.constant(0),
+      tf.constant(0, tf.int64),
+      tf.constant(b""),
+    ),
   )
+  readable = reason == b""
   return {
     "image": tf.ensure_shape(image, shape),
     "label": label,
-    "mask": tf.cast(real, tf.float32),
+    "mask": tf.cast(real & readable, tf.float32),
+    "readable": readable,
+    "id": id_,
+    "reason": reason,
   }
 
 
@@ -278,5 +341,42 @@ def _map(
   )
 
 
-def _iterate(batches: tf.data.Dataset) -> Iterator[Batch]:
-  return batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+def _iterate(
+  batches: tf.data.Dataset, source: Source, unreadable: Unreadable | None
+) -> Iterator[Batch]:
+  return stream.closed_at_exit(_reported(batches, source, unreadable))
+
+
+def _reported(
+  batches: tf.data.Dataset, source: Source, unreadable: Unreadable | None
+) -> Generator[Batch]:
+  unreadable = Unreadable(shown=0) if unreadable is None else unreadable
+  try:
+    for batch in stream.numpy_batches(batches.prefetch(tf.data.AUTOTUNE)):
+      none = np.zeros(0)  # of a source of arrays
+      ids, reasons = batch.pop("id", none), batch.pop("reason", none)
+      for place in np.flatnonzero(reasons):
+        name = source.name(int(ids[place]))
+        unreadable.report(name, reasons[place].decode())
+      yield batch
+  except tf.errors.OpError as error:
+    raise _damage(source, error) from error
+
+
+def _damage(source: Source, error: tf.errors.OpError) -> config.TrainingError:
+  """What to say of an error that is not one image's."""
+  reason = re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", error.message)
+  file = None
+  if isinstance(source, Records):
+    print(f"{reason}: looking for the file", file=sys.stderr, flush=True)
+    file = lanes.damaged(source)
+  if file is None:
+    return config.TrainingError(
+      f"the images cannot be read: {reason}. What was saved is kept: run the "
+      "same command again once they can"
+    )
+  return config.TrainingError(
+    f"the record file {file} is damaged: {reason}. What was saved is kept: "
+    "replace the file by a good copy, or prepare the data set anew, and run "
+    "the same command again"
+  )

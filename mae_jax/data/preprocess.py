@@ -11,16 +11,17 @@ Pixels are uint8 [H, W, C] throughout; normalisation is the model's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from mae_jax.data import resample
+from mae_jax.data import decode, resample
 
 TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) a try, then the place
+
+_LARGE = 1 << 24  # pixels
 
 Size = tuple[int, int]
 Range = tuple[float, float]
@@ -85,35 +86,43 @@ def crop_box(
   return tf.cast(tf.where(any_fits, drawn, central), tf.int32)
 
 
+# A stream is built anew at each evaluation: what is traced once need not be
+# traced again.
+@tf.function(autograph=False)
 def random_resized_crop(
-  encoded: tf.Tensor,
+  record: dict[str, tf.Tensor],
   draws: tf.Tensor,
   *,
   size: Size,
   scale: Range,
   ratio: Range,
   channels: int,
-) -> tf.Tensor:
+  upright: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
   """Crops an image file to `crop_box` and resizes the crop, bicubic.
 
   Of a JPEG only the crop is decoded.
 
   Args:
-    encoded: scalar string, the bytes of a JPEG, PNG, BMP or GIF.
+    record: an image file, see `decode`.
     draws: [CROP_DRAWS] uniform in [0, 1).
     size: height and width of the result.
     scale: see `crop_box`.
     ratio: see `crop_box`.
-    channels: 1 or 3.
+    channels: see `decode`.
+    upright: see `decode`.
 
   Returns:
-    uint8 [height, width, channels].
+    uint8 [height, width, channels], and why the image cannot be read or "".
   """
 
   def box(shape: tf.Tensor) -> tf.Tensor:
     return crop_box(shape[0], shape[1], draws, scale, ratio)
 
-  return _resize(decode(encoded, channels, box), size)
+  image, reason = decode.decode(
+    record, channels=channels, upright=upright, box=box
+  )
+  return _resize(image, size), reason
 
 
 def random_resized_crop_arrays(
@@ -137,27 +146,57 @@ def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
   return tf.where(mirror, tf.reverse(images, axis=[-2]), images)
 
 
+@tf.function(autograph=False)
 def center_crop(
-  encoded: tf.Tensor, *, size: Size, keep: float, channels: int
-) -> tf.Tensor:
+  record: dict[str, tf.Tensor],
+  *,
+  size: Size,
+  keep: float,
+  channels: int,
+  upright: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
   """Resizes an image file to just cover size / keep, and cuts out the middle.
 
   Args:
-    encoded: scalar string, the bytes of a JPEG, PNG, BMP or GIF.
+    record: an image file, see `decode`.
     size: height and width of the result.
     keep: the share of the resized image's side that is kept, in (0, 1].
-    channels: 1 or 3.
+    channels: see `decode`.
+    upright: see `decode`.
 
   Returns:
-    uint8 [height, width, channels]; of an image that has this size already,
-    with keep = 1, its very pixels.
+    uint8 [height, width, channels], of an image that has this size already,
+    with keep = 1, its very pixels; and why it cannot be read, or "".
   """
-  image = decode(encoded, channels)
+  image, reason = decode.decode(record, channels=channels, upright=upright)
   shape = tf.cast(tf.shape(image), tf.int64)
   cover = covering_size(shape[0], shape[1], size, keep)
-  image = _resize(image, tf.cast(tf.stack(cover), tf.int32))
   top, left = _middle(cover[0], size[0]), _middle(cover[1], size[1])
-  return image[top : top + size[0], left : left + size[1]]
+
+  def whole() -> tf.Tensor:
+    resized = _resize(image, tf.cast(tf.stack(cover), tf.int32))
+    return resized[top : top + size[0], left : left + size[1]]
+
+  def window() -> tf.Tensor:
+    # The same but for rounding, for what would be very large when resized.
+    # Around the window first, as float32 counts no further.
+    scale = tf.stack(cover) / shape[:2]  # float64
+    begin = tf.cast(tf.stack([top, left]), tf.float64)
+    margin = 4 * tf.maximum(1 / scale, 1)  # the kernel reaches half as far
+    start = tf.maximum(tf.floor(begin / scale - margin), 0)
+    stop = tf.math.ceil((begin + size) / scale + margin)
+    first, last = tf.cast(start, tf.int64), tf.cast(stop, tf.int64)
+    resized = tf.raw_ops.ScaleAndTranslate(
+      images=image[None, first[0] : last[0], first[1] : last[1]],
+      size=size,
+      scale=tf.cast(scale, tf.float32),
+      translation=tf.cast(start * scale - begin, tf.float32),
+      kernel_type="keyscubic",
+      antialias=True,
+    )[0]
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+
+  return tf.cond(cover[0] * cover[1] > _LARGE, window, whole), reason
 
 
 def center_crop_arrays(
@@ -199,63 +238,6 @@ def covering_size(
     lambda: (tf.constant(wanted_h, tf.int64), by_height[1]),
     lambda: (by_width[0], tf.constant(wanted_w, tf.int64)),
   )
-
-
-def decode(
-  encoded: tf.Tensor,
-  channels: int,
-  box: Callable[[tf.Tensor], tf.Tensor] | None = None,
-) -> tf.Tensor:
-  """Decodes an image file, or one box of it.
-
-  Args:
-    encoded: scalar string, the bytes of a JPEG, PNG, BMP or GIF (of which the
-      first frame is taken).
-    channels: 1 or 3.
-    box: from the image's [height, width, ...] to the integers top, left,
-      height, width; None for the whole image.
-
-  Returns:
-    uint8 [height, width, channels].
-  """
-  # As accurate as Pillow's decoder; TensorFlow's default is a faster one.
-  quality = {"channels": channels, "dct_method": "INTEGER_ACCURATE"}
-
-  def jpeg() -> tf.Tensor:
-    if box is None:
-      return tf.image.decode_jpeg(encoded, **quality)
-    place = box(tf.image.extract_jpeg_shape(encoded))
-    return tf.image.decode_and_crop_jpeg(encoded, place, **quality)
-
-  def other() -> tf.Tensor:
-    # Not with `channels`: BMP and GIF do not convert, PNG weighs grey wrongly.
-    image = tf.io.decode_image(encoded, expand_animations=False)
-    image.set_shape([None, None, None])
-    if box is not None:
-      top, left, height, width = tf.unstack(box(tf.shape(image)), num=4)
-      image = image[top : top + height, left : left + width]
-    return to_channels(image, channels)
-
-  image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
-  return tf.ensure_shape(image, [None, None, channels])
-
-
-def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
-  """Grey or colour from uint8 [h, w, 1..4]; a last even channel is alpha.
-
-  Grey is Pillow's: (19595 R + 38470 G + 7471 B) / 2^16, rounded.
-  """
-  last = tf.shape(image)[-1] - 1
-  if channels == 3:
-    colour = tf.where(last < 2, [0, 0, 0], [0, 1, 2])
-    return tf.gather(image, colour, axis=-1)
-
-  def luma() -> tf.Tensor:
-    weights = tf.constant([19595, 38470, 7471])
-    total = tf.reduce_sum(tf.cast(image[..., :3], tf.int32) * weights, -1)
-    return tf.cast((total + (1 << 15)) // (1 << 16), tf.uint8)[..., None]
-
-  return tf.cond(last < 2, lambda: image[..., :1], luma)
 
 
 def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:

@@ -13,12 +13,17 @@ from jax.sharding import Mesh
 from mae_jax import config as config_lib
 from mae_jax import images, rng, sharding
 from mae_jax.data import pipeline, sources
+from mae_jax.data.unreadable import Unreadable
 from mae_jax.evals import features, few_labels, reconstruction, report
 from mae_jax.models import mae
 
 
 class Evaluation:
-  """Measures parameters on the run's own data."""
+  """Measures parameters on the run's own data.
+
+  Attributes:
+    left_out: what the data do not allow, and why; "" if they allow everything.
+  """
 
   def __init__(
     self,
@@ -27,6 +32,7 @@ class Evaluation:
     model: mae.MaskedAutoencoder,
     train_source: sources.Source,
     eval_source: sources.Source | None,
+    unreadable: Unreadable | None = None,
   ):
     """Binds what does not change from one evaluation to the next.
 
@@ -36,17 +42,16 @@ class Evaluation:
       model: the network.
       train_source: what probes learn from.
       eval_source: held-out images; without them there are only pictures.
+      unreadable: is told of images that cannot be read. They count for nothing
+        but `eval_unreadable`.
 
     Raises:
       ConfigError: if `eval.pooling` is not known.
     """
     self._config, self._mesh, self._model = config, mesh, model
     self._train_source, self._eval_source = train_source, eval_source
-    # A single class leaves a classifier nothing to tell apart.
-    sources_ = (train_source, eval_source)
-    self._has_classes = all(
-      each is not None and len(each.class_names or ()) > 1 for each in sources_
-    )
+    self._unreadable = unreadable
+    self.left_out = _left_out(config, train_source, eval_source)
     self._pool = config_lib.lookup(
       mae.POOLINGS, config.eval.pooling, "eval.pooling"
     )
@@ -59,41 +64,53 @@ class Evaluation:
     """
     config, model = self._config, params["model"]
     scalars: dict[str, float] = {}
-    pictures, text = {}, ""
+    pictures: dict[str, np.ndarray] = {}
+    text = ""
     shown = self._eval_source or self._train_source
     if config.eval.images:
-      pictures["reconstructions"] = self._reconstructions(model, shown)
+      sheet = self._reconstructions(model, shown)
+      pictures |= {} if sheet is None else {"reconstructions": sheet}
     if self._eval_source is not None:
-      test, labels = self._extract(
+      test, labels, unreadable = self._extract(
         model, self._held_out, self._eval_source, config.data.batch_size
       )
-      scalars["eval_loss"] = float(test.pop("loss").mean(dtype=np.float64))
-      if self._has_classes:
-        train, train_labels = self._extract(
+      if unreadable:
+        scalars["eval_unreadable"] = float(unreadable)
+      loss = test.pop("loss")
+      if len(loss):
+        scalars["eval_loss"] = float(loss.mean(dtype=np.float64))
+      if not self.left_out and len(loss):
+        train, train_labels, _ = self._extract(
           model,
           self._features,
           self._train_source,
           config.data.batch_size,
           limit=config.eval.max_train,
         )
-        accuracies = few_labels.few_labels(
-          few_labels.Split(train, train_labels),
-          few_labels.Split(test, labels),
-          config.eval,
-        )
-        text = few_labels.table(accuracies)
-        scalars |= {f"eval_{key}": each for key, each in accuracies.items()}
+        seen = few_labels.Split(train, train_labels)
+        if len(np.unique(train_labels)) > 1:
+          accuracies = few_labels.few_labels(
+            seen, few_labels.Split(test, labels), config.eval
+          )
+          text = few_labels.table(accuracies)
+          scalars |= {f"eval_{key}": each for key, each in accuracies.items()}
+        else:
+          text = (
+            f"no probes: all {len(train_labels)} training images of "
+            f"eval.max_train={config.eval.max_train} are of one class"
+          )
     return report.Report(scalars, pictures, text)
 
   def _extract(
     self, params: Any, apply: Callable, source: Any, size: int, limit: int = 0
-  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  ) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
     batches = pipeline.eval_batches(
       source,
       self._config.data,
       batch_size=size,
       rows=sharding.local_rows(self._mesh, size),
       limit=limit,
+      unreadable=self._unreadable,
     )
     return features.extract(
       apply, params, batches, mesh=self._mesh, batch_size=size
@@ -152,10 +169,14 @@ class Evaluation:
 
     return self._jit(apply)
 
-  def _reconstructions(self, params: Any, source: Any) -> np.ndarray:
+  def _reconstructions(self, params: Any, source: Any) -> np.ndarray | None:
     count, devices = self._config.eval.images, self._mesh.size
     size = -(-count // devices) * devices
-    arrays, _ = self._extract(params, self._pictures, source, size, count)
+    arrays, labels, _ = self._extract(
+      params, self._pictures, source, size, count
+    )
+    if not len(labels):
+      return None
     pictures = reconstruction.panels(
       **arrays,
       patch_size=self._model.encoder.patch_size,
@@ -164,3 +185,25 @@ class Evaluation:
       normalized=self._config.objective.norm_pix_loss,
     )
     return reconstruction.sheet(pictures)
+
+
+def _left_out(
+  config: config_lib.Config,
+  train_source: sources.Source,
+  eval_source: sources.Source | None,
+) -> str:
+  data = config.data
+  if eval_source is None:
+    why = "there are no held-out images" + (
+      f": data.source={data.source!r} found none"
+      if data.eval_split
+      else ": data.eval_split is empty"
+    )
+    return f"no held-out loss and no probes: {why}"
+  for part, source in (("training", train_source), ("held-out", eval_source)):
+    if not source.class_names:
+      return f"no probes: the {part} images have no labels"
+    if len(source.class_names) < 2:
+      # A single class leaves a classifier nothing to tell apart.
+      return f"no probes: all images are of one class, {source.class_names[0]}"
+  return ""

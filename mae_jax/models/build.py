@@ -10,6 +10,8 @@ from mae_jax import config as config_lib
 from mae_jax.models import mae, masking, patches, transformer, variants
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Beyond any use: the position table alone would fill the host's memory.
+MAX_PATCHES = 2**20
 
 
 def masked_autoencoder(
@@ -49,13 +51,10 @@ def masked_autoencoder(
   if config.objective.norm_pix_loss and patch_dim < 2:
     raise config_lib.ConfigError(
       "objective.norm_pix_loss=True needs patches of at least two values; "
-      f"patch_size={patch_size} with channels={data.channels} has one"
+      f"model.patch_size={patch_size} with data.channels={data.channels} has "
+      "one: use larger patches, or set objective.norm_pix_loss=false"
     )
-  try:
-    grid = patches.grid_size(data.image_size, patch_size)
-    masking.num_kept(grid[0] * grid[1], config.objective.mask_ratio)
-  except ValueError as error:
-    raise config_lib.ConfigError(str(error)) from None
+  grid = _checked_grid(config, patch_size)
   dtype = config_lib.lookup(DTYPES, model.dtype, "model.dtype")
   config_lib.lookup(transformer.REMAT_POLICIES, model.remat, "model.remat")
 
@@ -72,6 +71,31 @@ def masked_autoencoder(
     mask_ratio=config.objective.mask_ratio,
     norm_pix_loss=config.objective.norm_pix_loss,
   )
+
+
+def _checked_grid(
+  config: config_lib.Config, patch_size: tuple[int, int]
+) -> tuple[int, int]:
+  try:
+    grid = patches.grid_size(config.data.image_size, patch_size)
+    masking.num_kept(grid[0] * grid[1], config.objective.mask_ratio)
+  except ValueError as error:
+    # Models know no settings: here their arguments get the sections' names.
+    text = str(error)
+    for section, name in (
+      ("data", "image_size"),
+      ("model", "patch_size"),
+      ("objective", "mask_ratio"),
+    ):
+      text = text.replace(f"{name}=", f"{section}.{name}=")
+    raise config_lib.ConfigError(text) from None
+  if grid[0] * grid[1] > MAX_PATCHES:
+    raise config_lib.ConfigError(
+      f"data.image_size={config.data.image_size} has {grid[0] * grid[1]} "
+      f"patches of model.patch_size={patch_size}, more than {MAX_PATCHES}: use "
+      "larger patches or smaller images"
+    )
+  return grid
 
 
 def _check_pixels(data: config_lib.Data) -> None:
@@ -91,15 +115,15 @@ def _check_dims(dims: variants.Dims, prefix: str) -> None:
       raise config_lib.ConfigError(
         f"{prefix}{field.name}={getattr(dims, field.name)} must be positive"
       )
+  if dims.width % 4:
+    raise config_lib.ConfigError(
+      f"{prefix}width={dims.width} is not a multiple of 4, which sin-cos "
+      f"positions need; use {dims.width // 4 * 4 + 4}"
+    )
   if dims.width % dims.heads:
     divisors = [n for n in range(1, dims.width + 1) if dims.width % n == 0]
     near = sorted(divisors, key=lambda n: abs(n - dims.heads))[:2]
     raise config_lib.ConfigError(
       f"{prefix}heads={dims.heads} does not divide {prefix}width={dims.width}; "
-      f"the nearest that do are {near[0]} and {near[1]}"
-    )
-  if dims.width % 4:
-    raise config_lib.ConfigError(
-      f"{prefix}width={dims.width} is not a multiple of 4, which sin-cos "
-      f"positions need; use {dims.width // 4 * 4 + 4}"
+      f"the nearest that do are {' and '.join(map(str, near))}"
     )

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
-from mae_jax import checkpoints, metrics, sharding
+from mae_jax import (
+  checkpoints,
+  console,
+  logfile,
+  metrics,
+  sharding,
+  workdirs,
+)
 from mae_jax import config as config_lib
+from mae_jax import interrupts as interrupts_lib
 from mae_jax.evals import report
+from mae_jax.train import watch as watch_lib
 
 
 class Task(Protocol):
@@ -28,6 +40,18 @@ class Task(Protocol):
   @property
   def flops_per_image(self) -> int:
     """Of a training step, for utilisation."""
+
+  @property
+  def num_examples(self) -> int:
+    """Size of the training set."""
+
+  @property
+  def data_identity(self) -> Mapping[str, int | str]:
+    """Tells the training data from others, wherever they are."""
+
+  @property
+  def unreadable(self) -> watch_lib.Unreadable:
+    """Names the images that could not be read."""
 
   @property
   def init(self) -> Callable[[], checkpoints.TrainState]:
@@ -65,9 +89,15 @@ def abstract_state(task: Task, mesh: Mesh) -> checkpoints.TrainState:
   )
 
 
-def compile_step(task: Task, mesh: Mesh) -> Any:
-  """The jitted, sharded train step, which takes the state's memory over."""
-  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(task, mesh))
+def compile_step(task: Task, mesh: Mesh, state: checkpoints.TrainState) -> Any:
+  """The jitted, sharded train step, which takes the state's memory over.
+
+  Args:
+    task: what to train.
+    mesh: the devices.
+    state: of arrays or ShapeDtypeStructs, placed as the step will find it.
+  """
+  shardings = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(
     task.train_step,
     in_shardings=(shardings, sharding.batch_sharding(mesh)),
@@ -80,17 +110,18 @@ def initial_state(
   task: Task,
   config: config_lib.Config,
   mesh: Mesh,
-  checkpointer: checkpoints.Checkpointer,
+  workdir: epath.PathLike,
 ) -> checkpoints.TrainState:
   """Where a run starts.
 
-  In this order: the newest checkpoint of its workdir; the parameters named by
-  `init_from`; scratch.
+  In this order: the newest whole checkpoint of its workdir; the parameters
+  named by `init_from`; scratch.
   """
   shapes = abstract_state(task, mesh)
-  newest = checkpointer.latest_step()
-  if newest is not None:
-    return checkpointer.restore(newest, shapes)
+  run = checkpoints.Run(config, task.data_identity)
+  restored = checkpoints.restore_newest(workdir, run, shapes)
+  if restored is not None:
+    return restored
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
   if config.init_from:
     params = checkpoints.load_params(config.init_from, shapes.params)
@@ -104,6 +135,7 @@ def run(
   config: config_lib.Config,
   mesh: Mesh,
   workdir: epath.PathLike,
+  interrupts: interrupts_lib.Interrupts | None = None,
 ) -> report.Report:
   """Trains to the end, and says how it went.
 
@@ -111,97 +143,258 @@ def run(
     task: what to train.
     config: the run; saved with every checkpoint.
     mesh: the devices.
-    workdir: where checkpoints, logs and pictures go.
+    workdir: where checkpoints, logs and pictures go; one run at a time.
+    interrupts: signals that ask the run to stop; None for none.
 
   Returns:
     The last evaluation.
 
   Raises:
     ConfigError: if something cannot work, before any step.
-    TrainingError: if too many steps in a row were not finite.
+    TrainingError: if training cannot go on; what was learned is kept.
+    Stopped: if a signal asked for it; everything is saved.
   """
-  workdir = epath.Path(workdir)
-  due = _Due(task, config)
-  checkpointer = checkpoints.Checkpointer(workdir, config.train.keep)
-  state = initial_state(task, config, mesh, checkpointer)
-  start = int(state.step)
-  if jax.process_index() == 0:
-    print(
-      f"{'resuming at' if start else 'starting with'} step {start} of "
-      f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
-      f"device(s); metrics and checkpoints go to {workdir}",
-      flush=True,
+  first = jax.process_index() == 0
+  with contextlib.ExitStack() as stack:
+    held = stack.enter_context(workdirs.hold(workdir, owner=first))
+    state = initial_state(task, config, mesh, held.path)
+    start = int(state.step)
+    if first:
+      console.say(
+        f"{'resuming at' if start else 'starting with'} step {start} of "
+        f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
+        f"device(s); metrics and checkpoints go to {workdir}"
+      )
+    writer = metrics.Writer(
+      held.path, start_step=start, total_steps=task.total_steps, enabled=first
     )
-  writer = metrics.Writer(
-    workdir,
-    start_step=start,
-    total_steps=task.total_steps,
-    enabled=jax.process_index() == 0,
-  )
-  meter = metrics.Meter(
-    mesh.devices, config.data.batch_size, task.flops_per_image
-  )
-  values: dict[str, jax.Array] = {}
-  result = None
+    stack.callback(writer.close)
+    checkpointer = stack.enter_context(
+      checkpoints.Checkpointer(
+        held.path,
+        config.train.keep,
+        checkpoints.Run(config, task.data_identity),
+      )
+    )
+    runner = _Runner(
+      task,
+      config,
+      mesh,
+      held,
+      interrupts or interrupts_lib.Interrupts(),
+      writer,
+      checkpointer,
+    )
+    with jax.set_mesh(mesh):
+      result = runner.train(state, start)
+  if first:
+    console.say(runner.summary(result))
+  return result
 
-  def after_step(step: int, state: checkpoints.TrainState) -> None:
+
+class _Runner:
+  """The loop and what it drives."""
+
+  def __init__(
+    self,
+    task: Task,
+    config: config_lib.Config,
+    mesh: Mesh,
+    held: workdirs.Workdir,
+    interrupts: interrupts_lib.Interrupts,
+    writer: metrics.Writer,
+    checkpointer: checkpoints.Checkpointer,
+  ):
+    self._task, self._config, self._mesh = task, config, mesh
+    self._held, self._interrupts = held, interrupts
+    self._writer, self._checkpointer = writer, checkpointer
+    self._due = _Due(task, config)
+    self._meter = metrics.Meter(
+      mesh.devices, config.data.batch_size, task.flops_per_image
+    )
+    self._step = 0
+    self._values: Mapping[str, jax.Array] = {}
+    self._result: report.Report | None = None
+
+  def train(self, state: checkpoints.TrainState, start: int) -> report.Report:
+    """Steps from `start` to the end; returns the last evaluation."""
+    task = self._task
+    self._step = start
+    evaluated = _agreed(self._writer.evaluated)
+    if start and self._due.evaluate(start) and not evaluated:
+      self._evaluate(state)  # the run was stopped before it
+    watch = watch_lib.Watch(
+      self._config,
+      task.num_examples,
+      task.unreadable,
+      state.health,
+      self._held.path,
+    )
+    if problem := watch.lost(start, int(state.health.skipped_in_a_row)):
+      raise config_lib.TrainingError(f"step {start}: {problem.text}")
+    train_step = compile_step(task, self._mesh, state)
+    batches = sharding.prefetch(
+      self._mesh,
+      task.train_batches(start),
+      self._config.data.batch_size,
+      ahead=self._config.data.prefetch,
+    )
+    previous_batch: Any = None
+    with contextlib.ExitStack() as stack:
+      for step in range(start + 1, task.total_steps + 1):
+        try:
+          batch, previous = next(batches), self._values
+        except Exception:
+          if self._step > start:
+            self._save(state, wait=True)  # training was not in vain
+          raise
+        state, self._values = train_step(state, batch)
+        # Waits for the step before this one, so that the host is never more
+        # than two steps ahead of the devices.
+        problem = watch.look(step - 1, previous)
+        self._step = step
+        self._meter.tick(self._values)
+        self._writer.advance()
+        if step == start + 1:
+          stack.enter_context(self._interrupts.at_stake())
+        if problem:
+          self._give_up(problem, state, previous_batch)
+        last = step == task.total_steps
+        if last and (problem := watch.look(step, self._values)):
+          self._give_up(problem, state, batch)
+        self._after_step(state)
+        previous_batch = batch
+    if self._result is None:  # there was nothing left to train
+      self._result = task.evaluate(state.params)
+      self._save_pictures(self._result)
+    return self._result
+
+  def _after_step(self, state: checkpoints.TrainState) -> None:
     """Logs, evaluates and saves: in this order.
 
     What is written about a step comes before its checkpoint, so that a resumed
     run finds the logs whole up to where it starts.
     """
-    nonlocal result
-    if due.log(step):
-      scalars = {key: float(value) for key, value in values.items()}
-      writer.scalars(step, scalars | meter.read())
-    if due.evaluate(step):
-      with meter.paused(values):
+    last = self._step == self._task.total_steps
+    self._log()
+    stop = not last and self._asked_to_stop()
+    if self._due.evaluate(self._step) and not stop:
+      with self._meter.paused(self._values):
         try:
-          result = task.evaluate(state.params)
+          self._evaluate(state)
+        except interrupts_lib.Stopped:
+          stop = True
         except Exception:
-          checkpointer.save(step, state, config)  # training was not in vain
+          self._save(state, wait=True)  # training was not in vain
           raise
-        _publish(result, writer, workdir, step)
-    if due.save(step):
-      with meter.paused(values):
-        checkpointer.save(step, state, config)
-
-  try:
-    with jax.set_mesh(mesh):
-      train_step = compile_step(task, mesh)
-      batches = sharding.prefetch(
-        mesh,
-        task.train_batches(start),
-        config.data.batch_size,
-        ahead=config.data.prefetch,
+    if self._due.save(self._step) or stop:
+      with self._meter.paused(self._values):
+        self._save(state, wait=stop or last)
+    if stop:
+      raise interrupts_lib.Stopped(
+        f"stopped after step {self._step} of {self._task.total_steps}, which "
+        "is saved: the same command goes on from there"
       )
-      for step in range(start + 1, task.total_steps + 1):
-        previous = values
-        state, values = train_step(state, next(batches))
-        # Keeps the host two steps ahead of the devices, no more.
-        jax.block_until_ready(previous)
-        if _is_lost(previous, config):
-          checkpointer.save(step, state, config)
-          raise config_lib.TrainingError(
-            f"stopped at step {step}: loss or gradient was not finite for "
-            f"train.max_bad_steps={config.train.max_bad_steps} steps in a row. "
-            "They changed nothing, and what was learned before is saved: lower "
-            "optim.blr, set optim.grad_clip or use model.dtype=float32, and "
-            "start from it in another workdir with "
-            f"--config.init_from={workdir}"
-          )
-        meter.tick(values)
-        writer.advance()
-        after_step(step, state)
-      if result is None:  # there was nothing left to train
-        result = task.evaluate(state.params)
-        _save_pictures(result, workdir)
-  finally:
-    checkpointer.close()
-    writer.close()
-  if jax.process_index() == 0:
-    print(_summary(result, workdir, int(state.step), meter, values))
-  return result
+
+  def _log(self) -> None:
+    if self._due.log(self._step):
+      scalars = {key: float(value) for key, value in self._values.items()}
+      self._writer.scalars(self._step, scalars | self._meter.read())
+
+  def _evaluate(self, state: checkpoints.TrainState) -> None:
+    begin = time.monotonic()
+    with self._interruptible():
+      result = self._task.evaluate(state.params)
+    seconds = {"eval_seconds": time.monotonic() - begin}
+    self._writer.scalars(self._step, {**result.scalars, **seconds})
+    for name, pixels in result.pictures.items():
+      self._writer.image(self._step, name, pixels)
+    self._save_pictures(result)
+    self._result = result
+
+  def _save(self, state: checkpoints.TrainState, *, wait: bool = False) -> None:
+    """Makes the logs safe, then writes a checkpoint."""
+    for _ in range(2 if wait else 1):
+      failure: OSError | None = None
+      try:
+        self._held.check()
+        self._writer.flush()
+      except OSError as error:
+        failure = error
+      except config_lib.TrainingError:
+        self._writer.abandon()
+        raise
+      if _agreed(failure is None):
+        self._checkpointer.save(self._step, state, wait=wait)
+        return
+      self._checkpointer.failed(
+        self._step, failure or OSError("the first host cannot write")
+      )
+
+  def _save_pictures(self, result: report.Report) -> None:
+    if jax.process_index() != 0:
+      return
+    for name, pixels in result.pictures.items():
+      picture = io.BytesIO()
+      Image.fromarray(pixels).save(picture, format="png")
+      try:
+        logfile.replace(self._held.path / f"{name}.png", picture.getvalue())
+      except OSError as error:
+        console.warn(f"{name}.png could not be written: {error}")
+
+  def _asked_to_stop(self) -> bool:
+    if jax.process_count() == 1:
+      return self._interrupts.requested
+    # To ask makes all hosts wait: not at every step, only at those that log.
+    if not self._due.log(self._step):
+      return False
+    asked = np.asarray(self._interrupts.requested)
+    return bool(multihost_utils.process_allgather(asked).any())
+
+  def _interruptible(self) -> contextlib.AbstractContextManager[None]:
+    if jax.process_count() == 1:
+      return self._interrupts.interruptible()
+    return contextlib.nullcontext()  # the other hosts would wait for this one
+
+  def _give_up(
+    self, problem: watch_lib.Problem, state: checkpoints.TrainState, batch: Any
+  ) -> None:
+    """Keeps what was learned, and what may be to blame; raises."""
+    text = f"stopped at step {self._step}: {problem.text}"
+    if problem.keep_inputs:
+      with contextlib.suppress(OSError):  # the checkpoint matters more
+        path = watch_lib.save_inputs(self._held.path, problem.step, batch)
+        text += f". What step {problem.step} was given is in {path}"
+    if problem.keep_state:
+      self._log()
+      self._save(state, wait=True)
+    raise config_lib.TrainingError(text)
+
+  def summary(self, result: report.Report) -> str:
+    """What a user wants to know at the end."""
+    if self._values:
+      lines = [
+        f"trained to step {self._step} in {self._meter.seconds:.1f} s after "
+        f"{self._meter.compile_seconds:.1f} s of compiling; "
+        f"training loss {float(self._values['loss']):.4f}"
+      ]
+    else:
+      lines = [f"all {self._step} steps were already done"]
+    if "eval_loss" in result.scalars:
+      lines.append(f"held-out loss {result.scalars['eval_loss']:.4f}")
+    if result.text:
+      lines += ["", result.text, ""]
+    lines += [
+      f"{name}: {self._held.path / name}.png" for name in result.pictures
+    ]
+    return "\n".join(lines)
+
+
+def _agreed(value: bool) -> bool:
+  """The first host's word, on all of them."""
+  if jax.process_count() == 1:
+    return value
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 class _Due:
@@ -228,62 +421,10 @@ class _Due:
     # makes all hosts wait: not at every step, only at those that log.
     if self._save_seconds and not due and self.log(step):
       late = time.monotonic() - self._saved_at > self._save_seconds
-      due = bool(multihost_utils.broadcast_one_to_all(late))
+      due = _agreed(late)
     if due:
       self._saved_at = time.monotonic()
     return due
 
   def _due(self, every: int, step: int) -> bool:
     return step == self._total or (every > 0 and step % every == 0)
-
-
-def _is_lost(
-  values: Mapping[str, jax.Array], config: config_lib.Config
-) -> bool:
-  if not values:  # before the first step
-    return False
-  return int(values["skipped_in_a_row"]) >= config.train.max_bad_steps
-
-
-def _publish(
-  result: report.Report,
-  writer: metrics.Writer,
-  workdir: epath.Path,
-  step: int,
-) -> None:
-  if result.scalars:
-    writer.scalars(step, result.scalars)
-  for name, pixels in result.pictures.items():
-    writer.image(step, name, pixels)
-  _save_pictures(result, workdir)
-
-
-def _save_pictures(result: report.Report, workdir: epath.Path) -> None:
-  if jax.process_index() != 0:
-    return
-  for name, pixels in result.pictures.items():
-    with (workdir / f"{name}.png").open("wb") as file:
-      Image.fromarray(pixels).save(file, format="png")
-
-
-def _summary(
-  result: report.Report,
-  workdir: epath.Path,
-  step: int,
-  meter: metrics.Meter,
-  values: Mapping[str, jax.Array],
-) -> str:
-  if values:
-    lines = [
-      f"trained to step {step} in {meter.seconds:.1f} s after "
-      f"{meter.compile_seconds:.1f} s of compiling; "
-      f"training loss {float(values['loss']):.4f}"
-    ]
-  else:
-    lines = [f"all {step} steps were already done"]
-  if "eval_loss" in result.scalars:
-    lines.append(f"held-out loss {result.scalars['eval_loss']:.4f}")
-  if result.text:
-    lines += ["", result.text, ""]
-  lines += [f"{name}: {workdir / name}.png" for name in result.pictures]
-  return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, images, optim, rng, sharding
+from mae_jax import checkpoints, images, interrupts, optim, rng, sharding
 from mae_jax import config as config_lib
 from mae_jax.data import pipeline, sources
+from mae_jax.data.unreadable import Unreadable
 from mae_jax.evals import pretraining
 from mae_jax.models import build, flops, mae, patches
 from mae_jax.train import loop, step
@@ -51,7 +53,7 @@ def train_step(
 
   Args:
     state: before the step; its counter also decides masks and learning rate.
-    batch: "image" [B, H, W, C] uint8.
+    batch: "image" [B, H, W, C] uint8, "readable" [B] bool.
     model: the network.
     tx: see `optim.adamw`.
     lr_fn: step -> learning rate.
@@ -79,7 +81,11 @@ def train_step(
     loss_fn, state.params[ROLE], (pixels, noise), config.optim.accum_steps
   )
   lr = lr_fn(state.step)
-  return step.update(state, ROLE, tx, lr, loss, grads)
+  state, values = step.update(state, ROLE, tx, lr, loss, grads)
+  health = step.watch(
+    state.health, loss, batch["readable"], config.train.spike_factor
+  )
+  return dataclasses.replace(state, health=health), values | step.counts(health)
 
 
 def mask_noise(
@@ -98,6 +104,8 @@ class Pretraining:
 
   Attributes:
     train_source: images to learn from.
+    data_identity: what makes two openings of them the same data.
+    unreadable: the images that could not be read so far.
     flops_per_image: of a training step, for utilisation.
   """
 
@@ -112,12 +120,17 @@ class Pretraining:
     self._model = build.masked_autoencoder(config, platform)
     _check_accumulation(config, mesh)
     self.train_source = sources.open_source(config.data, "train")
+    pipeline.check_readable(self.train_source, config.data)
+    self.num_examples = self.train_source.num_examples
+    self.data_identity = self.train_source.identity
+    self.unreadable = Unreadable()
     self.evaluate = pretraining.Evaluation(
       config,
       mesh,
       self._model,
       self.train_source,
       sources.open_source(config.data, "eval"),
+      self.unreadable,
     )
     self._tx = optim.adamw(config.optim)
     self.total_steps = self.steps(config.train.length, "train.length")
@@ -141,6 +154,9 @@ class Pretraining:
       lr_fn=lr_fn,
       config=config,
     )
+    # Read from when training starts. Made here, since only the pipeline knows
+    # whether the settings of the data fit these images and this process.
+    self.train_batches(0)
 
   def steps(self, duration: str, field: str) -> int:
     """A Duration of the config in steps."""
@@ -163,6 +179,7 @@ class Pretraining:
       seed=self._config.train.seed,
       rows=sharding.local_rows(self._mesh, data.batch_size),
       start_step=start_step,
+      unreadable=self.unreadable,
     )
 
 
@@ -177,7 +194,12 @@ def _check_accumulation(config: config_lib.Config, mesh: Mesh) -> None:
     )
 
 
-def run(config: config_lib.Config, workdir: str) -> None:
+def run(
+  config: config_lib.Config, workdir: str, stop: interrupts.Interrupts
+) -> None:
   """Pre-trains, or goes on where an earlier run in `workdir` stopped."""
   mesh = sharding.make_mesh(config.mesh)
-  loop.run(Pretraining(config, mesh), config, mesh, workdir)
+  task = Pretraining(config, mesh)
+  if task.evaluate.left_out and jax.process_index() == 0:
+    print(task.evaluate.left_out, flush=True)
+  loop.run(task, config, mesh, workdir, stop)

@@ -68,8 +68,8 @@ def update(
     grads: as the parameters of the role.
 
   Returns:
-    The state after the step, and the metrics loss, lr, grad_norm and the
-    number of steps skipped so far, in all and in a row.
+    The state after the step, whose `health` tells whether it was skipped, and
+    the metrics loss, lr and grad_norm.
   """
   params, opt_state = state.params[role], state.opt_state[role]
   grad_norm = optax.tree.norm(grads)
@@ -82,18 +82,52 @@ def update(
   def keep(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
+  health = state.health
   state = dataclasses.replace(
     state,
     step=state.step + 1,
     params=state.params | {role: keep(new_params, params)},
     opt_state=state.opt_state | {role: keep(new_opt_state, opt_state)},
-    skipped=state.skipped + ~good,
-    skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
+    health=dataclasses.replace(
+      health,
+      skipped=health.skipped + ~good,
+      skipped_in_a_row=jnp.where(good, 0, health.skipped_in_a_row + 1),
+    ),
   )
-  return state, {
-    "loss": loss,
-    "lr": lr,
-    "grad_norm": grad_norm,
-    "skipped": state.skipped,
-    "skipped_in_a_row": state.skipped_in_a_row,
+  return state, {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+
+
+def watch(
+  health: checkpoints.Health,
+  loss: jax.Array,
+  readable: jax.Array,
+  spike_factor: float,
+) -> checkpoints.Health:
+  """Counts loss spikes and images that could not be read.
+
+  Args:
+    health: of the steps before.
+    loss: of this one, scalar.
+    readable: [B] bool, False where a substitute stands for an image.
+    spike_factor: a loss above so many running means is a spike.
+  """
+  mean = health.loss_mean
+  begun = jnp.where(mean == 0, loss, mean)
+  spike = jnp.isfinite(loss) & (loss > spike_factor * begun)
+  return dataclasses.replace(
+    health,
+    spikes=health.spikes + spike,
+    unreadable=health.unreadable + jnp.sum(~readable, dtype=jnp.int32),
+    # Over some fifty steps; a loss that is not finite would stay in it.
+    loss_mean=jnp.where(jnp.isfinite(loss), 0.98 * begun + 0.02 * loss, mean),
+  )
+
+
+def counts(health: checkpoints.Health) -> dict[str, jax.Array]:
+  """The counters of a step as metrics."""
+  return {
+    "skipped": health.skipped,
+    "skipped_in_a_row": health.skipped_in_a_row,
+    "loss_spikes": health.spikes,
+    "unreadable": health.unreadable,
   }

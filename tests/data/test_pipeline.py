@@ -286,7 +286,6 @@ def test_grey_from_colour(any_settings):
     ({"crop_scale": (0.0, 1.0)}, r"crop_scale=\(0.0, 1.0\) must be two"),
     ({"crop_scale": (0.5, 2.0)}, r"crop_scale=.*larger at most 1"),
     ({"crop_ratio": (2.0, 1.0)}, r"crop_ratio=.*smaller one first"),
-    ({"eval_crop": 1.5}, r"eval_crop=1.5 must be .* at most 1"),
   ],
 )
 def test_settings_that_cannot_work(settings, changes, words):

@@ -69,7 +69,7 @@ def test_parameter_counts(variant: str):
   [
     (
       {"data": {"image_size": (9, 8)}},
-      "image_size=9 is not a multiple of patch_size=2; the .* are 8 and 10",
+      "data.image_size=9 is not a multiple of model.patch_size=2; .* 8 and 10",
     ),
     (
       {"model": {"heads": 3}},
@@ -87,11 +87,16 @@ def test_parameter_counts(variant: str):
       {"model": {"decoder_width": 18, "decoder_heads": 3}},
       "model.decoder_width=18 is not a multiple of 4.*; use 20",
     ),
+    ({"model": {"decoder_width": 1}}, "model.decoder_width=1 is not a mul"),
+    (
+      {"data": {"image_size": 2**12}},
+      r"image_size=\(4096, 4096\) has 4194304 patches .* more than 1048576",
+    ),
     ({"model": {"depth": 0}}, "model.depth=0 must be positive"),
     ({"model": {"decoder_depth": 0}}, "model.decoder_depth=0 must be positive"),
     (
       {"objective": {"mask_ratio": 0.99}},
-      "mask_ratio=0.99 keeps 0 of 16 patches.*at most 0.9374",
+      "objective.mask_ratio=0.99 keeps 0 of 16 patches.*at most 0.9374",
     ),
     (
       {"objective": {"mask_ratio": 0.0}},
@@ -111,7 +116,7 @@ def test_parameter_counts(variant: str):
     ({"model": {"remat": "half"}}, "model.remat='half' is not known.*dots"),
     (
       {"model": {"patch_size": (1, 1)}, "objective": {"norm_pix_loss": True}},
-      r"norm_pix_loss=True needs .* patch_size=\(1, 1\) with .*=1 has one",
+      r"norm_pix_loss=True needs .*patch_size=\(1, 1\) with .*=1 has one",
     ),
     (
       {"data": {"mean": (0.1, 0.2, 0.3)}},

@@ -39,7 +39,11 @@ def losses(seed: int, workdir: str) -> dict[str, float]:
   loop.run(pretrain.Pretraining(config, mesh), config, mesh, workdir)
   lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
   records = [json.loads(line) for line in lines]
-  return {str(each["step"]): round(each["loss"], 5) for each in records}
+  return {
+    str(each["step"]): round(each["loss"], 5)
+    for each in records
+    if "loss" in each  # the last line has the evaluation's
+  }
 
 
 if __name__ == "__main__":

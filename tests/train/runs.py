@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from mae_jax import checkpoints, metrics, sharding
+from mae_jax import checkpoints, sharding
 from mae_jax import config as config_lib
 from mae_jax.train import loop, pretrain
 
@@ -45,22 +44,13 @@ def steps(
   stream = task.train_batches(0) if batch is None else iter(lambda: batch, 0)
   losses = []
   with jax.set_mesh(where):
-    train_step = loop.compile_step(task, where)
+    train_step = loop.compile_step(task, where, state)
     for _ in range(count):
       local = next(stream)
       placed = sharding.to_global(where, local, config.data.batch_size)
       state, values = train_step(state, placed)
       losses.append(float(values["loss"]))
   return state, np.asarray(losses)
-
-
-def records(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """The lines of metrics.jsonl without what depends on the clock."""
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [
-    {k: v for k, v in json.loads(line).items() if k not in metrics.TIMING}
-    for line in lines
-  ]
 
 
 def params(workdir: pathlib.Path, config: config_lib.Config) -> Any:

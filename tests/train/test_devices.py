@@ -20,8 +20,17 @@ def _one_device():
   return runs.steps(_CONFIG, 20)
 
 
+_SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-  ("devices", "fsdp"), [(2, 1), (2, 2), (4, 2), (8, 1), (8, 8), (8, 4)]
+  ("devices", "fsdp"),
+  [
+    (2, 1),
+    (8, 4),
+    *(pytest.param(*each, marks=_SLOW) for each in ((2, 2), (4, 2))),
+    *(pytest.param(*each, marks=_SLOW) for each in ((8, 1), (8, 8))),
+  ],
 )
 def test_losses_agree_over_20_steps(devices, fsdp):
   _, expected = _one_device()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
+from bench import kills
 from mae_jax import config as config_lib
+from mae_jax import sharding
+from mae_jax.train import pretrain
 from tests import prepared, tiny
 from tests.train import runs
 
@@ -33,7 +37,7 @@ def _config(**data):
 
 
 def _check(workdir, report):
-  losses = [x["loss"] for x in runs.records(workdir) if "loss" in x]
+  losses = [x["loss"] for x in kills.records(workdir) if "loss" in x]
   assert len(losses) == 3
   assert np.isfinite(losses).all()
   assert np.isfinite(report.scalars["eval_loss"])
@@ -78,6 +82,32 @@ def test_a_folder_of_photographs(tmp_path, devices):
     "eval_linear_all/MAE",
     "eval_knn_all/MAE",
   }
+
+
+def test_held_out_images_that_cannot_be_read(tmp_path):
+  """Some of them, then all: evaluation goes on with what there is."""
+  photos = datasets.load_sample_images().images
+  for split in ("train", "val"):
+    for k, name in enumerate(("china", "flower", "flower", "china")):
+      folder = tmp_path / "photos" / split / name
+      folder.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(photos[k % 2][:40, :50]).save(folder / f"{k}.jpg")
+  config = _config(source="folder", path=str(tmp_path / "photos"))
+  held_out = sorted((tmp_path / "photos" / "val").glob("*/*.jpg"))
+  held_out[0].write_bytes(b"")
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  task = pretrain.Pretraining(config, mesh)
+  state = task.init()
+  scalars = task.evaluate(state.params).scalars
+  assert scalars["eval_unreadable"] == 1
+  assert np.isfinite(list(scalars.values())).all()
+  assert task.unreadable.names == (str(held_out[0]),)
+  for path in held_out:
+    path.write_bytes(b"")
+  report = task.evaluate(state.params)
+  assert report.scalars == {"eval_unreadable": 4}
+  assert report.pictures == {}
+  assert task.data_identity["images"] == 4
 
 
 def test_images_without_labels_or_held_out_part(tmp_path):

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from bench import kills
 from mae_jax import checkpoints
 from mae_jax import config as config_lib
+from mae_jax.train import pretrain
 from tests import tiny
 from tests.train import runs
 
@@ -39,7 +41,7 @@ def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path, fsdp):
   jax.tree.map(
     np.testing.assert_array_equal, runs.params(cut, _CONFIG), expected
   )
-  assert runs.records(cut) == runs.records(tmp_path / "whole")
+  assert kills.records(cut) == kills.records(tmp_path / "whole")
 
 
 def test_the_optimizer_and_the_counters_are_restored_too(whole):
@@ -48,9 +50,9 @@ def test_the_optimizer_and_the_counters_are_restored_too(whole):
     runs.steps(_CONFIG, 0)[0],
   )
   expected, _ = runs.steps(_CONFIG, 4)
-  checkpointer = checkpoints.Checkpointer(whole, keep=3)
-  restored = checkpointer.restore(4, shapes)
-  checkpointer.close()
+  task = pretrain.Pretraining(_CONFIG, runs.devices_mesh())
+  run = checkpoints.Run(_CONFIG, task.data_identity)
+  restored = checkpoints.restore_newest(whole, run, shapes)
   jax.tree.map(np.testing.assert_array_equal, restored, expected)
   assert int(restored.step) == 4
 
@@ -60,11 +62,11 @@ def test_a_finished_run_only_reports(whole, capsys):
   report = runs.train(_CONFIG, whole)
   assert (whole / "metrics.jsonl").read_bytes() == before
   assert "all 4 steps were already done" in capsys.readouterr().out
-  assert report.scalars["eval_loss"] == runs.records(whole)[-1]["eval_loss"]
+  assert report.scalars["eval_loss"] == kills.records(whole)[-1]["eval_loss"]
 
 
 def test_every_log_line_and_both_evaluations_are_there(whole):
-  lines = runs.records(whole)
+  lines = kills.records(whole)
   assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 4]
   evaluated = [line["step"] for line in lines if "eval_loss" in line]
   assert evaluated == [3, 4]

@@ -136,14 +136,9 @@ def test_a_good_step_by_hand():
     after.params["model"]["bias"], [0.5 - lr, 0.25 + lr], 1e-6
   )
   assert bits(after.params["other"]) == bits(state.params["other"])
-  assert (after.step, after.skipped, after.skipped_in_a_row) == (3, 0, 0)
-  assert set(metrics) == {
-    "loss",
-    "lr",
-    "grad_norm",
-    "skipped",
-    "skipped_in_a_row",
-  }
+  assert after.step == 3
+  assert (after.health.skipped, after.health.skipped_in_a_row) == (0, 0)
+  assert set(metrics) == {"loss", "lr", "grad_norm"}
   assert metrics["loss"] == 3.0
   assert metrics["lr"] == pytest.approx(lr)
   norm = np.sqrt(0.3**2 + 16 + 2)
@@ -156,11 +151,11 @@ def test_a_bad_step_changes_nothing_but_the_counters(kind: str):
   for _ in range(2):
     state, _ = update(state, jnp.float32(1.0), GRADS)
   loss, grads = BAD[kind]
-  after, metrics = update(state, jnp.float32(loss), grads)
+  after, _ = update(state, jnp.float32(loss), grads)
   assert bits(after.params) == bits(state.params)
   assert bits(after.opt_state) == bits(state.opt_state)
-  assert (after.step, after.skipped, after.skipped_in_a_row) == (3, 1, 1)
-  assert (metrics["skipped"], metrics["skipped_in_a_row"]) == (1, 1)
+  assert after.step == 3
+  assert (after.health.skipped, after.health.skipped_in_a_row) == (1, 1)
   for leaf, old in zip(
     jax.tree.leaves(after), jax.tree.leaves(state), strict=True
   ):
@@ -171,8 +166,9 @@ def test_counters_and_rate_after_bad_steps():
   state, seen = start(), []
   for bad in (False, True, True, False, True, False):
     loss = jnp.nan if bad else 1.0
-    state, metrics = update(state, jnp.float32(loss), GRADS)
-    seen.append((int(metrics["skipped"]), int(metrics["skipped_in_a_row"])))
+    state, _ = update(state, jnp.float32(loss), GRADS)
+    health = state.health
+    seen.append((int(health.skipped), int(health.skipped_in_a_row)))
   assert seen == [(0, 0), (1, 1), (2, 2), (2, 0), (3, 1), (3, 0)]
   # The schedule goes by the step number: bad steps did not delay it.
   _, metrics = update(state, jnp.float32(1.0), GRADS)
@@ -186,3 +182,29 @@ def test_counters_and_rate_after_bad_steps():
     if leaf.dtype == jnp.int32
   ]
   assert counts == [3]
+
+
+def watched(*losses, readable=(True, True)):
+  """The health after steps of such losses, and its spikes after each."""
+  health, spikes = checkpoints.Health.create(), []
+  for loss in losses:
+    health = step_lib.watch(
+      health, jnp.float32(loss), jnp.array(readable), spike_factor=3.0
+    )
+    spikes.append(int(health.spikes))
+  return health, spikes
+
+
+def test_a_loss_far_above_its_mean_is_a_spike():
+  _, spikes = watched(1.0, 0.9, 2.9, 3.5, 0.8, np.nan, np.inf, 10.0)
+  assert spikes == [0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_the_running_mean_starts_at_the_first_loss_and_stays_finite():
+  health, _ = watched(2.0, 1.0, np.nan)
+  assert health.loss_mean == pytest.approx(0.98 * 2 + 0.02, rel=1e-6)
+
+
+def test_substitutes_are_counted():
+  health, _ = watched(1.0, 1.0, readable=(True, False, False))
+  assert health.unreadable == 4

@@ -1,8 +1,11 @@
 """The two kinds of source, and what a record is.
 
-A record is a dict of `image`, a scalar string (the bytes of an image file), and
-`label`, a scalar int64 (-1 if the image has none). A source whose images are
-small arrays of one shape gives whole batches instead: see `Indexed`.
+A record is a dict of scalars: `image`, the bytes of an image file, or `file`,
+its path; `label`, int64, -1 if the image has none; and `id`, int64, of which
+the source can tell the image's name. A source whose images are small arrays of
+one shape gives whole batches instead: see `Indexed`.
+
+`identity` is what makes two openings the same data, wherever they lie.
 
 Neither kind knows about epochs, batches or processes: the pipeline does.
 """
@@ -10,7 +13,8 @@ Neither kind knows about epochs, batches or processes: the pipeline does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +24,9 @@ from mae_jax import config
 
 Split: TypeAlias = Literal["train", "eval"]
 Record: TypeAlias = dict[str, tf.Tensor]
+Identity: TypeAlias = Mapping[str, int | str]
+
+_NUMBER = 1 << 40  # more than there are records in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +39,17 @@ class Indexed:
     load: TensorFlow function from an int64 index in 0..N-1 to a record. If
       `image_shape` is set, from indices [n] to `image` uint8 [n, H, W, C] and
       `label` int64 [n].
+    identity: equal for the same images in the same order.
     image_shape: (H, W, C) if the images are decoded arrays of one shape.
+    name: from an `id` to what an image is called in messages.
   """
 
   num_examples: int
   class_names: tuple[str, ...] | None
   load: Callable[[tf.Tensor], Record]
+  identity: Identity = dataclasses.field(default_factory=dict)
   image_shape: tuple[int, int, int] | None = None
+  name: Callable[[int], str] = str
 
   def subset(self, limit: int) -> Indexed:
     """At most `limit` examples, evenly spaced; all of them if it is 0."""
@@ -82,15 +93,33 @@ class Records:
   Attributes:
     pieces: what to read, in order.
     class_names: the name of each label, or None if there are no labels.
-    parse: TensorFlow function from a serialised example to a record.
+    parse: TensorFlow function from a serialised example to a record, but for
+      its `id`, which comes with the example.
     shuffled: whether the files were written in random order, so that the first
       records of a file are as good a sample of it as any.
+    identity: equal for the same images in the same order.
   """
 
   pieces: tuple[Piece, ...]
   class_names: tuple[str, ...] | None
   parse: Callable[[tf.Tensor], Record]
   shuffled: bool
+  identity: Identity = dataclasses.field(default_factory=dict)
+
+  @property
+  def files(self) -> tuple[str, ...]:
+    """The paths of all files, each once."""
+    return tuple(dict.fromkeys(piece.path for piece in self.pieces))
+
+  def first_ids(self, pieces: Iterable[Piece]) -> list[int]:
+    """The `id` of each piece's first record; the next is `stride` more."""
+    place = {path: number for number, path in enumerate(self.files)}
+    return [place[piece.path] * _NUMBER + piece.skip for piece in pieces]
+
+  def name(self, id_: int) -> str:
+    """Says where a record is, for messages."""
+    file, number = divmod(id_, _NUMBER)
+    return f"{self.files[file]}:{number}"
 
   @property
   def num_examples(self) -> int:
@@ -141,6 +170,14 @@ class Records:
 
 
 Source: TypeAlias = Indexed | Records
+
+
+def digest(items: Iterable[bytes]) -> str:
+  """A short name of a sequence, for an identity."""
+  total = hashlib.sha256()
+  for item in items:
+    total.update(len(item).to_bytes(4, "little") + item)
+  return total.hexdigest()[:16]
 
 
 def check_channels(data: config.Data) -> None:

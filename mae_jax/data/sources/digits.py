@@ -42,5 +42,6 @@ def open_digits(data: config.Data, split: base.Split) -> base.Indexed:
     num_examples=len(rows),
     class_names=tuple(str(digit) for digit in range(10)),
     load=load,
+    identity={"images": len(rows)},
     image_shape=(8, 8, 1),
   )

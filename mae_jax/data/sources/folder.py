@@ -1,24 +1,23 @@
 """A directory of image files, labelled by the folder they are in, or not.
 
 Layouts: `DIR/train/CLASS/...` with `DIR/val/CLASS/...`; `DIR/CLASS/...`; and
-both without class folders. Paths are `etils.epath`, so DIR may be in a bucket;
-whatever has the suffix of an image is taken for a file, because asking a bucket
-about each name would take hours on a million of them.
+both without class folders. DIR may be in a bucket (`gs://...`). What counts as
+an image, and what is passed over, `listing` says.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 from etils import epath
 
 from mae_jax import config
-from mae_jax.data.sources import base
+from mae_jax.data.sources import base, listing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 EVAL_FOLDERS = ("val", "validation", "test")
 
 
@@ -29,7 +28,8 @@ def open_folder(data: config.Data, split: base.Split) -> base.Indexed | None:
   of DIR/val, DIR/validation and DIR/test. `data.train_split` is not looked at.
 
   Args:
-    data: `path` is DIR; `channels` must be 1 or 3.
+    data: `path` is DIR; with `channels` other than 1 and 3, only arrays (.npy)
+      are looked for.
     split: "train" or "eval".
 
   Returns:
@@ -40,7 +40,6 @@ def open_folder(data: config.Data, split: base.Split) -> base.Indexed | None:
     ConfigError: if DIR is absent or holds no image, if images lie beside class
       folders, or if evaluation has a class that training does not.
   """
-  base.check_channels(data)
   if not data.path:
     raise config.ConfigError(
       "data.path is empty: set --config.data.path=DIR, a folder of images"
@@ -55,12 +54,13 @@ def open_folder(data: config.Data, split: base.Split) -> base.Indexed | None:
   held_out = _held_out(root)
   # Beside class folders, held-out images are not a class.
   ignore = EVAL_FOLDERS if train == root else ()
-  classes = _classes(train, ignore)
   if split == "train":
-    return _source(train, classes, root)
+    return _source(_Images(train, data, ignore), None, root)
   if held_out is None:
     return None
-  eval_classes = _classes(held_out)
+  classes = _Images(train, data, ignore).classes()
+  images = _Images(held_out, data)
+  eval_classes = images.classes()
   unknown = [name for name in eval_classes if name not in classes]
   if unknown:
     raise config.ConfigError(
@@ -68,7 +68,7 @@ def open_folder(data: config.Data, split: base.Split) -> base.Indexed | None:
       f"which {train} has no image: rename or remove it, or set "
       "--config.data.eval_split='' to do without held-out images"
     )
-  return _source(held_out, classes if eval_classes else (), root)
+  return _source(images, classes if eval_classes else (), root)
 
 
 def _held_out(root: epath.Path) -> epath.Path | None:
@@ -78,76 +78,119 @@ def _held_out(root: epath.Path) -> epath.Path | None:
   return None
 
 
+class _Images:
+  """The images of one folder, as its class folders divide them."""
+
+  def __init__(
+    self, folder: epath.Path, data: config.Data, ignore: Sequence[str] = ()
+  ):
+    self.folder = os.fspath(folder)
+    self.suffixes: tuple[str, ...] = listing.SUFFIXES
+    if data.channels not in (1, 3):
+      self.suffixes = (".npy",)
+    self._tree = listing.tree(self.folder)
+    top = self._tree.folder()
+    self._tree.passed.update(top.passed)
+    self._flat = list(self._wanted(top.images))
+    self._folders = [name for name in top.folders if name not in ignore]
+
+  def classes(self) -> tuple[str, ...]:
+    """Sorted names of the folders that hold images; () if images lie flat."""
+    names = (
+      name for name in self._folders if any(True for _ in self._in(name))
+    )
+    return self._checked(tuple(names))
+
+  def read(
+    self, classes: tuple[str, ...] | None
+  ) -> tuple[list[bytes], list[int], tuple[str, ...]]:
+    """Paths under the folder, their labels, and the classes.
+
+    Args:
+      classes: names in the order of labels, of which some may be absent; None
+        for those that hold images; () if all lie flat.
+    """
+    if classes == ():
+      return self._all_flat()
+    found = {name: list(self._in(name)) for name in self._folders}
+    self._tree.save()
+    self._tell_passed()
+    if classes is None:
+      classes = self._checked(tuple(name for name in found if found[name]))
+    if not classes:
+      return self._all_flat()
+    files: list[bytes] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+      # A held-out part need not have every class.
+      paths = found.pop(name, [])
+      files += paths
+      labels += [label] * len(paths)
+    return files, labels, classes
+
+  def _all_flat(self) -> tuple[list[bytes], list[int], tuple[str, ...]]:
+    return [os.fsencode(x) for x in self._flat], [-1] * len(self._flat), ()
+
+  def _checked(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+    if self._flat and classes:
+      raise config.ConfigError(
+        f"{self.folder} has images beside class folders, for instance "
+        f"{self.folder}/{self._flat[0]} and {self.folder}/{classes[0]}: move "
+        "the images into class folders, or the folders away"
+      )
+    return classes
+
+  def _in(self, name: str) -> Iterator[bytes]:
+    return map(os.fsencode, self._wanted(self._tree.walk(name)))
+
+  def _wanted(self, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+      if self.suffixes == listing.SUFFIXES or name.lower().endswith(".npy"):
+        yield name
+      else:
+        self._tree.passed[listing.suffix(name)] += 1
+
+  def _tell_passed(self) -> None:
+    passed = self._tree.passed
+    if passed:
+      kinds = ", ".join(f"{n} {kind}" for kind, n in passed.most_common(8))
+      print(
+        f"{self.folder}: {passed.total()} files are no images and are passed "
+        f"over ({kinds})",
+        file=sys.stderr,
+        flush=True,
+      )
+
+
 def _source(
-  folder: epath.Path, classes: tuple[str, ...], root: epath.Path
+  images: _Images, classes: tuple[str, ...] | None, root: epath.Path
 ) -> base.Indexed:
-  files: list[str] = []
-  labels: list[int] = []
-  for label, name in enumerate(classes):
-    # A held-out part need not have every class.
-    if (folder / name).is_dir():
-      found = sorted(_images(folder / name))
-      files += found
-      labels += [label] * len(found)
-  if not classes:
-    files = sorted(path for path in _entries(folder) if _is_image(path))
-    labels = [-1] * len(files)
+  files, labels, classes = images.read(classes)
   if not files:
     raise config.ConfigError(
-      f"{folder} has no image ({', '.join(SUFFIXES)}): put some there, or set "
-      f"--config.data.path to a folder that holds {_looked_for(root)}"
+      f"{images.folder} has no image ({', '.join(images.suffixes)}): put some "
+      f"there, or set --config.data.path to a folder that holds "
+      f"{_looked_for(root)}"
     )
-  file_table = tf.constant(files)  # [N]
+  identity: base.Identity = {"images": len(files), "names": base.digest(files)}
+  start = os.fsencode(os.path.join(images.folder, ""))
+  file_table = tf.constant(files)  # [N], under the folder
   label_table = tf.constant(np.asarray(labels, np.int64))  # [N]
+  total = len(files)
+  del files, labels  # `load` shall not hold them
 
   def load(index: tf.Tensor) -> base.Record:
     return {
-      "image": tf.io.read_file(file_table[index]),
+      "file": tf.strings.join([start, file_table[index]]),
       "label": label_table[index],
+      "id": tf.cast(index, tf.int64),
     }
 
-  return base.Indexed(len(files), classes or None, load)
+  def name(index: int) -> str:
+    text = (start + file_table[index].numpy()).decode(errors="backslashreplace")
+    return text if text.isprintable() else repr(text)
 
-
-def _classes(folder: epath.Path, ignore: Sequence[str] = ()) -> tuple[str, ...]:
-  """The sorted names of the folders that hold images; () if images lie flat."""
-  entries = list(_entries(folder))
-  flat = next((path for path in entries if _is_image(path)), None)
-  classes = sorted(
-    name
-    for path in entries
-    if not _is_image(path)
-    and (name := os.path.basename(path)) not in ignore
-    and any(True for _ in _images(epath.Path(path)))
-  )
-  if flat is not None and classes:
-    raise config.ConfigError(
-      f"{folder} has images beside class folders, for instance {flat} and "
-      f"{folder / classes[0]}: move the images into class folders, or the "
-      "folders away"
-    )
-  return tuple(classes)
-
-
-def _images(folder: epath.Path) -> Iterator[str]:
-  """Paths of all images at any depth, in no order; nothing for a file."""
-  if not folder.is_dir():
-    return
-  for path in _entries(folder):
-    if _is_image(path):
-      yield path
-    else:
-      yield from _images(epath.Path(path))
-
-
-def _entries(folder: epath.Path) -> Iterator[str]:
-  for path in folder.iterdir():
-    if not path.name.startswith("."):
-      yield os.fspath(path)
-
-
-def _is_image(path: str) -> bool:
-  return path.lower().endswith(SUFFIXES)
+  return base.Indexed(total, classes or None, load, identity, name=name)
 
 
 def _looked_for(root: epath.Path) -> str:

@@ -51,7 +51,15 @@ def open_prepared(data: config.Data, split: base.Split) -> base.Records:
     label = example["label"] if names else -1
     return {"image": example["image"], "label": tf.cast(label, tf.int64)}
 
-  return base.Records(pieces, names, parse, not info.disable_shuffling)
+  lengths = (f"{piece.skip}+{piece.take}".encode() for piece in pieces)
+  identity = {
+    "images": sum(piece.take for piece in pieces),
+    "version": info.full_name,
+    "shards": base.digest(lengths),
+  }
+  return base.Records(
+    pieces, names, parse, not info.disable_shuffling, identity
+  )
 
 
 def _builder(data: config.Data) -> Any:

@@ -1,0 +1,1 @@
+"""Measurements: speed beside peers, and what faults do to a run."""

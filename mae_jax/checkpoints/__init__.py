@@ -1,0 +1,26 @@
+"""Orbax checkpoints of separate items: params, opt_state, loop and config.
+
+Items are separate so that a fine-tune reads `params` alone. Writes are
+asynchronous and atomic: a step's directory appears when it is whole. Disks
+forget and people copy, so that each checkpoint carries checksums of what it
+should give back; one that does not is set aside, and the one before it used.
+"""
+
+from mae_jax.checkpoints.reading import (
+  Run,
+  find_step,
+  load_params,
+  restore_newest,
+)
+from mae_jax.checkpoints.state import Health, TrainState
+from mae_jax.checkpoints.writing import Checkpointer
+
+__all__ = [
+  "Checkpointer",
+  "Health",
+  "Run",
+  "TrainState",
+  "find_step",
+  "load_params",
+  "restore_newest",
+]

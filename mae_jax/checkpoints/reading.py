@@ -1,0 +1,226 @@
+"""Reads checkpoints: the newest whole one of a run, or parameters alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from mae_jax import config as config_lib
+from mae_jax import console, logfile
+from mae_jax.checkpoints import sums
+from mae_jax.checkpoints.state import Health, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a checkpoint says of the run it belongs to.
+
+  Attributes:
+    config: the settings.
+    data: what tells its training data from others, see `Source.identity`.
+  """
+
+  config: config_lib.Config
+  data: Mapping[str, int | str]
+
+
+def restore_newest(
+  workdir: epath.PathLike, run: Run, like: TrainState
+) -> TrainState | None:
+  """Reads the newest whole checkpoint; broken ones are set aside.
+
+  Args:
+    workdir: of the run.
+    run: what is about to go on.
+    like: shapes, types and shardings wanted.
+
+  Returns:
+    The state, with its shardings; None if there is no checkpoint.
+
+  Raises:
+    ConfigError: if the checkpoint is of a run with other settings or data, or
+      if there are checkpoints and none can be read.
+  """
+  root = logfile.absolute(workdir) / "checkpoints"
+  if not root.is_dir():
+    return None
+  broken: dict[epath.Path, str] = {}
+  for step in sorted(ocp.utils.checkpoint_steps(root), reverse=True):
+    directory = root / str(step)
+    try:
+      loop = _read_loop(directory)
+      _check_same(_read_run(directory, loop), run, workdir)
+      state = _read_state(directory, loop, like)
+    except _NOT_OF_THE_FILES:
+      raise
+    except Exception as error:  # whatever a reader makes of broken files
+      if isinstance(error, OSError) and not isinstance(error, _NO_FILE):
+        raise  # the disk's, and perhaps for a moment only
+      broken[directory] = console.first_line(error)
+      continue
+    # Only now: what reads none of them may be at fault itself.
+    for each, reason in broken.items():
+      _set_aside(each, reason, step)
+    return state
+  for each in sorted(root.glob("*.broken-*")):
+    broken[each] = "set aside before"
+  if broken:
+    newest, reason = next(iter(broken.items()))
+    raise config_lib.ConfigError(
+      f"no checkpoint in {root} can be read, for instance {newest} ({reason}). "
+      "Put a copy back, or start anew in another --workdir"
+    )
+  return None
+
+
+_NOT_OF_THE_FILES = (
+  config_lib.ConfigError,
+  jax.errors.JaxRuntimeError,
+  MemoryError,
+)
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def load_params(path: epath.PathLike, like: Any) -> Any:
+  """Reads only the parameters of a checkpoint.
+
+  Args:
+    path: a workdir, its `checkpoints`, or one step's directory.
+    like: the tree wanted, of arrays or ShapeDtypeStructs with shardings.
+
+  Returns:
+    The tree `like` with the checkpoint's values.
+
+  Raises:
+    ConfigError: if there is no checkpoint, any parameter is missing, left over,
+      or of another shape (it names them), or the files are damaged.
+  """
+  directory = find_step(path)
+  try:
+    with ocp.StandardCheckpointer() as reader:
+      found = sums.flat(
+        reader.metadata(directory / "params").item_metadata.tree
+      )
+      _check_shapes(path, found, sums.flat(like))
+      params = reader.restore(directory / "params", like)
+    _verify(params, "params", _read_loop(directory))
+    return params
+  except (config_lib.ConfigError, jax.errors.JaxRuntimeError):
+    raise
+  except Exception as error:  # whatever a reader makes of broken files
+    raise config_lib.ConfigError(
+      f"the parameters in {directory} cannot be read "
+      f"({console.first_line(error)}): name the directory of another step"
+    ) from error
+
+
+def find_step(path: epath.PathLike) -> epath.Path:
+  """The directory of one step's checkpoint, given it or any parent of it.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  root = logfile.absolute(path)
+  if (root / "params").exists():
+    return root
+  for parent in (root / "checkpoints", root):
+    if parent.is_dir():
+      steps = [each for each in parent.iterdir() if each.name.isdigit()]
+      if steps:
+        return max(steps, key=lambda each: int(each.name))
+  raise config_lib.ConfigError(
+    f"there is no checkpoint in {path}: name a workdir or one of its "
+    "checkpoints/<step>"
+  )
+
+
+def _check_shapes(
+  path: epath.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+  wrong = [
+    *(f"{name} is missing" for name in wanted.keys() - found.keys()),
+    *(f"{name} is left over" for name in found.keys() - wanted.keys()),
+    *(
+      f"{name} is {tuple(found[name].shape)}, not {tuple(leaf.shape)}"
+      for name, leaf in wanted.items()
+      if name in found and tuple(found[name].shape) != tuple(leaf.shape)
+    ),
+  ]
+  if wrong:
+    shown = "; ".join(sorted(wrong)[:5])
+    more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise config_lib.ConfigError(
+      f"checkpoint {path} does not fit the model: {shown}{more}"
+    )
+
+
+def _read_loop(directory: epath.Path) -> dict[str, Any]:
+  return sums.unseal(json.loads((directory / "loop" / "metadata").read_text()))
+
+
+def _read_run(directory: epath.Path, loop: Mapping[str, Any]) -> Run:
+  config = json.loads((directory / "config" / "metadata").read_text())
+  if sums.crc(config) != loop["checksums"]["config"]:
+    raise ValueError("the checksum of its config is wrong")
+  return Run(config_lib.from_config_dict(config), loop["data"])
+
+
+def _read_state(
+  directory: epath.Path, loop: Mapping[str, Any], like: TrainState
+) -> TrainState:
+  read = {}
+  with ocp.StandardCheckpointer() as reader:
+    for item in ("params", "opt_state"):
+      read[item] = reader.restore(directory / item, getattr(like, item))
+      _verify(read[item], item, loop)
+
+  def place(value: float, to: Any) -> jax.Array:
+    return jax.device_put(np.asarray(value, to.dtype), to.sharding)
+
+  health = {
+    name: place(loop["health"][name], getattr(like.health, name))
+    for name in (field.name for field in dataclasses.fields(Health))
+  }
+  step = place(loop["step"], like.step)
+  return TrainState(step=step, health=Health(**health), **read)
+
+
+def _verify(tree: Any, item: str, loop: Mapping[str, Any]) -> None:
+  if sums.checksum(tree) != loop["checksums"][item]:
+    raise ValueError(f"the checksum of its {item} is wrong")
+
+
+def _check_same(before: Run, now: Run, workdir: epath.PathLike) -> None:
+  changed = config_lib.fixed_changes(before.config, now.config)
+  changed += [
+    f"{name} of the training data: was {before.data.get(name)!r}, is "
+    f"{now.data.get(name)!r}"
+    for name in sorted(before.data.keys() | now.data.keys())
+    if before.data.get(name) != now.data.get(name)
+  ]
+  if changed:
+    raise config_lib.ConfigError(
+      f"--workdir={workdir} holds a run that differs: {'; '.join(changed)}. "
+      "Set it back to go on with that run, or name another --workdir for a new "
+      f"one (--config.init_from={workdir} starts it from its parameters)"
+    )
+
+
+def _set_aside(directory: epath.Path, reason: str, used: int) -> None:
+  if jax.process_index() != 0:
+    return
+  # Not a number: no reader takes it for a checkpoint any more.
+  moved = directory.with_name(f"{directory.name}.broken-{time.time_ns()}")
+  directory.rename(moved)
+  console.warn(
+    f"checkpoint {directory} cannot be read ({reason}): it is set aside as "
+    f"{moved.name}, and that of step {used} used"
+  )

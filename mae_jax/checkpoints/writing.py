@@ -1,0 +1,169 @@
+"""Writes checkpoints in the background, to disks that may fail."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from mae_jax import config as config_lib
+from mae_jax import console, logfile
+from mae_jax.checkpoints import sums
+from mae_jax.checkpoints.reading import Run
+from mae_jax.checkpoints.state import TrainState
+
+ITEMS = ("params", "opt_state", "loop", "config")
+
+
+class Checkpointer:
+  """Writes a run's states under `<workdir>/checkpoints`.
+
+  A failed write is told and tried again with the next checkpoint; the second in
+  a row ends the run. What was written before stays.
+  """
+
+  def __init__(self, workdir: epath.PathLike, keep: int, run: Run):
+    self._root = logfile.absolute(workdir) / "checkpoints"
+    self._keep, self._run = keep, run
+    self._manager: ocp.CheckpointManager | None = None
+    self._writing: int | None = None
+    self._failures = 0
+
+  def __enter__(self) -> Checkpointer:
+    return self
+
+  def __exit__(self, kind: type | None, *rest: object) -> None:
+    if kind is None:
+      self.close()
+      return
+    with contextlib.suppress(Exception):  # the one under way matters more
+      self.close()
+
+  def save(self, step: int, state: TrainState, *, wait: bool = False) -> None:
+    """Writes a checkpoint, unless that step has one.
+
+    Args:
+      step: of the state.
+      state: what to save; may be changed when this returns.
+      wait: whether to return when it is written, and not when it is copied off
+        the devices; a failed write is then tried again at once.
+
+    Raises:
+      TrainingError: if two writes in a row failed.
+    """
+    self._finish()
+    for _ in range(2 if wait else 1):
+      self._begin(step, state)
+      if wait:
+        self._finish()
+      if not self._failures:
+        break
+
+  def failed(self, step: int, error: Exception) -> None:
+    """Counts a checkpoint that could not be written.
+
+    Raises:
+      TrainingError: if the one before it failed too.
+    """
+    self._failures += 1
+    self._writing = None
+    # After an error a manager is of no more use; a new one also clears away
+    # what was half written.
+    if self._manager is not None:
+      with contextlib.suppress(Exception):  # the same one again
+        self._manager.close()
+      self._manager = None
+    if self._failures > 1:
+      raise config_lib.TrainingError(
+        f"two checkpoints in a row could not be written to {self._root} "
+        f"({console.first_line(error)}); {self._kept()}. Make room or mend "
+        "the disk, and run the same command again"
+      ) from error
+    console.warn(
+      f"the checkpoint of step {step} could not be written "
+      f"({console.first_line(error)}); {self._kept()}"
+    )
+
+  def close(self) -> None:
+    """Waits until everything is written.
+
+    Raises:
+      TrainingError: if two writes in a row failed.
+    """
+    self._finish()
+    if self._manager is not None:
+      self._manager.close()
+      self._manager = None
+
+  def _begin(self, step: int, state: TrainState) -> None:
+    try:
+      if self._manager is None:
+        self._manager = ocp.CheckpointManager(
+          self._root,
+          options=ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, cleanup_tmp_directories=True
+          ),
+          item_names=ITEMS,
+        )
+      if step in self._manager.all_steps():
+        return
+      config = config_lib.to_dict(self._run.config)
+      loop = self._loop_item(step, state, sums.crc(config))
+      self._writing = step
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(state.params),
+          opt_state=ocp.args.StandardSave(state.opt_state),
+          loop=ocp.args.JsonSave(loop),
+          config=ocp.args.JsonSave(config),
+        ),
+      )
+    except jax.errors.JaxRuntimeError:  # the devices', not the disk's
+      raise
+    except Exception as error:  # whatever disks and their drivers raise
+      self.failed(step, error)
+
+  def _loop_item(
+    self, step: int, state: TrainState, config_crc: int
+  ) -> dict[str, Any]:
+    # Data and masks are functions of the step: nothing else is needed.
+    return sums.seal(
+      {
+        "step": step,
+        "health": {
+          field.name: getattr(state.health, field.name).item()
+          for field in dataclasses.fields(state.health)
+        },
+        "data": dict(self._run.data),
+        "checksums": {
+          "params": sums.checksum(state.params),
+          "opt_state": sums.checksum(state.opt_state),
+          "config": config_crc,
+        },
+      }
+    )
+
+  def _finish(self) -> None:
+    """Waits for the write under way, and counts how it went."""
+    if self._writing is None or self._manager is None:
+      return
+    step, self._writing = self._writing, None
+    try:
+      self._manager.wait_until_finished()
+      self._failures = 0
+    except Exception as error:  # whatever disks and their drivers raise
+      self.failed(step, error)
+
+  def _kept(self) -> str:
+    try:
+      steps = ocp.utils.checkpoint_steps(self._root)
+    except Exception:  # the disk is gone
+      steps = []
+    if not steps:
+      return "there is no checkpoint"
+    return f"the last good one is of step {max(steps)}"

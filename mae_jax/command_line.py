@@ -1,0 +1,123 @@
+"""Overrides on the command line, where ml_collections leaves a user alone.
+
+It adds up the items of a tuple that is given twice, where of any other setting
+the last one counts, and says of a wrong key or value what Python says.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from mae_jax import config as config_lib
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+_EXAMPLE = "name a recipe, such as configs/digits.py"
+
+
+class _Parser(flags.ArgumentParser):
+  """Another parser, whose errors say what to write."""
+
+  def __init__(self, parser: flags.ArgumentParser, wanted: str):
+    self._parser, self._wanted = parser, wanted
+
+  def parse(self, argument: Any) -> Any:
+    try:
+      return self._parser.parse(argument)
+    except (TypeError, ValueError):
+      raise ValueError(f"write {self._wanted}") from None
+
+  def flag_type(self) -> str:
+    return self._parser.flag_type()
+
+
+class _TupleParser(flags.ArgumentParser):
+  """Reads "8", "8,16" or "(8, 16)"; what is in it is checked later."""
+
+  def parse(self, argument: Any) -> tuple:
+    if isinstance(argument, str):
+      try:
+        argument = ast.literal_eval(argument.strip())
+      except (SyntaxError, MemoryError, RecursionError):
+        raise ValueError from None
+    # Lists are as good; sets and dicts would lose the order or the values.
+    if isinstance(argument, list | tuple):
+      return tuple(argument)
+    return (argument,)
+
+  def flag_type(self) -> str:
+    return "tuple"
+
+
+def register_parsers() -> None:
+  """Makes ml_collections read overrides by the classes above."""
+  for kind, parser, wanted in (
+    (int, flags.IntegerParser(), "a whole number"),
+    (float, flags.FloatParser(), "a number"),
+    (bool, flags.BooleanParser(), "true or false"),
+    (tuple, _TupleParser(), "a number, or several with commas, as 8,16"),
+  ):
+    config_flags.register_flag_parser_for_type(kind, _Parser(parser, wanted))
+
+
+def check_arguments(argv: Sequence[str]) -> None:
+  """Refuses a recipe that is no file, and overrides of what is not in it.
+
+  Raises:
+    ConfigError: with the nearest name there is.
+  """
+  path = _recipe(argv)
+  if path is not None and not os.path.isfile(path.partition(":")[0]):
+    raise config_lib.ConfigError(f"--config={path} is not a file: {_EXAMPLE}")
+  for arg in argv:
+    if match := _OVERRIDE.match(arg):
+      config_lib.check_key(match[1])
+
+
+def check_recipe(values: Any, argv: Sequence[str]) -> None:
+  """Refuses what is no config.
+
+  Raises:
+    ConfigError: if there is none, or `get_config` returned something else.
+  """
+  path = _recipe(argv)
+  if path is None:
+    raise config_lib.ConfigError(f"--config is missing: {_EXAMPLE}")
+  if not isinstance(values, ml_collections.ConfigDict):
+    raise config_lib.ConfigError(
+      f"get_config of {path} returned a {type(values).__name__}: return "
+      "mae_jax.config.config_dict(Config(...))"
+    )
+
+
+def explain(error: Exception, argv: Sequence[str]) -> str:
+  """One line for what went wrong with the flags or in the recipe's code."""
+  text = str(error).replace("\\n", "\n").replace("\\'", "'").strip()
+  if isinstance(error, config_lib.ConfigError):
+    pass
+  elif "Traceback" in text:  # of the recipe, of which the end counts
+    text = text.splitlines()[-1]
+    own = f"{config_lib.__name__}.{config_lib.ConfigError.__name__}: "
+    text = f"{_recipe(argv)}: {text.removeprefix(own)}"
+  elif not isinstance(error, flags.Error):
+    text = f"{_recipe(argv)}: {type(error).__name__}: {text}"
+  text = " ".join(text.split())
+  # A value may be long; what is said of it comes first or last.
+  return text if len(text) <= 500 else f"{text[:250]} ... {text[-250:]}"
+
+
+def _recipe(argv: Sequence[str]) -> str | None:
+  """The value of --config, of which the last one counts; None without."""
+  found = None
+  for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+    name, equals, value = arg.partition("=")
+    if name in ("--config", "-config"):
+      found = value if equals else following
+  return found

@@ -1,0 +1,263 @@
+"""The pixels of an image file of any kind, by Pillow or NumPy.
+
+For what TensorFlow does not decode, or not rightly: see `decode`. Nothing here
+raises: a file that cannot be read gives one black pixel and the reason.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 1 << 30  # of one image; Pillow's own bound is a sixth of it
+NPY = b"\x93NUMPY"
+
+_ORIENTATION = 0x112  # the EXIF tag
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+_BITS_PER_SAMPLE = 258  # the TIFF tag
+
+# `_open` has a bound of its own, which does not warn first.
+Image.MAX_IMAGE_PIXELS = None
+# A broken tag or a short file is warned about each time it is read.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class _Refused(Exception):
+  """The message is the whole reason."""
+
+
+def read(path: bytes) -> tuple[bytes, bytes]:
+  """The bytes of a file, and why there are none ("" if there are)."""
+  try:
+    if b"://" in path:
+      return epath.Path(path.decode()).read_bytes(), b""
+    with open(path, "rb") as file:
+      return file.read(), b""
+  except Exception as error:
+    return b"", _reason(error)
+
+
+def look(
+  data: bytes, failed: bytes, channels: int, upright: bool
+) -> tuple[np.ndarray, np.bool_, bytes]:
+  """What a file holds, without decoding it.
+
+  Args:
+    data: the file's bytes.
+    failed: why there are none, or "".
+    channels: that `load` will be asked for.
+    upright: likewise.
+
+  Returns:
+    Height and width int32 [2] of what `load` gives; whether TensorFlow decodes
+    it to the very same; the reason if it cannot be read, or "".
+  """
+  try:
+    _check(data, failed)
+    if data.startswith(NPY):
+      shape = _array(data, channels).shape[:2]
+      return np.array(shape, np.int32), np.False_, b""
+    image = _open(data, channels)
+    turn = _turn(image, data, upright)
+    width, height = image.size
+    if turn in (5, 6, 7, 8):
+      width, height = height, width
+    plain = turn == 1 and _is_plain_jpeg(image, data)
+    return np.array([height, width], np.int32), np.bool_(plain), b""
+  except Exception as error:
+    return np.ones(2, np.int32), np.False_, _reason(error)
+
+
+def load(
+  data: bytes, failed: bytes, box: np.ndarray, channels: int, upright: bool
+) -> tuple[np.ndarray, bytes]:
+  """Decodes one box of a file.
+
+  Args:
+    data: the file's bytes.
+    failed: why it cannot be read, or "".
+    box: integers [4]: top, left, height, width.
+    channels: 1 or 3; more for arrays (.npy) alone.
+    upright: whether to turn the image as its EXIF tag says. Pillow turns a
+      TIFF in any case.
+
+  Returns:
+    uint8 [height, width, channels], and the reason or "".
+  """
+  try:
+    _check(data, failed)
+    top, left, height, width = (int(side) for side in box)
+    if data.startswith(NPY):
+      array = _array(data, channels)
+      return _cut(array, top, left, height, width, channels), b""
+    image = _open(data, channels)
+    turn = _turn(image, data, upright)
+    bits = _bits(image)  # before `load` lets go of the tags
+    image.load()
+    if turn in _TURNS:
+      image = image.transpose(_TURNS[turn])
+    image = image.crop((left, top, left + width, top + height))
+    return _to_channels(image, bits, channels), b""
+  except Exception as error:
+    return np.zeros((1, 1, channels), np.uint8), _reason(error)
+
+
+def is_image(path: str) -> bool:
+  """Whether a regular file begins as an image does, whatever its name."""
+  try:
+    with open(path, "rb") as file:
+      start = file.read(12)
+      if not start.startswith(_STARTS) and start[8:] != b"WEBP":
+        return False
+      if start.startswith(NPY):
+        return True
+      file.seek(0)
+      with Image.open(file, formats=FORMATS):
+        return True
+  except Exception:
+    return False
+
+
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II", b"MM", NPY)
+
+
+def _check(data: bytes, failed: bytes) -> None:
+  if failed:
+    raise _Refused(failed.decode(errors="replace"))
+  if not data:
+    raise _Refused("it is empty")
+
+
+def _open(data: bytes, channels: int) -> Any:
+  if channels not in (1, 3):
+    raise _Refused(
+      f"it is not a .npy file, the only kind of data.channels={channels}"
+    )
+  try:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+  except UnidentifiedImageError:
+    kinds = ", ".join(FORMATS)
+    raise _Refused(
+      f"it is not {kinds} or .npy: it begins with {data[:12]!r}"
+    ) from None
+  _check_size(*image.size)
+  if image.mode in ("I", "F"):
+    raise _Refused(
+      "its pixels are 32-bit, of no known range: save it with 8 or 16 bits"
+    )
+  return image
+
+
+def _check_size(width: int, height: int) -> None:
+  if width * height > MAX_PIXELS:
+    raise _Refused(
+      f"{width} x {height} is more than {MAX_PIXELS} pixels: cut it into tiles"
+    )
+
+
+def _turn(image: Any, data: bytes, upright: bool) -> int:
+  # Pillow turns TIFF itself; and to find out that a PNG has no tag it would
+  # decode all of it.
+  if not upright or image.format == "TIFF":
+    return 1
+  if image.format == "PNG" and b"eXIf" not in data and b"xmp" not in data:
+    return 1
+  try:
+    turn = image.getexif().get(_ORIENTATION, 1)
+  except Exception:  # a broken tag turns nothing
+    return 1
+  return turn if turn in _TURNS else 1
+
+
+def _is_plain_jpeg(image: Any, data: bytes) -> bool:
+  if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+    return False
+  # TensorFlow would take the upper part of a file that has no end for whole.
+  return data.rfind(b"\xff\xd9", image.fp.tell()) > 0
+
+
+def _bits(image: Any) -> int:
+  tags = getattr(image, "tag_v2", None)
+  return int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) if tags else 16
+
+
+def _to_channels(image: Any, bits: int, channels: int) -> np.ndarray:
+  # Alpha is dropped. What is transparent matters to Pillow when it converts,
+  # and changes no colour.
+  image.info.pop("transparency", None)
+  if image.mode.startswith("I;16"):
+    # Pillow's own conversion would clip to 255.
+    image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+  image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+  image = image.convert("L" if channels == 1 else "RGB")
+  return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _array(data: bytes, channels: int) -> np.ndarray:
+  """[H, W, C] of a .npy file, uint8 or uint16."""
+  file = io.BytesIO(data)
+  version = np.lib.format.read_magic(file)
+  if version == (1, 0):
+    header = np.lib.format.read_array_header_1_0(file)
+  else:
+    header = np.lib.format.read_array_header_2_0(file)
+  shape, fortran, dtype = header
+  if dtype.kind != "u" or dtype.itemsize > 2:
+    raise _Refused(
+      f"it is an array of {dtype}: save it as uint8, or as uint16, of which "
+      "the high byte is read"
+    )
+  if len(shape) not in (2, 3) or 0 in shape:
+    raise _Refused(f"it is an array {list(shape)}: save it as [H, W, C]")
+  _check_size(shape[1], shape[0])
+  wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
+  if wanted > len(data) - file.tell():
+    raise _Refused(
+      f"it is truncated: {len(data) - file.tell()} of {wanted} bytes"
+    )
+  array = np.frombuffer(data, dtype, wanted // dtype.itemsize, file.tell())
+  array = array.reshape(shape, order="F" if fortran else "C")
+  array = array[..., None] if array.ndim == 2 else array
+  found = array.shape[-1]
+  if found != channels and {found, channels} != {1, 3}:
+    raise _Refused(
+      f"it is an array of {found} channels, but data.channels={channels}"
+    )
+  return array
+
+
+def _cut(
+  array: np.ndarray, top: int, left: int, height: int, width: int, channels: int
+) -> np.ndarray:
+  part = array[top : top + height, left : left + width]
+  if part.dtype.itemsize == 2:
+    part = part >> 8
+  part = np.ascontiguousarray(part, np.uint8)
+  if part.shape[-1] == channels:
+    return part
+  if channels == 3:
+    return np.repeat(part, 3, axis=-1)
+  return np.asarray(Image.fromarray(part).convert("L"))[..., None]
+
+
+def _reason(error: Exception) -> bytes:
+  text = " ".join(str(error).split())
+  if isinstance(error, OSError) and error.strerror:
+    text = error.strerror
+  elif not isinstance(error, _Refused):
+    text = f"{type(error).__name__}: {text}"
+  return text[:300].encode(errors="backslashreplace")

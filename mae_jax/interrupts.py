@@ -1,0 +1,128 @@
+"""SIGTERM and Ctrl-C: save, leave in bounded time, and say so to a scheduler.
+
+A signal is kept until the loop asks for it, unless nothing would be lost: then
+the process ends at once. Python runs signal handlers between two bytecodes of
+the main thread, which may be minutes when XLA compiles, so that a thread of its
+own hears of each signal through a pipe that C code writes to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, try again.
+EXIT_CODE = 75
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Wrappers pass on a Ctrl-C that the whole group had already.
+_ECHO_SECONDS = 0.5
+
+
+class Stopped(BaseException):
+  """The run was asked to end; the message says what is saved.
+
+  Like KeyboardInterrupt it passes by what catches any other exception.
+  """
+
+
+class Interrupts:
+  """What was asked of this process by signals.
+
+  Attributes:
+    requested: whether a signal has come.
+  """
+
+  def __init__(self, grace_seconds: float = 120.0):
+    """Asks for nothing yet.
+
+    Args:
+      grace_seconds: how long the process may live on after a signal.
+    """
+    self.grace_seconds = grace_seconds
+    self.requested = False
+    self._at_stake = False
+    self._interruptible = False
+
+  def install(self) -> None:
+    """From now on signals come here; only for a main thread."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in SIGNALS:
+      if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
+        signal.signal(number, self._on_signal)
+    threading.Thread(target=self._listen, args=(read,), daemon=True).start()
+
+  @contextlib.contextmanager
+  def at_stake(self) -> Iterator[None]:
+    """Inside, there is something to save: the process does not end at once."""
+    self._at_stake = True
+    try:
+      yield
+    finally:
+      self._at_stake = False
+
+  @contextlib.contextmanager
+  def interruptible(self) -> Iterator[None]:
+    """Inside, a signal raises Stopped: for long work that can be repeated.
+
+    Raises:
+      Stopped: also if the signal came before.
+    """
+    self._interruptible = True
+    try:
+      if self.requested:
+        raise Stopped
+      yield
+    finally:
+      self._interruptible = False
+
+  def _on_signal(self, number: int, frame: object) -> None:
+    self.requested = True
+    if self._interruptible:
+      self._interruptible = False  # no second one while the first unwinds
+      raise Stopped
+
+  def _listen(self, pipe: int) -> None:
+    first: float | None = None
+    while True:
+      number = os.read(pipe, 1)[0]
+      if number not in SIGNALS:
+        continue
+      if first is not None:
+        late = time.monotonic() - first > _ECHO_SECONDS
+        if number == signal.SIGINT and late:
+          _leave(130, "left at once; the checkpoints saved before are whole")
+        continue  # schedulers repeat SIGTERM
+      first = time.monotonic()
+      if not self._at_stake:
+        _leave(EXIT_CODE, "stopped: there was nothing new to save")
+      timer = threading.Timer(self.grace_seconds, self._out_of_time)
+      timer.daemon = True
+      timer.start()
+      _tell(
+        f"{signal.Signals(number).name}: saving after this step, for at most "
+        f"{self.grace_seconds:g} s; a second Ctrl-C leaves at once"
+      )
+
+  def _out_of_time(self) -> None:
+    _leave(
+      EXIT_CODE,
+      f"not saved within train.stop_seconds={self.grace_seconds:g}; the "
+      "checkpoints saved before are whole",
+    )
+
+
+def _tell(text: str) -> None:
+  # Not print: the main thread may be inside one, holding its lock.
+  with contextlib.suppress(OSError):  # nobody is there
+    os.write(2, f"\n{text}\n".encode())
+
+
+def _leave(code: int, text: str) -> None:
+  _tell(text)
+  os._exit(code)

@@ -1,0 +1,119 @@
+"""A run's directory: that it can be written, and that one run has it.
+
+Where locks work, the second run on a directory is refused. In buckets and on
+network disks without locks the newer run takes over, and the older one finds
+that out before its next checkpoint and stops: on such machines the older one is
+most often a ghost of a host that was taken away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+
+from etils import epath
+
+from mae_jax import config as config_lib
+from mae_jax import logfile
+
+_OWNER = "run.json"
+_LOCK = ".lock"
+
+
+class Workdir:
+  """A directory that this run holds until it ends.
+
+  Attributes:
+    path: of the directory.
+  """
+
+  def __init__(self, path: epath.Path, identity: str | None = None):
+    """Names a directory; without an identity another process watches it."""
+    self.path = path
+    self._identity = identity
+
+  def check(self) -> None:
+    """Is called before a checkpoint is written.
+
+    Raises:
+      OSError: if the directory is gone or cannot be read.
+      TrainingError: if another run took it over.
+    """
+    if self._identity is None:
+      return
+    try:
+      owner = json.loads((self.path / _OWNER).read_text())
+      who = _describe(owner)
+    except (ValueError, KeyError, TypeError):
+      raise OSError(f"{self.path / _OWNER} is not what was written") from None
+    if owner["run"] != self._identity:
+      raise config_lib.TrainingError(
+        f"another run took over {self.path}: {who}. This one "
+        "stops and writes nothing more there; start it with another --workdir"
+      )
+
+
+@contextlib.contextmanager
+def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
+  """Makes the directory, and keeps other runs out of it while inside.
+
+  Args:
+    path: the directory; it need not exist.
+    owner: whether this process speaks for the run; the others only get a path.
+
+  Raises:
+    ConfigError: if it cannot be written, or another run has it.
+  """
+  path = epath.Path(path)
+  if not owner:
+    yield Workdir(path)
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      if not logfile.is_remote(path):
+        stack.enter_context(_lock(path))
+      identity = uuid.uuid4().hex
+      content = {
+        "run": identity,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": datetime.datetime.now().isoformat(timespec="seconds"),
+      }
+      logfile.replace(path / _OWNER, json.dumps(content).encode())
+    except OSError as error:
+      raise config_lib.ConfigError(
+        f"--workdir={path} cannot be written ({error}): name a directory that "
+        "can, with room for the checkpoints"
+      ) from error
+    yield Workdir(path, identity)
+
+
+@contextlib.contextmanager
+def _lock(path: epath.Path) -> Iterator[None]:
+  # The system lets go of the lock when the process ends, however it ends.
+  with open(path / _LOCK, "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      try:
+        who = _describe(json.loads((path / _OWNER).read_text()))
+      except (OSError, ValueError, KeyError):
+        who = "it is just starting"
+      raise config_lib.ConfigError(
+        f"--workdir={path} is in use by another run ({who}): wait for it, stop "
+        "it, or name another directory"
+      ) from None
+    except OSError:  # a network disk without locks: see the module
+      pass
+    yield
+
+
+def _describe(owner: dict) -> str:
+  return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
