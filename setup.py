@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# With these Orbax asks what kind of bucket it writes checkpoints to.
+GCS = ["google-cloud-storage>=3.4", "google-cloud-storage-control>=1.5"]
+
 setup(
   name="mae_jax",
   version="0.1.0",
@@ -35,11 +38,14 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
+    "gcs": GCS,
     "test": [
+      *GCS,
       "hypothesis>=6.140",
       "mypy>=1.18",
       "pytest>=8.4",
       "ruff>=0.14",
+      "trustme>=1.2",
       # The other implementation that parity tests compare with. Elsewhere than
       # on CI pip may pick a CUDA build: see the README.
       "torch>=2.13",

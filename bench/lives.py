@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PHASES = ("starting", "compiling", "stepping", "saving", "evaluating")
@@ -103,8 +103,15 @@ class Life:
 class Nursery:
   """Gives lives, until it is closed."""
 
-  def __init__(self, directory: pathlib.Path):
-    """Starts the process that forks; logs go to the directory."""
+  def __init__(
+    self, directory: pathlib.Path, environ: Mapping[str, str] | None = None
+  ):
+    """Starts the process that forks.
+
+    Args:
+      directory: where logs go, and what was compiled.
+      environ: for all lives, besides this process's environment.
+    """
     self._directory = directory
     # What one life has compiled the next one uses.
     cache = {
@@ -115,7 +122,7 @@ class Nursery:
     self._process = subprocess.Popen(
       [sys.executable, "-m", "bench.lives"],
       cwd=ROOT,
-      env=os.environ | {"JAX_PLATFORMS": "cpu"} | cache,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"} | cache | dict(environ or {}),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,

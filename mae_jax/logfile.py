@@ -9,9 +9,10 @@ checkpoint of that step is.
 from __future__ import annotations
 
 import os
-import uuid
 
 from etils import epath
+
+from mae_jax import storage
 
 
 class LogFile:
@@ -32,12 +33,13 @@ class LogFile:
     """
     self.path = path
     self.error: OSError | None = None
-    self._remote = is_remote(path)
-    exists = path.exists()
-    self._size = path.stat().length if exists else 0
-    self._waiting = b""
-    if self._remote and exists:
-      self._waiting = path.read_bytes()
+    self._remote = storage.is_remote(path)
+    with storage.reaching(path):
+      exists = path.exists()
+      self._size = path.stat().length if exists else 0
+      self._waiting = b""
+      if self._remote and exists:
+        self._waiting = path.read_bytes()
     self._created = exists
     self._closed = False
 
@@ -66,7 +68,7 @@ class LogFile:
       return
     try:
       if self._remote:
-        self.path.write_bytes(self._waiting)
+        storage.replace(self.path, self._waiting)
       elif self._waiting or sync:
         self._write(sync)
       self.error = None
@@ -90,28 +92,3 @@ class LogFile:
         os.fsync(file.fileno())
     self._size += len(self._waiting)
     self._waiting = b""
-
-
-def replace(path: epath.Path, data: bytes) -> None:
-  """Writes a file so that its old or its new content is there at any moment."""
-  if is_remote(path):  # an object appears when it is whole
-    path.write_bytes(data)
-    return
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-  try:
-    temporary.write_bytes(data)
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def absolute(path: epath.PathLike) -> epath.Path:
-  """A path that does not depend on the working directory."""
-  path = epath.Path(path)
-  # epath puts the working directory in front of an address too.
-  return path if is_remote(path) else path.resolve()
-
-
-def is_remote(path: epath.Path) -> bool:
-  """Whether a path is in a bucket."""
-  return "://" in os.fspath(path)

@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
-from mae_jax import command_line, console, errors, interrupts
+from mae_jax import command_line, console, errors, interrupts, storage
 from mae_jax import config as config_lib
 
 command_line.register_parsers()
@@ -61,18 +60,6 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.exit(f"error: {command_line.explain(error, argv)}")
 
 
-def _make_workdir(name: str | None) -> None:
-  if not name:
-    raise config_lib.ConfigError("--workdir is missing: name a directory")
-  try:
-    epath.Path(name).mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f"--workdir={name} cannot be made ({error.strerror}): name a directory "
-      "that may be written"
-    ) from error
-
-
 def _unraisable(error: Any) -> None:
   # Of writers that a failed checkpoint leaves behind; it is told elsewhere.
   if "Event loop is closed" not in str(error.exc_value):
@@ -93,7 +80,9 @@ def main(argv: list[str]) -> None:
       )
     config = config_lib.from_config_dict(_CONFIG.value)
     task = config_lib.lookup(TASKS, config.task, "task")
-    _make_workdir(_WORKDIR.value)
+    if not _WORKDIR.value:
+      raise config_lib.ConfigError("--workdir is missing: name a directory")
+    storage.make_directory(_WORKDIR.value, "--workdir")
     if config.mesh.cpu_devices:
       _split_cpu(config.mesh.cpu_devices)
     stop = interrupts.Interrupts(config.train.stop_seconds)

@@ -23,7 +23,7 @@ from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
 from mae_jax import config as config_lib
-from mae_jax import console, hardware, logfile
+from mae_jax import console, hardware, logfile, storage
 
 # Fields that depend on the clock: exempt from "resumed equals uninterrupted".
 TIMING = (
@@ -212,7 +212,7 @@ def _cut_lines(path: epath.Path, step: int) -> list[dict[str, Any]]:
     away.append(b"".join(cut))
     away.flush()
   if cut or rest:
-    logfile.replace(path, b"".join(kept))
+    storage.replace(path, b"".join(kept))
   return records
 
 
@@ -233,7 +233,7 @@ def _cut_events(path: epath.Path, step: int) -> None:
       break
     end = stop
   if end < len(data):
-    logfile.replace(path, data[:end])
+    storage.replace(path, data[:end])
 
 
 def _events(data: bytes) -> Iterator[tuple[int, event_pb2.Event]]:

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from mae_jax import config as config_lib
-from mae_jax import logfile
+from mae_jax import storage
 
 _OWNER = "run.json"
+_LENGTH = 512
 _LOCK = ".lock"
 
 
@@ -48,7 +49,8 @@ class Workdir:
     if self._identity is None:
       return
     try:
-      owner = json.loads((self.path / _OWNER).read_text())
+      with storage.reaching(self.path):
+        owner = json.loads((self.path / _OWNER).read_text())
       who = _describe(owner)
     except (ValueError, KeyError, TypeError):
       raise OSError(f"{self.path / _OWNER} is not what was written") from None
@@ -70,14 +72,13 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
   Raises:
     ConfigError: if it cannot be written, or another run has it.
   """
-  path = epath.Path(path)
   if not owner:
-    yield Workdir(path)
+    yield Workdir(storage.absolute(path))
     return
+  path = storage.make_directory(path, "--workdir")
   with contextlib.ExitStack() as stack:
     try:
-      path.mkdir(parents=True, exist_ok=True)
-      if not logfile.is_remote(path):
+      if not storage.is_remote(path):
         stack.enter_context(_lock(path))
       identity = uuid.uuid4().hex
       content = {
@@ -86,7 +87,10 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
         "pid": os.getpid(),
         "since": datetime.datetime.now().isoformat(timespec="seconds"),
       }
-      logfile.replace(path / _OWNER, json.dumps(content).encode())
+      # Of one length, as TensorFlow's client for buckets remembers lengths for
+      # some seconds, and would cut off a longer one that has replaced it.
+      owner_text = json.dumps(content).ljust(_LENGTH)
+      storage.replace(path / _OWNER, owner_text.encode())
     except OSError as error:
       raise config_lib.ConfigError(
         f"--workdir={path} cannot be written ({error}): name a directory that "

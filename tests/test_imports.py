@@ -35,6 +35,7 @@ TIERS = {
       "sharding",
       "checkpoints",
       "logfile",
+      "storage",
       "metrics",
       "workdirs",
       "data",

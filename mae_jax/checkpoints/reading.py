@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mae_jax import config as config_lib
-from mae_jax import console, logfile
+from mae_jax import console, storage
 from mae_jax.checkpoints import sums
 from mae_jax.checkpoints.state import Health, TrainState
 
@@ -49,16 +49,17 @@ def restore_newest(
     ConfigError: if the checkpoint is of a run with other settings or data, or
       if there are checkpoints and none can be read.
   """
-  root = logfile.absolute(workdir) / "checkpoints"
+  root = storage.absolute(workdir) / "checkpoints"
   if not root.is_dir():
     return None
   broken: dict[epath.Path, str] = {}
   for step in sorted(ocp.utils.checkpoint_steps(root), reverse=True):
     directory = root / str(step)
     try:
-      loop = _read_loop(directory)
-      _check_same(_read_run(directory, loop), run, workdir)
-      state = _read_state(directory, loop, like)
+      with storage.reaching(directory):
+        loop = _read_loop(directory)
+        _check_same(_read_run(directory, loop), run, workdir)
+        state = _read_state(directory, loop, like)
     except _NOT_OF_THE_FILES:
       raise
     except Exception as error:  # whatever a reader makes of broken files
@@ -128,7 +129,7 @@ def find_step(path: epath.PathLike) -> epath.Path:
   Raises:
     ConfigError: if there is none.
   """
-  root = logfile.absolute(path)
+  root = storage.absolute(path)
   if (root / "params").exists():
     return root
   for parent in (root / "checkpoints", root):

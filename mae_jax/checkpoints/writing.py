@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mae_jax import config as config_lib
-from mae_jax import console, logfile
+from mae_jax import console, storage
 from mae_jax.checkpoints import sums
 from mae_jax.checkpoints.reading import Run
 from mae_jax.checkpoints.state import TrainState
@@ -27,7 +27,7 @@ class Checkpointer:
   """
 
   def __init__(self, workdir: epath.PathLike, keep: int, run: Run):
-    self._root = logfile.absolute(workdir) / "checkpoints"
+    self._root = storage.absolute(workdir) / "checkpoints"
     self._keep, self._run = keep, run
     self._manager: ocp.CheckpointManager | None = None
     self._writing: int | None = None

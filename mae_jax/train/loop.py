@@ -19,9 +19,9 @@ from PIL import Image
 from mae_jax import (
   checkpoints,
   console,
-  logfile,
   metrics,
   sharding,
+  storage,
   workdirs,
 )
 from mae_jax import config as config_lib
@@ -157,7 +157,8 @@ def run(
   first = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
     held = stack.enter_context(workdirs.hold(workdir, owner=first))
-    state = initial_state(task, config, mesh, held.path)
+    with storage.reaching(held.path):
+      state = initial_state(task, config, mesh, held.path)
     start = int(state.step)
     if first:
       console.say(
@@ -165,9 +166,10 @@ def run(
         f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
         f"device(s); metrics and checkpoints go to {workdir}"
       )
-    writer = metrics.Writer(
-      held.path, start_step=start, total_steps=task.total_steps, enabled=first
-    )
+    with storage.reaching(held.path):
+      writer = metrics.Writer(
+        held.path, start_step=start, total_steps=task.total_steps, enabled=first
+      )
     stack.callback(writer.close)
     checkpointer = stack.enter_context(
       checkpoints.Checkpointer(
@@ -338,7 +340,7 @@ class _Runner:
       picture = io.BytesIO()
       Image.fromarray(pixels).save(picture, format="png")
       try:
-        logfile.replace(self._held.path / f"{name}.png", picture.getvalue())
+        storage.replace(self._held.path / f"{name}.png", picture.getvalue())
       except OSError as error:
         console.warn(f"{name}.png could not be written: {error}")
 

@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 from mae_jax import config as config_lib
-from mae_jax import console, logfile
+from mae_jax import console, storage
 
 
 class Unreadable(Protocol):
@@ -159,10 +159,10 @@ def save_inputs(
   buffer = io.BytesIO()
   arrays: dict[str, Any] = {"step": np.asarray(step), **local}
   np.savez_compressed(buffer, **arrays)
-  logfile.replace(path, buffer.getvalue())
+  storage.replace(path, buffer.getvalue())
   picture = io.BytesIO()
   _contact_sheet(local["image"]).save(picture, format="png")
-  logfile.replace(path.with_suffix(".png"), picture.getvalue())
+  storage.replace(path.with_suffix(".png"), picture.getvalue())
   return path
 
 

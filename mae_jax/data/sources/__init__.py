@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, overload
 
-from mae_jax import config
+from mae_jax import config, storage
 from mae_jax.data.sources import digits, folder, prepared
 from mae_jax.data.sources.base import Indexed, Records, Source, Split
 
@@ -48,4 +48,5 @@ def open_source(data: config.Data, split: Split) -> Source | None:
   opener = config.lookup(SOURCES, data.source, "data.source")
   if split == "eval" and not data.eval_split:
     return None
-  return opener(data, split)
+  with storage.reaching(data.path):
+    return opener(data, split)
