@@ -56,7 +56,6 @@ class Bucket:
     environ: what a process needs to find it.
     objects: bytes and generation by name.
     failing: the status every request is answered with, if not None.
-    requests: how many were answered, by what was asked.
   """
 
   name: str
@@ -65,7 +64,6 @@ class Bucket:
     default_factory=dict
   )
   failing: int | None = None
-  requests: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     self.lock = threading.Lock()
@@ -151,7 +149,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         }
         if asked.pop("bucket") != self.bucket.name:
           raise _Refused(404)
-        self.bucket.requests[name] = self.bucket.requests.get(name, 0) + 1
         answer = getattr(self, f"_{name}")(**asked)
         if isinstance(answer, dict):
           return 200, json.dumps(answer).encode(), {}
