@@ -60,6 +60,6 @@ def get_config(arg: str | None = None):
       train=c.Train(
         length="2500 steps", log_every="50 steps", save_every="1000 steps"
       ),
-      eval=c.Eval(labels=(50, 0), pooling="all", knn_k=5, raw_pixels=True),
+      eval=c.Eval(shots=(5, 0), pooling="all", knn_k=5, raw_pixels=True),
     )
   )

@@ -50,8 +50,6 @@ def get_config(arg: str | None = None):
         save_every="5 epochs",
         save_minutes=30.0,
       ),
-      eval=c.Eval(
-        every="100 epochs", labels=(10000,), max_train=20000, draws=1
-      ),
+      eval=c.Eval(every="100 epochs", shots=(10,), max_train=20000, draws=1),
     )
   )

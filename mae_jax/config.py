@@ -117,6 +117,13 @@ class Data:
   # Images are turned as their EXIF tag says, as viewers show them; the
   # reference, like torchvision, does not look at it.
   upright: bool = True
+  # One box is drawn, and clipped to the image: the reference's linear probe;
+  # else the first of ten that fits, as torchvision has it.
+  crop_clipped: bool = False
+  randaugment: float = 0.0  # magnitude, of 10; 0 for none
+  randaugment_std: float = 0.5  # of the magnitude, operation by operation
+  shots: int = 0  # labelled training images a class; 0: all
+  shots_seed: int = 0  # which ones
   max_unreadable: float = 0.01  # share of images above which a run stops
 
   def __post_init__(self):
@@ -161,8 +168,26 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Classify:
+  """The head of a classifier, and how fine-tuning mixes its images."""
+
+  pooling: str = "mean"  # mean (of patch tokens, then fc_norm) | cls
+  trained: str = "all"  # all | head | mlp (of the last block) | "4 blocks"
+  norm_group: int = 512  # examples a mean of the linear probe's BatchNorm takes
+  head_std: float = 2e-5  # of the normal that the head's kernel begins with
+  drop_path: float = 0.0  # of the last block; rises linearly from 0
+  smoothing: float = 0.0  # of labels
+  mixup: float = 0.0  # alpha; 0 for none
+  cutmix: float = 0.0  # alpha; 0 for none
+  mix_switch: float = 0.5  # how often cutmix and not mixup
+  mix_prob: float = 1.0  # how often a batch is mixed
+  erasing: float = 0.0  # how often a box of an image is filled with noise
+  ema: float = 0.0  # decay of averaged parameters, which are evaluated; 0: none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-  """AdamW and its schedule; `lr` follows blr and the batch size unless set."""
+  """The optimiser and its schedule; `lr` follows blr and batch unless set."""
 
   blr: float  # base learning rate per 256 examples
   warmup: str  # a Duration
@@ -173,6 +198,7 @@ class Optim:
   min_lr: float = 0.0  # where the cosine ends
   grad_clip: float | None = None  # global norm; None for no clipping
   accum_steps: int = 1  # micro-batches a step
+  layer_decay: float = 1.0  # of a layer's rate, from the head downwards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,8 +229,8 @@ class Eval:
   """Probes of the frozen features, and pictures, during and after training."""
 
   every: str = "0 steps"  # a Duration; 0: only at the end
-  labels: tuple[int, ...] = (0,)  # labelled images of a probe; 0: all
-  draws: int = 10  # random subsets over which few-label accuracy is averaged
+  shots: tuple[int, ...] = (0,)  # a class, that a probe learns from; 0: all
+  draws: int = 10  # random choices of them, over which accuracy is averaged
   max_train: int = 0  # at most so many training images; 0: all
   pooling: str = "mean"  # of patch tokens: mean | cls | all (side by side)
   knn_k: int = 20
@@ -226,6 +252,7 @@ class Config:
   train: Train
   mesh: Mesh = Mesh()
   eval: Eval = Eval()
+  classify: Classify = Classify()
   init_from: str = ""  # a checkpoint whose parameters a new run starts from
 
 
@@ -240,6 +267,16 @@ DURATIONS = (
 
 # Bounds of single settings; of a tuple, of each item.
 AT_LEAST: dict[str, float] = {
+  "classify.cutmix": 0,
+  "classify.drop_path": 0,
+  "classify.ema": 0,
+  "classify.erasing": 0,
+  "classify.head_std": 0,
+  "classify.mix_prob": 0,
+  "classify.mix_switch": 0,
+  "classify.mixup": 0,
+  "classify.norm_group": 2,
+  "classify.smoothing": 0,
   "data.batch_size": 1,
   "data.channels": 1,
   "data.eval_crop": 0.1,  # images are enlarged by its inverse
@@ -247,12 +284,16 @@ AT_LEAST: dict[str, float] = {
   "data.lanes": 1,
   "data.max_unreadable": 0,
   "data.prefetch": 0,
+  "data.randaugment": 0,
+  "data.randaugment_std": 0,
+  "data.shots": 0,
+  "data.shots_seed": 0,
   "data.shuffle_buffer": 1,
   "data.std": 1e-6,
   "eval.draws": 1,
   "eval.images": 0,
   "eval.knn_k": 1,
-  "eval.labels": 0,
+  "eval.shots": 0,
   "eval.max_train": 0,
   "mesh.cpu_devices": 0,
   "mesh.fsdp": 1,
@@ -278,17 +319,29 @@ ABOVE: dict[str, float] = {
   "train.spike_factor": 1,
   "train.stop_seconds": 0,
   "optim.grad_clip": 0,
+  "optim.layer_decay": 0,
 }
-BELOW: dict[str, float] = {"optim.b1": 1, "optim.b2": 1}
+BELOW: dict[str, float] = {
+  "classify.drop_path": 1,
+  "classify.ema": 1,
+  "classify.smoothing": 1,
+  "optim.b1": 1,
+  "optim.b2": 1,
+}
 # Beyond any use, and small enough that the run ends in an error about memory
 # rather than never.
 AT_MOST: dict[str, float] = {
+  "classify.erasing": 1,
+  "classify.mix_prob": 1,
+  "classify.mix_switch": 1,
   "data.batch_size": 2**20,
   "data.channels": 2**12,
   "data.eval_crop": 1,
   "data.image_size": 2**14,
   "data.max_unreadable": 1,
   "data.prefetch": 2**10,
+  "data.randaugment": 10,
+  "data.randaugment_std": 10,
   "eval.images": 2**12,
   "mesh.cpu_devices": 2**10,
   "model.decoder_depth": 2**10,
@@ -299,6 +352,7 @@ AT_MOST: dict[str, float] = {
   "model.patch_size": 2**14,
   "model.width": 2**16,
   "objective.mask_ratio": 1,
+  "optim.layer_decay": 1,
 }
 # Of all others: JAX counts in int32, makes one random key of seeds that differ
 # in higher bits alone, and computes in float32.
@@ -416,6 +470,19 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
   return types.SimpleNamespace(**result)
 
 
+def one_of(key: str, value: str, known: typing.Collection[str]) -> str:
+  """A config argument that must be one of a few words.
+
+  Raises:
+    ConfigError: if it is none of them.
+  """
+  if value not in known:
+    raise ConfigError(
+      f"config argument {key}={value!r} is not known: use {' or '.join(known)}"
+    )
+  return value
+
+
 def nearest(name: str, known: typing.Iterable[str]) -> str:
   """The known name that comes closest, or all of them, for an error."""
   known = sorted(known)
@@ -528,15 +595,11 @@ def _check_bounds(path: str, value: Any) -> None:
 
 def _check_probes(settings: Eval) -> None:
   # A probe tells classes apart, and one image is of one class.
-  for name, value in (
-    ("labels", settings.labels),
-    ("max_train", (settings.max_train,)),
-  ):
-    if 1 in value:
-      raise ConfigError(
-        f"eval.{name}={getattr(settings, name)} lets a probe see one image and "
-        "so one class: give it at least 2, or 0 for all there are"
-      )
+  if settings.max_train == 1:
+    raise ConfigError(
+      "eval.max_train=1 lets a probe see one image and so one class: give it "
+      "at least 2, or 0 for all there are"
+    )
 
 
 def _check(kind: Any, value: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Reconstruction losses: pure functions of arrays."""
+"""Losses of reconstruction and classification: pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -46,3 +46,17 @@ def masked_mse(
   """
   error = jnp.square(pred - target).astype(jnp.float32).mean(axis=-1)
   return (error * mask).sum() / mask.sum()
+
+
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Cross-entropy with a distribution over the classes.
+
+  Args:
+    logits: [B, N].
+    targets: [B, N], each row sums to 1.
+
+  Returns:
+    [B] float32.
+  """
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return -(targets * log_probs).sum(axis=-1)

@@ -33,9 +33,29 @@ def _pretrain(
   pretrain.run(config, workdir, stop)
 
 
+def _finetune(
+  config: config_lib.Config,
+  workdir: str,
+  stop: interrupts.Interrupts,
+) -> None:
+  from mae_jax.train import finetune
+
+  finetune.run(config, workdir, stop)
+
+
+def _linprobe(
+  config: config_lib.Config,
+  workdir: str,
+  stop: interrupts.Interrupts,
+) -> None:
+  from mae_jax.train import linprobe
+
+  linprobe.run(config, workdir, stop)
+
+
 # Imported when chosen: a task imports TensorFlow, which takes seconds, and a
 # wrong setting should be reported before.
-TASKS = {"pretrain": _pretrain}
+TASKS = {"pretrain": _pretrain, "finetune": _finetune, "linprobe": _linprobe}
 
 
 def _split_cpu(devices: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mae_jax import config as config_lib
@@ -13,12 +16,73 @@ from mae_jax import config as config_lib
 # that a bias has two axes here: the rule goes by name. Class and mask token are
 # decayed, as in the reference.
 NOT_DECAYED = ("bias", "scale")
+# In fine-tuning these are not decayed either.
+FINETUNE_NOT_DECAYED = (*NOT_DECAYED, "cls_token", "pos_embed")
+
+LARS_TRUST = 0.001
+LARS_MOMENTUM = 0.9
 
 
-def decay_mask(params: Any) -> Any:
+def decay_mask(params: Any, skip: Container[str] = NOT_DECAYED) -> Any:
   """True for every parameter that weight decay applies to."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key not in NOT_DECAYED, params
+    lambda path, _: path[-1].key not in skip, params
+  )
+
+
+def layer_scales(params: Any, decay: float) -> Any:
+  """What layer-wise decay multiplies each learning rate by.
+
+  decay^(depth + 1 - id), where id is 0 for the embeddings, i + 1 for block i,
+  and depth + 1 for what comes after the blocks (Clark et al. 2020, arXiv
+  2003.10555; ids as in the reference).
+
+  Args:
+    params: of a `vit.VisionTransformer`; ShapeDtypeStructs will do.
+    decay: 1 for equal rates.
+
+  Returns:
+    A float32 array for each parameter, that broadcasts to it: of stacked blocks
+    [depth, 1, ...], of the others a scalar.
+  """
+  depth = jax.tree.leaves(params["encoder"]["stack"])[0].shape[0]
+  powers = decay ** np.arange(depth + 1, -1, -1.0)  # by id
+
+  def scale(path: Any, leaf: Any) -> np.ndarray | np.float32:
+    part = [key.key for key in path]
+    if part[:2] == ["encoder", "stack"]:
+      blocks = powers[1:-1].reshape(-1, *[1] * (len(leaf.shape) - 1))
+      return blocks.astype(np.float32)
+    embeds = part[0] == "encoder" and part[1] != "norm"
+    return np.float32(powers[0 if embeds else -1])
+
+  return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def scale_by_tree(scales: Any) -> optax.GradientTransformation:
+  """Multiplies each update by its own factor."""
+  return optax.stateless(
+    lambda updates, _: jax.tree.map(jnp.multiply, updates, scales)
+  )
+
+
+def lars(config: config_lib.Optim) -> optax.GradientTransformation:
+  """LARS without its learning rate, in the order of the reference.
+
+  Decay, then the trust ratio (kernels only), then momentum; the rate comes
+  last, so that a change of it does not change what the momentum holds. You et
+  al. 2017, arXiv 1708.03888; `optax.lars` has the rate before the momentum.
+  """
+
+  def kernels(params: Any) -> Any:
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+  return optax.chain(
+    optax.add_decayed_weights(config.weight_decay, mask=kernels),
+    optax.masked(
+      optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST), kernels
+    ),
+    optax.trace(LARS_MOMENTUM),
   )
 
 
@@ -64,12 +128,22 @@ def learning_rate(
   )
 
 
-def adamw(config: config_lib.Optim) -> optax.GradientTransformation:
+def adamw(
+  config: config_lib.Optim,
+  not_decayed: Container[str] = NOT_DECAYED,
+  scales: Any = None,
+) -> optax.GradientTransformation:
   """AdamW without its learning rate: `step = -lr * update`.
 
   The rate is left to the train step, so that it is a function of the step
   number alone (a skipped step does not delay the schedule) and the logged rate
   is the one used.
+
+  Args:
+    config: moments, decay and clipping.
+    not_decayed: names of parameters.
+    scales: see `layer_scales`; None for equal rates. It multiplies the decay
+      too.
   """
   clip = (
     optax.identity()  # so that a run may go on with clipping, or without
@@ -79,5 +153,8 @@ def adamw(config: config_lib.Optim) -> optax.GradientTransformation:
   return optax.chain(
     clip,
     optax.scale_by_adam(b1=config.b1, b2=config.b2),
-    optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+    optax.add_decayed_weights(
+      config.weight_decay, mask=lambda params: decay_mask(params, not_decayed)
+    ),
+    *([] if scales is None else [scale_by_tree(scales)]),
   )

@@ -16,7 +16,9 @@ def stream_id(name: str) -> int:
   return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
-def key(seed: int, name: str, step: jax.Array | int = 0) -> jax.Array:
-  """The key of one step of one named stream; `step` may be traced."""
+def key(
+  seed: jax.Array | int, name: str, step: jax.Array | int = 0
+) -> jax.Array:
+  """The key of one step of one named stream; numbers may be traced."""
   stream = jax.random.fold_in(jax.random.key(seed), stream_id(name))
   return jax.random.fold_in(stream, step)

@@ -26,7 +26,6 @@ from sklearn import datasets
 
 from mae_jax import config as c
 from mae_jax import main
-from mae_jax.train import pretrain
 from tests import tiny
 from tests.train import runs
 
@@ -221,6 +220,19 @@ PIXELS = st.lists(UNIT, min_size=1, max_size=4).map(tuple)
 WIDTHS = st.one_of(st.sampled_from([8, 16, 32, 64]), st.integers(1, 64))
 SMALL = st.integers(0, 8)
 PLAUSIBLE: dict[str, st.SearchStrategy] = {
+  "task": st.sampled_from(["pretrain", "finetune", "linprobe"]),
+  "classify.pooling": st.sampled_from(["mean", "cls", "all"]),
+  "classify.head_std": UNIT,
+  "classify.drop_path": UNIT,
+  "classify.smoothing": UNIT,
+  "classify.mixup": POSITIVE,
+  "classify.cutmix": POSITIVE,
+  "classify.mix_switch": UNIT,
+  "classify.mix_prob": UNIT,
+  "classify.ema": UNIT,
+  "classify.erasing": UNIT,
+  "classify.trained": st.sampled_from(["all", "head", "mlp", "1 blocks", "9"]),
+  "classify.norm_group": st.integers(1, 64),
   "data.batch_size": st.one_of(st.sampled_from([8, 16]), st.integers(1, 64)),
   "data.image_size": SIZES,
   "data.crop_scale": RANGES,
@@ -234,9 +246,14 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "data.channels": st.integers(1, 4),
   "data.train_split": st.sampled_from(["train", "", "train[:1]"]),
   "data.eval_split": st.sampled_from(["validation", "", "nonsense"]),
+  "data.shots": SMALL,
+  "data.shots_seed": SMALL,
   "data.shuffle_buffer": st.integers(0, 2**31),
   "data.lanes": st.integers(0, 2**31),
   "data.prefetch": SMALL,
+  "data.crop_clipped": st.booleans(),
+  "data.randaugment": st.floats(0, 12),
+  "data.randaugment_std": POSITIVE,
   "model.variant": st.sampled_from(["Ti/2", "S/4", "B/8", "L/16", "Ti/1"]),
   "model.width": WIDTHS,
   "model.depth": st.integers(0, 2),
@@ -261,6 +278,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "optim.min_lr": POSITIVE,
   "optim.grad_clip": POSITIVE,
   "optim.accum_steps": SMALL,
+  "optim.layer_decay": UNIT,
   "train.length": DURATIONS,
   "train.seed": st.one_of(SMALL, st.sampled_from([2**31 - 1, 2**32])),
   "train.log_every": DURATIONS,
@@ -272,7 +290,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "train.stop_seconds": st.floats(1, 100),
   "mesh.fsdp": SMALL,
   "eval.every": DURATIONS,
-  "eval.labels": st.lists(st.integers(0, 3000), max_size=3).map(tuple),
+  "eval.shots": st.lists(st.integers(0, 3000), max_size=3).map(tuple),
   "eval.draws": st.integers(0, 3),
   "eval.max_train": st.integers(0, 40),
   "eval.pooling": st.sampled_from(["mean", "cls", "all", "max"]),
@@ -283,7 +301,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "eval.images": SMALL,
 }
 NOT_FUZZED = {
-  *("task", "init_from", "data.source", "data.name", "data.path"),
+  *("init_from", "data.source", "data.name", "data.path"),
   *("data.data_dir", "mesh.cpu_devices"),
 }
 
@@ -328,8 +346,8 @@ def changed(
   # As a file under configs/ would leave it.
   values["optim"]["lr"] = values["optim"]["blr"]
   for name, value in changes.items():
-    section, field = name.split(".")
-    values[section][field] = value
+    section, _, field = name.rpartition(".")
+    (values[section] if section else values)[field] = value
   return c.from_config_dict(values)
 
 
@@ -338,7 +356,7 @@ def check_task(changes, source: str, devices: int, photos: pathlib.Path):
   try:
     config = changed(changes, source, photos)
     mesh = runs.devices_mesh(devices, config.mesh.fsdp)
-    task = pretrain.Pretraining(config, mesh)
+    task = runs.TASKS[config.task](config, mesh)
     for every in (config.train.log_every, config.eval.every):
       assert task.interval(every, "every") >= 0
   except c.ConfigError as error:

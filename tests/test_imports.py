@@ -35,6 +35,7 @@ TIERS = {
       "sharding",
       "checkpoints",
       "logfile",
+      "mixing",
       "storage",
       "metrics",
       "workdirs",
@@ -47,7 +48,7 @@ TIERS = {
   "main": 4,
 }
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
-SHARED_BY_TASKS = ("loop", "step", "watch")
+SHARED_BY_TASKS = ("initial", "loop", "step", "task", "watch")
 
 
 def imports(module: str, source: str) -> set[str]:

@@ -38,7 +38,7 @@ def test_the_digits_recipe_shortened(tmp_path):
   first = command(*args)
   assert first.returncode == 0, first.stderr
   assert "trained to step 6" in first.stdout
-  assert "linear probe, 50 labels" in first.stdout
+  assert "linear probe, 5 per class" in first.stdout
   assert "raw pixels" in first.stdout
   assert f"{tmp_path}/reconstructions.png" in first.stdout
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 from mae_jax import config as config_lib
 from mae_jax import optim
+from mae_jax.models import mae, vit
 from tests import reference, tiny
 
 _NORM = ("norm1", "norm2")
@@ -156,3 +160,132 @@ def test_clipping_is_by_the_global_norm(clip: float):
   for name, kind in (("a", "kernel"), ("b", "bias")):
     moment, gradient = adam.mu[name][kind], grads[name][kind]
     np.testing.assert_allclose(moment, 0.1 * factor * gradient, rtol=1e-6)
+
+
+def classifier(depth: int = 12) -> dict:
+  """Shapes of ViT-B's classifier, or of one as deep as asked for."""
+  encoder = mae.Encoder((16, 16), 768, depth, 12, 3072, learned_positions=True)
+  model = vit.VisionTransformer(encoder.clone(final_norm=False), 1000)
+  init = functools.partial(model.init, jax.random.key(0))
+  return jax.eval_shape(init, jnp.zeros((1, 224, 224, 3)))["params"]
+
+
+def test_layer_scales_of_every_parameter_of_vit_b():
+  """decay^(13 - id): embeddings 0, block i i + 1, what comes after 13."""
+  params = classifier()
+  scales = by_name(optim.layer_scales(params, 0.65))
+  leaves = by_name(params)
+  assert scales.keys() == leaves.keys()
+  seen = set()
+  for name, leaf in leaves.items():
+    scale = np.broadcast_to(scales[name], leaf.shape)
+    if name.startswith("encoder/stack/blocks/"):
+      wanted = [0.65 ** (13 - (i + 1)) for i in range(12)]
+      for block, each in zip(scale, wanted, strict=True):
+        np.testing.assert_allclose(block, each, rtol=1e-6)
+      seen.add("blocks")
+    elif name.startswith(("head/", "fc_norm/")):
+      np.testing.assert_array_equal(scale, 1)
+      seen.add("head")
+    else:
+      assert name in {
+        "encoder/cls_token",
+        "encoder/pos_embed",
+        "encoder/patch_embed/kernel",
+        "encoder/patch_embed/bias",
+      }
+      np.testing.assert_allclose(scale, 0.65**13, rtol=1e-6)
+      seen.add("embeddings")
+  assert seen == {"blocks", "head", "embeddings"}
+
+
+def small_classifier() -> dict:
+  encoder = mae.Encoder((4, 4), 16, 2, 2, 32, learned_positions=True)
+  model = vit.VisionTransformer(encoder.clone(final_norm=False), 5)
+  init = functools.partial(model.init, jax.random.key(0))
+  shapes = jax.eval_shape(init, jnp.zeros((1, 8, 8, 1)))["params"]
+  return tiny.random_params(shapes)
+
+
+def test_ten_steps_with_layer_decay_equal_pytorch():
+  """torch.optim.AdamW, a group a layer, as the reference builds them."""
+  params = small_classifier()
+  settings = config(weight_decay=0.05, b1=0.9, b2=0.999)
+  scales = optim.layer_scales(params, 0.65)
+  tx = optim.adamw(settings, optim.FINETUNE_NOT_DECAYED, scales)
+  groups, tensors = [], {}
+  for name, leaf in by_name(params).items():
+    stacked = name.startswith("encoder/stack")
+    for number in range(leaf.shape[0] if stacked else 1):
+      value = leaf[number] if stacked else leaf
+      tensor = torch.nn.Parameter(torch.from_numpy(np.array(value)))
+      id_ = number + 1 if stacked else 0
+      if name.startswith(("head", "fc_norm")):
+        id_ = 3
+      plain = tensor.ndim == 1 or "cls_token" in name or "pos_embed" in name
+      tensors[name, number] = tensor
+      groups.append(
+        {
+          "params": [tensor],
+          "weight_decay": 0.0 if plain else 0.05,
+          "scale": 0.65 ** (3 - id_),
+        }
+      )
+  theirs = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.999))
+  random = np.random.default_rng(5)
+  state, update = tx.init(params), jax.jit(tx.update)
+  for step in range(10):
+    lr = 1e-2 / (step + 1)
+    grads = jax.tree.map(
+      lambda p: random.normal(size=p.shape).astype(np.float32), params
+    )
+    for (name, number), tensor in tensors.items():
+      gradient = by_name(grads)[name]
+      if name.startswith("encoder/stack"):
+        gradient = gradient[number]
+      tensor.grad = torch.from_numpy(np.array(gradient))
+    for group in theirs.param_groups:
+      group["lr"] = lr * group["scale"]
+    theirs.step()
+    updates, state = update(grads, state, params)
+    params = jax.tree.map(lambda p, u, lr=lr: p - lr * u, params, updates)
+  for (name, number), tensor in tensors.items():
+    found = by_name(params)[name]
+    found = found[number] if name.startswith("encoder/stack") else found
+    np.testing.assert_allclose(
+      found, tensor.detach().numpy(), rtol=2e-5, atol=2e-6, err_msg=name
+    )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_ten_lars_steps_written_out(decay: float):
+  """Decay, trust ratio of kernels, momentum, and the rate at the end."""
+  random = np.random.default_rng(6)
+  params = {
+    "kernel": random.normal(size=(6, 5)).astype(np.float32),
+    "bias": np.zeros(5, np.float32),
+  }
+  tx = optim.lars(config(weight_decay=decay))
+  wanted = {k: p.astype(np.float64) for k, p in params.items()}
+  momentum = {k: np.zeros_like(p) for k, p in wanted.items()}
+  state, update = tx.init(params), jax.jit(tx.update)
+  for step in range(10):
+    lr = 5.0 / (step + 1)
+    grads = {
+      k: random.normal(size=p.shape).astype(np.float32)
+      for k, p in params.items()
+    }
+    for name in params:
+      direction = grads[name].astype(np.float64)
+      if name == "kernel":
+        direction = direction + decay * wanted[name]
+        size, length = (
+          np.sqrt((x**2).sum()) for x in (wanted[name], direction)
+        )
+        direction = direction * 0.001 * size / length
+      momentum[name] = 0.9 * momentum[name] + direction
+      wanted[name] = wanted[name] - lr * momentum[name]
+    updates, state = update(grads, state, params)
+    params = jax.tree.map(lambda p, u, lr=lr: p - lr * u, params, updates)
+  for name, value in wanted.items():
+    np.testing.assert_allclose(params[name], value, rtol=1e-5, atol=1e-5)

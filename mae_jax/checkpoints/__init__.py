@@ -8,7 +8,9 @@ should give back; one that does not is set aside, and the one before it used.
 
 from mae_jax.checkpoints.reading import (
   Run,
+  check_shapes,
   find_step,
+  load_any,
   load_params,
   restore_newest,
 )
@@ -20,7 +22,9 @@ __all__ = [
   "Health",
   "Run",
   "TrainState",
+  "check_shapes",
   "find_step",
+  "load_any",
   "load_params",
   "restore_newest",
 ]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
-from mae_jax import console, storage
+from mae_jax import console, sharding, storage
 from mae_jax.checkpoints import sums
 from mae_jax.checkpoints.state import Health, TrainState
 
@@ -26,10 +27,12 @@ class Run:
   Attributes:
     config: the settings.
     data: what tells its training data from others, see `Source.identity`.
+    class_names: of the labels it learned, in their order.
   """
 
   config: config_lib.Config
   data: Mapping[str, int | str]
+  class_names: Sequence[str] = ()
 
 
 def restore_newest(
@@ -105,22 +108,70 @@ def load_params(path: epath.PathLike, like: Any) -> Any:
       or of another shape (it names them), or the files are damaged.
   """
   directory = find_step(path)
+
+  def fit(found: Any) -> Any:
+    check_shapes(path, found, like)
+    return like
+
+  return _read_params(directory, fit)
+
+
+def load_any(path: epath.PathLike, mesh: Mesh) -> tuple[dict[str, Any], Run]:
+  """Reads the parameters of a checkpoint, whatever network they are of.
+
+  Args:
+    path: a workdir, its `checkpoints`, or one step's directory.
+    mesh: the devices to put them on, by the rules of `sharding`.
+
+  Returns:
+    The parameters by role, and what is known of the run they come from.
+
+  Raises:
+    ConfigError: if there is no checkpoint, or the files are damaged.
+  """
+  directory = find_step(path)
+
+  def place(found: Any) -> Any:
+    return jax.tree.map(
+      lambda leaf, where: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=where
+      ),
+      found,
+      sharding.state_shardings(mesh, found),
+    )
+
+  params = _read_params(directory, place)
+  try:
+    return params, _read_run(directory, _read_loop(directory))
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f"{directory} is of {error}") from error
+  except Exception as error:
+    raise _unreadable(directory, error) from error
+
+
+def _read_params(
+  directory: epath.Path, wanted: Callable[[Any], Any]
+) -> dict[str, Any]:
+  """The params item, in the shapes and places that `wanted` makes of it."""
   try:
     with ocp.StandardCheckpointer() as reader:
-      found = sums.flat(
-        reader.metadata(directory / "params").item_metadata.tree
-      )
-      _check_shapes(path, found, sums.flat(like))
-      params = reader.restore(directory / "params", like)
+      found = reader.metadata(directory / "params").item_metadata.tree
+      params = reader.restore(directory / "params", wanted(found))
     _verify(params, "params", _read_loop(directory))
     return params
   except (config_lib.ConfigError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:  # whatever a reader makes of broken files
-    raise config_lib.ConfigError(
-      f"the parameters in {directory} cannot be read "
-      f"({console.first_line(error)}): name the directory of another step"
-    ) from error
+    raise _unreadable(directory, error) from error
+
+
+def _unreadable(
+  directory: epath.Path, error: Exception
+) -> config_lib.ConfigError:
+  return config_lib.ConfigError(
+    f"the parameters in {directory} cannot be read "
+    f"({console.first_line(error)}): name the directory of another step"
+  )
 
 
 def find_step(path: epath.PathLike) -> epath.Path:
@@ -143,9 +194,13 @@ def find_step(path: epath.PathLike) -> epath.Path:
   )
 
 
-def _check_shapes(
-  path: epath.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> None:
+def check_shapes(path: epath.PathLike, found: Any, like: Any) -> None:
+  """Compares two trees of parameters by name and shape.
+
+  Raises:
+    ConfigError: naming the first few that differ; `path` is where `found` is.
+  """
+  found, wanted = sums.flat(found), sums.flat(like)
   wrong = [
     *(f"{name} is missing" for name in wanted.keys() - found.keys()),
     *(f"{name} is left over" for name in found.keys() - wanted.keys()),
@@ -171,7 +226,8 @@ def _read_run(directory: epath.Path, loop: Mapping[str, Any]) -> Run:
   config = json.loads((directory / "config" / "metadata").read_text())
   if sums.crc(config) != loop["checksums"]["config"]:
     raise ValueError("the checksum of its config is wrong")
-  return Run(config_lib.from_config_dict(config), loop["data"])
+  names = tuple(loop["class_names"])
+  return Run(config_lib.from_config_dict(config), loop["data"], names)
 
 
 def _read_state(

@@ -140,6 +140,7 @@ class Checkpointer:
           for field in dataclasses.fields(state.health)
         },
         "data": dict(self._run.data),
+        "class_names": list(self._run.class_names),
         "checksums": {
           "params": sums.checksum(state.params),
           "opt_state": sums.checksum(state.opt_state),

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from mae_jax import config
-from mae_jax.data import lanes, order, preprocess, stream
+from mae_jax.data import lanes, order, preprocess, randaugment, stream
 from mae_jax.data.sources import Indexed, Records, Source
 from mae_jax.data.unreadable import Unreadable
 
@@ -72,6 +72,8 @@ def train_batches(
       "crop": draws("crop", preprocess.CROP_DRAWS),
       "flip": draws("flip", 1)[:, 0],
     }
+    if data.randaugment:
+      result["randaugment"] = draws("randaugment", randaugment.DRAWS)
     if isinstance(source, Indexed):
       position = step * data.batch_size + rows
       result["index"] = order.shuffled(position, source.num_examples, seed)
@@ -219,6 +221,12 @@ def _check(
   source: Source, data: config.Data, rows: np.ndarray, batch_size: int
 ) -> np.ndarray:
   rows = np.asarray(rows, np.int64)
+  if data.randaugment and data.channels not in (1, 3):
+    raise config.ConfigError(
+      f"data.randaugment={data.randaugment:g} knows images of 1 and 3 "
+      f"channels, not data.channels={data.channels}: set "
+      "--config.data.randaugment=0"
+    )
   if (
     rows.ndim != 1
     or not len(rows)
@@ -252,6 +260,7 @@ def _augment(record: _Tensors, plan: _Tensors, data: config.Data) -> _Tensors:
     size=data.image_size,
     scale=data.crop_scale,
     ratio=data.crop_ratio,
+    clipped=data.crop_clipped,
     channels=data.channels,
     upright=data.upright,
   )
@@ -276,6 +285,7 @@ def _augment_arrays(
     size=data.image_size,
     scale=data.crop_scale,
     ratio=data.crop_ratio,
+    clipped=data.crop_clipped,
   )
   result = _finish(images, record["label"], plans, data)
   return result | {"readable": tf.ones_like(record["label"], tf.bool)}
@@ -286,6 +296,14 @@ def _finish(
 ) -> _Tensors:
   if data.flip:
     images = preprocess.random_flip(images, plans["flip"])
+  if data.randaugment:
+    images = preprocess.rand_augment(
+      images,
+      plans["randaugment"],
+      magnitude=data.randaugment,
+      std=data.randaugment_std,
+      mean=data.mean,
+    )
   return {"image": images, "label": tf.cast(labels, tf.int32)}
 
 
@@ -360,10 +378,10 @@ def _reported(
         unreadable.report(name, reasons[place].decode())
       yield batch
   except tf.errors.OpError as error:
-    raise _damage(source, error) from error
+    raise damage(source, error) from error
 
 
-def _damage(source: Source, error: tf.errors.OpError) -> config.TrainingError:
+def damage(source: Source, error: tf.errors.OpError) -> config.TrainingError:
   """What to say of an error that is not one image's."""
   reason = re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", error.message)
   file = None

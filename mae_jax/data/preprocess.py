@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mae_jax.data import decode, resample
+from mae_jax.data import decode, randaugment, resample
 
 TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) a try, then the place
@@ -33,6 +33,7 @@ def crop_box(
   draws: tf.Tensor,
   scale: Range,
   ratio: Range,
+  clipped: bool = False,
 ) -> tf.Tensor:
   """Draws a box with the distribution of torchvision's RandomResizedCrop.
 
@@ -46,6 +47,8 @@ def crop_box(
     draws: [..., CROP_DRAWS] uniform in [0, 1).
     scale: smallest and largest share of the image's area.
     ratio: smallest and largest width / height.
+    clipped: whether the first box counts in any case, its sides cut down to
+      those of the image (the reference's linear probe).
 
   Returns:
     int32 [..., 4]: top, left, height, width; never empty, inside the image.
@@ -60,6 +63,9 @@ def crop_box(
   areas *= (full_h * full_w)[..., None]
   widths = tf.round(tf.sqrt(areas * aspects))  # [..., TRIES]
   heights = tf.round(tf.sqrt(areas / aspects))
+  if clipped:
+    widths = tf.clip_by_value(widths, 1, full_w[..., None])
+    heights = tf.clip_by_value(heights, 1, full_h[..., None])
   fits = (widths > 0) & (widths <= full_w[..., None])
   fits &= (heights > 0) & (heights <= full_h[..., None])
   first = tf.argmax(fits, axis=-1)[..., None]
@@ -96,6 +102,7 @@ def random_resized_crop(
   size: Size,
   scale: Range,
   ratio: Range,
+  clipped: bool = False,
   channels: int,
   upright: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -109,6 +116,7 @@ def random_resized_crop(
     size: height and width of the result.
     scale: see `crop_box`.
     ratio: see `crop_box`.
+    clipped: see `crop_box`.
     channels: see `decode`.
     upright: see `decode`.
 
@@ -117,7 +125,7 @@ def random_resized_crop(
   """
 
   def box(shape: tf.Tensor) -> tf.Tensor:
-    return crop_box(shape[0], shape[1], draws, scale, ratio)
+    return crop_box(shape[0], shape[1], draws, scale, ratio, clipped)
 
   image, reason = decode.decode(
     record, channels=channels, upright=upright, box=box
@@ -132,11 +140,14 @@ def random_resized_crop_arrays(
   size: Size,
   scale: Range,
   ratio: Range,
+  clipped: bool = False,
 ) -> tf.Tensor:
   """`random_resized_crop` of uint8 [n, H, W, C] by draws [n, CROP_DRAWS]."""
   shape = tf.shape(images)
   full = tf.ones_like(draws[:, 0], tf.int32)
-  boxes = crop_box(full * shape[1], full * shape[2], draws, scale, ratio)
+  boxes = crop_box(
+    full * shape[1], full * shape[2], draws, scale, ratio, clipped
+  )
   return resample.resize_boxes(images, boxes, size)
 
 
@@ -144,6 +155,40 @@ def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
   """Mirrors images [..., H, W, C] whose draw [...] is below a half."""
   mirror = (draws < 0.5)[..., None, None, None]
   return tf.where(mirror, tf.reverse(images, axis=[-2]), images)
+
+
+def rand_augment(
+  images: tf.Tensor,
+  draws: tf.Tensor,
+  *,
+  magnitude: float,
+  std: float,
+  mean: tuple[float, ...],
+) -> tf.Tensor:
+  """`randaugment.rand_augment` of one uint8 image [H, W, C] or of [n, H, W, C].
+
+  Args:
+    images: one or several.
+    draws: [randaugment.DRAWS] or [n, randaugment.DRAWS].
+    magnitude: see there.
+    std: see there.
+    mean: of a pixel in [0, 1], one value or one a channel: the fill colour.
+  """
+  channels = images.shape[-1]
+  fill = tuple(round(255 * each) for each in np.broadcast_to(mean, channels))
+
+  def one(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    return randaugment.rand_augment(
+      image, draws, magnitude=magnitude, std=std, fill=fill
+    )
+
+  def each(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    if images.ndim == 3:
+      return one(images, draws)
+    return np.stack([one(*pair) for pair in zip(images, draws, strict=True)])
+
+  augmented = tf.numpy_function(each, [images, draws], tf.uint8, stateful=False)
+  return tf.ensure_shape(augmented, images.shape)
 
 
 @tf.function(autograph=False)

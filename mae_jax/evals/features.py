@@ -13,14 +13,14 @@ from mae_jax import sharding
 
 
 def extract(
-  apply: Callable[[Any, jax.Array], Any],
+  apply: Callable[[Any, Mapping[str, jax.Array]], Any],
   params: Any,
   batches: Iterable[Mapping[str, np.ndarray]],
   *,
   mesh: Mesh,
   batch_size: int,
 ) -> tuple[Any, np.ndarray, int]:
-  """Runs `apply(params, images)` over an evaluation stream.
+  """Runs `apply(params, batch)` over an evaluation stream.
 
   Args:
     apply: a jitted function whose outputs, a tree of [B, ...], are replicated,
@@ -38,7 +38,7 @@ def extract(
   gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
   outputs, labels, unreadable = [], [], 0
   for batch in sharding.prefetch(mesh, batches, batch_size, ahead=1):
-    out = apply(params, batch["image"])
+    out = apply(params, batch)
     label, mask, readable = jax.device_get(
       gather((batch["label"], batch["mask"], batch["readable"]))
     )

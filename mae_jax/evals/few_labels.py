@@ -8,7 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from mae_jax import config as config_lib
+from mae_jax.data import shots
 from mae_jax.evals import knn, probe
+
+TITLES = {"linear": "linear probe", "knn": "kNN"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,90 +22,105 @@ class Split:
   labels: np.ndarray
 
 
-def draw_subset(
-  labels: np.ndarray, count: int, rng: np.random.Generator
-) -> np.ndarray:
-  """Positions of `count` examples, as even over the classes as can be.
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+  """Of one classifier on one representation.
 
-  Args:
-    labels: [N] class numbers.
-    count: how many; 0 or at least N for all.
-    rng: decides which.
-
-  Returns:
-    Sorted positions.
+  Attributes:
+    kind: a name in TITLES.
+    shots: training images a class; 0 for all.
+    name: of the representation.
+    draws: the accuracy with each choice of training images.
   """
-  if not 0 < count < len(labels):
-    return np.arange(len(labels))
-  # Taking the first of each class in a random order, then the second of each,
-  # and so on, is balanced whatever the class sizes.
-  order = rng.permutation(len(labels))
-  rank = np.empty(len(labels), np.int64)
-  for label in np.unique(labels):
-    members = order[labels[order] == label]
-    rank[members] = np.arange(len(members))
-  place = np.empty(len(labels), np.int64)
-  place[order] = np.arange(len(labels))
-  return np.sort(np.lexsort((place, rank))[:count])
+
+  kind: str
+  shots: int
+  name: str
+  draws: tuple[float, ...]
+
+  @property
+  def row(self) -> str:
+    """What it is called among the metrics."""
+    return f"{self.kind}_{self.shots or 'all'}"
+
+  @property
+  def mean(self) -> float:
+    """Over the choices."""
+    return float(np.mean(self.draws))
+
+  @property
+  def spread(self) -> float | None:
+    """The standard deviation of a choice; None of a single one."""
+    return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else None
 
 
 def few_labels(
   train: Split, test: Split, config: config_lib.Eval
-) -> dict[str, float]:
+) -> list[Accuracy]:
   """Accuracies of linear probe and kNN at each number of labels.
 
-  The subsets do not depend on the run's seed, so that runs compare.
+  The choices do not depend on the run's seed, so that runs compare.
 
   Args:
     train: what the classifiers see.
     test: what they are scored on.
-    config: `labels`, `draws` and the settings of the two classifiers.
-
-  Returns:
-    Means over the draws, "<classifier>_<labels>/<representation>", where
-    <labels> is a number or "all".
+    config: `shots`, `draws` and the settings of the two classifiers.
   """
-  result = {}
-  total = len(train.labels)
+  result = []
+  most = np.unique(train.labels, return_counts=True)[1].max()
   # 0 stands for all, and so does what is more than there are.
-  for count in dict.fromkeys(n if n < total else 0 for n in config.labels):
-    is_all = count == 0
+  for count in dict.fromkeys(n if n < most else 0 for n in config.shots):
     subsets = [
-      draw_subset(train.labels, count, np.random.default_rng([count, draw]))
-      for draw in range(1 if is_all else config.draws)
+      shots.choose(train.labels, count, np.random.default_rng([count, draw]))
+      for draw in range(config.draws if count else 1)
     ]
     for name, features in train.features.items():
-      linear, near = [], []
       held_out = (test.features[name], test.labels)
-      for subset in subsets:
-        seen = (features[subset], train.labels[subset])
-        linear.append(probe.probe_accuracy(seen, held_out, l2=config.probe_l2))
-        near.append(
-          knn.knn_accuracy(
-            seen,
-            held_out,
-            k=config.knn_k,
-            temperature=config.knn_temperature,
-          )
+      seen = [(features[subset], train.labels[subset]) for subset in subsets]
+      linear = [
+        probe.probe_accuracy(each, held_out, l2=config.probe_l2)
+        for each in seen
+      ]
+      near = [
+        knn.knn_accuracy(
+          each,
+          held_out,
+          k=config.knn_k,
+          temperature=config.knn_temperature,
         )
-      labels = count or "all"
-      result[f"linear_{labels}/{name}"] = float(np.mean(linear))
-      result[f"knn_{labels}/{name}"] = float(np.mean(near))
+        for each in seen
+      ]
+      result.append(Accuracy("linear", count, name, tuple(linear)))
+      result.append(Accuracy("knn", count, name, tuple(near)))
   return result
 
 
-def table(accuracies: Mapping[str, float]) -> str:
+def scalars(accuracies: list[Accuracy]) -> dict[str, float]:
+  """Means, and standard deviations where there are several choices."""
+  result = {}
+  for each in accuracies:
+    result[f"{each.row}/{each.name}"] = each.mean
+    if each.spread is not None:
+      result[f"{each.row}_std/{each.name}"] = each.spread
+  return result
+
+
+def table(accuracies: list[Accuracy]) -> str:
   """The result of `few_labels` as text: a row a classifier."""
-  rows: dict[str, dict[str, float]] = {}
-  for key, accuracy in accuracies.items():
-    row, name = key.split("/")
-    rows.setdefault(row, {})[name] = accuracy
+  rows: dict[tuple[str, int], dict[str, Accuracy]] = {}
+  for each in accuracies:
+    rows.setdefault((each.kind, each.shots), {})[each.name] = each
   names = list(next(iter(rows.values())))
-  titles = {"linear": "linear probe", "knn": "kNN"}
-  lines = [f"{'held-out accuracy':<28}" + "".join(f"{n:>14}" for n in names)]
-  for row, values in rows.items():
-    kind, labels = row.split("_")
-    title = f"{titles[kind]}, {labels} labels"
-    cells = "".join(f"{100 * values[name]:>12.1f} %" for name in names)
-    lines.append(f"{title:<28}{cells}")
+  lines = [f"{'held-out accuracy':<28}" + "".join(f"{n:>18}" for n in names)]
+  for (kind, count), values in rows.items():
+    labels = f"{count} per class" if count else "all labels"
+    cells = "".join(f"{_percent(values[name]):>18}" for name in names)
+    lines.append(f"{f'{TITLES[kind]}, {labels}':<28}{cells}")
   return "\n".join(lines)
+
+
+def _percent(accuracy: Accuracy) -> str:
+  text = f"{100 * accuracy.mean:.1f}"
+  if accuracy.spread is not None:
+    text += f" ± {100 * accuracy.spread:.1f}"
+  return f"{text} %"

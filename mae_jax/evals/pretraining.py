@@ -87,18 +87,12 @@ class Evaluation:
           config.data.batch_size,
           limit=config.eval.max_train,
         )
-        seen = few_labels.Split(train, train_labels)
-        if len(np.unique(train_labels)) > 1:
-          accuracies = few_labels.few_labels(
-            seen, few_labels.Split(test, labels), config.eval
-          )
-          text = few_labels.table(accuracies)
-          scalars |= {f"eval_{key}": each for key, each in accuracies.items()}
-        else:
-          text = (
-            f"no probes: all {len(train_labels)} training images of "
-            f"eval.max_train={config.eval.max_train} are of one class"
-          )
+        text, found = probes(
+          few_labels.Split(train, train_labels),
+          few_labels.Split(test, labels),
+          config.eval,
+        )
+        scalars |= found
     return report.Report(scalars, pictures, text)
 
   def _extract(
@@ -113,7 +107,11 @@ class Evaluation:
       unreadable=self._unreadable,
     )
     return features.extract(
-      apply, params, batches, mesh=self._mesh, batch_size=size
+      lambda params, batch: apply(params, batch["image"]),
+      params,
+      batches,
+      mesh=self._mesh,
+      batch_size=size,
     )
 
   def _jit(self, function: Callable) -> Callable:
@@ -185,6 +183,22 @@ class Evaluation:
       normalized=self._config.objective.norm_pix_loss,
     )
     return reconstruction.sheet(pictures)
+
+
+def probes(
+  train: few_labels.Split, test: few_labels.Split, config: config_lib.Eval
+) -> tuple[str, dict[str, float]]:
+  """A table of `few_labels`, and the same as metrics."""
+  if len(np.unique(train.labels)) < 2:
+    return (
+      f"no probes: all {len(train.labels)} training images of "
+      f"eval.max_train={config.max_train} are of one class"
+    ), {}
+  accuracies = few_labels.few_labels(train, test, config)
+  found = few_labels.scalars(accuracies)
+  return few_labels.table(accuracies), {
+    f"eval_{key}": each for key, each in found.items()
+  }
 
 
 def _left_out(

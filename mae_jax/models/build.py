@@ -1,13 +1,16 @@
-"""A checked network from a config."""
+"""Checked networks from a config."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 
 from mae_jax import config as config_lib
-from mae_jax.models import mae, masking, patches, transformer, variants
+from mae_jax.models import mae, masking, patches, transformer, variants, vit
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Beyond any use: the position table alone would fill the host's memory.
@@ -28,6 +31,73 @@ def masked_autoencoder(
     ConfigError: if sizes do not fit together.
   """
   model, data = config.model, config.data
+  shown = _encoder(config, platform)
+  decoder = variants.Dims(
+    width=model.decoder_width,
+    depth=model.decoder_depth,
+    heads=model.decoder_heads,
+    mlp_dim=model.decoder_mlp_dim or 4 * model.decoder_width,
+  )
+  _check_dims(decoder, "model.decoder_")
+  patch_size = shown.patch_size
+  patch_dim = patch_size[0] * patch_size[1] * data.channels
+  if config.objective.norm_pix_loss and patch_dim < 2:
+    raise config_lib.ConfigError(
+      "objective.norm_pix_loss=True needs patches of at least two values; "
+      f"model.patch_size={patch_size} with data.channels={data.channels} has "
+      "one: use larger patches, or set objective.norm_pix_loss=false"
+    )
+  grid = _checked_grid(config, patch_size)
+  with _named_settings():
+    masking.num_kept(grid[0] * grid[1], config.objective.mask_ratio)
+  return mae.MaskedAutoencoder(
+    encoder=shown,
+    decoder=mae.Decoder(
+      grid=grid, patch_dim=patch_dim, **_stack(config, decoder, platform)
+    ),
+    mask_ratio=config.objective.mask_ratio,
+    norm_pix_loss=config.objective.norm_pix_loss,
+  )
+
+
+def classifier(
+  config: config_lib.Config, num_classes: int, platform: str = "cpu"
+) -> vit.VisionTransformer:
+  """Builds the network of a fine-tuning run.
+
+  Args:
+    config: the whole run.
+    num_classes: of the head.
+    platform: as above.
+
+  Raises:
+    ConfigError: if sizes do not fit together.
+  """
+  settings = config.classify
+  config_lib.lookup(vit.POOLINGS, settings.pooling, "classify.pooling")
+  built = encoder(config, platform)
+  frozen = vit.first_trained(settings.trained, built.depth)
+  return vit.VisionTransformer(
+    built.clone(final_norm=settings.pooling == "cls", frozen=frozen),
+    num_classes,
+    pooling=settings.pooling,
+    head_std=settings.head_std,
+  )
+
+
+def encoder(config: config_lib.Config, platform: str = "cpu") -> mae.Encoder:
+  """Builds the encoder of a labelled task, with positions of its own.
+
+  Raises:
+    ConfigError: if sizes do not fit together.
+  """
+  built = _encoder(config, platform)
+  _checked_grid(config, built.patch_size)
+  return built.clone(learned_positions=True)
+
+
+def _encoder(config: config_lib.Config, platform: str) -> mae.Encoder:
+  model = config.model
   named, square = variants.parse(model.variant)
   dims = dataclasses.replace(
     named,
@@ -37,50 +107,33 @@ def masked_autoencoder(
       if (value := getattr(model, field.name)) is not None
     },
   )
-  decoder = variants.Dims(
-    width=model.decoder_width,
-    depth=model.decoder_depth,
-    heads=model.decoder_heads,
-    mlp_dim=model.decoder_mlp_dim or 4 * model.decoder_width,
-  )
   _check_dims(dims, "model.")
-  _check_dims(decoder, "model.decoder_")
-  patch_size = model.patch_size or (square, square)
-  patch_dim = patch_size[0] * patch_size[1] * data.channels
-  _check_pixels(data)
-  if config.objective.norm_pix_loss and patch_dim < 2:
-    raise config_lib.ConfigError(
-      "objective.norm_pix_loss=True needs patches of at least two values; "
-      f"model.patch_size={patch_size} with data.channels={data.channels} has "
-      "one: use larger patches, or set objective.norm_pix_loss=false"
-    )
-  grid = _checked_grid(config, patch_size)
+  _check_pixels(config.data)
+  return mae.Encoder(
+    patch_size=model.patch_size or (square, square),
+    **_stack(config, dims, platform),
+  )
+
+
+def _stack(
+  config: config_lib.Config, dims: variants.Dims, platform: str
+) -> dict[str, Any]:
+  model = config.model
   dtype = config_lib.lookup(DTYPES, model.dtype, "model.dtype")
   config_lib.lookup(transformer.REMAT_POLICIES, model.remat, "model.remat")
-
-  def stack(dims: variants.Dims) -> dict:
-    # Measured: on CPU a scan that is not unrolled is 11-17 % slower; elsewhere
-    # unrolling doubles the time to compile.
-    unroll = model.unroll or (dims.depth if platform == "cpu" else 1)
-    settings = {"dtype": dtype, "remat": model.remat, "unroll": unroll}
-    return dataclasses.asdict(dims) | settings
-
-  return mae.MaskedAutoencoder(
-    encoder=mae.Encoder(patch_size=patch_size, **stack(dims)),
-    decoder=mae.Decoder(grid=grid, patch_dim=patch_dim, **stack(decoder)),
-    mask_ratio=config.objective.mask_ratio,
-    norm_pix_loss=config.objective.norm_pix_loss,
-  )
+  # Measured: on CPU a scan that is not unrolled is 11-17 % slower; elsewhere
+  # unrolling doubles the time to compile.
+  unroll = model.unroll or (dims.depth if platform == "cpu" else 1)
+  settings = {"dtype": dtype, "remat": model.remat, "unroll": unroll}
+  return dataclasses.asdict(dims) | settings
 
 
-def _checked_grid(
-  config: config_lib.Config, patch_size: tuple[int, int]
-) -> tuple[int, int]:
+@contextlib.contextmanager
+def _named_settings() -> Iterator[None]:
+  """Gives what models complain of the names of settings, which they lack."""
   try:
-    grid = patches.grid_size(config.data.image_size, patch_size)
-    masking.num_kept(grid[0] * grid[1], config.objective.mask_ratio)
+    yield
   except ValueError as error:
-    # Models know no settings: here their arguments get the sections' names.
     text = str(error)
     for section, name in (
       ("data", "image_size"),
@@ -89,6 +142,13 @@ def _checked_grid(
     ):
       text = text.replace(f"{name}=", f"{section}.{name}=")
     raise config_lib.ConfigError(text) from None
+
+
+def _checked_grid(
+  config: config_lib.Config, patch_size: tuple[int, int]
+) -> tuple[int, int]:
+  with _named_settings():
+    grid = patches.grid_size(config.data.image_size, patch_size)
   if grid[0] * grid[1] > MAX_PATCHES:
     raise config_lib.ConfigError(
       f"data.image_size={config.data.image_size} has {grid[0] * grid[1]} "

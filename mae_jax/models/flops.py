@@ -6,7 +6,7 @@ pass costs twice its forward pass; recomputation does not count.
 
 from __future__ import annotations
 
-from mae_jax.models import mae, masking
+from mae_jax.models import mae, masking, vit
 
 
 def stack(tokens: int, width: int, depth: int, mlp_dim: int) -> int:
@@ -29,3 +29,23 @@ def train_step(model: mae.MaskedAutoencoder) -> int:
     + 2 * length * decoder.width * decoder.patch_dim
   )
   return 3 * forward
+
+
+def classifier_step(
+  model: vit.VisionTransformer, grid: tuple[int, int], channels: int
+) -> int:
+  """Forward and backward flops of fine-tuning on one image."""
+  head = 2 * model.encoder.width * model.num_classes
+  return 3 * (encoder_forward(model.encoder, grid, channels) + head)
+
+
+def encoder_forward(
+  encoder: mae.Encoder, grid: tuple[int, int], channels: int
+) -> int:
+  """Forward flops of an encoder that is shown all of one image."""
+  length = grid[0] * grid[1]
+  patch = encoder.patch_size[0] * encoder.patch_size[1]
+  embedding = 2 * length * patch * channels * encoder.width
+  return embedding + stack(
+    1 + length, encoder.width, encoder.depth, encoder.mlp_dim
+  )

@@ -69,6 +69,10 @@ class Encoder(nn.Module):
     dtype: of activations.
     remat: see `transformer.Stack`.
     unroll: see `transformer.Stack`.
+    learned_positions: whether the position table is a parameter, "pos_embed"
+      [1, 1 + L, D], that begins as the fixed one; the class token has row 0.
+    final_norm: whether the tokens pass the final LayerNorm.
+    frozen: see `transformer.Stack`.
   """
 
   patch_size: tuple[int, int]
@@ -79,30 +83,41 @@ class Encoder(nn.Module):
   dtype: Any = jnp.float32
   remat: str = "none"
   unroll: int = 1
+  learned_positions: bool = False
+  final_norm: bool = True
+  frozen: int = 0
 
   @nn.compact
   def __call__(
-    self, images: jax.Array, masked: masking.Masking | None = None
+    self,
+    images: jax.Array,
+    masked: masking.Masking | None = None,
+    kept: jax.Array | None = None,
   ) -> Tokens:
     """Encodes images.
 
     Args:
       images: [B, H, W, C], normalised.
       masked: which patches to show; None for all, in order.
+      kept: [depth, B, 2], see `transformer.drop_path`; None for all.
 
     Returns:
-      Tokens of float32, after the final LayerNorm.
+      Tokens of float32.
     """
     grid = patches.grid_size(images.shape[1:3], self.patch_size)
-    table = positions.sincos_2d(grid, self.width)  # [L, D]
+    table = jnp.asarray(positions.sincos_2d(grid, self.width))  # [L, D]
+    cls = self.param("cls_token", _TOKEN_INIT, (1, 1, self.width))
+    if self.learned_positions:
+      # The class token's position is a row of zeros in the reference.
+      fixed = jnp.pad(table, ((1, 0), (0, 0)))[None]
+      pos_embed = self.param("pos_embed", lambda _: fixed)  # [1, 1 + L, D]
+      cls, table = cls + pos_embed[:, :1], pos_embed[0, 1:]
     x = patches.patchify(images, self.patch_size).astype(self.dtype)
     # A dense layer, not a convolution: xavier then sees a (p*q*C, D) matrix.
     x = transformer.dense(self.width, self.dtype, "patch_embed")(x)
     x = x + table.astype(self.dtype)  # before masking
     if masked is not None:
       x = masking.visible_only(x, masked)
-    # The class token's position is a row of zeros in the reference.
-    cls = self.param("cls_token", _TOKEN_INIT, (1, 1, self.width))
     x = _prepend(cls, x)
     stack = transformer.Stack(
       self.depth,
@@ -111,9 +126,13 @@ class Encoder(nn.Module):
       self.dtype,
       self.remat,
       self.unroll,
+      self.frozen,
       name="stack",
     )
-    x = transformer.layer_norm("norm")(stack(x))
+    x = stack(x, kept)
+    if self.final_norm:
+      x = transformer.layer_norm("norm")(x)
+    x = x.astype(jnp.float32)
     return Tokens(x[:, 0], x[:, 1:])
 
 

@@ -1,4 +1,4 @@
-"""Fixed 2-D sin-cos position tables: constants, never parameters."""
+"""Position tables: the fixed 2-D sin-cos one, and any table on another grid."""
 
 from __future__ import annotations
 
@@ -34,3 +34,44 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
   rows, columns = np.meshgrid(*map(np.arange, grid), indexing="ij")
   halves = [sincos_1d(x, width // 2) for x in (columns, rows)]
   return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def resize(
+  table: np.ndarray, grid: tuple[int, int], to: tuple[int, int]
+) -> np.ndarray:
+  """Interpolates a table of patch positions, as the reference does.
+
+  Bicubic with a = -0.75, edges clamped, no antialiasing, corners not aligned:
+  PyTorch's `interpolate(mode="bicubic")`. JAX's has a = -0.5.
+
+  Args:
+    table: [..., rows * columns, D] without the class token.
+    grid: its rows and columns.
+    to: rows and columns wanted.
+
+  Returns:
+    [..., to_rows * to_columns, D] float32; the very table for the same grid.
+  """
+  if tuple(grid) == tuple(to):
+    return np.asarray(table, np.float32)
+  width = table.shape[-1]
+  cells = np.asarray(table, np.float64).reshape(*table.shape[:-2], *grid, width)
+  rows, columns = (_bicubic(a, b) for a, b in zip(grid, to, strict=True))
+  result = np.einsum("yr,xc,...rcd->...yxd", rows, columns, cells)
+  result = result.reshape(*table.shape[:-2], to[0] * to[1], width)
+  return result.astype(np.float32)
+
+
+def _bicubic(size: int, to: int) -> np.ndarray:
+  """[to, size]: what each old place gives to each new one."""
+  a = -0.75
+  places = (np.arange(to) + 0.5) * size / to - 0.5
+  first = np.floor(places).astype(int)
+  weights = np.zeros((to, size))
+  for offset in (-1, 0, 1, 2):
+    x = np.abs(places - (first + offset))
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    source = np.clip(first + offset, 0, size - 1)
+    np.add.at(weights, (np.arange(to), source), np.where(x <= 1, near, far))
+  return weights

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mae_jax.models import partition
 
@@ -38,6 +39,26 @@ def dense(features: int, dtype: Any, name: str) -> nn.Dense:
 def layer_norm(name: str) -> nn.LayerNorm:
   """LayerNorm in float32, whatever the compute dtype."""
   return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name=name)
+
+
+def drop_path(noise: jax.Array, rate: float) -> jax.Array:
+  """What each residual branch is multiplied by (stochastic depth).
+
+  A branch of block i of n is dropped for an example with probability
+  rate * i / (n - 1), and what stays is scaled up by as much (Huang et al. 2016,
+  arXiv 1603.09382).
+
+  Args:
+    noise: [B, depth, 2] uniform draws in [0, 1), for the two branches of each
+      block.
+    rate: of the last block, below 1.
+
+  Returns:
+    [depth, B, 2] float32.
+  """
+  rates = np.linspace(0, rate, noise.shape[1], dtype=np.float32)[:, None]
+  kept = (noise >= rates) / (1 - rates)
+  return jnp.moveaxis(kept.astype(jnp.float32), 1, 0)
 
 
 class Attention(nn.Module):
@@ -88,13 +109,21 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    """[B, N, D] -> [B, N, D]."""
+  def __call__(
+    self, x: jax.Array, kept: jax.Array | None
+  ) -> tuple[jax.Array, None]:
+    """[B, N, D] -> [B, N, D]; the branches are multiplied by `kept` [B, 2]."""
+
+    def branch(out: jax.Array, number: int) -> jax.Array:
+      if kept is None:
+        return out
+      return out * kept[:, number, None, None].astype(out.dtype)
+
     x = partition.constrain_batch(x)
     attention = Attention(self.heads, self.dtype, name="attn")
-    x = x + attention(layer_norm("norm1")(x).astype(self.dtype))
+    x = x + branch(attention(layer_norm("norm1")(x).astype(self.dtype)), 0)
     mlp = Mlp(self.mlp_dim, self.dtype, name="mlp")
-    x = x + mlp(layer_norm("norm2")(x).astype(self.dtype))
+    x = x + branch(mlp(layer_norm("norm2")(x).astype(self.dtype)), 1)
     return partition.constrain_batch(x), None
 
 
@@ -108,6 +137,8 @@ class Stack(nn.Module):
     dtype: of activations.
     remat: a name in REMAT_POLICIES.
     unroll: blocks a scan step; a speed setting only.
+    frozen: how many of the first blocks, and what comes before them, no
+      gradient reaches: of these there is no backward pass.
   """
 
   depth: int
@@ -116,10 +147,15 @@ class Stack(nn.Module):
   dtype: Any = jnp.float32
   remat: str = "none"
   unroll: int = 1
+  frozen: int = 0
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B, N, D]."""
+  def __call__(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+    """[B, N, D] -> [B, N, D]; `kept` [depth, B, 2] comes from `drop_path`."""
+    if self.frozen and not self.is_initializing():
+      lower = self._part(x, kept, slice(None, self.frozen))
+      lower = jax.lax.stop_gradient(lower)
+      return self._part(lower, kept, slice(self.frozen, None))
     block: Any = Block
     if self.remat != "none":
       block = nn.remat(
@@ -132,5 +168,18 @@ class Stack(nn.Module):
       length=self.depth,
       unroll=min(self.unroll, self.depth),
     )
-    x, _ = blocks(self.heads, self.mlp_dim, self.dtype, name="blocks")(x, None)
+    x, _ = blocks(self.heads, self.mlp_dim, self.dtype, name="blocks")(x, kept)
     return x
+
+  def _part(
+    self, x: jax.Array, kept: jax.Array | None, which: slice
+  ) -> jax.Array:
+    """Some of the blocks, as a stack of their own with slices of these."""
+    params = jax.tree.map(lambda p: p[which], self.variables["params"])
+    depth = len(range(self.depth)[which])
+    if not depth:
+      return x
+    stack = self.clone(depth=depth, frozen=0, parent=None, name=None)
+    kept = None if kept is None else kept[which]
+    out: Any = stack.apply({"params": params}, x, kept)
+    return out

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -50,6 +50,10 @@ class Task(Protocol):
     """Tells the training data from others, wherever they are."""
 
   @property
+  def class_names(self) -> Sequence[str]:
+    """Of the labels; () if there are none."""
+
+  @property
   def unreadable(self) -> watch_lib.Unreadable:
     """Names the images that could not be read."""
 
@@ -75,6 +79,13 @@ class Task(Protocol):
 
   def interval(self, duration: str, field: str) -> int:
     """A Duration between events in steps; 0 for never."""
+
+  def load(self, path: str, like: Any) -> Any:
+    """The parameters by role that a new run starts from, out of a checkpoint.
+
+    `like` is what `init` makes, of ShapeDtypeStructs with shardings. What the
+    checkpoint does not have is drawn as in `init`.
+    """
 
 
 def abstract_state(task: Task, mesh: Mesh) -> checkpoints.TrainState:
@@ -118,13 +129,13 @@ def initial_state(
   named by `init_from`; scratch.
   """
   shapes = abstract_state(task, mesh)
-  run = checkpoints.Run(config, task.data_identity)
+  run = checkpoints.Run(config, task.data_identity, task.class_names)
   restored = checkpoints.restore_newest(workdir, run, shapes)
   if restored is not None:
     return restored
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
   if config.init_from:
-    params = checkpoints.load_params(config.init_from, shapes.params)
+    params = task.load(config.init_from, shapes.params)
     state = jax.jit(task.init, out_shardings=shardings)()
     return dataclasses.replace(state, params=params)
   return jax.jit(task.init, out_shardings=shardings)()
@@ -175,7 +186,7 @@ def run(
       checkpoints.Checkpointer(
         held.path,
         config.train.keep,
-        checkpoints.Run(config, task.data_identity),
+        checkpoints.Run(config, task.data_identity, task.class_names),
       )
     )
     runner = _Runner(

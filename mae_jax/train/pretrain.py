@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from mae_jax import checkpoints, images, interrupts, optim, rng, sharding
 from mae_jax import config as config_lib
-from mae_jax.data import pipeline, sources
-from mae_jax.data.unreadable import Unreadable
 from mae_jax.evals import pretraining
 from mae_jax.models import build, flops, mae, patches
-from mae_jax.train import loop, step
+from mae_jax.train import loop, step, task
 
 ROLE = "model"  # the parameters' name in the state
 
@@ -99,13 +96,10 @@ def mask_noise(
   return jax.random.uniform(key, (batch_size, num_patches))
 
 
-class Pretraining:
+class Pretraining(task.Images):
   """The task as `loop.run` drives it.
 
   Attributes:
-    train_source: images to learn from.
-    data_identity: what makes two openings of them the same data.
-    unreadable: the images that could not be read so far.
     flops_per_image: of a training step, for utilisation.
   """
 
@@ -116,82 +110,32 @@ class Pretraining:
       ConfigError: on any setting that cannot work.
     """
     platform = mesh.devices.flat[0].platform
-    self._config, self._mesh = config, mesh
-    self._model = build.masked_autoencoder(config, platform)
-    _check_accumulation(config, mesh)
-    self.train_source = sources.open_source(config.data, "train")
-    pipeline.check_readable(self.train_source, config.data)
-    self.num_examples = self.train_source.num_examples
-    self.data_identity = self.train_source.identity
-    self.unreadable = Unreadable()
+    model = build.masked_autoencoder(config, platform)
+    super().__init__(config, mesh)
     self.evaluate = pretraining.Evaluation(
       config,
       mesh,
-      self._model,
+      model,
       self.train_source,
-      sources.open_source(config.data, "eval"),
+      self.eval_source,
       self.unreadable,
     )
-    self._tx = optim.adamw(config.optim)
-    self.total_steps = self.steps(config.train.length, "train.length")
-    lr_fn = optim.learning_rate(
-      config.optim,
-      self.total_steps,
-      self.steps(config.optim.warmup, "optim.warmup"),
-    )
-    self.flops_per_image = flops.train_step(self._model)
+    tx = optim.adamw(config.optim)
+    self.flops_per_image = flops.train_step(model)
     self.init = functools.partial(
       init,
-      self._model,
-      self._tx,
+      model,
+      tx,
       seed=config.train.seed,
       image_shape=(*config.data.image_size, config.data.channels),
     )
     self.train_step = functools.partial(
-      train_step,
-      model=self._model,
-      tx=self._tx,
-      lr_fn=lr_fn,
-      config=config,
-    )
-    # Read from when training starts. Made here, since only the pipeline knows
-    # whether the settings of the data fit these images and this process.
-    self.train_batches(0)
-
-  def steps(self, duration: str, field: str) -> int:
-    """A Duration of the config in steps."""
-    return config_lib.Duration.parse(duration, field).steps(
-      self.train_source.num_examples, self._config.data.batch_size
+      train_step, model=model, tx=tx, lr_fn=self.lr_fn, config=config
     )
 
-  def interval(self, duration: str, field: str) -> int:
-    """A Duration between events in steps; 0 for never."""
-    return config_lib.Duration.parse(duration, field).interval(
-      self.train_source.num_examples, self._config.data.batch_size
-    )
-
-  def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of every batch from `start_step` on."""
-    data = self._config.data
-    return pipeline.train_batches(
-      self.train_source,
-      data,
-      seed=self._config.train.seed,
-      rows=sharding.local_rows(self._mesh, data.batch_size),
-      start_step=start_step,
-      unreadable=self.unreadable,
-    )
-
-
-def _check_accumulation(config: config_lib.Config, mesh: Mesh) -> None:
-  accum, batch = config.optim.accum_steps, config.data.batch_size
-  sharding.check_batch(mesh, batch, "data.batch_size")
-  if accum < 1 or batch % (accum * mesh.size):
-    raise config_lib.ConfigError(
-      f"optim.accum_steps={accum} does not divide data.batch_size={batch} into "
-      f"parts that the {mesh.size} devices divide: use a divisor of "
-      f"{batch // mesh.size}"
-    )
+  def load(self, path: str, like: Any) -> Any:
+    """The parameters of another pre-training run, decoder and all."""
+    return checkpoints.load_params(path, like)
 
 
 def run(
@@ -199,7 +143,8 @@ def run(
 ) -> None:
   """Pre-trains, or goes on where an earlier run in `workdir` stopped."""
   mesh = sharding.make_mesh(config.mesh)
-  task = Pretraining(config, mesh)
-  if task.evaluate.left_out and jax.process_index() == 0:
-    print(task.evaluate.left_out, flush=True)
-  loop.run(task, config, mesh, workdir, stop)
+  pretraining_task = Pretraining(config, mesh)
+  left_out = pretraining_task.evaluate.left_out
+  if left_out and jax.process_index() == 0:
+    print(left_out, flush=True)
+  loop.run(pretraining_task, config, mesh, workdir, stop)

@@ -35,18 +35,35 @@ def loss_and_grads(
   if accum_steps == 1:
     return value_and_grad(params, batch)
 
-  def split(x: jax.Array) -> jax.Array:
-    # Part i is rows i, i + A, ...: every device then keeps its own rows.
-    x = x.reshape(x.shape[0] // accum_steps, accum_steps, *x.shape[1:])
-    return jnp.moveaxis(partition.constrain_batch(x), 1, 0)
-
   def add(total: Any, part: Any) -> tuple[Any, None]:
     part = jax.tree.map(partition.constrain_batch, part)
     return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
 
   zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-  total, _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
+  parts = jax.tree.map(lambda x: _split(x, accum_steps), batch)
+  total, _ = jax.lax.scan(add, zero, parts)
   return jax.tree.map(lambda x: x / accum_steps, total)
+
+
+def in_parts(
+  function: Callable[[jax.Array], jax.Array], batch: jax.Array, parts: int
+) -> jax.Array:
+  """`function` of [B, ...], applied to so many parts one after the other."""
+  if parts == 1:
+    return function(batch)
+
+  def apply(part: jax.Array) -> jax.Array:
+    return function(partition.constrain_batch(part))
+
+  out = jax.lax.map(apply, _split(batch, parts))
+  out = jnp.moveaxis(out, 0, 1)
+  return partition.constrain_batch(out.reshape(-1, *out.shape[2:]))
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+  # Part i is rows i, i + A, ...: every device then keeps its own rows.
+  x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+  return jnp.moveaxis(partition.constrain_batch(x), 1, 0)
 
 
 def update(

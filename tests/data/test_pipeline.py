@@ -128,6 +128,22 @@ def test_processes_share_a_batch(any_settings, source, processes):
   )
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_randaugment_is_a_function_of_step_and_row(any_settings, source):
+  """After the flip, on some images; resumed and on two processes alike."""
+  data = any_settings(source, randaugment=9.0)
+  whole = train(data, 4)
+  before = train(any_settings(source), 4)
+  changed = joined(whole) != joined(before)
+  share = changed.reshape(len(changed), -1).any(axis=1).mean()
+  # Three in four get an operation; of some nothing is to be seen.
+  assert 0.4 < share < 0.95
+  np.testing.assert_array_equal(joined(whole, "label"), joined(before, "label"))
+  assert_same(train(data, 2, start_step=2), whole[2:])
+  half = [{k: v[:4] for k, v in batch.items()} for batch in whole]
+  assert_same(train(data, 4, rows=np.arange(4)), half)
+
+
 @pytest.mark.parametrize("source", ["digits", "folder"])
 def test_rows_need_not_be_neighbours(any_settings, source):
   data = any_settings(source)

@@ -93,6 +93,26 @@ def test_crop_box_is_torchvisions_and_inside(shape, scale):
   assert (boxes[:, :2] + boxes[:, 2:] <= shape).all()
 
 
+@pytest.mark.parametrize("shape", [(375, 500), (40, 400), (1, 90), (2, 3)])
+def test_a_clipped_box_is_the_first_one_cut_to_the_image(shape):
+  """util/crop.py of the reference: one draw, no second try."""
+  height, width = shape
+  draws = uniform(300)
+  full = np.ones(len(draws), np.int32)
+  boxes = preprocess.crop_box(
+    full * height, full * width, draws, (0.08, 1.0), RATIO, clipped=True
+  )
+  low, high = np.log(RATIO)
+  for box, row in zip(boxes.numpy(), draws.astype(np.float64), strict=True):
+    area = height * width * (0.08 + 0.92 * row[0])
+    aspect = np.exp(low + (high - low) * row[preprocess.TRIES])
+    w = min(max(round(np.sqrt(area * aspect)), 1), width)
+    h = min(max(round(np.sqrt(area / aspect)), 1), height)
+    top = int(row[-2] * (height - h + 1))
+    left = int(row[-1] * (width - w + 1))
+    np.testing.assert_array_equal(box, [top, left, h, w])
+
+
 def test_crop_box_under_an_extreme_ratio_is_not_empty():
   boxes = boxes_of(1, 1, uniform(50), (0.2, 1.0), (0.01, 0.02))
   np.testing.assert_array_equal(boxes, np.tile([0, 0, 1, 1], (50, 1)))

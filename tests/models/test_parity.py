@@ -21,7 +21,7 @@ import transformers
 from mae_jax import checkpoints, optim
 from mae_jax.models import mae
 from mae_jax.train import step as step_lib
-from tests import reference, tiny
+from tests import reference, tiny, torch_weights
 
 SIZE, PATCH, BATCH = 32, 8, 4
 WIDTH, DEPTH, HEADS = 48, 2, 4
@@ -54,18 +54,8 @@ def torch_model(
     attn_implementation="eager",
   )
   model = transformers.ViTMAEForPreTraining(config).eval()
-  random = torch.Generator().manual_seed(7)
+  torch_weights.randomise(model, seed=7)
   with torch.no_grad():
-    for name, p in model.named_parameters():
-      draw = torch.randn(p.shape, generator=random)
-      if "norm" in name:
-        p.copy_(0.2 * draw + (1.0 if name.endswith("weight") else 0.0))
-      elif name.endswith("token"):
-        p.copy_(0.5 * draw)
-      elif name.endswith("bias"):
-        p.copy_(0.2 * draw)
-      elif name.endswith("weight"):
-        p.copy_(draw / np.sqrt(p[0].numel()))
     for table in (
       model.vit.embeddings.position_embeddings,
       model.decoder.decoder_pos_embed,
@@ -103,61 +93,24 @@ def jax_model(channels: int, norm_pix: bool) -> mae.MaskedAutoencoder:
 
 def to_jax(values: dict[str, torch.Tensor]) -> Any:
   """Weights, or their gradients, by PyTorch name -> the tree used here."""
-  used = set()
-
-  def take(name: str) -> np.ndarray:
-    used.add(name)
-    return values[name].detach().numpy().copy()
-
-  def dense(name: str) -> dict[str, np.ndarray]:
-    return {
-      "kernel": take(f"{name}.weight").T,
-      "bias": take(f"{name}.bias"),
-    }
-
-  def norm(name: str) -> dict[str, np.ndarray]:
-    return {"scale": take(f"{name}.weight"), "bias": take(f"{name}.bias")}
-
-  def block(name: str) -> dict[str, Any]:
-    qkv = [dense(f"{name}.attention.{x}_proj") for x in "qkv"]
-    return {
-      "norm1": norm(f"{name}.layernorm_before"),
-      "norm2": norm(f"{name}.layernorm_after"),
-      "attn": {
-        "qkv": jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *qkv),
-        "proj": dense(f"{name}.attention.o_proj"),
-      },
-      "mlp": {
-        "fc1": dense(f"{name}.mlp.fc1"),
-        "fc2": dense(f"{name}.mlp.fc2"),
-      },
-    }
-
-  def stack(name: str, depth: int) -> dict[str, Any]:
-    layers = [block(f"{name}.{i}") for i in range(depth)]
-    return {"blocks": jax.tree.map(lambda *x: np.stack(x), *layers)}
-
+  weights = torch_weights.Weights(values)
   embed = "vit.embeddings.patch_embeddings.projection"
-  conv = take(f"{embed}.weight")  # [D, C, p, q]
   tree = {
     "encoder": {
-      "patch_embed": {
-        "kernel": conv.transpose(2, 3, 1, 0).reshape(-1, WIDTH),
-        "bias": take(f"{embed}.bias"),
-      },
-      "cls_token": take("vit.embeddings.cls_token"),
-      "stack": stack("vit.layers", DEPTH),
-      "norm": norm("vit.layernorm"),
+      "patch_embed": weights.patch_embed(embed),
+      "cls_token": weights.take("vit.embeddings.cls_token"),
+      "stack": weights.stack("vit.layers", DEPTH),
+      "norm": weights.norm("vit.layernorm"),
     },
     "decoder": {
-      "embed": dense("decoder.decoder_embed"),
-      "mask_token": take("decoder.mask_token"),
-      "stack": stack("decoder.decoder_layers", DECODER_DEPTH),
-      "norm": norm("decoder.decoder_norm"),
-      "pred": dense("decoder.decoder_pred"),
+      "embed": weights.dense("decoder.decoder_embed"),
+      "mask_token": weights.take("decoder.mask_token"),
+      "stack": weights.stack("decoder.decoder_layers", DECODER_DEPTH),
+      "norm": weights.norm("decoder.decoder_norm"),
+      "pred": weights.dense("decoder.decoder_pred"),
     },
   }
-  assert used == values.keys()
+  assert weights.used == values.keys()
   return tree
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from mae_jax.models import positions
 from tests import reference
@@ -33,3 +34,30 @@ def test_width_must_be_a_multiple_of_four():
   text = "width=30 is not a multiple of 4.*nearest are 28 and 32"
   with pytest.raises(ValueError, match=text):
     positions.sincos_2d((2, 2), 30)
+
+
+@pytest.mark.parametrize(
+  ("grid", "to"),
+  [
+    ((14, 14), (28, 28)),
+    ((14, 14), (7, 9)),
+    ((3, 5), (8, 4)),
+    ((1, 2), (3, 3)),
+  ],
+)
+def test_resize_equals_pytorch(grid: tuple[int, int], to: tuple[int, int]):
+  random = np.random.default_rng(0)
+  table = random.normal(size=(grid[0] * grid[1], 8)).astype(np.float32)
+  pixels = torch.from_numpy(table.reshape(1, *grid, 8).transpose(0, 3, 1, 2))
+  wanted = torch.nn.functional.interpolate(
+    pixels, size=to, mode="bicubic", align_corners=False
+  )
+  wanted = wanted.numpy().transpose(0, 2, 3, 1).reshape(-1, 8)
+  resized = positions.resize(table, grid, to)
+  assert resized.dtype == np.float32
+  np.testing.assert_allclose(resized, wanted, rtol=0, atol=2e-5)
+
+
+def test_resize_to_the_same_grid_changes_no_bit():
+  table = np.random.default_rng(1).normal(size=(2, 12, 4)).astype(np.float32)
+  np.testing.assert_array_equal(positions.resize(table, (3, 4), (3, 4)), table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,13 @@ import numpy as np
 
 from mae_jax import checkpoints, sharding
 from mae_jax import config as config_lib
-from mae_jax.train import loop, pretrain
+from mae_jax.train import finetune, linprobe, loop, pretrain
+
+TASKS: dict[str, Callable[[config_lib.Config, jax.sharding.Mesh], Any]] = {
+  "pretrain": pretrain.Pretraining,
+  "finetune": finetune.Finetuning,
+  "linprobe": linprobe.LinearProbe,
+}
 
 
 def devices_mesh(devices: int = 1, fsdp: int = 1) -> jax.sharding.Mesh:
@@ -21,7 +28,7 @@ def devices_mesh(devices: int = 1, fsdp: int = 1) -> jax.sharding.Mesh:
 def train(config: config_lib.Config, workdir: pathlib.Path, **mesh: int):
   """A whole run through the loop; returns its report."""
   where = devices_mesh(**mesh)
-  task = pretrain.Pretraining(config, where)
+  task = TASKS[config.task](config, where)
   return loop.run(task, config, where, workdir)
 
 
@@ -37,7 +44,7 @@ def steps(
     **mesh: see `devices_mesh`.
   """
   where = devices_mesh(**mesh)
-  task = pretrain.Pretraining(config, where)
+  task = TASKS[config.task](config, where)
   shapes = loop.abstract_state(task, where)
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
   state = jax.jit(task.init, out_shardings=shardings)()
@@ -56,5 +63,5 @@ def steps(
 def params(workdir: pathlib.Path, config: config_lib.Config) -> Any:
   """The parameters of the newest checkpoint, on the host."""
   mesh = devices_mesh()
-  shapes = loop.abstract_state(pretrain.Pretraining(config, mesh), mesh)
+  shapes = loop.abstract_state(TASKS[config.task](config, mesh), mesh)
   return jax.device_get(checkpoints.load_params(workdir, shapes.params))

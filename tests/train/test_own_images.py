@@ -32,7 +32,7 @@ def _config(**data):
     },
     model={"variant": "Ti/8"},
     train={"length": "3 steps", "log_every": "1 steps"},
-    eval=config_lib.Eval(labels=(0,), images=2),
+    eval=config_lib.Eval(shots=(0,), images=2),
   )
 
 

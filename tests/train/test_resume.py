@@ -17,7 +17,7 @@ from tests.train import runs
 
 _CONFIG = tiny.config(
   train={"length": "4 steps", "log_every": "1 steps", "save_every": "2 steps"},
-  eval=config_lib.Eval(every="3 steps", labels=(20,), draws=1, images=2),
+  eval=config_lib.Eval(every="3 steps", shots=(2,), draws=1, images=2),
 )
 
 

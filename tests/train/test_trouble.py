@@ -28,7 +28,7 @@ from tests.train import runs
 
 _TRAIN = {"length": "4 steps", "log_every": "50 steps"}
 _OFTEN = {"log_every": "1 steps", "save_every": "2 steps"}
-_NO_EVAL = config_lib.Eval(images=0, labels=(0,))
+_NO_EVAL = config_lib.Eval(images=0, shots=(0,))
 
 
 def test_a_failing_evaluation_does_not_lose_the_weights(tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ class Indexed:
     identity: equal for the same images in the same order.
     image_shape: (H, W, C) if the images are decoded arrays of one shape.
     name: from an `id` to what an image is called in messages.
+    labels: [N], what `load` gives as `label`; None if there are no labels.
   """
 
   num_examples: int
@@ -50,16 +51,19 @@ class Indexed:
   identity: Identity = dataclasses.field(default_factory=dict)
   image_shape: tuple[int, int, int] | None = None
   name: Callable[[int], str] = str
+  labels: np.ndarray | None = None
 
   def subset(self, limit: int) -> Indexed:
     """At most `limit` examples, evenly spaced; all of them if it is 0."""
-    total, load = self.num_examples, self.load
+    total, load, labels = self.num_examples, self.load, self.labels
     if not 0 < limit < total:
       return self
+    chosen = np.arange(limit) * total // limit
     return dataclasses.replace(
       self,
       num_examples=limit,
       load=lambda index: load(index * total // limit),
+      labels=None if labels is None else labels[chosen],
     )
 
 

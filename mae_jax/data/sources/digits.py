@@ -44,4 +44,5 @@ def open_digits(data: config.Data, split: base.Split) -> base.Indexed:
     load=load,
     identity={"images": len(rows)},
     image_shape=(8, 8, 1),
+    labels=labels[rows],
   )

@@ -177,6 +177,7 @@ def _source(
   file_table = tf.constant(files)  # [N], under the folder
   label_table = tf.constant(np.asarray(labels, np.int64))  # [N]
   total = len(files)
+  numbers = np.asarray(labels, np.int32) if classes else None
   del files, labels  # `load` shall not hold them
 
   def load(index: tf.Tensor) -> base.Record:
@@ -190,7 +191,9 @@ def _source(
     text = (start + file_table[index].numpy()).decode(errors="backslashreplace")
     return text if text.isprintable() else repr(text)
 
-  return base.Indexed(total, classes or None, load, identity, name=name)
+  return base.Indexed(
+    total, classes or None, load, identity, name=name, labels=numbers
+  )
 
 
 def _looked_for(root: epath.Path) -> str:

@@ -1,0 +1,144 @@
+"""What fine-tuning does to normalised images on the device, in timm's way.
+
+Mixup (Zhang et al. 2018, arXiv 1710.09412) and cutmix (Yun et al. 2019, arXiv
+1905.04899) draw one lambda a batch, and the partner of an example is the one at
+the same place of the batch reversed; random erasing (Zhong et al. 2020, arXiv
+1708.04896) fills a box with noise. Everything random is drawn for the whole
+global batch from a key: the same on any devices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+ERASE_TRIES = 10
+ERASE_AREA = (0.02, 1 / 3)  # of the image
+ERASE_ASPECT = (0.3, 1 / 0.3)  # height / width, log-uniform
+
+
+@flax.struct.dataclass
+class Mix:
+  """How much of its partner each pixel and each label takes.
+
+  Attributes:
+    pixels: [H, W] float32, the share of the example itself.
+    label: scalar, the same of its label.
+  """
+
+  pixels: jax.Array
+  label: jax.Array
+
+
+def draw_mix(
+  key: jax.Array,
+  image_size: tuple[int, int],
+  *,
+  mixup: float,
+  cutmix: float,
+  switch: float,
+  prob: float = 1.0,
+) -> Mix:
+  """Draws what one batch is mixed by.
+
+  Args:
+    key: of the step.
+    image_size: H and W.
+    mixup: alpha of mixup's beta distribution; 0 for no mixup.
+    cutmix: the same of cutmix.
+    switch: how often cutmix is taken where both are on.
+    prob: how often there is any of it.
+  """
+  kinds, shares, places, whether = jax.random.split(key, 4)
+  height, width = image_size
+  if not mixup:
+    switch = 1.0
+  elif not cutmix:
+    switch = 0.0
+  cut = jax.random.uniform(kinds) < switch
+  alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
+  share = jax.random.beta(shares, alpha, alpha)
+  share = jnp.where(jax.random.uniform(whether) < prob, share, 1.0)
+  if not mixup and not cutmix:
+    share = jnp.ones(())
+  # The box may stick out of the image, and what is left of it counts.
+  ratio = jnp.sqrt(1 - share)
+  y, x = jax.random.uniform(places, (2,))
+  rows = _inside(y, ratio, height)
+  columns = _inside(x, ratio, width)
+  box = rows[:, None] & columns[None, :]
+  whole = jnp.full(image_size, share)
+  pixels = jnp.where(cut, jnp.where(box, 0.0, 1.0), whole)
+  label = jnp.where(cut, 1 - box.mean(dtype=jnp.float32), share)
+  return Mix(pixels, label)
+
+
+def _inside(draw: jax.Array, ratio: jax.Array, size: int) -> jax.Array:
+  """[size] bool: the places a side of cutmix's box covers."""
+  half = jnp.floor(size * ratio).astype(jnp.int32) // 2
+  center = jnp.floor(draw * size).astype(jnp.int32)
+  low = jnp.clip(center - half, 0, size)
+  high = jnp.clip(center + half, 0, size)
+  place = jnp.arange(size)
+  return (place >= low) & (place < high)
+
+
+def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
+  """[B, H, W, C], mixed with the batch reversed."""
+  share = mix.pixels[None, :, :, None]
+  return images * share + images[::-1] * (1 - share)
+
+
+def mix_labels(
+  labels: jax.Array, num_classes: int, smoothing: float, mix: Mix
+) -> jax.Array:
+  """int32 [B] -> smoothed, mixed targets [B, num_classes]."""
+  targets = smooth_labels(labels, num_classes, smoothing)
+  return targets * mix.label + targets[::-1] * (1 - mix.label)
+
+
+def smooth_labels(
+  labels: jax.Array, num_classes: int, smoothing: float
+) -> jax.Array:
+  """int32 [B] -> [B, N] with 1 - s + s / N for the label, else s / N."""
+  one_hot = jax.nn.one_hot(labels, num_classes)
+  return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+def random_erasing(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:
+  """Fills a box of some images with noise from N(0, 1), pixel by pixel.
+
+  The first of ten boxes that fits counts, as in timm.
+
+  Args:
+    key: of the step.
+    images: [B, H, W, C], normalised.
+    prob: how often an image is erased.
+  """
+  batch, height, width, channels = images.shape
+  whether, sizes, places, fill = jax.random.split(key, 4)
+  areas, aspects = jax.random.uniform(sizes, (2, batch, ERASE_TRIES))
+  low, high = ERASE_AREA
+  areas = height * width * (low + (high - low) * areas)
+  low, high = map(math.log, ERASE_ASPECT)
+  aspects = jnp.exp(low + (high - low) * aspects)
+  heights = jnp.round(jnp.sqrt(areas * aspects))
+  widths = jnp.round(jnp.sqrt(areas / aspects))
+  fits = (heights < height) & (widths < width)
+  first = jnp.argmax(fits, axis=1)[:, None]
+  box_h = jnp.take_along_axis(heights, first, axis=1)  # [B, 1]
+  box_w = jnp.take_along_axis(widths, first, axis=1)
+  y, x = jax.random.uniform(places, (2, batch, 1))
+  top = jnp.floor(y * (height - box_h + 1))
+  left = jnp.floor(x * (width - box_w + 1))
+  rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
+  in_rows = (rows >= top) & (rows < top + box_h)  # [B, H]
+  in_columns = (columns >= left) & (columns < left + box_w)
+  erased = jax.random.uniform(whether, (batch, 1)) < prob
+  erased &= fits.any(axis=1, keepdims=True)
+  box = (in_rows & erased)[:, :, None] & in_columns[:, None, :]
+  noise = jax.random.normal(fill, (batch, height, width, channels))
+  return jnp.where(box[..., None], noise, images)

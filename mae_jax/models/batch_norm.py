@@ -1,0 +1,68 @@
+"""BatchNorm without scale and shift, over groups of examples.
+
+PyTorch takes statistics over what one device sees: 512 images in the
+reference's linear probe. Here a group is so many consecutive examples of the
+global batch, on however many devices they are.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+EPS = 1e-6
+MOMENTUM = 0.1  # as PyTorch counts it: the share of the newest statistics
+
+
+@flax.struct.dataclass
+class Statistics:
+  """Running statistics, for evaluation.
+
+  Attributes:
+    mean: [D].
+    var: [D], unbiased.
+  """
+
+  mean: jax.Array
+  var: jax.Array
+
+  @classmethod
+  def create(cls, width: int) -> Statistics:
+    """Before the first batch."""
+    return cls(jnp.zeros(width), jnp.ones(width))
+
+
+def normalize_batch(
+  x: jax.Array, stats: Statistics, group: int
+) -> tuple[jax.Array, Statistics]:
+  """Normalises a batch by its own statistics.
+
+  Args:
+    x: [B, D] float32.
+    stats: of the batches before.
+    group: examples over which a mean is taken, a divisor of B; a smaller batch
+      is one group.
+
+  Returns:
+    [B, D], and the statistics with the mean of the groups' own in them.
+  """
+  size = min(group, len(x))
+  groups = x.reshape(-1, size, x.shape[1])
+  mean = groups.mean(axis=1, keepdims=True)
+  var = groups.var(axis=1, keepdims=True)
+  normalized = (groups - mean) / jnp.sqrt(var + EPS)
+  unbiased = var.mean(axis=(0, 1)) * (size / max(size - 1, 1))
+
+  def mix(old: jax.Array, new: jax.Array) -> jax.Array:
+    return (1 - MOMENTUM) * old + MOMENTUM * new
+
+  stats = Statistics(
+    mix(stats.mean, mean.mean(axis=(0, 1))), mix(stats.var, unbiased)
+  )
+  return normalized.reshape(x.shape), stats
+
+
+def normalize(x: jax.Array, stats: Statistics) -> jax.Array:
+  """[B, D] by the running statistics."""
+  return (x - stats.mean) / jnp.sqrt(stats.var + EPS)

@@ -1,0 +1,163 @@
+"""What gives scores to images: the networks that labelled tasks train.
+
+Parameters are kept by role, so that a checkpoint tells what is learned how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from mae_jax import config as config_lib
+from mae_jax import images
+from mae_jax.models import batch_norm, build, mae, vit
+
+# Roles. The encoder of every task is at params[MODEL]["encoder"].
+MODEL = "model"
+AVERAGED = "averaged"  # of MODEL, over the steps of fine-tuning
+HEAD, STATS = "head", "stats"  # of the linear probe
+
+Params = Mapping[str, Any]
+
+
+class Classifier(Protocol):
+  """A network with a head."""
+
+  @property
+  def encoder(self) -> mae.Encoder:
+    """What is in front of the head."""
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """New parameters by role; under `jax.eval_shape` their shapes alone."""
+
+  def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
+    """Scores [B, N] float32 of uint8 images [B, H, W, C]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuned:
+  """A ViT whose encoder learned with the head.
+
+  Attributes:
+    model: the network.
+    config: of the run.
+  """
+
+  model: vit.VisionTransformer
+  config: config_lib.Config
+
+  @property
+  def encoder(self) -> mae.Encoder:
+    """As the head sees it."""
+    return self.model.encoder
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """New parameters; averages begin as they do."""
+    params = self.model.init(key, _blank(self.config))["params"]
+    averaged = {AVERAGED: params} if self.config.classify.ema else {}
+    return {MODEL: params} | averaged
+
+  def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
+    """By the averaged parameters, if there are any."""
+    x = normalized(pixels, self.config)
+    out: Any = self.model.apply({"params": trained(params)}, x)
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """A linear layer on normalised features of an encoder that is kept.
+
+  Attributes:
+    encoder: the network in front of the layer.
+    num_classes: N.
+    config: of the run.
+  """
+
+  encoder: mae.Encoder
+  num_classes: int
+  config: config_lib.Config
+
+  @property
+  def head(self) -> Any:
+    """The linear layer."""
+    return vit.head(self.num_classes, self.config.classify.head_std)
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """New parameters, and the statistics of no batch."""
+    key, head_key = jax.random.split(key)
+    blank = _blank(self.config)
+    params = {"encoder": self.encoder.init(key, blank)["params"]}
+    x = jax.eval_shape(self.features, {MODEL: params}, blank)
+    stats = batch_norm.Statistics.create(x.shape[1])
+    return {
+      MODEL: params,
+      HEAD: self.head.init(head_key, jnp.zeros(x.shape))["params"],
+      STATS: {"mean": stats.mean, "var": stats.var},
+    }
+
+  def features(self, params: Params, pixels: jax.Array) -> jax.Array:
+    """uint8 images [B, H, W, C] -> [B, D] by `classify.pooling`."""
+    x = normalized(pixels, self.config)
+    tokens: Any = self.encoder.apply({"params": params[MODEL]["encoder"]}, x)
+    return mae.POOLINGS[self.config.classify.pooling](tokens)
+
+  def linear(self, head: Params, x: jax.Array) -> jax.Array:
+    """Normalised features [B, D] -> scores [B, N]."""
+    out: Any = self.head.apply({"params": head}, x)
+    return out
+
+  def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
+    """With the running statistics."""
+    stats = batch_norm.Statistics(**params[STATS])
+    x = batch_norm.normalize(self.features(params, pixels), stats)
+    return self.linear(params[HEAD], x)
+
+
+def fine_tuned(
+  config: config_lib.Config, num_classes: int, platform: str
+) -> FineTuned:
+  """Builds the network of a fine-tuning run.
+
+  Args:
+    config: of the run.
+    num_classes: of the labels.
+    platform: see `build.encoder`.
+
+  Raises:
+    ConfigError: if sizes do not fit together.
+  """
+  model = build.classifier(config, num_classes, platform)
+  return FineTuned(model, config)
+
+
+def probe(config: config_lib.Config, num_classes: int, platform: str) -> Probe:
+  """Builds the network of a linear probe; as above."""
+  pooling = config.classify.pooling
+  config_lib.lookup(mae.POOLINGS, pooling, "classify.pooling")
+  return Probe(build.encoder(config, platform), num_classes, config)
+
+
+# By the task that trains it.
+CLASSIFIERS: dict[
+  str, Callable[[config_lib.Config, int, str], FineTuned | Probe]
+] = {"finetune": fine_tuned, "linprobe": probe}
+
+
+def trained(params: Params) -> Any:
+  """What is used after training: the averages, where there are any."""
+  return params[AVERAGED if AVERAGED in params else MODEL]
+
+
+def normalized(pixels: jax.Array, config: config_lib.Config) -> jax.Array:
+  """uint8 images -> what the network is shown."""
+  return images.normalize(pixels, config.data.mean, config.data.std)
+
+
+def _blank(config: config_lib.Config) -> jax.Array:
+  shape = (1, *config.data.image_size, config.data.channels)
+  return jnp.zeros(shape, jnp.uint8)

@@ -1,0 +1,176 @@
+"""What every task has: its images, its lengths in steps, and its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from mae_jax import checkpoints, optim, sharding
+from mae_jax import config as config_lib
+from mae_jax.data import pipeline, shots, sources
+from mae_jax.data.unreadable import Unreadable
+from mae_jax.evals import classification
+from mae_jax.models import classifiers, patches
+from mae_jax.train import initial
+
+Init: TypeAlias = Callable[[], checkpoints.TrainState]
+Step: TypeAlias = Callable[
+  [checkpoints.TrainState, Any],
+  tuple[checkpoints.TrainState, dict[str, jax.Array]],
+]
+
+
+class Images:
+  """The images of a run, and how they become steps.
+
+  Attributes:
+    train_source: images to learn from.
+    eval_source: held-out images, or None.
+    num_examples: of the training source.
+    data_identity: what makes two openings of it the same data.
+    class_names: of its labels; () if there are none.
+    unreadable: the images that could not be read so far.
+    total_steps: where training ends.
+    lr_fn: step -> learning rate.
+  """
+
+  def __init__(self, config: config_lib.Config, mesh: Mesh):
+    """Opens the sources.
+
+    Raises:
+      ConfigError: on any setting of data, lengths or batches that cannot work.
+    """
+    self._config, self._mesh = config, mesh
+    _check_accumulation(config, mesh)
+    self.train_source = shots.few(
+      sources.open_source(config.data, "train"),
+      config.data.shots,
+      config.data.shots_seed,
+    )
+    pipeline.check_readable(self.train_source, config.data)
+    self.eval_source = sources.open_source(config.data, "eval")
+    self.num_examples = self.train_source.num_examples
+    self.data_identity = self.train_source.identity
+    self.class_names: Sequence[str] = self.train_source.class_names or ()
+    self.unreadable = Unreadable()
+    self.total_steps = self.steps(config.train.length, "train.length")
+    self.lr_fn: optax.Schedule = optim.learning_rate(
+      config.optim,
+      self.total_steps,
+      self.steps(config.optim.warmup, "optim.warmup"),
+    )
+    # Read from when training starts. Made here, since only the pipeline knows
+    # whether the settings of the data fit these images and this process.
+    self.train_batches(0)
+
+  def steps(self, duration: str, field: str) -> int:
+    """A Duration of the config in steps."""
+    return config_lib.Duration.parse(duration, field).steps(
+      self.num_examples, self._config.data.batch_size
+    )
+
+  def interval(self, duration: str, field: str) -> int:
+    """A Duration between events in steps; 0 for never."""
+    return config_lib.Duration.parse(duration, field).interval(
+      self.num_examples, self._config.data.batch_size
+    )
+
+  def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of every batch from `start_step` on."""
+    data = self._config.data
+    return pipeline.train_batches(
+      self.train_source,
+      data,
+      seed=self._config.train.seed,
+      rows=sharding.local_rows(self._mesh, data.batch_size),
+      start_step=start_step,
+      unreadable=self.unreadable,
+    )
+
+
+class Labelled(Images):
+  """Learns to tell classes apart, from an encoder that was pre-trained.
+
+  Attributes:
+    classifier: what learns.
+    grid: rows and columns of patches.
+    evaluate: accuracy on held-out images.
+  """
+
+  classifier: classifiers.FineTuned | classifiers.Probe
+
+  def __init__(self, config: config_lib.Config, mesh: Mesh):
+    """Opens the sources, and builds `classifiers.CLASSIFIERS[config.task]`.
+
+    Raises:
+      ConfigError: on any setting that cannot work, or data without labels.
+    """
+    super().__init__(config, mesh)
+    _check_classes(self.train_source, self.eval_source)
+    build = classifiers.CLASSIFIERS[config.task]
+    platform = mesh.devices.flat[0].platform
+    self.classifier = build(config, len(self.class_names), platform)
+    self.grid = patches.grid_size(
+      config.data.image_size, self.classifier.encoder.patch_size
+    )
+    self.evaluate = classification.Evaluation(
+      config,
+      mesh,
+      self.classifier.logits,
+      self.eval_source,
+      self.class_names,
+      self.unreadable,
+    )
+    self.init, self.train_step = self.seeded(config.train.seed)
+
+  def seeded(self, seed: jax.Array | int) -> tuple[Init, Step]:
+    """How a run with some seed, which may be traced, begins, and its step."""
+    raise NotImplementedError
+
+  def load(self, path: str, like: Any) -> Any:
+    """The encoder of any checkpoint; the head is drawn."""
+    model = like[classifiers.MODEL]
+    encoder = initial.load_encoder(
+      path, model["encoder"], self._mesh, self.grid
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    drawn = jax.jit(lambda: self.init().params, out_shardings=shardings)()
+    roles = drawn.keys() & {classifiers.MODEL, classifiers.AVERAGED}
+    # Each role has a copy of its own: the step takes its memory over.
+    return drawn | {
+      role: drawn[role] | {"encoder": jax.tree.map(jnp.copy, encoder)}
+      for role in roles
+    }
+
+
+def _check_classes(
+  train: sources.Source, held_out: sources.Source | None
+) -> None:
+  if not train.class_names:
+    raise config_lib.ConfigError(
+      "the training images have no labels, which this task needs: put them in "
+      "folders named by class, or set data.name to a data set with labels"
+    )
+  if held_out is not None and held_out.class_names != train.class_names:
+    raise config_lib.ConfigError(
+      f"the held-out images have {len(held_out.class_names or ())} classes and "
+      f"the training images {len(train.class_names)}: use parts of one data "
+      "set, or set data.eval_split=''"
+    )
+
+
+def _check_accumulation(config: config_lib.Config, mesh: Mesh) -> None:
+  accum, batch = config.optim.accum_steps, config.data.batch_size
+  sharding.check_batch(mesh, batch, "data.batch_size")
+  if accum < 1 or batch % (accum * mesh.size):
+    raise config_lib.ConfigError(
+      f"optim.accum_steps={accum} does not divide data.batch_size={batch} into "
+      f"parts that the {mesh.size} devices divide: use a divisor of "
+      f"{batch // mesh.size}"
+    )

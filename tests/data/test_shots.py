@@ -1,0 +1,156 @@
+"""A few images a class: exact, balanced, and the same every time."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from mae_jax import config as config_lib
+from mae_jax.data import pipeline, shots, sources
+from tests import prepared, tiny
+
+LABELS = np.random.default_rng(0).permutation(
+  np.repeat(np.arange(5), [40, 30, 20, 8, 2])
+)
+
+
+def choose(count: int, seed: int = 0) -> np.ndarray:
+  return shots.choose(LABELS, count, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9, 25, 60])
+def test_so_many_of_each_class(count: int):
+  chosen = choose(count)
+  assert (np.diff(chosen) > 0).all()
+  found = collections.Counter(LABELS[chosen].tolist())
+  whole = collections.Counter(LABELS.tolist())
+  assert found == {label: min(count, n) for label, n in whole.items()}
+
+
+def test_all_of_them():
+  np.testing.assert_array_equal(choose(0), np.arange(100))
+
+
+def test_a_choice_is_deterministic_choices_differ_and_all_can_be_chosen():
+  np.testing.assert_array_equal(choose(2, 3), choose(2, 3))
+  assert len({tuple(choose(2, seed)) for seed in range(20)}) == 20
+  assert {each for seed in range(200) for each in choose(4, seed)} == set(
+    range(100)
+  )
+
+
+def examples(source, data) -> list[tuple[int, bytes]]:
+  batches = pipeline.eval_batches(source, data, batch_size=4, rows=np.arange(4))
+  return [
+    (int(label), image.tobytes())
+    for batch in batches
+    for label, image, mask in zip(
+      batch["label"], batch["image"], batch["mask"], strict=True
+    )
+    if mask
+  ]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> config_lib.Data:
+  """40 images in four files, of classes of 24, 12 and 4."""
+  directory = tmp_path_factory.mktemp("tfds")
+  random = np.random.default_rng(1)
+  images = [
+    {
+      "image": random.integers(0, 256, (8, 8, 3), np.uint8),
+      "label": 0 if k % 5 < 3 else (2 if k % 10 == 9 else 1),
+    }
+    for k in range(40)
+  ]
+  features = {
+    "image": tfds.features.Image(shape=(8, 8, 3)),
+    "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
+  }
+  prepared.prepare(
+    directory, "few", features, {"train": images, "test": images[:4]}, 4
+  )
+  return tiny.config(
+    data={
+      "source": "tfds",
+      "name": "few",
+      "data_dir": str(directory),
+      "channels": 3,
+    }
+  ).data
+
+
+def folder(tmp_path) -> config_lib.Data:
+  for number in range(12):
+    path = tmp_path / "train" / ("a" if number % 3 else "b") / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8), 20 * number).save(path)
+  return tiny.config(data={"source": "folder", "path": str(tmp_path)}).data
+
+
+@pytest.mark.parametrize("kind", ["digits", "folder", "tfds"])
+def test_a_source_of_few(kind, tmp_path, records):
+  data = {
+    "digits": lambda: tiny.config().data,
+    "folder": lambda: folder(tmp_path),
+    "tfds": lambda: records,
+  }[kind]()
+  source = sources.open_source(data, "train")
+  everything = collections.Counter(examples(source, data))
+  whole = collections.Counter(shots.labels(source).tolist())
+  assert whole == collections.Counter(
+    label for label, _ in everything.elements()
+  )
+  found = []
+  for seed in (0, 1, 0):
+    few = shots.few(source, 3, seed)
+    chosen = examples(few, data)
+    assert few.num_examples == len(chosen)
+    assert not collections.Counter(chosen) - everything
+    labels = [label for label, _ in chosen]
+    assert shots.labels(few).tolist() == labels
+    assert collections.Counter(labels) == {
+      label: min(3, n) for label, n in whole.items()
+    }
+    found.append(chosen)
+  assert found[0] == found[2] != found[1]
+  assert shots.few(source, 0, 0) is source
+
+
+def test_a_few_of_record_files_can_be_trained_on(records):
+  few = shots.few(sources.open_source(records, "train"), 2, 0)
+  batch = next(pipeline.train_batches(few, records, seed=0, rows=np.arange(32)))
+  assert set(batch["label"]) == {0, 1, 2}
+  assert batch["readable"].all()
+  assert "few-train" in few.name(0)
+
+
+def test_labels_are_needed(tmp_path):
+  Image.new("L", (8, 8)).save(tmp_path / "a.png")
+  data = tiny.config(data={"source": "folder", "path": str(tmp_path)}).data
+  source = sources.open_source(data, "train")
+  with pytest.raises(
+    config_lib.ConfigError, match=r"data.shots=5 takes .* no l"
+  ):
+    shots.few(source, 5, 0)
+
+
+def test_a_damaged_file_of_records_is_named(records, tmp_path):
+  source = sources.open_source(records, "train")
+  piece = source.pieces[0]
+  broken = tmp_path / "broken.tfrecord"
+  with open(piece.path, "rb") as file:
+    broken.write_bytes(file.read()[:-3])
+  pieces = tuple(
+    type(piece)(str(broken), each.skip, each.take) if each is piece else each
+    for each in source.pieces
+  )
+  damaged = type(source)(
+    pieces, source.class_names, source.parse, source.shuffled
+  )
+  with pytest.raises(config_lib.ConfigError, match=r"broken.tfrecord is damag"):
+    shots.few(damaged, 2, 0)

@@ -1,0 +1,247 @@
+"""Fine-tuning: where it starts, that it is exact, and what it measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench import kills
+from mae_jax import checkpoints, images
+from mae_jax import config as config_lib
+from mae_jax.checkpoints import sums
+from mae_jax.data import pipeline
+from mae_jax.models import positions
+from mae_jax.train import finetune, loop
+from tests import tiny
+from tests.train import runs
+
+_PRETRAIN = tiny.config(
+  train={"length": "3 steps", "log_every": "1 steps"},
+  eval=config_lib.Eval(shots=(2,), draws=1, images=0),
+)
+# Everything random at once.
+_MIXED = config_lib.Classify(
+  drop_path=0.3, smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.25
+)
+
+
+def config(**sections) -> config_lib.Config:
+  sections = {
+    "task": "finetune",
+    "train": {"length": "4 steps", "log_every": "1 steps"},
+    "optim": {"layer_decay": 0.75, "b2": 0.999},
+    "classify": _MIXED,
+  } | sections
+  return tiny.config(**sections)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("pretrained")
+  runs.train(_PRETRAIN, workdir)
+  return workdir
+
+
+def loaded(settings: config_lib.Config, workdir) -> checkpoints.TrainState:
+  mesh = runs.devices_mesh()
+  task = finetune.Finetuning(settings, mesh)
+  return loop.initial_state(task, settings, mesh, workdir)
+
+
+def test_starts_from_the_encoder_and_a_new_head(pretrained, tmp_path):
+  settings = config(init_from=str(pretrained))
+  params = loaded(settings, tmp_path).params["model"]
+  before = runs.params(pretrained, _PRETRAIN)["model"]["encoder"]
+  encoder = dict(params["encoder"])
+  table = np.asarray(encoder.pop("pos_embed"))
+  assert not table[:, 0].any()
+  np.testing.assert_array_equal(table[0, 1:], positions.sincos_2d((4, 4), 32))
+  del before["norm"]  # fc_norm takes its place
+  jax.tree.map(np.testing.assert_array_equal, encoder, before)
+  head = np.asarray(params["head"]["kernel"])
+  assert head.shape == (32, 10)
+  assert 1e-5 < head.std() < 4e-5
+  assert set(params) == {"encoder", "fc_norm", "head"}
+
+
+def test_positions_are_resized_for_larger_images(pretrained, tmp_path):
+  settings = config(
+    init_from=str(pretrained),
+    data={"image_size": (8, 12)},
+    classify=config_lib.Classify(pooling="cls"),
+  )
+  params = loaded(settings, tmp_path).params["model"]
+  assert set(params) == {"encoder", "head"}
+  wanted = positions.resize(positions.sincos_2d((4, 4), 32), (4, 4), (4, 6))
+  np.testing.assert_array_equal(params["encoder"]["pos_embed"][0, 1:], wanted)
+  assert "norm" in params["encoder"]
+
+
+def test_a_fine_tuned_checkpoint_can_be_the_start(pretrained, tmp_path):
+  first = config(init_from=str(pretrained))
+  runs.train(first, tmp_path / "first")
+  second = config(init_from=str(tmp_path / "first"))
+  encoder = loaded(second, tmp_path / "second").params["model"]["encoder"]
+  wanted = runs.params(tmp_path / "first", first)["model"]["encoder"]
+  jax.tree.map(np.testing.assert_array_equal, dict(encoder), wanted)
+
+
+@pytest.mark.parametrize(
+  ("changes", "text"),
+  [
+    ({"model": {"depth": 1}}, r"encoder/stack/\S+ is \(2, .*, not \(1, "),
+    ({"model": {"width": 64}}, r"patch_embed/kernel is \(4, 32\), not \(4, 64"),
+    ({"data": {"eval_split": ""}, "init_from": "nowhere"}, "no checkpoint in"),
+  ],
+)
+def test_another_architecture_is_named(pretrained, tmp_path, changes, text):
+  settings = config(**({"init_from": str(pretrained)} | changes))
+  with pytest.raises(config_lib.ConfigError, match=text):
+    loaded(settings, tmp_path)
+
+
+def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path):
+  settings = config(train={"length": "4 steps", "save_every": "2 steps"})
+  runs.train(settings, tmp_path / "whole")
+  cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+  shutil.rmtree(cut / "checkpoints" / "4")
+  runs.train(settings, cut)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    runs.params(cut, settings),
+    runs.params(tmp_path / "whole", settings),
+  )
+  assert kills.records(cut) == kills.records(tmp_path / "whole")
+
+
+def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
+  _, wanted = runs.steps(config(), 5)
+  for accum, mesh in ((1, {"devices": 8, "fsdp": 4}), (4, {"devices": 2})):
+    optim = {"layer_decay": 0.75, "b2": 0.999, "accum_steps": accum}
+    _, losses = runs.steps(config(optim=optim), 5, **mesh)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+
+
+def test_accuracy_equals_a_plain_loop(tmp_path):
+  """360 held-out digits in batches of 32: the last one is not full."""
+  settings = config(
+    classify=config_lib.Classify(),
+    train={"length": "200 steps", "log_every": "50 steps"},
+    optim={"lr": 3e-3},
+  )
+  report = runs.train(settings, tmp_path)
+  task = finetune.Finetuning(settings, runs.devices_mesh())
+  params = runs.params(tmp_path, settings)["model"]
+  model = task.train_step.keywords["model"]
+  batches = pipeline.eval_batches(
+    task.eval_source, settings.data, batch_size=1, rows=np.arange(1)
+  )
+  right = top5 = count = 0
+  loss = 0.0
+  forward = jax.jit(lambda x: model.apply({"params": params}, x))
+  for batch in batches:
+    x = images.normalize(batch["image"], settings.data.mean, settings.data.std)
+    logits = np.asarray(forward(x), np.float64)[0]
+    label = int(batch["label"][0])
+    order = np.argsort(-logits)
+    right += order[0] == label
+    top5 += label in order[:5]
+    loss += np.log(np.exp(logits).sum()) - logits[label]
+    count += 1
+  assert count == 360
+  assert report.scalars["eval_top1"] == pytest.approx(right / count)
+  assert report.scalars["eval_top5"] == pytest.approx(top5 / count)
+  assert report.scalars["eval_loss"] == pytest.approx(loss / count, rel=1e-5)
+  assert right / count > 0.3  # it learned something
+
+
+def test_images_without_labels_are_refused(tmp_path):
+  for number in range(4):
+    Image.new("L", (8, 8), 60 * number).save(tmp_path / f"{number}.png")
+  settings = config(
+    data={"source": "folder", "path": str(tmp_path), "batch_size": 2}
+  )
+  with pytest.raises(config_lib.ConfigError, match="have no labels, which"):
+    finetune.Finetuning(settings, runs.devices_mesh())
+
+
+@pytest.mark.parametrize("trained", ["head", "mlp", "1 blocks"])
+def test_what_is_frozen_keeps_every_bit(trained: str):
+  """Under weight decay too, and everything else moves."""
+  classify = dataclasses.replace(_MIXED, trained=trained)
+  settings = config(classify=classify, optim={"lr": 1e-2, "weight_decay": 0.3})
+  before, _ = runs.steps(settings, 0)
+  after, _ = runs.steps(settings, 3)
+  old = sums.flat(jax.device_get(before.params["model"]))
+  new = sums.flat(jax.device_get(after.params["model"]))
+  for name, leaf in new.items():
+    was = old[name]
+    if not name.startswith("encoder/stack/blocks/"):
+      leaf, was = leaf[None], was[None]
+    for block, pair in enumerate(zip(leaf, was, strict=True)):
+      changed = not np.array_equal(*pair)
+      assert changed == may_change(name, block, trained), (name, block)
+
+
+def may_change(name: str, block: int, trained: str) -> bool:
+  if not name.startswith("encoder/stack"):
+    return name.startswith(("head", "fc_norm"))
+  if trained == "head" or block == 0:
+    return False
+  return trained == "1 blocks" or name.split("/")[3] in ("mlp", "norm2")
+
+
+@pytest.mark.parametrize("trained", ["3 blocks", "0 blocks", "most", "-1"])
+def test_what_is_trained_must_be_known(trained: str):
+  settings = config(classify=config_lib.Classify(trained=trained))
+  text = f"classify.trained='{trained}' is not known: .*'1 blocks' to '2 blocks"
+  with pytest.raises(config_lib.ConfigError, match=text):
+    finetune.Finetuning(settings, runs.devices_mesh())
+
+
+def test_averaged_parameters_follow_and_are_what_is_used(tmp_path):
+  decay = 0.9
+  classify = dataclasses.replace(_MIXED, ema=decay)
+  settings = config(classify=classify, train={"length": "3 steps"})
+  states = [runs.steps(settings, n)[0].params for n in range(4)]
+  wanted = jax.device_get(states[0]["model"])
+  for each in states[1:]:
+    wanted = jax.tree.map(
+      lambda old, new: decay * old + (1 - decay) * np.asarray(new),
+      wanted,
+      each["model"],
+    )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+  jax.tree.map(close, states[3]["averaged"], wanted)
+  # The parameters themselves are those of a run without.
+  plain = config(train={"length": "3 steps"})
+  jax.tree.map(
+    close, states[3]["model"], runs.steps(plain, 3)[0].params["model"]
+  )
+
+  report = runs.train(settings, tmp_path)
+  saved = runs.params(tmp_path, settings)
+  task = finetune.Finetuning(settings, runs.devices_mesh())
+  scores = task.evaluate({"model": saved["averaged"]}).scalars
+  assert report.scalars == scores
+  assert scores != task.evaluate({"model": saved["model"]}).scalars
+  again = config(init_from=str(tmp_path))
+  encoder = loaded(again, tmp_path / "again").params["model"]["encoder"]
+  jax.tree.map(
+    np.testing.assert_array_equal, encoder, saved["averaged"]["encoder"]
+  )
+
+
+def test_a_skipped_step_changes_no_average():
+  classify = config_lib.Classify(ema=0.5)
+  settings = config(classify=classify, optim={"lr": 3e38, "warmup": "0 steps"})
+  before, _ = runs.steps(settings, 0)
+  after, _ = runs.steps(settings, 1)
+  assert int(after.health.skipped) == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, before.params)

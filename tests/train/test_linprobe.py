@@ -1,0 +1,82 @@
+"""The linear probe: only the head learns, and what it learned is measured."""
+
+from __future__ import annotations
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bench import kills
+from mae_jax import config as config_lib
+from mae_jax.train import linprobe
+from tests import tiny
+from tests.train import runs
+
+_PRETRAIN = tiny.config(
+  train={"length": "3 steps"},
+  eval=config_lib.Eval(shots=(2,), draws=1, images=0),
+)
+
+
+def config(**sections) -> config_lib.Config:
+  sections = {
+    "task": "linprobe",
+    "train": {
+      "length": "80 steps",
+      "log_every": "20 steps",
+      "save_every": "40 steps",
+    },
+    # The trust ratio moves a kernel by a share of its norm: by little, unless
+    # there are thousands of steps.
+    "optim": {"lr": 20.0, "weight_decay": 0.0},
+    "classify": config_lib.Classify(head_std=0.2, norm_group=16),
+  } | sections
+  return tiny.config(**sections)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("pretrained")
+  runs.train(_PRETRAIN, workdir)
+  return workdir
+
+
+def test_only_the_head_changes_and_a_cut_run_is_a_whole_one(
+  pretrained, tmp_path
+):
+  settings = config(init_from=str(pretrained))
+  report = runs.train(settings, tmp_path / "whole")
+  params = runs.params(tmp_path / "whole", settings)
+  before = runs.params(pretrained, _PRETRAIN)["model"]["encoder"]
+  after = dict(params["model"]["encoder"])
+  after.pop("pos_embed")
+  jax.tree.map(np.testing.assert_array_equal, after, before)
+  assert params["stats"]["mean"].any()
+  records = kills.records(tmp_path / "whole")
+  assert report.scalars["eval_top1"] > 0.25  # of ten classes
+
+  cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+  shutil.rmtree(cut / "checkpoints" / "80")
+  runs.train(settings, cut)
+  jax.tree.map(
+    np.testing.assert_array_equal, runs.params(cut, settings), params
+  )
+  assert kills.records(cut) == records
+
+
+def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
+  """With groups of 16, which 8 devices of 4 images each must put together."""
+  _, wanted = runs.steps(config(), 5)
+  for accum, mesh in ((1, {"devices": 8, "fsdp": 4}), (4, {"devices": 2})):
+    optim = {"lr": 20.0, "weight_decay": 0.0, "accum_steps": accum}
+    _, losses = runs.steps(config(optim=optim), 5, **mesh)
+    np.testing.assert_allclose(losses, wanted, rtol=2e-5)
+
+
+def test_groups_must_divide_the_batch():
+  settings = config(classify=config_lib.Classify(norm_group=12))
+  text = "classify.norm_group=12 does not divide data.batch_size=32: use a div"
+  with pytest.raises(config_lib.ConfigError, match=text):
+    linprobe.LinearProbe(settings, runs.devices_mesh())
