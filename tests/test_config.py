@@ -411,7 +411,7 @@ def test_recipe(path: pathlib.Path):
     ("eval", "images", -1, "must be at least 0"),
     ("eval", "knn_k", 0, "must be at least 1"),
     ("eval", "knn_temperature", 0.0, "must be above 0"),
-    ("eval", "labels", (5, -1), "must be at least 0"),
+    ("eval", "shots", (5, -1), "must be at least 0"),
     ("eval", "probe_l2", -1.0, "must be above 0"),
     ("model", "patch_size", (0, 2), "must be at least 1"),
     ("model", "unroll", -1, "must be at least 0"),

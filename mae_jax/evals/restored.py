@@ -1,0 +1,76 @@
+"""Networks out of checkpoints, built as the run that saved them says."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from mae_jax import checkpoints
+from mae_jax import config as config_lib
+from mae_jax.models import build, classifiers, mae
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """What a checkpoint holds.
+
+  Attributes:
+    params: by role, on the devices.
+    run: that saved them.
+    encoder: the network that gives features.
+    classifier: the same with its head; None if there is none.
+  """
+
+  params: dict[str, Any]
+  run: checkpoints.Run
+  encoder: mae.Encoder
+  classifier: classifiers.Classifier | None
+
+  @property
+  def encoder_params(self) -> Any:
+    """Those of `encoder`."""
+    return classifiers.trained(self.params)["encoder"]
+
+
+def load(path: epath.PathLike, mesh: Mesh) -> Restored:
+  """Reads a checkpoint of any task.
+
+  Args:
+    path: a workdir, its `checkpoints`, or one step's directory.
+    mesh: the devices.
+
+  Raises:
+    ConfigError: if there is no checkpoint, or it is damaged.
+  """
+  params, run = checkpoints.load_any(path, mesh)
+  platform = mesh.devices.flat[0].platform
+  task = run.config.task
+  if task not in classifiers.CLASSIFIERS:
+    model = build.masked_autoencoder(run.config, platform)
+    return Restored(params, run, model.encoder, None)
+  built = classifiers.CLASSIFIERS[task](
+    run.config, len(run.class_names), platform
+  )
+  like = jax.eval_shape(built.init, jax.random.key(0))
+  checkpoints.check_shapes(path, params, like)
+  return Restored(params, run, built.encoder, built)
+
+
+def load_classifier(path: epath.PathLike, mesh: Mesh) -> Restored:
+  """As `load`, where a head is needed.
+
+  Raises:
+    ConfigError: also if the checkpoint has no head.
+  """
+  restored = load(path, mesh)
+  if restored.classifier is None:
+    raise config_lib.ConfigError(
+      f"{path} has no head: it is of a run of task={restored.run.config.task}. "
+      "Fine-tune or probe it first (--config=configs/finetune_vit_b.py "
+      f"--config.init_from={path}), and name that run's workdir"
+    )
+  return restored
