@@ -39,13 +39,19 @@ TIERS = {
       "storage",
       "metrics",
       "workdirs",
+      "output",
       "data",
     ),
     1,
   ),
   "evals": 2,
   "train": 3,
+  "tools": 3,
   "main": 4,
+  "evaluate": 4,
+  "features": 4,
+  "predict": 4,
+  "extractor": 4,
 }
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
 SHARED_BY_TASKS = ("initial", "loop", "step", "task", "watch")

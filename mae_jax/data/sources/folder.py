@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -55,11 +55,11 @@ def open_folder(data: config.Data, split: base.Split) -> base.Indexed | None:
   # Beside class folders, held-out images are not a class.
   ignore = EVAL_FOLDERS if train == root else ()
   if split == "train":
-    return _source(_Images(train, data, ignore), None, root)
+    return _source(Images(train, data, ignore), None, root)
   if held_out is None:
     return None
-  classes = _Images(train, data, ignore).classes()
-  images = _Images(held_out, data)
+  classes = Images(train, data, ignore).classes()
+  images = Images(held_out, data)
   eval_classes = images.classes()
   unknown = [name for name in eval_classes if name not in classes]
   if unknown:
@@ -78,7 +78,7 @@ def _held_out(root: epath.Path) -> epath.Path | None:
   return None
 
 
-class _Images:
+class Images:
   """The images of one folder, as its class folders divide them."""
 
   def __init__(
@@ -128,6 +128,17 @@ class _Images:
       labels += [label] * len(paths)
     return files, labels, classes
 
+  def whatever_folder(self) -> list[bytes]:
+    """Paths under the folder of all images in it, sorted."""
+    found: list[bytes] = []
+    # With its slash, a folder is sorted to where the paths in it belong.
+    for name in sorted([*self._flat, *(f"{x}/" for x in self._folders)]):
+      inside = name.endswith("/")
+      found += self._in(name[:-1]) if inside else [os.fsencode(name)]
+    self._tree.save()
+    self._tell_passed()
+    return found
+
   def _all_flat(self) -> tuple[list[bytes], list[int], tuple[str, ...]]:
     return [os.fsencode(x) for x in self._flat], [-1] * len(self._flat), ()
 
@@ -163,7 +174,7 @@ class _Images:
 
 
 def _source(
-  images: _Images, classes: tuple[str, ...] | None, root: epath.Path
+  images: Images, classes: tuple[str, ...] | None, root: epath.Path
 ) -> base.Indexed:
   files, labels, classes = images.read(classes)
   if not files:
@@ -175,17 +186,9 @@ def _source(
   identity: base.Identity = {"images": len(files), "names": base.digest(files)}
   start = os.fsencode(os.path.join(images.folder, ""))
   file_table = tf.constant(files)  # [N], under the folder
-  label_table = tf.constant(np.asarray(labels, np.int64))  # [N]
+  load = loader(start, file_table, np.asarray(labels, np.int64))
   total = len(files)
   numbers = np.asarray(labels, np.int32) if classes else None
-  del files, labels  # `load` shall not hold them
-
-  def load(index: tf.Tensor) -> base.Record:
-    return {
-      "file": tf.strings.join([start, file_table[index]]),
-      "label": label_table[index],
-      "id": tf.cast(index, tf.int64),
-    }
 
   def name(index: int) -> str:
     text = (start + file_table[index].numpy()).decode(errors="backslashreplace")
@@ -194,6 +197,28 @@ def _source(
   return base.Indexed(
     total, classes or None, load, identity, name=name, labels=numbers
   )
+
+
+def loader(
+  start: bytes, files: tf.Tensor, labels: np.ndarray
+) -> Callable[[tf.Tensor], base.Record]:
+  """The `load` of an `Indexed` source of image files.
+
+  Args:
+    start: what stands in front of every path.
+    files: [N] the rest of it.
+    labels: int64 [N], -1 for none.
+  """
+  label_table = tf.constant(labels)
+
+  def load(index: tf.Tensor) -> base.Record:
+    return {
+      "file": tf.strings.join([start, files[index]]),
+      "label": label_table[index],
+      "id": tf.cast(index, tf.int64),
+    }
+
+  return load
 
 
 def _looked_for(root: epath.Path) -> str:

@@ -1,0 +1,61 @@
+"""What pre-training is worth to fine-tuning, on scikit-learn's digits.
+
+    python -m mae_jax.main --config=configs/digits_finetune.py \
+      --workdir=runs/digits_finetune
+"""
+
+import pathlib
+
+from mae_jax import config as c
+
+DIGITS = pathlib.Path(__file__).with_name("digits.py")
+
+
+def get_config(arg: str | None = None):
+  """The recipe; takes no argument."""
+  c.parse_arg(arg)
+  return c.config_dict(
+    c.Config(
+      task="compare",
+      compare=c.Compare(
+        task="finetune",
+        pretrain=f"{DIGITS}:steps=1000",
+        shots=(5, 10, 0),
+        seeds=5,
+      ),
+      data=c.Data(
+        source="digits",
+        batch_size=32,
+        image_size=(8, 8),
+        channels=1,
+        crop_scale=(0.9, 1.0),
+        flip=False,
+        eval_crop=1.0,
+        eval_split="test",
+        mean=(0.3053,),
+        std=(0.3758,),
+      ),
+      model=c.Model(
+        variant="Ti/2",
+        width=64,
+        depth=4,
+        heads=4,
+        mlp_dim=256,
+        dtype="float32",
+      ),
+      objective=c.Objective(),
+      optim=c.Optim(
+        blr=5e-2,
+        warmup="20 steps",
+        weight_decay=0.05,
+        b1=0.9,
+        b2=0.999,
+        layer_decay=0.75,
+      ),
+      train=c.Train(
+        length="250 steps", log_every="50 steps", save_every="250 steps"
+      ),
+      eval=c.Eval(shots=(), images=0),
+      classify=c.Classify(head_std=0.01),
+    )
+  )

@@ -1,0 +1,60 @@
+"""What pre-training is worth to a linear probe, on scikit-learn's digits.
+
+    python -m mae_jax.main --config=configs/digits_linprobe.py \
+      --workdir=runs/digits_linprobe
+"""
+
+import pathlib
+
+from mae_jax import config as c
+
+DIGITS = pathlib.Path(__file__).with_name("digits.py")
+
+
+def get_config(arg: str | None = None):
+  """The recipe; takes no argument."""
+  c.parse_arg(arg)
+  return c.config_dict(
+    c.Config(
+      task="compare",
+      compare=c.Compare(
+        task="linprobe",
+        pretrain=f"{DIGITS}:steps=1000",
+        shots=(5, 10, 0),
+        seeds=5,
+      ),
+      data=c.Data(
+        source="digits",
+        batch_size=32,
+        image_size=(8, 8),
+        channels=1,
+        crop_scale=(0.9, 1.0),
+        flip=False,
+        eval_crop=1.0,
+        eval_split="test",
+        mean=(0.3053,),
+        std=(0.3758,),
+      ),
+      model=c.Model(
+        variant="Ti/2",
+        width=64,
+        depth=4,
+        heads=4,
+        mlp_dim=256,
+        dtype="float32",
+      ),
+      objective=c.Objective(),
+      optim=c.Optim(
+        blr=80.0,
+        warmup="20 steps",
+        weight_decay=0.0,
+        b1=0.9,
+        b2=0.999,
+      ),
+      train=c.Train(
+        length="250 steps", log_every="50 steps", save_every="250 steps"
+      ),
+      eval=c.Eval(shots=(), images=0),
+      classify=c.Classify(pooling="all", head_std=0.01, norm_group=32),
+    )
+  )

@@ -1,0 +1,150 @@
+"""The network that gives features: an encoder up to a block, and a pooling."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from mae_jax import checkpoints, images, sharding, storage
+from mae_jax import config as config_lib
+from mae_jax.evals import restored
+from mae_jax.models import build, classifiers, mae, patches, transformer, vit
+from mae_jax.train import initial
+
+POOLS: dict[str, Callable[[mae.Tokens], jax.Array]] = {
+  "mean": mae.POOLINGS["mean"],
+  "cls": mae.POOLINGS["cls"],
+  "all": lambda tokens: jnp.concatenate(  # [B, 1 + L, D]
+    [tokens.cls[:, None], tokens.patches], axis=1
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+  """What gives the features.
+
+  Attributes:
+    apply: from `params` and uint8 images [B, H, W, C] to float32 [B, ...].
+    params: on the devices.
+    data: how images are prepared.
+    layer: the last block that is applied, from 1.
+  """
+
+  apply: Callable[[Any, jax.Array], jax.Array]
+  params: Any
+  data: config_lib.Data
+  layer: int
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of one image's features."""
+    size = (1, *self.data.image_size, self.data.channels)
+    blank = jax.ShapeDtypeStruct(size, jnp.uint8)
+    return jax.eval_shape(self.apply, self.params, blank).shape[1:]
+
+
+def from_checkpoint(
+  checkpoint: epath.PathLike,
+  mesh: Mesh,
+  *,
+  pool: str = "mean",
+  layer: int | None = None,
+  image_size: tuple[int, int] | None = None,
+) -> Extractor:
+  """Makes what the flags of the same names say of a checkpoint.
+
+  Args:
+    checkpoint: a workdir, its `checkpoints`, or one step's directory.
+    mesh: the devices.
+    pool: a name in POOLS.
+    layer: the block whose tokens are wanted, from 1. After the last one, which
+      None is too, they pass the norm that is behind it.
+    image_size: height and width; None for the checkpoint's.
+
+  Raises:
+    ConfigError: if there is no checkpoint, or it cannot do what is wanted.
+  """
+  pooled = config_lib.lookup(POOLS, pool, "--pool")
+  with storage.reaching(checkpoint):
+    # Of a run that goes on, the second reading might find another.
+    step = checkpoints.find_step(checkpoint)
+    found = restored.load(step, mesh)
+    config = _with_size(found.run.config, image_size)
+    encoder = found.encoder.clone(frozen=0, remat="none")
+    parts = {"encoder": found.encoder_params}
+    if config.data.image_size != found.run.config.data.image_size:
+      encoder = encoder.clone(learned_positions=True)
+      parts["encoder"] = _with_positions(step, encoder, config.data, mesh)
+  layer = encoder.depth if layer is None else layer
+  trained = classifiers.trained(found.params)
+  # What is averaged before its norm is known by nothing but this pooling.
+  if layer == encoder.depth and pool == "mean" and vit.FC_NORM in trained:
+    parts[vit.FC_NORM] = trained[vit.FC_NORM]
+  encoder, parts["encoder"] = _first_blocks(encoder, parts["encoder"], layer)
+
+  def apply(params: Any, pixels: jax.Array) -> jax.Array:
+    x = images.normalize(pixels, config.data.mean, config.data.std)
+    tokens: Any = encoder.apply({"params": params["encoder"]}, x)
+    out: Any = pooled(tokens)
+    if vit.FC_NORM in params:
+      norm = transformer.layer_norm(vit.FC_NORM)
+      out = norm.apply({"params": params[vit.FC_NORM]}, out)
+    return out
+
+  return Extractor(jax.jit(apply), parts, config.data, layer)
+
+
+def _with_size(
+  config: config_lib.Config, image_size: tuple[int, int] | None
+) -> config_lib.Config:
+  if image_size is None:
+    return config
+  data = dataclasses.replace(config.data, image_size=image_size)
+  changed = dataclasses.replace(config, data=data)
+  try:
+    changed = config_lib.from_config_dict(config_lib.to_dict(changed))
+    build.encoder(changed)
+  except config_lib.ConfigError as error:
+    text = re.sub(r"(config\.)?data\.image_size", "--image_size", str(error))
+    raise config_lib.ConfigError(text) from None
+  return changed
+
+
+def _with_positions(
+  step: epath.Path, encoder: mae.Encoder, data: config_lib.Data, mesh: Mesh
+) -> Any:
+  """The encoder's parameters, with positions for images of another size."""
+  blank = jnp.zeros((1, *data.image_size, data.channels))
+  like = jax.eval_shape(encoder.init, jax.random.key(0), blank)["params"]
+  like = jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    like,
+    sharding.state_shardings(mesh, like),
+  )
+  grid = patches.grid_size(data.image_size, encoder.patch_size)
+  return initial.load_encoder(step, like, mesh, grid)
+
+
+def _first_blocks(
+  encoder: mae.Encoder, params: Any, layer: int
+) -> tuple[mae.Encoder, Any]:
+  """The encoder up to a block, without the norm unless it is the last one."""
+  if not 1 <= layer <= encoder.depth:
+    raise config_lib.ConfigError(
+      f"--layer={layer}: the encoder has blocks 1 to {encoder.depth}"
+    )
+  final_norm = encoder.final_norm and layer == encoder.depth
+  stack = jax.tree.map(lambda leaf: leaf[:layer], params["stack"])
+  return encoder.clone(depth=layer, final_norm=final_norm), {
+    name: leaf for name, leaf in params.items() if name != "norm" or final_norm
+  } | {"stack": stack}

@@ -1,0 +1,159 @@
+"""Features of images, from any checkpoint to a file.
+
+  python -m mae_jax.features --checkpoint=WORKDIR --images=DIR --out=x.npz
+
+The file has `names` [N], paths under DIR; `features` float32 [N, ...]; and
+`readable` [N]: an image that cannot be read has a row of NaN. Nothing is masked
+and nothing random, so that the same images give the same features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax import config as config_lib
+from mae_jax import extractor, output, sharding, tools
+
+if TYPE_CHECKING:
+  from mae_jax.data import sources
+
+_NAMES = 4096  # written at a time
+
+
+def write(
+  checkpoint: str,
+  images: str,
+  out: str,
+  *,
+  pool: str = "mean",
+  layer: int | None = None,
+  image_size: tuple[int, int] | None = None,
+  batch_size: int = 64,
+  mesh: Mesh | None = None,
+) -> None:
+  """Writes the features of images to a file.
+
+  Args:
+    checkpoint: a workdir, its `checkpoints`, or one step's directory.
+    images: a folder or one file.
+    out: an .npz file, replaced when all is done.
+    pool: "mean" of the patch tokens or "cls", [N, D]; "all" tokens, the class
+      token first, [N, 1 + L, D].
+    layer: see `extractor.from_checkpoint`.
+    image_size: height and width; None for the checkpoint's.
+    batch_size: images at a time.
+    mesh: the devices; None for all.
+
+  Raises:
+    ConfigError: if something cannot work, or no image can be read. `out` is as
+      it was.
+  """
+  began = time.monotonic()
+  output.check_suffix(out, ".npz")
+  config_lib.lookup(extractor.POOLS, pool, "--pool")
+  tools.check(checkpoint, images, batch_size)
+  mesh = mesh or sharding.make_mesh(config_lib.Mesh())
+  with output.replacing(out) as file:
+    network = extractor.from_checkpoint(
+      checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
+    )
+    source = tools.open_images(images, network.data)
+    shape = (source.num_examples, *network.shape)
+    output.check_space(out, 4 * math.prod(shape))
+    with output.Npz(file) as npz:
+      # Names first: what is wrong with them is told before the long work.
+      _add_names(npz, source)
+      readable: list[np.ndarray] = []
+
+      def rows() -> Iterator[np.ndarray]:
+        for features, good in tools.stream(
+          network.apply,
+          network.params,
+          source,
+          network.data,
+          mesh=mesh,
+          batch_size=batch_size,
+        ):
+          readable.append(good)
+          features = np.array(features)
+          features[~good] = np.nan
+          yield features
+
+      npz.add("features", shape, np.float32, rows())
+      npz.add("readable", shape[:1], np.bool_, readable)
+  bad = int((~np.concatenate(readable)).sum())
+  tools.say(
+    f"{out}: features {list(shape)} after block {network.layer} of "
+    f"{tools.count(shape[0], bad)}, in {time.monotonic() - began:.1f} s"
+  )
+
+
+def _add_names(npz: output.Npz, source: sources.Indexed) -> None:
+  total = source.num_examples
+  longest = max(len(source.name(number)) for number in range(total))
+
+  def parts() -> Iterator[np.ndarray]:
+    for start in range(0, total, _NAMES):
+      numbers = range(start, min(start + _NAMES, total))
+      yield np.array([source.name(number) for number in numbers])
+
+  npz.add("names", (total,), f"<U{longest}", parts())
+
+
+def _size(text: str) -> tuple[int, int]:
+  try:
+    sides = [int(side) for side in text.strip("()").split(",")]
+    height, width = sides * 2 if len(sides) == 1 else sides
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is no size: write 224, or height and width as 192,256"
+    ) from None
+  return height, width
+
+
+def parser() -> tools.Parser:
+  """The flags."""
+  flags = tools.Parser(
+    "features",
+    "Writes features of images: an .npz file with names, features and readable "
+    "(False where an image cannot be read: its features are NaN).",
+  )
+  flags.add_argument(
+    "--out",
+    required=True,
+    help="the .npz file, on a disk or in a bucket (gs://...); it appears when "
+    "all is done",
+  )
+  flags.add_argument(
+    "--pool",
+    default="mean",
+    help="mean of the patch tokens, the cls token, or all tokens with the "
+    "class token first (default: mean)",
+  )
+  flags.add_argument(
+    "--layer",
+    type=int,
+    help="the block after which tokens are taken, 1 for the first (default: "
+    "the last). Tokens of the last block pass the encoder's final norm, if it "
+    "has one; those of earlier blocks are raw. An encoder that was fine-tuned "
+    "with mean pooling has no final norm: its last tokens are raw too, but "
+    "their mean passes the norm in front of the head (fc_norm)",
+  )
+  flags.add_argument(
+    "--image_size",
+    type=_size,
+    help="224, or height and width as 192,256 (default: the checkpoint's); "
+    "positions are interpolated, as in fine-tuning",
+  )
+  return flags
+
+
+if __name__ == "__main__":
+  tools.main(parser(), write)

@@ -1,0 +1,231 @@
+"""What the tools that go through images share: flags, errors and the stream.
+
+A tool is a function of the flags; `main` calls it and says in one line what
+went wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from mae_jax import checkpoints, console, errors, sharding, storage
+from mae_jax import config as config_lib
+
+if TYPE_CHECKING:
+  from mae_jax.data import sources
+
+
+class Parser(argparse.ArgumentParser):
+  """The flags that every tool has; a mistake in them is one line."""
+
+  def __init__(self, name: str, description: str):
+    """Adds the flags of a module `mae_jax.<name>`."""
+    super().__init__(
+      prog=f"python -m mae_jax.{name}",
+      description=description,
+      allow_abbrev=False,
+    )
+    self.add_argument(
+      "--checkpoint",
+      required=True,
+      type=os.path.expanduser,
+      help="a workdir, of which the newest checkpoint is taken, or one of its "
+      "checkpoints/STEP",
+    )
+    self.add_argument(
+      "--images",
+      required=True,
+      type=os.path.expanduser,
+      help="one image, or a folder of them with all its folders; they are "
+      "prepared as in evaluation of the checkpoint's run",
+    )
+    self.add_argument(
+      "--batch_size",
+      type=int,
+      default=64,
+      help="images at a time over all devices, rounded up to a multiple of "
+      "their number (default: 64)",
+    )
+    self.add_argument(
+      "--debug", action="store_true", help="show where an error was raised"
+    )
+
+  def error(self, message: str) -> NoReturn:
+    """Ends the program, as any other mistake does."""
+    sys.exit(f"error: {message}; --help says what there is")
+
+
+def main(
+  parser: Parser, work: Callable[..., None], argv: Sequence[str] | None = None
+) -> None:
+  """Runs a tool.
+
+  Args:
+    parser: of its flags.
+    work: the tool, called with the flags' values by name, but for --debug.
+    argv: the flags; those of the command line if None.
+  """
+  settings = vars(parser.parse_args(argv))
+  debug = settings.pop("debug")
+  # As in `main.main`.
+  logging.set_verbosity(logging.FATAL)
+  # So that what is half written is taken away.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  try:
+    work(**settings)
+  except KeyboardInterrupt:
+    console.warn("stopped: nothing is written")
+    sys.exit(128 + signal.SIGINT)
+  except Exception as error:
+    line = _explain(error)
+    if debug or line is None:
+      raise
+    sys.exit(f"error: {line}")
+
+
+def _explain(error: Exception) -> str | None:
+  if errors.is_out_of_memory(error):
+    # The remedies of `errors` are those of training.
+    return (
+      f"out of memory: {console.first_line(error)}: take a smaller --batch_size"
+    )
+  return errors.explain(error)
+
+
+def at_least(name: str, value: int, least: int = 1) -> None:
+  """Raises ConfigError for a flag that is smaller."""
+  if value < least:
+    raise config_lib.ConfigError(f"--{name}={value} must be at least {least}")
+
+
+def check(checkpoint: str, images: str, batch_size: int) -> None:
+  """What can be said at once of the flags that every tool has.
+
+  Raises:
+    ConfigError: if there is no checkpoint or image, or no batch.
+  """
+  at_least("batch_size", batch_size)
+  with storage.reaching(checkpoint):
+    checkpoints.find_step(checkpoint)
+  with storage.reaching(images):
+    if not images or not epath.Path(images).exists():
+      raise config_lib.ConfigError(
+        f"--images={images}: there is no such folder or file"
+      )
+
+
+def open_images(path: str, data: config_lib.Data) -> sources.Indexed:
+  """The images of --images.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  # TensorFlow takes seconds to import, and a wrong flag is told before.
+  from mae_jax.data.sources import files
+
+  return files.open_files(path, data)
+
+
+def stream(
+  apply: Callable[[Any, jax.Array], Any],
+  params: Any,
+  source: sources.Indexed,
+  data: config_lib.Data,
+  *,
+  mesh: Mesh,
+  batch_size: int,
+) -> Iterator[tuple[Any, np.ndarray]]:
+  """Shows each image to a network once, prepared as in evaluation.
+
+  Args:
+    apply: jitted, from parameters and uint8 images [B, H, W, C] to a tree of
+      [B, ...].
+    params: its first argument.
+    source: the images; those that cannot be read are named in warnings.
+    data: how they are prepared.
+    mesh: the devices.
+    batch_size: of the images at a time, see `Parser`.
+
+  Yields:
+    For the next n images, in order: the tree of [n, ...], and bool [n], False
+    for those that cannot be read, whose values mean nothing.
+
+  Raises:
+    ConfigError: at the end, if no image could be read.
+  """
+  from mae_jax.data import pipeline
+  from mae_jax.data.unreadable import Unreadable
+
+  left = source.num_examples
+  # A few images need no full batch.
+  size = -(-min(batch_size, left) // mesh.size) * mesh.size
+  batches = pipeline.eval_batches(
+    source,
+    data,
+    batch_size=size,
+    rows=sharding.local_rows(mesh, size),
+    unreadable=Unreadable(),
+  )
+  anything = False
+  with progress_bar(left) as bar:
+    for batch in sharding.prefetch(mesh, batches, size, ahead=1):
+      with jax.set_mesh(mesh):
+        out = apply(params, batch["image"])
+      out, readable = jax.device_get((out, batch["readable"]))
+      real = min(left, size)  # the last batch is padded
+      out, readable = jax.tree.map(lambda x, n=real: x[:n], (out, readable))
+      anything |= readable.any()
+      left -= real
+      yield out, readable
+      bar.update(real)
+  if not anything:
+    raise config_lib.ConfigError(
+      f"no image can be read, of {source.num_examples}: the warnings above say "
+      "why; mend or replace them"
+    )
+
+
+def progress_bar(total: int) -> tqdm.tqdm:
+  """On standard error, of images."""
+  return tqdm.tqdm(
+    total=total,
+    unit="image",
+    file=console.STDERR,
+    dynamic_ncols=True,
+    # A log file need not hold every movement of the bar.
+    mininterval=0.2 if _is_terminal(sys.stderr) else 20,
+  )
+
+
+def say(text: str) -> None:
+  """Prints to standard output without breaking the progress bar."""
+  # A name that the stream has no letters for is escaped.
+  encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+  text = text.encode(encoding, "backslashreplace").decode(encoding)
+  if _is_terminal(sys.stdout) and _is_terminal(sys.stderr):
+    with tqdm.tqdm.external_write_mode(file=console.STDERR):
+      console.say(text)
+  else:
+    console.say(text)
+
+
+def _is_terminal(stream: Any) -> bool:
+  return stream is not None and stream.isatty()  # None: it is closed
+
+
+def count(number: int, unreadable: int) -> str:
+  """How many images there were, as part of a line."""
+  text = f"{number} image{'' if number == 1 else 's'}"
+  return f"{text} ({unreadable} cannot be read)" if unreadable else text

@@ -1,0 +1,90 @@
+"""Which images a folder or a file is, and what they are called."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mae_jax import config
+from mae_jax.data.sources import files
+from tests.data.conftest import encode
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Writes 1-pixel images whose grey level is the order they are given in."""
+
+  def write_images(*names):
+    for level, name in enumerate(names):
+      path = tmp_path / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      image = np.full((1, 1), level, np.uint8)
+      path.write_bytes(encode(image, format="png"))
+    return tmp_path
+
+  return write_images
+
+
+def contents(source):
+  """(name, grey level) of each record, in order."""
+  result = []
+  for index in range(source.num_examples):
+    record = source.load(tf.constant(index, tf.int64))
+    assert int(record["label"]) == -1
+    assert int(record["id"]) == index
+    image = tf.io.decode_image(tf.io.read_file(record["file"])).numpy()
+    result.append((source.name(index), int(image[0, 0, 0])))
+  return result
+
+
+def test_order_of_paths_whatever_folders_are_called(settings, write):
+  root = write("b.png", "train/x/1.png", "a.png", "val/0.png", "a/z/2.png")
+  (root / "val" / "notes.txt").write_text("no image")
+  (root / ".hidden").mkdir()
+  (root / ".hidden" / "x.png").write_bytes((root / "a.png").read_bytes())
+  source = files.open_files(root, settings(channels=3))
+  assert source.class_names is None
+  assert contents(source) == [
+    ("a.png", 2), ("a/z/2.png", 4), ("b.png", 0), ("train/x/1.png", 1),
+    ("val/0.png", 3),
+  ]  # fmt: skip
+  assert [name for name, _ in contents(source)] == sorted(
+    os.path.relpath(os.path.join(folder, name), root)
+    for folder, _, names in os.walk(root)
+    for name in names
+    if name.endswith(".png") and ".hidden" not in folder
+  )
+
+
+def test_one_file_whatever_it_is_called(settings, write, monkeypatch):
+  root = write("a.png", ".b")
+  for path in (root / ".b", str(root / ".b")):
+    source = files.open_files(path, settings(channels=3))
+    assert contents(source) == [(".b", 1)]
+  monkeypatch.chdir(root)
+  source = files.open_files("a.png", settings(channels=3))
+  assert contents(source) == [("a.png", 0)]
+
+
+def test_of_more_channels_only_arrays_are_looked_for(settings, write):
+  root = write("a.png", "b/c.png")
+  np.save(root / "b" / "x.npy", np.zeros((2, 2, 5), np.uint8))
+  source = files.open_files(root, settings(channels=5))
+  assert [source.name(i) for i in range(source.num_examples)] == ["b/x.npy"]
+
+
+@pytest.mark.parametrize("name", ["none", "pipe"])
+def test_neither_folder_nor_file(settings, tmp_path, name):
+  os.mkfifo(tmp_path / "pipe")
+  with pytest.raises(config.ConfigError, match=f"no folder or file '.*{name}'"):
+    files.open_files(tmp_path / name, settings())
+
+
+def test_no_image(settings, tmp_path):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "notes.txt").write_text("no image")
+  with pytest.raises(config.ConfigError, match=r"has no image .*name another"):
+    files.open_files(tmp_path, settings(channels=3))
