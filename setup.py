@@ -22,6 +22,7 @@ setup(
     # tensorflow-datasets imports it without requiring it.
     "importlib_resources>=6.5",
     "jax>=0.10.2",
+    "matplotlib>=3.10",
     "ml-collections>=1.1.0",
     "numpy>=2.2",
     "optax>=0.2.8",

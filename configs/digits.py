@@ -21,8 +21,8 @@ from mae_jax import config as c
 
 
 def get_config(arg: str | None = None):
-  """The recipe; takes no argument."""
-  c.parse_arg(arg)
+  """The recipe; `steps` is its length."""
+  args = c.parse_arg(arg, steps=2500)
   return c.config_dict(
     c.Config(
       task="pretrain",
@@ -58,7 +58,9 @@ def get_config(arg: str | None = None):
         b2=0.95,
       ),
       train=c.Train(
-        length="2500 steps", log_every="50 steps", save_every="1000 steps"
+        length=f"{args.steps} steps",
+        log_every="50 steps",
+        save_every="1000 steps",
       ),
       eval=c.Eval(shots=(5, 0), pooling="all", knn_k=5, raw_pixels=True),
     )

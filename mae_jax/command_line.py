@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,26 @@ def check_recipe(values: Any, argv: Sequence[str]) -> None:
       f"get_config of {path} returned a {type(values).__name__}: return "
       "mae_jax.config.config_dict(Config(...))"
     )
+
+
+def recipe(text: str) -> config_lib.Config:
+  """The config of a recipe, as --config names it: a file, ":" and arguments.
+
+  Raises:
+    ConfigError: if there is no such file, or it gives no config.
+  """
+  path, _, arg = text.partition(":")
+  if not os.path.isfile(path):
+    raise config_lib.ConfigError(f"recipe {path} is not a file: {_EXAMPLE}")
+  try:
+    values = runpy.run_path(path)["get_config"](arg or None)
+    return config_lib.from_config_dict(values)
+  except config_lib.ConfigError:
+    raise
+  except Exception as error:  # it may be any program
+    raise config_lib.ConfigError(
+      f"recipe {text}: {type(error).__name__}: {error}"
+    ) from error
 
 
 def explain(error: Exception, argv: Sequence[str]) -> str:

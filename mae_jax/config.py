@@ -238,6 +238,22 @@ class Eval:
   probe_l2: float = 1.0  # see evals.probe
   raw_pixels: bool = False  # the same probes on pixels, for comparison
   images: int = 8  # in reconstructions.png; 0 for none
+  # Of task=evaluate: a checkpoint's head, or probes of its frozen features.
+  measure: str = "head"  # head | features
+  # Which classes an answer may be: all of the head's, those among the labels,
+  # or the latter for the sets of evals.robustness alone.
+  classes: str = "auto"  # auto | all | present
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare:
+  """What task=compare trains: runs that differ in start, labels and seed."""
+
+  task: str = "finetune"  # of each run: finetune | linprobe
+  pretrain: str = ""  # the recipe of the start, unless there is an init_from
+  scratch: bool = True  # whether as many runs start from scratch
+  shots: tuple[int, ...] = (5, 10, 0)  # labelled images a class; 0: all
+  seeds: int = 5  # of labels chosen, order and start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,6 +269,7 @@ class Config:
   mesh: Mesh = Mesh()
   eval: Eval = Eval()
   classify: Classify = Classify()
+  compare: Compare = Compare()
   init_from: str = ""  # a checkpoint whose parameters a new run starts from
 
 
@@ -277,6 +294,8 @@ AT_LEAST: dict[str, float] = {
   "classify.mixup": 0,
   "classify.norm_group": 2,
   "classify.smoothing": 0,
+  "compare.seeds": 1,
+  "compare.shots": 0,
   "data.batch_size": 1,
   "data.channels": 1,
   "data.eval_crop": 0.1,  # images are enlarged by its inverse

@@ -53,9 +53,36 @@ def _linprobe(
   linprobe.run(config, workdir, stop)
 
 
+def _compare(
+  config: config_lib.Config,
+  workdir: str,
+  stop: interrupts.Interrupts,
+) -> None:
+  from mae_jax.train import compare, finetune, linprobe, pretrain
+
+  kinds = {"finetune": finetune.Finetuning, "linprobe": linprobe.LinearProbe}
+  compare.run(config, workdir, stop, kinds, pretrain.run)
+
+
+def _evaluate(
+  config: config_lib.Config,
+  workdir: str,
+  stop: interrupts.Interrupts,
+) -> None:
+  from mae_jax import evaluate
+
+  evaluate.run(config, workdir, stop)
+
+
 # Imported when chosen: a task imports TensorFlow, which takes seconds, and a
 # wrong setting should be reported before.
-TASKS = {"pretrain": _pretrain, "finetune": _finetune, "linprobe": _linprobe}
+TASKS = {
+  "pretrain": _pretrain,
+  "finetune": _finetune,
+  "linprobe": _linprobe,
+  "compare": _compare,
+  "evaluate": _evaluate,
+}
 
 
 def _split_cpu(devices: int) -> None:

@@ -32,6 +32,7 @@ BUILDERS = {
   "pretrain": build.masked_autoencoder,
   "finetune": lambda config: build.classifier(config, 1000),
   "linprobe": build.encoder,
+  "compare": build.encoder,
 }
 
 
@@ -344,6 +345,58 @@ def test_lookup():
 
 def test_there_are_recipes():
   assert RECIPES
+
+
+# Base learning rate, layer decay, drop path, erasing, epochs: REFERENCE of the
+# paper's code, and He et al. 2021, table 9.
+FINETUNE = {
+  ("b", "code"): (5e-4, 0.65, 0.1, 0.25, 100),
+  ("l", "code"): (1e-3, 0.75, 0.2, 0.25, 50),
+  ("h", "code"): (1e-3, 0.75, 0.3, 0.25, 50),
+  ("b", "paper"): (1e-3, 0.75, 0.1, 0, 100),
+  ("l", "paper"): (1e-3, 0.75, 0.1, 0, 50),
+  ("h", "paper"): (1e-3, 0.75, 0.2, 0, 50),
+}
+
+
+@pytest.mark.parametrize(("size", "recipe"), FINETUNE)
+def test_fine_tuning_recipes(size: str, recipe: str):
+  path = f"configs/finetune_vit_{size}.py:recipe={recipe}"
+  config = command_line.recipe(path)
+  optim, classify = config.optim, config.classify
+  assert (
+    optim.blr,
+    optim.layer_decay,
+    classify.drop_path,
+    classify.erasing,
+    c.Duration.parse(config.train.length).amount,
+  ) == FINETUNE[size, recipe]
+  assert (optim.b1, optim.b2, optim.weight_decay) == (0.9, 0.999, 0.05)
+  assert (optim.min_lr, optim.warmup) == (1e-6, "5 epochs")
+  assert config.data.batch_size == 1024
+  assert (config.data.randaugment, config.data.randaugment_std) == (9, 0.5)
+  assert (classify.mixup, classify.cutmix, classify.mix_switch) == (0.8, 1, 0.5)
+  assert (classify.smoothing, classify.pooling) == (0.1, "mean")
+  assert config.data.eval_crop == 224 / 256
+  large = command_line.recipe(f"{path},size=448")
+  assert large.data.image_size == (448, 448)
+  assert large.data.eval_crop == 1
+
+
+@pytest.mark.parametrize("recipe", ["code", "paper"])
+@pytest.mark.parametrize("size", "blh")
+def test_linear_probe_recipes(size: str, recipe: str):
+  config = command_line.recipe(
+    f"configs/linprobe_vit_{size}.py:recipe={recipe}"
+  )
+  epochs = 90 if size == "b" or recipe == "paper" else 50
+  assert config.train.length == f"{epochs} epochs"
+  assert (config.optim.blr, config.optim.weight_decay) == (0.1, 0)
+  assert (config.optim.min_lr, config.optim.warmup) == (0, "10 epochs")
+  assert config.data.batch_size == 16384
+  assert config.data.crop_clipped
+  assert (config.classify.pooling, config.classify.head_std) == ("cls", 0.01)
+  assert config.classify.norm_group == 512
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -299,9 +299,15 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "eval.probe_l2": POSITIVE,
   "eval.raw_pixels": st.booleans(),
   "eval.images": SMALL,
+  "eval.measure": st.sampled_from(["head", "features", "legs"]),
+  "eval.classes": st.sampled_from(["auto", "all", "present", "some"]),
+  "compare.task": st.sampled_from(["finetune", "linprobe", "pretrain"]),
+  "compare.scratch": st.booleans(),
+  "compare.shots": st.lists(st.integers(0, 9), max_size=3).map(tuple),
+  "compare.seeds": SMALL,
 }
 NOT_FUZZED = {
-  *("init_from", "data.source", "data.name", "data.path"),
+  *("init_from", "compare.pretrain", "data.source", "data.name", "data.path"),
   *("data.data_dir", "mesh.cpu_devices"),
 }
 

@@ -49,9 +49,14 @@ def load(path: epath.PathLike, mesh: Mesh) -> Restored:
   params, run = checkpoints.load_any(path, mesh)
   platform = mesh.devices.flat[0].platform
   task = run.config.task
-  if task not in classifiers.CLASSIFIERS:
+  if task == "pretrain":
     model = build.masked_autoencoder(run.config, platform)
     return Restored(params, run, model.encoder, None)
+  if task not in classifiers.CLASSIFIERS:
+    raise config_lib.ConfigError(
+      f"{path} is of a run of task={task}, which leaves no network to use: "
+      f"name a checkpoint of pretrain, {' or '.join(classifiers.CLASSIFIERS)}"
+    )
   built = classifiers.CLASSIFIERS[task](
     run.config, len(run.class_names), platform
   )

@@ -13,8 +13,11 @@ from jax.sharding import PartitionSpec
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-  """Splits axis 0 over all axes of the ambient mesh; x itself without one."""
-  axes = jax.sharding.get_abstract_mesh().axis_names
+  """Splits axis 0 over all axes of the ambient mesh; x itself without one.
+
+  Where a device has a part of its own already, as in `shard_map`, it stays.
+  """
+  axes = jax.sharding.get_abstract_mesh().auto_axes
   if not axes:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))

@@ -80,6 +80,11 @@ class Task(Protocol):
   def interval(self, duration: str, field: str) -> int:
     """A Duration between events in steps; 0 for never."""
 
+  def state_shardings(
+    self, state: checkpoints.TrainState
+  ) -> checkpoints.TrainState:
+    """Where each array of a state lives."""
+
   def load(self, path: str, like: Any) -> Any:
     """The parameters by role that a new run starts from, out of a checkpoint.
 
@@ -96,7 +101,7 @@ def abstract_state(task: Task, mesh: Mesh) -> checkpoints.TrainState:
       leaf.shape, leaf.dtype, sharding=where
     ),
     shapes,
-    sharding.state_shardings(mesh, shapes),
+    task.state_shardings(shapes),
   )
 
 

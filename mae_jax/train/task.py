@@ -81,6 +81,13 @@ class Images:
       self.num_examples, self._config.data.batch_size
     )
 
+  def state_shardings(
+    self, state: checkpoints.TrainState
+  ) -> checkpoints.TrainState:
+    """Where each array of a state lives, by the rules of `sharding`."""
+    result: checkpoints.TrainState = sharding.state_shardings(self._mesh, state)
+    return result
+
   def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of every batch from `start_step` on."""
     data = self._config.data

@@ -1,0 +1,300 @@
+"""What pre-training is worth: many small runs, as one.
+
+The runs, here called members, differ in where they start (pre-trained, or from
+scratch), in how many labels a class they see, and in their seed. They are one
+state with a leading axis, so that the loop trains, saves and resumes them like
+any other, and a program is compiled once for all. One after the other goes
+through the step of the task they belong to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mae_jax import checkpoints, command_line, interrupts, sharding
+from mae_jax import config as config_lib
+from mae_jax.checkpoints import TrainState
+from mae_jax.data import pipeline, shots
+from mae_jax.evals import classification, comparison, features, report
+from mae_jax.models import classifiers
+from mae_jax.train import initial, loop, step, task
+
+PRETRAINED, SCRATCH = "pre-trained", "from scratch"
+
+Kinds: TypeAlias = Mapping[
+  str, Callable[[config_lib.Config, Mesh], task.Labelled]
+]
+
+
+class Comparison:
+  """The task as `loop.run` drives it.
+
+  Attributes:
+    members: the runs, those that are pre-trained first.
+    total_steps: of each member.
+    num_examples: of the whole training source.
+    data_identity: likewise.
+    class_names: of the labels.
+    unreadable: the images that could not be read so far.
+    flops_per_image: of a step, of all members.
+  """
+
+  def __init__(self, config: config_lib.Config, mesh: Mesh, kinds: Kinds):
+    """Builds everything that can fail for a wrong setting.
+
+    Args:
+      config: of the comparison.
+      mesh: the devices.
+      kinds: the tasks that members may have.
+
+    Raises:
+      ConfigError: on any setting that cannot work.
+    """
+    settings = config.compare
+    kind = config_lib.lookup(kinds, settings.task, "compare.task")
+    if not settings.shots:
+      raise config_lib.ConfigError(
+        "compare.shots=() compares nothing: give it numbers of images a class, "
+        "such as 5,10,0 (0: all)"
+      )
+    self._config, self._mesh = config, mesh
+    self._one = kind(dataclasses.replace(config, task=settings.task), mesh)
+    if self._one.eval_source is None:
+      raise config_lib.ConfigError(
+        "there are no held-out images to compare on: set data.eval_split, or "
+        "make a folder val/"
+      )
+    first = config.train.seed
+    self._streams = tuple(
+      itertools.product(
+        dict.fromkeys(settings.shots), range(first, first + settings.seeds)
+      )
+    )
+    starts = (PRETRAINED, SCRATCH) if settings.scratch else (PRETRAINED,)
+    self.members = tuple(
+      comparison.Member(start, *stream)
+      for start, stream in itertools.product(starts, self._streams)
+    )
+    self.total_steps = self._one.total_steps
+    self.num_examples = self._one.num_examples
+    self.data_identity = self._one.data_identity
+    self.class_names = self._one.class_names
+    self.unreadable = self._one.unreadable
+    self.interval = self._one.interval
+    self.flops_per_image = len(self.members) * self._one.flops_per_image
+
+  @property
+  def _seeds(self) -> jax.Array:
+    return jnp.array([member.seed for member in self.members])
+
+  def init(self) -> TrainState:
+    """All members from scratch."""
+    one = jax.lax.map(lambda seed: self._one.seeded(seed)[0](), self._seeds)
+    return TrainState.create(one.params, one.opt_state)
+
+  def state_shardings(self, state: TrainState) -> TrainState:
+    """Each device keeps its members, if there are as many for each."""
+    whole = sharding.replicated(self._mesh)
+    split = whole
+    if len(self.members) % self._mesh.size == 0:
+      split = NamedSharding(self._mesh, PartitionSpec(sharding.AXES))
+    where = jax.tree.map(lambda _: split, state)
+    return dataclasses.replace(
+      where, step=whole, health=jax.tree.map(lambda _: whole, state.health)
+    )
+
+  def load(self, path: str, like: Any) -> Any:
+    """The encoder of a checkpoint, for those that are to be pre-trained."""
+    where = sharding.replicated(self._mesh)
+    encoder = initial.load_encoder(
+      path,
+      jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=where),
+        like[classifiers.MODEL]["encoder"],
+      ),
+      self._mesh,
+      self._one.grid,
+    )
+    # Only of the scratch members is what is drawn kept.
+    count = len(self._streams)
+
+    def start() -> Any:
+      drawn = self.init().params
+      roles = drawn.keys() & {classifiers.MODEL, classifiers.AVERAGED}
+      return drawn | {
+        role: drawn[role]
+        | {
+          "encoder": jax.tree.map(
+            lambda own, loaded: own.at[:count].set(loaded),
+            drawn[role]["encoder"],
+            encoder,
+          )
+        }
+        for role in roles
+      }
+
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(start, out_shardings=shardings)()
+
+  def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """Each stream's rows of every batch, [B, streams, ...].
+
+    Members that differ in their start alone see the same images.
+    """
+    data = self._config.data
+    rows = sharding.local_rows(self._mesh, data.batch_size)
+    streams = [
+      pipeline.train_batches(
+        shots.few(self._one.train_source, count, seed),
+        data,
+        seed=seed,
+        rows=rows,
+        start_step=start_step,
+        unreadable=self.unreadable,
+      )
+      for count, seed in self._streams
+    ]
+    for batches in zip(*streams, strict=True):
+      yield jax.tree.map(lambda *x: np.stack(x, axis=1), *batches)
+
+  def train_step(
+    self, state: TrainState, batch: Mapping[str, jax.Array]
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of each member; metrics are means over them."""
+    streams = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batch)
+
+    def one(
+      member: tuple[Any, ...], shared: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+      params, opt_state, seed, number = member
+      at, health, streams = shared
+      own = jax.tree.map(lambda x: x[number], streams)
+      before = TrainState(at, params, opt_state, health)
+      after, values = self._one.seeded(seed)[1](before, own)
+      return after.params, after.opt_state, after.health, values
+
+    number = jnp.arange(len(self.members)) % len(self._streams)
+    params, opt_state, healths, values = self._each(
+      one,
+      (state.params, state.opt_state, self._seeds, number),
+      (state.step, state.health, streams),
+    )
+    # A step that went wrong for one of them counts.
+    health = jax.tree.map(lambda x: x.max(axis=0), healths)
+    means = jax.tree.map(lambda x: x.mean(axis=0), values)
+    after = TrainState(state.step + 1, params, opt_state, health)
+    return after, means | step.counts(health)
+
+  def _each(self, one: Callable, members: Any, shared: Any) -> Any:
+    """`one` of each member, device by device, one after the other."""
+    count, devices = len(self.members), self._mesh.size
+    extra = -count % devices
+    members = jax.tree.map(
+      lambda x: jnp.concatenate([x, x[:extra]]) if extra else x, members
+    )
+
+    def some(members: Any, shared: Any) -> Any:
+      return jax.lax.map(lambda member: one(member, shared), members)
+
+    split = PartitionSpec(sharding.AXES)
+    out = jax.shard_map(
+      some,
+      mesh=self._mesh,
+      in_specs=(split, PartitionSpec()),
+      out_specs=split,
+      check_vma=False,
+    )(members, shared)
+    return jax.tree.map(lambda x: x[:count], out) if extra else out
+
+  @functools.cached_property
+  def _score(self) -> Callable[[Any, Any], Any]:
+    """(params, batch) -> what became of each example for each member."""
+
+    def apply(params: Any, batch: Mapping[str, jax.Array]) -> Any:
+      def one(params: Any, batch: Any) -> Any:
+        logits = self._one.classifier.logits(params, batch["image"])
+        return classification.score(logits, batch["label"])
+
+      scores = self._each(one, params, batch)
+      return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), scores)
+
+    return jax.jit(apply, out_shardings=sharding.replicated(self._mesh))
+
+  def evaluate(self, params: Mapping[str, Any]) -> report.Report:
+    """Accuracy of each member on the held-out images, as table and plot."""
+    source = self._one.eval_source
+    assert source is not None
+    size = self._config.data.batch_size
+    batches = pipeline.eval_batches(
+      source,
+      self._config.data,
+      batch_size=size,
+      rows=sharding.local_rows(self._mesh, size),
+      unreadable=self.unreadable,
+    )
+    out, labels, _ = features.extract(
+      self._score, params, batches, mesh=self._mesh, batch_size=size
+    )
+    if not len(labels):
+      return report.Report({}, {}, "no held-out image can be read")
+    return comparison.compare(self.members, (out["rank"] < 1).mean(axis=0))
+
+
+def run(
+  config: config_lib.Config,
+  workdir: str,
+  stop: interrupts.Interrupts,
+  kinds: Kinds,
+  pretrain: Callable[[config_lib.Config, str, interrupts.Interrupts], None],
+) -> None:
+  """Compares, or goes on where an earlier run in `workdir` stopped.
+
+  Without `init_from`, the recipe `compare.pretrain` is run first, in
+  WORKDIR/pretrain, or goes on there.
+
+  Args:
+    config: of the comparison.
+    workdir: where everything goes.
+    stop: signals that ask the run to stop.
+    kinds: the tasks that members may have.
+    pretrain: runs a recipe of task "pretrain".
+
+  Raises:
+    ConfigError: if there is nothing to start from, and as the tasks do.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  comparison_task = Comparison(config, mesh, kinds)
+  if not config.init_from:
+    first = _first(config)
+    where = os.path.join(workdir, "pretrain")
+    pretrain(first, where, stop)
+    config = dataclasses.replace(config, init_from=where)
+  checkpoints.find_step(config.init_from)
+  loop.run(comparison_task, config, mesh, workdir, stop)
+
+
+def _first(config: config_lib.Config) -> config_lib.Config:
+  recipe = config.compare.pretrain
+  if not recipe:
+    raise config_lib.ConfigError(
+      "there is nothing to start from: set --config.init_from=CHECKPOINT, or "
+      "--config.compare.pretrain=RECIPE to train one first"
+    )
+  first = command_line.recipe(recipe)
+  if first.task != "pretrain":
+    raise config_lib.ConfigError(
+      f"compare.pretrain={recipe} is of task={first.task}: name a recipe that "
+      "pre-trains, such as configs/digits.py"
+    )
+  # Measured is what comes of it.
+  return dataclasses.replace(first, eval=config.eval, mesh=config.mesh)

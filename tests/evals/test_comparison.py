@@ -1,0 +1,44 @@
+"""The table and the plot of a comparison."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mae_jax.evals import comparison
+
+MEMBERS = [
+  comparison.Member(start, shots, seed)
+  for start in ("pre-trained", "from scratch")
+  for shots in (5, 0)
+  for seed in range(3)
+]
+TOP1 = np.array([0.8, 0.82, 0.84, 0.9, 0.9, 0.9, 0.5, 0.6, 0.7, 0.8, 0.8, 0.83])
+
+
+def test_means_and_standard_deviations():
+  report = comparison.compare(MEMBERS, TOP1)
+  rows = [" ".join(line.split()) for line in report.text.splitlines()]
+  assert rows == [
+    "held-out top-1, mean ± standard deviation of 3 seeds",
+    "5 per class all labels",
+    "pre-trained 82.0 ± 2.0 % 90.0 ± 0.0 %",
+    "from scratch 60.0 ± 10.0 % 81.0 ± 1.7 %",
+  ]
+  assert report.scalars["eval_top1/from_scratch_all"] == np.mean(TOP1[9:])
+
+
+def test_one_seed_has_no_spread():
+  report = comparison.compare(MEMBERS[::3], TOP1[::3])
+  assert "±" not in report.text
+  assert not [name for name in report.scalars if "std" in name]
+
+
+def test_the_plot_shows_every_run():
+  picture = comparison.compare(MEMBERS, TOP1).pictures["comparison"]
+  assert picture.dtype == np.uint8
+  assert picture.ndim == 3
+  assert picture.shape[2] == 3
+  moved = TOP1.copy()
+  moved[7] = 0.2
+  other = comparison.compare(MEMBERS, moved).pictures["comparison"]
+  assert (picture != other).any()
