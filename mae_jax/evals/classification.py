@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
-from mae_jax import losses, sharding
-from mae_jax.data import pipeline, sources
+from mae_jax import sharding
+from mae_jax.data import sources
 from mae_jax.data.unreadable import Unreadable
 from mae_jax.evals import features, report
 
@@ -53,17 +53,118 @@ class Scores:
       return right / total
 
 
-def score(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+def score(
+  logits: jax.Array, labels: jax.Array, allowed: jax.Array | None = None
+) -> dict[str, jax.Array]:
   """Loss and rank [B] of logits [B, N] and labels [B].
 
   A logit that is not a number is above every other: nothing is right by it.
+
+  Args:
+    logits: of all classes.
+    labels: the right ones.
+    allowed: bool [N], False for classes that are left out, as if the head did
+      not have them; None for all.
   """
+  if allowed is not None:
+    logits = jnp.where(allowed, logits, -jnp.inf)
   own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-  targets = jax.nn.one_hot(labels, logits.shape[1])
-  return {
-    "loss": losses.soft_cross_entropy(logits, targets),
-    "rank": (~(logits <= own)).sum(axis=1),
-  }
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)
+  return {"loss": loss[:, 0], "rank": (~(logits <= own)).sum(axis=1)}
+
+
+def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
+  """The head's number of each class of the data, by name.
+
+  Args:
+    names: of the M classes of the data, in the order of their labels.
+    known: of the N classes of the head.
+
+  Returns:
+    int32 [M], places in `known`.
+
+  Raises:
+    ConfigError: if the head does not know a class.
+  """
+  place = {name: number for number, name in enumerate(known)}
+  unknown = [name for name in names if name not in place]
+  if unknown:
+    raise config_lib.ConfigError(
+      f"the data have the class {config_lib.shown(unknown[0])}, one of "
+      f"{len(unknown)} of their {len(names)} that are not among the "
+      f"{len(known)} which the checkpoint learned: "
+      f"{config_lib.nearest(unknown[0], known)}; give classes the names they "
+      "had in training, and leave out others"
+    )
+  return np.array([place[name] for name in names], np.int32)
+
+
+class Scorer:
+  """Shows images to a classifier; compiled once, whatever the images are."""
+
+  def __init__(
+    self,
+    data: config_lib.Data,
+    mesh: Mesh,
+    logits: Callable[[Any, jax.Array], jax.Array],
+    class_names: Sequence[str],
+  ):
+    """Binds what does not change from one set of images to the next.
+
+    Args:
+      data: how images are prepared, and the batch.
+      mesh: the devices.
+      logits: (params by role, uint8 images) -> [B, N].
+      class_names: of the logits.
+    """
+    self._data, self._mesh, self._class_names = data, mesh, class_names
+
+    def apply(
+      params: Any,
+      batch: Mapping[str, jax.Array],
+      numbers: jax.Array,
+      allowed: jax.Array,
+    ) -> dict[str, jax.Array]:
+      labels = numbers[batch["label"]]
+      return score(logits(params, batch["image"]), labels, allowed)
+
+    self._apply = jax.jit(apply, out_shardings=sharding.replicated(mesh))
+
+  def __call__(
+    self,
+    params: Mapping[str, Any],
+    source: sources.Source,
+    *,
+    allowed: np.ndarray | None = None,
+    unreadable: Unreadable | None = None,
+  ) -> Scores:
+    """What became of each image.
+
+    Args:
+      params: by role.
+      source: labelled images.
+      allowed: see `score`.
+      unreadable: is told of images that cannot be read.
+
+    Raises:
+      ConfigError: if there is a class that the classifier does not know.
+    """
+    numbers = match(source.class_names or (), self._class_names)
+    if allowed is None:
+      allowed = np.ones(len(self._class_names), bool)
+    out, labels, lost = features.of_source(
+      lambda params, batch: self._apply(params, batch, numbers, allowed),
+      params,
+      source,
+      self._data,
+      mesh=self._mesh,
+      batch_size=self._data.batch_size,
+      unreadable=unreadable,
+    )
+    # Of an image without a label there is nothing to say.
+    labels = np.where(labels < 0, -1, numbers[labels])
+    return Scores(labels, out["loss"], out["rank"], lost)
 
 
 class Evaluation:
@@ -89,15 +190,8 @@ class Evaluation:
       unreadable: is told of images that cannot be read; they count for nothing
         but `eval_unreadable`.
     """
-    self._config, self._mesh, self._source = config, mesh, source
-    self._class_names, self._unreadable = class_names, unreadable
-
-    def apply(
-      params: Any, batch: Mapping[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-      return score(logits(params, batch["image"]), batch["label"])
-
-    self._apply = jax.jit(apply, out_shardings=sharding.replicated(mesh))
+    self._source, self._unreadable = source, unreadable
+    self._scorer = Scorer(config.data, mesh, logits, class_names)
 
   def __call__(self, params: Mapping[str, Any]) -> report.Report:
     """Loss, top-1 and top-5 on the held-out images."""
@@ -114,15 +208,4 @@ class Evaluation:
   def scores(self, params: Mapping[str, Any]) -> Scores:
     """What became of each held-out image."""
     assert self._source is not None
-    size = self._config.data.batch_size
-    batches = pipeline.eval_batches(
-      self._source,
-      self._config.data,
-      batch_size=size,
-      rows=sharding.local_rows(self._mesh, size),
-      unreadable=self._unreadable,
-    )
-    out, labels, unreadable = features.extract(
-      self._apply, params, batches, mesh=self._mesh, batch_size=size
-    )
-    return Scores(labels, out["loss"], out["rank"], unreadable)
+    return self._scorer(params, self._source, unreadable=self._unreadable)

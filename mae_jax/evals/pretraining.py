@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
 from mae_jax import images, rng, sharding
-from mae_jax.data import pipeline, sources
+from mae_jax.data import sources
 from mae_jax.data.unreadable import Unreadable
 from mae_jax.evals import features, few_labels, reconstruction, report
 from mae_jax.models import mae
@@ -51,10 +51,8 @@ class Evaluation:
     self._config, self._mesh, self._model = config, mesh, model
     self._train_source, self._eval_source = train_source, eval_source
     self._unreadable = unreadable
-    self.left_out = _left_out(config, train_source, eval_source)
-    self._pool = config_lib.lookup(
-      mae.POOLINGS, config.eval.pooling, "eval.pooling"
-    )
+    self.left_out = left_out(config, train_source, eval_source)
+    self._represent = representations(config, mesh, model.encoder)
 
   def __call__(self, params: Mapping[str, Any]) -> report.Report:
     """Held-out loss, probes of the frozen features, and pictures.
@@ -98,20 +96,15 @@ class Evaluation:
   def _extract(
     self, params: Any, apply: Callable, source: Any, size: int, limit: int = 0
   ) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
-    batches = pipeline.eval_batches(
-      source,
-      self._config.data,
-      batch_size=size,
-      rows=sharding.local_rows(self._mesh, size),
-      limit=limit,
-      unreadable=self._unreadable,
-    )
-    return features.extract(
+    return features.of_source(
       lambda params, batch: apply(params, batch["image"]),
       params,
-      batches,
+      source,
+      self._config.data,
       mesh=self._mesh,
       batch_size=size,
+      limit=limit,
+      unreadable=self._unreadable,
     )
 
   def _jit(self, function: Callable) -> Callable:
@@ -121,21 +114,8 @@ class Evaluation:
     data = self._config.data
     return images.normalize(pixels, data.mean, data.std)
 
-  @functools.cached_property
-  def _features(self) -> Callable:
-    """(params, uint8 images) -> named representations, [B, D] each."""
-
-    def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
-      x = self._normalize(pixels)
-      tokens: Any = self._model.apply(
-        {"params": params}, x, method=self._model.features
-      )
-      out = {"MAE": self._pool(tokens)}
-      if self._config.eval.raw_pixels:
-        out["raw pixels"] = x.reshape(x.shape[0], -1)
-      return out
-
-    return self._jit(apply)
+  def _features(self, params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+    return self._represent(params["encoder"], pixels)
 
   def _predict(self, params: Any, x: jax.Array) -> mae.MaeOutput:
     # The same masks at every evaluation, so that losses compare; row r of a
@@ -185,6 +165,37 @@ class Evaluation:
     return reconstruction.sheet(pictures)
 
 
+def representations(
+  config: config_lib.Config, mesh: Mesh, encoder: mae.Encoder
+) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
+  """What the probes learn from.
+
+  Args:
+    config: mean and std of pixels, `eval.pooling` and `eval.raw_pixels`.
+    mesh: the devices.
+    encoder: the network.
+
+  Returns:
+    A jitted function from the encoder's parameters and uint8 images [B, H, W,
+    C] to named representations [B, D], on every device.
+
+  Raises:
+    ConfigError: if `eval.pooling` is not known.
+  """
+  data, pooling = config.data, config.eval.pooling
+  pool = config_lib.lookup(mae.POOLINGS, pooling, "eval.pooling")
+
+  def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+    x = images.normalize(pixels, data.mean, data.std)
+    tokens: Any = encoder.apply({"params": params}, x)
+    out = {"MAE": pool(tokens)}
+    if config.eval.raw_pixels:
+      out["raw pixels"] = x.reshape(x.shape[0], -1)
+    return out
+
+  return jax.jit(apply, out_shardings=sharding.replicated(mesh))
+
+
 def probes(
   train: few_labels.Split, test: few_labels.Split, config: config_lib.Eval
 ) -> tuple[str, dict[str, float]]:
@@ -201,11 +212,12 @@ def probes(
   }
 
 
-def _left_out(
+def left_out(
   config: config_lib.Config,
   train_source: sources.Source,
   eval_source: sources.Source | None,
 ) -> str:
+  """What an `Evaluation` cannot measure, and why; "" if it is everything."""
   data = config.data
   if eval_source is None:
     why = "there are no held-out images" + (
@@ -220,4 +232,4 @@ def _left_out(
     if len(source.class_names) < 2:
       # A single class leaves a classifier nothing to tell apart.
       return f"no probes: all images are of one class, {source.class_names[0]}"
-  return ""
+  return "" if config.eval.shots else "no probes: eval.shots is empty"

@@ -1,0 +1,196 @@
+"""What a checkpoint's head is worth on any images whose classes it knows."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax import config as config_lib
+from mae_jax import console
+from mae_jax.data import shots
+from mae_jax.data.sources import configs
+from mae_jax.data.unreadable import Unreadable
+from mae_jax.evals import (
+  classification,
+  outcome,
+  part,
+  per_class,
+  robustness,
+  suited,
+)
+
+
+class Network:
+  """A checkpoint's head, which any images can be shown to.
+
+  Attributes:
+    class_names: of the head.
+    about: a few words on it.
+    facts: the same for other programs.
+  """
+
+  def __init__(self, config: config_lib.Config, mesh: Mesh):
+    """Reads the checkpoint.
+
+    Raises:
+      ConfigError: if eval.classes is not known; and see `suited.load`.
+    """
+    restricted = {
+      "all": False,
+      "present": True,
+      "auto": bool(robustness.data_set(config.data)),
+    }
+    self._restricted = config_lib.lookup(
+      restricted, config.eval.classes, "eval.classes"
+    )
+    checkpoint = suited.load(config, mesh, head=True)
+    self.class_names = checkpoint.found.run.class_names
+    self.about = f"the head of {checkpoint.step}"
+    self.facts = checkpoint.facts | {"head_classes": len(self.class_names)}
+    self._params = checkpoint.found.params
+    self._scorer = classification.Scorer(
+      config.data, mesh, checkpoint.classifier.logits, self.class_names
+    )
+    self._unreadable = Unreadable()
+
+  def open(self, data: config_lib.Data) -> part.Part:
+    """The images to evaluate.
+
+    Raises:
+      ConfigError: if the head does not know one of their classes; and see
+        `part.held_out`.
+    """
+    images = part.held_out(data)
+    classification.match(images.class_names, self.class_names)
+    return images
+
+  def score(self, images: part.Part) -> tuple[classification.Scores, int]:
+    """What became of each image, and how many classes an answer could be.
+
+    Raises:
+      ConfigError: if no image can be read, or one has no label.
+    """
+    allowed = np.ones(len(self.class_names), bool)
+    if self._restricted:
+      allowed = self._present(images)
+    scores = self._scorer(
+      self._params,
+      images.source,
+      allowed=allowed,
+      unreadable=self._unreadable,
+    )
+    part.check_labels(scores.labels, images)
+    if not len(scores.labels):
+      raise config_lib.ConfigError(
+        f"none of the {images.about} can be read: the warnings above say why"
+      )
+    return scores, int(allowed.sum())
+
+  def _present(self, images: part.Part) -> np.ndarray:
+    """Which classes of the head have a label, bool [N]."""
+    numbers = classification.match(images.class_names, self.class_names)
+    labels = np.unique(shots.labels(images.source))
+    part.check_labels(labels, images)
+    result = np.zeros(len(self.class_names), bool)
+    result[numbers[labels]] = True
+    return result
+
+
+class Head:
+  """Accuracy on the held-out images.
+
+  Attributes:
+    about: what is evaluated.
+  """
+
+  def __init__(self, config: config_lib.Config, mesh: Mesh):
+    """Opens checkpoint and images.
+
+    Raises:
+      ConfigError: on anything that cannot work.
+    """
+    self._network = Network(config, mesh)
+    self._images = self._network.open(config.data)
+    part.check_images(self._images)
+    self.about = f"{self._network.about} on {self._images.about}"
+
+  def __call__(self) -> outcome.Outcome:
+    """Top-1, top-5, loss, and the accuracy of each class."""
+    scores, answers = self._network.score(self._images)
+    scalars = scores.scalars()
+    classes = per_class.rows(scores, self._network.class_names)
+    lines = [
+      f"top-1 {100 * scalars['eval_top1']:.2f} %, "
+      f"top-5 {100 * scalars['eval_top5']:.2f} %, "
+      f"loss {scalars['eval_loss']:.4f}: {len(scores.labels)} images of "
+      f"{len(classes)} classes, each answer one of {answers} classes"
+    ]
+    if scores.unreadable:
+      lines.append(f"{scores.unreadable} more images could not be read")
+    facts = self._network.facts | {
+      "data": self._images.facts,
+      "images": len(scores.labels),
+      "classes_present": len(classes),
+      "answers": answers,
+    }
+    return outcome.Outcome(
+      "\n".join([*lines, "", per_class.table(classes)]),
+      scalars,
+      facts,
+      {"per_class.csv": per_class.table_file(classes)},
+    )
+
+
+class Corruptions:
+  """Top-1 errors on all configs of ImageNet-C that are prepared.
+
+  Attributes:
+    about: what is evaluated.
+  """
+
+  def __init__(self, config: config_lib.Config, mesh: Mesh):
+    """Opens checkpoint and images.
+
+    Raises:
+      ConfigError: on anything that cannot work.
+    """
+    data = config.data
+    self._network = Network(config, mesh)
+    self._images = {
+      key: self._network.open(robustness.one(data, key))
+      for key in robustness.keys(data, configs.prepared_configs(data))
+    }
+    first, *_ = self._images.values()
+    part.check_images(first)
+    total = sum(each.source.num_examples for each in self._images.values())
+    self.about = (
+      f"{self._network.about} on {total} images of {data.name}, split "
+      f"{data.eval_split!r}, {len(self._images)} configs, "
+      f"{len(first.class_names)} classes"
+    )
+    self._facts = self._network.facts | {
+      "data": first.facts | {"name": data.name}
+    }
+
+  def __call__(self) -> outcome.Outcome:
+    """A table, and the means if all is there."""
+    errors, counts, unreadable = {}, {}, 0
+    for key, images in self._images.items():
+      scores, _ = self._network.score(images)
+      errors[key] = 1 - scores.scalars()["eval_top1"]
+      counts[key] = len(scores.labels)
+      unreadable += scores.unreadable
+      if jax.process_index() == 0:  # it is known, even if the rest is cut
+        console.say(f"{images.what}: top-1 error {100 * errors[key]:.1f} %")
+    result = robustness.Errors(errors)
+    text, scalars = result.table(), result.scalars()
+    if unreadable:
+      text += f"\n{unreadable} images could not be read"
+      scalars["eval_unreadable"] = float(unreadable)
+    return outcome.Outcome(
+      text,
+      scalars,
+      self._facts | {"images": sum(counts.values())},
+      {"corruptions.csv": result.csv_file(counts)},
+    )

@@ -1,0 +1,24 @@
+"""What an evaluation on its own hands to whoever asked for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What was found.
+
+  Attributes:
+    text: for people.
+    scalars: by name, as in metrics.jsonl.
+    facts: what was evaluated.
+    files: tables by name.
+  """
+
+  text: str
+  scalars: Mapping[str, float]
+  facts: Mapping[str, Any]
+  files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,70 @@
+"""Accuracy class by class, for people and for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mae_jax.evals import classification
+
+# So many classes are shown; of more, the ends.
+WHOLE, BEST, WORST = 20, 5, 10
+
+
+class Row(NamedTuple):
+  """One class that has images."""
+
+  name: str
+  images: int
+  accuracy: float
+
+
+def rows(
+  scores: classification.Scores, class_names: Sequence[str]
+) -> list[Row]:
+  """The classes that have images, in the order of the head."""
+  count = np.bincount(scores.labels, minlength=len(class_names))
+  accuracy = scores.per_class(len(class_names))
+  return [
+    Row(name, int(count[number]), float(accuracy[number]))
+    for number, name in enumerate(class_names)
+    if count[number]
+  ]
+
+
+def table(found: Sequence[Row]) -> str:
+  """All classes where they are few, else the best and the worst."""
+  if len(found) <= WHOLE:
+    return _lines("class", found)
+  ordered = sorted(found, key=lambda row: row.accuracy, reverse=True)
+  best = _lines(f"{BEST} best of {len(found)} classes", ordered[:BEST])
+  worst = _lines(f"{WORST} worst", ordered[-WORST:])
+  return f"{best}\n{worst}"
+
+
+def table_file(found: Sequence[Row]) -> bytes:
+  """All of them as CSV."""
+  return csv_file(("class", "images", "accuracy"), found)
+
+
+def csv_file(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
+  """A CSV file."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(header)
+  writer.writerows(lines)
+  # The name of a folder may be no Unicode.
+  return text.getvalue().encode(errors="backslashreplace")
+
+
+def _lines(title: str, found: Sequence[Row]) -> str:
+  lines = [f"{title:<28}{'images':>10}{'accuracy':>12}"]
+  for row in found:
+    name = row.name if row.name.isprintable() else repr(row.name)
+    percent = f"{100 * row.accuracy:.1f} %"
+    lines.append(f"{name:<28}{row.images:>10}{percent:>12}")
+  return "\n".join(lines)

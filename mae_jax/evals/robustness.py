@@ -1,0 +1,184 @@
+"""The sets on which ImageNet classifiers are tried for robustness.
+
+They go by the names that TFDS gives them. ImageNet-A and -R have images of 200
+of the 1000 classes, and published accuracies are those of answers among the
+200. ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261) is the
+validation images under 15 corruptions, and 4 more for development, at 5
+severities, each a config of its own. TFDS applies the corruptions anew, to
+images that it has cropped to 224 pixels, so that numbers come near those of the
+authors' files and are not the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from mae_jax import config as config_lib
+from mae_jax.evals import per_class
+
+CORRUPTED = "imagenet2012_corrupted"
+SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", CORRUPTED)
+
+# Top-1 error of AlexNet under each corruption, mean over the severities: by it
+# the corruption error is normalised. Published by the authors with the data
+# set, github.com/hendrycks/robustness.
+ALEXNET = {
+  "gaussian_noise": 0.886428,
+  "shot_noise": 0.894468,
+  "impulse_noise": 0.922640,
+  "defocus_blur": 0.819880,
+  "glass_blur": 0.826268,
+  "motion_blur": 0.785948,
+  "zoom_blur": 0.798360,
+  "snow": 0.866816,
+  "frost": 0.826572,
+  "fog": 0.819324,
+  "brightness": 0.564592,
+  "contrast": 0.853204,
+  "elastic_transform": 0.646056,
+  "pixelate": 0.717840,
+  "jpeg_compression": 0.606500,
+}
+# These count in no mean over corruptions.
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+SEVERITIES = (1, 2, 3, 4, 5)
+
+Key = tuple[str, int]  # corruption and severity
+
+# All, in the order of tables.
+KEYS: tuple[Key, ...] = tuple(
+  (name, severity) for name in (*ALEXNET, *EXTRA) for severity in SEVERITIES
+)
+
+
+def data_set(data: config_lib.Data) -> str:
+  """The name in SETS of what data.name names; "" if it is another."""
+  name = re.split("[/:]", data.name)[0]
+  return name if data.source == "tfds" and name in SETS else ""
+
+
+def is_whole(data: config_lib.Data) -> bool:
+  """Whether all corruptions are meant: no config of ImageNet-C is named."""
+  return data_set(data) == CORRUPTED and "/" not in data.name
+
+
+def config_name(key: Key) -> str:
+  """What TFDS calls a corruption at a severity."""
+  corruption, severity = key
+  return f"{corruption}_{severity}"
+
+
+def one(data: config_lib.Data, key: Key) -> config_lib.Data:
+  """The data of one corruption at one severity, of the version asked for."""
+  name, colon, version = data.name.partition(":")
+  name = f"{name}/{config_name(key)}{colon}{version}"
+  return dataclasses.replace(data, name=name)
+
+
+def keys(data: config_lib.Data, names: Collection[str]) -> list[Key]:
+  """Which corruptions the names of configs are, in the order of tables.
+
+  Raises:
+    ConfigError: if a name is none of them.
+  """
+  known = {config_name(key): key for key in KEYS}
+  for name in names:
+    if name not in known:
+      raise config_lib.ConfigError(
+        f"data.name={data.name!r} has a config {name!r}, which is no "
+        f"corruption of ImageNet-C: {config_lib.nearest(name, known)}"
+      )
+  return [key for name, key in known.items() if name in names]
+
+
+def note(data: config_lib.Data) -> str:
+  """What to think of before numbers are compared with published ones, or ""."""
+  if data_set(data) != CORRUPTED or data.eval_crop == 1:
+    return ""
+  return (
+    f"the images of {CORRUPTED} are centre crops already, of which "
+    f"data.eval_crop={data.eval_crop:g} enlarges the middle: set "
+    "--config.data.eval_crop=1 to compare with published numbers"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+  """Top-1 errors on ImageNet-C, or on a part of it.
+
+  Attributes:
+    of: the error by corruption and severity, in 0..1.
+  """
+
+  of: Mapping[Key, float]
+
+  @property
+  def missing(self) -> list[Key]:
+    """What the published means need and is not there."""
+    return [key for key in KEYS if key[0] in ALEXNET and key not in self.of]
+
+  def mean(self, corruption: str) -> float | None:
+    """Over the severities; None if one is not there."""
+    errors = [self.of.get((corruption, severity)) for severity in SEVERITIES]
+    known = [error for error in errors if error is not None]
+    return float(np.mean(known)) if len(known) == len(SEVERITIES) else None
+
+  def scalars(self) -> dict[str, float]:
+    """Each error, the means that can be had, and the mCE."""
+    result = {
+      f"eval_error/{config_name(key)}": error for key, error in self.of.items()
+    }
+    means = {
+      name: mean
+      for name in (*ALEXNET, *EXTRA)
+      if (mean := self.mean(name)) is not None
+    }
+    result |= {f"eval_error_mean/{name}": mean for name, mean in means.items()}
+    if not self.missing:
+      normalised = [means[name] / alexnet for name, alexnet in ALEXNET.items()]
+      result["eval_error"] = float(np.mean([means[name] for name in ALEXNET]))
+      result["eval_mce"] = float(np.mean(normalised))
+    return result
+
+  def table(self) -> str:
+    """A row a corruption, a column a severity; the means below."""
+    header = "".join(f"{severity:>8}" for severity in SEVERITIES)
+    lines = [f"{'top-1 error, % at severity':<28}{header}{'mean':>8}"]
+    for corruption in dict.fromkeys(name for name, _ in KEYS):
+      keys = [(corruption, severity) for severity in SEVERITIES]
+      if any(key in self.of for key in keys):
+        errors = [*(self.of.get(key) for key in keys), self.mean(corruption)]
+        cells = "".join(f"{_percent(error):>8}" for error in errors)
+        lines.append(f"{corruption:<28}{cells}")
+    return "\n".join([*lines, self._conclusion()])
+
+  def csv_file(self, images: Mapping[Key, int]) -> bytes:
+    """A line for each corruption and severity."""
+    return per_class.csv_file(
+      ("corruption", "severity", "images", "top1_error"),
+      ((*key, images[key], error) for key, error in self.of.items()),
+    )
+
+  def _conclusion(self) -> str:
+    missing = self.missing
+    if missing:
+      first = ", ".join(map(config_name, missing[:3]))
+      return (
+        f"no mean over corruptions: {len(missing)} of "
+        f"{len(ALEXNET) * len(SEVERITIES)} are not prepared ({first}"
+        f"{', ...' if len(missing) > 3 else ''})"
+      )
+    found = self.scalars()
+    return (
+      f"mean over the {len(ALEXNET)} corruptions of the benchmark: error "
+      f"{_percent(found['eval_error'])} %, mCE (each by AlexNet's error) "
+      f"{_percent(found['eval_mce'])} %"
+    )
+
+
+def _percent(value: float | None) -> str:
+  return "-" if value is None else f"{100 * value:.1f}"

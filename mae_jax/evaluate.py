@@ -1,0 +1,121 @@
+"""Evaluation on its own: `--config.task=evaluate`.
+
+Measures the checkpoint `init_from` on any data, and writes what came out to the
+workdir: `evaluation.json`, and tables as CSV.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from mae_jax import config as config_lib
+from mae_jax import console, interrupts, sharding, storage, workdirs
+from mae_jax.evals import frozen, heads, outcome, robustness
+
+
+class Measure(Protocol):
+  """Something to measure; once made, it has refused what cannot work."""
+
+  @property
+  def about(self) -> str:
+    """What is evaluated: what of which checkpoint, on how many images."""
+
+  def __call__(self) -> outcome.Outcome:
+    """Does the long work."""
+
+
+def _head(config: config_lib.Config, mesh: Mesh) -> Measure:
+  kind = heads.Corruptions if robustness.is_whole(config.data) else heads.Head
+  return kind(config, mesh)
+
+
+# By eval.measure.
+MEASURES: dict[str, Callable[[config_lib.Config, Mesh], Measure]] = {
+  "head": _head,
+  "features": frozen.Features,
+}
+
+
+def run(
+  config: config_lib.Config, workdir: str, stop: interrupts.Interrupts
+) -> None:
+  """Evaluates, prints and writes.
+
+  Args:
+    config: `init_from` is the checkpoint, `data` the images, `eval` says what
+      is measured.
+    workdir: where the files go; it may be that of the checkpoint.
+    stop: signals that ask the run to stop.
+
+  Raises:
+    ConfigError: on anything that cannot work, before the long work.
+    Stopped: if a signal asked for it; nothing is written.
+  """
+  make = config_lib.lookup(MEASURES, config.eval.measure, "eval.measure")
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_batch(mesh, config.data.batch_size, "data.batch_size")
+  measure = make(config, mesh)
+  first = jax.process_index() == 0
+  with workdirs.hold(workdir, owner=first) as held:
+    if first:
+      _tell(measure, config.data)
+    try:
+      with _interruptible(stop), jax.set_mesh(mesh):
+        found = measure()
+    except interrupts.Stopped:
+      raise interrupts.Stopped(
+        "stopped before the end of the evaluation, of which nothing is "
+        "written: the same command starts it again"
+      ) from None
+    if first:
+      console.say(found.text)
+      held.check()
+      with storage.reaching(held.path):
+        _write(held.path, found, config.eval)
+      console.say(f"written to {held.path}: {', '.join(_names(found))}")
+
+
+def _tell(measure: Measure, data: config_lib.Data) -> None:
+  if note := robustness.note(data):
+    console.warn(note)
+  console.say(f"evaluating {measure.about}")
+
+
+def _interruptible(
+  stop: interrupts.Interrupts,
+) -> contextlib.AbstractContextManager[None]:
+  if jax.process_count() == 1:
+    return stop.interruptible()
+  return contextlib.nullcontext()  # the other hosts would wait for this one
+
+
+def _names(found: outcome.Outcome) -> list[str]:
+  return [*found.files, "evaluation.json"]
+
+
+def _write(
+  directory: epath.Path, found: outcome.Outcome, settings: config_lib.Eval
+) -> None:
+  for name, table in found.files.items():
+    storage.replace(directory / name, table)
+  # Last: where it is, the others are of the same evaluation.
+  content: dict[str, Any] = {
+    "measure": settings.measure,
+    **found.facts,
+    "files": list(found.files),
+    # JSON has no NaN.
+    "scalars": {
+      name: value if math.isfinite(value) else None
+      for name, value in found.scalars.items()
+    },
+  }
+  text = json.dumps(content, indent=2) + "\n"
+  storage.replace(directory / "evaluation.json", text.encode())
