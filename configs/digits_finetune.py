@@ -4,12 +4,15 @@ r"""What pre-training is worth to fine-tuning, on scikit-learn's digits.
       --workdir=runs/digits_finetune
 
 Pre-trains (1000 steps of `digits.py`), then fine-tunes with 5, 10 and all
-labels a class, and does the same from scratch; five seeds each. It prints
+labels a class, and does the same from scratch; five seeds each. It prints,
+after about a minute and a half on two CPU cores,
 
-@TABLE@
+                         5 per class      10 per class        all labels
+    pre-trained         84.3 ± 2.0 %      90.8 ± 2.3 %      97.3 ± 0.5 %
+    from scratch        73.4 ± 5.7 %      81.2 ± 3.0 %      71.6 ± 8.0 %
 
 Each run has 400 steps of 16 images, which is over a hundred epochs of 50
-images, and five of all: with all labels the network from scratch has not
+images, and four of all: with all labels the network from scratch has not
 finished learning. To start from another checkpoint instead of pre-training:
 --config.init_from=runs/digits.
 """

@@ -6,9 +6,12 @@ r"""What pre-training is worth to a linear probe, on scikit-learn's digits.
 The protocol of `linprobe_vit_b.py` (BatchNorm, LARS, the encoder frozen) with
 5, 10 and all labels a class, on the mean of the patch tokens, of an encoder
 that `digits.py` pre-trained for 1000 steps and of one that is left as it was
-drawn; five seeds each. It prints
+drawn; five seeds each. It prints, after
+about a minute on two CPU cores,
 
-@TABLE@
+                         5 per class      10 per class        all labels
+    pre-trained         79.9 ± 1.8 %      84.6 ± 1.9 %      89.0 ± 0.4 %
+    from scratch        61.4 ± 4.1 %      66.8 ± 5.3 %      74.0 ± 5.0 %
 
 `digits.py` itself ends with probes of all tokens side by side, which are worth
 more here.
@@ -55,14 +58,14 @@ def get_config(arg: str | None = None):
       ),
       objective=c.Objective(),
       optim=c.Optim(
-        blr=240.0,
+        blr=80.0,
         warmup="20 steps",
         weight_decay=0.0,
         b1=0.9,
         b2=0.999,
       ),
       train=c.Train(
-        length="250 steps", log_every="50 steps", save_every="250 steps"
+        length="400 steps", log_every="50 steps", save_every="400 steps"
       ),
       eval=c.Eval(shots=(), images=0),
       classify=c.Classify(head_std=0.01, norm_group=32),

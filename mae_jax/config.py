@@ -381,6 +381,7 @@ LARGEST_FLOAT = 3e38
 # What may differ when a run goes on: how long, where, how it is watched.
 # Everything else makes it another run. Names of settings or whole sections.
 MAY_CHANGE = (
+  "compare.pretrain",
   "data.data_dir",
   "data.eval_crop",
   "data.eval_split",

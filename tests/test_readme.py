@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mae_jax import config as config_lib
+from mae_jax import features, predict
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,6 +23,7 @@ LINES = [
   if line.strip() and not line.startswith("#")
 ]
 PROGRAM = "python -m mae_jax."
+TOOLS = {"mae_jax.features": features, "mae_jax.predict": predict}
 
 
 def test_there_are_commands():
@@ -42,6 +44,9 @@ def test_make_targets_exist(line):
 def test_configs_and_overrides_are_accepted(line, monkeypatch):
   monkeypatch.chdir(ROOT)
   words = shlex.split(line[line.index(PROGRAM) :])
+  if words[2] in TOOLS:
+    assert TOOLS[words[2]].parser().parse_args(words[3:]).checkpoint
+    return
   assert words[2] == "mae_jax.main"
   values = flags.FlagValues()
   flag = config_flags.DEFINE_config_file(

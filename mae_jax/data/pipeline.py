@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -57,6 +57,58 @@ def train_batches(
     ConfigError: if the settings contradict the source or the rows cut a lane.
     ValueError: if the rows are not increasing numbers in 0..B-1.
   """
+  batches = _augmented(source, data, seed, rows, start_step)
+  return _iterate(batches, source, unreadable)
+
+
+def side_by_side(
+  streams: Sequence[tuple[Source, int]],
+  data: config.Data,
+  *,
+  rows: np.ndarray,
+  start_step: int = 0,
+  unreadable: Unreadable | None = None,
+) -> Iterator[Batch]:
+  """Several streams of `train_batches`, step by step.
+
+  They are one data set: of many iterators each would have buffers and threads.
+
+  Args:
+    streams: S pairs of a source and a seed. The sources are parts of one.
+    data: see `train_batches`.
+    rows: likewise.
+    start_step: likewise.
+    unreadable: likewise.
+
+  Returns:
+    As `train_batches`, but [len(rows), S, ...].
+
+  Raises:
+    ConfigError: see `train_batches`.
+    ValueError: likewise.
+  """
+  batches = [
+    _augmented(source, data, seed, rows, start_step) for source, seed in streams
+  ]
+
+  def stack(*batches: _Tensors) -> _Tensors:
+    return {
+      name: tf.stack([batch[name] for batch in batches], axis=1)
+      for name in batches[0]
+    }
+
+  whole = _map(tf.data.Dataset.zip(*batches), stack)
+  return _iterate(whole, streams[0][0], unreadable)
+
+
+def _augmented(
+  source: Source,
+  data: config.Data,
+  seed: int,
+  rows: np.ndarray,
+  start_step: int,
+) -> tf.data.Dataset:
+  """The batches of `train_batches`, and what `_reported` takes out of them."""
   rows = _check(source, data, rows, data.batch_size)
   steps = tf.data.Dataset.range(start_step, lanes.INT64_MAX)
 
@@ -86,7 +138,7 @@ def train_batches(
       record = source.load(plans["index"])
       return _augment_arrays(record, plans, data)
 
-    return _iterate(_map(steps, whole), source, unreadable)
+    return _map(steps, whole)
 
   def indexed(plans: _Tensors) -> _Tensors:
     assert isinstance(source, Indexed)
@@ -101,14 +153,12 @@ def train_batches(
 
   plans = _map(steps, plan).unbatch()
   if isinstance(source, Indexed):
-    batches = _map(plans, indexed).batch(len(rows))
-    return _iterate(batches, source, unreadable)
+    return _map(plans, indexed).batch(len(rows))
   records = lanes.train_stream(
     source, data, seed=seed, rows=rows, start_step=start_step
   )
   pairs = tf.data.Dataset.zip(plans, records)
-  batches = _map(pairs, recorded).batch(len(rows))
-  return _iterate(batches, source, unreadable)
+  return _map(pairs, recorded).batch(len(rows))
 
 
 def eval_batches(
@@ -374,8 +424,8 @@ def _reported(
       none = np.zeros(0)  # of a source of arrays
       ids, reasons = batch.pop("id", none), batch.pop("reason", none)
       for place in np.flatnonzero(reasons):
-        name = source.name(int(ids[place]))
-        unreadable.report(name, reasons[place].decode())
+        name = source.name(int(ids.flat[place]))
+        unreadable.report(name, reasons.flat[place].decode())
       yield batch
   except tf.errors.OpError as error:
     raise damage(source, error) from error

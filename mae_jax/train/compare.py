@@ -152,20 +152,16 @@ class Comparison:
     Members that differ in their start alone see the same images.
     """
     data = self._config.data
-    rows = sharding.local_rows(self._mesh, data.batch_size)
-    streams = [
-      pipeline.train_batches(
-        shots.few(self._one.train_source, count, seed),
-        data,
-        seed=seed,
-        rows=rows,
-        start_step=start_step,
-        unreadable=self.unreadable,
-      )
-      for count, seed in self._streams
-    ]
-    for batches in zip(*streams, strict=True):
-      yield jax.tree.map(lambda *x: np.stack(x, axis=1), *batches)
+    return pipeline.side_by_side(
+      [
+        (shots.few(self._one.train_source, count, seed), seed)
+        for count, seed in self._streams
+      ],
+      data,
+      rows=sharding.local_rows(self._mesh, data.batch_size),
+      start_step=start_step,
+      unreadable=self.unreadable,
+    )
 
   def train_step(
     self, state: TrainState, batch: Mapping[str, jax.Array]
@@ -234,16 +230,14 @@ class Comparison:
     """Accuracy of each member on the held-out images, as table and plot."""
     source = self._one.eval_source
     assert source is not None
-    size = self._config.data.batch_size
-    batches = pipeline.eval_batches(
+    out, labels, _ = features.of_source(
+      self._score,
+      params,
       source,
       self._config.data,
-      batch_size=size,
-      rows=sharding.local_rows(self._mesh, size),
+      mesh=self._mesh,
+      batch_size=self._config.data.batch_size,
       unreadable=self.unreadable,
-    )
-    out, labels, _ = features.extract(
-      self._score, params, batches, mesh=self._mesh, batch_size=size
     )
     if not len(labels):
       return report.Report({}, {}, "no held-out image can be read")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn import datasets
 
 from mae_jax import config
-from mae_jax.data import pipeline, sources
+from mae_jax.data import pipeline, sources, unreadable
+from tests import tiny
 from tests.data.conftest import TEST, TRAIN, take
 
 SOURCES = ("digits", "folder", "tfds")
@@ -315,3 +319,35 @@ def test_rows_that_are_not_part_of_a_batch(settings, rows):
     ValueError, match=r"must be increasing numbers in 0\.\.31"
   ):
     train(settings(), 1, rows=np.array(rows))
+
+
+@pytest.mark.parametrize("kind", ["digits", "folder"])
+def test_side_by_side_are_the_streams_themselves(kind, tmp_path):
+  settings = tiny.config().data
+  if kind == "folder":
+    for number in range(7):
+      Image.new("L", (9, 8), 30 * number).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    settings = dataclasses.replace(
+      settings, source="folder", path=str(tmp_path)
+    )
+  source = sources.open_source(settings, "train")
+  rows = np.arange(3, 9)
+  pairs = [(source, 0), (source.subset(5), 1), (source, 2)]
+  told = [unreadable.Unreadable(shown=0) for _ in range(2)]
+  together = pipeline.side_by_side(
+    pairs, settings, rows=rows, start_step=2, unreadable=told[0]
+  )
+  alone = [
+    pipeline.train_batches(
+      each, settings, seed=seed, rows=rows, start_step=2, unreadable=told[1]
+    )
+    for each, seed in pairs
+  ]
+  for _ in range(3):
+    batch = next(together)
+    for number, stream in enumerate(alone):
+      for name, values in next(stream).items():
+        np.testing.assert_array_equal(batch[name][:, number], values)
+  assert bool(told[0].names) == (kind == "folder")
+  assert set(told[0].names) == set(told[1].names)

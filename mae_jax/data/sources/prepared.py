@@ -100,7 +100,8 @@ def _pieces(info: Any, split: str, field: str) -> tuple[base.Piece, ...]:
       for name, part in info.splits.items()
     )
     raise config.ConfigError(
-      f"{field}={split!r} is not a split of {info.full_name}: it has {counts}"
+      f"{field}={split!r} is not a split of {info.full_name}: it has {counts}; "
+      f"set --config.{field} to one of them"
     ) from error
   pieces = tuple(
     base.Piece(str(each.filename), each.skip, each.take)
