@@ -132,7 +132,7 @@ def _with_positions(
     sharding.state_shardings(mesh, like),
   )
   grid = patches.grid_size(data.image_size, encoder.patch_size)
-  return initial.load_encoder(step, like, mesh, grid)
+  return initial.load_encoder(step, like, mesh, grid, encoder)
 
 
 def _first_blocks(

@@ -12,6 +12,7 @@ from mae_jax.checkpoints.reading import (
   find_step,
   load_any,
   load_params,
+  read_run,
   restore_newest,
 )
 from mae_jax.checkpoints.state import Health, TrainState
@@ -26,5 +27,6 @@ __all__ = [
   "find_step",
   "load_any",
   "load_params",
+  "read_run",
   "restore_newest",
 ]

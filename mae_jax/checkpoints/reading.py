@@ -140,9 +140,21 @@ def load_any(path: epath.PathLike, mesh: Mesh) -> tuple[dict[str, Any], Run]:
       sharding.state_shardings(mesh, found),
     )
 
-  params = _read_params(directory, place)
+  return _read_params(directory, place), read_run(directory)
+
+
+def read_run(path: epath.PathLike) -> Run:
+  """What is known of the run that a checkpoint comes from.
+
+  Args:
+    path: a workdir, its `checkpoints`, or one step's directory.
+
+  Raises:
+    ConfigError: if there is no checkpoint, or its files are damaged.
+  """
+  directory = find_step(path)
   try:
-    return params, _read_run(directory, _read_loop(directory))
+    return _read_run(directory, _read_loop(directory))
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f"{directory} is of {error}") from error
   except Exception as error:

@@ -71,7 +71,10 @@ def score(
   own = jnp.take_along_axis(logits, labels[:, None], axis=1)
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
   loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)
-  return {"loss": loss[:, 0], "rank": (~(logits <= own)).sum(axis=1)}
+  above = ~(logits <= own)
+  # As of sorting: of equal ones the first is taken.
+  above |= (logits == own) & (jnp.arange(logits.shape[1]) < labels[:, None])
+  return {"loss": loss[:, 0], "rank": above.sum(axis=1)}
 
 
 def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:

@@ -109,8 +109,8 @@ def check_labels(labels: np.ndarray, part: Part) -> None:
   """
   if (labels < 0).any():
     raise config_lib.ConfigError(
-      f"images of {part.what} have no label: name another split, "
-      "--config.data.eval_split=validation for instance"
+      f"images of {part.what} have no label: name another split, such as "
+      "--config.data.eval_split=validation"
     )
 
 

@@ -54,8 +54,9 @@ def load(path: epath.PathLike, mesh: Mesh) -> Restored:
     return Restored(params, run, model.encoder, None)
   if task not in classifiers.CLASSIFIERS:
     raise config_lib.ConfigError(
-      f"{path} is of a run of task={task}, which leaves no network to use: "
-      f"name a checkpoint of pretrain, {' or '.join(classifiers.CLASSIFIERS)}"
+      f"{path} is of a run of task={task}, which holds many networks: name "
+      f"a checkpoint of pretrain, {' or '.join(classifiers.CLASSIFIERS)}, such "
+      f"as that in {path}/pretrain"
     )
   built = classifiers.CLASSIFIERS[task](
     run.config, len(run.class_names), platform

@@ -35,8 +35,15 @@ def classifier_step(
   model: vit.VisionTransformer, grid: tuple[int, int], channels: int
 ) -> int:
   """Forward and backward flops of fine-tuning on one image."""
-  head = 2 * model.encoder.width * model.num_classes
-  return 3 * (encoder_forward(model.encoder, grid, channels) + head)
+  encoder = model.encoder
+  head = 2 * encoder.width * model.num_classes
+  forward = encoder_forward(encoder, grid, channels)
+  trained = forward
+  if encoder.frozen:
+    blocks = encoder.depth - encoder.frozen
+    tokens = 1 + grid[0] * grid[1]
+    trained = stack(tokens, encoder.width, blocks, encoder.mlp_dim)
+  return forward + head + 2 * (trained + head)
 
 
 def encoder_forward(

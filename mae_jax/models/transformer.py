@@ -117,7 +117,8 @@ class Block(nn.Module):
     def branch(out: jax.Array, number: int) -> jax.Array:
       if kept is None:
         return out
-      return out * kept[:, number, None, None].astype(out.dtype)
+      # In float32: 1 / (1 - rate) rounded would be a bias.
+      return (out * kept[:, number, None, None]).astype(out.dtype)
 
     x = partition.constrain_batch(x)
     attention = Attention(self.heads, self.dtype, name="attn")

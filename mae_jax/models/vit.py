@@ -78,7 +78,7 @@ class VisionTransformer(nn.Module):
     encoder: see `mae.Encoder`.
     num_classes: of the head.
     pooling: "mean" or "cls".
-    head_std: of the truncated normal that the head's kernel begins with.
+    head_std: of the normal that the head's kernel begins with.
   """
 
   encoder: mae.Encoder

@@ -4,7 +4,8 @@ The runs, here called members, differ in where they start (pre-trained, or from
 scratch), in how many labels a class they see, and in their seed. They are one
 state with a leading axis, so that the loop trains, saves and resumes them like
 any other, and a program is compiled once for all. One after the other goes
-through the step of the task they belong to.
+through the step of the task they belong to, whole on one device: this is for
+small networks and images.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mae_jax import checkpoints, command_line, interrupts, sharding
+from mae_jax import command_line, interrupts, sharding
 from mae_jax import config as config_lib
 from mae_jax.checkpoints import TrainState
 from mae_jax.data import pipeline, shots
@@ -124,11 +125,12 @@ class Comparison:
       ),
       self._mesh,
       self._one.grid,
+      self._one.classifier.encoder,
     )
     # Only of the scratch members is what is drawn kept.
     count = len(self._streams)
 
-    def start() -> Any:
+    def start(encoder: Any) -> Any:
       drawn = self.init().params
       roles = drawn.keys() & {classifiers.MODEL, classifiers.AVERAGED}
       return drawn | {
@@ -144,7 +146,7 @@ class Comparison:
       }
 
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(start, out_shardings=shardings)()
+    return jax.jit(start, out_shardings=shardings)(encoder)
 
   def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """Each stream's rows of every batch, [B, streams, ...].
@@ -193,11 +195,11 @@ class Comparison:
 
   def _each(self, one: Callable, members: Any, shared: Any) -> Any:
     """`one` of each member, device by device, one after the other."""
-    count, devices = len(self.members), self._mesh.size
-    extra = -count % devices
-    members = jax.tree.map(
-      lambda x: jnp.concatenate([x, x[:extra]]) if extra else x, members
-    )
+    count = len(self.members)
+    # As many for each device: some are done twice.
+    spread = np.arange(count + -count % self._mesh.size) % count
+    if len(spread) > count:
+      members = jax.tree.map(lambda x: x[spread], members)
 
     def some(members: Any, shared: Any) -> Any:
       return jax.lax.map(lambda member: one(member, shared), members)
@@ -210,7 +212,7 @@ class Comparison:
       out_specs=split,
       check_vma=False,
     )(members, shared)
-    return jax.tree.map(lambda x: x[:count], out) if extra else out
+    return jax.tree.map(lambda x: x[:count], out)
 
   @functools.cached_property
   def _score(self) -> Callable[[Any, Any], Any]:
@@ -273,7 +275,6 @@ def run(
     where = os.path.join(workdir, "pretrain")
     pretrain(first, where, stop)
     config = dataclasses.replace(config, init_from=where)
-  checkpoints.find_step(config.init_from)
   loop.run(comparison_task, config, mesh, workdir, stop)
 
 
@@ -290,5 +291,13 @@ def _first(config: config_lib.Config) -> config_lib.Config:
       f"compare.pretrain={recipe} is of task={first.task}: name a recipe that "
       "pre-trains, such as configs/digits.py"
     )
+  for name in ("source", "name", "path", "channels", "image_size"):
+    old, new = getattr(first.data, name), getattr(config.data, name)
+    if old != new:
+      raise config_lib.ConfigError(
+        f"compare.pretrain={recipe} has data.{name}={old!r}, and the "
+        f"comparison {new!r}: pre-train on these images first, and set "
+        "--config.init_from to that run"
+      )
   # Measured is what comes of it.
   return dataclasses.replace(first, eval=config.eval, mesh=config.mesh)

@@ -11,11 +11,22 @@ from jax.sharding import Mesh
 
 from mae_jax import checkpoints
 from mae_jax import config as config_lib
-from mae_jax.models import classifiers, patches, positions, variants
+from mae_jax.models import (
+  build,
+  classifiers,
+  mae,
+  patches,
+  positions,
+  variants,
+)
 
 
 def load_encoder(
-  path: epath.PathLike, like: Any, mesh: Mesh, grid: tuple[int, int]
+  path: epath.PathLike,
+  like: Any,
+  mesh: Mesh,
+  grid: tuple[int, int],
+  encoder: mae.Encoder,
 ) -> Any:
   """The encoder of a pre-trained or fine-tuned checkpoint.
 
@@ -28,6 +39,7 @@ def load_encoder(
     like: the encoder's tree wanted, of ShapeDtypeStructs with shardings.
     mesh: the devices.
     grid: rows and columns of patches of the images to come.
+    encoder: the network that is to have it.
 
   Returns:
     The tree `like`, filled.
@@ -40,12 +52,37 @@ def load_encoder(
   found = dict(classifiers.trained(params)["encoder"])
   if "norm" not in like:
     found.pop("norm", None)
+  elif "norm" not in found:
+    raise config_lib.ConfigError(
+      f"the encoder of {path} was fine-tuned with mean pooling and has no "
+      "final norm, which is needed here: start from the pre-trained one, or "
+      "fine-tune with --config.classify.pooling=mean"
+    )
   if "pos_embed" in like:
     found["pos_embed"] = _positions(found, run.config, grid)
   checkpoints.check_shapes(path, {"encoder": found}, {"encoder": like})
+  check_network(path, run, encoder)
   return jax.tree.map(
     lambda leaf, to: jax.device_put(leaf, to.sharding), found, dict(like)
   )
+
+
+def check_network(
+  path: epath.PathLike, run: checkpoints.Run, encoder: mae.Encoder
+) -> None:
+  """Compares what the shapes of parameters do not tell.
+
+  Raises:
+    ConfigError: if heads or patches of the run differ.
+  """
+  before = build.encoder(run.config)
+  for name in ("heads", "patch_size"):
+    old, new = getattr(before, name), getattr(encoder, name)
+    if old != new:
+      raise config_lib.ConfigError(
+        f"the encoder of {path} has model.{name}={old}, not {new}: set "
+        f"--config.model.{name}={str(old).replace(' ', '')}"
+      )
 
 
 def _positions(

@@ -104,6 +104,7 @@ class LinearProbe(task.Labelled):
       ConfigError: on any setting that cannot work, or data without labels.
     """
     _check_groups(config)
+    _check_unused(config)
     super().__init__(config, mesh)
     self.flops_per_image = flops.encoder_forward(
       self.classifier.encoder, self.grid, config.data.channels
@@ -121,6 +122,34 @@ class LinearProbe(task.Labelled):
         config=self._config,
       )
     )
+
+
+# Settings of fine-tuning, which count for nothing here.
+_UNUSED = {
+  "classify": (
+    "trained",
+    "ema",
+    "mixup",
+    "cutmix",
+    "smoothing",
+    "erasing",
+    "drop_path",
+  ),
+  "optim": ("grad_clip", "layer_decay"),
+}
+
+
+def _check_unused(config: config_lib.Config) -> None:
+  for section, names in _UNUSED.items():
+    values = getattr(config, section)
+    for field in dataclasses.fields(values):
+      value = getattr(values, field.name)
+      if field.name in names and value != field.default:
+        raise config_lib.ConfigError(
+          f"{section}.{field.name}={value!r} is a setting of fine-tuning, "
+          f"which a linear probe does not have: leave it at {field.default!r}, "
+          "or set --config.task=finetune"
+        )
 
 
 def _check_groups(config: config_lib.Config) -> None:

@@ -16,7 +16,7 @@ from mae_jax import checkpoints, images, interrupts, optim, rng, sharding
 from mae_jax import config as config_lib
 from mae_jax.evals import pretraining
 from mae_jax.models import build, flops, mae, patches
-from mae_jax.train import loop, step, task
+from mae_jax.train import initial, loop, step, task
 
 ROLE = "model"  # the parameters' name in the state
 
@@ -120,6 +120,7 @@ class Pretraining(task.Images):
       self.eval_source,
       self.unreadable,
     )
+    self._encoder = model.encoder
     tx = optim.adamw(config.optim)
     self.flops_per_image = flops.train_step(model)
     self.init = functools.partial(
@@ -135,7 +136,9 @@ class Pretraining(task.Images):
 
   def load(self, path: str, like: Any) -> Any:
     """The parameters of another pre-training run, decoder and all."""
-    return checkpoints.load_params(path, like)
+    params = checkpoints.load_params(path, like)
+    initial.check_network(path, checkpoints.read_run(path), self._encoder)
+    return params
 
 
 def run(

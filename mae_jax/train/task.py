@@ -15,7 +15,7 @@ from mae_jax import checkpoints, optim, sharding
 from mae_jax import config as config_lib
 from mae_jax.data import pipeline, shots, sources
 from mae_jax.data.unreadable import Unreadable
-from mae_jax.evals import classification
+from mae_jax.evals import classification, part
 from mae_jax.models import classifiers, patches
 from mae_jax.train import initial
 
@@ -120,6 +120,13 @@ class Labelled(Images):
     """
     super().__init__(config, mesh)
     _check_classes(self.train_source, self.eval_source)
+    for name, source in (
+      ("train", self.train_source),
+      ("eval", self.eval_source),
+    ):
+      if isinstance(source, sources.Records):
+        what = f"data.{name}_split={getattr(config.data, f'{name}_split')!r}"
+        part.check_images(part.Part(source, what, config.data))
     build = classifiers.CLASSIFIERS[config.task]
     platform = mesh.devices.flat[0].platform
     self.classifier = build(config, len(self.class_names), platform)
@@ -144,7 +151,11 @@ class Labelled(Images):
     """The encoder of any checkpoint; the head is drawn."""
     model = like[classifiers.MODEL]
     encoder = initial.load_encoder(
-      path, model["encoder"], self._mesh, self.grid
+      path,
+      model["encoder"],
+      self._mesh,
+      self.grid,
+      self.classifier.encoder,
     )
     shardings = jax.tree.map(lambda x: x.sharding, like)
     drawn = jax.jit(lambda: self.init().params, out_shardings=shardings)()

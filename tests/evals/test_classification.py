@@ -95,3 +95,9 @@ def test_of_many_classes_the_best_and_the_worst_are_shown():
     f"c{k}" for k in range(9, -1, -1)
   ]
   assert lines[-1].split() == ["c0", "30", "0.0", "%"]
+
+
+def test_of_equal_logits_the_first_is_the_answer():
+  """So that a network which tells nothing apart is right by chance alone."""
+  found = classification.score(jnp.zeros((3, 4)), jnp.array([0, 1, 3]))
+  np.testing.assert_array_equal(found["rank"], [0, 1, 3])

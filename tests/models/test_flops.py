@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from mae_jax.models import build, flops
+from mae_jax import config as config_lib
+from mae_jax.models import build, flops, vit
 from tests import tiny
 
 BATCH = 4
@@ -80,3 +81,27 @@ def test_flops_are_the_compilers(backward: bool):
   print(f"{backward=}: XLA {counted:.4g}, on paper {paper:.4g}")
   assert paper < counted
   assert paper == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("trained", ["all", "1 blocks", "head"])
+def test_flops_of_fine_tuning_are_those_of_the_products(trained: str):
+  """But for a few: of the lowest layer no gradient by its input is taken."""
+  classify = config_lib.Classify(trained=trained)
+  config = tiny.config(
+    model={"width": 64, "mlp_dim": 256, "depth": 2}, classify=classify
+  )
+  model = build.classifier(config, 10)
+  images = jnp.zeros((BATCH, 8, 8, 1))
+  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+  def loss(params):
+    params = jax.tree.map(
+      lambda changes, p: jnp.where(changes, p, jax.lax.stop_gradient(p)),
+      vit.trainable(params, trained),
+      params,
+    )
+    return model.apply({"params": params}, images).sum()
+
+  jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(params).jaxpr
+  on_paper = BATCH * flops.classifier_step(model, (4, 4), 1)
+  assert on_paper == pytest.approx(products(jaxpr), rel=0.15)

@@ -165,7 +165,7 @@ def test_members_that_devices_do_not_divide(pretrained, tmp_path):
     train={"length": "3 steps"},
   )
   report, alone = train(settings, tmp_path / "one")
-  _, spread = train(settings, tmp_path / "two", devices=2)
+  _, spread = train(settings, tmp_path / "eight", devices=8)
   jax.tree.map(close, alone, spread)
   assert set(report.scalars) == {
     "eval_top1/pre-trained_2",
@@ -231,6 +231,20 @@ def test_a_mistake_is_one_line(tmp_path, compare_settings, text):
       settings, str(tmp_path), interrupts.Interrupts(), KINDS, pretrain.run
     )
   assert not list(tmp_path.iterdir())
+
+
+def test_pre_training_on_other_images_is_refused(tmp_path):
+  settings = config(
+    compare=dataclasses.replace(
+      config().compare, pretrain="configs/digits.py:steps=9"
+    ),
+    data={"image_size": (12, 12)},
+  )
+  text = r"has data.image_size=\(8, 8\), and the comparison \(12, 12\)"
+  with pytest.raises(config_lib.ConfigError, match=text):
+    compare.run(
+      settings, str(tmp_path), interrupts.Interrupts(), KINDS, pretrain.run
+    )
 
 
 def test_held_out_images_are_needed(tmp_path):

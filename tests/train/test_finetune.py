@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from bench import kills
@@ -18,7 +19,7 @@ from mae_jax.checkpoints import sums
 from mae_jax.data import pipeline
 from mae_jax.models import positions
 from mae_jax.train import finetune, loop
-from tests import tiny
+from tests import prepared, tiny
 from tests.train import runs
 
 _PRETRAIN = tiny.config(
@@ -97,6 +98,14 @@ def test_a_fine_tuned_checkpoint_can_be_the_start(pretrained, tmp_path):
   [
     ({"model": {"depth": 1}}, r"encoder/stack/\S+ is \(2, .*, not \(1, "),
     ({"model": {"width": 64}}, r"patch_embed/kernel is \(4, 32\), not \(4, 64"),
+    (
+      {"model": {"heads": 8}},
+      "has model.heads=4, not 8: set --config.model.he",
+    ),
+    (
+      {"model": {"patch_size": (4, 1)}},
+      r"has model.patch_size=\(2, 2\), not \(4, 1\): set .*=\(2,2\)",
+    ),
     ({"data": {"eval_split": ""}, "init_from": "nowhere"}, "no checkpoint in"),
   ],
 )
@@ -159,6 +168,37 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
   assert report.scalars["eval_top5"] == pytest.approx(top5 / count)
   assert report.scalars["eval_loss"] == pytest.approx(loss / count, rel=1e-5)
   assert right / count > 0.3  # it learned something
+
+
+def test_a_final_norm_that_is_not_there_is_named(tmp_path):
+  first = config(train={"length": "3 steps"})
+  runs.train(first, tmp_path / "mean")
+  settings = config(
+    init_from=str(tmp_path / "mean"),
+    classify=config_lib.Classify(pooling="cls"),
+  )
+  with pytest.raises(config_lib.ConfigError, match="has no final norm, which"):
+    loaded(settings, tmp_path / "cls")
+
+
+def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
+  features = {
+    "image": tfds.features.Image(shape=(8, 8, 1)),
+    "label": tfds.features.ClassLabel(names=["a", "b"]),
+  }
+  images = [
+    {"image": np.full((8, 8, 1), 9 * k, np.uint8), "label": k % 2}
+    for k in range(9)
+  ]
+  unknown = [each | {"label": -1} for each in images]
+  prepared.prepare(
+    tmp_path, "some", features, {"train": images, "test": unknown}
+  )
+  data = {"source": "tfds", "name": "some", "data_dir": str(tmp_path)}
+  settings = config(data=data | {"batch_size": 8, "eval_split": "test"})
+  text = "images of data.eval_split='test' have no label: name another split"
+  with pytest.raises(config_lib.ConfigError, match=text):
+    finetune.Finetuning(settings, runs.devices_mesh())
 
 
 def test_images_without_labels_are_refused(tmp_path):

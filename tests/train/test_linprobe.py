@@ -75,6 +75,23 @@ def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
     np.testing.assert_allclose(losses, wanted, rtol=2e-5)
 
 
+@pytest.mark.parametrize(
+  ("section", "name", "value"),
+  [
+    ("classify", "trained", "1 blocks"),
+    ("classify", "ema", 0.9),
+    ("classify", "mixup", 0.8),
+    ("optim", "grad_clip", 1.0),
+    ("optim", "layer_decay", 0.75),
+  ],
+)
+def test_settings_of_fine_tuning_are_refused(section, name, value):
+  settings = config(**{section: {name: value}})
+  text = f"{section}.{name}={value!r} is a setting of fine-tuning"
+  with pytest.raises(config_lib.ConfigError, match=text):
+    linprobe.LinearProbe(settings, runs.devices_mesh())
+
+
 def test_groups_must_divide_the_batch():
   settings = config(classify=config_lib.Classify(norm_group=12))
   text = "classify.norm_group=12 does not divide data.batch_size=32: use a div"
