@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mae_jax import command_line, interrupts, sharding
+from mae_jax import checkpoints, command_line, interrupts, sharding
 from mae_jax import config as config_lib
 from mae_jax.checkpoints import TrainState
 from mae_jax.data import pipeline, shots
@@ -270,12 +270,20 @@ def run(
   """
   mesh = sharding.make_mesh(config.mesh)
   comparison_task = Comparison(config, mesh, kinds)
-  if not config.init_from:
+  if not config.init_from and not _has_begun(workdir):
     first = _first(config)
     where = os.path.join(workdir, "pretrain")
     pretrain(first, where, stop)
     config = dataclasses.replace(config, init_from=where)
   loop.run(comparison_task, config, mesh, workdir, stop)
+
+
+def _has_begun(workdir: str) -> bool:
+  try:
+    checkpoints.find_step(workdir)
+  except config_lib.ConfigError:
+    return False
+  return True
 
 
 def _first(config: config_lib.Config) -> config_lib.Config:

@@ -200,6 +200,10 @@ def test_the_whole_chain(tmp_path):
   assert (tmp_path / "run" / "comparison.png").stat().st_size > 1000
   assert kills.records(tmp_path / "run" / "pretrain")[-1]["step"] == 3
   encoder = runs.params(tmp_path / "run" / "pretrain", _PRETRAIN)["model"]
+  # What goes on needs no start.
+  shutil.rmtree(tmp_path / "run" / "pretrain")
+  compare.run(settings, workdir, stop, KINDS, pretrain.run)
+  assert not (tmp_path / "run" / "pretrain").exists()
   members = params(settings, workdir, runs.devices_mesh())["model"]["encoder"]
   kernel = np.asarray(members["patch_embed"]["kernel"])
   for number in range(2):
