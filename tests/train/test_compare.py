@@ -143,6 +143,7 @@ def test_the_report_is_of_the_members(whole):
   )
 
 
+@pytest.mark.slow
 def test_a_cut_run_is_a_whole_one(whole, tmp_path):
   workdir, settings, _, members = whole
   cut = shutil.copytree(workdir, tmp_path / "cut")
@@ -152,12 +153,14 @@ def test_a_cut_run_is_a_whole_one(whole, tmp_path):
   assert kills.records(cut) == kills.records(workdir)
 
 
+@pytest.mark.slow
 def test_any_devices_give_the_same(whole, tmp_path):
   _, settings, _, members = whole
   _, again = train(settings, tmp_path, devices=4, fsdp=2)
   jax.tree.map(close, again, members)
 
 
+@pytest.mark.slow
 def test_members_that_devices_do_not_divide(pretrained, tmp_path):
   settings = config(
     init_from=pretrained,

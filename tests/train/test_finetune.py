@@ -129,6 +129,7 @@ def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path):
   assert kills.records(cut) == kills.records(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
   _, wanted = runs.steps(config(), 5)
   for accum, mesh in ((1, {"devices": 8, "fsdp": 4}), (4, {"devices": 2})):
@@ -245,6 +246,7 @@ def test_what_is_trained_must_be_known(trained: str):
     finetune.Finetuning(settings, runs.devices_mesh())
 
 
+@pytest.mark.slow
 def test_averaged_parameters_follow_and_are_what_is_used(tmp_path):
   decay = 0.9
   classify = dataclasses.replace(_MIXED, ema=decay)
