@@ -157,6 +157,8 @@ class Model:
   dtype: str = "bfloat16"  # of activations; parameters are always float32
   remat: str = "none"  # none | dots | full: what the backward pass recomputes
   unroll: int = 0  # blocks a scan step; 0: all on CPU, 1 elsewhere
+  norm_eps: float = 1e-6  # of every LayerNorm
+  activation: str = "gelu"  # a name in mae_jax.models.transformer.ACTIVATIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -335,6 +337,7 @@ AT_LEAST: dict[str, float] = {
 ABOVE: dict[str, float] = {
   "eval.knn_temperature": 0,
   "eval.probe_l2": 0,
+  "model.norm_eps": 0,
   "train.spike_factor": 1,
   "train.stop_seconds": 0,
   "optim.grad_clip": 0,

@@ -95,7 +95,7 @@ def from_checkpoint(
     tokens: Any = encoder.apply({"params": params["encoder"]}, x)
     out: Any = pooled(tokens)
     if vit.FC_NORM in params:
-      norm = transformer.layer_norm(vit.FC_NORM)
+      norm = transformer.layer_norm(vit.FC_NORM, encoder.norm_eps)
       out = norm.apply({"params": params[vit.FC_NORM]}, out)
     return out
 

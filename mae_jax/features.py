@@ -125,6 +125,7 @@ def parser() -> tools.Parser:
     "Writes features of images: an .npz file with names, features and readable "
     "(False where an image cannot be read: its features are NaN).",
   )
+  flags.add_images()
   flags.add_argument(
     "--out",
     required=True,

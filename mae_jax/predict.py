@@ -197,6 +197,7 @@ def parser() -> tools.Parser:
     "Prints the likeliest classes of images, by a fine-tuned network or a "
     "linear probe.",
   )
+  flags.add_images()
   flags.add_argument(
     "--out",
     help="a .csv file, on a disk or in a bucket (gs://...), with the columns "

@@ -1,4 +1,4 @@
-"""What the tools that go through images share: flags, errors and the stream.
+"""What the tools share: flags, errors, and the stream of those with images.
 
 A tool is a function of the flags; `main` calls it and says in one line what
 went wrong.
@@ -38,6 +38,12 @@ class Parser(argparse.ArgumentParser):
       allow_abbrev=False,
     )
     self.add_argument(
+      "--debug", action="store_true", help="show where an error was raised"
+    )
+
+  def add_images(self) -> None:
+    """Adds the flags of a tool that goes through images."""
+    self.add_argument(
       "--checkpoint",
       required=True,
       type=os.path.expanduser,
@@ -57,9 +63,6 @@ class Parser(argparse.ArgumentParser):
       default=64,
       help="images at a time over all devices, rounded up to a multiple of "
       "their number (default: 64)",
-    )
-    self.add_argument(
-      "--debug", action="store_true", help="show where an error was raised"
     )
 
   def error(self, message: str) -> NoReturn:

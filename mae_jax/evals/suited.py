@@ -20,7 +20,16 @@ from mae_jax.models import build, classifiers, mae
 
 # What an encoder is. Other settings of models say how they are computed, or
 # what a decoder is, which has no part in what is measured.
-_ARCHITECTURE = ("variant", "width", "depth", "heads", "mlp_dim", "patch_size")
+_ARCHITECTURE = (
+  "variant",
+  "width",
+  "depth",
+  "heads",
+  "mlp_dim",
+  "patch_size",
+  "norm_eps",
+  "activation",
+)
 _SHOWN = ("data.image_size", "data.channels", "data.mean", "data.std")
 
 

@@ -124,7 +124,16 @@ def _stack(
   # Measured: on CPU a scan that is not unrolled is 11-17 % slower; elsewhere
   # unrolling doubles the time to compile.
   unroll = model.unroll or (dims.depth if platform == "cpu" else 1)
-  settings = {"dtype": dtype, "remat": model.remat, "unroll": unroll}
+  config_lib.lookup(
+    transformer.ACTIVATIONS, model.activation, "model.activation"
+  )
+  settings = {
+    "dtype": dtype,
+    "remat": model.remat,
+    "unroll": unroll,
+    "norm_eps": model.norm_eps,
+    "activation": model.activation,
+  }
   return dataclasses.asdict(dims) | settings
 
 

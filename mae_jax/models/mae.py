@@ -73,6 +73,8 @@ class Encoder(nn.Module):
       [1, 1 + L, D], that begins as the fixed one; the class token has row 0.
     final_norm: whether the tokens pass the final LayerNorm.
     frozen: see `transformer.Stack`.
+    norm_eps: see `transformer.Stack`.
+    activation: see `transformer.Stack`.
   """
 
   patch_size: tuple[int, int]
@@ -86,6 +88,8 @@ class Encoder(nn.Module):
   learned_positions: bool = False
   final_norm: bool = True
   frozen: int = 0
+  norm_eps: float = transformer.NORM_EPS
+  activation: str = transformer.ACTIVATION
 
   @nn.compact
   def __call__(
@@ -108,9 +112,8 @@ class Encoder(nn.Module):
     table = jnp.asarray(positions.sincos_2d(grid, self.width))  # [L, D]
     cls = self.param("cls_token", _TOKEN_INIT, (1, 1, self.width))
     if self.learned_positions:
-      # The class token's position is a row of zeros in the reference.
-      fixed = jnp.pad(table, ((1, 0), (0, 0)))[None]
-      pos_embed = self.param("pos_embed", lambda _: fixed)  # [1, 1 + L, D]
+      # [1, 1 + L, D]
+      pos_embed = self.param("pos_embed", lambda _: positions.with_cls(table))
       cls, table = cls + pos_embed[:, :1], pos_embed[0, 1:]
     x = patches.patchify(images, self.patch_size).astype(self.dtype)
     # A dense layer, not a convolution: xavier then sees a (p*q*C, D) matrix.
@@ -127,11 +130,13 @@ class Encoder(nn.Module):
       self.remat,
       self.unroll,
       self.frozen,
+      self.norm_eps,
+      self.activation,
       name="stack",
     )
     x = stack(x, kept)
     if self.final_norm:
-      x = transformer.layer_norm("norm")(x)
+      x = transformer.layer_norm("norm", self.norm_eps)(x)
     x = x.astype(jnp.float32)
     return Tokens(x[:, 0], x[:, 1:])
 
@@ -149,6 +154,9 @@ class Decoder(nn.Module):
     dtype: of activations.
     remat: see `transformer.Stack`.
     unroll: see `transformer.Stack`.
+    learned_positions: as in `Encoder`; "pos_embed" is [1, 1 + L, D].
+    norm_eps: see `transformer.Stack`.
+    activation: see `transformer.Stack`.
   """
 
   grid: tuple[int, int]
@@ -160,6 +168,9 @@ class Decoder(nn.Module):
   dtype: Any = jnp.float32
   remat: str = "none"
   unroll: int = 1
+  learned_positions: bool = False
+  norm_eps: float = transformer.NORM_EPS
+  activation: str = transformer.ACTIVATION
 
   @nn.compact
   def __call__(self, tokens: Tokens, masked: masking.Masking) -> jax.Array:
@@ -170,7 +181,12 @@ class Decoder(nn.Module):
     cls, visible = x[:, :1], x[:, 1:]
     mask_token = self.param("mask_token", _TOKEN_INIT, (1, 1, self.width))
     x = masking.unshuffle(visible, mask_token.astype(self.dtype), masked)
-    x = x + positions.sincos_2d(self.grid, self.width).astype(self.dtype)
+    table = jnp.asarray(positions.sincos_2d(self.grid, self.width))  # [L, D]
+    if self.learned_positions:
+      pos_embed = self.param("pos_embed", lambda _: positions.with_cls(table))
+      cls = cls + pos_embed[:, :1].astype(self.dtype)
+      table = pos_embed[0, 1:]
+    x = x + table.astype(self.dtype)
     x = jnp.concatenate([cls, x], axis=1)
     stack = transformer.Stack(
       self.depth,
@@ -179,9 +195,11 @@ class Decoder(nn.Module):
       self.dtype,
       self.remat,
       self.unroll,
+      norm_eps=self.norm_eps,
+      activation=self.activation,
       name="stack",
     )
-    x = transformer.layer_norm("norm")(stack(x))[:, 1:]
+    x = transformer.layer_norm("norm", self.norm_eps)(stack(x))[:, 1:]
     # In float32, as the loss: rounded predictions would be its noise.
     return transformer.dense(self.patch_dim, jnp.float32, "pred")(x)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -34,6 +38,11 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
   rows, columns = np.meshgrid(*map(np.arange, grid), indexing="ij")
   halves = [sincos_1d(x, width // 2) for x in (columns, rows)]
   return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def with_cls(table: Any) -> jax.Array:
+  """[L, D] -> [1, 1 + L, D]: the class token's row, zeros in the reference."""
+  return jnp.pad(table, ((1, 0), (0, 0)))[None]
 
 
 def resize(

@@ -7,6 +7,8 @@ axis. `unroll` and `remat` change speed and memory, never a checkpoint.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +18,17 @@ import numpy as np
 
 from mae_jax.models import partition
 
-LAYER_NORM_EPS = 1e-6
+# What the reference has; networks from elsewhere may differ.
+NORM_EPS = 1e-6
+ACTIVATION = "gelu"
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),  # exact (erf)
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+}
 
 # What the backward pass keeps; "none" keeps everything.
 REMAT_POLICIES = {
@@ -36,9 +48,9 @@ def dense(features: int, dtype: Any, name: str) -> nn.Dense:
   )
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
+def layer_norm(name: str, eps: float = NORM_EPS) -> nn.LayerNorm:
   """LayerNorm in float32, whatever the compute dtype."""
-  return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name=name)
+  return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
 
 
 def drop_path(noise: jax.Array, rate: float) -> jax.Array:
@@ -88,16 +100,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two dense layers with an exact (erf) GELU between them."""
+  """Two dense layers with one of ACTIVATIONS between them."""
 
   mlp_dim: int
   dtype: Any = jnp.float32
+  activation: str = ACTIVATION
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, N, D]."""
     hidden = dense(self.mlp_dim, self.dtype, "fc1")(x)
-    hidden = nn.gelu(hidden, approximate=False)
+    hidden = ACTIVATIONS[self.activation](hidden)
     return dense(x.shape[-1], self.dtype, "fc2")(hidden)
 
 
@@ -107,6 +120,8 @@ class Block(nn.Module):
   heads: int
   mlp_dim: int
   dtype: Any = jnp.float32
+  norm_eps: float = NORM_EPS
+  activation: str = ACTIVATION
 
   @nn.compact
   def __call__(
@@ -122,9 +137,11 @@ class Block(nn.Module):
 
     x = partition.constrain_batch(x)
     attention = Attention(self.heads, self.dtype, name="attn")
-    x = x + branch(attention(layer_norm("norm1")(x).astype(self.dtype)), 0)
-    mlp = Mlp(self.mlp_dim, self.dtype, name="mlp")
-    x = x + branch(mlp(layer_norm("norm2")(x).astype(self.dtype)), 1)
+    normed = layer_norm("norm1", self.norm_eps)(x).astype(self.dtype)
+    x = x + branch(attention(normed), 0)
+    mlp = Mlp(self.mlp_dim, self.dtype, self.activation, name="mlp")
+    normed = layer_norm("norm2", self.norm_eps)(x).astype(self.dtype)
+    x = x + branch(mlp(normed), 1)
     return partition.constrain_batch(x), None
 
 
@@ -140,6 +157,8 @@ class Stack(nn.Module):
     unroll: blocks a scan step; a speed setting only.
     frozen: how many of the first blocks, and what comes before them, no
       gradient reaches: of these there is no backward pass.
+    norm_eps: of every LayerNorm.
+    activation: a name in ACTIVATIONS.
   """
 
   depth: int
@@ -149,6 +168,8 @@ class Stack(nn.Module):
   remat: str = "none"
   unroll: int = 1
   frozen: int = 0
+  norm_eps: float = NORM_EPS
+  activation: str = ACTIVATION
 
   @nn.compact
   def __call__(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
@@ -169,7 +190,14 @@ class Stack(nn.Module):
       length=self.depth,
       unroll=min(self.unroll, self.depth),
     )
-    x, _ = blocks(self.heads, self.mlp_dim, self.dtype, name="blocks")(x, kept)
+    x, _ = blocks(
+      self.heads,
+      self.mlp_dim,
+      self.dtype,
+      self.norm_eps,
+      self.activation,
+      name="blocks",
+    )(x, kept)
     return x
 
   def _part(

@@ -109,7 +109,8 @@ class VisionTransformer(nn.Module):
       kept = transformer.drop_path(drop_noise, drop_rate)
     tokens = self.encoder(images, kept=kept)
     if self.pooling == "mean":
-      x = transformer.layer_norm(FC_NORM)(tokens.patches.mean(axis=1))
+      norm = transformer.layer_norm(FC_NORM, self.encoder.norm_eps)
+      x = norm(tokens.patches.mean(axis=1))
     else:
       x = tokens.cls
     return head(self.num_classes, self.head_std)(x)

@@ -73,10 +73,10 @@ def check_network(
   """Compares what the shapes of parameters do not tell.
 
   Raises:
-    ConfigError: if heads or patches of the run differ.
+    ConfigError: if heads, patches, norms or activations of the run differ.
   """
   before = build.encoder(run.config)
-  for name in ("heads", "patch_size"):
+  for name in ("heads", "patch_size", "norm_eps", "activation"):
     old, new = getattr(before, name), getattr(encoder, name)
     if old != new:
       raise config_lib.ConfigError(
@@ -96,7 +96,6 @@ def _positions(
     table = np.asarray(jax.device_get(encoder["pos_embed"]))
   else:
     own = encoder["cls_token"].shape[-1]
-    table = positions.sincos_2d(before, own)
-    table = np.pad(table, ((1, 0), (0, 0)))[None]
+    table = np.asarray(positions.with_cls(positions.sincos_2d(before, own)))
   resized = positions.resize(table[:, 1:], before, grid)
   return np.concatenate([table[:, :1], resized], axis=1)
