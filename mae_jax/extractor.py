@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, images, sharding, storage
 from mae_jax import config as config_lib
+from mae_jax import dialects, images, sharding, storage
 from mae_jax.evals import restored
 from mae_jax.models import build, classifiers, mae, patches, transformer, vit
 from mae_jax.train import initial
@@ -75,7 +75,7 @@ def from_checkpoint(
   pooled = config_lib.lookup(POOLS, pool, "--pool")
   with storage.reaching(checkpoint):
     # Of a run that goes on, the second reading might find another.
-    step = checkpoints.find_step(checkpoint)
+    step = dialects.locate(checkpoint)
     found = restored.load(step, mesh)
     config = _with_size(found.run.config, image_size)
     encoder = found.encoder.clone(frozen=0, remat="none")

@@ -9,7 +9,6 @@ and nothing random, so that the same images give the same features.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Iterator
@@ -107,17 +106,6 @@ def _add_names(npz: output.Npz, source: sources.Indexed) -> None:
   npz.add("names", (total,), f"<U{longest}", parts())
 
 
-def _size(text: str) -> tuple[int, int]:
-  try:
-    sides = [int(side) for side in text.strip("()").split(",")]
-    height, width = sides * 2 if len(sides) == 1 else sides
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is no size: write 224, or height and width as 192,256"
-    ) from None
-  return height, width
-
-
 def parser() -> tools.Parser:
   """The flags."""
   flags = tools.Parser(
@@ -149,7 +137,7 @@ def parser() -> tools.Parser:
   )
   flags.add_argument(
     "--image_size",
-    type=_size,
+    type=tools.size,
     help="224, or height and width as 192,256 (default: the checkpoint's); "
     "positions are interpolated, as in fine-tuning",
   )

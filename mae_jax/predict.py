@@ -14,7 +14,6 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
@@ -73,7 +72,9 @@ def write(
   tools.at_least("top", top)
   if out is not None:
     output.check_suffix(out, ".csv")
-  given = None if class_names is None else _read_names(class_names)
+  given = (
+    None if class_names is None else tools.lines(class_names, "--class_names")
+  )
   tools.check(checkpoint, images, batch_size)
   mesh = mesh or sharding.make_mesh(config_lib.Mesh())
   with contextlib.ExitStack() as stack:
@@ -166,19 +167,6 @@ def _write_rows(file: IO[bytes], rows: Iterable[Sequence[Any]]) -> None:
   csv.writer(text, lineterminator="\n").writerows(rows)
   # A file name may be bytes that are no UTF-8: then the very same.
   file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def _read_names(path: str) -> list[str]:
-  try:
-    with storage.reaching(path):
-      text = epath.Path(path).read_bytes().decode("utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise config_lib.ConfigError(
-      f"--class_names={path} cannot be read ({reason}): name a text file with "
-      "the name of a class a line"
-    ) from error
-  return [line.strip() for line in text.strip().splitlines()]
 
 
 def _checked(names: list[str], wanted: int, flag: str) -> list[str]:

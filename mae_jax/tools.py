@@ -20,8 +20,8 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, console, errors, sharding, storage
 from mae_jax import config as config_lib
+from mae_jax import console, dialects, errors, sharding, storage
 
 if TYPE_CHECKING:
   from mae_jax.data import sources
@@ -47,8 +47,8 @@ class Parser(argparse.ArgumentParser):
       "--checkpoint",
       required=True,
       type=os.path.expanduser,
-      help="a workdir, of which the newest checkpoint is taken, or one of its "
-      "checkpoints/STEP",
+      help="a workdir, of which the newest checkpoint is taken, one of its "
+      "checkpoints/STEP, or weights of the reference, transformers or timm",
     )
     self.add_argument(
       "--images",
@@ -113,6 +113,36 @@ def at_least(name: str, value: int, least: int = 1) -> None:
     raise config_lib.ConfigError(f"--{name}={value} must be at least {least}")
 
 
+def size(text: str) -> tuple[int, int]:
+  """Reads the flag of an image size, as "224" or "192,256"."""
+  try:
+    sides = [int(side) for side in text.strip("()").split(",")]
+    height, width = sides * 2 if len(sides) == 1 else sides
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is no size: write 224, or height and width as 192,256"
+    ) from None
+  return height, width
+
+
+def lines(path: str, flag: str) -> list[str]:
+  """The lines of a text file with the name of a class each.
+
+  Raises:
+    ConfigError: if it cannot be read.
+  """
+  try:
+    with storage.reaching(path):
+      text = epath.Path(path).read_bytes().decode("utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise config_lib.ConfigError(
+      f"{flag}={path} cannot be read ({reason}): name a text file with "
+      "the name of a class a line"
+    ) from error
+  return [line.strip() for line in text.strip().splitlines()]
+
+
 def check(checkpoint: str, images: str, batch_size: int) -> None:
   """What can be said at once of the flags that every tool has.
 
@@ -121,7 +151,7 @@ def check(checkpoint: str, images: str, batch_size: int) -> None:
   """
   at_least("batch_size", batch_size)
   with storage.reaching(checkpoint):
-    checkpoints.find_step(checkpoint)
+    dialects.locate(checkpoint)
   with storage.reaching(images):
     if not images or not epath.Path(images).exists():
       raise config_lib.ConfigError(

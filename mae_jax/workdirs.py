@@ -76,6 +76,11 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
     yield Workdir(storage.absolute(path))
     return
   path = storage.make_directory(path, "--workdir")
+  if (path / "params").exists():
+    raise config_lib.ConfigError(
+      f"--workdir={path} is a checkpoint, not the directory of a run: name "
+      f"another, and start from this one with --config.init_from={path}"
+    )
   with contextlib.ExitStack() as stack:
     try:
       if not storage.is_remote(path):

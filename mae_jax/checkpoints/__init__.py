@@ -7,6 +7,7 @@ should give back; one that does not is set aside, and the one before it used.
 """
 
 from mae_jax.checkpoints.reading import (
+  Arrays,
   Run,
   check_shapes,
   find_step,
@@ -16,9 +17,10 @@ from mae_jax.checkpoints.reading import (
   restore_newest,
 )
 from mae_jax.checkpoints.state import Health, TrainState
-from mae_jax.checkpoints.writing import Checkpointer
+from mae_jax.checkpoints.writing import Checkpointer, save_params
 
 __all__ = [
+  "Arrays",
   "Checkpointer",
   "Health",
   "Run",
@@ -29,4 +31,5 @@ __all__ = [
   "load_params",
   "read_run",
   "restore_newest",
+  "save_params",
 ]

@@ -28,11 +28,14 @@ class Run:
     config: the settings.
     data: what tells its training data from others, see `Source.identity`.
     class_names: of the labels it learned, in their order.
+    origin: of converted weights, where they come from and how they were stored
+      there; empty for those that were trained here.
   """
 
   config: config_lib.Config
   data: Mapping[str, int | str]
   class_names: Sequence[str] = ()
+  origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def restore_newest(
@@ -177,6 +180,70 @@ def _read_params(
     raise _unreadable(directory, error) from error
 
 
+class Arrays:
+  """The parameters of a checkpoint, read one array at a time.
+
+  Attributes:
+    shapes: of each, by its path.
+  """
+
+  def __init__(self, path: epath.PathLike):
+    """Reads what there is.
+
+    Raises:
+      ConfigError: if there is no checkpoint, or it is damaged.
+    """
+    self._directory = find_step(path)
+    try:
+      with ocp.StandardCheckpointer() as reader:
+        metadata = reader.metadata(self._directory / "params")
+      tree = metadata.item_metadata.tree
+      self._wanted = _read_loop(self._directory)["checksums"]["params"]
+    except Exception as error:  # whatever a reader makes of broken files
+      raise _unreadable(self._directory, error) from error
+    self.shapes = {
+      name: tuple(leaf.shape) for name, leaf in sums.flat(tree).items()
+    }
+    self._sums: dict[str, int] = {}
+
+  def read(self, name: str) -> np.ndarray:
+    """One of them.
+
+    Raises:
+      ConfigError: if it is damaged.
+    """
+    tree: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+    for key in reversed(name.split("/")):
+      tree = {key: tree}
+    try:
+      with ocp.PyTreeCheckpointer() as reader:
+        found = reader.restore(
+          self._directory / "params",
+          ocp.args.PyTreeRestore(
+            item=jax.tree.map(lambda _: 0, tree),
+            restore_args=tree,
+            partial_restore=True,
+          ),
+        )
+    except Exception as error:  # whatever a reader makes of broken files
+      raise _unreadable(self._directory, error) from error
+    self._sums[name] = sums.checksum(found)
+    (array,) = jax.tree.leaves(found)
+    return np.asarray(array)
+
+  def verify(self) -> None:
+    """Compares the checksum; those that were not read are read for it.
+
+    Raises:
+      ConfigError: if it differs.
+    """
+    for name in self.shapes.keys() - self._sums.keys():
+      self.read(name)
+    if sum(self._sums.values()) % (1 << 32) != self._wanted:
+      error = ValueError("the checksum of its params is wrong")
+      raise _unreadable(self._directory, error)
+
+
 def _unreadable(
   directory: epath.Path, error: Exception
 ) -> config_lib.ConfigError:
@@ -238,8 +305,12 @@ def _read_run(directory: epath.Path, loop: Mapping[str, Any]) -> Run:
   config = json.loads((directory / "config" / "metadata").read_text())
   if sums.crc(config) != loop["checksums"]["config"]:
     raise ValueError("the checksum of its config is wrong")
-  names = tuple(loop["class_names"])
-  return Run(config_lib.from_config_dict(config), loop["data"], names)
+  return Run(
+    config_lib.from_config_dict(config),
+    loop["data"],
+    tuple(loop["class_names"]),
+    loop.get("origin", {}),  # which checkpoints of before do not have
+  )
 
 
 def _read_state(

@@ -19,6 +19,40 @@ from mae_jax.checkpoints.state import TrainState
 ITEMS = ("params", "opt_state", "loop", "config")
 
 
+def save_params(path: epath.PathLike, params: Any, run: Run) -> None:
+  """Writes parameters that no run trained here; they appear when all is there.
+
+  Args:
+    path: of a directory that is not there yet. It is what `find_step` finds,
+      and no workdir.
+    params: by role.
+    run: what is known of them.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  config = config_lib.to_dict(run.config)
+  loop = {
+    "step": 0,
+    "data": dict(run.data),
+    "class_names": list(run.class_names),
+    "origin": dict(run.origin),
+    "checksums": {
+      "params": sums.checksum(params),
+      "config": sums.crc(config),
+    },
+  }
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+    writer.save(
+      storage.absolute(path),
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(params),
+        loop=ocp.args.JsonSave(sums.seal(loop)),
+        config=ocp.args.JsonSave(config),
+      ),
+    )
+
+
 class Checkpointer:
   """Writes a run's states under `<workdir>/checkpoints`.
 
@@ -141,6 +175,7 @@ class Checkpointer:
         },
         "data": dict(self._run.data),
         "class_names": list(self._run.class_names),
+        "origin": dict(self._run.origin),
         "checksums": {
           "params": sums.checksum(state.params),
           "opt_state": sums.checksum(state.opt_state),

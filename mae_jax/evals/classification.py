@@ -85,11 +85,14 @@ def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
     known: of the N classes of the head.
 
   Returns:
-    int32 [M], places in `known`.
+    int32 [M], places in `known`; those of as many classes without names, which
+    weights from elsewhere may have, are in the same order.
 
   Raises:
     ConfigError: if the head does not know a class.
   """
+  if by_number(names, known):
+    return np.arange(len(known), dtype=np.int32)
   place = {name: number for number, name in enumerate(known)}
   unknown = [name for name in names if name not in place]
   if unknown:
@@ -101,6 +104,12 @@ def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
       "had in training, and leave out others"
     )
   return np.array([place[name] for name in names], np.int32)
+
+
+def by_number(names: Sequence[str], known: Sequence[str]) -> bool:
+  """Whether the head's classes have no names, and are as many as the data's."""
+  numbers = list(map(str, range(len(known))))
+  return list(known) == numbers and len(names) == len(known)
 
 
 class Scorer:

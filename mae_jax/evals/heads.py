@@ -62,7 +62,14 @@ class Network:
         `part.held_out`.
     """
     images = part.held_out(data)
-    classification.match(images.class_names, self.class_names)
+    names = images.class_names
+    classification.match(names, self.class_names)
+    numbered = classification.by_number(names, self.class_names)
+    if numbered and set(names) != set(self.class_names):
+      console.warn(
+        "the classes of the checkpoint have no names: they are taken to be in "
+        "the order of the data's"
+      )
     return images
 
   def score(self, images: part.Part) -> tuple[classification.Scores, int]:

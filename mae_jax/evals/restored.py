@@ -9,7 +9,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints
+from mae_jax import checkpoints, dialects
 from mae_jax import config as config_lib
 from mae_jax.models import build, classifiers, mae
 
@@ -36,22 +36,28 @@ class Restored:
     return classifiers.trained(self.params)["encoder"]
 
 
-def load(path: epath.PathLike, mesh: Mesh) -> Restored:
-  """Reads a checkpoint of any task.
+def load(
+  path: epath.PathLike, mesh: Mesh, hints: dialects.Hints = dialects.NO_HINTS
+) -> Restored:
+  """Reads a checkpoint of any task, or weights of another program.
 
   Args:
-    path: a workdir, its `checkpoints`, or one step's directory.
+    path: see `dialects.load_any`.
     mesh: the devices.
+    hints: what is known of the network besides.
 
   Raises:
     ConfigError: if there is no checkpoint, or it is damaged.
   """
-  params, run = checkpoints.load_any(path, mesh)
+  hints = dataclasses.replace(hints, no_decoder=True)
+  params, run = dialects.load_any(path, mesh, hints)
   platform = mesh.devices.flat[0].platform
   task = run.config.task
   if task == "pretrain":
-    model = build.masked_autoencoder(run.config, platform)
-    return Restored(params, run, model.encoder, None)
+    model = build.encoder(run.config, platform)
+    # Weights from elsewhere may have positions of their own.
+    own = "pos_embed" in params[classifiers.MODEL]["encoder"]
+    return Restored(params, run, model.clone(learned_positions=own), None)
   if task not in classifiers.CLASSIFIERS:
     raise config_lib.ConfigError(
       f"{path} is of a run of task={task}, which holds many networks: name "
@@ -66,13 +72,15 @@ def load(path: epath.PathLike, mesh: Mesh) -> Restored:
   return Restored(params, run, built.encoder, built)
 
 
-def load_classifier(path: epath.PathLike, mesh: Mesh) -> Restored:
+def load_classifier(
+  path: epath.PathLike, mesh: Mesh, hints: dialects.Hints = dialects.NO_HINTS
+) -> Restored:
   """As `load`, where a head is needed.
 
   Raises:
     ConfigError: also if the checkpoint has no head.
   """
-  restored = load(path, mesh)
+  restored = load(path, mesh, hints)
   if restored.classifier is None:
     raise config_lib.ConfigError(
       f"{path} has no head: it is of a run of task={restored.run.config.task}. "

@@ -13,8 +13,8 @@ from typing import Any
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, storage
 from mae_jax import config as config_lib
+from mae_jax import dialects, storage
 from mae_jax.evals import restored
 from mae_jax.models import build, classifiers, mae
 
@@ -92,8 +92,8 @@ def load(config: config_lib.Config, mesh: Mesh, *, head: bool) -> Suited:
   read = restored.load_classifier if head else restored.load
   with storage.reaching(config.init_from):
     # Of a run that goes on, the second reading might find another.
-    step = checkpoints.find_step(config.init_from)
-    found = read(step, mesh)
+    step = dialects.locate(config.init_from)
+    found = read(step, mesh, dialects.Hints.of_config(config))
   platform = mesh.devices.flat[0].platform
   before = found.run.config
   settings = [*_SHOWN, *(("classify.pooling",) if head else ())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints
+from mae_jax import checkpoints, dialects
 from mae_jax import config as config_lib
 from mae_jax.models import (
   build,
@@ -20,6 +21,8 @@ from mae_jax.models import (
   variants,
 )
 
+_ROUNDING = 1e-6  # of tables of positions
+
 
 def load_encoder(
   path: epath.PathLike,
@@ -27,6 +30,7 @@ def load_encoder(
   mesh: Mesh,
   grid: tuple[int, int],
   encoder: mae.Encoder,
+  hints: dialects.Hints = dialects.NO_HINTS,
 ) -> Any:
   """The encoder of a pre-trained or fine-tuned checkpoint.
 
@@ -35,11 +39,12 @@ def load_encoder(
   another one. A final norm that is not wanted is left out.
 
   Args:
-    path: a workdir, its `checkpoints`, or one step's directory.
+    path: see `dialects.load_any`.
     like: the encoder's tree wanted, of ShapeDtypeStructs with shardings.
     mesh: the devices.
     grid: rows and columns of patches of the images to come.
     encoder: the network that is to have it.
+    hints: what is known of the checkpoint's network besides.
 
   Returns:
     The tree `like`, filled.
@@ -48,7 +53,8 @@ def load_encoder(
     ConfigError: if there is no checkpoint, it is damaged, or its encoder is of
       another architecture.
   """
-  params, run = checkpoints.load_any(path, mesh)
+  hints = dataclasses.replace(hints, no_decoder=True)
+  params, run = dialects.load_any(path, mesh, hints)
   found = dict(classifiers.trained(params)["encoder"])
   if "norm" not in like:
     found.pop("norm", None)
@@ -65,6 +71,77 @@ def load_encoder(
   return jax.tree.map(
     lambda leaf, to: jax.device_put(leaf, to.sharding), found, dict(like)
   )
+
+
+def load_autoencoder(
+  path: epath.PathLike,
+  like: Any,
+  mesh: Mesh,
+  model: mae.MaskedAutoencoder,
+  hints: dialects.Hints,
+) -> Any:
+  """A whole pre-trained network, to go on from.
+
+  Args:
+    path: see `dialects.load_any`.
+    like: the parameters wanted, by role.
+    mesh: the devices.
+    model: the network that is to have them.
+    hints: what is known of the checkpoint's network besides.
+
+  Returns:
+    The tree `like`, filled.
+
+  Raises:
+    ConfigError: if there is no checkpoint, it is damaged, or of another
+      network.
+  """
+  params, run = dialects.load_any(path, mesh, hints)
+  found = dict(params[classifiers.MODEL])
+  if "decoder" not in found:
+    raise config_lib.ConfigError(
+      f"{path} has no decoder, which pre-training goes on with: name weights "
+      "that have one (the reference's files whose names end in _full), or "
+      "leave init_from empty to start from scratch"
+    )
+  for part, width in (
+    ("encoder", model.encoder.width),
+    ("decoder", model.decoder.width),
+  ):
+    found[part] = _without_fixed(path, part, found[part], model, width)
+  found = {classifiers.MODEL: found}
+  checkpoints.check_shapes(path, found, like)
+  check_network(path, run, model.encoder)
+  old, new = run.config.model.decoder_heads, model.decoder.heads
+  if old != new:
+    raise config_lib.ConfigError(
+      f"the decoder of {path} has model.decoder_heads={old}, not {new}: set "
+      f"--config.model.decoder_heads={old}"
+    )
+  return found
+
+
+def _without_fixed(
+  path: epath.PathLike,
+  part: str,
+  params: Any,
+  model: mae.MaskedAutoencoder,
+  width: int,
+) -> Any:
+  """Parameters without a table that is, but for rounding, the fixed one."""
+  if "pos_embed" not in params:
+    return params
+  table = np.asarray(jax.device_get(params["pos_embed"]))
+  fixed = np.asarray(
+    positions.with_cls(positions.sincos_2d(model.decoder.grid, width))
+  )
+  if table.shape != fixed.shape or not np.allclose(table, fixed, 0, _ROUNDING):
+    raise config_lib.ConfigError(
+      f"{path}: its {part} has positions other than the sin-cos table, which "
+      "pre-training has fixed: fine-tune it, or convert it with --positions="
+      "sincos (python -m mae_jax.convert)"
+    )
+  return {name: leaf for name, leaf in params.items() if name != "pos_embed"}
 
 
 def check_network(

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, images, interrupts, optim, rng, sharding
+from mae_jax import (
+  checkpoints,
+  dialects,
+  images,
+  interrupts,
+  optim,
+  rng,
+  sharding,
+)
 from mae_jax import config as config_lib
 from mae_jax.evals import pretraining
 from mae_jax.models import build, flops, mae, patches
@@ -120,7 +128,7 @@ class Pretraining(task.Images):
       self.eval_source,
       self.unreadable,
     )
-    self._encoder = model.encoder
+    self._model = model
     tx = optim.adamw(config.optim)
     self.flops_per_image = flops.train_step(model)
     self.init = functools.partial(
@@ -136,9 +144,8 @@ class Pretraining(task.Images):
 
   def load(self, path: str, like: Any) -> Any:
     """The parameters of another pre-training run, decoder and all."""
-    params = checkpoints.load_params(path, like)
-    initial.check_network(path, checkpoints.read_run(path), self._encoder)
-    return params
+    hints = dialects.Hints.of_config(self._config)
+    return initial.load_autoencoder(path, like, self._mesh, self._model, hints)
 
 
 def run(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, optim, sharding
+from mae_jax import checkpoints, dialects, optim, sharding
 from mae_jax import config as config_lib
 from mae_jax.data import pipeline, shots, sources
 from mae_jax.data.unreadable import Unreadable
@@ -156,6 +156,7 @@ class Labelled(Images):
       self._mesh,
       self.grid,
       self.classifier.encoder,
+      dialects.Hints.of_config(self._config),
     )
     shardings = jax.tree.map(lambda x: x.sharding, like)
     drawn = jax.jit(lambda: self.init().params, out_shardings=shardings)()

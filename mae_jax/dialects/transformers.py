@@ -1,0 +1,206 @@
+"""Directories of Hugging Face's transformers: ViTMAE and ViT.
+
+`config.json` says what the network is, `preprocessor_config.json` how images
+are prepared, and `model.safetensors` (or several, with an index; or
+`pytorch_model.bin`) has the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mae_jax import config as config_lib
+from mae_jax import console
+from mae_jax.dialects import architecture, facts, names, tensors
+from mae_jax.models import variants
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+INDEX = "model.safetensors.index.json"
+MODEL_TYPES = ("vit_mae", "vit")
+# By transformers' names; the first of ours is what is written.
+ACTIVATIONS = {
+  "gelu": "gelu",
+  "gelu_python": "gelu",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_python_tanh": "gelu_tanh",
+  "gelu_new": "gelu_tanh",
+  "gelu_fast": "gelu_tanh",
+  "gelu_accurate": "gelu_tanh",
+  "quick_gelu": "quick_gelu",
+  "relu": "relu",
+  "silu": "silu",
+  "swish": "silu",
+}
+_NO_NAME = "LABEL_"  # of classes without one
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The content of a file.
+
+  Raises:
+    ConfigError: if it is no JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise config_lib.ConfigError(
+      f"{path} is no JSON ({console.first_line(error)}): fetch it again"
+    ) from error
+
+
+def is_config(content: Any) -> bool:
+  """Whether the content of a config.json is transformers'."""
+  return isinstance(content, dict) and "model_type" in content
+
+
+def describe(
+  found: tensors.Header,
+  path: pathlib.Path,
+  base: facts.Facts | None,
+) -> facts.Facts:
+  """What a directory says of its network; see `facebook.describe`."""
+  config = read_json(path / CONFIG)
+  if config["model_type"] not in MODEL_TYPES:
+    raise config_lib.ConfigError(
+      f"{path / CONFIG} is of model_type={config['model_type']!r}; known are "
+      f"{' and '.join(MODEL_TYPES)}"
+    )
+  known = architecture.read(found.shapes, names.TRANSFORMERS, str(path))
+  known |= _config(config, known, path)
+  weight = found.shapes.get(f"{names.TRANSFORMERS['model/head']}.weight")
+  if weight:
+    known |= {
+      "kind": facts.CLASSIFIER,
+      "classes": weight[0],
+      "class_names": _class_names(config, weight[0]),
+    }
+  known |= _preprocessor(path / PREPROCESSOR)
+  if base is None:
+    return facts.Facts(pooling="cls", **known)
+  return dataclasses.replace(
+    base, **{key: value for key, value in known.items() if key != "eval_crop"}
+  )
+
+
+def _config(
+  config: Mapping[str, Any], known: dict[str, Any], path: pathlib.Path
+) -> dict[str, Any]:
+  act = config["hidden_act"]
+  if act not in ACTIVATIONS:
+    raise config_lib.ConfigError(
+      f"{path / CONFIG} has hidden_act={act!r}; known are "
+      f"{', '.join(sorted(ACTIVATIONS))}"
+    )
+  size = config["image_size"]
+  result: dict[str, Any] = {
+    "heads": config["num_attention_heads"],
+    "image_size": tuple(size) if isinstance(size, list) else (size, size),
+    "norm_eps": float(config["layer_norm_eps"]),
+    "activation": ACTIVATIONS[act],
+  }
+  decoder = known["decoder"]
+  if decoder is not None:
+    heads = config["decoder_num_attention_heads"]
+    result |= {
+      "decoder": variants.Dims(
+        decoder.width, decoder.depth, heads, decoder.mlp_dim
+      ),
+      "norm_pix": bool(config["norm_pix_loss"]),
+      "mask_ratio": float(config["mask_ratio"]),
+    }
+  return result
+
+
+def _class_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+  labels = config.get("id2label") or {}
+  found = tuple(labels.get(str(i), _NO_NAME) for i in range(classes))
+  return () if any(x.startswith(_NO_NAME) for x in found) else found
+
+
+def _preprocessor(path: pathlib.Path) -> dict[str, Any]:
+  if not path.is_file():
+    return {}
+  content = read_json(path)
+  if "image_mean" not in content or "image_std" not in content:
+    return {}
+  return {
+    "mean": tuple(map(float, content["image_mean"])),
+    "std": tuple(map(float, content["image_std"])),
+    # Images are resized whole.
+    "eval_crop": 1.0,
+  }
+
+
+def files(found: facts.Facts, dtype: str) -> dict[str, dict[str, Any]]:
+  """What is written beside the weights: JSON content by file name.
+
+  Args:
+    found: of a network that `transformers` has, see `writing`.
+    dtype: of the weights, as PyTorch calls it.
+  """
+  assert found.image_size is not None
+  assert found.mean is not None
+  assert found.std is not None
+  height, width = found.image_size
+  backwards = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+  config: dict[str, Any] = {
+    "architectures": [
+      {
+        facts.ENCODER: "ViTModel",
+        facts.MAE: "ViTMAEForPreTraining",
+        facts.CLASSIFIER: "ViTForImageClassification",
+      }[found.kind]
+    ],
+    "model_type": "vit_mae" if found.kind == facts.MAE else "vit",
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_act": backwards[found.activation],
+    "hidden_dropout_prob": 0.0,
+    "hidden_size": found.width,
+    "image_size": height if height == width else [height, width],
+    "initializer_range": 0.02,
+    "intermediate_size": found.mlp_dim,
+    "layer_norm_eps": found.norm_eps,
+    "num_attention_heads": found.heads,
+    "num_channels": found.channels,
+    "num_hidden_layers": found.depth,
+    "patch_size": found.patch_size[0],
+    "qkv_bias": True,
+    "dtype": dtype,
+  }
+  if found.decoder is not None:
+    config |= {
+      "decoder_hidden_size": found.decoder.width,
+      "decoder_intermediate_size": found.decoder.mlp_dim,
+      "decoder_num_attention_heads": found.decoder.heads,
+      "decoder_num_hidden_layers": found.decoder.depth,
+      "mask_ratio": found.mask_ratio,
+      "norm_pix_loss": bool(found.norm_pix),
+    }
+  if found.kind == facts.CLASSIFIER:
+    labels = found.class_names or [
+      f"{_NO_NAME}{i}" for i in range(found.classes)
+    ]
+    config |= {
+      "id2label": {str(i): name for i, name in enumerate(labels)},
+      "label2id": {name: i for i, name in enumerate(labels)},
+    }
+
+  def channels(values: tuple[float, ...]) -> list[float]:
+    return list(values * found.channels if len(values) == 1 else values)
+
+  preprocessor = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True,
+    "size": {"height": height, "width": width},
+    "resample": 3,  # bicubic
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": channels(found.mean),
+    "image_std": channels(found.std),
+  }
+  return {CONFIG: config, PREPROCESSOR: preprocessor}
