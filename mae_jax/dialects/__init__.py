@@ -4,7 +4,7 @@
 `loading` is what the rest of the project starts from.
 """
 
-from mae_jax.dialects.facts import NO_HINTS, Hints
+from mae_jax.dialects.facts import NO_HINTS, Hints, unnamed
 from mae_jax.dialects.loading import load_any, locate
 
-__all__ = ["NO_HINTS", "Hints", "load_any", "locate"]
+__all__ = ["NO_HINTS", "Hints", "load_any", "locate", "unnamed"]

@@ -60,7 +60,7 @@ class Facts:
     eval_crop: see `config.Data`.
     pooling: in front of the head.
     classes: how many.
-    class_names: of them; () if they have none.
+    class_names: of them; () if they are not known.
   """
 
   kind: str
@@ -136,6 +136,11 @@ class Hints:
 
 
 NO_HINTS = Hints()
+
+
+def unnamed(classes: int) -> tuple[str, ...]:
+  """What classes without a name are called, as in transformers."""
+  return tuple(f"LABEL_{number}" for number in range(classes))
 
 
 def known_heads(width: int, depth: int) -> int | None:
@@ -284,8 +289,7 @@ def to_run(
   )
   # As any config: values and bounds are checked.
   config = config_lib.from_config_dict(config_lib.to_dict(config))
-  # Without names, classes go by number.
-  names = facts.class_names or tuple(map(str, range(facts.classes)))
+  names = facts.class_names or unnamed(facts.classes)
   return checkpoints.Run(config, base.data if base else {}, names)
 
 

@@ -94,7 +94,8 @@ def _rows(found: facts_lib.Facts) -> Iterator[tuple[str, str]]:
     (f"{found.mean}, {found.std}" if found.mean and found.std else _UNSAID),
   )
   if found.classes:
-    named = "named" if found.class_names else "without names"
+    unnamed = tuple(found.class_names) in ((), facts_lib.unnamed(found.classes))
+    named = "without names" if unnamed else "named"
     pooling = {"mean": "mean of patch tokens", "cls": "class token"}
     yield (
       "head",

@@ -16,6 +16,7 @@ import os
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Protocol
@@ -217,7 +218,11 @@ def _load_pickle(path: pathlib.Path) -> Any:
   torch = import_torch(path)
 
   def load(mmap: bool) -> Any:
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with (
+      warnings.catch_warnings(),
+      torch.serialization.safe_globals([argparse.Namespace]),
+    ):
+      warnings.simplefilter("ignore")  # of old files, before an error
       return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
 
   try:

@@ -35,7 +35,6 @@ ACTIVATIONS = {
   "silu": "silu",
   "swish": "silu",
 }
-_NO_NAME = "LABEL_"  # of classes without one
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -117,8 +116,8 @@ def _config(
 
 def _class_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
   labels = config.get("id2label") or {}
-  found = tuple(labels.get(str(i), _NO_NAME) for i in range(classes))
-  return () if any(x.startswith(_NO_NAME) for x in found) else found
+  found = [labels.get(str(number)) for number in range(classes)]
+  return tuple(map(str, found)) if all(found) else ()
 
 
 def _preprocessor(path: pathlib.Path) -> dict[str, Any]:
@@ -181,9 +180,7 @@ def files(found: facts.Facts, dtype: str) -> dict[str, dict[str, Any]]:
       "norm_pix_loss": bool(found.norm_pix),
     }
   if found.kind == facts.CLASSIFIER:
-    labels = found.class_names or [
-      f"{_NO_NAME}{i}" for i in range(found.classes)
-    ]
+    labels = found.class_names or facts.unnamed(found.classes)
     config |= {
       "id2label": {str(i): name for i, name in enumerate(labels)},
       "label2id": {name: i for i, name in enumerate(labels)},

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
-from mae_jax import sharding
+from mae_jax import dialects, sharding
 from mae_jax.data import sources
 from mae_jax.data.unreadable import Unreadable
 from mae_jax.evals import features, report
@@ -108,8 +108,8 @@ def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
 
 def by_number(names: Sequence[str], known: Sequence[str]) -> bool:
   """Whether the head's classes have no names, and are as many as the data's."""
-  numbers = list(map(str, range(len(known))))
-  return list(known) == numbers and len(names) == len(known)
+  without = tuple(known) == dialects.unnamed(len(known))
+  return without and len(names) == len(known)
 
 
 class Scorer:

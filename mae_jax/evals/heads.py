@@ -64,8 +64,7 @@ class Network:
     images = part.held_out(data)
     names = images.class_names
     classification.match(names, self.class_names)
-    numbered = classification.by_number(names, self.class_names)
-    if numbered and set(names) != set(self.class_names):
+    if classification.by_number(names, self.class_names):
       console.warn(
         "the classes of the checkpoint have no names: they are taken to be in "
         "the order of the data's"
