@@ -249,12 +249,16 @@ def test_ten_steps_with_layer_decay_equal_pytorch():
     theirs.step()
     updates, state = update(grads, state, params)
     params = jax.tree.map(lambda p, u, lr=lr: p - lr * u, params, updates)
+  largest = 0.0
   for (name, number), tensor in tensors.items():
     found = by_name(params)[name]
     found = found[number] if name.startswith("encoder/stack") else found
+    wanted = tensor.detach().numpy()
+    largest = max(largest, np.abs(found - wanted).max())
     np.testing.assert_allclose(
-      found, tensor.detach().numpy(), rtol=2e-5, atol=2e-6, err_msg=name
+      found, wanted, rtol=2e-5, atol=2e-6, err_msg=name
     )
+  print(f"largest difference of a parameter after ten steps: {largest:.1e}")
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -288,4 +292,6 @@ def test_ten_lars_steps_written_out(decay: float):
     updates, state = update(grads, state, params)
     params = jax.tree.map(lambda p, u, lr=lr: p - lr * u, params, updates)
   for name, value in wanted.items():
+    largest = np.abs(params[name] - value).max()
+    print(f"{decay=}: largest difference of {name} {largest:.1e}")
     np.testing.assert_allclose(params[name], value, rtol=1e-5, atol=1e-5)

@@ -70,5 +70,12 @@ def test_any_devices_give_the_same(devices: int):
   mesh = runs.devices_mesh(devices)
   placed = sharding.to_global(mesh, x, 32)
   found, others = jax.jit(run)(placed)
-  np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
-  np.testing.assert_allclose(others.var, stats.var, rtol=1e-6)
+  difference = {
+    "output": np.abs(found - wanted).max(),
+    "mean": np.abs(others.mean - stats.mean).max(),
+    "var": np.abs(others.var / stats.var - 1).max(),
+  }
+  print(f"largest differences, {devices=}: {difference}")
+  assert difference["output"] <= 1e-6
+  assert difference["mean"] <= 1e-6
+  assert difference["var"] <= 1e-6

@@ -55,7 +55,9 @@ def test_resize_equals_pytorch(grid: tuple[int, int], to: tuple[int, int]):
   wanted = wanted.numpy().transpose(0, 2, 3, 1).reshape(-1, 8)
   resized = positions.resize(table, grid, to)
   assert resized.dtype == np.float32
-  np.testing.assert_allclose(resized, wanted, rtol=0, atol=2e-5)
+  difference = np.abs(resized - wanted).max()
+  print(f"largest difference, {grid} -> {to}: {difference:.1e}")
+  assert difference <= 2e-5
 
 
 def test_resize_to_the_same_grid_changes_no_bit():

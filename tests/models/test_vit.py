@@ -98,14 +98,15 @@ def test_logits_and_gradients(pooling: str):
   (_, logits), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
     params
   )
-  np.testing.assert_allclose(logits, wanted.detach().numpy(), rtol=0, atol=1e-5)
   gradient = theirs.vit.embeddings.position_embeddings.grad.numpy()
-  np.testing.assert_allclose(
-    grads["encoder"]["pos_embed"],
-    gradient,
-    rtol=0,
-    atol=1e-4 * np.abs(gradient).max(),
-  )
+  apart = np.abs(grads["encoder"]["pos_embed"] - gradient).max()
+  difference = {
+    "logits": np.abs(logits - wanted.detach().numpy()).max(),
+    "gradient of positions": apart / np.abs(gradient).max(),
+  }
+  print(f"largest differences, {pooling=}: {difference}")
+  assert difference["logits"] <= 1e-5
+  assert difference["gradient of positions"] <= 1e-4
 
 
 def test_positions_begin_as_the_fixed_table():
