@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from mae_jax import checkpoints, dialects
 from mae_jax import config as config_lib
+from mae_jax.evals import restored
 from mae_jax.models import (
   build,
   classifiers,
@@ -22,6 +24,15 @@ from mae_jax.models import (
 )
 
 _ROUNDING = 1e-6  # of tables of positions
+_ARCHITECTURE = (
+  "width",
+  "depth",
+  "heads",
+  "mlp_dim",
+  "patch_size",
+  "norm_eps",
+  "activation",
+)
 
 
 def load_encoder(
@@ -55,6 +66,8 @@ def load_encoder(
   """
   hints = dataclasses.replace(hints, no_decoder=True)
   params, run = dialects.load_any(path, mesh, hints)
+  restored.check_one(path, run)
+  check_network(path, run, encoder)
   found = dict(classifiers.trained(params)["encoder"])
   if "norm" not in like:
     found.pop("norm", None)
@@ -66,8 +79,8 @@ def load_encoder(
     )
   if "pos_embed" in like:
     found["pos_embed"] = _positions(found, run.config, grid)
+  _check_channels(path, found, like, encoder)
   checkpoints.check_shapes(path, {"encoder": found}, {"encoder": like})
-  check_network(path, run, encoder)
   return jax.tree.map(
     lambda leaf, to: jax.device_put(leaf, to.sharding), found, dict(like)
   )
@@ -104,6 +117,8 @@ def load_autoencoder(
       "that have one (the reference's files whose names end in _full), or "
       "leave init_from empty to start from scratch"
     )
+  # What differs is named by its setting, before shapes are compared.
+  check_network(path, run, model.encoder)
   for part, width in (
     ("encoder", model.encoder.width),
     ("decoder", model.decoder.width),
@@ -111,7 +126,6 @@ def load_autoencoder(
     found[part] = _without_fixed(path, part, found[part], model, width)
   found = {classifiers.MODEL: found}
   checkpoints.check_shapes(path, found, like)
-  check_network(path, run, model.encoder)
   old, new = run.config.model.decoder_heads, model.decoder.heads
   if old != new:
     raise config_lib.ConfigError(
@@ -147,19 +161,40 @@ def _without_fixed(
 def check_network(
   path: epath.PathLike, run: checkpoints.Run, encoder: mae.Encoder
 ) -> None:
-  """Compares what the shapes of parameters do not tell.
+  """Compares what two encoders are, of which shapes tell only a part.
 
   Raises:
-    ConfigError: if heads, patches, norms or activations of the run differ.
+    ConfigError: if they differ.
   """
   before = build.encoder(run.config)
-  for name in ("heads", "patch_size", "norm_eps", "activation"):
-    old, new = getattr(before, name), getattr(encoder, name)
-    if old != new:
-      raise config_lib.ConfigError(
-        f"the encoder of {path} has model.{name}={old}, not {new}: set "
-        f"--config.model.{name}={str(old).replace(' ', '')}"
-      )
+  old, new = (
+    {name: getattr(each, name) for name in _ARCHITECTURE}
+    for each in (before, encoder)
+  )
+  wrong = [name for name in _ARCHITECTURE if old[name] != new[name]]
+  if wrong:
+    said = ", ".join(f"model.{x}={old[x]}, not {new[x]}" for x in wrong)
+    flags = " ".join(
+      f"--config.model.{x}={str(old[x]).replace(' ', '')}" for x in wrong
+    )
+    raise config_lib.ConfigError(
+      f"the encoder of {path} has {said}: set {flags}"
+    )
+
+
+def _check_channels(
+  path: epath.PathLike, found: Any, like: Any, encoder: mae.Encoder
+) -> None:
+  old, new = (
+    tree["patch_embed"]["kernel"].shape[0] // math.prod(encoder.patch_size)
+    for tree in (found, like)
+  )
+  if old != new:
+    raise config_lib.ConfigError(
+      f"the encoder of {path} has data.channels={old}, not {new}: set "
+      f"--config.data.channels={old}, with as many numbers in data.mean and "
+      "data.std"
+    )
 
 
 def _positions(

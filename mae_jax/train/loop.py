@@ -177,8 +177,9 @@ def run(
       state = initial_state(task, config, mesh, held.path)
     start = int(state.step)
     if first:
+      origin = f"starting from {config.init_from or 'scratch'} with"
       console.say(
-        f"{'resuming at' if start else 'starting with'} step {start} of "
+        f"{'resuming at' if start else origin} step {start} of "
         f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
         f"device(s); metrics and checkpoints go to {workdir}"
       )

@@ -13,7 +13,7 @@ from bench import kills
 from mae_jax import config as config_lib
 from mae_jax import interrupts, sharding
 from mae_jax.data import shots
-from mae_jax.evals import comparison
+from mae_jax.evals import comparison, restored
 from mae_jax.train import compare, finetune, linprobe, loop, pretrain
 from tests import tiny
 from tests.train import runs
@@ -252,6 +252,16 @@ def test_pre_training_on_other_images_is_refused(tmp_path):
     compare.run(
       settings, str(tmp_path), interrupts.Interrupts(), KINDS, pretrain.run
     )
+
+
+def test_a_comparison_is_no_start_and_names_its_own(whole, tmp_path):
+  workdir, settings, *_ = whole
+  text = f"holds many networks: .*such as {settings.init_from}, from which"
+  again = dataclasses.replace(settings, init_from=str(workdir))
+  with pytest.raises(config_lib.ConfigError, match=text):
+    train(again, tmp_path)
+  with pytest.raises(config_lib.ConfigError, match=text):
+    restored.load(workdir, runs.devices_mesh())
 
 
 def test_held_out_images_are_needed(tmp_path):

@@ -96,11 +96,14 @@ def test_a_fine_tuned_checkpoint_can_be_the_start(pretrained, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "text"),
   [
-    ({"model": {"depth": 1}}, r"encoder/stack/\S+ is \(2, .*, not \(1, "),
-    ({"model": {"width": 64}}, r"patch_embed/kernel is \(4, 32\), not \(4, 64"),
+    (
+      {"model": {"depth": 1, "width": 64}},
+      "has model.width=32, not 64, model.depth=2, not 1: set "
+      "--config.model.width=32 --config.model.depth=2$",
+    ),
     (
       {"model": {"heads": 8}},
-      "has model.heads=4, not 8: set --config.model.he",
+      "has model.heads=4, not 8: set --config.model.heads=4$",
     ),
     (
       {"model": {"patch_size": (4, 1)}},
@@ -113,6 +116,24 @@ def test_another_architecture_is_named(pretrained, tmp_path, changes, text):
   settings = config(**({"init_from": str(pretrained)} | changes))
   with pytest.raises(config_lib.ConfigError, match=text):
     loaded(settings, tmp_path)
+
+
+def test_other_channels_are_named(pretrained, tmp_path):
+  for number in range(32):
+    path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+  data = {
+    "source": "folder",
+    "path": str(tmp_path / "photos"),
+    "channels": 3,
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+  }
+  settings = config(init_from=str(pretrained), data=data)
+  text = "has data.channels=1, not 3: set --config.data.channels=1, with as ma"
+  with pytest.raises(config_lib.ConfigError, match=text):
+    loaded(settings, tmp_path / "run")
 
 
 def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path):
@@ -169,6 +190,15 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
   assert report.scalars["eval_top5"] == pytest.approx(top5 / count)
   assert report.scalars["eval_loss"] == pytest.approx(loss / count, rel=1e-5)
   assert right / count > 0.3  # it learned something
+
+
+def test_pre_training_does_not_start_from_a_classifier(tmp_path):
+  runs.train(config(train={"length": "3 steps"}), tmp_path / "first")
+  settings = dataclasses.replace(_PRETRAIN, init_from=str(tmp_path / "first"))
+  with pytest.raises(
+    config_lib.ConfigError, match="no decoder, which pre-training go"
+  ):
+    runs.train(settings, tmp_path / "second")
 
 
 def test_a_final_norm_that_is_not_there_is_named(tmp_path):

@@ -210,7 +210,7 @@ def test_too_many_unreadable_images_stop_the_run_with_their_names(
     eval=_NO_EVAL,
   )
   runs.train(more, tmp_path / "run")
-  assert "starting with step 0" in capsys.readouterr().out
+  assert "starting from scratch with step 0" in capsys.readouterr().out
   # Two epochs of five steps, and each has both.
   counts = [
     (line["step"], line["unreadable"])
