@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import heapq
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -40,11 +42,11 @@ def choose(
   return np.sort(grouped[place < shots])
 
 
+Choice = tuple[int, int]  # how many images a class, and which: the seed
+
+
 def few(source: Source, shots: int, seed: int) -> Source:
   """A source of `shots` examples a class, a function of the seed.
-
-  Of record files everything is read once, without decoding an image, and the
-  files of the images chosen are kept in memory.
 
   Args:
     source: of labelled images.
@@ -54,26 +56,55 @@ def few(source: Source, shots: int, seed: int) -> Source:
   Raises:
     ConfigError: if there are no labels, or a file of records is damaged.
   """
-  if not shots:
-    return source
-  if not source.class_names:
+  return several(source, [(shots, seed)])[0]
+
+
+def several(source: Source, choices: Sequence[Choice]) -> list[Source]:
+  """`few` of each choice.
+
+  Record files are read once for all of them, without decoding an image, and the
+  files of the images chosen are kept in memory.
+
+  Raises:
+    ConfigError: as `few` does.
+  """
+  wanted = dict.fromkeys(choice for choice in choices if choice[0])
+  if wanted and not source.class_names:
     raise config.ConfigError(
-      f"data.shots={shots} takes so many images a class, and these have no "
-      "labels: set --config.data.shots=0"
+      f"data.shots={next(iter(wanted))[0]} takes so many images a class, and "
+      "these have no labels: set --config.data.shots=0"
     )
-  random = np.random.default_rng([seed, rng.stream_id("data/shots")])
+  found: dict[Choice, Indexed] = {}
   if isinstance(source, Indexed):
-    assert source.labels is not None
-    return _of_indexed(source, choose(source.labels, shots, random))
-  return _of_records(source, shots, random)
+    for choice in wanted:
+      assert source.labels is not None
+      chosen = choose(source.labels, choice[0], _random(choice))
+      found[choice] = _of_indexed(source, chosen)
+  elif wanted:
+    found = _of_records(source, list(wanted))
+  return [found.get(choice, source) for choice in choices]
 
 
-def labels(source: Source) -> np.ndarray:
-  """The label of each example, [N]; of record files in the order of files."""
+def present(source: Source) -> np.ndarray:
+  """The labels that occur, sorted.
+
+  Record files are read until each class has been seen: of a large set that has
+  all of them, that is a small part.
+  """
   if isinstance(source, Indexed):
     assert source.labels is not None
-    return source.labels
-  return np.array([label for _, label, _ in _read(source)], np.int64)
+    return np.unique(source.labels)
+  seen: set[int] = set()
+  with contextlib.closing(_read(source, "label")) as labels:
+    for (label,) in labels:
+      seen.add(int(label))
+      if len(seen) == len(source.class_names or ()):
+        break
+  return np.array(sorted(seen), np.int64)
+
+
+def _random(choice: Choice) -> np.random.Generator:
+  return np.random.default_rng([choice[1], rng.stream_id("data/shots")])
 
 
 def _of_indexed(source: Indexed, chosen: np.ndarray) -> Indexed:
@@ -88,22 +119,38 @@ def _of_indexed(source: Indexed, chosen: np.ndarray) -> Indexed:
 
 
 def _of_records(
-  source: Records, shots: int, random: np.random.Generator
-) -> Indexed:
+  source: Records, choices: Sequence[Choice]
+) -> dict[Choice, Indexed]:
   # The members of a class that come first in a random order of all.
-  order = random.permutation(source.num_examples)
-  kept: dict[int, list[tuple[int, int, bytes]]] = {}
-  for place, (id_, label, image) in zip(order, _read(source), strict=True):
-    heap = kept.setdefault(label, [])
-    # Of a heap the smallest goes, and that is to be the last in the order.
-    (heapq.heappushpop if len(heap) == shots else heapq.heappush)(
-      heap, (-int(place), id_, image)
+  total = source.num_examples
+  orders = [_random(choice).permutation(total) for choice in choices]
+  kept: list[dict[int, list[tuple[int, int, bytes]]]] = [{} for _ in choices]
+  records = _read(source, "id", "label", "image")
+  for number, record in zip(range(total), records, strict=True):
+    id_, label, image = int(record[0]), int(record[1]), bytes(record[2])
+    for (shots, _), order, heaps in zip(choices, orders, kept, strict=True):
+      heap = heaps.setdefault(label, [])
+      # Of a heap the smallest goes, and that is to be the last in the order.
+      (heapq.heappushpop if len(heap) == shots else heapq.heappush)(
+        heap, (-int(order[number]), id_, image)
+      )
+  return {
+    choice: _in_memory(
+      source,
+      sorted(
+        (id_, label, image)
+        for label, heap in heaps.items()
+        for _, id_, image in heap
+      ),
     )
-  found = sorted(
-    (id_, label, image)
-    for label, heap in kept.items()
-    for _, id_, image in heap
-  )
+    for choice, heaps in zip(choices, kept, strict=True)
+  }
+
+
+def _in_memory(
+  source: Records, found: Sequence[tuple[int, int, bytes]]
+) -> Indexed:
+  """A source of some records: id, label and image file of each."""
   ids, classes, images = zip(*found, strict=True)
   id_table = tf.constant(ids, tf.int64)
   label_table = tf.constant(classes, tf.int64)
@@ -126,11 +173,17 @@ def _of_records(
   )
 
 
-def _read(source: Records) -> Iterator[tuple[int, int, bytes]]:
-  """Id, label and image file of each record, in the order of the files."""
+def _read(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
+  """What of each record is named, in the order of the files.
+
+  Args:
+    source: the record files.
+    *names: of "id", "label" and "image", its file.
+  """
 
   def parse(id_: tf.Tensor, serialised: tf.Tensor, _: tf.Tensor) -> Record:
-    return source.parse(serialised) | {"id": id_}
+    record = source.parse(serialised) | {"id": id_}
+    return {name: record[name] for name in names}
 
   _, elements = lanes.eval_stream(
     source, lanes=1, batch_size=1, rows=np.arange(1)
@@ -151,6 +204,6 @@ def _read(source: Records) -> Iterator[tuple[int, int, bytes]]:
   )
   try:
     for record in shown:
-      yield int(record["id"]), int(record["label"]), bytes(record["image"])
+      yield tuple(record[name] for name in names)
   except tf.errors.OpError as error:
     raise config.ConfigError(str(pipeline.damage(source, error))) from error

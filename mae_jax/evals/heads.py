@@ -96,7 +96,7 @@ class Network:
   def _present(self, images: part.Part) -> np.ndarray:
     """Which classes of the head have a label, bool [N]."""
     numbers = classification.match(images.class_names, self.class_names)
-    labels = np.unique(shots.labels(images.source))
+    labels = shots.present(images.source)
     part.check_labels(labels, images)
     result = np.zeros(len(self.class_names), bool)
     result[numbers[labels]] = True

@@ -154,11 +154,10 @@ class Comparison:
     Members that differ in their start alone see the same images.
     """
     data = self._config.data
+    seeds = [seed for _, seed in self._streams]
+    chosen = shots.several(self._one.train_source, self._streams)
     return pipeline.side_by_side(
-      [
-        (shots.few(self._one.train_source, count, seed), seed)
-        for count, seed in self._streams
-      ],
+      list(zip(chosen, seeds, strict=True)),
       data,
       rows=sharding.local_rows(self._mesh, data.batch_size),
       start_step=start_step,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -101,24 +103,51 @@ def test_a_source_of_few(kind, tmp_path, records):
   }[kind]()
   source = sources.open_source(data, "train")
   everything = collections.Counter(examples(source, data))
-  whole = collections.Counter(shots.labels(source).tolist())
-  assert whole == collections.Counter(
-    label for label, _ in everything.elements()
-  )
+  whole = collections.Counter(label for label, _ in everything.elements())
+  assert shots.present(source).tolist() == sorted(whole)
   found = []
   for seed in (0, 1, 0):
     few = shots.few(source, 3, seed)
     chosen = examples(few, data)
     assert few.num_examples == len(chosen)
     assert not collections.Counter(chosen) - everything
-    labels = [label for label, _ in chosen]
-    assert shots.labels(few).tolist() == labels
-    assert collections.Counter(labels) == {
+    assert collections.Counter(label for label, _ in chosen) == {
       label: min(3, n) for label, n in whole.items()
     }
     found.append(chosen)
   assert found[0] == found[2] != found[1]
   assert shots.few(source, 0, 0) is source
+
+
+def counting(source, read: list):
+  """The same, which notes each record that is parsed."""
+
+  def parse(serialised):
+    record = source.parse(serialised)
+    label = tf.numpy_function(
+      lambda x: read.append(int(x)) or x, [record["label"]], tf.int64
+    )
+    return record | {"label": tf.ensure_shape(label, ())}
+
+  return dataclasses.replace(source, parse=parse)
+
+
+def test_record_files_are_read_once_for_several_choices(records):
+  source, read = sources.open_source(records, "train"), []
+  choices = [(2, 0), (3, 0), (0, 0), (2, 1), (2, 0)]
+  found = shots.several(counting(source, read), choices)
+  assert len(read) == 40
+  for (count, seed), few in zip(choices, found, strict=True):
+    alone = shots.few(source, count, seed)
+    assert examples(few, records) == examples(alone, records)
+
+
+def test_of_record_files_no_more_is_read_than_shows_each_class(records):
+  whole = sources.open_source(records, "train")
+  many = dataclasses.replace(whole, pieces=whole.pieces * 50)
+  read: list[int] = []
+  assert shots.present(counting(many, read)).tolist() == [0, 1, 2]
+  assert len(read) < 2000 / 2  # some are read ahead
 
 
 def test_a_few_of_record_files_can_be_trained_on(records):
