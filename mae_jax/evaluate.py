@@ -18,7 +18,9 @@ from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
 from mae_jax import console, interrupts, sharding, storage, workdirs
-from mae_jax.evals import frozen, heads, outcome, robustness
+from mae_jax.evals import frozen, heads, outcome, parts, robustness
+
+_PARTS = "evaluation.parts.json"
 
 
 class Measure(Protocol):
@@ -28,8 +30,8 @@ class Measure(Protocol):
   def about(self) -> str:
     """What is evaluated: what of which checkpoint, on how many images."""
 
-  def __call__(self) -> outcome.Outcome:
-    """Does the long work."""
+  def __call__(self, kept: parts.Parts) -> outcome.Outcome:
+    """Does the long work; what `kept` has of it, if it has parts, is done."""
 
 
 def _head(config: config_lib.Config, mesh: Mesh) -> Measure:
@@ -57,7 +59,8 @@ def run(
 
   Raises:
     ConfigError: on anything that cannot work, before the long work.
-    Stopped: if a signal asked for it; nothing is written.
+    Stopped: if a signal asked for it; nothing is written but the parts that
+      are done, of an evaluation that has some.
   """
   make = config_lib.lookup(MEASURES, config.eval.measure, "eval.measure")
   mesh = sharding.make_mesh(config.mesh)
@@ -67,20 +70,31 @@ def run(
   with workdirs.hold(workdir, owner=first) as held:
     if first:
       _tell(measure, config.data)
+    kept = parts.Parts(held.path / _PARTS, held.check, owner=first)
     try:
       with _interruptible(stop), jax.set_mesh(mesh):
-        found = measure()
+        found = measure(kept)
     except interrupts.Stopped:
-      raise interrupts.Stopped(
-        "stopped before the end of the evaluation, of which nothing is "
-        "written: the same command starts it again"
-      ) from None
+      raise interrupts.Stopped(_stopped(kept)) from None
     if first:
       console.say(found.text)
       held.check()
       with storage.reaching(held.path):
         _write(held.path, found, config.eval)
+        kept.forget()
       console.say(f"written to {held.path}: {', '.join(_names(found))}")
+
+
+def _stopped(kept: parts.Parts) -> str:
+  if kept.done:
+    return (
+      f"stopped before the end of the evaluation, with {len(kept.done)} of its "
+      "parts done: the same command goes on from there"
+    )
+  return (
+    "stopped before the end of the evaluation, of which nothing is written: "
+    "the same command starts it again"
+  )
 
 
 def _tell(measure: Measure, data: config_lib.Data) -> None:

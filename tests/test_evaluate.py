@@ -15,7 +15,7 @@ from PIL import Image
 from mae_jax import config as config_lib
 from mae_jax import evaluate, images, interrupts, workdirs
 from mae_jax.data import sources
-from mae_jax.evals import robustness
+from mae_jax.evals import heads, robustness
 from mae_jax.train import finetune
 from tests import prepared, tiny
 from tests.test_main import command
@@ -277,6 +277,40 @@ def test_corruptions_of_which_some_are_missing(
   assert top1 == pytest.approx(1 - errors["saturate", 2])
   run(corrupted(trained, tmp_path, name, eval_crop=0.9), tmp_path / "one")
   assert "set --config.data.eval_crop=1 to com" in capsys.readouterr().err
+
+
+def test_corruptions_go_on_where_they_were_cut(
+  trained, digits, tmp_path, monkeypatch, capsys
+):
+  write_corrupted(
+    tmp_path, digits, [("fog", severity) for severity in (1, 2, 3)]
+  )
+  settings = corrupted(trained, tmp_path)
+  whole = run(settings, tmp_path / "whole")
+  score, seen = heads.Network.score, []
+
+  def cut(self, images):
+    seen.append(images.what)
+    if len(seen) == 3:
+      raise interrupts.Stopped("now")
+    return score(self, images)
+
+  monkeypatch.setattr(heads.Network, "score", cut)
+  with pytest.raises(interrupts.Stopped, match="with 2 of its parts done: the"):
+    run(settings, tmp_path / "cut")
+  assert not (tmp_path / "cut" / "evaluation.json").exists()
+  kept = (tmp_path / "cut" / "evaluation.parts.json").read_bytes()
+  assert run(settings, tmp_path / "cut") == whole
+  assert [name.split(",")[0][-5:] for name in seen[2:]] == ["fog_3", "fog_3"]
+  assert "2 of them were done before" in capsys.readouterr().out
+  table = "corruptions.csv"
+  assert rows(tmp_path / "cut" / table) == rows(tmp_path / "whole" / table)
+  assert not (tmp_path / "cut" / "evaluation.parts.json").exists()
+  # Of another evaluation, or of no such file, nothing is taken.
+  for content in (kept.replace(b'"parameters": ', b'"parameters": 1'), b"{"):
+    (tmp_path / "cut" / "evaluation.parts.json").write_bytes(content)
+    assert run(settings, tmp_path / "cut") == whole
+    assert "were done before" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mae_jax.evals import (
   few_labels,
   outcome,
   part,
+  parts,
   pretraining,
   suited,
 )
@@ -59,8 +60,9 @@ class Features:
   def _seen(self) -> int:
     return self._train.subset(self._config.eval.max_train).num_examples
 
-  def __call__(self) -> outcome.Outcome:
+  def __call__(self, kept: parts.Parts) -> outcome.Outcome:
     """The table of probes."""
+    del kept  # it is one part
     train, _ = self._split(self._train, self._config.eval.max_train)
     test, unreadable = self._split(self._images.source)
     for split in (train, test):

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
 from mae_jax import console
+from mae_jax.checkpoints import sums
 from mae_jax.data import shots
 from mae_jax.data.sources import configs
 from mae_jax.data.unreadable import Unreadable
@@ -15,6 +16,7 @@ from mae_jax.evals import (
   classification,
   outcome,
   part,
+  parts,
   per_class,
   robustness,
   suited,
@@ -53,6 +55,11 @@ class Network:
       config.data, mesh, checkpoint.classifier.logits, self.class_names
     )
     self._unreadable = Unreadable()
+
+  @property
+  def checksum(self) -> int:
+    """Of the parameters."""
+    return sums.checksum(self._params)
 
   def open(self, data: config_lib.Data) -> part.Part:
     """The images to evaluate.
@@ -121,8 +128,9 @@ class Head:
     part.check_images(self._images)
     self.about = f"{self._network.about} on {self._images.about}"
 
-  def __call__(self) -> outcome.Outcome:
+  def __call__(self, kept: parts.Parts) -> outcome.Outcome:
     """Top-1, top-5, loss, and the accuracy of each class."""
+    del kept  # it is one part
     scores, answers = self._network.score(self._images)
     scalars = scores.scalars()
     classes = per_class.rows(scores, self._network.class_names)
@@ -178,17 +186,26 @@ class Corruptions:
     self._facts = self._network.facts | {
       "data": first.facts | {"name": data.name}
     }
+    settings = config_lib.to_dict(config)
+    self._identity = self._facts | {
+      "parameters": self._network.checksum,
+      "sets": {each.what: each.facts for each in self._images.values()},
+      "settings": {key: settings[key] for key in ("data", "model", "eval")},
+    }
 
-  def __call__(self) -> outcome.Outcome:
+  def __call__(self, kept: parts.Parts) -> outcome.Outcome:
     """A table, and the means if all is there."""
+    kept.begin(self._identity)
+    if kept.done and jax.process_index() == 0:
+      console.say(f"{len(kept.done)} of them were done before")
     errors, counts, unreadable = {}, {}, 0
     for key, images in self._images.items():
-      scores, _ = self._network.score(images)
-      errors[key] = 1 - scores.scalars()["eval_top1"]
-      counts[key] = len(scores.labels)
-      unreadable += scores.unreadable
-      if jax.process_index() == 0:  # it is known, even if the rest is cut
-        console.say(f"{images.what}: top-1 error {100 * errors[key]:.1f} %")
+      name = robustness.config_name(key)
+      if name not in kept.done:
+        kept.add(name, self._one(images))
+      found = kept.done[name]
+      errors[key], counts[key] = found["error"], found["images"]
+      unreadable += found["unreadable"]
     result = robustness.Errors(errors)
     text, scalars = result.table(), result.scalars()
     if unreadable:
@@ -200,3 +217,14 @@ class Corruptions:
       self._facts | {"images": sum(counts.values())},
       {"corruptions.csv": result.csv_file(counts)},
     )
+
+  def _one(self, images: part.Part) -> dict[str, float]:
+    scores, _ = self._network.score(images)
+    error = 1 - scores.scalars()["eval_top1"]
+    if jax.process_index() == 0:
+      console.say(f"{images.what}: top-1 error {100 * error:.1f} %")
+    return {
+      "error": error,
+      "images": len(scores.labels),
+      "unreadable": scores.unreadable,
+    }
