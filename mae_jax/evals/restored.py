@@ -95,6 +95,8 @@ def load_classifier(
     raise config_lib.ConfigError(
       f"{path} has no head: it is of a run of task={restored.run.config.task}. "
       "Fine-tune or probe it first (--config=configs/finetune_vit_b.py "
-      f"--config.init_from={path}), and name that run's workdir"
+      f"--config.init_from={path}), and name that run's workdir; what its "
+      "features are worth as they are, task=evaluate tells with "
+      "--config.eval.measure=features"
     )
   return restored

@@ -272,7 +272,12 @@ def run(
   if not config.init_from and not _has_begun(workdir):
     first = _first(config)
     where = os.path.join(workdir, "pretrain")
-    pretrain(first, where, stop)
+    try:
+      pretrain(first, where, stop)
+    except config_lib.ConfigError as error:  # no setting of the comparison's
+      raise config_lib.ConfigError(
+        f"compare.pretrain={config.compare.pretrain}: {error}"
+      ) from error
     config = dataclasses.replace(config, init_from=where)
   loop.run(comparison_task, config, mesh, workdir, stop)
 

@@ -224,6 +224,10 @@ def test_the_whole_chain(tmp_path):
     ({}, "nothing to start from: set --config.init_from=CHECKPOINT"),
     ({"pretrain": "nowhere.py"}, "recipe nowhere.py is not a file"),
     (
+      {"pretrain": "configs/digits.py:steps=5"},
+      "compare.pretrain=configs/digits.py:steps=5: optim.warmup='200 steps' is",
+    ),
+    (
       {"pretrain": "configs/digits_finetune.py"},
       "is of task=compare: name a recipe that pre-trains",
     ),
