@@ -197,7 +197,7 @@ class Corruptions:
     """A table, and the means if all is there."""
     kept.begin(self._identity)
     if kept.done and jax.process_index() == 0:
-      console.say(f"{len(kept.done)} of them were done before")
+      console.say(f"{len(kept.done)} of the configs were done before")
     errors, counts, unreadable = {}, {}, 0
     for key, images in self._images.items():
       name = robustness.config_name(key)

@@ -245,7 +245,7 @@ def test_images_without_labels_are_refused(tmp_path):
 @pytest.mark.parametrize("trained", ["head", "mlp", "1 blocks"])
 def test_what_is_frozen_keeps_every_bit(trained: str):
   """Under weight decay too, and everything else moves."""
-  classify = dataclasses.replace(_MIXED, trained=trained)
+  classify = config_lib.Classify(drop_path=0.3, trained=trained)
   settings = config(classify=classify, optim={"lr": 1e-2, "weight_decay": 0.3})
   before, _ = runs.steps(settings, 0)
   after, _ = runs.steps(settings, 3)
