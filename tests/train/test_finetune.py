@@ -84,12 +84,20 @@ def test_positions_are_resized_for_larger_images(pretrained, tmp_path):
   assert "norm" in params["encoder"]
 
 
-def test_a_fine_tuned_checkpoint_can_be_the_start(pretrained, tmp_path):
-  first = config(init_from=str(pretrained))
-  runs.train(first, tmp_path / "first")
-  second = config(init_from=str(tmp_path / "first"))
-  encoder = loaded(second, tmp_path / "second").params["model"]["encoder"]
-  wanted = runs.params(tmp_path / "first", first)["model"]["encoder"]
+@pytest.fixture(scope="module")
+def tuned(pretrained, tmp_path_factory):
+  """A fine-tuned run's settings and workdir."""
+  workdir = tmp_path_factory.mktemp("tuned")
+  settings = config(init_from=str(pretrained))
+  runs.train(settings, workdir)
+  return settings, workdir
+
+
+def test_a_fine_tuned_checkpoint_can_be_the_start(tuned, tmp_path):
+  first, workdir = tuned
+  second = config(init_from=str(workdir))
+  encoder = loaded(second, tmp_path).params["model"]["encoder"]
+  wanted = runs.params(workdir, first)["model"]["encoder"]
   jax.tree.map(np.testing.assert_array_equal, dict(encoder), wanted)
 
 
@@ -192,24 +200,20 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
   assert right / count > 0.3  # it learned something
 
 
-def test_pre_training_does_not_start_from_a_classifier(tmp_path):
-  runs.train(config(train={"length": "3 steps"}), tmp_path / "first")
-  settings = dataclasses.replace(_PRETRAIN, init_from=str(tmp_path / "first"))
-  with pytest.raises(
-    config_lib.ConfigError, match="no decoder, which pre-training go"
-  ):
-    runs.train(settings, tmp_path / "second")
+def test_pre_training_does_not_start_from_a_classifier(tuned, tmp_path):
+  settings = dataclasses.replace(_PRETRAIN, init_from=str(tuned[1]))
+  text = "has no decoder, which pre-training goes on with"
+  with pytest.raises(config_lib.ConfigError, match=text):
+    runs.train(settings, tmp_path)
 
 
-def test_a_final_norm_that_is_not_there_is_named(tmp_path):
-  first = config(train={"length": "3 steps"})
-  runs.train(first, tmp_path / "mean")
+def test_a_final_norm_that_is_not_there_is_named(tuned, tmp_path):
   settings = config(
-    init_from=str(tmp_path / "mean"),
+    init_from=str(tuned[1]),
     classify=config_lib.Classify(pooling="cls"),
   )
   with pytest.raises(config_lib.ConfigError, match="has no final norm, which"):
-    loaded(settings, tmp_path / "cls")
+    loaded(settings, tmp_path)
 
 
 def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
