@@ -120,7 +120,11 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
     ("mae", {"model": {"decoder_heads": 2}}, "has model.decoder_heads=4, not"),
     ("mae", {"model": {"norm_eps": 1e-5}}, "has model.norm_eps=1e-06, not"),
     ("mae", {"model": {"activation": "relu"}}, "has model.activation=gelu, no"),
-    ("mae", {"model": {"depth": 1}}, r"is \(2, 32, 96\), not \(1, 32, 96\)"),
+    (
+      "mae",
+      {"model": {"depth": 1}},
+      "has model.depth=2, not 1: set --config.model.depth=2",
+    ),
     ("mae", {"model": {"decoder_width": 32}}, "does not fit the model"),
   ],
 )
