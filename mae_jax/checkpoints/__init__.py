@@ -17,7 +17,7 @@ from mae_jax.checkpoints.reading import (
   restore_newest,
 )
 from mae_jax.checkpoints.state import Health, TrainState
-from mae_jax.checkpoints.writing import Checkpointer, save_params
+from mae_jax.checkpoints.writing import Checkpointer, Writer
 
 __all__ = [
   "Arrays",
@@ -25,11 +25,11 @@ __all__ = [
   "Health",
   "Run",
   "TrainState",
+  "Writer",
   "check_shapes",
   "find_step",
   "load_any",
   "load_params",
   "read_run",
   "restore_newest",
-  "save_params",
 ]

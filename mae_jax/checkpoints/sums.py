@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,9 +23,26 @@ def checksum(tree: Any) -> int:
     name: _host_sum(leaf) if _is_small(leaf) else _device_sum(leaf)
     for name, leaf in flat(tree).items()
   }
+  return total(jax.device_get(sums))
+
+
+def one(array: np.ndarray) -> int:
+  """The sum of an array, part by part: it may be large, and memory small."""
+  result = 0
+  flat_array = np.ascontiguousarray(array).reshape(-1)
+  for start in range(0, max(flat_array.size, 1), _PART):
+    part = flat_array[start : start + _PART]
+    words = part.view(_UNSIGNED[part.dtype.itemsize]).astype(np.uint32)
+    index = np.arange(start, start + part.size, dtype=np.uint64)
+    odd = (index * 2 + 1).astype(np.uint32)
+    result += int(np.sum(words * odd, dtype=np.uint32))
+  return result % (1 << 32)
+
+
+def total(sums: Mapping[str, Any]) -> int:
+  """The checksum of a tree by the sums of its arrays."""
   return sum(
-    int(each) * (zlib.crc32(name.encode()) | 1)
-    for name, each in jax.device_get(sums).items()
+    int(each) * (zlib.crc32(name.encode()) | 1) for name, each in sums.items()
   ) % (1 << 32)
 
 
@@ -47,6 +65,7 @@ def _device_sum(x: jax.Array) -> jax.Array:
   return jnp.sum(words * _weights(words.shape, jnp), dtype=jnp.uint32)
 
 
+_PART = 1 << 20
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import type_handlers
 
 from mae_jax import config as config_lib
 from mae_jax import console, storage
@@ -19,38 +22,103 @@ from mae_jax.checkpoints.state import TrainState
 ITEMS = ("params", "opt_state", "loop", "config")
 
 
-def save_params(path: epath.PathLike, params: Any, run: Run) -> None:
-  """Writes parameters that no run trained here; they appear when all is there.
+class Writer:
+  """Writes parameters that no run trained here, one array at a time.
 
-  Args:
-    path: of a directory that is not there yet. It is what `find_step` finds,
-      and no workdir.
-    params: by role.
-    run: what is known of them.
-
-  Raises:
-    OSError: if it cannot be written.
+  A checkpoint of ours is one tree to Orbax, which copies all of it to write it:
+  arrays that are only made when it comes to them keep memory to a few of them.
   """
-  config = config_lib.to_dict(run.config)
-  loop = {
-    "step": 0,
-    "data": dict(run.data),
-    "class_names": list(run.class_names),
-    "origin": dict(run.origin),
-    "checksums": {
-      "params": sums.checksum(params),
-      "config": sums.crc(config),
-    },
-  }
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-    writer.save(
-      storage.absolute(path),
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(params),
-        loop=ocp.args.JsonSave(sums.seal(loop)),
-        config=ocp.args.JsonSave(config),
-      ),
+
+  def __init__(self, read: Callable[[str], np.ndarray]):
+    """Arrays come from `read`, by their path."""
+    self._read = read
+    self._sums: dict[str, int] = {}
+
+  def write(
+    self,
+    path: epath.PathLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    run: Run,
+  ) -> None:
+    """Writes the items of a step, of which the last one makes it readable.
+
+    Args:
+      path: of a directory; it is what `find_step` finds, and no workdir.
+      shapes: of the arrays, float32, by path.
+      run: what is known of them.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    directory = storage.absolute(path)
+    tree: dict[str, Any] = {}
+    for name, shape in shapes.items():
+      *parents, leaf = name.split("/")
+      node = tree
+      for parent in parents:
+        node = node.setdefault(parent, {})
+      node[leaf] = _Late(name, shape)
+    handler = ocp.PyTreeCheckpointHandler(
+      type_handler_registry=type_handlers.create_type_handler_registry(
+        (_Late, _LateHandler(self._take))
+      )
     )
+    with ocp.Checkpointer(handler) as writer:
+      writer.save(
+        directory / "params",
+        args=ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_FILE_SIZE),
+      )
+    config = config_lib.to_dict(run.config)
+    loop = {
+      "step": 0,
+      "data": dict(run.data),
+      "class_names": list(run.class_names),
+      "origin": dict(run.origin),
+      "checksums": {
+        "params": sums.total(self._sums),
+        "config": sums.crc(config),
+      },
+    }
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+      for item, content in (("config", config), ("loop", sums.seal(loop))):
+        writer.save(directory / item, args=ocp.args.JsonSave(content))
+
+  def _take(self, late: _Late) -> np.ndarray:
+    array: np.ndarray = np.ascontiguousarray(self._read(late.name), late.dtype)
+    assert array.shape == late.shape, (late.name, array.shape, late.shape)
+    self._sums[late.name] = sums.one(array)
+    return array
+
+
+# Orbax's own, 2 GB, is held in memory until it is full.
+_FILE_SIZE = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Late:
+  """An array that is not there yet."""
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: type = np.float32
+
+
+class _LateHandler(type_handlers.NumpyHandler):
+  """Writes them as NumPy's, each when the one before it is written."""
+
+  def __init__(self, take: Callable[[_Late], np.ndarray]):
+    super().__init__()
+    self._take = take
+
+  async def serialize(
+    self, values: Any, infos: Any, args: Any = None
+  ) -> list[Any]:
+    args = args or [ocp.SaveArgs()] * len(values)
+    for each in zip(values, infos, args, strict=True):
+      late, info, arg = each
+      for write in await super().serialize([self._take(late)], [info], [arg]):
+        write.result()
+    return []
 
 
 class Checkpointer:

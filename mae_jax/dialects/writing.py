@@ -213,6 +213,7 @@ def _tensors(
       array = weights.read(path)
       for piece in part:
         yield piece.take(array)
+      del array  # before the next one is read
     weights.finish()
 
   return specs, values()
@@ -225,8 +226,14 @@ def _metadata(weights: weights_lib.Weights) -> dict[str, str]:
 def _write_jax(
   weights: weights_lib.Weights, out: str, dtype: np.dtype
 ) -> Sequence[str]:
-  tree = reading.nested(dict(reading.arrays(weights)))
-  checkpoints.save_params(out, tree, weights.run)
+  writer = checkpoints.Writer(weights.read)
+  if storage.is_remote(out):
+    writer.write(out, weights.shapes, weights.run)
+    weights.finish()
+    return ()
+  with _appearing(out) as directory:
+    writer.write(directory, weights.shapes, weights.run)
+    weights.finish()
   return ()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mae_jax import checkpoints
 from mae_jax import config as config_lib
+from mae_jax.checkpoints import sums
 from mae_jax.models import build, classifiers
 from tests import tiny
 
@@ -83,8 +84,15 @@ def save(
   settings = config(kind, **sections)
   names = CLASSES if kind in ("mean", "cls", "probe") else ()
   run = checkpoints.Run(settings, {"name": "photos", "examples": 7}, names)
-  checkpoints.save_params(path, params(kind, settings, seed), run)
+  save_tree(path, params(kind, settings, seed), run)
   return path
+
+
+def save_tree(path: pathlib.Path, tree: Any, run: checkpoints.Run) -> None:
+  """Writes a tree by role."""
+  flat = sums.flat(tree)
+  shapes = {name: leaf.shape for name, leaf in flat.items()}
+  checkpoints.Writer(lambda name: flat[name]).write(path, shapes, run)
 
 
 def autoencoder(settings: config_lib.Config):

@@ -84,7 +84,7 @@ def save(path: pathlib.Path, kind: str, dtype: str) -> pathlib.Path:
     return path / "float32"
   rounded = networks.in_bfloat16(networks.params(kind, networks.config(kind)))
   before = checkpoints.read_run(path / "float32")
-  checkpoints.save_params(path / dtype, rounded, before)
+  networks.save_tree(path / dtype, rounded, before)
   return path / dtype
 
 
