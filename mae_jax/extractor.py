@@ -58,6 +58,7 @@ def from_checkpoint(
   pool: str = "mean",
   layer: int | None = None,
   image_size: tuple[int, int] | None = None,
+  dtype: str | None = None,
 ) -> Extractor:
   """Makes what the flags of the same names say of a checkpoint.
 
@@ -68,6 +69,7 @@ def from_checkpoint(
     layer: the block whose tokens are wanted, from 1. After the last one, which
       None is too, they pass the norm that is behind it.
     image_size: height and width; None for the checkpoint's.
+    dtype: of activations, a name in `build.DTYPES`; None for the checkpoint's.
 
   Raises:
     ConfigError: if there is no checkpoint, or it cannot do what is wanted.
@@ -79,6 +81,8 @@ def from_checkpoint(
     found = restored.load(step, mesh)
     config = _with_size(found.run.config, image_size)
     encoder = found.encoder.clone(frozen=0, remat="none")
+    if dtype is not None:
+      encoder = encoder.clone(dtype=build.DTYPES[dtype])
     parts = {"encoder": found.encoder_params}
     if config.data.image_size != found.run.config.data.image_size:
       encoder = encoder.clone(learned_positions=True)

@@ -9,7 +9,6 @@ and nothing random, so that the same images give the same features.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Iterator
@@ -107,17 +106,6 @@ def _add_names(npz: output.Npz, source: sources.Indexed) -> None:
   npz.add("names", (total,), f"<U{longest}", parts())
 
 
-def _size(text: str) -> tuple[int, int]:
-  try:
-    sides = [int(side) for side in text.strip("()").split(",")]
-    height, width = sides * 2 if len(sides) == 1 else sides
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is no size: write 224, or height and width as 192,256"
-    ) from None
-  return height, width
-
-
 def parser() -> tools.Parser:
   """The flags."""
   flags = tools.Parser(
@@ -132,27 +120,8 @@ def parser() -> tools.Parser:
     help="the .npz file, on a disk or in a bucket (gs://...); it appears when "
     "all is done",
   )
-  flags.add_argument(
-    "--pool",
-    default="mean",
-    help="mean of the patch tokens, the cls token, or all tokens with the "
-    "class token first (default: mean)",
-  )
-  flags.add_argument(
-    "--layer",
-    type=int,
-    help="the block after which tokens are taken, 1 for the first (default: "
-    "the last). Tokens of the last block pass the encoder's final norm, if it "
-    "has one; those of earlier blocks are raw. An encoder that was fine-tuned "
-    "with mean pooling has no final norm: its last tokens are raw too, but "
-    "their mean passes the norm in front of the head (fc_norm)",
-  )
-  flags.add_argument(
-    "--image_size",
-    type=_size,
-    help="224, or height and width as 192,256 (default: the checkpoint's); "
-    "positions are interpolated, as in fine-tuning",
-  )
+  flags.add_features()
+  flags.set_defaults(pool="mean")
   return flags
 
 
