@@ -10,6 +10,7 @@ made of.
 
 from __future__ import annotations
 
+import gc
 import pathlib
 import time
 from collections.abc import Callable
@@ -113,14 +114,7 @@ def write(
     "activations": dtype,
   }
   with output.replacing_folder(out, manifest.describes) as folder:
-    with storage.reaching(checkpoint):
-      if what == "classifier":
-        network = network_lib.classifier(step, dtype=dtype)
-      else:
-        network = network_lib.features(
-          step, dtype=dtype, pool=pool, layer=layer, image_size=image_size
-        )
-    lines = _fill(folder, network, make_format(), about)
+    lines = _fill(folder, make_format(), step, about, asked)
     total = _size(folder)
   tools.say(f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s")
   for line in lines:
@@ -129,36 +123,52 @@ def write(
 
 def _fill(
   folder: epath.Path,
-  network: network_lib.Network,
   form: Format,
+  step: epath.Path,
   about: dict[str, Any],
+  asked: dict[str, Any],
 ) -> list[str]:
   """Writes and compares; returns what there is to say of it."""
   kind, dtype = about["weights"], about["activations"]
+  network = _open(step, about["what"], dtype, asked)
   stored = weights_lib.store(network.params, kind)
   size = sum(each.nbytes for each in stored.values())
   output.check_space(str(folder), size)
   call = _caller(network.apply)
   images = comparing.random_images(network.image_shape)
   wanted = comparing.values(call, stored, images)
+  exact = comparing.values(network.apply, network.params, images)
   facts = about | manifest.facts(network, wanted[0].shape[1:])
   facts |= form.write(folder, call, stored, network.image_shape, network.output)
+  # Before the weights are read again; TensorFlow's functions know themselves.
+  del network, stored
+  gc.collect()
   serve = form.load(folder)
   apart = comparing.check([serve(each) for each in images], wanted, dtype)
-  manifest.write(folder, facts | {"largest_difference": apart})
+  rounded = comparing.difference(wanted, exact)
+  measured = {"largest_difference": apart, "rounding_of_weights": rounded}
+  manifest.write(folder, facts | measured)
   shape = ", ".join(map(str, facts["output"]["shape"]))
   lines = [
-    f"{network.output} [{shape}], {kind} weights of {_megabytes(size)}",
+    f"{facts['output']['name']} [{shape}], {kind} weights of "
+    f"{_megabytes(size)}",
     f"read again, its values differ from the network's by {apart:.1e} at most; "
     f"they go up to {comparing.largest(wanted):.3g}",
   ]
   if kind != "float32":
-    exact = comparing.values(network.apply, network.params, images)
     lines.append(
-      f"those of float32 weights differ from them by "
-      f"{comparing.difference(wanted, exact):.1e} at most"
+      f"those of float32 weights differ from them by {rounded:.1e} at most"
     )
   return lines
+
+
+def _open(
+  step: epath.Path, what: str, dtype: str, asked: dict[str, Any]
+) -> network_lib.Network:
+  with storage.reaching(step):
+    if what == "classifier":
+      return network_lib.classifier(step, dtype=dtype)
+    return network_lib.features(step, dtype=dtype, **asked)
 
 
 def _checked_what(

@@ -17,7 +17,7 @@ import jax
 import jax.export
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors
 
 from mae_jax.export import weights as weights_lib
@@ -77,7 +77,12 @@ def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
   """The function of images that was written."""
   program = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
   device = jax.local_devices(backend="cpu")[0]
-  weights = jax.device_put(safetensors.load_file(folder / WEIGHTS), device)
+  with safe_open(folder / WEIGHTS, "np", backend="pread") as file:
+    # One by one: the whole is held once.
+    weights = {
+      name: jax.device_put(file.get_tensor(name), device)
+      for name in file.offset_keys()
+    }
   serve = jax.jit(program.call)
   return lambda images: np.asarray(
     serve(weights, jax.device_put(images, device))
