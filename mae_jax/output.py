@@ -85,6 +85,7 @@ def replacing_folder(
 
   Raises:
     ConfigError: before the block, if the folder cannot be made or replaced.
+    OSError: with a path, when that turns out later.
   """
   out = storage.absolute(path)
   if storage.is_remote(out):
@@ -103,9 +104,10 @@ def replacing_folder(
         f"--out={path} cannot be written ({error.strerror or error}): name a "
         "folder in one that may be written"
       ) from error
-    yield temporary
-    _check_replaceable(path, mine)  # the block may have taken long
-    _swap(temporary, out)
+    with _named(out):
+      yield temporary
+      _check_replaceable(path, mine)  # the block may have taken long
+      _swap(temporary, out)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 

@@ -61,7 +61,8 @@ def check(found: Values, wanted: Values, dtype: str) -> float:
   Raises:
     TrainingError: if that is more than rounding.
   """
-  apart = difference(found, wanted)
+  with np.errstate(invalid="ignore"):
+    apart = difference(found, wanted)
   allowed = TOLERANCE[dtype] * largest(wanted)
   if not apart <= allowed:  # nor is NaN
     raise config_lib.TrainingError(
