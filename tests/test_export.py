@@ -147,7 +147,9 @@ def exports(pretrained, finetuned, probed, tmp_path_factory):
   result = {}
   for name, ((*_, workdir), settings, function) in wanted.items():
     folder = root / name / "served"
-    command.write(str(workdir), str(folder), **settings)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(comparing, "BATCHES", (3,))  # others are compared below
+      command.write(str(workdir), str(folder), **settings)
     result[name] = folder, function
   return result
 
@@ -290,9 +292,12 @@ def test_the_manifest(exports, finetuned):
   assert "class_names" not in layer
 
 
-def test_features_of_a_classifier_and_another_dtype(finetuned, tmp_path):
+def test_features_of_a_classifier_and_another_dtype(
+  finetuned, tmp_path, monkeypatch
+):
   *_, workdir = finetuned
   out = tmp_path / "out"
+  monkeypatch.setattr(comparing, "BATCHES", (5,))
   command.write(str(workdir), str(out), what="features", dtype="bfloat16")
   found = stablehlo.load(epath.Path(out))(IMAGES[5])
   exact = extractor.from_checkpoint(workdir, runs.devices_mesh())
@@ -460,6 +465,7 @@ def test_tensorflow_is_for_saved_models_alone():
   assert savedmodel.SIGNATURE == "serving_default"
 
 
+@pytest.mark.slow
 def test_the_measure_of_accuracy(finetuned, tmp_path):
   """Against the network itself on the digits; and the table of it."""
   built, params, _ = finetuned
