@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -58,6 +58,7 @@ def from_checkpoint(
   pool: str = "mean",
   layer: int | None = None,
   image_size: tuple[int, int] | None = None,
+  computed: Mapping[str, Any] | None = None,
 ) -> Extractor:
   """Makes what the flags of the same names say of a checkpoint.
 
@@ -68,6 +69,8 @@ def from_checkpoint(
     layer: the block whose tokens are wanted, from 1. After the last one, which
       None is too, they pass the norm that is behind it.
     image_size: height and width; None for the checkpoint's.
+    computed: attributes of the encoder that change no parameter, such as dtype;
+      those not named are the checkpoint's.
 
   Raises:
     ConfigError: if there is no checkpoint, or it cannot do what is wanted.
@@ -79,6 +82,7 @@ def from_checkpoint(
     found = restored.load(step, mesh)
     config = _with_size(found.run.config, image_size)
     encoder = found.encoder.clone(frozen=0, remat="none")
+    encoder = encoder.clone(**(computed or {}))
     parts = {"encoder": found.encoder_params}
     if config.data.image_size != found.run.config.data.image_size:
       encoder = encoder.clone(learned_positions=True)

@@ -120,27 +120,8 @@ def parser() -> tools.Parser:
     help="the .npz file, on a disk or in a bucket (gs://...); it appears when "
     "all is done",
   )
-  flags.add_argument(
-    "--pool",
-    default="mean",
-    help="mean of the patch tokens, the cls token, or all tokens with the "
-    "class token first (default: mean)",
-  )
-  flags.add_argument(
-    "--layer",
-    type=int,
-    help="the block after which tokens are taken, 1 for the first (default: "
-    "the last). Tokens of the last block pass the encoder's final norm, if it "
-    "has one; those of earlier blocks are raw. An encoder that was fine-tuned "
-    "with mean pooling has no final norm: its last tokens are raw too, but "
-    "their mean passes the norm in front of the head (fc_norm)",
-  )
-  flags.add_argument(
-    "--image_size",
-    type=tools.size,
-    help="224, or height and width as 192,256 (default: the checkpoint's); "
-    "positions are interpolated, as in fine-tuning",
-  )
+  flags.add_features()
+  flags.set_defaults(pool="mean")
   return flags
 
 

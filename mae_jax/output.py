@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, cast
 
 import numpy as np
@@ -33,12 +33,13 @@ def check_suffix(path: str, suffix: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[IO[bytes]]:
+def replacing(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
   """Opens a file to be written, which appears when the block ends well.
 
   Args:
     path: on a disk or in a bucket; its folder is made. What lies there is
       replaced at the end, and stays as it is if the block raises.
+    flag: what the user calls it.
 
   Yields:
     What `write` is called of; in a bucket it cannot seek.
@@ -49,13 +50,13 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
   """
   out = storage.absolute(path)
   temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-  storage.make_directory(out.parent, "the folder of --out")
+  storage.make_directory(out.parent, f"the folder of {flag}")
   try:
     try:
       _check_writable(out, temporary)
     except OSError as error:
       raise config_lib.ConfigError(
-        f"--out={path} cannot be written ({error.strerror or error}): name a "
+        f"{flag}={path} cannot be written ({error.strerror or error}): name a "
         "file in a folder that may be written"
       ) from error
     with _named(out):
@@ -66,6 +67,80 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
   finally:
     with contextlib.suppress(OSError), storage.reaching(temporary):
       temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(
+  path: str, mine: Callable[[epath.Path], bool], flag: str = "--out"
+) -> Iterator[epath.Path]:
+  """Makes a folder to be filled, which appears when the block ends well.
+
+  Args:
+    path: on a disk; the folder above it is made. An empty folder there, or one
+      of the same kind, is replaced at the end, and stays as it is if the block
+      raises.
+    mine: whether a folder is of that kind, and has nothing else in it.
+    flag: what the user calls it.
+
+  Yields:
+    The folder to fill, which lies beside it.
+
+  Raises:
+    ConfigError: before the block, if the folder cannot be made or replaced.
+    OSError: with a path, when that turns out later.
+  """
+  out = storage.absolute(path)
+  if storage.is_remote(out):
+    raise config_lib.ConfigError(
+      f"{flag}={path} is in a bucket, where a folder cannot appear as a whole: "
+      "name one on a disk, and copy it (gcloud storage cp -r)"
+    )
+  _check_replaceable(path, mine, flag)
+  storage.make_directory(out.parent, f"the folder of {flag}")
+  temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+  try:
+    try:
+      temporary.mkdir()
+    except OSError as error:
+      raise config_lib.ConfigError(
+        f"{flag}={path} cannot be written ({error.strerror or error}): name a "
+        "folder in one that may be written"
+      ) from error
+    with _named(out):
+      yield temporary
+      _check_replaceable(path, mine, flag)  # the block may have taken long
+      _swap(temporary, out)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(
+  path: str, mine: Callable[[epath.Path], bool], flag: str
+) -> None:
+  out = storage.absolute(path)
+  if not out.exists():
+    return
+  if not out.is_dir() or (any(out.iterdir()) and not mine(out)):
+    what = "holds other things" if out.is_dir() else "is a file"
+    raise config_lib.ConfigError(
+      f"{flag}={path} {what}, and is not touched: name a folder that is not "
+      "there, or one that this command made"
+    )
+
+
+def _swap(new: epath.Path, out: epath.Path) -> None:
+  """Puts `new` in the place of `out`, where there may be a folder."""
+  if not out.exists():
+    new.rename(out)
+    return
+  old = new.with_suffix(".old")
+  out.rename(old)
+  try:
+    new.rename(out)
+  except BaseException:
+    old.rename(out)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
 
 
 def check_space(path: str, wanted: int) -> None:

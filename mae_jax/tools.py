@@ -41,8 +41,8 @@ class Parser(argparse.ArgumentParser):
       "--debug", action="store_true", help="show where an error was raised"
     )
 
-  def add_images(self) -> None:
-    """Adds the flags of a tool that goes through images."""
+  def add_checkpoint(self) -> None:
+    """Adds the flag that every tool but evaluation has."""
     self.add_argument(
       "--checkpoint",
       required=True,
@@ -50,6 +50,10 @@ class Parser(argparse.ArgumentParser):
       help="a workdir, of which the newest checkpoint is taken, one of its "
       "checkpoints/STEP, or weights of the reference, transformers or timm",
     )
+
+  def add_images(self) -> None:
+    """Adds the flags of a tool that goes through images."""
+    self.add_checkpoint()
     self.add_argument(
       "--images",
       required=True,
@@ -65,9 +69,44 @@ class Parser(argparse.ArgumentParser):
       "their number (default: 64)",
     )
 
+  def add_features(self) -> None:
+    """Adds the flags that say which features are meant."""
+    self.add_argument(
+      "--pool",
+      help="mean of the patch tokens, the cls token, or all tokens with the "
+      "class token first (default: mean)",
+    )
+    self.add_argument(
+      "--layer",
+      type=int,
+      help="the block after which tokens are taken, 1 for the first (default: "
+      "the last). Tokens of the last block pass the encoder's final norm, if "
+      "it has one; those of earlier blocks are raw. An encoder that was "
+      "fine-tuned with mean pooling has no final norm: its last tokens are raw "
+      "too, but their mean passes the norm in front of the head (fc_norm)",
+    )
+    self.add_argument(
+      "--image_size",
+      type=size,
+      help="224, or height and width as 192,256 (default: the checkpoint's); "
+      "positions are interpolated, as in fine-tuning",
+    )
+
   def error(self, message: str) -> NoReturn:
     """Ends the program, as any other mistake does."""
     sys.exit(f"error: {message}; --help says what there is")
+
+
+def size(text: str) -> tuple[int, int]:
+  """Reads the flag of an image size, as "224" or "192,256"."""
+  try:
+    sides = [int(side) for side in text.strip("()").split(",")]
+    height, width = sides * 2 if len(sides) == 1 else sides
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is no size: write 224, or height and width as 192,256"
+    ) from None
+  return height, width
 
 
 def main(
@@ -92,18 +131,17 @@ def main(
     console.warn("stopped: nothing is written")
     sys.exit(128 + signal.SIGINT)
   except Exception as error:
-    line = _explain(error)
+    line = _explain(error, "batch_size" in settings)
     if debug or line is None:
       raise
     sys.exit(f"error: {line}")
 
 
-def _explain(error: Exception) -> str | None:
+def _explain(error: Exception, has_batch: bool) -> str | None:
   if errors.is_out_of_memory(error):
     # The remedies of `errors` are those of training.
-    return (
-      f"out of memory: {console.first_line(error)}: take a smaller --batch_size"
-    )
+    remedy = "take a smaller --batch_size" if has_batch else "free some"
+    return f"out of memory: {console.first_line(error)}: {remedy}"
   return errors.explain(error)
 
 
@@ -111,18 +149,6 @@ def at_least(name: str, value: int, least: int = 1) -> None:
   """Raises ConfigError for a flag that is smaller."""
   if value < least:
     raise config_lib.ConfigError(f"--{name}={value} must be at least {least}")
-
-
-def size(text: str) -> tuple[int, int]:
-  """Reads the flag of an image size, as "224" or "192,256"."""
-  try:
-    sides = [int(side) for side in text.strip("()").split(",")]
-    height, width = sides * 2 if len(sides) == 1 else sides
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is no size: write 224, or height and width as 192,256"
-    ) from None
-  return height, width
 
 
 def lines(path: str, flag: str) -> list[str]:

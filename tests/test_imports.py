@@ -54,8 +54,11 @@ TIERS = {
   "predict": 5,
   "extractor": 5,
   "convert": 5,
+  "export": 5,
 }
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
+# Beside `data`: what writes for TensorFlow, imported by no one at the top.
+WRITES_TENSORFLOW = "mae_jax.export.savedmodel"
 SHARED_BY_TASKS = ("initial", "loop", "step", "task", "watch")
 
 
@@ -91,7 +94,11 @@ def violations(module: str, source: str) -> list[str]:
     target = tier(name)
     if target is not None and inside and target > tier(module):
       wrong.append(f"{module} imports {name} of a higher tier")
-    if name.partition(".")[0] in TENSORFLOW and inside[:1] != ["data"]:
+    if (
+      name.partition(".")[0] in TENSORFLOW
+      and inside[:1] != ["data"]
+      and module != WRITES_TENSORFLOW
+    ):
       wrong.append(f"{module} imports {name}: only data may")
     parts = name.split(".")
     if (
@@ -136,6 +143,7 @@ def test_direction(module: str):
     ("mae_jax.metrics", "import tensorflow as tf", "only data"),
     ("mae_jax.main", "from tensorflow import io", "only data"),
     ("mae_jax.evals.knn", "import tensorflow_datasets", "only data"),
+    ("mae_jax.export.stablehlo", "import tensorflow as tf", "only data"),
     ("mae_jax.train.a", "from mae_jax.train import pretrain", "another task"),
     ("mae_jax.train.a", "from mae_jax.train.b import init", "another task"),
     ("mae_jax.train.a", "from . import b", "another task"),
@@ -157,6 +165,7 @@ def test_a_wrong_import_is_found(module: str, source: str, text: str):
     ("mae_jax.train.a", "from mae_jax.train import loop, step\nimport numpy"),
     ("mae_jax.main", "from mae_jax.train import pretrain"),
     ("mae_jax.evals.knn", "import tensorflowish"),
+    ("mae_jax.export.savedmodel", "import tensorflow as tf"),
   ],
 )
 def test_a_right_import_is_let_through(module: str, source: str):

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from mae_jax import config as config_lib
 from mae_jax import features, predict
+from mae_jax.export import command as export
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,7 +24,11 @@ LINES = [
   if line.strip() and not line.startswith("#")
 ]
 PROGRAM = "python -m mae_jax."
-TOOLS = {"mae_jax.features": features, "mae_jax.predict": predict}
+TOOLS = {
+  "mae_jax.features": features,
+  "mae_jax.predict": predict,
+  "mae_jax.export": export,
+}
 
 
 def test_there_are_commands():

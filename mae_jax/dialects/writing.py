@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -95,6 +93,7 @@ def _watched(
   return dataclasses.replace(weights, read=read)
 
 
+_FLAG = "OUT"
 _SUFFIX = {"facebook": ".pth", "timm": ".safetensors"}
 
 
@@ -103,17 +102,17 @@ def check_out(out: str, dialect: str) -> None:
   suffix = _SUFFIX.get(dialect)
   if suffix and not out.endswith(suffix):
     raise config_lib.ConfigError(
-      f"OUT={out} does not end in {suffix}, as files for {dialect} do: name "
-      f"such a file, as {os.path.splitext(out)[0]}{suffix}"
+      f"{_FLAG}={out} does not end in {suffix}, as files for {dialect} do: "
+      f"name such a file, as {os.path.splitext(out)[0]}{suffix}"
     )
   if dialect != table.JAX and storage.is_remote(out):
     raise config_lib.ConfigError(
-      f"OUT={out} is in a bucket, where only checkpoints of this project are "
-      "written: name a path on a disk, and copy it"
+      f"{_FLAG}={out} is in a bucket, where only checkpoints of this project "
+      "are written: name a path on a disk, and copy it"
     )
   if storage.absolute(out).exists():
     raise config_lib.ConfigError(
-      f"OUT={out} is there already: name another, or remove it first"
+      f"{_FLAG}={out} is there already: name another, or remove it first"
     )
 
 
@@ -231,7 +230,7 @@ def _write_jax(
     writer.write(out, weights.shapes, weights.run)
     weights.finish()
     return ()
-  with _appearing(out) as directory:
+  with _folder(out) as directory:
     writer.write(directory, weights.shapes, weights.run)
     weights.finish()
   return ()
@@ -255,7 +254,7 @@ def _write_facebook(
       norm_pix_loss=bool(weights.facts.norm_pix),
       mask_ratio=weights.facts.mask_ratio,
     )
-  with output.replacing(out) as file:
+  with output.replacing(out, _FLAG) as file:
     torch.save(content, file)
   return ()
 
@@ -266,7 +265,7 @@ def _write_safetensors(
   specs, values = _tensors(weights, table.DIALECTS[dialect].names)
   if weights.facts.kind == facts_lib.ENCODER:  # ViTModel has no prefix
     specs = [(name.removeprefix("vit."), shape) for name, shape in specs]
-  with output.replacing(out) as file:
+  with output.replacing(out, _FLAG) as file:
     tensors.write_safetensors(
       file, specs, dtype, values, {"format": "pt"} | _metadata(weights)
     )
@@ -284,7 +283,7 @@ def _write_transformers(
 ) -> Sequence[str]:
   name = next(name for name, value in DTYPES.items() if value == dtype)
   files = transformers.files(weights.facts, name)
-  with _appearing(out) as directory:
+  with _folder(out) as directory:
     for file, content in files.items():
       (directory / file).write_text(json.dumps(content, indent=2) + "\n")
     _write_safetensors(
@@ -296,17 +295,8 @@ def _write_transformers(
   )
 
 
-@contextlib.contextmanager
-def _appearing(out: str) -> Iterator[epath.Path]:
-  """A directory that has its name when the block ends well."""
-  final = storage.absolute(out)
-  temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
-  storage.make_directory(temporary, "OUT")
-  try:
-    yield temporary
-    temporary.replace(final)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+def _folder(out: str) -> contextlib.AbstractContextManager[epath.Path]:
+  return output.replacing_folder(out, lambda _: False, _FLAG)
 
 
 _WRITERS: dict[

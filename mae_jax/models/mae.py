@@ -38,7 +38,7 @@ class Tokens:
 POOLINGS: dict[str, Callable[[Tokens], jax.Array]] = {
   "mean": lambda tokens: tokens.patches.mean(axis=1),  # [B, D]
   "cls": lambda tokens: tokens.cls,  # [B, D]
-  "all": lambda tokens: tokens.patches.reshape(len(tokens.patches), -1),
+  "all": lambda tokens: tokens.patches.reshape(tokens.patches.shape[0], -1),
 }
 
 
