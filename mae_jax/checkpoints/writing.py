@@ -100,7 +100,11 @@ class _Late:
 
   name: str
   shape: tuple[int, ...]
-  dtype: type = np.float32
+
+  @property
+  def dtype(self) -> np.dtype:
+    """As all parameters have it."""
+    return np.dtype(np.float32)
 
 
 class _LateHandler(type_handlers.NumpyHandler):
