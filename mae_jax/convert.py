@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import tqdm
 
 from mae_jax import config as config_lib
@@ -194,6 +195,8 @@ def parser() -> tools.Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the tool; see `tools.main`."""
+  # Nothing is computed: an accelerator that others use is left alone.
+  jax.config.update("jax_platforms", "cpu")
   tools.main(parser(), convert, argv)
 
 
