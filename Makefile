@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-fast lint reliability weights clean
+.PHONY: train test test-fast lint reliability weights conversion clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -22,6 +22,9 @@ lint: .venv/test
 
 reliability: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.reliability
+
+conversion: .venv/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.conversion
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

@@ -41,6 +41,8 @@ setup(
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
     "gcs": GCS,
+    # To read and write .pth files. On Linux pip may pick a build with CUDA.
+    "torch": ["torch>=2.13"],
     "test": [
       *GCS,
       "hypothesis>=6.140",

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from mae_jax import checkpoints
-from mae_jax.dialects import facts
+from mae_jax.dialects import facts, runs
 
 SUFFIX = {
   "jax": "",
@@ -47,7 +47,7 @@ def start(variant: str, path: pathlib.Path) -> None:
   config = command_line.recipe(f"configs/{RECIPES[variant]}.py")
   run = checkpoints.Run(config, {})
   random = np.random.default_rng(0)
-  shapes = facts.shapes(run, facts.MAE)
+  shapes = runs.shapes(run, facts.MAE)
 
   def draw(name: str) -> np.ndarray:
     values = random.standard_normal(shapes[name], np.float32)

@@ -53,6 +53,7 @@ def convert(
     class_names=None
     if class_names is None
     else tools.lines(class_names, "--class_names"),
+    insist=True,
     **hints,
   )
   for name, value, words in (

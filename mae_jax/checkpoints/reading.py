@@ -347,10 +347,13 @@ def _check_same(before: Run, now: Run, workdir: epath.PathLike) -> None:
     if before.data.get(name) != now.data.get(name)
   ]
   if changed:
+    start = f" (--config.init_from={workdir} starts it from its parameters)"
+    if before.config.task == "compare":  # which are of many networks
+      start = ""
     raise config_lib.ConfigError(
       f"--workdir={workdir} holds a run that differs: {'; '.join(changed)}. "
       "Set it back to go on with that run, or name another --workdir for a new "
-      f"one (--config.init_from={workdir} starts it from its parameters)"
+      f"one{start}"
     )
 
 

@@ -101,6 +101,18 @@ def crc(content: Any) -> int:
   return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The tree that `flat` made of one of dicts."""
+  tree: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, name = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
+
+
 def flat(tree: Any) -> dict[str, Any]:
   """The leaves of a tree by their paths, joined by "/"."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)

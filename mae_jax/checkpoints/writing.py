@@ -51,13 +51,7 @@ class Writer:
       OSError: if it cannot be written.
     """
     directory = storage.absolute(path)
-    tree: dict[str, Any] = {}
-    for name, shape in shapes.items():
-      *parents, leaf = name.split("/")
-      node = tree
-      for parent in parents:
-        node = node.setdefault(parent, {})
-      node[leaf] = _Late(name, shape)
+    tree = sums.nested({name: _Late(name, x) for name, x in shapes.items()})
     handler = ocp.PyTreeCheckpointHandler(
       type_handler_registry=type_handlers.create_type_handler_registry(
         (_Late, _LateHandler(self._take))

@@ -72,6 +72,7 @@ def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
     if side * side != tokens - 1
     else tuple(side * each for each in patch),
     "decoder": None,
+    "presumed": frozenset({"heads", "decoder_heads", "image_size"}),
   }
   if names["model/decoder/mask_token"] in shapes:
     *_, narrow = shape("model/decoder/mask_token", 3)

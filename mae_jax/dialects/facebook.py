@@ -26,14 +26,16 @@ def describe(
   known |= head(found)
   if base is None:
     # Pixels were normalised so in all that the reference trains.
-    known |= facts.IMAGENET if known["channels"] == 3 else {}
+    if known["channels"] == 3:
+      known |= facts.IMAGENET
+      known["presumed"] |= facts.IMAGENET.keys()
     return facts.Facts(**(known | _arguments(found.extra)))
   return merge(base, known)
 
 
 def merge(base: facts.Facts, known: dict[str, Any]) -> facts.Facts:
   """What metadata says, where tensors do not say it."""
-  unknown = {"heads", "image_size", "decoder"}
+  unknown = {"heads", "image_size", "decoder", "presumed"}
   changes = {key: value for key, value in known.items() if key not in unknown}
   decoder = known["decoder"]
   if decoder is not None and base.decoder is not None:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from mae_jax import checkpoints
 from mae_jax import config as config_lib
-from mae_jax.checkpoints import sums
-from mae_jax.models import build, classifiers, variants
+from mae_jax.models import build, variants
 
 ENCODER, MAE, CLASSIFIER, PROBE = "encoder", "mae", "classifier", "probe"
 # What a file holds, by the task that trains it here, and for people.
@@ -33,7 +28,6 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 EVAL_CROP = 224 / 256
 # The reference's decoder.
 _DECODER_HEADS = {512: 16}
-_DIMS = ("width", "depth", "heads", "mlp_dim")
 TARGETS = {"norm_pix": True, "raw": False}
 
 
@@ -61,6 +55,7 @@ class Facts:
     pooling: in front of the head.
     classes: how many.
     class_names: of them; () if they are not known.
+    presumed: names of flags for what the file does not say, and is usual.
   """
 
   kind: str
@@ -82,6 +77,9 @@ class Facts:
   pooling: str = "mean"
   classes: int = 0
   class_names: Sequence[str] = ()
+  presumed: frozenset[str] = dataclasses.field(
+    default=frozenset(), compare=False
+  )
 
   @property
   def size(self) -> str:
@@ -102,6 +100,8 @@ class Hints:
   """What a user, or the config that a network is for, says of it.
 
   None for nothing. `target` and `positions` are words of the command line.
+  `insist` makes it an error to contradict the file, and takes them for what is
+  only presumed; a config is compared with what comes of it.
   `encoder_only` takes no more than the encoder of any network, `no_decoder` no
   more than that of an autoencoder.
   """
@@ -115,6 +115,7 @@ class Hints:
   norm_eps: float | None = None
   class_names: Sequence[str] | None = None
   positions: str | None = None
+  insist: bool = False
   encoder_only: bool = False
   no_decoder: bool = False
 
@@ -159,7 +160,7 @@ def known_decoder_heads(width: int) -> int | None:
 def with_hints(facts: Facts, hints: Hints) -> Facts:
   """What the file leaves open, filled in by the hints.
 
-  Only what it cannot say may be said of it, but for the class names and the
+  Only what it does not say may be said of it, but for the class names and the
   LayerNorm's eps, which files are known to say wrongly.
 
   Raises:
@@ -169,22 +170,44 @@ def with_hints(facts: Facts, hints: Hints) -> Facts:
     hints.no_decoder and facts.kind == MAE
   ):
     facts = _encoder_of(facts)
-  changes: dict[str, Any] = {}
-  for name in ("heads", "image_size", "mean", "std"):
-    changes[name] = getattr(facts, name)
-    if changes[name] is None:
-      changes[name] = getattr(hints, name)
+  changes: dict[str, Any] = {
+    name: _filled(
+      name, getattr(facts, name), getattr(hints, name), facts, hints
+    )
+    for name in ("heads", "image_size", "mean", "std")
+  }
   if hints.norm_eps is not None:
     changes["norm_eps"] = hints.norm_eps
   if facts.decoder is not None:
-    heads = facts.decoder.heads or hints.decoder_heads or 0
-    changes["decoder"] = dataclasses.replace(facts.decoder, heads=heads)
-    if facts.norm_pix is None and hints.target is not None:
-      changes["norm_pix"] = TARGETS[hints.target]
+    said = facts.decoder.heads or None
+    heads = _filled("decoder_heads", said, hints.decoder_heads, facts, hints)
+    changes["decoder"] = dataclasses.replace(facts.decoder, heads=heads or 0)
+    target = None if hints.target is None else TARGETS[hints.target]
+    changes["norm_pix"] = _filled(
+      "target", facts.norm_pix, target, facts, hints
+    )
   if hints.class_names is not None:
     _check_names(hints.class_names, facts.classes)
     changes["class_names"] = tuple(hints.class_names)
   return dataclasses.replace(facts, **changes)
+
+
+def _filled(
+  name: str, known: Any, hint: Any, facts: Facts, hints: Hints
+) -> Any:
+  """What is known, or what the user says where that is less."""
+  if hint is None or known == hint:
+    return known
+  if known is None or (hints.insist and name in facts.presumed):
+    return hint
+  if hints.insist:
+    words = {value: word for word, value in TARGETS.items()}
+    said = [words[x] if name == "target" else x for x in (hint, known)]
+    raise config_lib.ConfigError(
+      f"--{name}={said[0]} contradicts the weights, which say {said[1]}: leave "
+      "the flag out"
+    )
+  return known
 
 
 def _encoder_of(facts: Facts) -> Facts:
@@ -244,182 +267,10 @@ def open_questions(facts: Facts) -> list[str]:
   return [text for asked, text in questions if asked]
 
 
-def to_run(
-  facts: Facts, what: str, base: checkpoints.Run | None = None
-) -> checkpoints.Run:
-  """The run of a checkpoint with such a network.
-
-  Args:
-    facts: with nothing open.
-    what: the file, for messages.
-    base: what the file says of the run that trained it. Without, settings of
-      training are those of no training.
-
-  Raises:
-    ConfigError: if something is open, or the sizes do not fit together.
-  """
-  if questions := open_questions(facts):
-    raise config_lib.ConfigError(f"{what} does not say {questions[0]}")
-  assert facts.image_size is not None
-  assert facts.mean is not None
-  assert facts.std is not None
-  task = TASKS[facts.kind]
-  if base and base.config.task == task and from_run(base, facts.kind) == facts:
-    return base
-  config = base.config if base else _untrained(facts)
-  config = dataclasses.replace(
-    config,
-    task=task,
-    data=dataclasses.replace(
-      config.data,
-      image_size=facts.image_size,
-      channels=facts.channels,
-      mean=facts.mean,
-      std=facts.std,
-      eval_crop=facts.eval_crop,
-    ),
-    model=_model(facts),
-    objective=config_lib.Objective(
-      mask_ratio=facts.mask_ratio,
-      norm_pix_loss=config.objective.norm_pix_loss
-      if facts.norm_pix is None
-      else facts.norm_pix,
-    ),
-    classify=dataclasses.replace(config.classify, pooling=facts.pooling),
-  )
-  # As any config: values and bounds are checked.
-  config = config_lib.from_config_dict(config_lib.to_dict(config))
-  names = facts.class_names or unnamed(facts.classes)
-  return checkpoints.Run(config, base.data if base else {}, names)
-
-
-def _untrained(facts: Facts) -> config_lib.Config:
-  assert facts.image_size is not None
-  assert facts.mean is not None
-  assert facts.std is not None
-  return config_lib.Config(
-    task=TASKS[facts.kind],
-    data=config_lib.Data(
-      source="folder",
-      batch_size=1,
-      image_size=facts.image_size,
-      crop_scale=(1.0, 1.0),
-      flip=False,
-      eval_crop=facts.eval_crop,
-      mean=facts.mean,
-      std=facts.std,
-    ),
-    model=_model(facts),
-    objective=config_lib.Objective(),
-    optim=config_lib.Optim(
-      blr=0.0, warmup="0 steps", weight_decay=0.0, b1=0.9, b2=0.999
-    ),
-    train=config_lib.Train(length="0 steps"),
-  )
-
-
-def _model(facts: Facts) -> config_lib.Model:
-  size, patch = facts.size, facts.patch_size
-  dims = {name: getattr(facts, name) for name in _DIMS}
-  return config_lib.Model(
-    variant=f"{size or next(iter(variants.VARIANTS))}/{patch[0]}",
-    patch_size=None if patch[0] == patch[1] else patch,
-    dtype="float32",
-    norm_eps=facts.norm_eps,
-    activation=facts.activation,
-    **({} if size else dims),
-    **_decoder_settings(facts.decoder),
-  )
-
-
-def _decoder_settings(dims: variants.Dims | None) -> dict[str, Any]:
-  if dims is None:
-    return {}
-  usual = dims.mlp_dim == 4 * dims.width
-  return {
-    "decoder_width": dims.width,
-    "decoder_depth": dims.depth,
-    "decoder_heads": dims.heads,
-    "decoder_mlp_dim": None if usual else dims.mlp_dim,
-  }
-
-
-def from_run(run: checkpoints.Run, kind: str) -> Facts:
-  """What is known of a network that was trained here."""
-  config = run.config
-  encoder = build.encoder(config)
-  dims = None
-  if kind == MAE:
-    decoder = build.masked_autoencoder(config).decoder
-    dims = variants.Dims(
-      decoder.width, decoder.depth, decoder.heads, decoder.mlp_dim
+def check_fixed(facts: Facts, what: str) -> None:
+  """Raises ConfigError if positions are not a table that could be replaced."""
+  if facts.kind not in (ENCODER, MAE):
+    raise config_lib.ConfigError(
+      f"--positions=sincos: the positions of {what} were trained with its "
+      "head, and are no table to replace: leave the flag out"
     )
-  return Facts(
-    kind=kind,
-    width=encoder.width,
-    depth=encoder.depth,
-    heads=encoder.heads,
-    mlp_dim=encoder.mlp_dim,
-    patch_size=encoder.patch_size,
-    channels=config.data.channels,
-    image_size=config.data.image_size,
-    decoder=dims,
-    norm_eps=encoder.norm_eps,
-    activation=encoder.activation,
-    norm_pix=config.objective.norm_pix_loss if kind == MAE else None,
-    mask_ratio=config.objective.mask_ratio,
-    mean=config.data.mean,
-    std=config.data.std,
-    eval_crop=config.data.eval_crop,
-    pooling=config.classify.pooling,
-    classes=len(run.class_names) if kind in (CLASSIFIER, PROBE) else 0,
-    class_names=run.class_names,
-  )
-
-
-def shapes(run: checkpoints.Run, kind: str) -> dict[str, tuple[int, ...]]:
-  """The arrays of such a network, by path; fixed positions are not among them.
-
-  Raises:
-    ConfigError: if sizes do not fit together.
-  """
-  config = run.config
-  key = jax.random.key(0)
-  images = jnp.zeros((1, *config.data.image_size, config.data.channels))
-  network: Any
-  if kind in (CLASSIFIER, PROBE):
-    make = classifiers.CLASSIFIERS[TASKS[kind]]
-    network = make(config, len(run.class_names), "cpu")
-    tree = jax.eval_shape(network.init, key)
-  elif kind == MAE:
-    network = build.masked_autoencoder(config)
-    keys = {"params": key, "mask": key}
-    params = jax.eval_shape(network.init, keys, images)["params"]
-    tree = {classifiers.MODEL: params}
-  else:
-    network = build.encoder(config).clone(learned_positions=False)
-    params = jax.eval_shape(network.init, key, images)["params"]
-    tree = {classifiers.MODEL: {"encoder": params}}
-  return {path: leaf.shape for path, leaf in sums.flat(tree).items()}
-
-
-def metadata(run: checkpoints.Run) -> dict[str, Any]:
-  """What our own files say of a run besides, as JSON content."""
-  return {
-    "config": config_lib.to_dict(run.config),
-    "data": dict(run.data),
-    "class_names": list(run.class_names),
-  }
-
-
-def run_of_metadata(content: Mapping[str, Any]) -> checkpoints.Run:
-  """The reverse.
-
-  Raises:
-    ConfigError: if it is not of this version.
-  """
-  return checkpoints.Run(
-    config_lib.from_config_dict(content["config"]),
-    content["data"],
-    tuple(content["class_names"]),
-  )

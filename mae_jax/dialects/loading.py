@@ -13,7 +13,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import checkpoints, console, sharding, storage
-from mae_jax.dialects import facts, reading, table
+from mae_jax.checkpoints import sums
+from mae_jax.dialects import facts, reading, runs, table
 
 
 def locate(path: epath.PathLike) -> epath.Path:
@@ -46,7 +47,9 @@ def load_any(
     ConfigError: if there are none, they are damaged, or do not fit together.
   """
   if not table.is_foreign(path):
-    return checkpoints.load_any(path, mesh)
+    params, run = checkpoints.load_any(path, mesh)
+    runs.check_one(path, run)
+    return params, run
   with table.local(path) as local:
     weights = reading.open_weights(path, local, hints=hints)
     shapes = {
@@ -63,4 +66,4 @@ def load_any(
     console.say(f"{path}: {weights.dialect}, {found}")
     for note in weights.notes:
       console.warn(f"{path}: {note}")
-  return reading.nested(placed), weights.run
+  return sums.nested(placed), weights.run

@@ -1,31 +1,17 @@
-"""Opens weights of any dialect, and refuses what does not fit together.
-
-Nothing is dropped silently: a tensor that is missing, left over, of another
-shape or not finite is an error, and what is corrected is a note.
-"""
+"""Opens weights of any dialect."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pathlib
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
 
-from mae_jax import checkpoints
-from mae_jax import config as config_lib
 from mae_jax.dialects import facts as facts_lib
-from mae_jax.dialects import names as names_lib
-from mae_jax.dialects import table, tensors
+from mae_jax.dialects import foreign, native, table
 from mae_jax.dialects import weights as weights_lib
-from mae_jax.models import classifiers
 
-METADATA = "mae_jax"  # the key of what only we say
-_SHOWN = 4  # names in an error
 POSITIONS = ("keep", "sincos")
 
 
@@ -48,11 +34,11 @@ def open_weights(
     ConfigError: on anything that is not as it should be.
   """
   if dialect == table.JAX or (dialect is None and not table.is_foreign(path)):
-    return _ours(path, hints)
+    return native.open_checkpoint(path, hints)
   assert local is not None
   found = table.open_tensors(local)
   dialect = dialect or table.detect(local, found)
-  return _Foreign(local, found, dialect, hints).weights()
+  return foreign.Foreign(local, found, dialect, hints).weights()
 
 
 def describe(
@@ -67,332 +53,10 @@ def describe(
     ConfigError: if they are of no dialect.
   """
   if dialect == table.JAX or (dialect is None and not table.is_foreign(path)):
-    return table.JAX, _ours(path, hints).facts
+    return table.JAX, native.open_checkpoint(path, hints).facts
   found = table.open_tensors(local)
   dialect = dialect or table.detect(local, found)
-  return dialect, _Foreign(local, found, dialect, hints).facts
-
-
-def _ours(path: epath.PathLike, hints: facts_lib.Hints) -> weights_lib.Weights:
-  directory = checkpoints.find_step(path)
-  run, arrays = checkpoints.read_run(directory), checkpoints.Arrays(directory)
-  task = run.config.task
-  if task not in facts_lib.TASKS.values():
-    raise config_lib.ConfigError(
-      f"{path} is of a run of task={task}, which holds many networks: name a "
-      f"checkpoint of one, such as that in {path}/pretrain"
-    )
-  role, notes = classifiers.MODEL, []
-  if run.config.classify.ema and task == "finetune":
-    role = classifiers.AVERAGED
-    notes.append("the averaged parameters are taken (classify.ema)")
-    classify = dataclasses.replace(run.config.classify, ema=0.0)
-    run = dataclasses.replace(
-      run, config=dataclasses.replace(run.config, classify=classify)
-    )
-  other = {classifiers.MODEL, classifiers.AVERAGED} - {role}
-  origin = {
-    _renamed(name, role): name
-    for name in arrays.shapes
-    if name.partition("/")[0] not in other
-  }
-  has_decoder = any(name.startswith("model/decoder/") for name in origin)
-  kind = {
-    "pretrain": facts_lib.MAE if has_decoder else facts_lib.ENCODER,
-    "finetune": facts_lib.CLASSIFIER,
-    "linprobe": facts_lib.PROBE,
-  }[task]
-  facts = facts_lib.with_hints(facts_lib.from_run(run, kind), hints)
-  if facts.kind == facts_lib.ENCODER:
-    origin = {k: v for k, v in origin.items() if k.startswith("model/encoder/")}
-    if "model/encoder/norm/scale" not in origin:
-      raise config_lib.ConfigError(f"{path}: its encoder has no final norm")
-  run = facts_lib.to_run(facts, str(path), run)
-  dtype = tensors.FLOATS[run.origin["dtype"]] if run.origin else np.float32
-  return weights_lib.Weights(
-    what=str(path),
-    dialect=table.JAX,
-    facts=facts,
-    run=run,
-    dtype=np.dtype(dtype),
-    shapes={path: arrays.shapes[name] for path, name in origin.items()},
-    read=lambda path: arrays.read(origin[path]),
-    finish=arrays.verify,
-    notes=tuple(notes),
-  )
-
-
-def _renamed(name: str, role: str) -> str:
-  head, slash, rest = name.partition("/")
-  return (classifiers.MODEL if head == role else head) + slash + rest
-
-
-class _Foreign:
-  """Tensors under their usual names, and what they are."""
-
-  def __init__(
-    self,
-    path: pathlib.Path,
-    found: tensors.Tensors,
-    dialect: str,
-    hints: facts_lib.Hints,
-  ):
-    self._path, self._tensors = path, found
-    self._name, self._hints = dialect, hints
-    self._dialect = table.DIALECTS[dialect]
-    self._original = {
-      _usual(name, self._dialect.spellings): name for name in found.shapes
-    }
-    self._shapes = {
-      usual: found.shapes[name] for usual, name in self._original.items()
-    }
-    self._base = _own_metadata(path, found)
-    self._notes: list[str] = []
-    header = tensors.Header(self._shapes, found.extra)
-    base = None
-    if self._base is not None:
-      kind = next(
-        kind
-        for kind, task in facts_lib.TASKS.items()
-        if task == self._base.config.task and kind != facts_lib.ENCODER
-      )
-      base = facts_lib.from_run(self._base, kind)
-    facts = self._dialect.describe(header, path, base)
-    if facts.decoder is None:
-      facts = dataclasses.replace(facts, norm_pix=None)
-    self.facts = facts_lib.with_hints(facts, hints)
-
-  def weights(self) -> weights_lib.Weights:
-    """Checked, but for what is only seen when they are read."""
-    facts = self.facts
-    run = facts_lib.to_run(facts, str(self._path), self._base)
-    shapes = facts_lib.shapes(run, facts.kind)
-    patch = (*facts.patch_size, facts.channels)
-    pieces = dict(names_lib.all_pieces(shapes, self._dialect.names, patch))
-    dtype = self._dtype()
-    zeros = self._check_names(pieces)
-    shapes = shapes | self._positions(pieces, patch, dtype)
-    origin = {
-      "dialect": self._name,
-      "file": self._path.name,
-      "dtype": next(k for k, v in tensors.FLOATS.items() if v == dtype),
-    }
-
-    def read(path: str) -> np.ndarray:
-      return self._read(path, shapes[path], pieces[path], zeros, dtype)
-
-    return weights_lib.Weights(
-      what=str(self._path),
-      dialect=self._name,
-      facts=facts,
-      run=dataclasses.replace(run, origin=origin),
-      dtype=dtype,
-      shapes=shapes,
-      read=read,
-      notes=tuple(self._notes),
-    )
-
-  def _dtype(self) -> np.dtype:
-    """The narrowest type that holds all that is stored."""
-    stored = {
-      self._tensors.dtypes[original]
-      for usual, original in self._original.items()
-      if not self._is_left_out(usual)
-    }
-    if unknown := stored - tensors.FLOATS.keys():
-      raise config_lib.ConfigError(
-        f"{self._path} has tensors of type {', '.join(sorted(unknown))}; known "
-        f"are {', '.join(tensors.FLOATS)}: convert weights that are not "
-        "quantised"
-      )
-    if "F64" in stored:
-      self._notes.append("float64 is rounded to float32")
-    if len(stored) == 1 and stored != {"F64"}:
-      return tensors.FLOATS[stored.pop()]
-    return np.dtype(np.float32)
-
-  def _is_left_out(self, usual: str) -> str | None:
-    for pattern, what in self._dialect.left_out:
-      if re.search(pattern, usual):
-        return what
-    hints = self._hints
-    if self.facts.kind == facts_lib.ENCODER and (
-      hints.encoder_only or hints.no_decoder
-    ):
-      return self._is_beside_encoder(usual)
-    return None
-
-  def _is_beside_encoder(self, usual: str) -> str | None:
-    theirs = self._dialect.names
-    for path, name in theirs.items():
-      if path.startswith("model/encoder/"):
-        continue
-      first = name if isinstance(name, str) else name[0]
-      if usual.startswith(first.partition("{layer}")[0].rstrip(".")):
-        return "what is not of the encoder"
-    return None
-
-  def _check_names(
-    self, pieces: Mapping[str, list[names_lib.Piece]]
-  ) -> set[str]:
-    """Compares names and shapes; returns what is missing and zero."""
-    wanted = {each.name: each for part in pieces.values() for each in part}
-    tables = {
-      str(self._dialect.names[path]) for path in weights_lib.TABLES
-    } - wanted.keys()
-    left_out: dict[str, int] = {}
-    problems = []
-    for usual in self._shapes:
-      if usual in wanted or usual in tables:
-        continue
-      if what := self._is_left_out(usual):
-        left_out[what] = left_out.get(what, 0) + 1
-      else:
-        problems.append(f"{self._original[usual]} is left over")
-    zeros = set()
-    for name, piece in wanted.items():
-      if name not in self._shapes:
-        if self._dialect.no_bias and re.search(self._dialect.no_bias, name):
-          zeros.add(name)
-        else:
-          problems.append(f"{name} is missing")
-      elif self._shapes[name] != piece.their_shape:
-        problems.append(
-          f"{name} is {self._shapes[name]}, not {piece.their_shape}"
-        )
-    if problems:
-      shown = "; ".join(problems[:_SHOWN])
-      more = len(problems) - _SHOWN
-      raise config_lib.ConfigError(
-        f"{self._path} is not the {facts_lib.KINDS[self.facts.kind]} of "
-        f"{self._name} that it seems to be: {shown}"
-        + (f"; and {more} more" if more > 0 else "")
-        + ". See that it is whole and of a plain ViT"
-      )
-    self._notes += [
-      f"left out: {what} ({count} tensors)" for what, count in left_out.items()
-    ]
-    if zeros:
-      self._notes.append(
-        f"{len(zeros)} biases of queries, keys and values that are not there "
-        "are zero here"
-      )
-    return zeros
-
-  def _positions(
-    self,
-    pieces: dict[str, list[names_lib.Piece]],
-    patch: tuple[int, int, int],
-    dtype: np.dtype,
-  ) -> dict[str, tuple[int, ...]]:
-    """Compares tables with ours, where ours are fixed; carries what differs.
-
-    Returns:
-      The shapes of tables that are carried, of which `pieces` gets those too.
-    """
-    carried = {}
-    for path, part in weights_lib.TABLES.items():
-      name = str(self._dialect.names[path])
-      if part == "decoder" and self.facts.decoder is None:
-        continue
-      ours = weights_lib.fixed_table(self.facts, part)
-      trained = path in pieces
-      if not trained:
-        if self._shapes.get(name) != ours.shape:
-          raise config_lib.ConfigError(
-            f"{self._path}: {name} is {self._shapes.get(name, 'missing')}, and "
-            f"images of {self.facts.image_size} have positions {ours.shape}: "
-            "give their size with --image_size"
-          )
-        pieces[path] = names_lib.pieces(
-          path, ours.shape, self._dialect.names, patch
-        )
-      theirs = self._read(path, ours.shape, pieces[path], set(), dtype)
-      self._check_zeros(name, theirs)
-      if trained:
-        continue
-      if self._carries(part, name, ours.astype(dtype), theirs):
-        carried[path] = ours.shape
-      else:
-        del pieces[path]
-    return carried
-
-  def _check_zeros(self, name: str, table: np.ndarray) -> None:
-    if not table.any() and self._hints.positions is None:
-      raise config_lib.ConfigError(
-        f"{self._path}: {name} is all zeros, as transformers 5 makes it for "
-        "networks that were not loaded from a file. Give --positions=keep if "
-        "they were trained so, or --positions=sincos for the reference's table"
-      )
-
-  def _carries(
-    self, part: str, name: str, ours: np.ndarray, theirs: np.ndarray
-  ) -> bool:
-    if ours.tobytes() == theirs.tobytes():
-      return False
-    if self._hints.positions == "sincos":
-      self._notes.append(
-        f"the positions of the {part} ({name}) are replaced by the sin-cos "
-        "table"
-      )
-      return False
-    difference = np.abs(
-      ours.astype(np.float32) - theirs.astype(np.float32)
-    ).max()
-    self._notes.append(
-      f"the positions of the {part} ({name}) differ from the sin-cos table by "
-      f"up to {difference:.2g}: they are carried"
-    )
-    return True
-
-  def _read(
-    self,
-    path: str,
-    shape: tuple[int, ...],
-    pieces: list[names_lib.Piece],
-    zeros: set[str],
-    dtype: np.dtype,
-  ) -> np.ndarray:
-    array = np.zeros(shape, dtype) if zeros else np.empty(shape, dtype)
-    with self._tensors.reading() as read:
-      for piece in pieces:
-        if piece.name in zeros:
-          continue
-        theirs = read(self._original[piece.name])
-        _check_finite(theirs, piece.name, self._path)
-        piece.put(array, theirs)
-    return array
-
-
-def _usual(name: str, spellings: Any) -> str:
-  for pattern, replacement in spellings:
-    name = re.sub(pattern, replacement, name)
-  return name
-
-
-def _check_finite(array: np.ndarray, name: str, path: pathlib.Path) -> None:
-  finite = np.isfinite(array.astype(np.float32, copy=False))
-  if not finite.all():
-    raise config_lib.ConfigError(
-      f"{path}: {name} has {int((~finite).sum())} values of {array.size} that "
-      "are NaN or infinite, as after a run that diverged: take the weights of "
-      "an earlier step"
-    )
-
-
-def _own_metadata(
-  path: pathlib.Path, found: tensors.Tensors
-) -> checkpoints.Run | None:
-  text = found.extra.get(METADATA)
-  if not isinstance(text, str):
-    return None
-  try:
-    return facts_lib.run_of_metadata(json.loads(text))
-  except (ValueError, KeyError, TypeError) as error:
-    raise config_lib.ConfigError(
-      f"{path} was written by another version of mae_jax, and what it says of "
-      f"its run cannot be read ({error})"
-    ) from error
+  return dialect, foreign.Foreign(local, found, dialect, hints).facts
 
 
 def arrays(weights: weights_lib.Weights) -> Iterator[tuple[str, np.ndarray]]:
@@ -400,15 +64,3 @@ def arrays(weights: weights_lib.Weights) -> Iterator[tuple[str, np.ndarray]]:
   for path in weights.shapes:
     yield path, weights.read(path).astype(np.float32, copy=False)
   weights.finish()
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """A tree out of leaves by their paths."""
-  tree: dict[str, Any] = {}
-  for path, leaf in flat.items():
-    *parents, name = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return tree

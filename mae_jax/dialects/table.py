@@ -68,6 +68,8 @@ def is_foreign(path: epath.PathLike) -> bool:
   path = storage.absolute(path)
   if path.suffix in (*_PICKLES, _SAFE) and not path.is_dir():
     return True
+  if path.exists() and not path.is_dir():
+    return True  # or nothing at all, which is told when it is opened
   return path.is_dir() and (path / transformers.CONFIG).is_file()
 
 

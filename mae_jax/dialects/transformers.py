@@ -96,6 +96,7 @@ def _config(
     )
   size = config["image_size"]
   result: dict[str, Any] = {
+    "presumed": frozenset(),
     "heads": config["num_attention_heads"],
     "image_size": tuple(size) if isinstance(size, list) else (size, size),
     "norm_eps": float(config["layer_norm_eps"]),

@@ -9,6 +9,7 @@ import numpy as np
 
 from mae_jax import checkpoints
 from mae_jax.dialects import facts as facts_lib
+from mae_jax.dialects import runs
 from mae_jax.models import batch_norm, patches, positions
 
 TABLES = {  # of fixed positions, by path: which part has them
@@ -97,7 +98,7 @@ def folded(weights: Weights) -> Weights:
   return dataclasses.replace(
     weights,
     facts=found,
-    run=facts_lib.to_run(found, weights.what, weights.run),
+    run=runs.to_run(found, weights.what, weights.run),
     shapes=shapes | {path: x.shape for path, x in head.items()},
     read=read,
     notes=(

@@ -18,22 +18,17 @@ from etils import epath
 
 from mae_jax import checkpoints, output, storage
 from mae_jax import config as config_lib
+from mae_jax.dialects import facts as facts_lib
 from mae_jax.dialects import (
-  facts as facts_lib,
-)
-from mae_jax.dialects import (
-  names as names_lib,
-)
-from mae_jax.dialects import (
-  reading,
+  foreign,
+  runs,
   table,
   tensors,
   timm,
   transformers,
 )
-from mae_jax.dialects import (
-  weights as weights_lib,
-)
+from mae_jax.dialects import names as names_lib
+from mae_jax.dialects import weights as weights_lib
 
 # By their name on the command line.
 DTYPES: dict[str, np.dtype] = {
@@ -163,7 +158,7 @@ def _without_decoder(weights: weights_lib.Weights) -> weights_lib.Weights:
   return dataclasses.replace(
     weights,
     facts=found,
-    run=facts_lib.to_run(found, weights.what, weights.run),
+    run=runs.to_run(found, weights.what, weights.run),
     shapes={
       k: v for k, v in weights.shapes.items() if not k.startswith(prefix)
     },
@@ -219,7 +214,7 @@ def _tensors(
 
 
 def _metadata(weights: weights_lib.Weights) -> dict[str, str]:
-  return {reading.METADATA: json.dumps(facts_lib.metadata(weights.run))}
+  return {foreign.METADATA: json.dumps(runs.metadata(weights.run))}
 
 
 def _write_jax(

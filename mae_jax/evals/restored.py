@@ -58,28 +58,12 @@ def load(
     # Weights from elsewhere may have positions of their own.
     own = "pos_embed" in params[classifiers.MODEL]["encoder"]
     return Restored(params, run, model.clone(learned_positions=own), None)
-  check_one(path, run)
   built = classifiers.CLASSIFIERS[task](
     run.config, len(run.class_names), platform
   )
   like = jax.eval_shape(built.init, jax.random.key(0))
   checkpoints.check_shapes(path, params, like)
   return Restored(params, run, built.encoder, built)
-
-
-def check_one(path: epath.PathLike, run: checkpoints.Run) -> None:
-  """Refuses a run whose checkpoints are no single network.
-
-  Raises:
-    ConfigError: it names the one that the many started from.
-  """
-  known = ("pretrain", *classifiers.CLASSIFIERS)
-  if run.config.task not in known:
-    raise config_lib.ConfigError(
-      f"{path} is of a run of task={run.config.task}, which holds many "
-      f"networks: name a checkpoint of {', '.join(known[:-1])} or {known[-1]}, "
-      f"such as {run.config.init_from}, from which these started"
-    )
 
 
 def load_classifier(

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from mae_jax import checkpoints, dialects
 from mae_jax import config as config_lib
-from mae_jax.evals import restored
 from mae_jax.models import (
   build,
   classifiers,
@@ -66,7 +65,6 @@ def load_encoder(
   """
   hints = dataclasses.replace(hints, no_decoder=True)
   params, run = dialects.load_any(path, mesh, hints)
-  restored.check_one(path, run)
   check_network(path, run, encoder)
   found = dict(classifiers.trained(params)["encoder"])
   if "norm" not in like:

@@ -18,9 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mae_jax import checkpoints, convert
 from mae_jax import config as config_lib
-from mae_jax import convert
 from mae_jax.dialects import tensors
+from mae_jax.models import build
 from tests import disks
 from tests.dialects import facebook_model, networks, outputs, test_outputs
 from tests.tools import command
@@ -174,8 +175,6 @@ def test_the_arguments_of_the_reference_are_read(tmp_path: pathlib.Path):
   args = argparse.Namespace(norm_pix_loss=False, mask_ratio=0.5, output="x")
   file = write(tmp_path / "x.pth", model=state("mae"), args=args, epoch=3)
   convert.convert(str(file), str(tmp_path / "a"), to="jax", **HEADS)
-  from mae_jax import checkpoints
-
   objective = checkpoints.read_run(tmp_path / "a").config.objective
   assert objective == config_lib.Objective(mask_ratio=0.5, norm_pix_loss=False)
   args.output = pathlib.PurePosixPath("x")
@@ -276,8 +275,6 @@ def test_the_eps_of_transformers_is_kept_or_corrected(
   assert model.config.layer_norm_eps == 1e-12
   model.save_pretrained(tmp_path / "a")
   pixels = {"mean": (0.5,), "std": (0.25,)}
-  from mae_jax import checkpoints
-
   for flags, eps in (({}, 1e-12), ({"norm_eps": 1e-6}, 1e-6)):
     out = tmp_path / str(eps)
     convert.convert(str(tmp_path / "a"), str(out), to="jax", **pixels, **flags)
@@ -477,3 +474,79 @@ def test_every_type_of_safetensors_has_a_name():
     tensors._dtype_name(torch.zeros((), dtype=dtype))
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
   } == set(tensors.FLOATS)
+
+
+@pytest.mark.parametrize(
+  ("source", "flags", "text"),
+  [
+    ("mae_hf", {"heads": 8}, "--heads=8 contradicts the weights, which say 4"),
+    ("raw.pth", {"target": "norm_pix"}, "=norm_pix contradicts .* say raw"),
+    ("mae", {"decoder_heads": 4}, "--decoder_heads=4 contradicts .* say 2"),
+    ("mae_hf", {"image_size": (30, 30)}, r"=\(30, 30\) contradicts the weigh"),
+    ("cls.pth", {"positions": "sincos"}, "positions of .* were trained with"),
+    ("cls", {"positions": "sincos"}, "positions of .* were trained with its"),
+  ],
+)
+def test_flags_that_contradict_the_weights(
+  root: pathlib.Path, tmp_path: pathlib.Path, source, flags, text
+):
+  refused(root / source, tmp_path, text, **flags)
+
+
+def test_what_is_only_usual_may_be_said(tmp_path: pathlib.Path):
+  """Pixels of the reference, and the heads of a size with a name."""
+  model = facebook_model.PlainEncoder(width=192, depth=12, hidden=64)
+  table = facebook_model.randomise(model)
+  test_outputs.set_tables(table)
+  file = write(tmp_path / "x.pth", model=table.state_dict())
+  for name, flags, heads, mean in (
+    ("a", {}, 3, (0.485, 0.456, 0.406)),
+    ("b", {"heads": 6, "mean": (0.5,), "std": (0.3,)}, 6, (0.5,)),
+  ):
+    convert.convert(str(file), str(tmp_path / name), to="jax", **flags)
+    config = checkpoints.read_run(tmp_path / name).config
+    assert build.encoder(config).heads == heads
+    assert config.data.mean == mean
+
+
+def test_a_carried_table_is_replaced(tmp_path: pathlib.Path):
+  own = {"pos_embed": torch.randn(1, 17, 48)}
+  file = write(tmp_path / "x.pth", model=state("encoder", **own))
+  convert.convert(str(file), str(tmp_path / "a"), to="jax", heads=4)
+  name = "model/encoder/pos_embed"
+  assert name in checkpoints.Arrays(tmp_path / "a").shapes
+  for source in (file, tmp_path / "a"):
+    out = tmp_path / f"{source.name}_b"
+    flags = {"heads": 4, "positions": "sincos"}
+    convert.convert(str(source), str(out), to="jax", **flags)
+    assert name not in checkpoints.Arrays(out).shapes
+    again = tmp_path / f"{source.name}.pth"
+    if again != file:
+      convert.convert(str(out), str(again), to="facebook")
+      found = torch.load(again, weights_only=False)["model"]["pos_embed"]
+      wanted = state("encoder")["pos_embed"]
+      np.testing.assert_allclose(found, wanted, 0, 1e-7)
+
+
+def test_two_spellings_of_one_tensor(
+  root: pathlib.Path, tmp_path: pathlib.Path
+):
+  shutil.copytree(root / "mae_hf", tmp_path / "a")
+  path = tmp_path / "a" / "model.safetensors"
+  found = load_file(path)
+  found["vit.layers.0.mlp.fc1.bias"] = torch.ones(80)
+  save_file(found, path, {"format": "pt"})
+  refused(tmp_path / "a", tmp_path, "the same tensors under two spellings")
+
+
+def test_where_files_were_does_not_go_along(tmp_path: pathlib.Path):
+  data = networks.DATA | {"path": "/home/someone/photos", "data_dir": "/disk7"}
+  start = networks.save(tmp_path / "a", "mae", data=data, init_from="/secret")
+  for to in ("facebook", "transformers", "timm"):
+    out = tmp_path / f"out{SUFFIX.get(to, to)}"
+    convert.convert(str(start), str(out), to=to)
+    files = [out] if out.is_file() else list(out.iterdir())
+    written = b"".join(file.read_bytes() for file in files)
+    for private in (b"someone", b"disk7", b"secret"):
+      assert private not in written
+    assert b"train" in written  # its recipe did
