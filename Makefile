@@ -9,11 +9,14 @@ train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
 	  --workdir=runs/digits
 
+# Two at a time, each module in one process: its fixtures are made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+
 test: .venv/test lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: .venv/test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check .

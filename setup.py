@@ -48,6 +48,7 @@ setup(
       "hypothesis>=6.140",
       "mypy>=1.18",
       "pytest>=8.4",
+      "pytest-xdist>=3.8",
       "ruff>=0.14",
       "trustme>=1.2",
       # The other implementation that parity tests compare with. Elsewhere than

@@ -272,7 +272,9 @@ class Config:
   eval: Eval = Eval()
   classify: Classify = Classify()
   compare: Compare = Compare()
-  init_from: str = ""  # a checkpoint whose parameters a new run starts from
+  # A checkpoint whose parameters a new run starts from, or weights of the
+  # reference, transformers or timm.
+  init_from: str = ""
 
 
 # Settings that are Durations.

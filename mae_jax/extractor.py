@@ -63,7 +63,7 @@ def from_checkpoint(
   """Makes what the flags of the same names say of a checkpoint.
 
   Args:
-    checkpoint: a workdir, its `checkpoints`, or one step's directory.
+    checkpoint: see `dialects.load_any`.
     mesh: the devices.
     pool: a name in POOLS.
     layer: the block whose tokens are wanted, from 1. After the last one, which

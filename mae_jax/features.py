@@ -40,7 +40,7 @@ def write(
   """Writes the features of images to a file.
 
   Args:
-    checkpoint: a workdir, its `checkpoints`, or one step's directory.
+    checkpoint: see `dialects.load_any`.
     images: a folder or one file.
     out: an .npz file, replaced when all is done.
     pool: "mean" of the patch tokens or "cls", [N, D]; "all" tokens, the class

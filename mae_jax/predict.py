@@ -54,7 +54,7 @@ def write(
   """Prints the likeliest classes of images, and writes them to a file.
 
   Args:
-    checkpoint: a workdir, its `checkpoints`, or one step's directory.
+    checkpoint: see `dialects.load_any`.
     images: a folder or one file.
     out: a .csv file of COLUMNS, replaced when all is done; None for none. It
       has no row for an image that cannot be read.

@@ -5,6 +5,6 @@
 """
 
 from mae_jax.dialects.facts import NO_HINTS, Hints, unnamed
-from mae_jax.dialects.loading import load_any, locate
+from mae_jax.dialects.loading import load_any, locate, read_run
 
-__all__ = ["NO_HINTS", "Hints", "load_any", "locate", "unnamed"]
+__all__ = ["NO_HINTS", "Hints", "load_any", "locate", "read_run", "unnamed"]

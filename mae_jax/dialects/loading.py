@@ -29,6 +29,19 @@ def locate(path: epath.PathLike) -> epath.Path:
   return storage.absolute(path)
 
 
+def read_run(path: epath.PathLike) -> checkpoints.Run:
+  """What is known of the run that parameters come from; as `load_any` has it.
+
+  Raises:
+    ConfigError: if there are none, or they are damaged.
+  """
+  if not table.is_foreign(path):
+    return checkpoints.read_run(path)
+  with table.local(path) as local:
+    hints = facts.Hints(no_decoder=True)
+    return reading.open_weights(path, local, hints=hints).run
+
+
 def load_any(
   path: epath.PathLike, mesh: Mesh, hints: facts.Hints = facts.NO_HINTS
 ) -> tuple[dict[str, Any], checkpoints.Run]:

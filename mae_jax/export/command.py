@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from mae_jax import checkpoints, extractor, output, storage, tools
 from mae_jax import config as config_lib
+from mae_jax import dialects, extractor, output, storage, tools
 from mae_jax.export import comparing, manifest, stablehlo
 from mae_jax.export import network as network_lib
 from mae_jax.export import weights as weights_lib
@@ -73,7 +73,7 @@ def write(
   """Writes a network, reads it again and compares.
 
   Args:
-    checkpoint: a workdir, its `checkpoints`, or one step's directory.
+    checkpoint: see `dialects.load_any`.
     out: a folder, which appears when all is done, in the place of an earlier
       export.
     format: a name in FORMATS.
@@ -100,8 +100,8 @@ def write(
     config_lib.lookup(extractor.POOLS, pool, "--pool")
   with storage.reaching(checkpoint):
     # Of a run that goes on, the second reading might find another.
-    step = checkpoints.find_step(checkpoint)
-    run = checkpoints.read_run(step)
+    step = dialects.locate(checkpoint)
+    run = dialects.read_run(step)
   asked = {"pool": pool, "layer": layer, "image_size": image_size}
   what = _checked_what(what, run.config.task, checkpoint, asked)
   dtype = dtype or run.config.model.dtype
