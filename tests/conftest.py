@@ -16,9 +16,13 @@ import torch
 jax.config.update("jax_num_cpu_devices", 8)
 torch.set_num_threads(1)
 
-# Many tests build the same program again: it is compiled once a session.
-_CACHE = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Many tests build the same program again: it is compiled once a session, by
+# whichever process comes to it first.
+_SHARED = "MAE_JAX_TEST_CACHE"
+if _SHARED not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory()
+  os.environ[_SHARED] = _CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ[_SHARED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Neither are lists of files kept where a user's own lie.
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ["XDG_CACHE_HOME"] = os.environ[_SHARED]

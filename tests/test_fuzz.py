@@ -266,6 +266,8 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "model.decoder_mlp_dim": st.integers(0, 64),
   "model.dtype": st.sampled_from(["float32", "bfloat16", "float16", "int8"]),
   "model.remat": st.sampled_from(["none", "dots", "full", "all"]),
+  "model.norm_eps": st.sampled_from([1e-12, 1e-6, 0.1, 1e9]),
+  "model.activation": st.sampled_from(["gelu", "relu", "gelu_tanh", "mish"]),
   "model.unroll": st.one_of(SMALL, st.just(2**31 - 1)),
   "objective.mask_ratio": UNIT,
   "objective.norm_pix_loss": st.booleans(),

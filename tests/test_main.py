@@ -25,6 +25,7 @@ def command(*args, timeout=300):
   )
 
 
+@pytest.mark.slow
 def test_the_digits_recipe_shortened(tmp_path):
   args = (
     "--config=configs/digits.py",

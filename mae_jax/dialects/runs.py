@@ -25,6 +25,7 @@ from mae_jax.dialects.facts import (
 from mae_jax.models import build, classifiers, variants
 
 _DIMS = ("width", "depth", "heads", "mlp_dim")
+_NETWORK = (*_DIMS, "patch_size", "decoder", "norm_eps", "activation")
 
 
 def to_run(
@@ -47,8 +48,12 @@ def to_run(
   assert facts.mean is not None
   assert facts.std is not None
   task = TASKS[facts.kind]
-  if base and base.config.task == task and from_run(base, facts.kind) == facts:
+  before = from_run(base, facts.kind) if base else None
+  if base and base.config.task == task and before == facts:
     return base
+  model = _model(facts)
+  if base and all(getattr(before, x) == getattr(facts, x) for x in _NETWORK):
+    model = base.config.model  # which says how it is computed, too
   config = base.config if base else _untrained(facts)
   config = dataclasses.replace(
     config,
@@ -61,7 +66,7 @@ def to_run(
       std=facts.std,
       eval_crop=facts.eval_crop,
     ),
-    model=_model(facts),
+    model=model,
     objective=config_lib.Objective(
       mask_ratio=facts.mask_ratio,
       norm_pix_loss=config.objective.norm_pix_loss
@@ -73,7 +78,9 @@ def to_run(
   # As any config: values and bounds are checked.
   config = config_lib.from_config_dict(config_lib.to_dict(config))
   names = facts.class_names or unnamed(facts.classes)
-  return checkpoints.Run(config, base.data if base else {}, names)
+  if base is None:
+    return checkpoints.Run(config, {}, names)
+  return dataclasses.replace(base, config=config, class_names=names)
 
 
 def _untrained(facts: Facts) -> config_lib.Config:

@@ -225,6 +225,10 @@ def test_the_encoder_alone(tmp_path: pathlib.Path):
     file = run(start, tmp_path / f"{kind}.pth", "facebook")
     b = run(file, tmp_path / f"{kind}_b", "jax", encoder_only=True)
     assert_same(arrays(b), wanted)
+    before = checkpoints.read_run(start).config
+    for path in (a, b):
+      after = checkpoints.read_run(path).config
+      assert (after.model, after.task) == (before.model, "pretrain")
 
 
 def test_bfloat16_is_rounded_to_nearest(tmp_path: pathlib.Path):

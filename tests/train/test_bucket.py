@@ -51,6 +51,7 @@ def _remains(bucket: bucket_lib.Bucket, run: str, to: pathlib.Path) -> dict:
   return kills.remains(to / run)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(bucket, nursery, whole, tmp_path):
   """Ends as a run on a disk that nobody touched."""
   command = [*SETTINGS, "--workdir=gs://bucket/killed/run"]
@@ -158,6 +159,7 @@ def test_no_such_bucket(nursery, where, told):
   assert not any("Traceback" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_images_in_a_bucket(bucket, nursery, tmp_path):
   """Are those of the same folder on a disk."""
   random_ = np.random.default_rng(0)

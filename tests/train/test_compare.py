@@ -74,6 +74,7 @@ def close(mine, its) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 7])  # of one seed: compiled once
+@pytest.mark.slow
 def test_a_member_is_the_run_it_would_be_alone(whole, number):
   _, settings, _, members = whole
   mesh = runs.devices_mesh()
@@ -177,6 +178,7 @@ def test_members_that_devices_do_not_divide(pretrained, tmp_path):
   }
 
 
+@pytest.mark.slow
 def test_the_whole_chain(tmp_path):
   """Pre-training and probes of it, from a recipe and nothing else."""
   recipe = tmp_path / "recipe.py"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from mae_jax import images
 from mae_jax.data import pipeline, sources
@@ -13,6 +14,7 @@ from tests import tiny
 from tests.train import runs
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_learned_by_heart():
   config = tiny.config(objective={"norm_pix_loss": False})
   source = sources.open_source(config.data, "train")
@@ -44,6 +46,7 @@ def test_one_batch_can_be_learned_by_heart():
   assert losses[-1] < 5e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_beside_float32_for_200_steps():
   length = {"length": "200 steps"}
   kwargs = {"train": length, "optim": {"warmup": "20 steps", "blr": 4e-3}}

@@ -45,6 +45,7 @@ def _check(workdir, report):
     assert picture.width > 4 * 24
 
 
+@pytest.mark.slow
 def test_a_tfds_data_set(tmp_path):
   examples = [
     {"image": np.full((20, 20, 3), 10 * k, np.uint8), "label": k % 2}
@@ -84,6 +85,7 @@ def test_a_folder_of_photographs(tmp_path, devices):
   }
 
 
+@pytest.mark.slow
 def test_held_out_images_that_cannot_be_read(tmp_path):
   """Some of them, then all: evaluation goes on with what there is."""
   photos = datasets.load_sample_images().images

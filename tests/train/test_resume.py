@@ -73,6 +73,7 @@ def test_every_log_line_and_both_evaluations_are_there(whole):
   assert (whole / "reconstructions.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_comes_before_init_from_and_that_before_scratch(
   whole, tmp_path
 ):

@@ -149,6 +149,7 @@ def test_a_run_that_lost_its_workdir_to_another_stops(tmp_path, monkeypatch):
   assert (tmp_path / "metrics.jsonl").read_text() == "the newer run's\n"
 
 
+@pytest.mark.slow
 def test_a_slow_disk_delays_and_loses_nothing(tmp_path, monkeypatch):
   """Writes that take longer than the steps between them."""
   config = tiny.config(
@@ -220,6 +221,7 @@ def test_too_many_unreadable_images_stop_the_run_with_their_names(
   assert counts[-2:] == [(5, 2), (10, 4)]
 
 
+@pytest.mark.slow
 def test_mended_images_and_the_same_command_go_on(scans, tmp_path):
   """From before most of them; what was met before does not count again."""
   config = tiny.config(
@@ -287,6 +289,7 @@ def test_other_images_are_another_run(scans, tmp_path):
     runs.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_stream_that_breaks_does_not_lose_the_steps_before(
   tmp_path, monkeypatch
 ):
