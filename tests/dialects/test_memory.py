@@ -72,5 +72,5 @@ def test_peaks(tmp_path: pathlib.Path):
   shares = {name: round(peak / size, 2) for name, peak in grown.items()}
   print(f"grown by, as a share of {size / 1e6:.0f} MB: {shares}")
   # torch.save wants all tensors at once, beside the array that is read.
-  limits = dict.fromkeys(shares, 1.2) | {"jax -> facebook": 1.8}
+  limits = dict.fromkeys(shares, 1.5) | {"jax -> facebook": 2}
   assert {name for name, x in shares.items() if x > limits[name]} == set()
