@@ -240,27 +240,27 @@ def open_questions(facts: Facts) -> list[str]:
     (
       facts.heads is None,
       "the number of attention heads, which no tensor shows: none of the named "
-      f"sizes is {sized}. Give --heads",
+      f"sizes is {sized}: convert it with --heads",
     ),
     (
       decoder is not None and not decoder.heads,
       "the number of the decoder's attention heads, which no tensor shows; the "
-      "reference's is 512 wide. Give --decoder_heads",
+      "reference's is 512 wide: convert it with --decoder_heads",
     ),
     (
       facts.image_size is None,
-      "the height and width of its images, which are not square. Give "
-      "--image_size=HEIGHT,WIDTH",
+      "the height and width of its images, which are not square: convert it "
+      "with --image_size=HEIGHT,WIDTH",
     ),
     (
       decoder is not None and facts.norm_pix is None,
-      "what its decoder predicts. Give --target=norm_pix (as "
+      "what its decoder predicts: convert it with --target=norm_pix (as "
       "mae_pretrain_vit_*_full.pth) or --target=raw (as mae_visualize_*.pth)",
     ),
     (
       facts.mean is None or facts.std is None,
-      "how pixels were normalised. Give --mean and --std, a number for each of "
-      f"{facts.channels} channels or one for all (ImageNet's are "
+      "how pixels were normalised: convert it with --mean and --std, a number "
+      f"for each of {facts.channels} channels or one for all (ImageNet's are "
       "0.485,0.456,0.406 and 0.229,0.224,0.225)",
     ),
   )

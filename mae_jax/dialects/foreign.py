@@ -227,8 +227,9 @@ class Foreign:
     if not table.any() and self._hints.positions is None:
       raise config_lib.ConfigError(
         f"{self._path}: {name} is all zeros, as transformers 5 makes it for "
-        "networks that were not loaded from a file. Give --positions=keep if "
-        "they were trained so, or --positions=sincos for the reference's table"
+        "networks that were not loaded from a file: convert it with "
+        "--positions=keep if they were trained so, or --positions=sincos for "
+        "the reference's table (python -m mae_jax.convert)"
       )
 
   def _carries(

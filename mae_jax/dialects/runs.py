@@ -43,7 +43,9 @@ def to_run(
     ConfigError: if something is open, or the sizes do not fit together.
   """
   if questions := open_questions(facts):
-    raise config_lib.ConfigError(f"{what} does not say {questions[0]}")
+    raise config_lib.ConfigError(
+      f"{what} does not say {questions[0]} (python -m mae_jax.convert)"
+    )
   assert facts.image_size is not None
   assert facts.mean is not None
   assert facts.std is not None

@@ -21,6 +21,16 @@ from mae_jax.models import variants
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 MODEL_TYPES = ("vit_mae", "vit")
+# What a config.json means by leaving it out.
+_DEFAULTS = {
+  "num_attention_heads": 12,
+  "decoder_num_attention_heads": 16,
+  "image_size": 224,
+  "layer_norm_eps": 1e-12,
+  "hidden_act": "gelu",
+  "norm_pix_loss": False,
+  "mask_ratio": 0.75,
+}
 # By transformers' names; the first of ours is what is written.
 ACTIVATIONS = {
   "gelu": "gelu",
@@ -62,7 +72,7 @@ def describe(
   base: facts.Facts | None,
 ) -> facts.Facts:
   """What a directory says of its network; see `facebook.describe`."""
-  config = read_json(path / CONFIG)
+  config = _DEFAULTS | read_json(path / CONFIG)
   if config["model_type"] not in MODEL_TYPES:
     raise config_lib.ConfigError(
       f"{path / CONFIG} is of model_type={config['model_type']!r}; known are "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -93,6 +94,14 @@ def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
   """
   if by_number(names, known):
     return np.arange(len(known), dtype=np.int32)
+  counts = collections.Counter(known)
+  twice = {name for name in names if counts[name] > 1}
+  if twice:
+    raise config_lib.ConfigError(
+      f"the checkpoint has {len(twice)} class names more than once, such as "
+      f"{config_lib.shown(min(twice))}, so that names do not tell classes "
+      "apart: convert it with other --class_names (python -m mae_jax.convert)"
+    )
   place = {name: number for number, name in enumerate(known)}
   unknown = [name for name in names if name not in place]
   if unknown:

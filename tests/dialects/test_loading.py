@@ -197,6 +197,8 @@ def test_classes_without_names_go_by_number(tmp_path: pathlib.Path):
   assert classification.match(names, known).tolist() == [0, 1, 2]
   with pytest.raises(config_lib.ConfigError, match="have the class 'eel'"):
     classification.match(names[:2], known)
+  with pytest.raises(config_lib.ConfigError, match="more than once, such as"):
+    classification.match(("crane",), ("crane", "eel", "crane"))
   # Numbers are names like any others.
   digits_names = tuple("0123456789")
   assert classification.match(("7", "3"), digits_names).tolist() == [7, 3]

@@ -197,14 +197,17 @@ def test_what_only_a_person_knows(tmp_path: pathlib.Path):
   flags: dict[str, Any] = {}
   for text, more in (
     (
-      "number of attention heads, .* 48 wide with 2 .* Give --heads",
+      "number of attention heads, .* 48 wide with 2 .* --heads",
       {"heads": 4},
     ),
     (
-      "the decoder's attention heads, .* Give --decoder_heads",
+      "the decoder's attention heads, .* --decoder_heads",
       {"decoder_heads": 2},
     ),
-    ("what its decoder predicts. Give --target=norm_pix", {"target": "raw"}),
+    (
+      "what its decoder predicts: convert .* --target=norm_pix",
+      {"target": "raw"},
+    ),
   ):
     refused(file, tmp_path, text, **flags)
     flags |= more
@@ -212,7 +215,12 @@ def test_what_only_a_person_knows(tmp_path: pathlib.Path):
   # timm's files do not say how pixels are normalised, and the reference's do.
   timm = tmp_path / "x.safetensors"
   save_file(state("encoder"), timm)
-  refused(timm, tmp_path, "how pixels were normalised. Give --mean", heads=4)
+  refused(
+    timm,
+    tmp_path,
+    "how pixels were normalised: convert .* --mean",
+    heads=4,
+  )
 
 
 def test_sizes_that_are_not_square(tmp_path: pathlib.Path):

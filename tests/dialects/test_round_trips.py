@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mae_jax import checkpoints, convert
-from tests.dialects import facebook_model, networks, test_outputs
+from mae_jax.dialects import transformers as transformers_dialect
+from tests.dialects import facebook_model, networks, outputs, test_outputs
 
 SUFFIX = {
   "jax": "",
@@ -163,6 +164,35 @@ def test_files_of_transformers(kind: str, tmp_path: pathlib.Path):
   wanted = json.loads(config)
   for name in kept.keys() & wanted.keys() - {"architectures", "dtype"}:
     assert kept[name] == wanted[name], name
+
+
+def test_what_a_config_leaves_out_is_the_default(tmp_path: pathlib.Path):
+  """As transformers' own class has it."""
+  model = test_outputs.transformers_autoencoder(
+    num_attention_heads=12, decoder_num_attention_heads=16, mask_ratio=0.75
+  )
+  model.save_pretrained(tmp_path / "theirs")
+  file = tmp_path / "theirs" / "config.json"
+  content = json.loads(file.read_text())
+  for name in transformers_dialect._DEFAULTS.keys() - {"image_size"}:
+    del content[name]
+  file.write_text(json.dumps(content))
+  pixels = {"mean": (0.5,), "std": (0.25,)}
+  ours = run(tmp_path / "theirs", tmp_path / "ours", "jax", **pixels)
+  x, _ = outputs.images()
+  config = checkpoints.read_run(ours).config
+  assert config.objective.mask_ratio == 0.75
+  assert not config.objective.norm_pix_loss
+  loaded = type(model).from_pretrained(
+    tmp_path / "theirs", attn_implementation="eager"
+  )
+  draw = outputs.noise()
+  np.testing.assert_allclose(
+    outputs.predictions(ours, x, draw)[0],
+    test_outputs.transformers_says(loaded.eval(), "mae"),
+    rtol=0,
+    atol=1e-5,
+  )
 
 
 def test_several_files_with_an_index(tmp_path: pathlib.Path):

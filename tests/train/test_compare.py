@@ -146,6 +146,7 @@ def test_the_report_is_of_the_members(whole):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_cut_run_is_a_whole_one(whole, tmp_path):
   workdir, settings, _, members = whole
   cut = shutil.copytree(workdir, tmp_path / "cut")
@@ -155,6 +156,7 @@ def test_a_cut_run_is_a_whole_one(whole, tmp_path):
   assert kills.records(cut) == kills.records(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_any_devices_give_the_same(whole, tmp_path):
   _, settings, _, members = whole

@@ -29,7 +29,7 @@ def whole(nursery, tmp_path_factory):
   ("number", "phase", "after"),
   [
     pytest.param(signal.SIGTERM, "stepping", 10, marks=pytest.mark.slow),
-    (signal.SIGINT, "evaluating", 20),
+    pytest.param(signal.SIGINT, "evaluating", 20, marks=pytest.mark.slow),
   ],
 )
 def test_saves_and_leaves_with_its_own_code(

@@ -61,6 +61,7 @@ def test_a_run_that_is_lost_stops_and_keeps_the_last_good_state(tmp_path):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
 
 
+@pytest.mark.slow
 def test_a_run_beyond_its_new_length_only_reports(tmp_path, capsys):
   longer = tiny.config(train=_TRAIN, eval=_NO_EVAL)
   runs.train(longer, tmp_path)
@@ -193,6 +194,7 @@ def scans(tmp_path):
   return folder
 
 
+@pytest.mark.slow
 def test_too_many_unreadable_images_stop_the_run_with_their_names(
   scans, tmp_path, capsys
 ):
