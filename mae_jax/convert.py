@@ -88,7 +88,7 @@ def convert(
       notes = writing.write(weights, to, out, dtype, bar.update)
   found = facts_lib.KINDS[weights.facts.kind]
   tools.say(
-    f"{source} ({weights.dialect}, {found}, {total / 1e6:.1f} M parameters) is "
+    f"{source} ({weights.dialect}, {found}, {total / 1e6:.3g} M parameters) is "
     f"written to {out} ({to}) in {time.monotonic() - began:.1f} s"
   )
   for note in notes:

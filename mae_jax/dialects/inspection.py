@@ -127,7 +127,7 @@ def _contents(weights: weights_lib.Weights) -> Iterator[tuple[str, str]]:
   yield (
     "parameters",
     ", ".join(
-      f"{part} {count / 1e6:.2f} M" for part, count in counts.items() if count
+      f"{part} {count / 1e6:.4g} M" for part, count in counts.items() if count
     ),
   )
   yield "stored as", str(weights.dtype)

@@ -164,7 +164,7 @@ def _without_decoder(weights: weights_lib.Weights) -> weights_lib.Weights:
     },
     notes=(
       *weights.notes,
-      f"left out: the decoder ({count / 1e6:.1f} M parameters), which timm has "
+      f"left out: the decoder ({count / 1e6:.3g} M parameters), which timm has "
       "no place for",
     ),
   )
@@ -249,9 +249,21 @@ def _write_facebook(
       norm_pix_loss=bool(weights.facts.norm_pix),
       mask_ratio=weights.facts.mask_ratio,
     )
-  with output.replacing(out, _FLAG) as file:
+  with output.replacing(out, _FLAG) as file, _first_error():
     torch.save(content, file)
   return ()
+
+
+@contextlib.contextmanager
+def _first_error() -> Iterator[None]:
+  """Raises what came first, where PyTorch cannot close its archive after it."""
+  try:
+    yield
+  except RuntimeError as error:
+    first: BaseException = error
+    while first.__context__ is not None:
+      first = first.__context__
+    raise first from None
 
 
 def _write_safetensors(

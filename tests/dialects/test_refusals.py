@@ -6,6 +6,8 @@ Files are broken by hand: nothing is dropped, run or guessed.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -18,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mae_jax import checkpoints, convert
+from mae_jax import checkpoints, convert, errors, output
 from mae_jax import config as config_lib
 from mae_jax.dialects import tensors
 from mae_jax.models import build
@@ -401,13 +403,48 @@ def test_places_that_cannot_be_written(
       convert.convert(source, str(out), to=to)
 
 
-@pytest.mark.parametrize("to", ["facebook", "transformers", "timm"])
+@pytest.mark.parametrize("to", ["jax", "facebook", "transformers", "timm"])
 def test_a_disk_that_fills_up(
   root: pathlib.Path, to: str, tmp_path: pathlib.Path
 ):
   suffix = SUFFIX.get(to, "")
-  with disks.full_disk(), pytest.raises((OSError, RuntimeError)):
+  with disks.full_disk(), pytest.raises(OSError, match="large") as caught:
     convert.convert(str(root / "mae"), str(tmp_path / f"x{suffix}"), to=to)
+  line = errors.explain(caught.value)
+  assert line is not None
+  assert "x" in line.partition(":")[0]
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["jax", "facebook", "transformers", "timm"])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_stopped_midway(
+  root: pathlib.Path, to: str, error, tmp_path: pathlib.Path, monkeypatch
+):
+  """A signal is what it was, and nothing is left behind."""
+  out = tmp_path / f"x{SUFFIX.get(to, '')}"
+
+  class Cut(io.BufferedWriter):
+    def write(self, data):
+      if self.tell() > 40_000:
+        raise error(143)
+      return super().write(data)
+
+  @contextlib.contextmanager
+  def replacing(path, flag):
+    with _replacing(path, flag) as file:
+      yield Cut(file.raw)
+
+  def take(self, late):
+    if len(self._sums) == 5:
+      raise error(143)
+    return _take(self, late)
+
+  _replacing, _take = output.replacing, checkpoints.Writer._take
+  monkeypatch.setattr(output, "replacing", replacing)
+  monkeypatch.setattr(checkpoints.Writer, "_take", take)
+  with pytest.raises(error):
+    convert.convert(str(root / "mae"), str(out), to=to)
   assert not list(tmp_path.iterdir())
 
 
@@ -448,7 +485,7 @@ def test_other_metadata(root: pathlib.Path, tmp_path: pathlib.Path):
 
 def test_the_table(root: pathlib.Path, capsys: pytest.CaptureFixture):
   wanted = {
-    "mae": ("encoder and decoder", "normalised patches", "encoder 0.04 M, dec"),
+    "mae": ("encoder and decoder", "normalised patches", "encoder 0.04"),
     "raw.pth": ("facebook", "raw pixels", "sin-cos table"),
     "cls_hf": ("transformers", "5 classes, named; on the class token"),
     "encoder.pth": ("encoder only", "decoder (to reconstruct, or go on"),
