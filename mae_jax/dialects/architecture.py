@@ -69,7 +69,7 @@ def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
     "patch_size": tuple(patch),
     "channels": channels,
     "image_size": None
-    if side * side != tokens - 1
+    if not side or side * side != tokens - 1
     else tuple(side * each for each in patch),
     "decoder": None,
     "presumed": frozenset({"heads", "decoder_heads", "image_size"}),

@@ -186,6 +186,8 @@ def with_hints(facts: Facts, hints: Hints) -> Facts:
     changes["norm_pix"] = _filled(
       "target", facts.norm_pix, target, facts, hints
     )
+  elif hints.insist:
+    _check_no_decoder(hints)
   if hints.class_names is not None:
     _check_names(hints.class_names, facts.classes)
     changes["class_names"] = tuple(hints.class_names)
@@ -220,6 +222,21 @@ def _encoder_of(facts: Facts) -> Facts:
   return dataclasses.replace(
     facts, kind=ENCODER, decoder=None, norm_pix=None, classes=0, class_names=()
   )
+
+
+def _check_no_decoder(hints: Hints) -> None:
+  for name in ("target", "decoder_heads"):
+    value = getattr(hints, name)
+    if value is not None:
+      raise config_lib.ConfigError(
+        f"--{name}={value} is about a decoder, and "
+        + (
+          "--encoder_only leaves that out"
+          if hints.encoder_only
+          else "the weights have none"
+        )
+        + f": leave --{name} out"
+      )
 
 
 def _check_names(names: Sequence[str], classes: int) -> None:

@@ -50,8 +50,9 @@ class Foreign:
     self._shapes = {
       usual: found.shapes[name] for usual, name in self._original.items()
     }
+    _check_sizes(path, found)
     self._base = _own_metadata(path, found)
-    self._notes: list[str] = []
+    self._notes = _others(found)
     header = tensors.Header(self._shapes, found.extra)
     base = None
     if self._base is not None:
@@ -106,8 +107,8 @@ class Foreign:
     if unknown := stored - tensors.FLOATS.keys():
       raise config_lib.ConfigError(
         f"{self._path} has tensors of type {', '.join(sorted(unknown))}; known "
-        f"are {', '.join(tensors.FLOATS)}: convert weights that are not "
-        "quantised"
+        f"are {', '.join(tensors.FLOATS)}: convert weights that are neither "
+        "quantised nor sparse"
       )
     if "F64" in stored:
       self._notes.append("float64 is rounded to float32")
@@ -277,8 +278,28 @@ def _usual(name: str, spellings: Any) -> str:
   return name
 
 
+def _check_sizes(path: pathlib.Path, found: tensors.Tensors) -> None:
+  for name, shape in found.shapes.items():
+    if 0 in shape:
+      raise config_lib.ConfigError(
+        f"{path}: {name} has shape {shape}, with no values in it: save the "
+        "weights without it, or fetch them again"
+      )
+
+
+def _others(found: tensors.Tensors) -> list[str]:
+  """A note for each other network of the same names, as averages are."""
+  return [
+    f"left out: {key!r}, other values of {len(found.shapes.keys() & value)} of "
+    "these tensors; to take those, save them as {'model': ...}"
+    for key, value in found.extra.items()
+    if isinstance(value, Mapping) and found.shapes.keys() & value
+  ]
+
+
 def _check_finite(array: np.ndarray, name: str, path: pathlib.Path) -> None:
-  finite = np.isfinite(array.astype(np.float32, copy=False))
+  with np.errstate(over="ignore"):
+    finite = np.isfinite(array.astype(np.float32, copy=False))
   if not finite.all():
     raise config_lib.ConfigError(
       f"{path}: {name} has {int((~finite).sum())} values of {array.size} that "
@@ -294,9 +315,11 @@ def _own_metadata(
   if not isinstance(text, str):
     return None
   try:
-    return runs.run_of_metadata(json.loads(text))
-  except (ValueError, KeyError, TypeError) as error:
+    run = runs.run_of_metadata(json.loads(text))
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise config_lib.ConfigError(
       f"{path} was written by another version of mae_jax, and what it says of "
       f"its run cannot be read ({error})"
     ) from error
+  runs.check_one(path, run)
+  return run

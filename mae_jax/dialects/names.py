@@ -85,9 +85,11 @@ TRANSFORMERS: Names = {
   "model/decoder/pred": "decoder.decoder_pred",
   "model/head": "classifier",
 }
+# Of DistributedDataParallel and torch.compile, in front of every name.
+WRAPPERS = (r"^((module|_orig_mod)\.)+", "")
 # Other spellings of these, as regular expressions, each tried in this order.
 SPELLINGS: Sequence[tuple[str, str]] = (
-  (r"^module\.", ""),  # of DistributedDataParallel
+  WRAPPERS,
   # The encoder alone has no prefix.
   (r"^(embeddings|encoder|layers|layernorm|pooler)\b", r"vit.\1"),
   # Modules of transformers 5, and the files that 5.23 writes of decoders.

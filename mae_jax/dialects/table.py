@@ -13,11 +13,20 @@ from etils import epath
 
 from mae_jax import config as config_lib
 from mae_jax import storage
-from mae_jax.dialects import facebook, facts, names, tensors, timm, transformers
+from mae_jax.dialects import (
+  facebook,
+  facts,
+  jsons,
+  names,
+  tensors,
+  timm,
+  transformers,
+)
 
 JAX = "jax"
 _PICKLES = (".pth", ".pt", ".bin")
 _SAFE = ".safetensors"
+_WRAPPERS = (names.WRAPPERS,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Dialect:
   describe: Callable[
     [tensors.Header, pathlib.Path, facts.Facts | None], facts.Facts
   ]
-  spellings: Sequence[tuple[str, str]] = ((r"^module\.", ""),)
+  spellings: Sequence[tuple[str, str]] = _WRAPPERS
   left_out: Sequence[tuple[str, str]] = ()
   no_bias: str = ""
 
@@ -124,8 +133,7 @@ def open_tensors(path: pathlib.Path) -> tensors.Tensors:
     )
   index = path / transformers.INDEX
   if index.is_file():
-    files = transformers.read_json(index)["weight_map"].values()
-    return tensors.SafeTensors([path / name for name in sorted(set(files))])
+    return tensors.SafeTensors(_parts(index))
   for name in ("model.safetensors", "pytorch_model.bin"):
     if (path / name).is_file():
       return open_tensors(path / name)
@@ -135,6 +143,23 @@ def open_tensors(path: pathlib.Path) -> tensors.Tensors:
   )
 
 
+def _parts(index: pathlib.Path) -> list[pathlib.Path]:
+  """The files that an index names."""
+  content = jsons.read(index)
+  content = content if isinstance(content, dict) else {}
+  files = jsons.mapping(content, "weight_map", index).values()
+  parts = [index.with_name(name) for name in sorted(set(map(str, files)))]
+  missing = [part.name for part in parts if not part.is_file()]
+  if missing or not parts:
+    raise config_lib.ConfigError(
+      f"{index} names {', '.join(missing)}, which is not beside it: fetch the "
+      "weights whole"
+      if missing
+      else f"{index} names no files of weights: fetch it again"
+    )
+  return parts
+
+
 def detect(path: pathlib.Path, found: tensors.Tensors) -> str:
   """The name of the dialect.
 
@@ -142,7 +167,7 @@ def detect(path: pathlib.Path, found: tensors.Tensors) -> str:
     ConfigError: if it is none of them.
   """
   if path.is_dir():
-    content = transformers.read_json(path / transformers.CONFIG)
+    content = jsons.read(path / transformers.CONFIG)
     if transformers.is_config(content):
       return "transformers"
     if timm.is_config(content):

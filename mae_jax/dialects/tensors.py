@@ -115,6 +115,7 @@ class SafeTensors:
 def _open_safe(path: pathlib.Path) -> Iterator[Any]:
   import safetensors
 
+  _check_pointer(path)
   try:
     file = safetensors.safe_open(path, framework="numpy")
   except safetensors.SafetensorError as error:
@@ -160,11 +161,12 @@ class Pickled:
 
   def _tensors(self, content: Any) -> Mapping[str, Any]:
     found = content if self._inside is None else content[self._inside]
+    torch = import_torch(self._path)
     for name, value in found.items():
-      if not isinstance(name, str) or not hasattr(value, "data_ptr"):
+      if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise config_lib.ConfigError(
           f"{self._path} has {name!r} of type {type(value).__name__} among "
-          "its weights, where only tensors can be: save the model's "
+          "its weights, where only tensors with names can be: save the model's "
           "state_dict(), alone or as {'model': state_dict}"
         )
     result: Mapping[str, Any] = found
@@ -192,6 +194,9 @@ def _is_dict(value: Any) -> bool:
 
 
 def _dtype_name(tensor: Any) -> str:
+  layout = str(tensor.layout).removeprefix("torch.")
+  if tensor.is_meta or layout != "strided":
+    return "meta" if tensor.is_meta else layout
   name = str(tensor.dtype).removeprefix("torch.")
   short = {"float": "F", "bfloat": "BF", "int": "I", "uint": "U"}
   match = re.fullmatch(r"([a-z]+)(\d+)", name)
@@ -214,8 +219,32 @@ def import_torch(path: os.PathLike | str) -> Any:
   return torch
 
 
+_POINTER = b"version https://git-lfs"
+# A zip archive, or a pickle of protocol 2 or later.
+_PICKLE_HEADS = (b"PK", b"\x80")
+
+
+def _check_pointer(path: pathlib.Path) -> bytes:
+  """Refuses what git clones in the place of a large file; returns its head."""
+  with path.open("rb") as file:
+    head = file.read(len(_POINTER))
+  if head == _POINTER:
+    raise config_lib.ConfigError(
+      f"{path} is a pointer of Git LFS and not the file itself: fetch that "
+      "with git lfs pull"
+    )
+  return head
+
+
 def _load_pickle(path: pathlib.Path) -> Any:
   torch = import_torch(path)
+  head = _check_pointer(path)
+  if not head.startswith(_PICKLE_HEADS):
+    what = f"it begins with {head[:12]!r}" if head else "it is empty"
+    raise config_lib.ConfigError(
+      f"{path} is no whole file of PyTorch ({what}): it may have been cut off; "
+      "fetch or write it again"
+    )
 
   def load(mmap: bool) -> Any:
     with (
@@ -236,7 +265,9 @@ def _load_pickle(path: pathlib.Path) -> Any:
       "run any program when they are read, so that this one is not: ask for a "
       "file of weights alone, or save its state_dict() where you trust it"
     ) from error
-  except (RuntimeError, EOFError, ValueError, KeyError) as error:
+  except (OSError, MemoryError):
+    raise
+  except Exception as error:  # as many kinds as there are ways to be damaged
     raise config_lib.ConfigError(
       f"{path} is no whole file of PyTorch ({console.first_line(error, 120)}): "
       "it may have been cut off; fetch or write it again"
@@ -273,15 +304,28 @@ def write_safetensors(
   file.write(len(text).to_bytes(8, "little") + text)
   for (name, shape), array in zip(specs, arrays, strict=True):
     assert array.shape == shape, (name, array.shape, shape)
-    stored = np.ascontiguousarray(array, dtype)
+    stored = _stored(array, dtype, name)
     file.write(stored.reshape(-1).view(np.uint8).data)
 
 
-def as_torch(array: np.ndarray, dtype: np.dtype) -> Any:
+def _stored(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+  """The values in a type that must hold them."""
+  with np.errstate(over="ignore"):
+    stored = np.ascontiguousarray(array, dtype)
+  narrow = dtype.itemsize < array.dtype.itemsize
+  if narrow and not np.isfinite(stored).all():
+    raise config_lib.ConfigError(
+      f"{name} has values up to {np.abs(array).max():.3g}, which {dtype} does "
+      "not hold: convert with --dtype=float32"
+    )
+  return stored
+
+
+def as_torch(array: np.ndarray, dtype: np.dtype, name: str) -> Any:
   """A tensor of a type that NumPy may not have."""
   import torch
 
-  stored = np.ascontiguousarray(array, dtype)
+  stored = _stored(array, dtype, name)
   if not stored.flags.writeable or stored.base is not None:
     stored = stored.copy()
   if dtype == BFLOAT16:

@@ -6,12 +6,18 @@ the Hub, tells how images are prepared.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 from mae_jax import config as config_lib
-from mae_jax.dialects import architecture, facebook, facts, names, tensors
+from mae_jax.dialects import (
+  architecture,
+  facebook,
+  facts,
+  jsons,
+  names,
+  tensors,
+)
 
 CONFIG = "config.json"
 
@@ -39,10 +45,10 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   file = directory / CONFIG
   if not file.is_file():
     return {}
-  content = json.loads(file.read_text())
+  content = jsons.read(file)
   if not is_config(content):
     return {}
-  prepared = content.get("pretrained_cfg", {})
+  prepared = jsons.mapping(content, "pretrained_cfg", file)
   pool = content.get("global_pool", prepared.get("global_pool", "token"))
   if known["classes"] and pool == "avg" and known["pooling"] == "cls":
     raise config_lib.ConfigError(
@@ -51,14 +57,19 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
       "alone with --encoder_only"
     )
   result: dict[str, Any] = {
-    name: tuple(map(float, prepared[name]))
+    name: jsons.numbers(prepared, name, file)
     for name in ("mean", "std")
-    if name in prepared
+    if prepared.get(name) is not None
   }
-  if "crop_pct" in prepared:
-    result["eval_crop"] = float(prepared["crop_pct"])
+  if prepared.get("crop_pct") is not None:
+    result["eval_crop"] = jsons.number(prepared, "crop_pct", file)
   names_there = prepared.get("label_names", content.get("label_names"))
-  if known["classes"] and names_there:
+  if known["classes"] and isinstance(names_there, list) and names_there:
+    if len(names_there) != known["classes"]:
+      raise config_lib.ConfigError(
+        f"{file} has {len(names_there)} label_names, and the head "
+        f"{known['classes']} classes: mend them, or take them out"
+      )
     result["class_names"] = tuple(names_there)
   return result
 

@@ -8,14 +8,12 @@ are prepared, and `model.safetensors` (or several, with an index; or
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from mae_jax import config as config_lib
-from mae_jax import console
-from mae_jax.dialects import architecture, facts, names, tensors
+from mae_jax.dialects import architecture, facts, jsons, names, tensors
 from mae_jax.models import variants
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -47,20 +45,6 @@ ACTIVATIONS = {
 }
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """The content of a file.
-
-  Raises:
-    ConfigError: if it is no JSON.
-  """
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise config_lib.ConfigError(
-      f"{path} is no JSON ({console.first_line(error)}): fetch it again"
-    ) from error
-
-
 def is_config(content: Any) -> bool:
   """Whether the content of a config.json is transformers'."""
   return isinstance(content, dict) and "model_type" in content
@@ -72,7 +56,7 @@ def describe(
   base: facts.Facts | None,
 ) -> facts.Facts:
   """What a directory says of its network; see `facebook.describe`."""
-  config = _DEFAULTS | read_json(path / CONFIG)
+  config = _DEFAULTS | jsons.read(path / CONFIG)
   if config["model_type"] not in MODEL_TYPES:
     raise config_lib.ConfigError(
       f"{path / CONFIG} is of model_type={config['model_type']!r}; known are "
@@ -85,7 +69,7 @@ def describe(
     known |= {
       "kind": facts.CLASSIFIER,
       "classes": weight[0],
-      "class_names": _class_names(config, weight[0]),
+      "class_names": _class_names(config, weight[0], path),
     }
   known |= _preprocessor(path / PREPROCESSOR)
   if base is None:
@@ -98,18 +82,23 @@ def describe(
 def _config(
   config: Mapping[str, Any], known: dict[str, Any], path: pathlib.Path
 ) -> dict[str, Any]:
-  act = config["hidden_act"]
-  if act not in ACTIVATIONS:
+  act, file = config["hidden_act"], path / CONFIG
+  if not isinstance(act, str) or act not in ACTIVATIONS:
     raise config_lib.ConfigError(
-      f"{path / CONFIG} has hidden_act={act!r}; known are "
+      f"{file} has hidden_act={act!r}; known are "
       f"{', '.join(sorted(ACTIVATIONS))}"
     )
   size = config["image_size"]
+  if isinstance(size, list) and len(size) != 2:
+    raise config_lib.ConfigError(
+      f"{file} has image_size={size}, which is not one number or two: fetch it "
+      "again, or mend it"
+    )
   result: dict[str, Any] = {
     "presumed": frozenset(),
     "heads": config["num_attention_heads"],
     "image_size": tuple(size) if isinstance(size, list) else (size, size),
-    "norm_eps": float(config["layer_norm_eps"]),
+    "norm_eps": jsons.number(config, "layer_norm_eps", file),
     "activation": ACTIVATIONS[act],
   }
   decoder = known["decoder"]
@@ -120,26 +109,42 @@ def _config(
         decoder.width, decoder.depth, heads, decoder.mlp_dim
       ),
       "norm_pix": bool(config["norm_pix_loss"]),
-      "mask_ratio": float(config["mask_ratio"]),
+      "mask_ratio": jsons.number(config, "mask_ratio", file),
     }
   return result
 
 
-def _class_names(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-  labels = config.get("id2label") or {}
+def _class_names(
+  config: Mapping[str, Any], classes: int, path: pathlib.Path
+) -> tuple[str, ...]:
+  """What `id2label` says; classes that it leaves out go by number."""
+  labels = jsons.mapping(config, "id2label", path / CONFIG)
   found = [labels.get(str(number)) for number in range(classes)]
-  return tuple(map(str, found)) if all(found) else ()
+  if not any(found):
+    return ()
+  usual = facts.unnamed(classes)
+  return tuple(
+    str(name or other) for name, other in zip(found, usual, strict=True)
+  )
 
 
 def _preprocessor(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
-  content = read_json(path)
-  if "image_mean" not in content or "image_std" not in content:
+  content = jsons.read(path)
+  if not isinstance(content, dict):
+    return {}
+  content = {"rescale_factor": 1 / 255} | content
+  factor = jsons.number(content, "rescale_factor", path)
+  if content.get("do_rescale") is False or abs(factor * 255 - 1) > 1e-6:
+    return {}  # pixels are not in [0, 1]: what is meant is asked for
+  if content.get("do_normalize") is False:
+    content |= {"image_mean": 0.0, "image_std": 1.0}
+  if content.get("image_mean") is None or content.get("image_std") is None:
     return {}
   return {
-    "mean": tuple(map(float, content["image_mean"])),
-    "std": tuple(map(float, content["image_std"])),
+    "mean": jsons.numbers(content, "image_mean", path),
+    "std": jsons.numbers(content, "image_std", path),
     # Images are resized whole.
     "eval_crop": 1.0,
   }

@@ -237,7 +237,7 @@ def _write_facebook(
   torch = tensors.import_torch(out)
   specs, values = _tensors(weights, table.DIALECTS["facebook"].names)
   model = {
-    name: tensors.as_torch(value, dtype)
+    name: tensors.as_torch(value, dtype, name)
     for (name, _), value in zip(specs, values, strict=True)
   }
   if weights.facts.kind == facts_lib.PROBE:

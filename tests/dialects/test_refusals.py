@@ -92,6 +92,43 @@ def test_half_a_decoder(tmp_path: pathlib.Path):
   refused(file, tmp_path, "decoder_pred.bias is missing", target="raw", **HEADS)
 
 
+def test_tensors_that_are_no_plain_arrays(tmp_path: pathlib.Path):
+  name = "blocks.0.attn.qkv.weight"
+  weight = state("encoder")[name]
+  for value, text in (
+    (weight.to_sparse(), "of type sparse_coo; known are"),
+    (torch.empty(weight.shape, device="meta"), "of type meta; known are"),
+    (weight[:0], rf"{name} has shape \(0, 48\), with no values in it"),
+  ):
+    file = write(tmp_path / "x.pth", model=state("encoder", **{name: value}))
+    refused(file, tmp_path, text, heads=4)
+
+
+@pytest.mark.parametrize("to", ["facebook", "timm"])
+def test_values_that_a_type_does_not_hold(to: str, tmp_path: pathlib.Path):
+  large = {"norm.weight": torch.full((48,), 1e6)}
+  file = write(tmp_path / "x.pth", model=state("encoder", **large))
+  text = r"norm.weight has values up to 1e\+06, which float16 does not hold"
+  refused(file, tmp_path, text, heads=4, to=to, dtype="float16")
+  large = {"norm.weight": torch.full((48,), 1e300, dtype=torch.float64)}
+  file = write(tmp_path / "x.pth", model=state("encoder", **large))
+  refused(file, tmp_path, "48 values of 48 that are NaN or", heads=4, to=to)
+
+
+def test_other_networks_in_the_file_are_told(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+):
+  """Averages lie beside; prefixes of wrappers are no part of a name."""
+  found = {f"module._orig_mod.{k}": x for k, x in state("encoder").items()}
+  file = write(
+    tmp_path / "x.pth", model=found, model_ema=found, optimizer={"state": {}}
+  )
+  convert.convert(str(file), str(tmp_path / "a"), to="jax", heads=4)
+  told = capsys.readouterr().out
+  assert "- left out: 'model_ema', other values of 30 of these tensors" in told
+  assert "optimizer" not in told
+
+
 def test_another_kind_of_network(tmp_path: pathlib.Path):
   resnet = {"conv1.weight": torch.ones(3), "layer1.0.conv": torch.ones(3)}
   file = write(tmp_path / "x.pth", model=resnet)
@@ -129,6 +166,34 @@ def test_truncated(
     file = source
   os.truncate(file, int(kept * file.stat().st_size))
   refused(source, tmp_path, r"is no whole .*cut off; fetch or write it again")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_what_git_and_browsers_fetch(name: str, tmp_path: pathlib.Path):
+  file = tmp_path / name
+  file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+  refused(file, tmp_path, "a pointer of Git LFS .*: fetch that with git lfs")
+  file.write_text("<!DOCTYPE html><html>")
+  refused(file, tmp_path, "is no whole .*cut off; fetch or write it again")
+
+
+def test_flipped_bits_of_a_pickle(tmp_path: pathlib.Path):
+  """Whatever PyTorch makes of them."""
+  file = tmp_path / "x.pth"
+  torch.save({"model": state("encoder")}, file)
+  data, draws = file.read_bytes(), np.random.default_rng(0)
+  lines = []
+  for _ in range(40):
+    damaged = bytearray(data)
+    for place in draws.integers(0, 3000, 3):
+      damaged[place] = draws.integers(256)
+    file.write_bytes(damaged)
+    try:
+      convert.convert(str(file), inspect=True, heads=4)
+    except config_lib.ConfigError as error:
+      lines.append(str(error))
+  assert lines
+  assert "\n" not in "".join(lines)
 
 
 def test_flipped_bits_of_a_header(root: pathlib.Path, tmp_path: pathlib.Path):
@@ -320,6 +385,8 @@ def test_what_is_left_out_is_told(
     ({"model_type": "deit"}, "is of model_type='deit'; known are vit_mae and"),
     ({"hidden_act": "mish"}, "has hidden_act='mish'; known are gelu"),
     ({"num_attention_heads": 7}, "model.heads=7 does not divide model.width"),
+    ({"layer_norm_eps": None}, "has layer_norm_eps=None, which is not a num"),
+    ({"image_size": [24]}, r"has image_size=\[24\], which is not one number"),
     ({"image_size": 30}, r"position_embeddings is \(1, 17, 48\), and images"),
   ],
 )
@@ -330,6 +397,79 @@ def test_a_config_that_does_not_fit(
   file = tmp_path / "a" / "config.json"
   file.write_text(json.dumps(json.loads(file.read_text()) | change))
   refused(tmp_path / "a", tmp_path, text)
+
+
+@pytest.mark.parametrize(
+  ("change", "pixels"),
+  [
+    ({"image_mean": 0.5, "image_std": [0.25]}, ((0.5,), (0.25,))),
+    ({"do_normalize": False}, ((0.0,), (1.0,))),
+    ({"image_mean": None}, "does not say how pixels were normalised"),
+    ({"rescale_factor": 1 / 127.5}, "does not say how pixels were normalised"),
+    ({"image_std": ["x"]}, "has image_std=.'x'., which is not a number, or a"),
+  ],
+)
+def test_how_pixels_are_normalised(
+  root: pathlib.Path, change: dict, pixels: Any, tmp_path: pathlib.Path
+):
+  test_outputs.transformers_autoencoder().save_pretrained(tmp_path / "a")
+  told = (root / "mae_hf" / "preprocessor_config.json").read_text()
+  file = tmp_path / "a" / "preprocessor_config.json"
+  file.write_text(json.dumps(json.loads(told) | change))
+  flags = {"positions": "sincos"}
+  if isinstance(pixels, str):
+    refused(tmp_path / "a", tmp_path, pixels, **flags)
+    return
+  convert.convert(str(tmp_path / "a"), str(tmp_path / "b"), to="jax", **flags)
+  data = checkpoints.read_run(tmp_path / "b").config.data
+  assert (data.mean, data.std) == pixels
+
+
+def test_classes_of_which_only_some_have_names(
+  root: pathlib.Path, tmp_path: pathlib.Path
+):
+  shutil.copytree(root / "cls_hf", tmp_path / "a")
+  file = tmp_path / "a" / "config.json"
+  content = json.loads(file.read_text())
+  file.write_text(json.dumps(content | {"id2label": {"1": "dog"}}))
+  convert.convert(str(tmp_path / "a"), str(tmp_path / "b"), to="jax")
+  names = checkpoints.read_run(tmp_path / "b").class_names
+  assert names == ("LABEL_0", "dog", "LABEL_2", "LABEL_3", "LABEL_4")
+  file.write_text(json.dumps(content | {"id2label": ["dog"]}))
+  refused(tmp_path / "a", tmp_path, r"id2label=\['dog'\], which is not an obj")
+
+
+def test_an_index_of_parts(root: pathlib.Path, tmp_path: pathlib.Path):
+  shutil.copytree(root / "mae_hf", tmp_path / "a")
+  index = tmp_path / "a" / "model.safetensors.index.json"
+  for content, text in (
+    ("[]", "names no files of weights"),
+    ('{"weight_map": ["x"]}', "has weight_map=.'x'., which is not an object"),
+    ('{"weight_map": {"x": "b.safetensors"}}', "names b.safetensors, which is"),
+  ):
+    index.write_text(content)
+    refused(tmp_path / "a", tmp_path, text)
+
+
+def test_a_config_of_timm_that_does_not_fit(
+  root: pathlib.Path, tmp_path: pathlib.Path
+):
+  content = torch.load(root / "mean.pth", weights_only=False)["model"]
+  save_file(content, tmp_path / "model.safetensors")
+  for told, text in (
+    ("{", "config.json is no JSON"),
+    ('{"architecture": "x", "pretrained_cfg": 3}', "pretrained_cfg=3, which"),
+    (
+      '{"architecture": "x", "pretrained_cfg": {"std": "y"}}',
+      "has std='y', which is not a number",
+    ),
+    (
+      '{"architecture": "x", "label_names": ["y"]}',
+      "has 1 label_names, and the head 5 classes",
+    ),
+  ):
+    (tmp_path / "config.json").write_text(told)
+    refused(tmp_path / "model.safetensors", tmp_path, text, heads=4)
 
 
 def test_a_directory_that_is_not_whole(
@@ -363,6 +503,12 @@ def test_a_directory_that_is_not_whole(
     ("mae", {"dtype": "int4"}, "--dtype=int4 is not known: use float32 or"),
     ("mae", {"dtype": "bfloat16"}, "--dtype=bfloat16: checkpoints of this"),
     ("mae", {"target": "pca"}, "--target=pca is not known: use norm_pix or"),
+    ("cls", {"target": "raw"}, "=raw is about a decoder, and the weights have"),
+    (
+      "mae.pth",
+      {"decoder_heads": 2, "encoder_only": True},
+      "--decoder_heads=2 is about .* --encoder_only leaves that out",
+    ),
     ("mae", {"positions": "no"}, "--positions=no is not known: use keep or"),
     ("mae", {"inspect": True}, "--inspect writes nothing: leave --to and OUT"),
     ("mae_hf", {"dialect": "jax"}, "there is no checkpoint in"),
