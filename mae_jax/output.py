@@ -49,9 +49,7 @@ def replacing(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
     OSError: with the path, when that turns out later.
   """
   out = storage.absolute(path)
-  temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-  storage.make_directory(out.parent, f"the folder of {flag}")
-  try:
+  with _beside(out, flag) as temporary:
     try:
       _check_writable(out, temporary)
     except OSError as error:
@@ -64,9 +62,6 @@ def replacing(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
         remote = storage.is_remote(out)
         yield cast(IO[bytes], _Forward(file) if remote else file)
       temporary.replace(out)
-  finally:
-    with contextlib.suppress(OSError), storage.reaching(temporary):
-      temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -96,9 +91,7 @@ def replacing_folder(
       "name one on a disk, and copy it (gcloud storage cp -r)"
     )
   _check_replaceable(path, mine, flag)
-  storage.make_directory(out.parent, f"the folder of {flag}")
-  temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-  try:
+  with _beside(out, flag) as temporary:
     try:
       temporary.mkdir()
     except OSError as error:
@@ -110,8 +103,29 @@ def replacing_folder(
       yield temporary
       _check_replaceable(path, mine, flag)  # the block may have taken long
       _swap(temporary, out)
+
+
+@contextlib.contextmanager
+def _beside(out: epath.Path, flag: str) -> Iterator[epath.Path]:
+  """Makes the folder of `out`; yields what is written in its place first.
+
+  At the end that is taken away, and so are folders that were made in vain.
+  """
+  temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+  above = () if storage.is_remote(out) else (out.parent, *out.parent.parents)
+  made = [folder for folder in above if not folder.exists()]
+  try:
+    storage.make_directory(out.parent, f"the folder of {flag}")
+    yield temporary
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError), storage.reaching(temporary):
+      if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+      else:
+        temporary.unlink(missing_ok=True)
+    for folder in made:
+      with contextlib.suppress(OSError):  # what is not empty stays
+        os.rmdir(folder)
 
 
 def _check_replaceable(

@@ -166,7 +166,13 @@ def lines(path: str, flag: str) -> list[str]:
       f"{flag}={path} cannot be read ({reason}): name a text file with "
       "the name of a class a line"
     ) from error
-  return [line.strip() for line in text.strip().splitlines()]
+  found = [line.strip() for line in text.strip().splitlines()]
+  if "" in found:
+    raise config_lib.ConfigError(
+      f"{flag}={path} has nothing in line {1 + found.index('')}: write the "
+      "name of a class on every line"
+    )
+  return found
 
 
 def check(checkpoint: str, images: str, batch_size: int) -> None:

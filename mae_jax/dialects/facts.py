@@ -284,9 +284,14 @@ def open_questions(facts: Facts) -> list[str]:
   return [text for asked, text in questions if asked]
 
 
+def is_fixed(facts: Facts) -> bool:
+  """Whether positions are a table that could be replaced."""
+  return facts.kind in (ENCODER, MAE)
+
+
 def check_fixed(facts: Facts, what: str) -> None:
   """Raises ConfigError if positions are not a table that could be replaced."""
-  if facts.kind not in (ENCODER, MAE):
+  if not is_fixed(facts):
     raise config_lib.ConfigError(
       f"--positions=sincos: the positions of {what} were trained with its "
       "head, and are no table to replace: leave the flag out"

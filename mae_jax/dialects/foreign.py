@@ -229,8 +229,13 @@ class Foreign:
       raise config_lib.ConfigError(
         f"{self._path}: {name} is all zeros, as transformers 5 makes it for "
         "networks that were not loaded from a file: convert it with "
-        "--positions=keep if they were trained so, or --positions=sincos for "
-        "the reference's table (python -m mae_jax.convert)"
+        "--positions=keep if they were trained so"
+        + (
+          ", or --positions=sincos for the reference's table"
+          if facts_lib.is_fixed(self.facts)
+          else "; if not, train it again from positions that are not"
+        )
+        + " (python -m mae_jax.convert)"
       )
 
   def _carries(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mae_jax import checkpoints, command_line, interrupts, sharding
+from mae_jax import checkpoints, command_line, dialects, interrupts, sharding
 from mae_jax import config as config_lib
 from mae_jax.checkpoints import TrainState
 from mae_jax.data import pipeline, shots
@@ -126,6 +126,7 @@ class Comparison:
       self._mesh,
       self._one.grid,
       self._one.classifier.encoder,
+      dialects.Hints.of_config(self._config),
     )
     # Only of the scratch members is what is drawn kept.
     count = len(self._streams)

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, dialects
+from mae_jax import checkpoints, console, dialects
 from mae_jax import config as config_lib
 from mae_jax.models import (
   build,
@@ -66,6 +66,7 @@ def load_encoder(
   hints = dataclasses.replace(hints, no_decoder=True)
   params, run = dialects.load_any(path, mesh, hints)
   check_network(path, run, encoder)
+  _tell_pixels(path, run, hints)
   found = dict(classifiers.trained(params)["encoder"])
   if "norm" not in like:
     found.pop("norm", None)
@@ -117,6 +118,7 @@ def load_autoencoder(
     )
   # What differs is named by its setting, before shapes are compared.
   check_network(path, run, model.encoder)
+  _tell_pixels(path, run, hints)
   for part, width in (
     ("encoder", model.encoder.width),
     ("decoder", model.decoder.width),
@@ -178,6 +180,34 @@ def check_network(
     raise config_lib.ConfigError(
       f"the encoder of {path} has {said}: set {flags}"
     )
+
+
+def _tell_pixels(
+  path: epath.PathLike, run: checkpoints.Run, hints: dialects.Hints
+) -> None:
+  """Warns of other pixels than an encoder was trained with."""
+  data = run.config.data
+  old = {"mean": data.mean, "std": data.std}
+  new = {"mean": hints.mean, "std": hints.std}
+  if any(value is None for value in new.values()) or all(
+    _per_channel(old[x], data.channels) == _per_channel(new[x], data.channels)
+    for x in old
+  ):
+    return
+  if jax.process_index() == 0:
+    flags = " ".join(
+      f"--config.data.{name}={str(value).replace(' ', '')}"
+      for name, value in old.items()
+    )
+    console.warn(
+      f"{path} was trained with pixels of mean {old['mean']} and std "
+      f"{old['std']}, and these have {new['mean']} and {new['std']}: if that "
+      f"is not meant, set {flags}"
+    )
+
+
+def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
+  return tuple(values) * (channels if len(values) == 1 else 1)
 
 
 def _check_channels(

@@ -14,7 +14,7 @@ import torch
 from mae_jax import checkpoints, convert, dialects, extractor
 from mae_jax import config as config_lib
 from mae_jax.evals import classification
-from mae_jax.train import finetune, linprobe, loop, pretrain
+from mae_jax.train import compare, finetune, linprobe, loop, pretrain
 from tests import tiny
 from tests.dialects import facebook_model, networks, test_refusals
 from tests.tools import command, write_images
@@ -109,6 +109,37 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
   found = jax.device_get(initial(config).params["model"])
   kernel = model.state_dict()["decoder_pred.weight"].numpy().T
   np.testing.assert_array_equal(found["decoder"]["pred"]["kernel"], kernel)
+  # Nor in a comparison, whose members all start from the encoder.
+  config = tiny.config(
+    task="compare",
+    compare=config_lib.Compare(shots=(2,), seeds=1),
+    init_from=str(tmp_path / "x.pth"),
+    eval=config_lib.Eval(shots=(), images=0),
+  )
+  mesh = runs.devices_mesh()
+  task = compare.Comparison(config, mesh, {"finetune": finetune.Finetuning})
+  with jax.set_mesh(mesh):
+    state = loop.initial_state(task, config, mesh, "/nowhere")
+  token = state.params["model"]["encoder"]["cls_token"][0]
+  np.testing.assert_array_equal(token, model.state_dict()["cls_token"])
+
+
+@pytest.mark.parametrize("to", ["facebook", "jax"])
+def test_pixels_that_are_normalised_otherwise_are_told(
+  to: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+):
+  """A run may want them so; it is rarely meant."""
+  path = str(foreign(tmp_path, "mae", to))
+  for task in ("pretrain", "finetune"):
+    initial(tiny.config(task=task, init_from=path))
+    data = {"mean": (0.5,), "std": (0.4,)}
+    told = "was trained with pixels of mean (0.3,) and std (0.4,), and these"
+    before = capsys.readouterr()
+    assert told not in before.err + before.out
+    initial(tiny.config(task=task, init_from=path, data=data))
+    after = capsys.readouterr()
+    assert told in after.err + after.out
+    assert "--config.data.mean=(0.3,) --conf" in after.err + after.out
 
 
 @pytest.mark.parametrize(
@@ -219,9 +250,9 @@ def test_class_names_are_given(tmp_path: pathlib.Path):
   )
   assert checkpoints.read_run(out).class_names == networks.CLASSES
   names.write_text("a\nb")
-  for kind, text in (
-    ("mean", "has 2 lines, and the head 5"),
-    ("mae", "no head"),
+  for kind, text, flags in (
+    ("mean", "has 2 lines, and the head 5", {"heads": 4}),
+    ("mae", "no head", test_refusals.HEADS | {"target": "raw"}),
   ):
     model = facebook_model.MODELS[kind]()
     torch.save({"model": model.state_dict()}, tmp_path / "y.pth")
@@ -231,9 +262,17 @@ def test_class_names_are_given(tmp_path: pathlib.Path):
         str(tmp_path / "z"),
         to="jax",
         class_names=str(names),
-        **test_refusals.HEADS,
-        target="raw",
+        **flags,
       )
+  names.write_text("a\n\nb\nc\nd\n")
+  with pytest.raises(config_lib.ConfigError, match="has nothing in line 2: "):
+    convert.convert(
+      str(tmp_path / "x.pth"),
+      str(tmp_path / "z"),
+      to="jax",
+      heads=4,
+      class_names=str(names),
+    )
 
 
 def test_a_checkpoint_is_no_workdir(tmp_path: pathlib.Path):

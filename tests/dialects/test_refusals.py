@@ -343,6 +343,13 @@ def test_zero_positions_of_transformers(tmp_path: pathlib.Path):
   assert np.isfinite(wanted).all()
 
 
+def test_zero_positions_of_a_classifier(tmp_path: pathlib.Path):
+  zeros = {"pos_embed": torch.zeros(1, 17, 48)}
+  file = write(tmp_path / "x.pth", model=state("mean", **zeros))
+  text = refused(file, tmp_path, "is all zeros, .*--positions=keep", heads=4)
+  assert "sincos" not in text
+
+
 def test_the_eps_of_transformers_is_kept_or_corrected(
   tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
@@ -547,6 +554,19 @@ def test_places_that_cannot_be_written(
   ):
     with pytest.raises(config_lib.ConfigError, match=text):
       convert.convert(source, str(out), to=to)
+
+
+@pytest.mark.parametrize("to", ["jax", "facebook", "transformers", "timm"])
+def test_folders_made_in_vain_go_away(to: str, tmp_path: pathlib.Path):
+  broken = {"norm.weight": torch.full((48,), float("nan"))}
+  file = write(tmp_path / "x.pth", model=state("encoder", **broken))
+  out = tmp_path / "a" / "b" / f"out{SUFFIX.get(to, '')}"
+  with pytest.raises(config_lib.ConfigError, match="NaN or infinite"):
+    convert.convert(str(file), str(out), to=to, heads=4)
+  assert list(tmp_path.iterdir()) == [file]
+  write(file, model=state("encoder"))
+  convert.convert(str(file), str(out), to=to, heads=4)
+  assert out.exists()
 
 
 @pytest.mark.parametrize("to", ["jax", "facebook", "transformers", "timm"])
