@@ -197,6 +197,8 @@ class Arrays:
     try:
       with ocp.StandardCheckpointer() as reader:
         metadata = reader.metadata(self._directory / "params")
+      if metadata.item_metadata is None:
+        raise ValueError("what says which there are is missing or damaged")
       tree = metadata.item_metadata.tree
       self._wanted = _read_loop(self._directory)["checksums"]["params"]
     except Exception as error:  # whatever a reader makes of broken files

@@ -622,6 +622,8 @@ def test_a_damaged_checkpoint(root: pathlib.Path, tmp_path: pathlib.Path):
       data[len(data) // 2] ^= 0x10
       file.write_bytes(data)
   refused(tmp_path / "a", tmp_path, "cannot be read", to="timm")
+  (tmp_path / "a" / "params" / "_METADATA").unlink()
+  refused(tmp_path / "a", tmp_path, "which there are is missing", to="timm")
 
 
 def test_without_pytorch(root: pathlib.Path, tmp_path: pathlib.Path):
