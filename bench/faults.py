@@ -23,7 +23,8 @@ from bench import damage, kills, lives
 from mae_jax import checkpoints
 from mae_jax import config as config_lib
 from mae_jax.data import pipeline, sources, unreadable
-from mae_jax.train import loop, pretrain
+from mae_jax.steps import program
+from mae_jax.train import pretrain
 from tests import tiny
 from tests.train import runs
 
@@ -178,7 +179,7 @@ def _restorer(
 ) -> Callable[[pathlib.Path], checkpoints.TrainState]:
   mesh = runs.devices_mesh()
   task = pretrain.Pretraining(config, mesh)
-  shapes = loop.abstract_state(task, mesh)
+  shapes = program.abstract_state(task)
   run = checkpoints.Run(config, task.data_identity)
 
   def restore(workdir: pathlib.Path) -> checkpoints.TrainState:

@@ -45,6 +45,7 @@ TIERS = {
     1,
   ),
   "dialects": 2,
+  "steps": 2,
   "evals": 3,
   "train": 4,
   "tools": 4,
@@ -59,7 +60,7 @@ TIERS = {
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
 # Beside `data`: what writes for TensorFlow, imported by no one at the top.
 WRITES_TENSORFLOW = "mae_jax.export.savedmodel"
-SHARED_BY_TASKS = ("initial", "loop", "step", "task", "watch")
+SHARED_BY_TASKS = ("initial", "loop", "task", "watch")
 
 
 def imports(module: str, source: str) -> set[str]:
@@ -162,7 +163,7 @@ def test_a_wrong_import_is_found(module: str, source: str, text: str):
     ("mae_jax.models.mae", "from mae_jax import config, losses\nimport jax"),
     ("mae_jax.models.mae", "from mae_jax.models import patches"),
     ("mae_jax.data.lanes", "import tensorflow as tf\nfrom . import sources"),
-    ("mae_jax.train.a", "from mae_jax.train import loop, step\nimport numpy"),
+    ("mae_jax.train.a", "from mae_jax.train import loop, task\nimport numpy"),
     ("mae_jax.main", "from mae_jax.train import pretrain"),
     ("mae_jax.evals.knn", "import tensorflowish"),
     ("mae_jax.export.savedmodel", "import tensorflow as tf"),

@@ -28,7 +28,8 @@ from mae_jax.checkpoints import TrainState
 from mae_jax.data import pipeline, shots
 from mae_jax.evals import classification, comparison, features, report
 from mae_jax.models import classifiers
-from mae_jax.train import initial, loop, step, task
+from mae_jax.steps import update
+from mae_jax.train import initial, loop, task
 
 PRETRAINED, SCRATCH = "pre-trained", "from scratch"
 
@@ -100,7 +101,7 @@ class Comparison:
 
   def init(self) -> TrainState:
     """All members from scratch."""
-    one = jax.lax.map(lambda seed: self._one.seeded(seed)[0](), self._seeds)
+    one = jax.lax.map(lambda seed: self._one.seeded(seed).init(), self._seeds)
     return TrainState.create(one.params, one.opt_state)
 
   def state_shardings(self, state: TrainState) -> TrainState:
@@ -178,7 +179,7 @@ class Comparison:
       at, health, streams = shared
       own = jax.tree.map(lambda x: x[number], streams)
       before = TrainState(at, params, opt_state, health)
-      after, values = self._one.seeded(seed)[1](before, own)
+      after, values = self._one.seeded(seed).train_step(before, own)
       return after.params, after.opt_state, after.health, values
 
     number = jnp.arange(len(self.members)) % len(self._streams)
@@ -191,7 +192,7 @@ class Comparison:
     health = jax.tree.map(lambda x: x.max(axis=0), healths)
     means = jax.tree.map(lambda x: x.mean(axis=0), values)
     after = TrainState(state.step + 1, params, opt_state, health)
-    return after, means | step.counts(health)
+    return after, means | update.counts(health)
 
   def _each(self, one: Callable, members: Any, shared: Any) -> Any:
     """`one` of each member, device by device, one after the other."""

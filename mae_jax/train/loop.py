@@ -27,10 +27,11 @@ from mae_jax import (
 from mae_jax import config as config_lib
 from mae_jax import interrupts as interrupts_lib
 from mae_jax.evals import report
+from mae_jax.steps import program
 from mae_jax.train import watch as watch_lib
 
 
-class Task(Protocol):
+class Task(program.Placed, Protocol):
   """What the loop asks of a task."""
 
   @property
@@ -58,19 +59,6 @@ class Task(Protocol):
     """Names the images that could not be read."""
 
   @property
-  def init(self) -> Callable[[], checkpoints.TrainState]:
-    """Makes a new state; only ever traced."""
-
-  @property
-  def train_step(
-    self,
-  ) -> Callable[
-    [checkpoints.TrainState, Any],
-    tuple[checkpoints.TrainState, dict[str, jax.Array]],
-  ]:
-    """A pure function of state and global batch: state and scalar metrics."""
-
-  @property
   def evaluate(self) -> Callable[[Mapping[str, Any]], report.Report]:
     """Measures parameters, by role."""
 
@@ -80,46 +68,12 @@ class Task(Protocol):
   def interval(self, duration: str, field: str) -> int:
     """A Duration between events in steps; 0 for never."""
 
-  def state_shardings(
-    self, state: checkpoints.TrainState
-  ) -> checkpoints.TrainState:
-    """Where each array of a state lives."""
-
   def load(self, path: str, like: Any) -> Any:
     """The parameters by role that a new run starts from, out of a checkpoint.
 
     `like` is what `init` makes, of ShapeDtypeStructs with shardings. What the
     checkpoint does not have is drawn as in `init`.
     """
-
-
-def abstract_state(task: Task, mesh: Mesh) -> checkpoints.TrainState:
-  """The state as ShapeDtypeStructs, each with its sharding."""
-  shapes = jax.eval_shape(task.init)
-  return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=where
-    ),
-    shapes,
-    task.state_shardings(shapes),
-  )
-
-
-def compile_step(task: Task, mesh: Mesh, state: checkpoints.TrainState) -> Any:
-  """The jitted, sharded train step, which takes the state's memory over.
-
-  Args:
-    task: what to train.
-    mesh: the devices.
-    state: of arrays or ShapeDtypeStructs, placed as the step will find it.
-  """
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  return jax.jit(
-    task.train_step,
-    in_shardings=(shardings, sharding.batch_sharding(mesh)),
-    out_shardings=(shardings, sharding.replicated(mesh)),
-    donate_argnums=0,
-  )
 
 
 def initial_state(
@@ -133,7 +87,7 @@ def initial_state(
   In this order: the newest whole checkpoint of its workdir; the parameters
   named by `init_from`; scratch.
   """
-  shapes = abstract_state(task, mesh)
+  shapes = program.abstract_state(task)
   run = checkpoints.Run(config, task.data_identity, task.class_names)
   restored = checkpoints.restore_newest(workdir, run, shapes)
   if restored is not None:
@@ -251,7 +205,7 @@ class _Runner:
     )
     if problem := watch.lost(start, int(state.health.skipped_in_a_row)):
       raise config_lib.TrainingError(f"step {start}: {problem.text}")
-    train_step = compile_step(task, self._mesh, state)
+    train_step = program.jit_step(task.train_step, self._mesh, state)
     batches = sharding.prefetch(
       self._mesh,
       task.train_batches(start),

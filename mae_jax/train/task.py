@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,8 @@ from mae_jax.data import pipeline, shots, sources
 from mae_jax.data.unreadable import Unreadable
 from mae_jax.evals import classification, part
 from mae_jax.models import classifiers, patches
+from mae_jax.steps import program as program_lib
 from mae_jax.train import initial
-
-Init: TypeAlias = Callable[[], checkpoints.TrainState]
-Step: TypeAlias = Callable[
-  [checkpoints.TrainState, Any],
-  tuple[checkpoints.TrainState, dict[str, jax.Array]],
-]
 
 
 class Images:
@@ -47,7 +42,7 @@ class Images:
       ConfigError: on any setting of data, lengths or batches that cannot work.
     """
     self._config, self._mesh = config, mesh
-    _check_accumulation(config, mesh)
+    program_lib.check_batch(config, mesh)
     self.train_source = shots.few(
       sources.open_source(config.data, "train"),
       config.data.shots,
@@ -141,10 +136,12 @@ class Labelled(Images):
       self.class_names,
       self.unreadable,
     )
-    self.init, self.train_step = self.seeded(config.train.seed)
+    program = self.seeded(config.train.seed)
+    self.init, self.train_step = program.init, program.train_step
+    self.flops_per_image = program.flops_per_image
 
-  def seeded(self, seed: jax.Array | int) -> tuple[Init, Step]:
-    """How a run with some seed, which may be traced, begins, and its step."""
+  def seeded(self, seed: jax.Array | int) -> program_lib.Program:
+    """What is compiled of a run with some seed, which may be traced."""
     raise NotImplementedError
 
   def load(self, path: str, like: Any) -> Any:
@@ -181,15 +178,4 @@ def _check_classes(
       f"the held-out images have {len(held_out.class_names or ())} classes and "
       f"the training images {len(train.class_names)}: use parts of one data "
       "set, or set data.eval_split=''"
-    )
-
-
-def _check_accumulation(config: config_lib.Config, mesh: Mesh) -> None:
-  accum, batch = config.optim.accum_steps, config.data.batch_size
-  sharding.check_batch(mesh, batch, "data.batch_size")
-  if accum < 1 or batch % (accum * mesh.size):
-    raise config_lib.ConfigError(
-      f"optim.accum_steps={accum} does not divide data.batch_size={batch} into "
-      f"parts that the {mesh.size} devices divide: use a divisor of "
-      f"{batch // mesh.size}"
     )

@@ -14,6 +14,7 @@ import torch
 from mae_jax import checkpoints, convert, dialects, extractor
 from mae_jax import config as config_lib
 from mae_jax.evals import classification
+from mae_jax.steps import program
 from mae_jax.train import compare, finetune, linprobe, loop, pretrain
 from tests import tiny
 from tests.dialects import facebook_model, networks, test_refusals
@@ -54,7 +55,7 @@ def initial(config: config_lib.Config) -> checkpoints.TrainState:
   task = kinds[config.task](config, mesh)
   with jax.set_mesh(mesh):
     state = loop.initial_state(task, config, mesh, "/nowhere")
-  shapes = loop.abstract_state(task, mesh)
+  shapes = program.abstract_state(task)
   for leaf, wanted in zip(
     jax.tree.leaves(state.params), jax.tree.leaves(shapes.params), strict=True
   ):

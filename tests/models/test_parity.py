@@ -20,7 +20,7 @@ import transformers
 
 from mae_jax import checkpoints, optim
 from mae_jax.models import mae
-from mae_jax.train import step as step_lib
+from mae_jax.steps import update
 from tests import reference, tiny, torch_weights
 
 SIZE, PATCH, BATCH = 32, 8, 4
@@ -238,11 +238,11 @@ def test_twenty_steps(norm_pix: bool):
     def loss_fn(params, batch):
       return ours.apply({"params": params}, *batch).loss
 
-    loss, grads = step_lib.loss_and_grads(
+    loss, grads = update.loss_and_grads(
       loss_fn, state.params["model"], (images, noise), 1
     )
     lr = schedule(state.step)
-    return step_lib.update(state, "model", tx, lr, loss, grads)
+    return update.update(state, "model", tx, lr, loss, grads)
 
   losses, wanted = [], []
   for step in range(total):

@@ -11,6 +11,7 @@ import numpy as np
 
 from mae_jax import checkpoints, sharding
 from mae_jax import config as config_lib
+from mae_jax.steps import program
 from mae_jax.train import finetune, linprobe, loop, pretrain
 
 TASKS: dict[str, Callable[[config_lib.Config, jax.sharding.Mesh], Any]] = {
@@ -45,13 +46,13 @@ def steps(
   """
   where = devices_mesh(**mesh)
   task = TASKS[config.task](config, where)
-  shapes = loop.abstract_state(task, where)
+  shapes = program.abstract_state(task)
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
   state = jax.jit(task.init, out_shardings=shardings)()
   stream = task.train_batches(0) if batch is None else iter(lambda: batch, 0)
   losses = []
   with jax.set_mesh(where):
-    train_step = loop.compile_step(task, where, state)
+    train_step = program.jit_step(task.train_step, where, state)
     for _ in range(count):
       local = next(stream)
       placed = sharding.to_global(where, local, config.data.batch_size)
@@ -63,5 +64,5 @@ def steps(
 def params(workdir: pathlib.Path, config: config_lib.Config) -> Any:
   """The parameters of the newest checkpoint, on the host."""
   mesh = devices_mesh()
-  shapes = loop.abstract_state(TASKS[config.task](config, mesh), mesh)
+  shapes = program.abstract_state(TASKS[config.task](config, mesh))
   return jax.device_get(checkpoints.load_params(workdir, shapes.params))

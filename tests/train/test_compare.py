@@ -14,6 +14,7 @@ from mae_jax import config as config_lib
 from mae_jax import interrupts, sharding
 from mae_jax.data import shots
 from mae_jax.evals import comparison, restored
+from mae_jax.steps import program
 from mae_jax.train import compare, finetune, linprobe, loop, pretrain
 from tests import tiny
 from tests.train import runs
@@ -56,7 +57,7 @@ def train(settings: config_lib.Config, workdir, **mesh):
 
 def params(settings: config_lib.Config, workdir, where):
   task = compare.Comparison(settings, where, KINDS)
-  shapes = loop.abstract_state(task, where)
+  shapes = program.abstract_state(task)
   restored = loop.initial_state(task, settings, where, workdir)
   assert jax.tree.structure(restored) == jax.tree.structure(shapes)
   return jax.device_get(restored.params)
@@ -99,7 +100,7 @@ def test_a_member_is_the_run_it_would_be_alone(whole, number):
     member.shots,
     member.seed,
   )
-  shapes = loop.abstract_state(one, mesh)
+  shapes = program.abstract_state(one)
   places = jax.tree.map(lambda x: x.sharding, shapes)
   state = jax.jit(one.init, out_shardings=places)()
   if number < 4:
@@ -107,7 +108,7 @@ def test_a_member_is_the_run_it_would_be_alone(whole, number):
     state = dataclasses.replace(state, params=loaded)
   stream = one.train_batches(0)
   with jax.set_mesh(mesh):
-    step = loop.compile_step(one, mesh, state)
+    step = program.jit_step(one.train_step, mesh, state)
     for _ in range(4):
       batch = sharding.to_global(mesh, next(stream), alone.data.batch_size)
       state, _ = step(state, batch)

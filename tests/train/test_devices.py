@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mae_jax.train import pretrain
+from mae_jax.steps import pretrain
 from tests import tiny
 from tests.train import runs
 

@@ -20,8 +20,9 @@ from mae_jax import checkpoints
 from mae_jax import config as config_lib
 from mae_jax.data.unreadable import Unreadable
 from mae_jax.evals import pretraining
+from mae_jax.steps import pretrain as steps
+from mae_jax.steps import update
 from mae_jax.train import pretrain
-from mae_jax.train import step as step_lib
 from mae_jax.train import watch as watch_lib
 from tests import tiny
 from tests.train import runs
@@ -103,21 +104,21 @@ def test_the_inputs_of_a_lost_step_are_kept_for_a_look(tmp_path):
 def test_skips_and_spikes_are_told_and_logged(tmp_path, capsys, monkeypatch):
   """Losses are made up; the counters that reach the log are the run's."""
   losses = jnp.array([1.0, 9.0, jnp.nan, 1.0])
-  real = step_lib.loss_and_grads
+  real = update.loss_and_grads
 
   def loss_and_grads(loss_fn, params, batch, accum_steps):
     loss, grads = real(loss_fn, params, batch, accum_steps)
     return losses[count[0]] + 0 * loss, grads
 
   count = [None]
-  train_step = pretrain.train_step
+  train_step = steps.train_step
 
   def counted(state, batch, **rest):
     count[0] = state.step
     return train_step(state, batch, **rest)
 
-  monkeypatch.setattr(step_lib, "loss_and_grads", loss_and_grads)
-  monkeypatch.setattr(pretrain, "train_step", counted)
+  monkeypatch.setattr(update, "loss_and_grads", loss_and_grads)
+  monkeypatch.setattr(steps, "train_step", counted)
   config = tiny.config(train={**_TRAIN, "log_every": "1 steps"}, eval=_NO_EVAL)
   runs.train(config, tmp_path)
   told = capsys.readouterr().err

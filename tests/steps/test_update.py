@@ -11,7 +11,7 @@ import pytest
 
 from mae_jax import checkpoints, optim, sharding
 from mae_jax import config as config_lib
-from mae_jax.train import step as step_lib
+from mae_jax.steps import update
 from tests import tiny
 
 BATCH = 32
@@ -35,7 +35,7 @@ def loss_and_grads(accum_steps: int, mesh=None):
     return model.apply({"params": params}, *part).loss
 
   def run(params, batch):
-    return step_lib.loss_and_grads(loss_fn, params, batch, accum_steps)
+    return update.loss_and_grads(loss_fn, params, batch, accum_steps)
 
   if mesh is None:
     return jax.jit(run)(tiny.params(), draw())
@@ -86,7 +86,7 @@ def test_parts_are_differentiated_by_parameters_of_any_tree():
   params = {"w": np.array([1.0, -2.0, 0.5], np.float32), "b": np.float32(0.3)}
   error = x @ params["w"] + params["b"] - y
   for accum_steps in (1, 3, 12):
-    loss, grads = step_lib.loss_and_grads(loss_fn, params, (x, y), accum_steps)
+    loss, grads = update.loss_and_grads(loss_fn, params, (x, y), accum_steps)
     np.testing.assert_allclose(loss, np.mean(error**2), rtol=1e-6)
     np.testing.assert_allclose(grads["b"], 2 * error.mean(), rtol=1e-5)
     np.testing.assert_allclose(
@@ -100,8 +100,8 @@ LR = optim.learning_rate(CONFIG, total_steps=10, warmup_steps=4)
 
 
 @jax.jit
-def update(state, loss, grads):
-  return step_lib.update(state, "model", TX, LR(state.step), loss, grads)
+def take(state, loss, grads):
+  return update.update(state, "model", TX, LR(state.step), loss, grads)
 
 
 def start() -> checkpoints.TrainState:
@@ -127,7 +127,7 @@ def bits(tree) -> list[bytes]:
 
 def test_a_good_step_by_hand():
   state = dataclasses.replace(start(), step=jnp.int32(2))
-  after, metrics = update(state, jnp.float32(3.0), GRADS)
+  after, metrics = take(state, jnp.float32(3.0), GRADS)
   # The first Adam update is the gradient's sign; lr is 0.1 * 2 / 4.
   kernel, lr = np.array([[1.0, -2.0]]), 0.05
   wanted = kernel - lr * (np.array([[1, -1]]) + 0.05 * kernel)
@@ -149,9 +149,9 @@ def test_a_good_step_by_hand():
 def test_a_bad_step_changes_nothing_but_the_counters(kind: str):
   state = start()
   for _ in range(2):
-    state, _ = update(state, jnp.float32(1.0), GRADS)
+    state, _ = take(state, jnp.float32(1.0), GRADS)
   loss, grads = BAD[kind]
-  after, _ = update(state, jnp.float32(loss), grads)
+  after, _ = take(state, jnp.float32(loss), grads)
   assert bits(after.params) == bits(state.params)
   assert bits(after.opt_state) == bits(state.opt_state)
   assert after.step == 3
@@ -166,12 +166,12 @@ def test_counters_and_rate_after_bad_steps():
   state, seen = start(), []
   for bad in (False, True, True, False, True, False):
     loss = jnp.nan if bad else 1.0
-    state, _ = update(state, jnp.float32(loss), GRADS)
+    state, _ = take(state, jnp.float32(loss), GRADS)
     health = state.health
     seen.append((int(health.skipped), int(health.skipped_in_a_row)))
   assert seen == [(0, 0), (1, 1), (2, 2), (2, 0), (3, 1), (3, 0)]
   # The schedule goes by the step number: bad steps did not delay it.
-  _, metrics = update(state, jnp.float32(1.0), GRADS)
+  _, metrics = take(state, jnp.float32(1.0), GRADS)
   progress = (6 - 4) / (10 - 4)
   wanted = 0.1 * 0.5 * (1 + np.cos(np.pi * progress))
   assert metrics["lr"] == pytest.approx(wanted, rel=1e-5)
@@ -188,7 +188,7 @@ def watched(*losses, readable=(True, True)):
   """The health after steps of such losses, and its spikes after each."""
   health, spikes = checkpoints.Health.create(), []
   for loss in losses:
-    health = step_lib.watch(
+    health = update.watch(
       health, jnp.float32(loss), jnp.array(readable), spike_factor=3.0
     )
     spikes.append(int(health.spikes))

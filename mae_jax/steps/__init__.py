@@ -1,0 +1,1 @@
+"""What runs on the devices: a new state, and one step of each task."""

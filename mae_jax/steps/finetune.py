@@ -1,0 +1,159 @@
+"""Fine-tuning: a new state and the train step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mae_jax import checkpoints, losses, mixing, optim, rng
+from mae_jax import config as config_lib
+from mae_jax.models import classifiers, flops, patches, vit
+from mae_jax.steps import program as program_lib
+from mae_jax.steps import update
+
+ROLE = classifiers.MODEL  # what is trained
+
+
+def init(
+  classifier: classifiers.FineTuned,
+  tx: optax.GradientTransformation,
+  *,
+  seed: jax.Array | int,
+) -> checkpoints.TrainState:
+  """A new state; under `jax.eval_shape` its shapes alone."""
+  params = classifier.init(rng.key(seed, "init"))
+  return checkpoints.TrainState.create(
+    params=params, opt_state={ROLE: tx.init(params[ROLE])}
+  )
+
+
+def train_step(
+  state: checkpoints.TrainState,
+  batch: Mapping[str, jax.Array],
+  *,
+  model: vit.VisionTransformer,
+  tx: optax.GradientTransformation,
+  lr_fn: optax.Schedule,
+  config: config_lib.Config,
+  seed: jax.Array | int,
+) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
+  """One step on one global batch.
+
+  Args:
+    state: before the step.
+    batch: "image" [B, H, W, C] uint8, "label" [B] int32, "readable" [B] bool.
+    model: the network.
+    tx: see `optim.adamw`.
+    lr_fn: step -> learning rate.
+    config: of the run, but for its seed.
+    seed: of all that is random, together with the step.
+
+  Returns:
+    The state after the step and scalar metrics.
+  """
+  settings = config.classify
+  pixels, labels = batch["image"], batch["label"]
+
+  def key(name: str) -> jax.Array:
+    return rng.key(seed, name, state.step)
+
+  # All that is random is drawn for the whole batch: micro-batches and devices
+  # see their part of it.
+  x = classifiers.normalized(pixels, config)
+  if settings.erasing:
+    x = mixing.random_erasing(key("erasing"), x, settings.erasing)
+  mix = mixing.draw_mix(
+    key("mix"),
+    config.data.image_size,
+    mixup=settings.mixup,
+    cutmix=settings.cutmix,
+    switch=settings.mix_switch,
+    prob=settings.mix_prob,
+  )
+  if settings.mixup or settings.cutmix:
+    x = mixing.mix_images(x, mix)
+  targets = mixing.mix_labels(
+    labels, model.num_classes, settings.smoothing, mix
+  )
+  shape = (pixels.shape[0], model.encoder.depth, 2)
+  noise = jax.random.uniform(key("drop_path"), shape)
+
+  def loss_fn(params: Any, part: tuple[jax.Array, ...]) -> jax.Array:
+    x, targets, noise = part
+    params = jax.tree.map(
+      lambda changes, p: jnp.where(changes, p, jax.lax.stop_gradient(p)),
+      vit.trainable(params, settings.trained),
+      params,
+    )
+    logits: Any = model.apply({"params": params}, x, noise, settings.drop_path)
+    return losses.soft_cross_entropy(logits, targets).mean()
+
+  loss, grads = update.loss_and_grads(
+    loss_fn,
+    state.params[ROLE],
+    (x, targets, noise),
+    config.optim.accum_steps,
+  )
+  lr = lr_fn(state.step)
+  skipped = state.health.skipped
+  state, values = update.update(state, ROLE, tx, lr, loss, grads)
+  params = state.params
+  if settings.ema:
+    share = jnp.where(state.health.skipped > skipped, 0.0, 1 - settings.ema)
+    averaged = optax.incremental_update(
+      params[ROLE], params[classifiers.AVERAGED], share
+    )
+    params = params | {classifiers.AVERAGED: averaged}
+  health = update.watch(
+    state.health, loss, batch["readable"], config.train.spike_factor
+  )
+  state = dataclasses.replace(state, params=params, health=health)
+  return state, values | update.counts(health)
+
+
+def program(
+  config: config_lib.Config,
+  classifier: classifiers.FineTuned,
+  lr_fn: optax.Schedule,
+  seed: jax.Array | int,
+) -> program_lib.Program:
+  """What is compiled of a run.
+
+  Args:
+    config: of the run, but for its seed.
+    classifier: its network.
+    lr_fn: step -> learning rate.
+    seed: of the run; may be traced.
+  """
+  params = jax.eval_shape(classifier.init, rng.key(0, "init"))[ROLE]
+  # What is frozen is not decayed either.
+  scales = jax.tree.map(
+    lambda scale, changes: np.float32(scale * changes),
+    optim.layer_scales(params, config.optim.layer_decay),
+    vit.trainable(params, config.classify.trained),
+  )
+  tx = optim.adamw(config.optim, optim.FINETUNE_NOT_DECAYED, scales)
+  data, patch_size = config.data, classifier.encoder.patch_size
+  return program_lib.Program(
+    init=functools.partial(init, classifier, tx, seed=seed),
+    train_step=functools.partial(
+      train_step,
+      model=classifier.model,
+      tx=tx,
+      lr_fn=lr_fn,
+      config=config,
+      seed=seed,
+    ),
+    flops_per_image=flops.classifier_step(
+      classifier.model,
+      patches.grid_size(data.image_size, patch_size),
+      data.channels,
+    ),
+  )
