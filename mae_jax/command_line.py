@@ -10,11 +10,12 @@ import ast
 import os
 import re
 import runpy
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from mae_jax import config as config_lib
@@ -66,6 +67,32 @@ def register_parsers() -> None:
     (tuple, _TupleParser(), "a number, or several with commas, as 8,16"),
   ):
     config_flags.register_flag_parser_for_type(kind, _Parser(parser, wanted))
+
+
+def parse(argv: list[str], recipe: flags.FlagHolder) -> list[str]:
+  """Reads the command line and the recipe, which may be any program.
+
+  Args:
+    argv: as `app.run` gives it.
+    recipe: the flag --config.
+
+  Returns:
+    What is no flag.
+
+  Raises:
+    SystemExit: with one line, if there is a mistake.
+  """
+  # Of what goes wrong here, what is raised says enough.
+  logging.set_verbosity(logging.FATAL)
+  try:
+    check_arguments(argv)
+    rest = flags.FLAGS(argv)
+    check_recipe(recipe.value, argv)
+    return rest
+  except Exception as error:
+    if any(each.startswith("--debug") for each in argv):
+      raise
+    sys.exit(f"error: {explain(error, argv)}")
 
 
 def check_arguments(argv: Sequence[str]) -> None:

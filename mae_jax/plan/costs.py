@@ -1,0 +1,363 @@
+"""Counts what a compiled program does in one step, on one device.
+
+XLA's own `cost_analysis` counts the body of a loop once, and memory on the chip
+like memory off it; here loops count by their turns, and bytes by where they
+are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Mapping
+
+from mae_jax.plan import hlo
+
+COLLECTIVES = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+# TPU: what is reduced is scattered in the same operation.
+_SCATTERS = "all-reduce-scatter"
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One exchange between devices.
+
+  Attributes:
+    kind: one of COLLECTIVES.
+    times: how often a step does it.
+    bytes: of the whole array, as it is before it is split or after it is put
+      together.
+    group: how many devices take part in one.
+    dims: of the arrays, for people.
+    source: what of the model it comes from, as JAX names it.
+  """
+
+  kind: str
+  times: int
+  bytes: int
+  group: int
+  dims: str
+  source: str = ""
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends each time, around a ring."""
+    if self.group < 2:
+      return 0.0
+    share = (self.group - 1) / self.group
+    turns = {"all-reduce": 2.0, "collective-permute": 1 / share}
+    return turns.get(self.kind, 1.0) * share * self.bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """Of one step on one device.
+
+  Attributes:
+    flops: of matrix products, two a multiply-add.
+    hbm_bytes: read from and written to the main memory.
+    collectives: the exchanges with other devices.
+    unknown_loops: how many loops do not tell their turns; they count once.
+  """
+
+  flops: float
+  hbm_bytes: float
+  collectives: tuple[Collective, ...]
+  unknown_loops: int = 0
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends to others."""
+    return sum(each.times * each.sent for each in self.collectives)
+
+  def by_kind(self) -> dict[str, tuple[int, float]]:
+    """How many exchanges of each kind, and the bytes sent by them."""
+    result: dict[str, tuple[int, float]] = {}
+    for each in self.collectives:
+      number, sent = result.get(each.kind, (0, 0.0))
+      result[each.kind] = (
+        number + each.times,
+        sent + each.times * each.sent,
+      )
+    return result
+
+
+def of_program(text: str, devices: int) -> Costs:
+  """Counts over the text of a compiled program.
+
+  Args:
+    text: `compiled.as_text()`.
+    devices: that the program runs on.
+  """
+  module = hlo.Module.parse(text)
+  flops = hbm_bytes = 0.0
+  collectives: dict[str, Collective] = {}
+  unknown = 0
+  for computation, times in module.runs():
+    for each in module.computations[computation].values():
+      hbm_bytes += times * _traffic(module, computation, each)
+      unknown += each.opcode == "while" and module.trips(each) is None
+    for place, each in module.inside(computation):
+      flops += times * _flops(module.computations[place], each)
+      kind = each.opcode.removesuffix("-start")
+      if kind in COLLECTIVES:
+        # One exchange may be spread over several fusions, in parts of its own
+        # that have its channel.
+        channel = re.search(r"channel_id=(\d+)", each.attributes)
+        key = f"{computation}/{channel.group(1) if channel else each.name}"
+        collectives.setdefault(
+          key, _collective(module, place, each, kind, times, devices)
+        )
+  return Costs(flops, hbm_bytes, tuple(collectives.values()), unknown)
+
+
+def _collective(
+  module: hlo.Module,
+  place: str,
+  each: hlo.Instruction,
+  kind: str,
+  times: int,
+  devices: int,
+) -> Collective:
+  computation = module.computations[place]
+  if kind == "all-gather":
+    found = each.arrays
+    if each.opcode.endswith("-start"):  # (operands, results)
+      found = found[len(found) // 2 :]
+  else:
+    found = [a for name in each.operands for a in computation[name].arrays]
+  if kind == "all-reduce" and place.startswith(_SCATTERS):
+    kind = "reduce-scatter"
+  source = re.search(r'op_name="([^"]*)"', each.attributes)
+  return Collective(
+    kind=kind,
+    times=times,
+    bytes=sum(_plain_bytes(array) for array in found),
+    group=_group(each.attributes, devices),
+    dims=" ".join(
+      f"{array.dtype}[{','.join(map(str, array.dims))}]" for array in found
+    ),
+    source=source.group(1) if source else "",
+  )
+
+
+def _plain_bytes(array: hlo.Array) -> int:
+  return dataclasses.replace(array, tile=()).bytes
+
+
+def _group(attributes: str, devices: int) -> int:
+  """How many devices exchange with each other."""
+  mesh = re.search(
+    r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes
+  )
+  if mesh:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
+    return math.prod(
+      int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh.group(2))
+    )
+  iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes)
+  if iota:
+    return int(iota.group(2))
+  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+  if listed:
+    return listed.group(1).count(",") + 1
+  return devices
+
+
+def _flops(computation: hlo.Computation, each: hlo.Instruction) -> float:
+  if each.opcode == "dot":
+    lhs = computation[each.operands[0]].arrays[0].dims
+    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
+    axes = [int(i) for i in found.group(1).split(",") if i] if found else []
+    return (
+      2.0 * math.prod(each.arrays[0].dims) * math.prod(lhs[i] for i in axes)
+    )
+  if each.opcode == "convolution":
+    return _convolution_flops(computation, each)
+  if each.opcode == "custom-call" and "cublas$gemm" in each.attributes.replace(
+    "lt$matmul", "$gemm"
+  ):
+    return _gemm_flops(computation, each)
+  return 0.0
+
+
+def _gemm_flops(computation: hlo.Computation, each: hlo.Instruction) -> float:
+  """A product that is left to cuBLAS."""
+  lhs = computation[each.operands[0]].arrays[0].dims
+  found = re.search(
+    r'"lhs_contracting_dimensions":\[([^\]]*)\]', each.attributes
+  )
+  axes = re.findall(r"\d+", found.group(1)) if found else []
+  return (
+    2.0 * math.prod(each.arrays[0].dims) * math.prod(lhs[int(i)] for i in axes)
+  )
+
+
+def _convolution_flops(
+  computation: hlo.Computation, each: hlo.Instruction
+) -> float:
+  """TPU writes every product as one; batches are spatial dimensions there."""
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
+  window = re.search(r"window=\{([^}]*)\}", each.attributes)
+  assert labels is not None, each
+  lhs = computation[each.operands[0]].arrays[0].dims
+  rhs = computation[each.operands[1]].arrays[0].dims
+  out = each.arrays[0].dims
+  settings = dict(
+    pair.split("=") for pair in (window.group(1).split() if window else [])
+  )
+  spatial = sorted(c for c in labels.group(1) if c.isdigit())
+  valid = 1
+  for number, label in enumerate(spatial):
+    valid *= _valid(
+      lhs[labels.group(1).index(label)],
+      rhs[labels.group(2).index(label)],
+      out[labels.group(3).index(label)],
+      {key: text.split("x")[number] for key, text in settings.items()},
+    )
+  batch = out[labels.group(3).index("b")]
+  features = out[labels.group(3).index("f")]
+  depth = rhs[labels.group(2).index("i")]
+  groups = re.search(r"batch_group_count=(\d+)", each.attributes)
+  if groups:
+    batch *= int(groups.group(1))
+    features //= int(groups.group(1))
+  return 2.0 * batch * features * depth * valid
+
+
+def _valid(lhs: int, rhs: int, out: int, window: Mapping[str, str]) -> int:
+  """Pairs of places, of result and kernel, that meet an element."""
+  stride = int(window.get("stride", 1))
+  low = int(window.get("pad", "0_0").split("_")[0])
+  lhs_dilate = int(window.get("lhs_dilate", 1))
+  rhs_dilate = int(window.get("rhs_dilate", 1))
+  count = 0
+  for place, tap in itertools.product(range(out), range(rhs)):
+    where = place * stride + tap * rhs_dilate - low
+    index, rest = divmod(where, lhs_dilate)
+    count += rest == 0 and 0 <= index < lhs
+  return count
+
+
+# What moves no bytes by itself, or is counted where it began.
+_FREE = {
+  "after-all",
+  "bitcast",
+  "call",
+  "conditional",
+  "constant",
+  "get-tuple-element",
+  "iota",
+  "opt-barrier",
+  "parameter",
+  "partition-id",
+  "replica-id",
+  "tuple",
+  "while",
+}
+
+
+def _traffic(module: hlo.Module, place: str, each: hlo.Instruction) -> float:
+  """Bytes between the chip and its main memory."""
+  if each.opcode in _FREE or each.opcode.endswith("-done"):
+    return 0.0
+  computation = module.computations[place]
+  operands = [computation[name] for name in each.operands]
+  fused = each.called("calls")
+  if each.opcode == "fusion" and fused:
+    return _fusion_traffic(module, fused, operands, each)
+  reads = sum(_hbm(array) for x in operands for array in x.arrays)
+  if each.opcode in ("copy-start", "slice-start", "async-start"):
+    # (operand, result, context), or the two the other way round.
+    first, second, *_ = each.arrays
+    smaller = min(first.bytes, second.bytes)
+    return sum(smaller for array in (first, second) if array.space == 0)
+  writes = sum(_hbm(array) for array in each.arrays)
+  if each.opcode in ("dynamic-slice", "slice", "gather"):
+    return min(reads, 2.0 * writes or reads)
+  if each.opcode == "dynamic-update-slice":
+    return 2.0 * _hbm(operands[1].arrays[0])
+  if each.opcode.endswith("-start"):  # the operand is named in the result too
+    return float(max(reads, writes))
+  return float(reads + writes)
+
+
+def _hbm(array: hlo.Array) -> int:
+  return array.bytes if array.space == 0 else 0
+
+
+def _fusion_traffic(
+  module: hlo.Module,
+  fused: str,
+  operands: list[hlo.Instruction],
+  each: hlo.Instruction,
+) -> float:
+  total = 0.0
+  for number, operand in enumerate(operands):
+    whole = sum(_hbm(array) for array in operand.arrays)
+    if whole:
+      total += min(
+        whole, _read(module, fused, _parameter(module, fused, number))
+      )
+  for number, array in enumerate(each.arrays):
+    if array.space == 0:
+      total += _written(module, fused, number, array)
+  return total
+
+
+def _parameter(module: hlo.Module, fused: str, number: int) -> str:
+  return next(
+    each.name
+    for each in module.computations[fused].values()
+    if each.opcode == "parameter" and int(each.inside) == number
+  )
+
+
+def _read(module: hlo.Module, fused: str, name: str) -> float:
+  """Bytes that a fusion reads of one of its values: a slice is no more."""
+  computation = module.computations[fused]
+  total = 0.0
+  for user in computation.values():
+    for place, operand in enumerate(user.operands):
+      if operand != name or user.opcode in ("tuple", "custom-call"):
+        continue
+      inner = user.called("calls")
+      if user.opcode == "bitcast":
+        total += _read(module, fused, user.name)
+      elif user.opcode == "fusion" and inner:
+        total += _read(module, inner, _parameter(module, inner, place))
+      elif user.opcode in ("dynamic-slice", "slice", "gather"):
+        total += sum(array.bytes for array in user.arrays)
+      elif user.opcode == "dynamic-update-slice" and place == 0:
+        continue  # in place
+      else:
+        return float(sum(array.bytes for array in computation[name].arrays))
+  return total
+
+
+def _written(
+  module: hlo.Module, fused: str, number: int, array: hlo.Array
+) -> float:
+  """Bytes that a fusion writes of one of its results."""
+  computation = module.computations[fused]
+  result = module.root(fused)
+  while result.opcode in ("tuple", "bitcast"):
+    result = computation[
+      result.operands[number if result.opcode == "tuple" else 0]
+    ]
+  inner = result.called("calls")
+  if result.opcode == "fusion" and inner:
+    return _written(module, inner, number, array)
+  if result.opcode == "parameter":  # handed through
+    return 0.0
+  if result.opcode == "dynamic-update-slice":  # in place
+    return float(computation[result.operands[1]].arrays[0].bytes)
+  return float(array.bytes)

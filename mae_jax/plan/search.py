@@ -1,0 +1,97 @@
+"""Finds the settings under which a run is fastest and fits.
+
+Recomputation and accumulation only ever cost time: they are tried where memory
+asks for them, the cheapest first. What is left to find is `mesh.fsdp`, and the
+batch where the recipe leaves it open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from mae_jax import config as config_lib
+from mae_jax.plan import estimate, measure
+
+# What the backward pass recomputes, in the order of what it costs.
+REMAT = ("none", "dots", "full")
+
+Measure = Callable[[config_lib.Config], measure.Measured]
+
+
+def candidates(devices: int) -> list[int]:
+  """Sizes of `mesh.fsdp` worth a try: every second power of two, and all."""
+  powers = [4**n for n in range(devices.bit_length()) if devices % 4**n == 0]
+  return sorted({*powers, devices})
+
+
+def search(
+  config: config_lib.Config,
+  devices: int,
+  measured: Measure,
+  batches: Sequence[int] = (),
+) -> Iterator[measure.Measured]:
+  """Compiles one setting after the other, and gives each as it is done.
+
+  Args:
+    config: of the run.
+    devices: of the mesh.
+    measured: compiles.
+    batches: sizes of the global batch to try; the recipe's if there are none.
+  """
+  for batch in batches or (config.data.batch_size,):
+    for fsdp in candidates(devices):
+      yield from _fit(_changed(config, batch, fsdp), devices, measured)
+
+
+def best(found: Sequence[measure.Measured]) -> measure.Measured | None:
+  """The one with most images a second; None if nothing fits."""
+  rates = [
+    (known.images_per_second, -each.memory.peak, number)
+    for number, each in enumerate(found)
+    if each.fits and (known := estimate.estimate(each))
+  ]
+  return found[max(rates)[-1]] if rates else None
+
+
+def _fit(
+  config: config_lib.Config, devices: int, measured: Measure
+) -> Iterator[measure.Measured]:
+  """For each policy the least accumulation that fits, until one needs none."""
+  share = config.data.batch_size // devices
+  for remat in REMAT:
+    accum = 1
+    while share % accum == 0:
+      result = measured(_set(config, remat, accum))
+      yield result
+      if result.fits:
+        break
+      accum *= 2
+    if accum == 1:
+      return
+
+
+def _changed(
+  config: config_lib.Config, batch: int, fsdp: int
+) -> config_lib.Config:
+  lr = config.optim.lr
+  assert lr is not None  # config_dict has filled it in.
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, batch_size=batch),
+    mesh=dataclasses.replace(config.mesh, fsdp=fsdp),
+    # The rate follows the batch; it has no say in speed.
+    optim=dataclasses.replace(
+      config.optim, lr=lr * batch / config.data.batch_size
+    ),
+  )
+
+
+def _set(
+  config: config_lib.Config, remat: str, accum: int
+) -> config_lib.Config:
+  return dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, remat=remat),
+    optim=dataclasses.replace(config.optim, accum_steps=accum),
+  )
