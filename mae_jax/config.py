@@ -155,7 +155,9 @@ class Model:
   decoder_heads: int = 16
   decoder_mlp_dim: int | None = None  # 4 x decoder_width if None
   dtype: str = "bfloat16"  # of activations; parameters are always float32
-  remat: str = "none"  # none | dots | full: what the backward pass recomputes
+  # What the backward pass recomputes: none | dots (all but products, which are
+  # kept) | full (whole blocks) | auto: none on CPU, dots elsewhere.
+  remat: str = "auto"
   unroll: int = 0  # blocks a scan step; 0: all on CPU, 1 elsewhere
   norm_eps: float = 1e-6  # of every LayerNorm
   activation: str = "gelu"  # a name in mae_jax.models.transformer.ACTIVATIONS

@@ -265,7 +265,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "model.decoder_heads": SMALL,
   "model.decoder_mlp_dim": st.integers(0, 64),
   "model.dtype": st.sampled_from(["float32", "bfloat16", "float16", "int8"]),
-  "model.remat": st.sampled_from(["none", "dots", "full", "all"]),
+  "model.remat": st.sampled_from(["auto", "none", "dots", "full", "all"]),
   "model.norm_eps": st.sampled_from([1e-12, 1e-6, 0.1, 1e9]),
   "model.activation": st.sampled_from(["gelu", "relu", "gelu_tanh", "mish"]),
   "model.unroll": st.one_of(SMALL, st.just(2**31 - 1)),

@@ -30,6 +30,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
 }
 
+_NORMS = ("norm1", "norm2")  # computed in float32
+
 # What the backward pass keeps; "none" keeps everything.
 REMAT_POLICIES = {
   "none": None,
@@ -137,12 +139,26 @@ class Block(nn.Module):
 
     x = partition.constrain_batch(x)
     attention = Attention(self.heads, self.dtype, name="attn")
-    normed = layer_norm("norm1", self.norm_eps)(x).astype(self.dtype)
+    normed = layer_norm(_NORMS[0], self.norm_eps)(x).astype(self.dtype)
     x = x + branch(attention(normed), 0)
     mlp = Mlp(self.mlp_dim, self.dtype, self.activation, name="mlp")
-    normed = layer_norm("norm2", self.norm_eps)(x).astype(self.dtype)
+    normed = layer_norm(_NORMS[1], self.norm_eps)(x).astype(self.dtype)
     x = x + branch(mlp(normed), 1)
     return partition.constrain_batch(x), None
+
+
+def _cast_dense(variables: Any, dtype: Any) -> Any:
+  """Casts what dense layers would cast, before the scan and not in it.
+
+  The gradients of all layers are then stacked in the smaller type, as they are
+  computed, and not as float32 copies of the same numbers.
+  """
+
+  def cast(path: Any, x: jax.Array) -> jax.Array:
+    norm = any(key.key in _NORMS for key in path)
+    return x if norm else x.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(cast, variables)
 
 
 class Stack(nn.Module):
@@ -190,6 +206,10 @@ class Stack(nn.Module):
       length=self.depth,
       unroll=min(self.unroll, self.depth),
     )
+    if self.dtype != jnp.float32 and not self.is_initializing():
+      blocks = nn.map_variables(
+        blocks, "params", functools.partial(_cast_dense, dtype=self.dtype)
+      )
     x, _ = blocks(
       self.heads,
       self.mlp_dim,

@@ -1,8 +1,8 @@
 """Finds the settings under which a run is fastest and fits.
 
-Recomputation and accumulation only ever cost time: they are tried where memory
-asks for them, the cheapest first. What is left to find is `mesh.fsdp`, and the
-batch where the recipe leaves it open.
+Accumulation only ever costs time: it is tried where memory asks for it. What
+the backward pass recomputes costs products and saves memory and its traffic,
+so that every policy is tried.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from mae_jax import config as config_lib
+from mae_jax.models import transformer
 from mae_jax.plan import estimate, measure
 
-# What the backward pass recomputes, in the order of what it costs.
-REMAT = ("none", "dots", "full")
+REMAT = tuple(transformer.REMAT_POLICIES)
 
 Measure = Callable[[config_lib.Config], measure.Measured]
 
@@ -57,7 +57,7 @@ def best(found: Sequence[measure.Measured]) -> measure.Measured | None:
 def _fit(
   config: config_lib.Config, devices: int, measured: Measure
 ) -> Iterator[measure.Measured]:
-  """For each policy the least accumulation that fits, until one needs none."""
+  """For each policy the least accumulation that fits."""
   share = config.data.batch_size // devices
   for remat in REMAT:
     accum = 1
@@ -67,8 +67,6 @@ def _fit(
       if result.fits:
         break
       accum *= 2
-    if accum == 1:
-      return
 
 
 def _changed(

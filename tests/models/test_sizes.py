@@ -154,6 +154,15 @@ def test_unroll_is_chosen_by_platform():
   assert (chosen.encoder.unroll, chosen.decoder.unroll) == (2, 2)
 
 
+def test_remat_is_chosen_by_platform():
+  config = tiny.config(model={"remat": "auto"})
+  for platform, chosen in (("cpu", "none"), ("tpu", "dots"), ("gpu", "dots")):
+    model = build.masked_autoencoder(config, platform)
+    assert model.encoder.remat == model.decoder.remat == chosen
+  config = tiny.config(model={"remat": "full"})
+  assert build.masked_autoencoder(config, "cpu").encoder.remat == "full"
+
+
 def images_and_noise() -> tuple[np.ndarray, np.ndarray]:
   random = np.random.default_rng(5)
   images = random.normal(size=(8, 8, 8, 1)).astype(np.float32)
