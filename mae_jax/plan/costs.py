@@ -13,6 +13,8 @@ import math
 import re
 from collections.abc import Mapping
 
+import numpy as np
+
 from mae_jax.plan import hlo
 
 COLLECTIVES = (
@@ -36,6 +38,8 @@ class Collective:
     bytes: of the whole array, as it is before it is split or after it is put
       together.
     group: how many devices take part in one.
+    span: from the first to the last of them, as they are numbered; 0 if that
+      is not known.
     dims: of the arrays, for people.
     source: what of the model it comes from, as JAX names it.
   """
@@ -44,6 +48,7 @@ class Collective:
   times: int
   bytes: int
   group: int
+  span: int
   dims: str
   source: str = ""
 
@@ -137,11 +142,13 @@ def _collective(
   if kind == "all-reduce" and place.startswith(_SCATTERS):
     kind = "reduce-scatter"
   source = re.search(r'op_name="([^"]*)"', each.attributes)
+  group, span = _group(each.attributes, devices)
   return Collective(
     kind=kind,
     times=times,
     bytes=sum(_plain_bytes(array) for array in found),
-    group=_group(each.attributes, devices),
+    group=group,
+    span=span,
     dims=" ".join(
       f"{array.dtype}[{','.join(map(str, array.dims))}]" for array in found
     ),
@@ -153,23 +160,32 @@ def _plain_bytes(array: hlo.Array) -> int:
   return dataclasses.replace(array, tile=()).bytes
 
 
-def _group(attributes: str, devices: int) -> int:
-  """How many devices exchange with each other."""
+def _group(attributes: str, devices: int) -> tuple[int, int]:
+  """How many devices exchange with each other, and how far apart they are."""
   mesh = re.search(
     r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes
   )
-  if mesh:
+  if mesh:  # of TPUs, where numbers tell nothing of distance
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
-    return math.prod(
-      int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh.group(2))
-    )
-  iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes)
-  if iota:
-    return int(iota.group(2))
+    axes = re.findall(r"'(\w+)'", mesh.group(2))
+    return math.prod(int(sizes[axis]) for axis in axes), 0
+  iota = re.search(
+    r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?",
+    attributes,
+  )
   listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-  if listed:
-    return listed.group(1).count(",") + 1
-  return devices
+  if iota:
+    groups, size, dims, order = iota.groups()
+    numbers = np.arange(int(groups) * int(size))
+    numbers = numbers.reshape([int(n) for n in dims.split(",")])
+    if order:
+      numbers = numbers.transpose([int(n) for n in order.split(",")])
+    first = numbers.reshape(int(groups), int(size))[0]
+  elif listed:
+    first = np.array([int(n) for n in listed.group(1).split(",")])
+  else:
+    first = np.arange(devices)
+  return len(first), int(first.max() - first.min()) + 1
 
 
 def _flops(computation: hlo.Computation, each: hlo.Instruction) -> float:
@@ -182,11 +198,14 @@ def _flops(computation: hlo.Computation, each: hlo.Instruction) -> float:
     )
   if each.opcode == "convolution":
     return _convolution_flops(computation, each)
-  if each.opcode == "custom-call" and "cublas$gemm" in each.attributes.replace(
-    "lt$matmul", "$gemm"
-  ):
+  if _is_gemm(each):
     return _gemm_flops(computation, each)
   return 0.0
+
+
+def _is_gemm(each: hlo.Instruction) -> bool:
+  target = 'custom_call_target="__cublas$'
+  return each.opcode == "custom-call" and target in each.attributes
 
 
 def _gemm_flops(computation: hlo.Computation, each: hlo.Instruction) -> float:
@@ -280,7 +299,8 @@ def _traffic(module: hlo.Module, place: str, each: hlo.Instruction) -> float:
     first, second, *_ = each.arrays
     smaller = min(first.bytes, second.bytes)
     return sum(smaller for array in (first, second) if array.space == 0)
-  writes = sum(_hbm(array) for array in each.arrays)
+  results = each.arrays[:1] if _is_gemm(each) else each.arrays  # no workspace
+  writes = sum(_hbm(array) for array in results)
   if each.opcode in ("dynamic-slice", "slice", "gather"):
     return min(reads, 2.0 * writes or reads)
   if each.opcode == "dynamic-update-slice":

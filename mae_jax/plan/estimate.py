@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from mae_jax import hardware
-from mae_jax.plan import costs, measure
-
-GPUS_PER_HOST = 8
+from mae_jax.plan import costs, measure, topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +82,6 @@ def _bandwidth(
   one of all devices to use every link.
   """
   if not chip.torus:
-    beyond = each.group > GPUS_PER_HOST
+    beyond = each.span > topology.GPUS_PER_HOST
     return chip.network_bandwidth if beyond else chip.send_bandwidth
   return chip.send_bandwidth / (1 if each.group == devices else chip.torus)

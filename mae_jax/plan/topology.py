@@ -28,7 +28,7 @@ TPUS = {
   "v6e": "TPU v6 lite",
 }
 GPUS = {"h100": "NVIDIA H100 80GB HBM3"}
-_GPUS_PER_HOST = 8
+GPUS_PER_HOST = 8
 _EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:16x16 or h100:8"
 
 # What XLA's compiler asks of an H100 (SXM): limits that NVIDIA's CUDA
@@ -122,18 +122,18 @@ def _gpus(name: str, kind: str, count: int) -> Sequence[jax.Device]:
       f"--topology={name} needs the CUDA compiler: pip install -c "
       "constraints.txt -e '.[cuda12]' (some 6 GB; no GPU is needed)"
     )
-  hosts, rest = divmod(count, _GPUS_PER_HOST)
+  hosts, rest = divmod(count, GPUS_PER_HOST)
   if rest and hosts:
     raise config_lib.ConfigError(
-      f"--topology={name}: hosts have {_GPUS_PER_HOST} GPUs, so that there are "
-      f"up to {_GPUS_PER_HOST} or a multiple: {kind}:{hosts * _GPUS_PER_HOST}"
+      f"--topology={name}: hosts have {GPUS_PER_HOST} GPUs, so that there are "
+      f"up to {GPUS_PER_HOST} or a multiple: {kind}:{hosts * GPUS_PER_HOST}"
     )
   # Measured on the device: the Triton tile search and autotuning need one.
   flags = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
   return topologies.get_topology_desc(
     topology_name=kind,
-    topology=f"1x{max(hosts, 1)}x{count if not hosts else _GPUS_PER_HOST}",
+    topology=f"1x{max(hosts, 1)}x{count if not hosts else GPUS_PER_HOST}",
     platform="cuda",
     target_config=_H100,
   ).devices
