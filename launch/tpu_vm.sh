@@ -489,7 +489,7 @@ attempt() { # functions
   code=$?
   set -e
   PARTIAL=''
-  if [ "$code" -ge 128 ]; then exit "$code"; fi
+  case $code in 130 | 143) exit "$code" ;; esac # Ctrl-C; 255 is ssh's own
   if [ "$code" -ne 0 ]; then
     # Some workers may have started: then all are stopped before the next try.
     case " $* " in *' run '*) PARTIAL=1 ;; esac

@@ -63,6 +63,7 @@ supervise() {
   local code=0 child
   trap : TERM INT # they are main's
   cd "$SRC"
+  export PYTHONUNBUFFERED=1 # the log is read while main runs
   "$VENV/bin/python" -m mae_jax.main "$@" &
   child=$!
   echo "$child" >"$RUN/pid"
@@ -110,8 +111,8 @@ stop() {
   touch "$RUN/stopped"
   if alive; then
     kill -TERM "$(cat "$RUN/pid")" 2>/dev/null || true
-    while alive && [ "$waited" -lt "$1" ]; do
-      sleep 1
+    while alive && [ "$waited" -lt "$(($1 * 5))" ]; do
+      sleep 0.2
       waited=$((waited + 1))
     done
     if alive; then

@@ -1,0 +1,1 @@
+"""The scripts that start runs, against stand-ins of what they call."""

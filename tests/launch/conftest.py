@@ -1,0 +1,14 @@
+"""Worlds of stand-ins, taken down after each test."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.launch import world as worlds
+
+
+@pytest.fixture
+def world(tmp_path):
+  made = worlds.World(tmp_path)
+  yield made
+  made.close()

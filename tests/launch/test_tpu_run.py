@@ -1,0 +1,189 @@
+"""TPU VMs: what is called, and what comes to run on the machines."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.launch.world import message, verbs
+
+TPU = ["launch/tpu_vm.sh"]
+WHERE = ["--name=mae", "--zone=us-central2-b"]
+POD = [*WHERE, "--type=v4-16"]
+ODD = ["--config.train.length=400 epochs", '--config.data.path=it\'s $HOME "x"']
+MAIN = ["--config=configs/vit_b.py", "--workdir=gs://bucket/run", *ODD]
+
+
+@pytest.fixture
+def pod(world):
+  """Two hosts, made and installed."""
+  world.hosts(2)
+  assert world.run(*TPU, "create", *POD).returncode == 0
+  done = world.run(*TPU, "install", *WHERE)
+  assert done.returncode == 0, done.stderr
+  world.forget()
+  return world
+
+
+def test_create_is_one_call_with_the_runtime_of_the_type(world):
+  done = world.run(
+    *TPU, "create", *WHERE, "--type=v5litepod-16", "--spot", "--project=p"
+  )
+  assert done.returncode == 0, done.stderr
+  assert world.calls() == [
+    ["gcloud", "compute", "tpus", "tpu-vm", "create", "mae"]
+    + ["--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite"]
+    + ["--spot", "--zone=us-central2-b", "--project=p", "--quiet"]
+  ]
+
+
+def test_a_queued_resource_is_watched_until_it_is_there(world):
+  world.queue("WAITING_FOR_RESOURCES", "PROVISIONING", "PROVISIONING", "ACTIVE")
+  done = world.run(*TPU, "create", *POD, "--queued")
+  assert done.returncode == 0, done.stderr
+  create, *looks = world.calls()
+  assert create == (
+    ["gcloud", "compute", "tpus", "queued-resources", "create", "mae"]
+    + ["--accelerator-type=v4-16", "--node-id=mae"]
+    + ["--runtime-version=tpu-ubuntu2204-base"]
+    + ["--zone=us-central2-b", "--quiet"]
+  )
+  assert verbs(looks) == ["queue describe"] * 4
+  assert len(re.findall("PROVISIONING", done.stderr)) == 1
+
+
+def test_the_checkout_is_copied_with_what_was_changed(pod):
+  for host in ("host-0", "host-1"):
+    source = pod.path / host / "mae_jax/src"
+    assert (source / "mae_jax/main.py").exists()
+    assert not (source / ".venv").exists()
+
+
+def test_a_second_install_keeps_the_environment(pod):
+  done = pod.run(*TPU, "install", *WHERE)
+  assert done.returncode == 0, done.stderr
+  assert verbs(pod.calls()) == ["scp", "install"]
+
+
+def test_install_pins_versions_and_takes_the_extras(world):
+  world.run(*TPU, "create", *POD)
+  assert world.run(*TPU, "install", *WHERE).returncode == 0
+  (pip,) = world.calls("python")
+  assert pip[1:4] == ["-m", "pip", "install"]
+  assert "--constraint" in pip
+  assert pip[-1].endswith("mae_jax/src[tpu,gcs]")
+
+
+def test_without_a_new_python_one_is_brought_along(world):
+  (world.path / "old_python").write_text("3.10")
+  world.run(*TPU, "create", *POD)
+  assert world.run(*TPU, "install", *WHERE).returncode == 0
+  assert world.calls("python3") == [
+    ["python3", "-m", "pip", "install", "--quiet", "--user", "uv"]
+  ]
+
+
+def test_install_of_a_git_ref_clones_it(world):
+  world.run(*TPU, "create", *POD)
+  world.forget()
+  done = world.run(
+    *TPU, "install", *WHERE, "--git=https://example.com/x.git", "--ref=v1"
+  )
+  assert done.returncode != 0  # there is no such repository
+  (call,) = world.calls("gcloud")
+  command = next(x for x in call if x.startswith("--command="))
+  assert "git clone --quiet https://example.com/x.git" in command
+  assert "checkout --quiet v1" in command
+
+
+def test_main_runs_on_all_hosts_with_its_arguments_word_by_word(pod):
+  pod.mains(host_0=[0], host_1=[0])
+  done = pod.run(*TPU, "run", *POD, "--", *MAIN)
+  assert done.returncode == 0, done.stderr
+  pod.wait_for("host-0/mae_jax/run/code")
+  pod.wait_for("host-1/mae_jax/run/code")
+  assert sorted(pod.calls("main")) == [
+    ["main", "host-0", *MAIN],
+    ["main", "host-1", *MAIN],
+  ]
+
+
+def test_a_run_outlives_its_ssh_refuses_another_and_stops_with_75(pod):
+  assert pod.run(*TPU, "run", *POD, "--", *MAIN).returncode == 0
+  pod.wait_for("alive-host-0")
+  pod.wait_for("alive-host-1")
+  status = pod.run(*TPU, "status", *WHERE).stdout
+  assert status.count("running") == 2
+
+  again = pod.run(*TPU, "run", *POD, "--", *MAIN)
+  assert again.returncode == 3
+  assert "a run is alive" in again.stderr
+  install = pod.run(*TPU, "install", *WHERE)
+  assert install.returncode == 3
+  assert len(pod.calls("main")) == 2
+
+  log = pod.run(*TPU, "logs", *WHERE, "--worker=1", "--lines=5")
+  assert "training" in log.stdout
+  stopped = pod.run(*TPU, "stop", *WHERE)
+  assert stopped.stdout.count("stopped 75") == 2
+  assert pod.run(*TPU, "run", *POD, "--", *MAIN).returncode == 0
+
+
+def test_main_that_does_not_stop_is_killed(pod):
+  pod.mains(host_0=[None], host_1=[0])
+  assert pod.run(*TPU, "run", *POD, "--", *MAIN).returncode == 0
+  pod.wait_for("alive-host-0")
+  pid = (pod.path / "host-0/mae_jax/run/pid").read_text().strip()
+  pod.shell(f"kill -STOP {pid}")
+  done = pod.run(*TPU, "stop", *WHERE, "--stop-seconds=1")
+  assert "still alive after 1 s: killed" in done.stdout
+  assert "stopped 137" in done.stdout
+
+
+def test_ssh_through_iap_is_on_the_alpha_track(pod):
+  assert pod.run(*TPU, "status", *WHERE, "--iap").returncode == 0
+  describe, ssh = pod.calls("gcloud")
+  assert describe[1] == "compute"
+  assert ssh[1:6] == ["alpha", "compute", "tpus", "tpu-vm", "ssh"]
+  assert "--tunnel-through-iap" in ssh
+
+
+def test_flags_may_stand_in_a_file(world):
+  file = world.path / "pod.flags"
+  file.write_text("# ours\nname=mae\nzone=us-central2-b\nspot\ntype=v4-8\n")
+  done = world.run(*TPU, "create", f"--flags={file}", "--type=v4-16")
+  assert done.returncode == 0, done.stderr
+  (call,) = world.calls()
+  assert "--accelerator-type=v4-16" in call
+  assert "--spot" in call
+
+
+def test_delete_takes_the_request_along_though_not_told_of_it(world):
+  world.queue("ACTIVE")
+  assert world.run(*TPU, "create", *POD, "--queued").returncode == 0
+  world.forget()
+  assert world.run(*TPU, "delete", *WHERE).returncode == 0
+  assert verbs(world.calls()) == ["delete", "queue describe", "queue delete"]
+  assert not (world.path / "asked").exists()
+
+
+@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
+def test_a_request_that_came_to_nothing_says_the_way_out(world, state):
+  world.queue("WAITING_FOR_RESOURCES", state)
+  done = world.run(*TPU, "create", *POD, "--queued")
+  assert done.returncode == 1
+  assert state in done.stderr
+  world.queue("ACTIVE")
+  assert world.shell(message(done, "to go on")).returncode == 0
+  assert (world.path / "node").read_text() == "READY"
+
+
+def test_a_bounded_wait_ends_and_goes_on_with_the_same_request(world):
+  world.queue("PROVISIONING")
+  done = world.run(*TPU, "create", *POD, "--queued", "--wait=1")
+  assert done.returncode == 1
+  assert "--wait=1" in done.stderr
+  world.queue("ACTIVE")
+  assert world.shell(message(done, "to go on")).returncode == 0
+  assert verbs(world.calls()).count("queue create") == 2

@@ -1,0 +1,132 @@
+"""A world for the scripts: stand-ins on the PATH, and what they were asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+STANDIN = pathlib.Path(__file__).with_name("standin.py")
+PROGRAMS = (
+  "gcloud kubectl sbatch srun scontrol scancel squeue "
+  "python3 python3.11 python3.12 python3.13"
+).split()
+
+
+class World:
+  """One directory, with programs, machines and calls."""
+
+  def __init__(self, path: pathlib.Path, hosts: int = 1):
+    self.path = path
+    self.hosts(hosts)
+    programs = path / "bin"
+    programs.mkdir()
+    text = f"#!{sys.executable} -S\n" + STANDIN.read_text()
+    for name in PROGRAMS:
+      file = programs / name
+      file.write_text(text)
+      file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    self.env = {
+      "PATH": f"{programs}:{os.environ['PATH']}",
+      "HOME": str(path),
+      "TMPDIR": str(path),
+      "LAUNCH_WORLD": str(path),
+      "LAUNCH_SLEEP": "0.02",
+    }
+
+  def hosts(self, count: int) -> None:
+    (self.path / "hosts").write_text(str(count))
+
+  def queue(self, *states: str) -> None:
+    (self.path / "queue").write_text(" ".join(states))
+
+  def mains(self, **codes: list[int | None]) -> None:
+    """What main does on each host: host_0=[75, 0]."""
+    named = {name.replace("_", "-"): each for name, each in codes.items()}
+    (self.path / "mains.json").write_text(json.dumps(named))
+
+  def fault(self, pattern: str, after: int = 0, code: int = 1, text="no luck"):
+    self._add("faults.json", [pattern, after, code, text])
+
+  def later(self, pattern: str, state: str, after: int = 0) -> None:
+    """At a call, the TPU VM changes its state."""
+    self._add("later.json", [pattern, after, state])
+
+  def _add(self, name: str, entry: list) -> None:
+    path = self.path / name
+    entries = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*entries, entry]))
+
+  def start(self, *words: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+      words,
+      env={**self.env, **options.pop("env", {})},
+      cwd=ROOT,
+      text=True,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      **options,
+    )
+
+  def run(self, *words: str, **options) -> subprocess.CompletedProcess:
+    with self.start(*words, **options) as process:
+      out, err = process.communicate(timeout=40)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+  def shell(self, text: str) -> subprocess.CompletedProcess:
+    """Runs what a user would copy from a message."""
+    return self.run("bash", "-c", text)
+
+  def calls(self, program: str | None = None) -> list[list[str]]:
+    path = self.path / "calls.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    calls = [json.loads(line) for line in lines]
+    return [x for x in calls if program in (None, x[0])]
+
+  def forget(self) -> None:
+    (self.path / "calls.jsonl").unlink(missing_ok=True)
+
+  def wait_for(self, pattern: str) -> None:
+    for _ in range(400):
+      if list(self.path.glob(pattern)):
+        return
+      time.sleep(0.025)
+    raise TimeoutError(pattern)
+
+  def close(self) -> None:
+    """Ends what runs on the machines."""
+    for path in self.path.glob("host-*/mae_jax/run/pid"):
+      try:
+        os.killpg(os.getpgid(int(path.read_text())), signal.SIGKILL)
+      except (ProcessLookupError, ValueError):
+        continue
+
+
+def verbs(calls: list[list[str]]) -> list[str]:
+  """What gcloud was asked, in short; of ssh what it was for."""
+  short = []
+  for call in calls:
+    words = [x for x in call if x != "alpha"]
+    verb = f"{words[3]} {words[4]}".replace("queued-resources", "queue")
+    verb = verb.replace("tpu-vm ", "")
+    command = next((x for x in words if x.startswith("--command=")), "")
+    for each in ("install", "run", "stop", "status"):
+      if f"worker.sh {each}" in command:
+        verb = each
+        break
+    short.append(verb)
+  return short
+
+
+def message(done: subprocess.CompletedProcess, label: str) -> str:
+  """What a failure says after `label:`."""
+  found = [x for x in done.stderr.splitlines() if x.startswith(f"{label}: ")]
+  assert found, done.stderr
+  return found[-1].removeprefix(f"{label}: ")
