@@ -192,10 +192,14 @@ def python(words):
 def srun(words):
   cut = next(i for i, x in enumerate(words) if not x.startswith("-"))
   tasks = []
+  # As Slurm's: a signal to the step goes to all processes of all tasks.
+  signal.signal(
+    signal.SIGTERM, lambda *_: [os.killpg(x.pid, signal.SIGTERM) for x in tasks]
+  )
   for each in range(int(read("tasks", "2"))):
     env = {**os.environ, "SLURM_PROCID": str(each), "SLURM_LOCALID": str(each)}
-    tasks.append(subprocess.Popen(words[cut:], env=env))
-  # As Slurm's: a signal to the step goes to all of its tasks.
+    tasks.append(subprocess.Popen(words[cut:], env=env, start_new_session=True))
+  (WORLD / "srun.pid").write_text(str(os.getpid()))
   sys.exit(max(task.wait() for task in tasks))
 
 

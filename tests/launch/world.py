@@ -13,10 +13,8 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 STANDIN = pathlib.Path(__file__).with_name("standin.py")
-PROGRAMS = (
-  "gcloud kubectl sbatch srun scontrol scancel squeue "
-  "python3 python3.11 python3.12 python3.13"
-).split()
+PROGRAMS = ["gcloud", "kubectl", "sbatch", "srun", "scontrol", "scancel"]
+PROGRAMS += ["squeue", "python3", "python3.11", "python3.12", "python3.13"]
 
 
 class World:
