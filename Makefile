@@ -22,6 +22,7 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck --external-sources launch/*.sh launch/*.sbatch
 
 reliability: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.reliability

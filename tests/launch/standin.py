@@ -136,7 +136,7 @@ def queued(verb, words):
 
 def gcloud(words):
   words = words[1:] if words[0] == "alpha" else words
-  group, verb, name = words[2:5]
+  group, verb = words[2:4]
   if group == "queued-resources":
     queued(verb, words)
   elif verb == "create":

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.launch.world import ROOT, message
+from tests.launch.world import ROOT, message, words
 
 MAIN = ["--config=configs/vit_b.py", "--workdir=/data/it's mine"]
 MAIN += ["--config.train.length=400 epochs"]
@@ -28,9 +28,9 @@ def submit(world, *rest: str) -> list[str]:
 
 def turn(world, number: int = 0, retries: int = 5) -> dict:
   """One turn of the job, as Slurm would start it."""
-  words = [BATCH, f"{world.path}/venv/bin/python", f"{world.path}/logs"]
+  script = [BATCH, f"{world.path}/venv/bin/python", f"{world.path}/logs"]
   env = {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": str(number)}
-  return {"args": ["bash", *words, str(retries), *MAIN], "env": env}
+  return {"args": ["bash", *script, str(retries), *MAIN], "env": env}
 
 
 def play(world, **options):
@@ -47,22 +47,29 @@ def test_the_job_has_one_task_a_gpu_and_is_told_to_save_before_its_limit(
   assert done.returncode == 0, done.stderr
   assert done.stdout == "4242\n"
   (call,) = cluster.calls()
-  assert call == (
-    ["sbatch", "--parsable", "--job-name=mae", "--nodes=2"]
-    + ["--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8"]
-    + ["--time=24:00:00", "--signal=TERM@300", "--requeue"]
-    + ["--open-mode=append", f"--output={cluster.path}/logs/%x-%j.log"]
-    + [f"--chdir={ROOT}", "--partition=a100", BATCH]
-    + [f"{cluster.path}/venv/bin/python", f"{cluster.path}/logs", "5", *MAIN]
-  )
+  assert call == [
+    *words(
+      "sbatch --parsable --job-name=mae --nodes=2 --ntasks-per-node=4 "
+      "--gpus-per-node=4 --cpus-per-task=8 --time=24:00:00 "
+      "--signal=TERM@300 --requeue --open-mode=append"
+    ),
+    f"--output={cluster.path}/logs/%x-%j.log",
+    f"--chdir={ROOT}",
+    "--partition=a100",
+    BATCH,
+    f"{cluster.path}/venv/bin/python",
+    f"{cluster.path}/logs",
+    "5",
+    *MAIN,
+  ]
 
 
 def test_dry_run_prints_a_command_that_makes_the_same_call(cluster):
-  words = submit(cluster, "--account=us")
-  assert cluster.run(*words).returncode == 0
+  command = submit(cluster, "--account=us")
+  assert cluster.run(*command).returncode == 0
   calls = cluster.calls()
   cluster.forget()
-  dry = cluster.run(*words[:2], "--dry-run", *words[2:])
+  dry = cluster.run(*command[:2], "--dry-run", *command[2:])
   assert cluster.calls() == []
   assert "srun" in dry.stderr  # the script is shown
   assert cluster.shell(dry.stdout).returncode == 0
@@ -144,15 +151,15 @@ def test_a_job_that_cannot_be_queued_again_says_how_to_go_on(cluster):
 
 
 @pytest.mark.parametrize(
-  ("words", "fault"),
+  ("asked", "fault"),
   [(["submit"], "sbatch"), (["status"], "squeue"), (["stop"], "scancel")],
 )
 def test_a_failure_names_the_step_and_its_command_goes_on(
-  cluster, words, fault
+  cluster, asked, fault
 ):
   logs = f"--logs={cluster.path}/logs"
-  command = ["launch/slurm.sh", *words, "--job=4242", logs]
-  if words == ["submit"]:
+  command = ["launch/slurm.sh", *asked, "--job=4242", logs]
+  if asked == ["submit"]:
     command = submit(cluster)
   cluster.fault(fault, code=9, text="slurmctld does not answer")
   failed = cluster.run(*command)

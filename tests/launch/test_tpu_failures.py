@@ -92,8 +92,7 @@ MISTAKES = [
     "--workdir=runs is not a bucket, but v4-16 has 2 hosts",
   ),
   (
-    ["resume", *WHERE, "--type=v4-8", "--", "--config=configs/vit_b.py"]
-    + ["--workdir", "runs"],
+    ["resume", *WHERE, "--type=v4-8", *MAIN, "--workdir", "runs"],
     "a new TPU VM has new disks",
   ),
   (["status", *WHERE, *MAIN], "status runs nothing"),

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.launch.world import message, verbs
+from tests.launch.world import message, verbs, words
 
 TPU = ["launch/tpu_vm.sh"]
 WHERE = ["--name=mae", "--zone=us-central2-b"]
@@ -32,9 +32,11 @@ def test_create_is_one_call_with_the_runtime_of_the_type(world):
   )
   assert done.returncode == 0, done.stderr
   assert world.calls() == [
-    ["gcloud", "compute", "tpus", "tpu-vm", "create", "mae"]
-    + ["--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite"]
-    + ["--spot", "--zone=us-central2-b", "--project=p", "--quiet"]
+    words(
+      "gcloud compute tpus tpu-vm create mae --accelerator-type=v5litepod-16 "
+      "--version=v2-alpha-tpuv5-lite --spot --zone=us-central2-b --project=p "
+      "--quiet"
+    )
   ]
 
 
@@ -43,11 +45,10 @@ def test_a_queued_resource_is_watched_until_it_is_there(world):
   done = world.run(*TPU, "create", *POD, "--queued")
   assert done.returncode == 0, done.stderr
   create, *looks = world.calls()
-  assert create == (
-    ["gcloud", "compute", "tpus", "queued-resources", "create", "mae"]
-    + ["--accelerator-type=v4-16", "--node-id=mae"]
-    + ["--runtime-version=tpu-ubuntu2204-base"]
-    + ["--zone=us-central2-b", "--quiet"]
+  assert create == words(
+    "gcloud compute tpus queued-resources create mae "
+    "--accelerator-type=v4-16 --node-id=mae "
+    "--runtime-version=tpu-ubuntu2204-base --zone=us-central2-b --quiet"
   )
   assert verbs(looks) == ["queue describe"] * 4
   assert len(re.findall("PROVISIONING", done.stderr)) == 1

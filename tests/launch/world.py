@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shlex
 import signal
 import stat
 import subprocess
@@ -105,6 +106,11 @@ class World:
         os.killpg(os.getpgid(int(path.read_text())), signal.SIGKILL)
       except (ProcessLookupError, ValueError):
         continue
+
+
+def words(line: str) -> list[str]:
+  """A call, as a shell would take it."""
+  return shlex.split(line)
 
 
 def verbs(calls: list[list[str]]) -> list[str]:
