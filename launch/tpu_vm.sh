@@ -518,13 +518,14 @@ act_on_main() { # first look, or nothing
       MIXED=0
       attempt stop run
       ;;
+    # What ended before: whoever calls wants it to go on, or another run.
+    first/*) attempt install run ;;
     */0)
       finish
       say "main has come to its end on all workers"
       say "still there: $(costs); to clean up: $(again delete)"
       exit 0
       ;;
-    first/*) attempt install run ;;
     */1)
       STEP="main on $NAME, by a mistake or a fault: starting again won't help"
       GO_ON="see $(again logs), mend it, then $(again resume)"

@@ -35,6 +35,15 @@ def test_resume_makes_all_there_is_to_make_and_ends_with_main(pod):
   assert len(pod.calls("main")) == 2
 
 
+def test_resume_of_what_has_ended_starts_what_is_asked_for_now(pod):
+  pod.mains(host_0=[1, 0], host_1=[1, 0])
+  assert pod.run(*RESUME, *MAIN).returncode == 1
+  other = [*MAIN, "--config.data.prefetch=2"]
+  done = pod.run(*RESUME, *other)
+  assert done.returncode == 0, done.stderr
+  assert [call[2:] for call in pod.calls("main")[2:]] == [other[1:]] * 2
+
+
 def test_after_a_preemption_the_same_command_runs_on_a_new_vm(pod):
   pod.mains(host_0=[None, 0], host_1=[None, 0])
   pod.later("describe", "PREEMPTED", after=4)

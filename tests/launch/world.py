@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -11,6 +13,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
 STANDIN = pathlib.Path(__file__).with_name("standin.py")
@@ -48,7 +51,8 @@ class World:
   def mains(self, **codes: list[int | None]) -> None:
     """What main does on each host: host_0=[75, 0]."""
     named = {name.replace("_", "-"): each for name, each in codes.items()}
-    (self.path / "mains.json").write_text(json.dumps(named))
+    with self._locked():
+      (self.path / "mains.json").write_text(json.dumps(named))
 
   def fault(self, pattern: str, after: int = 0, code: int = 1, text="no luck"):
     self._add("faults.json", [pattern, after, code, text])
@@ -59,8 +63,16 @@ class World:
 
   def _add(self, name: str, entry: list) -> None:
     path = self.path / name
-    entries = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*entries, entry]))
+    with self._locked():
+      entries = json.loads(path.read_text()) if path.exists() else []
+      path.write_text(json.dumps([*entries, entry]))
+
+  @contextlib.contextmanager
+  def _locked(self) -> Iterator[None]:
+    # What runs on the machines reads these files at the same time.
+    with (self.path / "lock").open("w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      yield
 
   def start(self, *words: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
