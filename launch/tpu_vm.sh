@@ -34,7 +34,7 @@
 #   --flags=FILE           more flags, name=value a line; the command line wins
 #   --dry-run              print what would be called, and call nothing
 #
-# ssh to several workers needs the key in an agent:
+# For ssh to several workers gcloud asks that its key be added beforehand:
 #   ssh-add ~/.ssh/google_compute_engine
 #
 # Exit codes: 0 done; 1 a mistake, or main's own 1; 75 stopped and saved; others
@@ -172,16 +172,17 @@ gcloud_tpus() { # group and verb, then arguments
   call "${track[@]}" compute tpus "$@" "${place[@]}" --quiet
 }
 
-way() { # how ssh goes there
-  WAY=()
-  [ -z "$INTERNAL" ] || WAY=(--internal-ip)
-  [ -z "$IAP" ] || WAY=(--tunnel-through-iap)
+# How ssh goes there, and that it gives up on a machine that was taken away:
+# without, a look at one would never end.
+way() { # ssh or scp
+  WAY=("--$1-flag=-oConnectTimeout=30" "--$1-flag=-oServerAliveInterval=30")
+  [ -z "$INTERNAL" ] || WAY+=(--internal-ip)
+  [ -z "$IAP" ] || WAY+=(--tunnel-through-iap)
 }
 
 on_workers() { # which command
-  way
-  gcloud_tpus tpu-vm ssh "$NAME" "--worker=$1" "--command=$2" \
-    ${WAY[@]+"${WAY[@]}"}
+  way ssh
+  gcloud_tpus tpu-vm ssh "$NAME" "--worker=$1" "--command=$2" "${WAY[@]}"
 }
 
 again() { # command: this one with the flags it was given, for the user to copy
@@ -359,9 +360,9 @@ $EXCHANGE"
     else
       pack "$archive"
     fi
-    way
+    way scp
     gcloud_tpus tpu-vm scp "$archive" "$NAME:mae_jax.tar.gz" --worker=all \
-      ${WAY[@]+"${WAY[@]}"}
+      "${WAY[@]}"
     on_workers all "set -e
 $IDLE
 rm -rf mae_jax/src.new && mkdir -p mae_jax/src.new

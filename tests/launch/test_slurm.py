@@ -30,6 +30,7 @@ def turn(world, number: int = 0, retries: int = 5) -> dict:
   """One turn of the job, as Slurm would start it."""
   script = [BATCH, f"{world.path}/venv/bin/python", f"{world.path}/logs"]
   env = {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": str(number)}
+  env["SLURM_CPUS_PER_TASK"] = "8"
   return {"args": ["bash", *script, str(retries), *MAIN], "env": env}
 
 
@@ -85,6 +86,15 @@ def test_all_tasks_get_the_arguments_word_by_word(cluster):
     ["main", "task-1", *MAIN],
   ]
   assert cluster.calls("scontrol") == []
+
+
+def test_a_task_sees_all_gpus_of_its_node_and_has_its_cores(cluster):
+  cluster.mains(task_0=[0], task_1=[0])
+  play(cluster)
+  (call,) = cluster.calls("srun")
+  assert "--gpu-bind=none" in call
+  assert "--cpus-per-task=8" in call
+  assert "--kill-on-bad-exit=0" in call
 
 
 def test_at_the_time_limit_main_saves_and_the_job_goes_on(cluster):

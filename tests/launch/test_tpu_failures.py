@@ -28,6 +28,9 @@ BEFORE = {
   "install": ["create"],
   "run": ["create", "install"],
   "logs": ["create", "install", "run"],
+  "status": ["create", "install"],
+  "stop": ["create", "install"],
+  "delete": ["create"],
 }
 
 
@@ -40,7 +43,7 @@ def test_a_failure_names_the_step_and_its_command_goes_on(
   world, name, flags, fault, step
 ):
   world.hosts(2)
-  for each in BEFORE.get(name, BEFORE["logs"]):
+  for each in BEFORE[name]:
     rest = {"create": [TYPE], "run": [TYPE, *MAIN]}.get(each, [])
     assert world.run(*command(each, *rest)).returncode == 0
   world.fault(fault, code=7)

@@ -150,6 +150,15 @@ def test_ssh_through_iap_is_on_the_alpha_track(pod):
   assert "--tunnel-through-iap" in ssh
 
 
+def test_ssh_gives_up_on_machines_that_are_gone(world):
+  world.run(*TPU, "create", *POD)
+  world.forget()
+  assert world.run(*TPU, "install", *WHERE).returncode == 0
+  scp, ssh = world.calls("gcloud")
+  assert "--scp-flag=-oServerAliveInterval=30" in scp
+  assert "--ssh-flag=-oServerAliveInterval=30" in ssh
+
+
 def test_flags_may_stand_in_a_file(world):
   file = world.path / "pod.flags"
   file.write_text("# ours\nname=mae\nzone=us-central2-b\nspot\ntype=v4-8\n")
