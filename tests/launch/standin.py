@@ -11,6 +11,7 @@ from what lies there:
   mains.json      {host: [exit code, ...]}; null: until a signal, then 75
   hosts           how many machines there are
   host-N          the home directories of these machines
+  closed          the test is over: whatever runs still shall end
 """
 
 import fcntl
@@ -92,18 +93,28 @@ def make_node():
 
 
 def remove_node():
+  kill_mains()
   (WORLD / "node").unlink(missing_ok=True)
   for home in homes("all"):
     shutil.rmtree(home, ignore_errors=True)
 
 
 def change(state):
-  if state == "PREEMPTED":  # the machines are gone, with what ran there
+  if state in ("PREEMPTED", "ABSENT"):  # while main was at work there
+    wait_for_mains()
     kill_mains()
   if state == "ABSENT":
     remove_node()
   else:
     (WORLD / "node").write_text(state)
+
+
+def wait_for_mains():
+  for home in homes("all"):
+    for _ in range(400):
+      if (WORLD / f"alive-{home.name}").exists():
+        break
+      time.sleep(0.025)
 
 
 def kill_mains():
@@ -174,8 +185,10 @@ def main_program(words):
     sys.exit(code)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
   (WORLD / f"alive-{host}").touch()
-  while True:
+  for _ in range(2000):  # longer than any test
     time.sleep(0.05)
+    if not WORLD.exists() or (WORLD / "closed").exists():
+      sys.exit(75)
 
 
 def python(words):

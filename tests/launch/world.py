@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import shlex
-import signal
 import stat
 import subprocess
 import sys
@@ -105,7 +104,7 @@ class World:
     (self.path / "calls.jsonl").unlink(missing_ok=True)
 
   def wait_for(self, pattern: str) -> None:
-    for _ in range(400):
+    for _ in range(1200):
       if list(self.path.glob(pattern)):
         return
       time.sleep(0.025)
@@ -113,11 +112,7 @@ class World:
 
   def close(self) -> None:
     """Ends what runs on the machines."""
-    for path in self.path.glob("host-*/mae_jax/run/pid"):
-      try:
-        os.killpg(os.getpgid(int(path.read_text())), signal.SIGKILL)
-      except (ProcessLookupError, ValueError):
-        continue
+    (self.path / "closed").touch()
 
 
 def words(line: str) -> list[str]:
