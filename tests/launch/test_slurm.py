@@ -7,11 +7,10 @@ import signal
 
 import pytest
 
-from tests.launch.world import ROOT, message, words
+from tests.launch.world import message, words
 
 MAIN = ["--config=configs/vit_b.py", "--workdir=/data/it's mine"]
 MAIN += ["--config.train.length=400 epochs"]
-BATCH = str(ROOT / "launch/slurm.sbatch")
 
 
 @pytest.fixture
@@ -28,7 +27,11 @@ def submit(world, *rest: str) -> list[str]:
 
 def turn(world, number: int = 0, retries: int = 5) -> dict:
   """One turn of the job, as Slurm would start it."""
-  script = [BATCH, f"{world.path}/venv/bin/python", f"{world.path}/logs"]
+  script = [
+    "launch/slurm.sbatch",
+    f"{world.path}/venv/bin/python",
+    f"{world.path}/logs",
+  ]
   env = {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": str(number)}
   env["SLURM_CPUS_PER_TASK"] = "8"
   return {"args": ["bash", *script, str(retries), *MAIN], "env": env}
@@ -55,9 +58,9 @@ def test_the_job_has_one_task_a_gpu_and_is_told_to_save_before_its_limit(
       "--signal=TERM@300 --requeue --open-mode=append"
     ),
     f"--output={cluster.path}/logs/%x-%j.log",
-    f"--chdir={ROOT}",
+    f"--chdir={cluster.checkout}",
     "--partition=a100",
-    BATCH,
+    f"{cluster.checkout}/launch/slurm.sbatch",
     f"{cluster.path}/venv/bin/python",
     f"{cluster.path}/logs",
     "5",

@@ -54,10 +54,16 @@ def test_a_queued_resource_is_watched_until_it_is_there(world):
   assert len(re.findall("PROVISIONING", done.stderr)) == 1
 
 
-def test_the_checkout_is_copied_with_what_was_changed(pod):
+def test_the_checkout_is_copied_as_it_is_now(pod):
+  (pod.checkout / "configs/vit_b.py").write_text("changed")
+  (pod.checkout / "configs/new one.py").write_text("not yet in git")
+  (pod.checkout / "configs/vit_h.py").unlink()
+  assert pod.run(*TPU, "install", *WHERE).returncode == 0
   for host in ("host-0", "host-1"):
     source = pod.path / host / "mae_jax/src"
-    assert (source / "mae_jax/main.py").exists()
+    assert (source / "configs/vit_b.py").read_text() == "changed"
+    assert (source / "configs/new one.py").exists()
+    assert not (source / "configs/vit_h.py").exists()
     assert not (source / ".venv").exists()
 
 
@@ -87,15 +93,17 @@ def test_without_a_new_python_one_is_brought_along(world):
 
 def test_install_of_a_git_ref_clones_it(world):
   world.run(*TPU, "create", *POD)
+  me = "-c user.name=me -c user.email=me@example.com"
+  commit = f"git add -A && git {me} commit -qm one && git tag v1"
+  assert world.shell(commit).returncode == 0
+  (world.checkout / "setup.py").write_text("changed since")
   world.forget()
-  done = world.run(
-    *TPU, "install", *WHERE, "--git=https://example.com/x.git", "--ref=v1"
-  )
-  assert done.returncode != 0  # there is no such repository
-  (call,) = world.calls("gcloud")
-  command = next(x for x in call if x.startswith("--command="))
-  assert "git clone --quiet https://example.com/x.git" in command
-  assert "checkout --quiet v1" in command
+  repository = [f"--git={world.checkout}", "--ref=v1"]
+  done = world.run(*TPU, "install", *WHERE, *repository)
+  assert done.returncode == 0, done.stderr
+  assert verbs(world.calls("gcloud")) == ["install"]
+  copied = world.path / "host-0/mae_jax/src/setup.py"
+  assert copied.read_text() != "changed since"
 
 
 def test_main_runs_on_all_hosts_with_its_arguments_word_by_word(pod):

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -20,12 +21,27 @@ PROGRAMS = ["gcloud", "kubectl", "sbatch", "srun", "scontrol", "scancel"]
 PROGRAMS += ["squeue", "python3", "python3.11", "python3.12", "python3.13"]
 
 
+def make_checkout(path: pathlib.Path) -> None:
+  """What the scripts need of one, in git though the tests may not be."""
+  for each in ("launch", "configs"):
+    shutil.copytree(ROOT / each, path / each)
+  for each in ("setup.py", "constraints.txt", ".gitignore"):
+    shutil.copy(ROOT / each, path / each)
+  (path / "mae_jax").mkdir()
+  shutil.copy(ROOT / "mae_jax/main.py", path / "mae_jax/main.py")
+  (path / ".venv").mkdir()
+  (path / ".venv/large").touch()
+  subprocess.run(["git", "init", "--quiet", path], check=True)
+
+
 class World:
   """One directory, with programs, machines and calls."""
 
   def __init__(self, path: pathlib.Path, hosts: int = 1):
     self.path = path
     self.hosts(hosts)
+    self.checkout = path / "checkout"
+    make_checkout(self.checkout)
     programs = path / "bin"
     programs.mkdir()
     text = f"#!{sys.executable} -S\n" + STANDIN.read_text()
@@ -77,7 +93,7 @@ class World:
     return subprocess.Popen(
       words,
       env={**self.env, **options.pop("env", {})},
-      cwd=ROOT,
+      cwd=self.checkout,
       text=True,
       stdin=subprocess.DEVNULL,
       stdout=subprocess.PIPE,
