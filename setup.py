@@ -46,6 +46,8 @@ setup(
     "test": [
       *GCS,
       "hypothesis>=6.140",
+      # The TPU compiler, which needs no TPU; it has no other wheels.
+      "jax[tpu]; sys_platform=='linux' and platform_machine=='x86_64'",
       "mypy>=1.18",
       "pytest>=8.4",
       "pytest-xdist>=3.8",

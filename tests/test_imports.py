@@ -56,6 +56,7 @@ TIERS = {
   "extractor": 5,
   "convert": 5,
   "export": 5,
+  "plan": 5,
 }
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
 # Beside `data`: what writes for TensorFlow, imported by no one at the top.

@@ -47,14 +47,19 @@ _CONFIG = c.Config(
 
 def config(**sections: Any) -> c.Config:
   """The tiny Config with changes: `config(model={"width": 64}, task="x")`."""
+  return changed(_CONFIG, **sections)
+
+
+def changed(base: c.Config, **sections: Any) -> c.Config:
+  """Any Config with changes, given likewise."""
   changes = {
-    name: dataclasses.replace(getattr(_CONFIG, name), **value)
+    name: dataclasses.replace(getattr(base, name), **value)
     if isinstance(value, dict)
     else value
     for name, value in sections.items()
   }
-  changed = dataclasses.replace(_CONFIG, **changes)
-  return c.from_config_dict(c.config_dict(changed))
+  replaced = dataclasses.replace(base, **changes)
+  return c.from_config_dict(c.config_dict(replaced))
 
 
 def big(variant: str, **model) -> c.Config:

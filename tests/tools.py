@@ -51,7 +51,10 @@ def prepared(path: pathlib.Path, data: config_lib.Data) -> np.ndarray:
 
 
 def command(
-  tool: str, *args: object, environ: Mapping[str, str] | None = None
+  tool: str,
+  *args: object,
+  environ: Mapping[str, str] | None = None,
+  timeout: float = 300,
 ) -> subprocess.CompletedProcess:
   """Runs a tool as a user does."""
   return subprocess.run(
@@ -60,6 +63,6 @@ def command(
     env=os.environ | {"JAX_PLATFORMS": "cpu"} | (environ or {}),
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=timeout,
     check=False,
   )

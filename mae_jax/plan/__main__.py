@@ -39,12 +39,12 @@ def _search(
   where: topology.Topology,
   compile_one: search.Measure,
 ) -> None:
+  batches = [_number(text) for text in _BATCHES.value]
   found = []
   console.say(
     f"{config.task} of {config.model.variant} on {where.name}, "
     f"{len(where.devices)} devices; a line for each setting compiled"
   )
-  batches = [_number(text) for text in _BATCHES.value]
   for each in search.search(config, len(where.devices), compile_one, batches):
     cells = report.row(each)
     console.say(

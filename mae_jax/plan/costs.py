@@ -38,8 +38,7 @@ class Collective:
     bytes: of the whole array, as it is before it is split or after it is put
       together.
     group: how many devices take part in one.
-    span: from the first to the last of them, as they are numbered; 0 if that
-      is not known.
+    span: from the first to the last of them, as they are numbered.
     dims: of the arrays, for people.
     source: what of the model it comes from, as JAX names it.
   """
@@ -142,13 +141,13 @@ def _collective(
   if kind == "all-reduce" and place.startswith(_SCATTERS):
     kind = "reduce-scatter"
   source = re.search(r'op_name="([^"]*)"', each.attributes)
-  group, span = _group(each.attributes, devices)
+  group = _group(each.attributes, devices)
   return Collective(
     kind=kind,
     times=times,
     bytes=sum(_plain_bytes(array) for array in found),
-    group=group,
-    span=span,
+    group=len(group),
+    span=int(np.ptp(group)) + 1,
     dims=" ".join(
       f"{array.dtype}[{','.join(map(str, array.dims))}]" for array in found
     ),
@@ -160,32 +159,42 @@ def _plain_bytes(array: hlo.Array) -> int:
   return dataclasses.replace(array, tile=()).bytes
 
 
-def _group(attributes: str, devices: int) -> tuple[int, int]:
-  """How many devices exchange with each other, and how far apart they are."""
-  mesh = re.search(
-    r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes
-  )
-  if mesh:  # of TPUs, where numbers tell nothing of distance
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
-    axes = re.findall(r"'(\w+)'", mesh.group(2))
-    return math.prod(int(sizes[axis]) for axis in axes), 0
-  iota = re.search(
-    r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?",
-    attributes,
-  )
-  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-  if iota:
-    groups, size, dims, order = iota.groups()
-    numbers = np.arange(int(groups) * int(size))
-    numbers = numbers.reshape([int(n) for n in dims.split(",")])
-    if order:
-      numbers = numbers.transpose([int(n) for n in order.split(",")])
-    first = numbers.reshape(int(groups), int(size))[0]
-  elif listed:
-    first = np.array([int(n) for n in listed.group(1).split(",")])
-  else:
-    first = np.arange(devices)
-  return len(first), int(first.max() - first.min()) + 1
+_MESH = re.compile(
+  r"replica_groups=mesh\[([^\]]*)\]"
+  r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
+_IOTA = re.compile(
+  r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
+)
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+
+
+def _group(attributes: str, devices: int) -> np.ndarray:
+  """The devices of the first group of an exchange."""
+  if mesh := _MESH.search(attributes):
+    sizes = {
+      name: int(size)
+      for name, size in re.findall(r"'(\w+)'=(\d+)", mesh.group(1))
+    }
+    count = math.prod(sizes.values())
+    numbers = _iota(mesh.group(2) or str(count), mesh.group(3))
+    taken = re.findall(r"'(\w+)'", mesh.group(4))
+    where = tuple(slice(None) if name in taken else 0 for name in sizes)
+    return numbers.reshape(list(sizes.values()))[where].reshape(-1)
+  if iota := _IOTA.search(attributes):
+    numbers = _iota(iota.group(3), iota.group(4))
+    return numbers.reshape(int(iota.group(1)), int(iota.group(2)))[0]
+  if listed := _LISTED.search(attributes):
+    return np.array([int(n) for n in listed.group(1).split(",")])
+  return np.arange(devices)
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+  lengths = [int(n) for n in dims.split(",")]
+  numbers = np.arange(math.prod(lengths)).reshape(lengths)
+  if order:
+    numbers = numbers.transpose([int(n) for n in order.split(",")])
+  return numbers
 
 
 def _flops(computation: hlo.Computation, each: hlo.Instruction) -> float:

@@ -62,6 +62,14 @@ class Measured:
   compile_seconds: float
 
 
+def lower(planned: plan_program.Planned) -> Any:
+  """The train step as XLA is given it, a `jax.stages.Lowered`."""
+  state = program_lib.abstract_state(planned)
+  step = program_lib.jit_step(planned.train_step, planned.mesh, state)
+  with jax.set_mesh(planned.mesh):
+    return step.lower(state, planned.batch())
+
+
 def measure(planned: plan_program.Planned, chip: hardware.Chip) -> Measured:
   """Compiles the train step; too little memory is a result."""
   state = program_lib.abstract_state(planned)
@@ -69,12 +77,10 @@ def measure(planned: plan_program.Planned, chip: hardware.Chip) -> Measured:
   params, opt_state = _share(state.params), _share(state.opt_state)
   held = params + opt_state + _share(batch)
   num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  step = program_lib.jit_step(planned.train_step, planned.mesh, state)
   begin = time.monotonic()
   costs = None
   try:
-    with jax.set_mesh(planned.mesh):
-      compiled = step.lower(state, batch).compile()
+    compiled = lower(planned).compile()
     peak, fits = _peak(compiled), True
     costs = _costs(compiled, planned.mesh.size)
   except jax.errors.JaxRuntimeError as error:

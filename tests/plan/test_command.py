@@ -1,0 +1,72 @@
+"""The command, as a user starts it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tests import tools
+
+VIT_B = "--config=configs/vit_b.py"
+no_tpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="no TPU compiler here"
+)
+
+
+@pytest.mark.parametrize(
+  ("args", "text"),
+  [
+    ((VIT_B,), "--topology is missing: name a slice, such as v5e:16x16"),
+    (
+      (VIT_B, "--topology=v9:2x2"),
+      "--topology=v9:2x2 is not a slice: write a kind of chip (v4, v5e, v5p",
+    ),
+    (
+      (VIT_B, "--topology=v5e:2x2", "--batches=64"),
+      "--batches is for --search",
+    ),
+    (
+      (VIT_B, "--topology=v5e:2x2", "--search", "--batches=a"),
+      "--batches=a are not batch sizes",
+    ),
+    (
+      (VIT_B, "--topology=v5e:2x2", "--num_examples=0"),
+      "--num_examples=0 is not above 0",
+    ),
+    (("--topology=v5e:2x2",), "--config is missing"),
+    ((VIT_B, "--topology=v5e:2x2", "x"), "'x' is not a flag"),
+  ],
+)
+def test_mistakes_are_one_line(args, text: str):
+  found = tools.command("plan", *args)
+  assert found.returncode == 1
+  assert found.stdout == ""
+  assert text in found.stderr
+  assert found.stderr.count("\n") == 1
+
+
+@no_tpu
+@pytest.mark.slow
+def test_plan_and_search_for_two_by_two_chips():
+  args = (
+    "--config=configs/vit_b.py",
+    "--topology=v5e:2x2",
+    "--config.model.depth=1",
+    "--config.model.decoder_depth=1",
+    "--config.data.batch_size=64",
+  )
+  found = tools.command("plan", *args, timeout=900)
+  assert found.returncode == 0, found.stderr
+  assert found.stderr == ""
+  for text in (
+    "pretrain of B/16 on v5e:2x2: 4 x TPU v5 lite",
+    "tokens an image     50 in the encoder, 197 in the decoder",
+    "of 17.18 GB: fits",
+    "Estimate, a roofline",
+  ):
+    assert text in found.stdout
+  found = tools.command("plan", *args, "--search", timeout=900)
+  assert found.returncode == 0, found.stderr
+  last = found.stdout.strip().splitlines()[-1]
+  assert last.startswith("The fastest that fits: --config.data.batch_size=64 ")
