@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-fast lint reliability weights conversion clean
+.PHONY: train test test-fast lint reliability weights conversion plan clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -32,6 +32,11 @@ conversion: .venv/test
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights
+
+# With the CUDA compiler, some 6 GB.
+plan: .venv/run
+	$(PIP) --constraint constraints.txt --editable ".[tpu,cuda12]"
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.plan
 
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -62,6 +62,12 @@ class Measured:
   compile_seconds: float
 
 
+# Without a device Triton's search for tiles fails, and there is none to tune on.
+_OPTIONS = {
+  "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
+}
+
+
 def lower(planned: plan_program.Planned) -> Any:
   """The train step as XLA is given it, a `jax.stages.Lowered`."""
   state = program_lib.abstract_state(planned)
@@ -80,7 +86,8 @@ def measure(planned: plan_program.Planned, chip: hardware.Chip) -> Measured:
   begin = time.monotonic()
   costs = None
   try:
-    compiled = lower(planned).compile()
+    options = _OPTIONS.get(planned.mesh.devices.flat[0].platform)
+    compiled = lower(planned).compile(compiler_options=options)
     peak, fits = _peak(compiled), True
     costs = _costs(compiled, planned.mesh.size)
   except jax.errors.JaxRuntimeError as error:

@@ -128,9 +128,6 @@ def _gpus(name: str, kind: str, count: int) -> Sequence[jax.Device]:
       f"--topology={name}: hosts have {GPUS_PER_HOST} GPUs, so that there are "
       f"up to {GPUS_PER_HOST} or a multiple: {kind}:{hosts * GPUS_PER_HOST}"
     )
-  # Measured on the device: the Triton tile search and autotuning need one.
-  flags = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
   return topologies.get_topology_desc(
     topology_name=kind,
     topology=f"1x{max(hosts, 1)}x{count if not hosts else GPUS_PER_HOST}",

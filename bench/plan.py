@@ -1,0 +1,185 @@
+r"""What recipes need on slices of chips that are not there, as a table.
+
+  python -m bench.plan [--models=B,L] [--slices=v5e:16x16] [--out=bench/plan.md]
+
+Needs the compilers: pip install -c constraints.txt -e '.[tpu,cuda12]'. Each
+line is compiled as `python -m mae_jax.plan` compiles it, and can be had again
+with the flags beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import platform
+from collections.abc import Iterator
+
+import jax
+import tqdm
+
+from mae_jax import command_line, sharding
+from mae_jax import config as config_lib
+from mae_jax.plan import estimate, measure, program, report, topology
+
+RECIPES = {
+  "B": ("vit_b", "B/16"),
+  "L": ("vit_l", "L/16"),
+  "H": ("vit_h", "H/14"),
+  "2B": ("vit_h", "2B/14"),
+}
+# Of `mesh.fsdp`: all data parallel, and split over a side or a host.
+FSDP = {
+  "v5e:16x16": (1, 16),
+  "v5p:4x4x4": (1, 16),
+  "v6e:16x16": (1, 16),
+  "h100:8": (1, 8),
+}
+# Figures of a sketch of this program, in GB, with its settings.
+SKETCH = (
+  ("L", "v5e:16x16", 1, "none", 5.4),
+  ("L", "v5e:16x16", 256, "none", 3.6),
+  ("H", "v5e:16x16", 256, "none", 6.6),
+  ("H", "v5e:16x16", 256, "dots", 1.6),
+  ("2B", "v5p:4x4x4", 64, "none", 34.5),
+  ("2B", "v5e:16x16", 256, "dots", 2.2),
+)
+HEADINGS = (
+  "model",
+  "slice",
+  "fsdp",
+  "images a chip",
+  "parameters + optimiser",
+  "HBM peak",
+  "flops an image, compiled against paper",
+  "HBM traffic",
+  "sent",
+  "compute / HBM / interconnect",
+  "step, at least",
+  "images/s, at most",
+  "MFU, at most",
+  "800 epochs, at least",
+  "compiled in",
+)
+
+SKETCHED = ("model", "slice", "fsdp", "remat", "sketch", "here")
+
+
+def configured(model: str, fsdp: int, remat: str = "auto") -> config_lib.Config:
+  """The recipe of a model, batch 4096, with other settings."""
+  name, variant = RECIPES[model]
+  config = command_line.recipe(f"configs/{name}.py")
+  return dataclasses.replace(
+    config,
+    mesh=dataclasses.replace(config.mesh, fsdp=fsdp),
+    model=dataclasses.replace(config.model, variant=variant, remat=remat),
+  )
+
+
+def compiled(config: config_lib.Config, slice_: str) -> measure.Measured:
+  """The run on that slice."""
+  where = topology.open_topology(slice_)
+  mesh = sharding.make_mesh(config.mesh, where.devices)
+  planned = program.planned(config, mesh, 1_281_167, 1000)
+  return measure.measure(planned, where.chip)
+
+
+def gb(count: float) -> str:
+  """Bytes, for people."""
+  return f"{count / 1e9:.2f} GB"
+
+
+def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
+  """The cells of a run under HEADINGS."""
+  planned = found.planned
+  share = planned.config.data.batch_size // planned.mesh.size
+  cells = [
+    model,
+    slice_,
+    str(planned.config.mesh.fsdp),
+    str(share),
+    gb(found.memory.params + found.memory.opt_state),
+    gb(found.memory.peak) if found.fits else f"{gb(found.memory.peak)}: no fit",
+  ]
+  known = estimate.estimate(found) if found.fits else None
+  if known is None or found.costs is None:
+    return [*cells, *[""] * (len(HEADINGS) - len(cells))]
+  on_paper = planned.program.flops_per_image * share
+  change = found.costs.flops / on_paper - 1
+  parts = (known.compute, known.memory, known.interconnect)
+  return [
+    *cells,
+    f"{found.costs.flops / share:.3g} ({change:+.1%})",
+    gb(found.costs.hbm_bytes),
+    gb(found.costs.sent),
+    f"{' / '.join(f'{1e3 * each:.1f}' for each in parts)} ms",
+    f"{1e3 * known.step:.1f} ms",
+    f"{known.images_per_second:,.0f}",
+    f"{known.mfu:.0%}",
+    f"{24 * known.days:.1f} h",
+    f"{found.compile_seconds:.0f} s",
+  ]
+
+
+def sketch(models: list[str], slices: list[str]) -> Iterator[list[str]]:
+  """The peaks of settings that there are earlier figures of."""
+  for model, slice_, fsdp, remat, before in tqdm.tqdm(SKETCH):
+    if model in models and slice_ in slices:
+      found = compiled(configured(model, fsdp, remat), slice_)
+      peak = gb(found.memory.peak)
+      yield [model, slice_, str(fsdp), remat, f"{before:.1f} GB", peak]
+
+
+def main() -> None:
+  """Compiles everything and writes the table."""
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("--models", default=",".join(RECIPES))
+  parser.add_argument("--slices", default=",".join(FSDP))
+  parser.add_argument("--out", default="bench/plan.md", type=pathlib.Path)
+  args = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
+  models, slices = args.models.split(","), args.slices.split(",")
+  cases = [
+    (model, slice_, fsdp)
+    for model in models
+    for slice_ in slices
+    for fsdp in FSDP[slice_]
+  ]
+  rows = [
+    row(model, slice_, compiled(configured(model, fsdp), slice_))
+    for model, slice_, fsdp in tqdm.tqdm(cases)
+  ]
+  before = list(sketch(models, slices))
+  cores = os.cpu_count()
+  versions = f"JAX {jax.__version__}, Python {platform.python_version()}"
+  text = f"""# Recipes on slices of chips
+
+Written by `python -m bench.plan` (`make plan`). Nothing here was run on a TPU
+or GPU: train steps are compiled by the compilers of these chips ({versions}),
+and what the programs say is set against the figures of `mae_jax/hardware.py`.
+Batch 4096, bfloat16, `model.remat=auto`, which is `dots` there. A line is what
+
+    python -m mae_jax.plan --config=configs/vit_l.py \\
+      --topology=v5e:16x16 --config.mesh.fsdp=16
+
+says (2B: `--config=configs/vit_h.py --config.model.variant=2B/14`). Memory,
+traffic and bytes sent are of one chip. Times are rooflines: the largest of
+compute, HBM and interconnect at their documented speed; no step is faster, and
+real ones are slower. Seconds of compiling are of a machine with {cores} cores.
+
+{report.table(rows, HEADINGS)}
+
+## Peak memory beside a sketch of the same program
+
+With the sketch's settings; `none` keeps everything for the backward pass. Peaks
+here count the program itself.
+
+{report.table(before, SKETCHED)}
+"""
+  args.out.write_text(text)
+  print(text)
+
+
+if __name__ == "__main__":
+  main()
