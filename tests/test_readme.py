@@ -57,15 +57,17 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
   if words[2] in TOOLS:
     assert TOOLS[words[2]].parser().parse_args(words[3:]).checkpoint
     return
-  assert words[2] == "mae_jax.main"
+  # Of a run, where it goes; of a plan, where it would.
+  place = {"mae_jax.main": "workdir", "mae_jax.plan": "topology"}[words[2]]
   values = flags.FlagValues()
   flag = config_flags.DEFINE_config_file(
     "config", flag_values=values, sys_argv=words[2:]
   )
-  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  flags.DEFINE_string(place, None, "", flag_values=values)
+  flags.DEFINE_bool("search", False, "", flag_values=values)
   rest = values(words[2:])
-  assert rest == ["mae_jax.main"]
-  assert values.workdir
+  assert rest == words[2:3]
+  assert values[place].value
   config = config_lib.from_config_dict(flag.value)
   assert config.optim.lr > 0
 
