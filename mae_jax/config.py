@@ -378,7 +378,11 @@ AT_MOST: dict[str, float] = {
   "model.patch_size": 2**14,
   "model.width": 2**16,
   "objective.mask_ratio": 1,
+  "optim.blr": 1e20,
   "optim.layer_decay": 1,
+  "optim.lr": 1e20,
+  "optim.min_lr": 1e20,
+  "optim.weight_decay": 1e6,
 }
 # Of all others: JAX counts in int32, makes one random key of seeds that differ
 # in higher bits alone, and computes in float32.

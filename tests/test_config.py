@@ -456,7 +456,7 @@ def test_recipe(path: pathlib.Path):
     ("model", "width", 10**9, "must be at most 65536"),
     ("objective", "mask_ratio", -1e300, "must be at least 0"),
     ("optim", "blr", 10**400, "is not a finite number"),
-    ("optim", "blr", 1e300, "must be at most 3e"),
+    ("optim", "blr", 1e300, "must be at most 1e"),
     ("train", "length", "1e300 epochs", "length='1e300 epochs' is not a dur"),
     ("train", "seed", 2**32, "must be at most 2147483647"),
     ("data", "mean", (float("nan"),), "is not a finite number"),

@@ -53,7 +53,7 @@ def test_a_run_that_is_lost_stops_and_keeps_the_last_good_state(tmp_path):
   config = tiny.config(
     train={**_TRAIN, "length": "40 steps", "max_bad_steps": 3},
     eval=_NO_EVAL,
-    optim={"lr": 1e38, "warmup": "0 steps"},
+    optim={"lr": 1e20, "warmup": "0 steps"},
   )
   with pytest.raises(config_lib.TrainingError, match="max_bad_steps=3") as stop:
     runs.train(config, tmp_path)
@@ -85,7 +85,7 @@ def test_the_inputs_of_a_lost_step_are_kept_for_a_look(tmp_path):
   config = tiny.config(
     train={**_TRAIN, "length": "40 steps", "max_bad_steps": 3},
     eval=_NO_EVAL,
-    optim={"lr": 1e38, "warmup": "0 steps"},
+    optim={"lr": 1e20, "warmup": "0 steps"},
   )
   with pytest.raises(config_lib.TrainingError, match="bad_step_") as stop:
     runs.train(config, tmp_path, devices=2)
