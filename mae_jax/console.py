@@ -31,6 +31,23 @@ class _Stderr:
 
 
 STDERR = _Stderr()
+_process = 0
+
+
+def name_process(number: int) -> None:
+  """From now on warnings say which of several processes they are of."""
+  global _process
+  _process = number
+
+
+def prefix() -> str:
+  """What begins a line of any process but the first."""
+  return f"process {_process}: " if _process else ""
+
+
+def is_first() -> bool:
+  """Whether this is the process that speaks for all."""
+  return _process == 0
 
 
 def say(text: str) -> None:
@@ -41,9 +58,21 @@ def say(text: str) -> None:
     _mute(sys.stdout)
 
 
-def warn(text: str) -> None:
-  """Prints a warning to standard error without breaking a progress bar."""
-  tqdm.tqdm.write(f"warning: {text}", file=STDERR)
+def warn(text: str, *, shared: bool = False) -> None:
+  """Prints a warning to standard error without breaking a progress bar.
+
+  Args:
+    text: of the warning.
+    shared: whether all processes have it: then the first one says it.
+  """
+  if not (shared and _process):
+    tqdm.tqdm.write(f"{prefix()}warning: {text}", file=STDERR)
+
+
+def error(text: str) -> None:
+  """Prints why the process ends; also while another thread is printing."""
+  with contextlib.suppress(OSError):  # nobody is there
+    os.write(2, f"{prefix()}error: {text}\n".encode())
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

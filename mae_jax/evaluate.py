@@ -6,7 +6,6 @@ workdir: `evaluation.json`, and tables as CSV.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -72,7 +71,7 @@ def run(
       _tell(measure, config.data)
     kept = parts.Parts(held.path / _PARTS, held.check, owner=first)
     try:
-      with _interruptible(stop), jax.set_mesh(mesh):
+      with stop.interruptible(), jax.set_mesh(mesh):
         found = measure(kept)
     except interrupts.Stopped:
       raise interrupts.Stopped(_stopped(kept)) from None
@@ -101,14 +100,6 @@ def _tell(measure: Measure, data: config_lib.Data) -> None:
   if note := robustness.note(data):
     console.warn(note)
   console.say(f"evaluating {measure.about}")
-
-
-def _interruptible(
-  stop: interrupts.Interrupts,
-) -> contextlib.AbstractContextManager[None]:
-  if jax.process_count() == 1:
-    return stop.interruptible()
-  return contextlib.nullcontext()  # the other hosts would wait for this one
 
 
 def _names(found: outcome.Outcome) -> list[str]:

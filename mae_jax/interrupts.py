@@ -13,7 +13,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from mae_jax import console
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again.
 EXIT_CODE = 75
@@ -34,16 +36,29 @@ class Interrupts:
 
   Attributes:
     requested: whether a signal has come.
+    together: whether other processes must stop at the same point, so that none
+      may stop by itself while there is something to save.
   """
 
-  def __init__(self, grace_seconds: float = 120.0):
+  def __init__(
+    self,
+    grace_seconds: float = 120.0,
+    *,
+    together: bool = False,
+    on_leave: Callable[[int, str], None] = lambda code, text: None,
+  ):
     """Asks for nothing yet.
 
     Args:
       grace_seconds: how long the process may live on after a signal.
+      together: whether there are other processes.
+      on_leave: tells them when this one ends at once: its exit code, and why.
     """
     self.grace_seconds = grace_seconds
     self.requested = False
+    self.together = together
+    self._on_leave = on_leave
+    self._clock = threading.Lock()
     self._at_stake = False
     self._interruptible = False
 
@@ -70,9 +85,20 @@ class Interrupts:
   def interruptible(self) -> Iterator[None]:
     """Inside, a signal raises Stopped: for long work that can be repeated.
 
+    Of several processes none may stop by itself: the work asks `asked` and
+    raises when all have agreed.
+
     Raises:
       Stopped: also if the signal came before.
     """
+    global _interrupting
+    if self.together:
+      _interrupting = self
+      try:
+        yield
+      finally:
+        _interrupting = None
+      return
     self._interruptible = True
     try:
       if self.requested:
@@ -80,6 +106,11 @@ class Interrupts:
       yield
     finally:
       self._interruptible = False
+
+  def agreed(self) -> None:
+    """The processes stop, this one too: its time runs from now on."""
+    self.requested = True
+    self._start_clock()
 
   def _on_signal(self, number: int, frame: object) -> None:
     self.requested = True
@@ -96,33 +127,47 @@ class Interrupts:
       if first is not None:
         late = time.monotonic() - first > _ECHO_SECONDS
         if number == signal.SIGINT and late:
-          _leave(130, "left at once; the checkpoints saved before are whole")
+          self._leave(
+            130, "left at once; the checkpoints saved before are whole"
+          )
         continue  # schedulers repeat SIGTERM
       first = time.monotonic()
       if not self._at_stake:
-        _leave(EXIT_CODE, "stopped: there was nothing new to save")
-      timer = threading.Timer(self.grace_seconds, self._out_of_time)
-      timer.daemon = True
-      timer.start()
+        self._leave(EXIT_CODE, "stopped: there was nothing new to save")
+      self._start_clock()
       _tell(
         f"{signal.Signals(number).name}: saving after this step, for at most "
         f"{self.grace_seconds:g} s; a second Ctrl-C leaves at once"
       )
 
+  def _start_clock(self) -> None:
+    if self._clock.acquire(blocking=False):  # once
+      timer = threading.Timer(self.grace_seconds, self._out_of_time)
+      timer.daemon = True
+      timer.start()
+
   def _out_of_time(self) -> None:
-    _leave(
+    self._leave(
       EXIT_CODE,
       f"not saved within train.stop_seconds={self.grace_seconds:g}; the "
       "checkpoints saved before are whole",
     )
 
+  def _leave(self, code: int, text: str) -> None:
+    _tell(text)
+    self._on_leave(code, text)
+    os._exit(code)
+
+
+_interrupting: Interrupts | None = None
+
+
+def asked() -> bool | None:
+  """Whether long work is to stop; None where it must not ask the others."""
+  return None if _interrupting is None else _interrupting.requested
+
 
 def _tell(text: str) -> None:
   # Not print: the main thread may be inside one, holding its lock.
   with contextlib.suppress(OSError):  # nobody is there
-    os.write(2, f"\n{text}\n".encode())
-
-
-def _leave(code: int, text: str) -> None:
-  _tell(text)
-  os._exit(code)
+    os.write(2, f"\n{console.prefix()}{text}\n".encode())

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mae_jax import command_line, console, errors, interrupts, storage
+from mae_jax import (
+  command_line,
+  console,
+  distributed,
+  errors,
+  interrupts,
+  storage,
+)
 from mae_jax import config as config_lib
 
 command_line.register_parsers()
@@ -19,6 +27,26 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, logs and pictures go."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT of process 0, if there are several; see mae_jax/distributed.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many there are."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this one is, from 0."
+)
+_START_SECONDS = flags.DEFINE_float(
+  "start_seconds", 300, "How long processes wait for each other.", 1
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_float(
+  "heartbeat_seconds",
+  30,
+  "Of what silence of a process the others conclude that it is gone.",
+  3,
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 
@@ -130,19 +158,40 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
       raise config_lib.ConfigError("--workdir is missing: name a directory")
     storage.make_directory(_WORKDIR.value, "--workdir")
+    place = distributed.find(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
     if config.mesh.cpu_devices:
       _split_cpu(config.mesh.cpu_devices)
-    stop = interrupts.Interrupts(config.train.stop_seconds)
+    stop = interrupts.Interrupts(
+      config.train.stop_seconds,
+      together=place is not None,
+      on_leave=distributed.leaving,
+    )
     stop.install()
+    if place:
+      distributed.start(
+        place,
+        start_seconds=_START_SECONDS.value,
+        heartbeat=_HEARTBEAT_SECONDS.value,
+      )
     task(config, _WORKDIR.value, stop)
   except interrupts.Stopped as stopped:
-    console.say(str(stopped))
+    if console.is_first():
+      console.say(str(stopped))
+    distributed.finish(interrupts.EXIT_CODE)
     sys.exit(interrupts.EXIT_CODE)
   except Exception as error:
+    distributed.lost(error)
     line = errors.explain(error)
     if _DEBUG.value or line is None:
+      if not distributed.alone():
+        traceback.print_exc()
+        distributed.fail(1, line or console.first_line(error))
       raise
-    sys.exit(f"error: {line}")
+    distributed.fail(1, line)
+    sys.exit(f"{console.prefix()}error: {line}")
+  distributed.finish(0)
 
 
 if __name__ == "__main__":

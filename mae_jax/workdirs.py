@@ -14,13 +14,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 
 from etils import epath
 
 from mae_jax import config as config_lib
-from mae_jax import storage
+from mae_jax import distributed, storage
 
 _OWNER = "run.json"
 _LENGTH = 512
@@ -67,13 +68,17 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
 
   Args:
     path: the directory; it need not exist.
-    owner: whether this process speaks for the run; the others only get a path.
+    owner: whether this process speaks for the run; the others come later, and
+      look whether they see what it wrote.
 
   Raises:
-    ConfigError: if it cannot be written, or another run has it.
+    ConfigError: if it cannot be written, another run has it, or a process has
+      another directory of that name.
   """
   if not owner:
-    yield Workdir(storage.absolute(path))
+    held = Workdir(storage.absolute(path))
+    _check_shared(held, path, distributed.gather()[0])
+    yield held
     return
   path = storage.make_directory(path, "--workdir")
   if (path / "params").exists():
@@ -101,7 +106,57 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
         f"--workdir={path} cannot be written ({error}): name a directory that "
         "can, with room for the checkpoints"
       ) from error
-    yield Workdir(path, identity)
+    held = Workdir(path, identity)
+    _check_shared(held, path, distributed.gather(identity)[0])
+    yield held
+
+
+def _check_shared(held: Workdir, given: epath.PathLike, identity: str) -> None:
+  """Writes and reads where all processes must."""
+  if distributed.alone():
+    return
+  problem = ""
+  try:
+    found = _seen(held.path, identity)
+    if found != identity:
+      problem = "does not see"
+    else:
+      probe(held.path)
+  except OSError as error:
+    problem = f"cannot write ({error.strerror or error}) to"
+  for number, each in enumerate(distributed.gather(problem)):
+    if each:
+      raise config_lib.ConfigError(
+        f"process {number} {each} --workdir={given}: it must be on a disk that "
+        "all hosts share, at the same path and writable, or in a bucket"
+      )
+
+
+def _seen(path: epath.Path, identity: str) -> str | None:
+  """Which run a process sees there; network disks show files a little late."""
+  found = None
+  for _ in range(20):
+    try:
+      with storage.reaching(path):
+        found = json.loads((path / _OWNER).read_text())["run"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+      found = None
+    if found == identity:
+      break
+    time.sleep(0.25)
+  return found
+
+
+def probe(path: epath.Path) -> None:
+  """Writes a small file of this process, and takes it away.
+
+  Raises:
+    OSError: if it cannot.
+  """
+  name = path / f".probe-{uuid.uuid4().hex[:8]}"
+  storage.replace(name, bytes(_LENGTH))
+  with storage.reaching(path):
+    name.unlink()
 
 
 @contextlib.contextmanager

@@ -37,6 +37,8 @@ TIERS = {
       "logfile",
       "mixing",
       "storage",
+      "distributed",
+      "ballot",
       "metrics",
       "workdirs",
       "output",

@@ -17,7 +17,7 @@ from mae_jax.checkpoints.reading import (
   restore_newest,
 )
 from mae_jax.checkpoints.state import Health, TrainState
-from mae_jax.checkpoints.writing import Checkpointer, Writer
+from mae_jax.checkpoints.writing import Checkpointer, Writer, failure_of
 
 __all__ = [
   "Arrays",
@@ -27,6 +27,7 @@ __all__ = [
   "TrainState",
   "Writer",
   "check_shapes",
+  "failure_of",
   "find_step",
   "load_any",
   "load_params",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
-from mae_jax import console, sharding, storage
+from mae_jax import console, distributed, sharding, storage
 from mae_jax.checkpoints import sums
 from mae_jax.checkpoints.state import Health, TrainState
 
@@ -56,23 +57,30 @@ def restore_newest(
       if there are checkpoints and none can be read.
   """
   root = storage.absolute(workdir) / "checkpoints"
-  if not root.is_dir():
+  steps = ocp.utils.checkpoint_steps(root) if root.is_dir() else []
+  # The first process's word, on all of them.
+  steps = json.loads(distributed.gather(json.dumps(list(map(int, steps))))[0])
+  if not steps and not root.is_dir():
     return None
   broken: dict[epath.Path, str] = {}
-  for step in sorted(ocp.utils.checkpoint_steps(root), reverse=True):
+  for step in sorted(steps, reverse=True):
     directory = root / str(step)
-    try:
+
+    def read(directory: epath.Path = directory) -> tuple[Any, TrainState]:
       with storage.reaching(directory):
         loop = _read_loop(directory)
         _check_same(_read_run(directory, loop), run, workdir)
-        state = _read_state(directory, loop, like)
-    except _NOT_OF_THE_FILES:
-      raise
-    except Exception as error:  # whatever a reader makes of broken files
-      if isinstance(error, OSError) and not isinstance(error, _NO_FILE):
-        raise  # the disk's, and perhaps for a moment only
-      broken[directory] = console.first_line(error)
+        return loop, _read_state(directory, loop, like)
+
+    found, problem = _attempt(read)
+    if found is not None:
+      # All have read: large arrays are summed up by all devices together.
+      _, problem = _attempt(functools.partial(_verify_state, *found))
+    if problem:
+      broken[directory] = problem
       continue
+    assert found is not None
+    state = found[1]
     # Only now: what reads none of them may be at fault itself.
     for each, reason in broken.items():
       _set_aside(each, reason, step)
@@ -86,6 +94,35 @@ def restore_newest(
       "Put a copy back, or start anew in another --workdir"
     )
   return None
+
+
+_Result = TypeVar("_Result")
+
+
+def _attempt(
+  work: Callable[[], _Result],
+) -> tuple[_Result | None, str]:
+  """What all processes could do, or why one of them could not.
+
+  Raises:
+    Exception: what is no fault of a checkpoint's files.
+  """
+  result, problem = None, ""
+  try:
+    result = work()
+  except _NOT_OF_THE_FILES:
+    raise
+  except Exception as error:  # whatever a reader makes of broken files
+    if isinstance(error, OSError) and not isinstance(error, _NO_FILE):
+      raise  # the disk's, and perhaps for a moment only
+    problem = console.first_line(error)
+  problems = distributed.gather(problem)
+  if not any(problems):
+    return result, ""
+  number, problem = next((n, p) for n, p in enumerate(problems) if p)
+  if not all(problems):
+    problem = f"process {number}: {problem}"
+  return None, problem
 
 
 _NOT_OF_THE_FILES = (
@@ -169,7 +206,7 @@ def _read_params(
 ) -> dict[str, Any]:
   """The params item, in the shapes and places that `wanted` makes of it."""
   try:
-    with ocp.StandardCheckpointer() as reader:
+    with _reader() as reader:
       found = reader.metadata(directory / "params").item_metadata.tree
       params = reader.restore(directory / "params", wanted(found))
     _verify(params, "params", _read_loop(directory))
@@ -319,10 +356,9 @@ def _read_state(
   directory: epath.Path, loop: Mapping[str, Any], like: TrainState
 ) -> TrainState:
   read = {}
-  with ocp.StandardCheckpointer() as reader:
+  with _reader() as reader:
     for item in ("params", "opt_state"):
       read[item] = reader.restore(directory / item, getattr(like, item))
-      _verify(read[item], item, loop)
 
   def place(value: float, to: Any) -> jax.Array:
     return jax.device_put(np.asarray(value, to.dtype), to.sharding)
@@ -333,6 +369,26 @@ def _read_state(
   }
   step = place(loop["step"], like.step)
   return TrainState(step=step, health=Health(**health), **read)
+
+
+def _reader() -> ocp.StandardCheckpointer:
+  """Reads for this process, without waiting for the others.
+
+  One of them may fail, and would leave them waiting.
+  """
+  if distributed.alone():
+    return ocp.StandardCheckpointer()
+  me = jax.process_index()
+  return ocp.StandardCheckpointer(
+    multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+    )
+  )
+
+
+def _verify_state(loop: Mapping[str, Any], state: TrainState) -> None:
+  for item in ("params", "opt_state"):
+    _verify(getattr(state, item), item, loop)
 
 
 def _verify(tree: Any, item: str, loop: Mapping[str, Any]) -> None:
@@ -360,7 +416,7 @@ def _check_same(before: Run, now: Run, workdir: epath.PathLike) -> None:
 
 
 def _set_aside(directory: epath.Path, reason: str, used: int) -> None:
-  if jax.process_index() != 0:
+  if not console.is_first():
     return
   # Not a number: no reader takes it for a checkpoint any more.
   moved = directory.with_name(f"{directory.name}.broken-{time.time_ns()}")

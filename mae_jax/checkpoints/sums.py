@@ -48,7 +48,9 @@ def total(sums: Mapping[str, Any]) -> int:
 
 def _is_small(x: jax.Array) -> bool:
   # Most arrays are: to compile a program for each shape would take seconds.
-  return x.nbytes < 1 << 18 and getattr(x, "is_fully_addressable", True)
+  return x.nbytes < 1 << 18 and (
+    getattr(x, "is_fully_addressable", True) or x.is_fully_replicated
+  )
 
 
 def _host_sum(x: jax.Array) -> np.uint32:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from etils import epath
 from orbax.checkpoint import type_handlers
 
 from mae_jax import config as config_lib
-from mae_jax import console, storage
+from mae_jax import console, distributed, storage, workdirs
 from mae_jax.checkpoints import sums
 from mae_jax.checkpoints.reading import Run
 from mae_jax.checkpoints.state import TrainState
@@ -132,6 +133,7 @@ class Checkpointer:
     self._manager: ocp.CheckpointManager | None = None
     self._writing: int | None = None
     self._failures = 0
+    self._attempts = 0
 
   def __enter__(self) -> Checkpointer:
     return self
@@ -174,8 +176,11 @@ class Checkpointer:
     # After an error a manager is of no more use; a new one also clears away
     # what was half written.
     if self._manager is not None:
-      with contextlib.suppress(Exception):  # the same one again
-        self._manager.close()
+      # Of several processes some may wait in it for one that failed: it is
+      # left behind, and what it would still write is never made a checkpoint.
+      if distributed.alone():
+        with contextlib.suppress(Exception):  # the same one again
+          self._manager.close()
       self._manager = None
     if self._failures > 1:
       raise config_lib.TrainingError(
@@ -185,7 +190,8 @@ class Checkpointer:
       ) from error
     console.warn(
       f"the checkpoint of step {step} could not be written "
-      f"({console.first_line(error)}); {self._kept()}"
+      f"({console.first_line(error)}); {self._kept()}",
+      shared=True,
     )
 
   def close(self) -> None:
@@ -200,16 +206,17 @@ class Checkpointer:
       self._manager = None
 
   def _begin(self, step: int, state: TrainState) -> None:
+    self._attempts += 1
     try:
+      # One that fails at once would leave the others waiting.
+      if error := _together(self._probe):
+        raise error
       if self._manager is None:
-        self._manager = ocp.CheckpointManager(
-          self._root,
-          options=ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, cleanup_tmp_directories=True
-          ),
-          item_names=ITEMS,
-        )
-      if step in self._manager.all_steps():
+        self._manager = self._make_manager()
+      (known, *_) = distributed.gather(
+        "yes" * (step in self._manager.all_steps())
+      )
+      if known:
         return
       config = config_lib.to_dict(self._run.config)
       loop = self._loop_item(step, state, sums.crc(config))
@@ -227,6 +234,30 @@ class Checkpointer:
       raise
     except Exception as error:  # whatever disks and their drivers raise
       self.failed(step, error)
+
+  def _probe(self) -> None:
+    if distributed.alone():
+      return
+    self._root.mkdir(parents=True, exist_ok=True)
+    workdirs.probe(self._root)
+
+  def _make_manager(self) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep, cleanup_tmp_directories=True
+    )
+    if not distributed.alone():
+      # Named, the processes wait for each other through the coordination
+      # service and not by a program on the devices, which are busy.
+      options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+        primary_host=0,
+        active_processes=set(range(jax.process_count())),
+        # Whoever still waits in an attempt that failed is in no other's way.
+        barrier_sync_key_prefix=f"attempt{self._attempts}",
+      )
+      options.async_options = ocp.options.AsyncOptions()
+      # It may not make the directory then.
+      options.create = False
+    return ocp.CheckpointManager(self._root, options=options, item_names=ITEMS)
 
   def _loop_item(
     self, step: int, state: TrainState, config_crc: int
@@ -255,11 +286,33 @@ class Checkpointer:
     if self._writing is None or self._manager is None:
       return
     step, self._writing = self._writing, None
+    error = _together(self._wait)
+    if error is None:
+      self._failures = 0
+    else:
+      self.failed(step, error)
+
+  def _wait(self) -> None:
+    """Until it is written; of several processes, until one has failed."""
+    assert self._manager is not None
+    if distributed.alone():
+      self._manager.wait_until_finished()
+      return
+    mark = f"unsaved-{self._attempts}"
+    while self._manager.is_saving_in_progress():
+      try:
+        self._manager.check_for_errors()
+      except Exception:
+        distributed.put(mark, True)  # those that wait need not
+        raise
+      if distributed.notes(mark):
+        return
+      time.sleep(0.05)
     try:
       self._manager.wait_until_finished()
-      self._failures = 0
-    except Exception as error:  # whatever disks and their drivers raise
-      self.failed(step, error)
+    except Exception:
+      distributed.put(mark, True)
+      raise
 
   def _kept(self) -> str:
     try:
@@ -269,3 +322,22 @@ class Checkpointer:
     if not steps:
       return "there is no checkpoint"
     return f"the last good one is of step {max(steps)}"
+
+
+def failure_of(problems: Sequence[str]) -> OSError:
+  """The error of those that processes told, "" for none."""
+  number, problem = next((n, p) for n, p in enumerate(problems) if p)
+  return OSError(problem if all(problems) else f"process {number}: {problem}")
+
+
+def _together(work: Callable[[], None]) -> Exception | None:
+  """Why one of the processes could not do its part, the same on all."""
+  failure: Exception | None = None
+  try:
+    work()
+  except Exception as error:  # whatever disks and their drivers raise
+    failure = error
+  if distributed.alone():
+    return failure
+  problems = distributed.gather(console.first_line(failure) if failure else "")
+  return failure_of(problems) if any(problems) else None

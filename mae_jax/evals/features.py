@@ -11,8 +11,8 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
+from mae_jax import ballot, console, interrupts, sharding
 from mae_jax import config as config_lib
-from mae_jax import console, sharding
 from mae_jax.data import pipeline, sources
 from mae_jax.data.unreadable import Unreadable
 
@@ -85,12 +85,20 @@ def extract(
   Returns:
     The tree with all real examples in a row, [N, ...], their labels [N], and
     how many could not be read.
+
+  Raises:
+    Stopped: if one of several processes was asked to stop, on all of them.
   """
   gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
   outputs, labels, unreadable = [], [], 0
+  votes = None if interrupts.asked() is None else ballot.Ballot(mesh, 1)
   with _progress_bar(total) as bar:
     for batch in sharding.prefetch(mesh, batches, batch_size, ahead=1):
       out = apply(params, batch)
+      if votes:
+        votes.cast(bool(interrupts.asked()))
+        if any(votes.count()):
+          raise interrupts.Stopped
       label, mask, readable = jax.device_get(
         gather((batch["label"], batch["mask"], batch["readable"]))
       )

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
 from mae_jax import (
+  ballot,
   checkpoints,
   console,
+  distributed,
   metrics,
   sharding,
   storage,
@@ -182,6 +182,9 @@ class _Runner:
     self._held, self._interrupts = held, interrupts
     self._writer, self._checkpointer = writer, checkpointer
     self._due = _Due(task, config)
+    # Of several processes, on whether to stop and whether it is time to save.
+    self._votes = None if distributed.alone() else ballot.Ballot(mesh, 2)
+    self._stop = self._late = False
     self._meter = metrics.Meter(
       mesh.devices, config.data.batch_size, task.flops_per_image
     )
@@ -193,7 +196,7 @@ class _Runner:
     """Steps from `start` to the end; returns the last evaluation."""
     task = self._task
     self._step = start
-    evaluated = _agreed(self._writer.evaluated)
+    (evaluated, *_) = distributed.gather("yes" * self._writer.evaluated)
     if start and self._due.evaluate(start) and not evaluated:
       self._evaluate(state)  # the run was stopped before it
     watch = watch_lib.Watch(
@@ -218,13 +221,17 @@ class _Runner:
         try:
           batch, previous = next(batches), self._values
         except Exception:
-          if self._step > start:
+          # Of several processes the others are in a step, and cannot save.
+          if self._step > start and distributed.alone():
             self._save(state, wait=True)  # training was not in vain
           raise
         state, self._values = train_step(state, batch)
+        if self._votes:
+          self._votes.cast(self._interrupts.requested, self._due.late())
         # Waits for the step before this one, so that the host is never more
         # than two steps ahead of the devices.
         problem = watch.look(step - 1, previous)
+        self._ask()
         self._step = step
         self._meter.tick(self._values)
         self._writer.advance()
@@ -250,17 +257,19 @@ class _Runner:
     """
     last = self._step == self._task.total_steps
     self._log()
-    stop = not last and self._asked_to_stop()
+    stop = not last and self._stop
     if self._due.evaluate(self._step) and not stop:
       with self._meter.paused(self._values):
         try:
           self._evaluate(state)
         except interrupts_lib.Stopped:
+          self._interrupts.agreed()
           stop = True
         except Exception:
-          self._save(state, wait=True)  # training was not in vain
+          if distributed.alone():  # as above
+            self._save(state, wait=True)
           raise
-    if self._due.save(self._step) or stop:
+    if self._due.save(self._step, self._late) or stop:
       with self._meter.paused(self._values):
         self._save(state, wait=stop or last)
     if stop:
@@ -269,6 +278,15 @@ class _Runner:
         "is saved: the same command goes on from there"
       )
 
+  def _ask(self) -> None:
+    """Whether to stop or save; of several processes, by the last ballot."""
+    if self._votes is None:
+      self._stop, self._late = self._interrupts.requested, self._due.late()
+      return
+    self._stop, self._late = self._votes.count()
+    if self._stop:
+      self._interrupts.agreed()
+
   def _log(self) -> None:
     if self._due.log(self._step):
       scalars = {key: float(value) for key, value in self._values.items()}
@@ -276,7 +294,7 @@ class _Runner:
 
   def _evaluate(self, state: checkpoints.TrainState) -> None:
     begin = time.monotonic()
-    with self._interruptible():
+    with self._interrupts.interruptible():
       result = self._task.evaluate(state.params)
     seconds = {"eval_seconds": time.monotonic() - begin}
     self._writer.scalars(self._step, {**result.scalars, **seconds})
@@ -297,12 +315,13 @@ class _Runner:
       except config_lib.TrainingError:
         self._writer.abandon()
         raise
-      if _agreed(failure is None):
+      failures = distributed.gather(
+        console.first_line(failure) if failure else ""
+      )
+      if not any(failures):
         self._checkpointer.save(self._step, state, wait=wait)
         return
-      self._checkpointer.failed(
-        self._step, failure or OSError("the first host cannot write")
-      )
+      self._checkpointer.failed(self._step, checkpoints.failure_of(failures))
 
   def _save_pictures(self, result: report.Report) -> None:
     if jax.process_index() != 0:
@@ -314,20 +333,6 @@ class _Runner:
         storage.replace(self._held.path / f"{name}.png", picture.getvalue())
       except OSError as error:
         console.warn(f"{name}.png could not be written: {error}")
-
-  def _asked_to_stop(self) -> bool:
-    if jax.process_count() == 1:
-      return self._interrupts.requested
-    # To ask makes all hosts wait: not at every step, only at those that log.
-    if not self._due.log(self._step):
-      return False
-    asked = np.asarray(self._interrupts.requested)
-    return bool(multihost_utils.process_allgather(asked).any())
-
-  def _interruptible(self) -> contextlib.AbstractContextManager[None]:
-    if jax.process_count() == 1:
-      return self._interrupts.interruptible()
-    return contextlib.nullcontext()  # the other hosts would wait for this one
 
   def _give_up(
     self, problem: watch_lib.Problem, state: checkpoints.TrainState, batch: Any
@@ -363,13 +368,6 @@ class _Runner:
     return "\n".join(lines)
 
 
-def _agreed(value: bool) -> bool:
-  """The first host's word, on all of them."""
-  if jax.process_count() == 1:
-    return value
-  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
-
-
 class _Due:
   """Says what is due after a step; after the last one, everything is."""
 
@@ -380,7 +378,7 @@ class _Due:
     self._save = task.interval(train.save_every, "train.save_every")
     self._evaluate = task.interval(config.eval.every, "eval.every")
     self._save_seconds = 60 * train.save_minutes
-    self._saved_at = time.monotonic()
+    self._saved_at, self._saved_step = time.monotonic(), 0
 
   def log(self, step: int) -> bool:
     return self._due(self._log, step)
@@ -388,15 +386,17 @@ class _Due:
   def evaluate(self, step: int) -> bool:
     return self._due(self._evaluate, step)
 
-  def save(self, step: int) -> bool:
-    due = self._due(self._save, step)
-    # Clocks differ between hosts, so that the first one's word goes. To ask it
-    # makes all hosts wait: not at every step, only at those that log.
-    if self._save_seconds and not due and self.log(step):
-      late = time.monotonic() - self._saved_at > self._save_seconds
-      due = _agreed(late)
+  def late(self) -> bool:
+    """Whether it is time to save, by this process's clock."""
+    waited = time.monotonic() - self._saved_at
+    return 0 < self._save_seconds < waited
+
+  def save(self, step: int, late: bool) -> bool:
+    # A vote that was cast before the last save is about that one.
+    late = late and step > self._saved_step + 1
+    due = self._due(self._save, step) or late
     if due:
-      self._saved_at = time.monotonic()
+      self._saved_at, self._saved_step = time.monotonic(), step
     return due
 
   def _due(self, every: int, step: int) -> bool:

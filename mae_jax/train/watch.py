@@ -83,13 +83,15 @@ class Watch:
       console.warn(
         f"step {step} is left out, as it is not finite: loss "
         f"{float(values['loss']):g}, gradient norm "
-        f"{float(values['grad_norm']):g} ({now['skipped']} such so far)"
+        f"{float(values['grad_norm']):g} ({now['skipped']} such so far)",
+        shared=True,
       )
     if now["loss_spikes"] > self._spikes and _worth_a_line(now["loss_spikes"]):
       console.warn(
         f"loss spike at step {step}: {float(values['loss']):.4g} is more than "
         f"train.spike_factor={self._config.train.spike_factor:g} times the "
-        f"running mean ({now['loss_spikes']} such so far)"
+        f"running mean ({now['loss_spikes']} such so far)",
+        shared=True,
       )
     self._skipped, self._spikes = now["skipped"], now["loss_spikes"]
     return self.lost(

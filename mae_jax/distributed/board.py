@@ -1,0 +1,51 @@
+"""What processes tell each other, through JAX's coordination service."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_WATCH = "mae/watch/"
+_SAY = "mae/say/"
+_DAY = 24 * 3600 * 1000  # milliseconds; the watch ends the process before
+
+
+class Board:
+  """Notes of all processes, which process 0 keeps."""
+
+  def __init__(self, process_id: int, num_processes: int):
+    """After `jax.distributed.initialize`."""
+    # Not public, and what Orbax talks through too.
+    from jax._src import distributed
+
+    self._client: Any = distributed.global_state.client
+    self._me, self._count = process_id, num_processes
+    self._round = 0
+
+  def put(self, kind: str, value: Any) -> None:
+    """Writes this process's note of a kind, JSON, over its last one."""
+    self._client.key_value_set(
+      f"{_WATCH}{kind}/{self._me}", json.dumps(value), allow_overwrite=True
+    )
+
+  def notes(self) -> dict[str, dict[int, Any]]:
+    """All notes, by kind and process."""
+    found: dict[str, dict[int, Any]] = {}
+    for key, value in self._client.key_value_dir_get(_WATCH):
+      kind, _, number = key.removeprefix(_WATCH).rpartition("/")
+      found.setdefault(kind, {})[int(number)] = json.loads(value)
+    return found
+
+  def gather(self, text: str) -> list[str]:
+    """What each process says at this point, in order; all must come to it."""
+    self._round += 1
+    where = f"{_SAY}{self._round}"
+    self._client.key_value_set(f"{where}/{self._me}", json.dumps(text))
+    self._client.wait_at_barrier(where, _DAY)
+    found = {
+      int(key.rpartition("/")[2]): json.loads(value)
+      for key, value in self._client.key_value_dir_get(f"{where}/")
+    }
+    if self._me == 0 and self._round > 1:  # which all have read
+      self._client.key_value_delete(f"{_SAY}{self._round - 1}/")
+    return [found[number] for number in range(self._count)]
