@@ -69,10 +69,12 @@ def warn(text: str, *, shared: bool = False) -> None:
     tqdm.tqdm.write(f"{prefix()}warning: {text}", file=STDERR)
 
 
-def error(text: str) -> None:
+def last_words(text: str) -> None:
   """Prints why the process ends; also while another thread is printing."""
+  # A progress bar leaves its line open.
+  above = "\n" if getattr(tqdm.tqdm, "_instances", None) else ""
   with contextlib.suppress(OSError):  # nobody is there
-    os.write(2, f"{prefix()}error: {text}\n".encode())
+    os.write(2, f"{above}{prefix()}{text}\n".encode())
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

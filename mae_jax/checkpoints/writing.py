@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from orbax.checkpoint import type_handlers
 
 from mae_jax import config as config_lib
 from mae_jax import console, distributed, storage, workdirs
-from mae_jax.checkpoints import sums
+from mae_jax.checkpoints import sums, together
 from mae_jax.checkpoints.reading import Run
 from mae_jax.checkpoints.state import TrainState
 
@@ -130,7 +129,7 @@ class Checkpointer:
   def __init__(self, workdir: epath.PathLike, keep: int, run: Run):
     self._root = storage.absolute(workdir) / "checkpoints"
     self._keep, self._run = keep, run
-    self._manager: ocp.CheckpointManager | None = None
+    self._manager: ocp.CheckpointManager | together.Manager | None = None
     self._writing: int | None = None
     self._failures = 0
     self._attempts = 0
@@ -176,9 +175,7 @@ class Checkpointer:
     # After an error a manager is of no more use; a new one also clears away
     # what was half written.
     if self._manager is not None:
-      # Of several processes some may wait in it for one that failed: it is
-      # left behind, and what it would still write is never made a checkpoint.
-      if distributed.alone():
+      if distributed.alone():  # else others might be waited for
         with contextlib.suppress(Exception):  # the same one again
           self._manager.close()
       self._manager = None
@@ -241,23 +238,16 @@ class Checkpointer:
     self._root.mkdir(parents=True, exist_ok=True)
     workdirs.probe(self._root)
 
-  def _make_manager(self) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=self._keep, cleanup_tmp_directories=True
-    )
+  def _make_manager(self) -> ocp.CheckpointManager | together.Manager:
     if not distributed.alone():
-      # Named, the processes wait for each other through the coordination
-      # service and not by a program on the devices, which are busy.
-      options.multiprocessing_options = ocp.options.MultiprocessingOptions(
-        primary_host=0,
-        active_processes=set(range(jax.process_count())),
-        # Whoever still waits in an attempt that failed is in no other's way.
-        barrier_sync_key_prefix=f"attempt{self._attempts}",
-      )
-      options.async_options = ocp.options.AsyncOptions()
-      # It may not make the directory then.
-      options.create = False
-    return ocp.CheckpointManager(self._root, options=options, item_names=ITEMS)
+      return together.Manager(self._root, self._keep, self._attempts, ITEMS)
+    return ocp.CheckpointManager(
+      self._root,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep, cleanup_tmp_directories=True
+      ),
+      item_names=ITEMS,
+    )
 
   def _loop_item(
     self, step: int, state: TrainState, config_crc: int
@@ -286,33 +276,11 @@ class Checkpointer:
     if self._writing is None or self._manager is None:
       return
     step, self._writing = self._writing, None
-    error = _together(self._wait)
+    error = _together(self._manager.wait_until_finished)
     if error is None:
       self._failures = 0
     else:
       self.failed(step, error)
-
-  def _wait(self) -> None:
-    """Until it is written; of several processes, until one has failed."""
-    assert self._manager is not None
-    if distributed.alone():
-      self._manager.wait_until_finished()
-      return
-    mark = f"unsaved-{self._attempts}"
-    while self._manager.is_saving_in_progress():
-      try:
-        self._manager.check_for_errors()
-      except Exception:
-        distributed.put(mark, True)  # those that wait need not
-        raise
-      if distributed.notes(mark):
-        return
-      time.sleep(0.05)
-    try:
-      self._manager.wait_until_finished()
-    except Exception:
-      distributed.put(mark, True)
-      raise
 
   def _kept(self) -> str:
     try:

@@ -20,22 +20,20 @@ names it: an accelerator would wait for a peer that is gone for ever.
 from mae_jax.distributed.place import Place, find
 from mae_jax.distributed.team import (
   LOST_CODE,
-  agree,
   alone,
   fail,
   finish,
   gather,
   leaving,
   lost,
-  notes,
-  put,
+  meet,
+  post,
   start,
 )
 
 __all__ = [
   "LOST_CODE",
   "Place",
-  "agree",
   "alone",
   "fail",
   "find",
@@ -43,7 +41,7 @@ __all__ = [
   "gather",
   "leaving",
   "lost",
-  "notes",
-  "put",
+  "meet",
+  "post",
   "start",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 _WATCH = "mae/watch/"
@@ -35,6 +36,30 @@ class Board:
       kind, _, number = key.removeprefix(_WATCH).rpartition("/")
       found.setdefault(kind, {})[int(number)] = json.loads(value)
     return found
+
+  def post(self, where: str, value: Any) -> None:
+    """Writes a note that only those see who `read` it."""
+    key = f"mae/{where}/{self._me}"
+    self._client.key_value_set(key, json.dumps(value), allow_overwrite=True)
+
+  def read(self, where: str) -> dict[int, Any]:
+    """The notes at a place, by process."""
+    return {
+      int(key.rpartition("/")[2]): json.loads(value)
+      for key, value in self._client.key_value_dir_get(f"mae/{where}/")
+    }
+
+  def meet(self, where: str, seconds: float, unless: str) -> None:
+    """Waits for the others at a place; raises as soon as `unless` has a note."""
+    self.post(where, True)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+      if len(self.read(where)) == self._count:
+        return
+      for number, text in sorted(self.read(unless).items()):
+        raise OSError(f"process {number}: {text}")
+      time.sleep(0.05)
+    raise TimeoutError(f"not all processes came within {seconds:.0f} s")
 
   def gather(self, text: str) -> list[str]:
     """What each process says at this point, in order; all must come to it."""

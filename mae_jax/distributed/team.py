@@ -89,20 +89,23 @@ def gather(text: str = "") -> list[str]:
   return _team.board.gather(text)
 
 
-def agree(ok: bool) -> bool:
-  """Whether it is so on all of them."""
-  return all(gather("yes" if ok else "") if not alone() else [ok])
-
-
-def put(kind: str, value: Any) -> None:
-  """Writes a note that `notes` shows to all."""
+def post(where: str, value: Any) -> None:
+  """Leaves a note, JSON, for those that `meet` the others with it in mind."""
   if _team is not None:
-    _team.board.put(kind, value)
+    _team.board.post(where, value)
 
 
-def notes(kind: str) -> dict[int, Any]:
-  """The notes of a kind, by process."""
-  return {} if _team is None else _team.board.notes().get(kind, {})
+def meet(where: str, seconds: float, unless: str) -> None:
+  """Waits for the others at a place.
+
+  It may be called by any thread; no two places of a run share a name.
+
+  Raises:
+    OSError: with the note that somebody left at the place `unless`.
+    TimeoutError: if not all come.
+  """
+  if _team is not None:
+    _team.board.meet(where, seconds, unless)
 
 
 def fail(code: int, line: str) -> None:
@@ -224,19 +227,19 @@ class _Team:
     hosts = self._notes.get("host", {})
     names = " and ".join(f"process {n} on {hosts.get(n, '?')}" for n in gone)
     text = f"{names} is gone ({why})"
-    self._leave(LOST_CODE, f"{text}: {_AGAIN}", note=(LOST_CODE, text))
+    line = f"error: {text}: {_AGAIN}"
+    self._leave(LOST_CODE, line, note=(LOST_CODE, text))
 
   def _follow(self, told: dict[int, Any]) -> None:
     """Ends as others do who failed or were stopped."""
     number = min(told, key=lambda n: (told[n][0] == LOST_CODE, n))
     code, text = told[number]
     if code == LOST_CODE:  # it names who is gone
-      self._leave(code, f"{text}: {_AGAIN}")
-    hosts = self._notes.get("host", {})
+      self._leave(code, f"error: {text}: {_AGAIN}")
+    host = self._notes.get("host", {}).get(number, "?")
+    said = "error: " if code == 1 else ""
     verb = "failed" if code == 1 else "ended"
-    self._leave(
-      code, f"process {number} on {hosts.get(number, '?')} {verb}: {text}"
-    )
+    self._leave(code, f"{said}process {number} on {host} {verb}: {text}")
 
   def _leave(
     self, code: int, line: str, note: tuple[int, str] | None = None
@@ -248,7 +251,7 @@ class _Team:
     self._code = code
     _within(_PARTING + 5, code)
     if line:
-      console.error(line)
+      console.last_words(line)
     self._part(note)
     _flush()
     os._exit(code)
@@ -260,19 +263,21 @@ class _Team:
       self.board.put("left", True)
     if self._me == 0:  # without it the others would not hear of anything
       end = time.monotonic() + _PARTING
-      limit = min(self._heartbeat, _HURRY)
-      while time.monotonic() < end:
-        now = time.monotonic()
-        left = self._notes.get("left", {})
-        if all(
-          n in left or now - self._beats[n][1] > limit for n in self._others()
-        ):
-          return
+      while time.monotonic() < end and not self._all_left():
         time.sleep(0.1)
+      time.sleep(0.5)  # from the note to the end
 
-  def fail(self, code: int, line: str) -> NoReturn:
+  def _all_left(self) -> bool:
+    silent = time.monotonic() - min(self._heartbeat, _HURRY)
+    left = {n for kind in ("left", "done") for n in self._notes.get(kind, ())}
+    return all(
+      n == self._me or n in left or beat < silent
+      for n, (_, beat) in self._beats.items()
+    )
+
+  def fail(self, code: int, text: str) -> NoReturn:
     """Ends for an error of this process's own."""
-    note = (code, line.partition("\n")[0])
+    note, line = (code, text.partition("\n")[0]), f"error: {text}"
     if self._me:
       # A wrong setting is wrong for all: one of them says it.
       with contextlib.suppress(Exception):
@@ -288,6 +293,8 @@ class _Team:
 
   def part(self, code: int, text: str) -> None:
     """Tells the others of an end at once, for at most a few seconds."""
+    if not self._leaving.acquire(blocking=False):
+      return
     self._code = code
     _within(_PARTING, code)
     self._part((code, text))
@@ -298,8 +305,8 @@ class _Team:
     time.sleep(self._heartbeat + _GRACE + 5)
     self._leave(
       LOST_CODE,
-      f"the connection to other processes failed ({why}), and none is gone: see"
-      f" to the network, and {_AGAIN}",
+      f"error: the connection to other processes failed ({why}), and none is "
+      f"gone: see to the network, and {_AGAIN}",
       note=(LOST_CODE, f"the connection failed ({why})"),
     )
 
@@ -335,10 +342,8 @@ class _Team:
       with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
         pass
     except OSError:
-      console.error(
-        f"process 0 on {self._notes.get('host', {}).get(0, '?')} is gone: "
-        f"{_AGAIN}"
-      )
+      name = self._notes.get("host", {}).get(0, "?")
+      console.last_words(f"error: process 0 on {name} is gone: {_AGAIN}")
       _flush()
       os._exit(LOST_CODE)
     # Another abort: it takes its course when this returns.

@@ -1,0 +1,162 @@
+"""How a run of several processes ends: by signals, deaths and full disks."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+
+import pytest
+
+from bench import kills
+from tests.multihost import teams
+
+# Of a few hundred steps, nothing but steps and saves.
+SETTINGS = (
+  *teams.SETTINGS,
+  "--config.train.length=240 steps",
+  "--config.train.save_every=20 steps",
+  "--config.train.log_every=10 steps",
+  "--config.data.eval_split=",
+  "--config.eval.images=0",
+)
+# In which no process may still be there after a death: heartbeat, and grace.
+BOUND = teams.HEARTBEAT + 15
+
+
+def steps(workdir):
+  found = (path.name for path in (workdir / "checkpoints").iterdir())
+  return sorted(int(name) for name in found if name.isdigit())
+
+
+@pytest.fixture(scope="session")
+def whole(nursery, tmp_path_factory):
+  """A run of two processes that nothing happened to."""
+  workdir = tmp_path_factory.mktemp("whole")
+  team = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={workdir}"])
+  assert team.wait() == [0, 0], team.all_told()
+  return workdir
+
+
+def check_goes_on(nursery, workdir, whole):
+  """The same command again ends as if nothing had been."""
+  again = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={workdir}"])
+  assert again.wait() == [0, 0], again.all_told()
+  found, expected = kills.remains(workdir), kills.remains(whole)
+  for each in (found, expected):
+    each.pop("kept checkpoints")
+  assert found == expected
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_signal_to_one_stops_all_at_the_same_step(
+  nursery, whole, tmp_path, number
+):
+  team = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={tmp_path}"])
+  assert team.lives[number].wait_for("stepping", 45)
+  team.lives[number].signal(signal.SIGTERM)
+  assert team.wait() == [75, 75], team.all_told()
+  (step,) = re.findall(r"stopped after step (\d+) of 240", team.told(0))
+  assert steps(tmp_path)[-1] == int(step)
+  assert "stopped after" not in team.told(1)
+  check_goes_on(nursery, tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+  ("number", "phase", "after"),
+  [
+    (1, "stepping", 45),
+    pytest.param(0, "stepping", 45, marks=pytest.mark.slow),
+    pytest.param(1, "saving", 40, marks=pytest.mark.slow),
+    pytest.param(0, "saving", 40, marks=pytest.mark.slow),
+    pytest.param(1, "compiling", 0, marks=pytest.mark.slow),
+  ],
+)
+def test_a_death_ends_all_in_bounded_time(
+  nursery, whole, tmp_path, number, phase, after
+):
+  team = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={tmp_path}"])
+  assert team.lives[number].wait_for(phase, after)
+  begin = time.monotonic()
+  team.lives[number].signal(signal.SIGKILL)
+  codes = team.wait()
+  seconds = time.monotonic() - begin
+  print(f"{seconds:.1f} s from the death of process {number} in {phase}")
+  assert codes[number] == -signal.SIGKILL
+  assert codes[1 - number] == 76, team.all_told()
+  assert seconds < BOUND
+  told = team.told(1 - number)
+  assert f"process {number} on " in told
+  assert "is gone" in told
+  assert "start the same command again" in told
+  check_goes_on(nursery, tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_one_that_hangs_counts_as_gone(nursery, tmp_path):
+  team = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={tmp_path}"])
+  assert team.lives[1].wait_for("stepping", 30)
+  team.lives[1].signal(signal.SIGSTOP)
+  begin = time.monotonic()
+  assert team.lives[0].wait(BOUND) == 76
+  assert time.monotonic() - begin > teams.HEARTBEAT - 2
+  assert f"not been heard of for {teams.HEARTBEAT} s" in team.told(0)
+  team.lives[1].signal(signal.SIGCONT)
+  assert team.lives[1].wait(BOUND) == 76
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "largest"), [(0, 600), (1, 600), (1, 100)])
+def test_a_full_disk_of_one_process_ends_all_and_loses_nothing(
+  nursery, whole, tmp_path, number, largest
+):
+  team = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={tmp_path}"])
+  assert team.lives[number].wait_for("stepping", 30)
+  team.lives[number].limit_files(largest)
+  assert team.wait() == [1, 1], team.all_told()
+  told = team.told(0)
+  assert told.count("could not be written (") == 1
+  assert told.count("two checkpoints in a row could not be written") == 1
+  if number:
+    assert "(process 1: " in told
+  # Of the other one there is nothing to say.
+  assert "checkpoint" not in team.told(1)
+  kept = steps(tmp_path)[-1]
+  assert f"the last good one is of step {kept}" in told
+  check_goes_on(nursery, tmp_path, whole)
+
+
+def test_a_signal_while_nothing_is_at_stake_ends_all_at_once(nursery, tmp_path):
+  team = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={tmp_path}"])
+  assert team.lives[0].wait_for("compiling")
+  begin = time.monotonic()
+  team.lives[0].signal(signal.SIGTERM)
+  assert team.wait() == [75, 75], team.all_told()
+  assert time.monotonic() - begin < BOUND
+  assert "there was nothing new to save" in team.told(0)
+  assert "process 0 on " in team.told(1)
+
+
+@pytest.mark.slow
+def test_killed_at_random_times_nothing_torn_is_loaded(
+  nursery, whole, tmp_path
+):
+  """Saves every two steps, and one or the other process dies."""
+  args = [
+    *SETTINGS,
+    f"--workdir={tmp_path}",
+    "--config.train.save_every=2 steps",
+  ]
+  draw = random.Random(0)
+  for life in range(4):
+    team = teams.Team(nursery, 2, args)
+    victim = team.lives[life % 2]
+    if not victim.wait_for("saving", draw.randrange(2, 40)):
+      break
+    time.sleep(draw.uniform(0, 0.3))
+    victim.signal(signal.SIGKILL)
+    team.wait()
+    assert "cannot be read" not in team.all_told()
+  check_goes_on(nursery, tmp_path, whole)
+  assert not list((tmp_path / "checkpoints").glob("*broken*"))
