@@ -150,6 +150,7 @@ def remains(workdir: pathlib.Path) -> dict[str, Any]:
     for path in (workdir / "checkpoints").iterdir()
     if path.name.isdigit()
   ]
+  picture = workdir / "reconstructions.png"
   newest = workdir / "checkpoints" / str(max(steps))
   loop = json.loads((newest / "loop" / "metadata").read_text())
   return {
@@ -164,7 +165,7 @@ def remains(workdir: pathlib.Path) -> dict[str, Any]:
       for value in event.summary.value
       if value.tag not in metrics.TIMING
     ],
-    "pictures": (workdir / "reconstructions.png").read_bytes(),
+    "pictures": picture.read_bytes() if picture.exists() else None,
     "kept checkpoints": sorted(steps),
     "state": (loop["step"], loop["health"], loop["checksums"]),
   }

@@ -50,7 +50,7 @@ class Board:
     }
 
   def meet(self, where: str, seconds: float, unless: str) -> None:
-    """Waits for the others at a place; raises as soon as `unless` has a note."""
+    """Waits for the others at a place; a note at `unless` is an OSError."""
     self.post(where, True)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
