@@ -104,3 +104,46 @@ def test_a_checkpoint_comes_before_init_from_and_that_before_scratch(
   runs.train(config, tmp_path)
   again = runs.params(tmp_path, config)
   jax.tree.map(np.testing.assert_array_equal, again, fresh)
+
+
+_LONGER = tiny.config(
+  train={"length": "8 steps", "log_every": "1 steps", "save_every": "4 steps"},
+  data={"eval_split": ""},
+  eval=config_lib.Eval(images=0),
+)
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("eight")
+  runs.train(_LONGER, workdir, devices=8, fsdp=4)
+  return workdir
+
+
+def _losses(workdir):
+  return [x["loss"] for x in kills.records(workdir) if "loss" in x]
+
+
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+  ("devices", "fsdp"),
+  [
+    (4, 2),
+    (1, 1),
+    *(pytest.param(*each, marks=_SLOW) for each in ((2, 1), (2, 2))),
+    *(pytest.param(*each, marks=_SLOW) for each in ((8, 1), (8, 2), (4, 1))),
+  ],
+)
+def test_what_eight_devices_saved_goes_on_on_others(
+  on_eight, tmp_path, devices, fsdp
+):
+  """The losses are those of the uninterrupted run, but for rounding."""
+  cut = shutil.copytree(on_eight, tmp_path / "cut")
+  shutil.rmtree(cut / "checkpoints" / "8")
+  runs.train(_LONGER, cut, devices=devices, fsdp=fsdp)
+  whole = _losses(on_eight)
+  assert len(whole) == 8
+  np.testing.assert_allclose(_losses(cut), whole, rtol=1e-5)
+  assert (cut / "metrics.cut.jsonl").exists()  # steps 5 to 8 were run again
