@@ -65,6 +65,9 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
   )
   flags.DEFINE_string(place, None, "", flag_values=values)
   flags.DEFINE_bool("search", False, "", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "", flag_values=values)
+  for name in ("num_processes", "process_id"):
+    flags.DEFINE_integer(name, None, "", flag_values=values)
   rest = values(words[2:])
   assert rest == words[2:3]
   assert values[place].value
