@@ -38,6 +38,7 @@ class Manager:
     """
     self._root, self._keep = root, keep
     self._where = f"save/{attempt}"
+    self._error: Exception | None = None
     if console.is_first():
       with storage.reaching(root):
         for path in root.iterdir():
@@ -67,7 +68,12 @@ class Manager:
 
   def save(self, step: int, args: Any) -> None:
     """Copies off the devices; the rest is done in the background."""
-    self._writer.save(self._root / str(step), args, force=True)
+    try:
+      self._writer.save(self._root / str(step), args, force=True)
+    except jax.errors.JaxRuntimeError:  # the devices', not the disk's
+      raise
+    except Exception as error:
+      self._error = error  # told when the others are asked too
 
   def wait_until_finished(self) -> None:
     """Until it is written.
@@ -76,6 +82,8 @@ class Manager:
       Exception: why this process, or another, could not.
     """
     try:
+      if self._error is not None:
+        raise self._error
       self._writer.wait_until_finished()
     except Exception as error:
       distributed.post(f"{self._where}/failed", console.first_line(error))

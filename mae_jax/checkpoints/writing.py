@@ -141,6 +141,8 @@ class Checkpointer:
     if kind is None:
       self.close()
       return
+    if not distributed.alone():
+      return  # the others may know of no error, and do not come to a close
     with contextlib.suppress(Exception):  # the one under way matters more
       self.close()
 
@@ -205,15 +207,13 @@ class Checkpointer:
   def _begin(self, step: int, state: TrainState) -> None:
     self._attempts += 1
     try:
-      # One that fails at once would leave the others waiting.
-      if error := _together(self._probe):
+      # One that fails by itself would leave the others waiting.
+      known: list[int] = []
+      if error := _together(lambda: known.extend(self._prepare())):
         raise error
-      if self._manager is None:
-        self._manager = self._make_manager()
-      (known, *_) = distributed.gather(
-        "yes" * (step in self._manager.all_steps())
-      )
-      if known:
+      assert self._manager is not None
+      (done, *_) = distributed.gather("yes" * (step in known))
+      if done:
         return
       config = config_lib.to_dict(self._run.config)
       loop = self._loop_item(step, state, sums.crc(config))
@@ -232,11 +232,14 @@ class Checkpointer:
     except Exception as error:  # whatever disks and their drivers raise
       self.failed(step, error)
 
-  def _probe(self) -> None:
-    if distributed.alone():
-      return
-    self._root.mkdir(parents=True, exist_ok=True)
-    workdirs.probe(self._root)
+  def _prepare(self) -> Sequence[int]:
+    """Opens what writes; the steps that there are."""
+    if not distributed.alone():
+      self._root.mkdir(parents=True, exist_ok=True)
+      workdirs.probe(self._root)
+    if self._manager is None:
+      self._manager = self._make_manager()
+    return self._manager.all_steps()
 
   def _make_manager(self) -> ocp.CheckpointManager | together.Manager:
     if not distributed.alone():

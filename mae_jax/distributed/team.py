@@ -211,7 +211,9 @@ class _Team:
       gone = [n for n in self._others() if now - self._beats[n][1] > limit]
       if gone and silent < limit / 2:
         self._give_up(gone, f"has not been heard of for {limit:g} s")
-      if told := self._notes.get("failed", {}):
+      told = dict(self._notes.get("failed", {}))
+      told.pop(self._me, None)  # which `fail` tells
+      if told:
         self._told_at = self._told_at or now
         if now - self._told_at > _GRACE:
           self._follow(told)

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from mae_jax import storage
+from mae_jax import distributed, storage
 
 
 class Parts:
@@ -50,6 +50,8 @@ class Parts:
         self.done = dict(content["done"])
     except (OSError, ValueError, KeyError, TypeError):
       pass  # there is none, or it is no such file: everything is done anew
+    if not distributed.alone():  # the owner's word, on all of them
+      self.done = json.loads(distributed.gather(json.dumps(self.done))[0])
 
   def add(self, name: str, result: Any) -> None:
     """Keeps the result of a part, which is JSON."""

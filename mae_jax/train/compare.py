@@ -22,7 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mae_jax import checkpoints, command_line, dialects, interrupts, sharding
+from mae_jax import (
+  checkpoints,
+  command_line,
+  dialects,
+  distributed,
+  interrupts,
+  sharding,
+)
 from mae_jax import config as config_lib
 from mae_jax.checkpoints import TrainState
 from mae_jax.data import pipeline, shots
@@ -287,9 +294,10 @@ def run(
 def _has_begun(workdir: str) -> bool:
   try:
     checkpoints.find_step(workdir)
+    begun = True
   except config_lib.ConfigError:
-    return False
-  return True
+    begun = False
+  return bool(distributed.gather("yes" * begun)[0])  # the same on all hosts
 
 
 def _first(config: config_lib.Config) -> config_lib.Config:

@@ -231,7 +231,6 @@ class _Runner:
         # Waits for the step before this one, so that the host is never more
         # than two steps ahead of the devices.
         problem = watch.look(step - 1, previous)
-        self._ask()
         self._step = step
         self._meter.tick(self._values)
         self._writer.advance()
@@ -257,6 +256,7 @@ class _Runner:
     """
     last = self._step == self._task.total_steps
     self._log()
+    self._ask()
     stop = not last and self._stop
     if self._due.evaluate(self._step) and not stop:
       with self._meter.paused(self._values):

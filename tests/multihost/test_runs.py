@@ -132,6 +132,30 @@ def test_a_mistake_of_one_ends_all(nursery, tmp_path):
   assert "failed: there is no checkpoint in nowhere" in team.told(0)
 
 
+@pytest.mark.slow
+def test_a_failure_of_one_while_training_ends_all(nursery, tmp_path):
+  """Process 1 alone takes an image that cannot be read for one too many."""
+  random = np.random.default_rng(0)
+  folder = tmp_path / "images"
+  folder.mkdir()
+  for number in range(8):
+    pixels = random.integers(0, 256, (9, 9, 1), np.uint8)
+    np.save(folder / f"{number}.npy", pixels)
+  (folder / "8.npy").write_bytes(b"none")
+  args = [
+    *teams.SETTINGS,
+    f"--workdir={tmp_path / 'run'}",
+    "--config.data.source=folder",
+    f"--config.data.path={folder}",
+    "--config.data.max_unreadable=1",
+  ]
+  strict = ["--config.data.max_unreadable=0"]
+  team = teams.Team(nursery, 2, args, own=[[], strict])
+  assert team.wait() == [1, 1], team.all_told()
+  assert "process 1: error: stopped at step" in team.told(1)
+  assert " failed: stopped at step" in team.told(0)
+
+
 def test_who_does_not_come_ends_those_who_did(nursery, tmp_path):
   args = [*teams.SETTINGS, f"--workdir={tmp_path}", "--start_seconds=3"]
   team = teams.Team(nursery, 3, args, only=[0, 2])
