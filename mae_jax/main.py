@@ -122,17 +122,7 @@ def _split_cpu(devices: int) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Reads the command line and the config file, which may be any program."""
-  # Of what goes wrong here, what is raised says enough.
-  logging.set_verbosity(logging.FATAL)
-  try:
-    command_line.check_arguments(argv)
-    rest = flags.FLAGS(argv)
-    command_line.check_recipe(_CONFIG.value, argv)
-    return rest
-  except Exception as error:
-    if any(each.startswith("--debug") for each in argv):
-      raise
-    sys.exit(f"error: {command_line.explain(error, argv)}")
+  return command_line.parse(argv, _CONFIG)
 
 
 def _unraisable(error: Any) -> None:

@@ -62,7 +62,7 @@ class Measured:
   compile_seconds: float
 
 
-# Without a device Triton's search for tiles fails, and there is none to tune on.
+# Without a device Triton's search for tiles fails, and nothing can be tuned.
 _OPTIONS = {
   "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 }

@@ -8,7 +8,7 @@ import pytest
 
 from mae_jax import checkpoints, distributed
 from mae_jax import config as config_lib
-from mae_jax.train import loop
+from mae_jax.steps import program
 from tests import tiny
 from tests.train import runs
 
@@ -30,9 +30,7 @@ def restore(workdir):
   mesh = runs.devices_mesh()
   task = runs.TASKS["pretrain"](_CONFIG, mesh)
   run = checkpoints.Run(_CONFIG, task.data_identity, task.class_names)
-  return checkpoints.restore_newest(
-    workdir, run, loop.abstract_state(task, mesh)
-  )
+  return checkpoints.restore_newest(workdir, run, program.abstract_state(task))
 
 
 @pytest.mark.parametrize("failing", [1, 2])
