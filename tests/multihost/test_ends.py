@@ -12,10 +12,10 @@ import pytest
 from bench import kills
 from tests.multihost import teams
 
-# Of a few hundred steps, nothing but steps and saves.
+# Of a hundred steps, nothing but steps and saves.
 SETTINGS = (
   *teams.SETTINGS,
-  "--config.train.length=240 steps",
+  "--config.train.length=120 steps",
   "--config.train.save_every=20 steps",
   "--config.train.log_every=10 steps",
   "--config.data.eval_split=",
@@ -57,7 +57,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
   assert team.lives[number].wait_for("stepping", 45)
   team.lives[number].signal(signal.SIGTERM)
   assert team.wait() == [75, 75], team.all_told()
-  (step,) = re.findall(r"stopped after step (\d+) of 240", team.told(0))
+  (step,) = re.findall(r"stopped after step (\d+) of 120", team.told(0))
   assert steps(tmp_path)[-1] == int(step)
   assert "stopped after" not in team.told(1)
   check_goes_on(nursery, tmp_path, whole)
