@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -87,8 +88,8 @@ def open_topology(name: str) -> Topology:
     devices = _gpus(name, kind, int(shape))
     return Topology(name, devices, hardware.CHIPS[GPUS[kind]])
   if kind in TPUS and re.fullmatch(r"\d+(x\d+){1,2}", shape):
-    devices = _tpus(name)
-    return Topology(name, devices, hardware.CHIPS[TPUS[kind]])
+    chip = hardware.CHIPS[TPUS[kind]]
+    return Topology(name, _tpus(name, kind, shape, chip.torus), chip)
   known = ", ".join([*TPUS, *GPUS])
   raise config_lib.ConfigError(
     f"--topology={name} is not a slice: write a kind of chip ({known}), a "
@@ -96,7 +97,17 @@ def open_topology(name: str) -> Topology:
   )
 
 
-def _tpus(name: str) -> Sequence[jax.Device]:
+def _tpus(
+  name: str, kind: str, shape: str, dimensions: int
+) -> Sequence[jax.Device]:
+  sides = [int(side) for side in shape.split("x")]
+  # libtpu would take others, which nobody can have.
+  if len(sides) != dimensions:
+    example = "4x4" if dimensions == 2 else "2x2x2"
+    raise config_lib.ConfigError(
+      f"--topology={name} is no slice that there is: those of {kind} have "
+      f"{dimensions} sides, as {kind}:{example}"
+    )
   if importlib.util.find_spec("libtpu") is None:
     raise config_lib.ConfigError(
       f"--topology={name} needs the TPU compiler, which runs on any Linux "
@@ -105,9 +116,16 @@ def _tpus(name: str) -> Sequence[jax.Device]:
   # Not to look for a TPU, nor for the lock of whoever has one.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  options: dict[str, Any] = {}
+  if kind == "v4":  # else it has two devices a chip, which JAX refuses
+    options["chip_config_name"] = "megacore"
+  if max(sides) == 1:  # else a host has 2 x 2 chips
+    options["chips_per_host_bounds"] = (1, 1, 1)
   try:
     with _quiet():
-      return topologies.get_topology_desc(name, platform="tpu").devices
+      return topologies.get_topology_desc(
+        name, platform="tpu", **options
+      ).devices
   except jax.errors.JaxRuntimeError as error:
     text = str(error).partition(":")[2].strip() or str(error)
     raise config_lib.ConfigError(

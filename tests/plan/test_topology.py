@@ -1,0 +1,47 @@
+"""Slices that there are, and devices of them that a mesh can be made of."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from mae_jax import config as config_lib
+from mae_jax import sharding
+from mae_jax.plan import topology
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="no TPU compiler here"
+)
+@pytest.mark.parametrize(
+  ("name", "chips"),
+  [
+    ("v4:2x2x1", 4),
+    ("v4:2x2x2", 8),
+    ("v5p:2x2x1", 4),
+    ("v5e:1x1", 1),
+    ("v5e:2x4", 8),
+    ("v6e:1x1", 1),
+    ("v6e:4x4", 16),
+  ],
+)
+def test_every_kind_has_a_device_a_chip(name: str, chips: int):
+  where = topology.open_topology(name)
+  mesh = sharding.make_mesh(config_lib.Mesh(fsdp=chips), where.devices)
+  assert mesh.size == chips
+
+
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("v5e:2x2x2", "those of v5e have 2 sides, as v5e:4x4"),
+    ("v4:2x2", "those of v4 have 3 sides, as v4:2x2x2"),
+  ],
+)
+def test_slices_of_another_torus_are_refused(
+  monkeypatch: pytest.MonkeyPatch, name: str, text: str
+):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+  with pytest.raises(config_lib.ConfigError, match=text):
+    topology.open_topology(name)
