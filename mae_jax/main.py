@@ -165,6 +165,7 @@ def main(argv: list[str]) -> None:
         start_seconds=_START_SECONDS.value,
         heartbeat=_HEARTBEAT_SECONDS.value,
       )
+      distributed.agree_on_settings(config)
     task(config, _WORKDIR.value, stop)
   except interrupts.Stopped as stopped:
     if console.is_first():

@@ -17,6 +17,7 @@ silent, or fails, ends the run of all within bounded time, in one line that
 names it: an accelerator would wait for a peer that is gone for ever.
 """
 
+from mae_jax.distributed.agreement import agree_on_data, agree_on_settings
 from mae_jax.distributed.place import Place, find
 from mae_jax.distributed.team import (
   LOST_CODE,
@@ -34,6 +35,8 @@ from mae_jax.distributed.team import (
 __all__ = [
   "LOST_CODE",
   "Place",
+  "agree_on_data",
+  "agree_on_settings",
   "alone",
   "fail",
   "find",

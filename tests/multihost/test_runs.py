@@ -122,9 +122,46 @@ def test_one_mistake_is_told_once(nursery, tmp_path):
   assert team.told(0).startswith("error: data.batch_size=31 is not a multiple")
 
 
+@pytest.mark.parametrize(
+  ("name", "one", "other"),
+  [
+    ("train.seed", 0, 1),
+    ("train.save_every", "6 steps", "7 steps"),
+  ],
+)
+def test_other_settings_are_told(nursery, tmp_path, name, one, other):
+  args = [*teams.SETTINGS, f"--workdir={tmp_path}"]
+  own = [[f"--config.{name}={value}"] for value in (one, other)]
+  team = teams.Team(nursery, 2, args, own=own)
+  assert team.wait(90) == [1, 1], team.all_told()
+  assert team.all_told().count("error:") == 1
+  assert (
+    f"error: the processes have other settings: {name} is {one!r} on process 0 "
+    f"and {other!r} on process 1"
+  ) in team.told(0)
+
+
+def test_other_images_are_told(nursery, tmp_path):
+  for host, count in (("one", 8), ("other", 9)):
+    (tmp_path / host).mkdir()
+    for number in range(count):
+      np.save(tmp_path / host / f"{number}.npy", np.zeros((9, 9, 1), np.uint8))
+  args = [
+    *teams.SETTINGS,
+    f"--workdir={tmp_path / 'run'}",
+    "--config.data.source=folder",
+  ]
+  own = [[f"--config.data.path={tmp_path / host}"] for host in ("one", "other")]
+  team = teams.Team(nursery, 2, args, own=own)
+  assert team.wait(90) == [1, 1], team.all_told()
+  assert "error: the processes see other images for train: images" in (
+    team.told(0)
+  )
+
+
 def test_a_mistake_of_one_ends_all(nursery, tmp_path):
   args = [*teams.SETTINGS, f"--workdir={tmp_path}"]
-  wrong = ["--config.init_from=nowhere", "--config.train.seed=1"]
+  wrong = ["--config.init_from=nowhere"]
   team = teams.Team(nursery, 2, args, own=[[], wrong])
   assert team.wait() == [1, 1], team.all_told()
   assert "there is no checkpoint in nowhere" in team.told(1)

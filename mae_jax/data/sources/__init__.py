@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, overload
 
-from mae_jax import config, storage
+from mae_jax import config, distributed, storage
 from mae_jax.data.sources import digits, folder, prepared
 from mae_jax.data.sources.base import Indexed, Records, Source, Split
 
@@ -42,11 +42,13 @@ def open_source(data: config.Data, split: Split) -> Source | None:
     held-out part.
 
   Raises:
-    ConfigError: if there is no such source, no image, or something in the data
-      contradicts the settings.
+    ConfigError: if there is no such source, no image, something in the data
+      contradicts the settings, or other processes see other images.
   """
   opener = config.lookup(SOURCES, data.source, "data.source")
   if split == "eval" and not data.eval_split:
     return None
   with storage.reaching(data.path):
-    return opener(data, split)
+    source = opener(data, split)
+  distributed.agree_on_data(split, source.identity if source else None)
+  return source
