@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import jax
@@ -40,6 +41,9 @@ def _search(
   compile_one: search.Measure,
 ) -> None:
   batches = [_number(text) for text in _BATCHES.value]
+  mesh = sharding.make_mesh(config_lib.Mesh(), where.devices)
+  for batch in batches:  # before the first of them takes minutes
+    sharding.check_batch(mesh, batch, "--batches")
   found = []
   console.say(
     f"{config.task} of {config.model.variant} on {where.name}, "
@@ -63,10 +67,7 @@ def _search(
   console.say("")
   chosen = search.best(found)
   if chosen is None:
-    raise config_lib.ConfigError(
-      f"nothing of this fits {where.name}: take more chips, chips with more "
-      "memory, or a smaller data.batch_size"
-    )
+    raise config_lib.ConfigError(search.why_none(found, where.name))
   console.say(report.text(chosen, where))
   console.say("")
   console.say(f"The fastest that fits: {report.flags(chosen.planned.config)}")
@@ -116,6 +117,11 @@ def _main(argv: list[str]) -> None:
         f"{argv[1]!r} is not a flag: write --name=value"
       )
     _run()
+  except KeyboardInterrupt:
+    if _DEBUG.value:
+      raise
+    console.last_words("stopped by Ctrl-C; what is told above is true")
+    sys.exit(128 + signal.SIGINT)
   except Exception as error:
     line = errors.explain(error)
     if _DEBUG.value or line is None:

@@ -45,13 +45,26 @@ def search(
 
 
 def best(found: Sequence[measure.Measured]) -> measure.Measured | None:
-  """The one with most images a second; None if nothing fits."""
+  """The one with most images a second; None if there is none."""
   rates = [
     (known.images_per_second, -each.memory.peak, number)
     for number, each in enumerate(found)
     if each.fits and (known := estimate.estimate(each))
   ]
   return found[max(rates)[-1]] if rates else None
+
+
+def why_none(found: Sequence[measure.Measured], slice_: str) -> str:
+  """What there is to say, and to do, when there is no best one."""
+  if any(each.fits for each in found):
+    return (
+      "what fits cannot be compared, as the compiled programs cannot be read: "
+      "take a line above that is not too much"
+    )
+  return (
+    f"nothing of this fits {slice_}: take more chips, chips with more memory, "
+    "or a smaller data.batch_size"
+  )
 
 
 def _fit(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -44,6 +47,38 @@ def test_mistakes_are_one_line(args, text: str):
   assert found.stdout == ""
   assert text in found.stderr
   assert found.stderr.count("\n") == 1
+
+
+@no_tpu
+def test_batches_are_looked_at_before_the_first_is_compiled():
+  args = ("--topology=v5e:2x2", "--search", "--batches=64,10")
+  found = tools.command("plan", VIT_B, *args)
+  assert found.returncode == 1
+  assert found.stdout == ""
+  assert "--batches=10 is not a multiple of the 4 devices" in found.stderr
+
+
+@no_tpu
+@pytest.mark.slow
+def test_ctrl_c_is_one_line():
+  small = ("--config.model.depth=1", "--config.model.decoder_depth=1")
+  args = (VIT_B, "--topology=v5e:2x2", "--search", *small)
+  process = subprocess.Popen(
+    (sys.executable, "-m", "mae_jax.plan", *args),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    cwd=tools.ROOT,
+    text=True,
+  )
+  with process:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith("pretrain of B/16")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(300) == 130
+    assert process.stderr.read().splitlines() == [
+      "stopped by Ctrl-C; what is told above is true"
+    ]
 
 
 @no_tpu

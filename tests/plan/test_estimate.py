@@ -136,6 +136,18 @@ def test_search_where_nothing_fits():
 
 
 @pytest.mark.parametrize(
+  ("fits", "text"),
+  [(True, "cannot be compared"), (False, "nothing of this fits v5e:2x2")],
+)
+def test_what_fits_and_cannot_be_read_is_not_said_to_be_too_much(
+  fits: bool, text: str
+):
+  found = [made_up(fits=fits, costs=None)]
+  assert search.best(found) is None
+  assert text in search.why_none(found, "v5e:2x2")
+
+
+@pytest.mark.parametrize(
   ("devices", "sizes"),
   [(256, [1, 4, 16, 64, 256]), (8, [1, 4, 8]), (1, [1]), (12, [1, 4, 12])],
 )
