@@ -148,7 +148,7 @@ main_flag() { # name
 
 # What every run needs, found out before machines are paid for.
 check_main() { # checkout, or nothing if the recipe cannot be looked for
-  local config
+  local config each
   [ "${#MAIN[@]}" -gt 0 ] ||
     die "nothing to run: write -- --config=configs/vit_l.py --workdir=..."
   config=$(main_flag config)
@@ -156,6 +156,14 @@ check_main() { # checkout, or nothing if the recipe cannot be looked for
     die "--config is missing after --: for example -- --config=configs/vit_l.py"
   [ -n "$(main_flag workdir)" ] ||
     die "--workdir is missing after --: name where checkpoints go"
+  for each in "${MAIN[@]}"; do
+    case $each in
+      --coordinator | --num_processes | --process_id | --coordinator=* | \
+        --num_processes=* | --process_id=*)
+        die "$each: who is who is told to each process here: leave it out"
+        ;;
+    esac
+  done
   [ -z "$1" ] || [ -e "$1/${config%%:*}" ] || [ -e "${config%%:*}" ] ||
     die "--config=$config: there is no ${config%%:*} in $1"
 }

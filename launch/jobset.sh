@@ -107,9 +107,6 @@ check_jobset() {
   for each in "${MAIN[@]}"; do
     case $each in
       *$'\n'*) die "$(quote "$each") has a line break, which no flag needs" ;;
-      --coordinator* | --num_processes* | --process_id*)
-        die "$each is set for each pod: leave it out"
-        ;;
     esac
   done
   stop=$(stop_seconds)

@@ -109,8 +109,8 @@ check_flags() {
     die "--save-before=$SAVE_BEFORE is too short: main may take $stop s to" \
       "save, and Slurm a minute to tell it; at least $((stop + 61))"
   [ "$limit" -gt "$((SAVE_BEFORE + 600))" ] ||
-    die "--time=$TIME leaves less than ten minutes before --save-before=" \
-      "$SAVE_BEFORE s of it: give more time"
+    die "--time=$TIME leaves less than ten minutes before the" \
+      "--save-before=$SAVE_BEFORE s: give more time"
   case $VENV in /*) ;; *) VENV=$CHECKOUT/$VENV ;; esac
   [ -n "$DRY_RUN" ] || [ -x "$VENV/bin/python" ] ||
     die "--venv=$VENV has no bin/python: make it first, see the README"
@@ -153,7 +153,11 @@ logs() {
   local tail=(tail -n "$LINES_SHOWN") each
   [ -z "$FOLLOW" ] || tail+=(-F)
   for each in "$LOGS"/*-"$JOB".log; do
-    [ -e "$each" ] || [ -n "$DRY_RUN" ] ||
+    if [ ! -e "$each" ] && [ -n "$DRY_RUN" ]; then
+      printf '%s %s/*-%s.log\n' "$(quote "${tail[@]}")" "$(quote "$LOGS")" "$JOB"
+      return
+    fi
+    [ -e "$each" ] ||
       die "no log of job $JOB in --logs=$LOGS: has it started?"
     call "${tail[@]}" "$each"
   done

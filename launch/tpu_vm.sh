@@ -384,7 +384,7 @@ run() {
   GO_ON="$(again stop) && $GO_ON"
   on_workers all "$(worker run "${MAIN[@]}")"
   finish
-  say "started; see $(again logs)"
+  [ -n "$DRY_RUN" ] || say "started; see $(again logs)"
 }
 
 stop() {
@@ -572,7 +572,13 @@ resume() {
         [ -n "$first" ] || count_start "$NAME is gone"
         attempt create install run
         ;;
-      PREEMPTED | TERMINATED | STOPPED | FAILED | SUSPENDING | SUSPENDED)
+      STOPPED) # by hand: what is on its disks may be wanted
+        STEP="watch $NAME: it was stopped by hand, and is not deleted unasked"
+        STANDING="the TPU VM $NAME in $ZONE, stopped, with its disks"
+        GO_ON="$(again delete) && $(again resume)"
+        exit 1
+        ;;
+      PREEMPTED | TERMINATED | FAILED | SUSPENDING | SUSPENDED)
         [ -n "$first" ] || count_start "$NAME is $state"
         attempt delete create install run
         ;;

@@ -160,7 +160,7 @@ MISTAKES = [
   ([*TPU, "--chips=5"], MAIN, "32 chips, not a multiple of --chips=5"),
   ([*TPU, "--gpus=8"], MAIN, "leave out --gpus"),
   (GPU, [MAIN[0], "--workdir=runs/x"], "--workdir=runs/x is not a bucket"),
-  (GPU, [*MAIN, "--process_id=1"], "--process_id=1 is set for each pod"),
+  (GPU, [*MAIN, "--process_id=1"], "--process_id=1: who is who is told"),
   (GPU, [*MAIN, "--config.x=a\nb"], "line break"),
 ]
 

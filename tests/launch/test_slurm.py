@@ -190,6 +190,14 @@ def test_status_and_logs(cluster):
   assert logs.stdout == "b\n"
 
 
+def test_a_shell_finds_the_logs_that_a_dry_run_names(cluster):
+  flags = ["--job=4242", f"--logs={cluster.path}/logs", "--dry-run"]
+  dry = cluster.run("launch/slurm.sh", "logs", *flags)
+  (cluster.path / "logs").mkdir()
+  (cluster.path / "logs/mae-4242.log").write_text("a\n")
+  assert cluster.shell(dry.stdout).stdout == "a\n"
+
+
 MISTAKES = [
   (["--nodes=two"], "--nodes=two"),
   (["--time=1 day"], "--time=1 day"),
@@ -199,6 +207,13 @@ MISTAKES = [
   (["--gpu=4"], "--gpu=4 is not a flag"),
   (["--name=Mae"], "--name=Mae"),
 ]
+
+
+def test_numbers_of_processes_are_not_for_main(cluster):
+  done = cluster.run(*submit(cluster), "--process_id=0")
+  assert done.returncode == 1
+  assert "--process_id=0: who is who is told to each" in done.stderr
+  assert cluster.calls() == []
 
 
 @pytest.mark.parametrize(("flags", "said"), MISTAKES)

@@ -56,6 +56,16 @@ def test_after_a_preemption_the_same_command_runs_on_a_new_vm(pod):
   assert calls == [MAIN[1:]] * 4
 
 
+def test_a_vm_that_was_stopped_by_hand_is_not_deleted_unasked(pod):
+  pod.mains(host_0=[None, 0], host_1=[None, 0])
+  pod.later("describe", "STOPPED", after=4)
+  done = pod.run(*RESUME, *MAIN)
+  assert done.returncode == 1
+  assert "stopped by hand" in message(done, "failed")
+  assert "delete" in message(done, "to go on")
+  assert acts(pod) == ["create", "scp", "install", "run"]
+
+
 def test_a_queued_resource_that_was_taken_away_is_asked_for_again(pod):
   pod.mains(host_0=[None, 0], host_1=[None, 0])
   pod.queue("ACTIVE", "SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE")
