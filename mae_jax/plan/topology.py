@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -28,6 +29,8 @@ TPUS = {
   "v5p": "TPU v5",
   "v6e": "TPU v6 lite",
 }
+# The chips of a pod, which no slice exceeds.
+_POD = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}
 GPUS = {"h100": "NVIDIA H100 80GB HBM3"}
 GPUS_PER_HOST = 8
 _EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:16x16 or h100:8"
@@ -107,6 +110,11 @@ def _tpus(
     raise config_lib.ConfigError(
       f"--topology={name} is no slice that there is: those of {kind} have "
       f"{dimensions} sides, as {kind}:{example}"
+    )
+  if math.prod(sides) > _POD[kind]:
+    raise config_lib.ConfigError(
+      f"--topology={name} has {math.prod(sides)} chips, and a pod of {kind} "
+      f"{_POD[kind]}; for instance {_EXAMPLES}"
     )
   if importlib.util.find_spec("libtpu") is None:
     raise config_lib.ConfigError(

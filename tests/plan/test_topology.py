@@ -37,9 +37,10 @@ def test_every_kind_has_a_device_a_chip(name: str, chips: int):
   [
     ("v5e:2x2x2", "those of v5e have 2 sides, as v5e:4x4"),
     ("v4:2x2", "those of v4 have 3 sides, as v4:2x2x2"),
+    ("v5e:32x32", "has 1024 chips, and a pod of v5e 256"),
   ],
 )
-def test_slices_of_another_torus_are_refused(
+def test_slices_that_nobody_has_are_refused(
   monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
