@@ -54,7 +54,7 @@ def test_a_training_part_of_one_class_does_not_end_the_run(
   path = make(tmp_path, cat=5, dog=1)
   settings = config_lib.Eval(images=0, max_train=most)
   evaluate = task(data={"path": path}, eval=settings).evaluate
-  report = evaluate({pretrain.ROLE: tiny.params()})
+  report = evaluate({"model": tiny.params()})
   assert np.isfinite(report.scalars["eval_loss"])
   assert ("eval_knn_all/MAE" in report.scalars) == probed
   assert probed or report.text == (
