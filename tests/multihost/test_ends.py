@@ -12,6 +12,9 @@ import pytest
 from bench import kills
 from tests.multihost import teams
 
+# Each of them is several whole runs.
+pytestmark = pytest.mark.slow
+
 # Of a hundred steps, nothing but steps and saves.
 SETTINGS = (
   *teams.SETTINGS,
@@ -49,7 +52,7 @@ def check_goes_on(nursery, workdir, whole):
   assert found == expected
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [0, 1])
 def test_a_signal_to_one_stops_all_at_the_same_step(
   nursery, whole, tmp_path, number
 ):
@@ -67,9 +70,9 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
   ("number", "phase", "after"),
   [
     (1, "stepping", 45),
-    pytest.param(0, "stepping", 45, marks=pytest.mark.slow),
-    pytest.param(0, "saving", 40, marks=pytest.mark.slow),
-    pytest.param(1, "compiling", 0, marks=pytest.mark.slow),
+    (0, "stepping", 45),
+    (0, "saving", 40),
+    (1, "compiling", 0),
   ],
 )
 def test_a_death_ends_all_in_bounded_time(
@@ -92,7 +95,6 @@ def test_a_death_ends_all_in_bounded_time(
   check_goes_on(nursery, tmp_path, whole)
 
 
-@pytest.mark.slow
 def test_one_that_hangs_counts_as_gone(nursery, tmp_path):
   team = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={tmp_path}"])
   assert team.lives[1].wait_for("stepping", 30)
@@ -105,7 +107,6 @@ def test_one_that_hangs_counts_as_gone(nursery, tmp_path):
   assert team.lives[1].wait(BOUND) == 76
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "largest"), [(0, 5000), (1, 600)])
 def test_a_full_disk_of_one_process_ends_all_and_loses_nothing(
   nursery, whole, tmp_path, number, largest
@@ -126,7 +127,6 @@ def test_a_full_disk_of_one_process_ends_all_and_loses_nothing(
   check_goes_on(nursery, tmp_path, whole)
 
 
-@pytest.mark.slow
 def test_a_signal_while_evaluating_stops_all_at_once(nursery, tmp_path):
   args = [
     *teams.SETTINGS,
@@ -158,7 +158,6 @@ def test_a_signal_while_nothing_is_at_stake_ends_all_at_once(nursery, tmp_path):
   assert "process 0 on " in team.told(1)
 
 
-@pytest.mark.slow
 def test_killed_at_random_times_nothing_torn_is_loaded(
   nursery, whole, tmp_path
 ):
