@@ -197,36 +197,27 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
   return numbers
 
 
+# As XLA's own products have it, and those that are left to cuBLAS.
+_CONTRACTED = re.compile(
+  r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)[\]}]'
+)
+
+
 def _flops(computation: hlo.Computation, each: hlo.Instruction) -> float:
-  if each.opcode == "dot":
+  if each.opcode == "dot" or _is_gemm(each):
     lhs = computation[each.operands[0]].arrays[0].dims
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
-    axes = [int(i) for i in found.group(1).split(",") if i] if found else []
-    return (
-      2.0 * math.prod(each.arrays[0].dims) * math.prod(lhs[i] for i in axes)
-    )
+    found = _CONTRACTED.search(each.attributes)
+    axes = re.findall(r"\d+", found.group(1)) if found else []
+    contracted = math.prod(lhs[int(i)] for i in axes)
+    return 2.0 * math.prod(each.arrays[0].dims) * contracted
   if each.opcode == "convolution":
     return _convolution_flops(computation, each)
-  if _is_gemm(each):
-    return _gemm_flops(computation, each)
   return 0.0
 
 
 def _is_gemm(each: hlo.Instruction) -> bool:
   target = 'custom_call_target="__cublas$'
   return each.opcode == "custom-call" and target in each.attributes
-
-
-def _gemm_flops(computation: hlo.Computation, each: hlo.Instruction) -> float:
-  """A product that is left to cuBLAS."""
-  lhs = computation[each.operands[0]].arrays[0].dims
-  found = re.search(
-    r'"lhs_contracting_dimensions":\[([^\]]*)\]', each.attributes
-  )
-  axes = re.findall(r"\d+", found.group(1)) if found else []
-  return (
-    2.0 * math.prod(each.arrays[0].dims) * math.prod(lhs[int(i)] for i in axes)
-  )
 
 
 def _convolution_flops(

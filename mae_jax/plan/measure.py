@@ -68,9 +68,9 @@ _OPTIONS = {
 }
 
 
-def lower(planned: plan_program.Planned) -> Any:
+def lower(planned: plan_program.Planned, state: Any = None) -> Any:
   """The train step as XLA is given it, a `jax.stages.Lowered`."""
-  state = program_lib.abstract_state(planned)
+  state = program_lib.abstract_state(planned) if state is None else state
   step = program_lib.jit_step(planned.train_step, planned.mesh, state)
   with jax.set_mesh(planned.mesh):
     return step.lower(state, planned.batch())
@@ -87,7 +87,7 @@ def measure(planned: plan_program.Planned, chip: hardware.Chip) -> Measured:
   costs = None
   try:
     options = _OPTIONS.get(planned.mesh.devices.flat[0].platform)
-    compiled = lower(planned).compile(compiler_options=options)
+    compiled = lower(planned, state).compile(compiler_options=options)
     peak, fits = _peak(compiled), True
     costs = _costs(compiled, planned.mesh.size)
   except jax.errors.JaxRuntimeError as error:

@@ -21,19 +21,6 @@ from mae_jax.steps import update
 ROLE = classifiers.MODEL  # what is trained
 
 
-def init(
-  classifier: classifiers.FineTuned,
-  tx: optax.GradientTransformation,
-  *,
-  seed: jax.Array | int,
-) -> checkpoints.TrainState:
-  """A new state; under `jax.eval_shape` its shapes alone."""
-  params = classifier.init(rng.key(seed, "init"))
-  return checkpoints.TrainState.create(
-    params=params, opt_state={ROLE: tx.init(params[ROLE])}
-  )
-
-
 def train_step(
   state: checkpoints.TrainState,
   batch: Mapping[str, jax.Array],
@@ -142,7 +129,9 @@ def program(
   tx = optim.adamw(config.optim, optim.FINETUNE_NOT_DECAYED, scales)
   data, patch_size = config.data, classifier.encoder.patch_size
   return program_lib.Program(
-    init=functools.partial(init, classifier, tx, seed=seed),
+    init=functools.partial(
+      program_lib.init_classifier, classifier, tx, role=ROLE, seed=seed
+    ),
     train_step=functools.partial(
       train_step,
       model=classifier.model,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mae_jax import checkpoints, losses, optim, rng
+from mae_jax import checkpoints, losses, optim
 from mae_jax import config as config_lib
 from mae_jax.models import batch_norm, classifiers, flops, patches
 from mae_jax.steps import program as program_lib
@@ -20,19 +20,6 @@ from mae_jax.steps import update
 # What is trained. The encoder is never changed, and the running statistics are
 # by no optimiser.
 HEAD, STATS = classifiers.HEAD, classifiers.STATS
-
-
-def init(
-  classifier: classifiers.Probe,
-  tx: optax.GradientTransformation,
-  *,
-  seed: jax.Array | int,
-) -> checkpoints.TrainState:
-  """A new state; under `jax.eval_shape` its shapes alone."""
-  params = classifier.init(rng.key(seed, "init"))
-  return checkpoints.TrainState.create(
-    params=params, opt_state={HEAD: tx.init(params[HEAD])}
-  )
 
 
 def train_step(
@@ -101,7 +88,9 @@ def program(
   tx = optim.lars(config.optim)
   data, patch_size = config.data, classifier.encoder.patch_size
   return program_lib.Program(
-    init=functools.partial(init, classifier, tx, seed=seed),
+    init=functools.partial(
+      program_lib.init_classifier, classifier, tx, role=HEAD, seed=seed
+    ),
     train_step=functools.partial(
       train_step, classifier=classifier, tx=tx, lr_fn=lr_fn, config=config
     ),

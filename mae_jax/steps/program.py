@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import jax
+import optax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, sharding
+from mae_jax import checkpoints, rng, sharding
 from mae_jax import config as config_lib
+from mae_jax.models import classifiers
 
 Init: TypeAlias = Callable[[], checkpoints.TrainState]
 Step: TypeAlias = Callable[
@@ -33,6 +35,20 @@ class Program:
   init: Init
   train_step: Step
   flops_per_image: int
+
+
+def init_classifier(
+  classifier: classifiers.Classifier,
+  tx: optax.GradientTransformation,
+  *,
+  role: str,
+  seed: jax.Array | int,
+) -> checkpoints.TrainState:
+  """A new state, of which `role` is trained; only ever traced."""
+  params = classifier.init(rng.key(seed, "init"))
+  return checkpoints.TrainState.create(
+    params=params, opt_state={role: tx.init(params[role])}
+  )
 
 
 class Placed(Protocol):
