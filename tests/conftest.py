@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Threads of XLA: with as few as there are cores, the collectives of one device
 # can take those that another one needs to join them, for good.
 os.environ.setdefault("NPROC", "32")
+
+# Under nohup, or after `&` in a script, a signal is ignored, and so it would be
+# in the programs that tests start; what is caught here is default there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+  signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 import jax
 import torch
