@@ -152,9 +152,15 @@ def random_resized_crop_arrays(
 
 
 def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-  """Mirrors images [..., H, W, C] whose draw [...] is below a half."""
-  mirror = (draws < 0.5)[..., None, None, None]
-  return tf.where(mirror, tf.reverse(images, axis=[-2]), images)
+  """Mirrors one image [H, W, C], or those of [n, H, W, C], by draws < 0.5."""
+  mirror = draws < 0.5
+  if len(images.shape) == 3:
+    # tf.where takes ten times as long to broadcast one truth over all pixels.
+    return tf.cond(
+      mirror, lambda: tf.reverse(images, axis=[-2]), lambda: images
+    )
+  mirrored = tf.reverse(images, axis=[-2])
+  return tf.where(mirror[..., None, None, None], mirrored, images)
 
 
 def rand_augment(
@@ -286,11 +292,38 @@ def covering_size(
 
 
 def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:
-  """Bicubic with antialiasing, which is what Pillow's resize does."""
-  resized = tf.image.resize(
-    image, size, tf.image.ResizeMethod.BICUBIC, antialias=True
+  """Bicubic with antialiasing, which is what Pillow's resize does.
+
+  The values are those of `tf.image.resize`, but for ties, in a third of the
+  time: of what is one pixel wide and has many channels its operation adds up
+  whole rows, where of three channels it goes from pixel to pixel.
+  """
+  shape, channels = tf.shape(image), image.shape[-1]
+  height, width = size[0], size[1]
+  rows = _resize_rows(image, shape[0], height)  # [height, w * C]
+  columns = tf.transpose(
+    tf.reshape(rows, [height, shape[1], channels]), [1, 0, 2]
   )
-  return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+  pixels = _resize_rows(columns, shape[1], width)  # [width, height * C]
+  pixels = tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
+  pixels = tf.reshape(pixels, [width, height, channels])
+  return tf.transpose(pixels, [1, 0, 2])
+
+
+def _resize_rows(
+  image: tf.Tensor, length: tf.Tensor, size: int | tf.Tensor
+) -> tf.Tensor:
+  """The first axis of [length, n, C] resized to [size, n * C], float32."""
+  scale = tf.cast(size, tf.float32) / tf.cast(length, tf.float32)
+  resized = tf.raw_ops.ScaleAndTranslate(
+    images=tf.reshape(image, [1, length, 1, -1]),
+    size=tf.stack([size, 1]),
+    scale=tf.stack([scale, 1.0]),
+    translation=[0.0, 0.0],
+    kernel_type="keyscubic",
+    antialias=True,
+  )
+  return tf.reshape(resized, [size, -1])
 
 
 def _middle(cover: Any, size: int) -> Any:
