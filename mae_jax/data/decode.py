@@ -25,6 +25,7 @@ def decode(
   channels: int,
   upright: bool,
   box: Box | None = None,
+  may_fail: bool = False,
 ) -> _Result:
   """Decodes an image file, or one box of it.
 
@@ -34,6 +35,8 @@ def decode(
     upright: whether the EXIF tag of orientation is followed.
     box: from the image's [height, width] to the integers top, left, height,
       width; None for the whole image.
+    may_fail: whether an image that cannot be read may be an error, as the
+      caller has an `attempt` of its own.
 
   Returns:
     uint8 [height, width, channels], and the scalar string "", or the reason why
@@ -51,14 +54,22 @@ def decode(
       return how.by_pillow(*tf.numpy_function(pixels.read, [given], _STRINGS))
     return how.by_pillow(given, tf.constant(b""))
 
-  # A graph has no `except`, but a data set can leave out an element that
-  # failed; the second is computed only if the first one is left out.
+  result = quick(given) if may_fail else attempt(given, quick, slow)
+  image, reason = result
+  return tf.ensure_shape(image, [None, None, channels]), reason
+
+
+def attempt(
+  given: Any, quick: Callable[[Any], Any], slow: Callable[[Any], Any]
+) -> Any:
+  """What `quick` makes of some tensors, or if that fails, what `slow` does.
+
+  A graph has no `except`, but a data set can leave out an element that failed;
+  the second is computed only if the first one is left out.
+  """
   one = tf.data.Dataset.from_tensors(given)
   tried = _map(one, quick).ignore_errors(log_warning=False)
-  image, reason = (
-    tried.concatenate(_map(one, slow)).take(1).get_single_element()
-  )
-  return tf.ensure_shape(image, [None, None, channels]), reason
+  return tried.concatenate(_map(one, slow)).take(1).get_single_element()
 
 
 class _Decoder:
@@ -131,7 +142,8 @@ class _Decoder:
       [tf.uint8, tf.string],
       stateful=False,
     )
-    return tf.ensure_shape(image, [None, None, self._channels]), failed
+    image = tf.ensure_shape(image, [None, None, self._channels])
+    return image, tf.ensure_shape(failed, [])
 
 
 def _jpeg_shape(data: tf.Tensor) -> tf.Tensor:
@@ -180,7 +192,7 @@ def _to_grey(image: tf.Tensor) -> tf.Tensor:
 
 
 def _map(
-  dataset: tf.data.Dataset, function: Callable[[tf.Tensor], _Result]
+  dataset: tf.data.Dataset, function: Callable[[Any], Any]
 ) -> tf.data.Dataset:
   # Nothing here needs AutoGraph, whose conversion takes seconds.
   return dataset.map(tf.autograph.experimental.do_not_convert(function))

@@ -15,12 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from mae_jax import config
-from mae_jax.data import lanes, order, preprocess, randaugment, stream
+from mae_jax.data import decode, lanes, order, preprocess, randaugment, stream
 from mae_jax.data.sources import Indexed, Records, Source
 from mae_jax.data.unreadable import Unreadable
 
 Batch = dict[str, np.ndarray]
 _Tensors = dict[str, tf.Tensor]
+
+_FEW = 8  # images that are tried together: more gain nothing
 
 
 def train_batches(
@@ -128,7 +130,8 @@ def _augmented(
       result["randaugment"] = draws("randaugment", randaugment.DRAWS)
     if isinstance(source, Indexed):
       position = step * data.batch_size + rows
-      result["index"] = order.shuffled(position, source.num_examples, seed)
+      index = order.shuffled(position, source.num_examples, seed)
+      result["index"] = tf.ensure_shape(index, rows.shape)
     return result
 
   if isinstance(source, Indexed) and source.image_shape:
@@ -140,25 +143,68 @@ def _augmented(
 
     return _map(steps, whole)
 
-  def indexed(plans: _Tensors) -> _Tensors:
-    assert isinstance(source, Indexed)
-    record = source.load(plans["index"])
-    return _augment(record, plans, data)
+  few = max(k for k in range(1, _FEW + 1) if len(rows) % k == 0)
+  parts = len(rows) // few
 
-  def recorded(
-    plans: _Tensors, record: tuple[tf.Tensor, tf.Tensor]
-  ) -> _Tensors:
-    assert isinstance(source, Records)
-    return _augment(_parse(source, *record), plans, data)
+  def divided(step: tf.Tensor) -> _Tensors:
+    return {
+      name: tf.reshape(value, [parts, few, *value.shape[1:]])
+      for name, value in plan(step).items()
+    }
 
-  plans = _map(steps, plan).unbatch()
+  def joined(batch: _Tensors) -> _Tensors:
+    return {
+      name: tf.reshape(value, [len(rows), *value.shape[2:]])
+      for name, value in batch.items()
+    }
+
+  plans = _map(steps, divided).unbatch()
   if isinstance(source, Indexed):
-    return _map(plans, indexed).batch(len(rows))
-  records = lanes.train_stream(
-    source, data, seed=seed, rows=rows, start_step=start_step
-  )
-  pairs = tf.data.Dataset.zip(plans, records)
-  return _map(pairs, recorded).batch(len(rows))
+    load = source.load
+    several = _map(
+      plans, lambda plans: _several(plans, lambda p: load(p["index"]), data)
+    )
+  else:
+    records = lanes.train_stream(
+      source, data, seed=seed, rows=rows, start_step=start_step
+    )
+    several = _map(
+      tf.data.Dataset.zip(plans, records.batch(few)),
+      lambda plans, record: _several(
+        plans | {"record": record},
+        lambda p: _parse(source, *p["record"]),
+        data,
+      ),
+    )
+  return _map(several.batch(parts, drop_remainder=True), joined)
+
+
+def _several(
+  plans: _Tensors, load: Callable[[_Tensors], _Tensors], data: config.Data
+) -> _Tensors:
+  """A few augmented examples, of plans [n, ...].
+
+  Together, as only a data set can go on after an image that cannot be read, and
+  to make one for each image would take a tenth of the time.
+  """
+  shape = [*data.image_size, data.channels]
+  signature = {
+    "image": tf.TensorSpec(shape, tf.uint8),
+    "label": tf.TensorSpec([], tf.int32),
+    "readable": tf.TensorSpec([], tf.bool),
+    "id": tf.TensorSpec([], tf.int64),
+    "reason": tf.TensorSpec([], tf.string),
+  }
+
+  def each(may_fail: bool) -> Callable[[_Tensors], _Tensors]:
+    return lambda plans: tf.map_fn(
+      lambda plan: _augment(load(plan), plan, data, may_fail),
+      plans,
+      fn_output_signature=signature,
+      parallel_iterations=1,
+    )
+
+  return decode.attempt(plans, each(may_fail=True), each(may_fail=False))
 
 
 def eval_batches(
@@ -303,7 +349,9 @@ def _parse(source: Records, id_: tf.Tensor, serialised: tf.Tensor) -> _Tensors:
   return source.parse(serialised) | {"id": id_}
 
 
-def _augment(record: _Tensors, plan: _Tensors, data: config.Data) -> _Tensors:
+def _augment(
+  record: _Tensors, plan: _Tensors, data: config.Data, may_fail: bool
+) -> _Tensors:
   image, reason = preprocess.random_resized_crop(
     record,
     plan["crop"],
@@ -313,6 +361,7 @@ def _augment(record: _Tensors, plan: _Tensors, data: config.Data) -> _Tensors:
     clipped=data.crop_clipped,
     channels=data.channels,
     upright=data.upright,
+    may_fail=may_fail,
   )
   readable = reason == b""
   mean = np.rint(255 * np.asarray(data.mean)).clip(0, 255).astype(np.uint8)

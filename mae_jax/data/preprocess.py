@@ -105,6 +105,7 @@ def random_resized_crop(
   clipped: bool = False,
   channels: int,
   upright: bool,
+  may_fail: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Crops an image file to `crop_box` and resizes the crop, bicubic.
 
@@ -119,6 +120,7 @@ def random_resized_crop(
     clipped: see `crop_box`.
     channels: see `decode`.
     upright: see `decode`.
+    may_fail: see `decode`.
 
   Returns:
     uint8 [height, width, channels], and why the image cannot be read or "".
@@ -128,7 +130,7 @@ def random_resized_crop(
     return crop_box(shape[0], shape[1], draws, scale, ratio, clipped)
 
   image, reason = decode.decode(
-    record, channels=channels, upright=upright, box=box
+    record, channels=channels, upright=upright, box=box, may_fail=may_fail
   )
   return _resize(image, size), reason
 
