@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-fast lint reliability weights conversion plan clean
+.PHONY: train test test-fast lint reliability weights conversion plan pipeline clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -29,6 +29,9 @@ reliability: .venv/test
 
 conversion: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.conversion
+
+pipeline: .venv/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.pipeline
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

@@ -11,7 +11,9 @@ SHARDS = 3
 TRAIN, TEST = 53, 22
 
 
-class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Prepared(  # type: ignore[call-arg]
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """Writes the examples it is given as TFDS data sets are written."""
 
   VERSION = tfds.core.Version("1.0.0")

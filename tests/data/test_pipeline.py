@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -130,6 +131,22 @@ def test_processes_share_a_batch(any_settings, source, processes):
     ],
     whole,
   )
+
+
+@pytest.mark.parametrize("number", [1, 5, 12])
+def test_how_many_images_are_tried_together_does_not_matter(
+  any_settings, photo_dir, tmp_path, number
+):
+  """One, five, and twice six of a batch that is three times eight."""
+  shutil.copytree(photo_dir, tmp_path / "photos")
+  (tmp_path / "photos" / "train" / "cat" / "02.jpg").write_bytes(b"no image")
+  data = any_settings(
+    "folder", path=str(tmp_path / "photos"), batch_size=24, max_unreadable=1.0
+  )
+  whole = train(data, 3)
+  assert 0 < joined(whole, "readable").mean() < 1
+  some = [{k: v[:number] for k, v in batch.items()} for batch in whole]
+  assert_same(train(data, 3, rows=np.arange(number)), some)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -1,0 +1,462 @@
+"""What the input pipeline costs, beside torchvision, Grain and libjpeg-turbo.
+
+    python -m bench.pipeline
+
+It writes `bench/pipeline.md`. Photographs of 500 x 375 pixels and about 55 KB,
+as ImageNet's are, are cut from those that scikit-learn and matplotlib ship.
+Each pipeline is asked for images in turn, several rounds; what counts is the
+CPU time of its process and its workers, user and system, which other work on
+the machine disturbs least. Figures are medians, ratios those of medians.
+
+The others need an environment of their own, which is made in --peers with pip;
+`--peers=` leaves them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import io
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import psutil
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn import datasets
+
+from bench import feeders
+from mae_jax import command_line, hardware
+from mae_jax.data import preprocess
+from mae_jax.models import build, flops
+from mae_jax.plan import topology
+from tests import prepared
+
+OUT = pathlib.Path(__file__).with_suffix(".md")
+PEERS = (
+  "torch==2.14.1",
+  "torchvision==0.29.1",
+  "grain==0.2.18",
+  "simplejpeg==1.9.0",
+  "pillow==13.0.0",
+)
+PORTRAIT = "sample_data/grace_hopper.jpg"  # of matplotlib
+BYTES, WIDTH, HEIGHT = 55_000, 500, 375
+CHIPS = ("v5e", "v5p", "v6e", "h100")
+RECIPES = {"B": "vit_b", "L": "vit_l", "H": "vit_h"}
+
+PIPELINES = {
+  "folder": "mae_jax, a folder: uint8",
+  "tfds": "mae_jax, TFDS's records: uint8",
+  "torchvision": "torchvision, ImageFolder and DataLoader: float32",
+  "grain": "Grain with Pillow: uint8",
+  "libjpeg": "libjpeg-turbo, whole images, nothing else",
+}
+# What each part is measured with, and without.
+PARTS = {
+  "order, random numbers, reading": ("read", None),
+  "decoding of the crop": ("decode", "read"),
+  "resizing": ("resize", "decode"),
+  "flipping": ("flip", "resize"),
+  "all else: other kinds of image, faults, batches": ("folder", "flip"),
+}
+OTHERS = {
+  "resizing by tf.image.resize, antialiased (before)": ("tf resize", "decode"),
+  "resizing by Pillow in tf.numpy_function": ("pillow resize", "decode"),
+  "resizing by tf.image.resize, aliased": ("tf aliased", "decode"),
+  "flipping by tf.where (before)": ("tf.where", "resize"),
+  "decoding of the crop, INTEGER_FAST": ("fast dct", "read"),
+  "decoding of the whole image": ("tf decode", "read"),
+}
+
+
+def host_cores(
+  images_per_second_per_chip: float, cpu_seconds_per_image: float
+) -> float:
+  """How many cores of a host each of its chips keeps busy."""
+  return images_per_second_per_chip * cpu_seconds_per_image
+
+
+def rooflines() -> dict[str, float]:
+  """Images a second, by "B/v5e", of chips that only multiply, at their peak."""
+  rates = {}
+  for size, recipe in RECIPES.items():
+    config = command_line.recipe(f"configs/{recipe}.py")
+    number = flops.train_step(build.masked_autoencoder(config))
+    for chip in CHIPS:
+      name = (topology.TPUS | topology.GPUS)[chip]
+      rates[f"{size}/{chip}"] = hardware.CHIPS[name].flops / number
+  return rates
+
+
+def make_photos(root: pathlib.Path, number: int) -> int:
+  """Writes the folder and the TFDS data set; returns the mean size in bytes."""
+  photos = [Image.fromarray(x) for x in datasets.load_sample_images().images]
+  portrait = pathlib.Path(matplotlib.get_data_path(), PORTRAIT)
+  photos.append(Image.open(portrait).convert("RGB"))
+  random = np.random.default_rng(0)
+  sizes, examples = [], []
+  for k in range(number):
+    photo = photos[k % len(photos)]
+    most = min(photo.width / WIDTH, photo.height / HEIGHT)
+    scale = most * random.uniform(0.6, 1)
+    width, height = int(WIDTH * scale), int(HEIGHT * scale)
+    left = int(random.integers(photo.width - width + 1))
+    top = int(random.integers(photo.height - height + 1))
+    crop = photo.resize(
+      (WIDTH, HEIGHT),
+      Image.Resampling.BICUBIC,
+      box=(left, top, left + width, top + height),
+    )
+    data = encode(crop)
+    path = root / "photos" / "train" / f"{k % 10}" / f"{k:04d}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    sizes.append(len(data))
+    examples.append({"image": str(path), "label": k % 10})
+  features = {
+    "image": tfds.features.Image(shape=(None, None, 3)),
+    "label": tfds.features.ClassLabel(num_classes=10),
+  }
+  splits = {"train": examples}
+  prepared.prepare(root / "tfds", "photos", features, splits, feeders.LANES)
+  return round(np.mean(sizes))
+
+
+def encode(image: Image.Image) -> bytes:
+  """A JPEG of the quality that comes nearest to BYTES from above."""
+  low, high = 30, 98
+  while True:
+    quality = (low + high) // 2
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    if low == high:
+      return buffer.getvalue()
+    if buffer.tell() < BYTES:
+      low = quality + 1
+    else:
+      high = quality
+
+
+class Process:
+  """A process of `feeders`."""
+
+  def __init__(self, python: str, kind: str, root: pathlib.Path, cores: int):
+    command = [python, feeders.__file__, kind, str(root), str(cores)]
+    here = str(pathlib.Path(__file__).parents[1])
+    self._process = subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {"PYTHONPATH": here, "JAX_PLATFORMS": "cpu"},
+    )
+    self._tree = psutil.Process(self._process.pid)
+    self._answer()
+
+  def feed(self, name: str, number: int) -> tuple[float, float]:
+    """Seconds of CPU and of the clock for an image.
+
+    By the clock the last half counts, as some lie ready from before; what is
+    made ahead in the end counts as CPU time, which so is that of `number`.
+    """
+    begin = self._rest()
+    self._ask(name, number // 2)
+    clock = self._ask(name, number // 2)
+    return (self._rest() - begin) / number, clock / (number // 2)
+
+  def close(self) -> None:
+    """Ends it."""
+    assert self._process.stdin is not None
+    self._process.stdin.close()
+    self._process.terminate()
+    self._process.wait()
+
+  def _ask(self, name: str, number: int) -> float:
+    assert self._process.stdin is not None
+    self._process.stdin.write(f"{name} {number}\n")
+    self._process.stdin.flush()
+    return float(self._answer())
+
+  def _answer(self) -> str:
+    assert self._process.stdout is not None
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError("a process of feeders ended: see above")
+    return line
+
+  def _rest(self) -> float:
+    """CPU seconds so far, once there are (nearly) no more."""
+    now = self._cpu()
+    for _ in range(100):
+      before = now
+      time.sleep(0.3)
+      now = self._cpu()
+      if now - before < 0.02:
+        break
+    return now
+
+  def _cpu(self) -> float:
+    times = [self._tree.cpu_times()]
+    times += [each.cpu_times() for each in self._tree.children(recursive=True)]
+    return sum(each.user + each.system for each in times)
+
+
+def environment(folder: pathlib.Path) -> str:
+  """The Python of the environment with the others, made if need be."""
+  python = folder / "bin" / "python"
+  done = folder / "done"
+  if not done.exists() or done.read_text() != "\n".join(PEERS):
+    print(f"making {folder} ...", flush=True)
+    venv.create(folder, with_pip=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", *PEERS]
+    subprocess.run(pip, check=True)
+    done.write_text("\n".join(PEERS))
+  return str(python)
+
+
+Found = dict[str, np.ndarray]  # by feeder: [rounds, 2], CPU and clock
+
+
+def measure(
+  processes: Mapping[str, Process], number: int, rounds: int
+) -> Found:
+  """Asks every feeder in turn, after one round that does not count."""
+  found: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
+  for k in range(rounds + 1):
+    print(f"round {k} of {rounds} ...", flush=True)
+    for name, process in processes.items():
+      cost = process.feed(name, number if k else 4 * feeders.BATCH)
+      if k:
+        found[name].append(cost)
+  return {name: np.array(costs) for name, costs in found.items()}
+
+
+def pipeline_rows(found: Found) -> Iterator[str]:
+  """The table of whole pipelines."""
+  yield (
+    "| pipeline | CPU an image | images a CPU second | images a second | CPU, "
+    "torchvision = 1 | CPU, libjpeg-turbo = 1 |"
+  )
+  yield "|---|---|---|---|---|---|"
+  median = {name: np.median(costs, 0) for name, costs in found.items()}
+
+  def ratio(name: str, base: str) -> str:
+    if base not in median:
+      return "-"
+    return f"{median[name][0] / median[base][0]:.2f}"
+
+  for name, label in PIPELINES.items():
+    if name in found:
+      cpu, clock = median[name]
+      low, high = 1e3 * found[name][:, 0].min(), 1e3 * found[name][:, 0].max()
+      yield (
+        f"| {label} | {1e3 * cpu:.2f} ms ({low:.2f} to {high:.2f}) | "
+        f"{1 / cpu:.0f} | {1 / clock:.0f} | {ratio(name, 'torchvision')} | "
+        f"{ratio(name, 'libjpeg')} |"
+      )
+
+
+def part_rows(
+  found: Found, parts: Mapping[str, tuple[str, str | None]]
+) -> Iterator[str]:
+  """A table of parts: each by what it adds."""
+  yield "| part | CPU an image |"
+  yield "|---|---|"
+  for label, (name, without) in parts.items():
+    cpu = np.median(found[name][:, 0])
+    if without:
+      cpu -= np.median(found[without][:, 0])
+    yield f"| {label} | {1e3 * cpu:.2f} ms |"
+
+
+def pixel_rows(root: pathlib.Path, number: int) -> Iterator[str]:
+  """How far crops are from what the reference makes with Pillow."""
+  files = sorted((root / "photos").rglob("*.jpg"))
+  draws = np.random.default_rng(1).random(
+    (number, preprocess.CROP_DRAWS), np.float32
+  )
+  kinds: dict[str, list[np.ndarray]] = {}
+  for k, draw in enumerate(draws):
+    data = files[k % len(files)].read_bytes()
+    box = preprocess.crop_box(HEIGHT, WIDTH, draw, feeders.SCALE, feeders.RATIO)
+    top, left, height, width = (int(x) for x in box)
+    size = (feeders.SIZE, feeders.SIZE)
+    with Image.open(io.BytesIO(data)) as image:
+      crop = image.crop((left, top, left + width, top + height))
+    wanted = np.asarray(crop.resize(size, Image.Resampling.BICUBIC)).astype(int)
+
+    def decoded(
+      dct: str, data: bytes = data, box: tf.Tensor = box
+    ) -> tf.Tensor:
+      return tf.io.decode_and_crop_jpeg(data, box, channels=3, dct_method=dct)
+
+    exact = decoded("INTEGER_ACCURATE")
+    aliased = tf.image.resize(exact, size, "bicubic")
+    aliased = np.clip(np.rint(aliased), 0, 255)
+    pillow = Image.fromarray(exact.numpy())
+    results = {
+      "this project": preprocess._resize(exact, size).numpy(),
+      "the same, resized by Pillow": np.asarray(
+        pillow.resize(size, Image.Resampling.BICUBIC)
+      ),
+      "the same, decoded with INTEGER_FAST": preprocess._resize(
+        decoded("INTEGER_FAST"), size
+      ).numpy(),
+      "the same, resized without antialiasing": aliased,
+    }
+    for name, result in results.items():
+      kinds.setdefault(name, []).append(np.abs(result - wanted))
+  yield "| crops | mean difference | largest | pixels that differ | PSNR |"
+  yield "|---|---|---|---|---|"
+  for name, differences in kinds.items():
+    all_ = np.array(differences)
+    psnr = 10 * np.log10(255**2 / np.square(all_).mean())
+    yield (
+      f"| {name} | {all_.mean():.3f} | {all_.max():.0f} | "
+      f"{100 * (all_ > 0).mean():.1f} % | {psnr:.0f} dB |"
+    )
+
+
+def core_rows(
+  cpu: float, rates: Mapping[str, float], given: Sequence[str]
+) -> Iterator[str]:
+  """Cores of the host for each chip, by network and chip."""
+  yield "| | " + " | ".join(CHIPS) + " |"
+  yield "|---|" + "---|" * len(CHIPS)
+  for size in RECIPES:
+    cells = []
+    for chip in CHIPS:
+      rate = rates[f"{size}/{chip}"]
+      source = "plan" if f"{size}/{chip}" in given else "peak"
+      cells.append(
+        f"{host_cores(rate, cpu):.1f} ({rate:.0f} images/s, {source})"
+      )
+    yield f"| ViT-{size} | " + " | ".join(cells) + " |"
+
+
+def report(
+  found: Found,
+  pixels: Sequence[str],
+  rates: Mapping[str, float],
+  given: Sequence[str],
+  about: str,
+) -> str:
+  """The text of `pipeline.md`."""
+  cpu = float(np.median(found["folder"][:, 0]))
+  whole = [
+    "# What the input pipeline costs",
+    "",
+    "Written by `python -m bench.pipeline`. CPU time is user and system time "
+    "of a process and its workers; medians, with the smallest and largest; "
+    "all of one run, each pipeline asked in turn.",
+    about,
+    "",
+    *pipeline_rows(found),
+    "",
+    "Each makes batches of 64 crops of 224 x 224 by RandomResizedCrop (0.2, "
+    "1), bicubic, and flips. torchvision normalises too; here the train step "
+    "does, on the device. libjpeg-turbo is that of simplejpeg, in threads.",
+    "",
+    "## Where the time goes",
+    "",
+    "Each part is what a pipeline takes with it, less what one takes without.",
+    "",
+    *part_rows(found, PARTS),
+    "",
+    "In its place, or as it was:",
+    "",
+    *part_rows(found, OTHERS),
+    "",
+    "## How far from the reference",
+    "",
+    "Against Pillow, which decodes the whole image, crops it and resizes the "
+    "crop (levels of 255). Pillow rounds between its two passes and again "
+    "after; here it is done once. A JPEG's colour at a crop's very edge is "
+    "interpolated from inside the crop alone.",
+    "",
+    *pixels,
+    "",
+    "## Cores of the host for each chip",
+    "",
+    f"Images a second times {1e3 * cpu:.2f} ms, with cores like those here. "
+    "Where it says peak, chips are thought to multiply at their peak all the "
+    "time, which none does: an upper bound. `--rates=B/v5e=RATE,...` takes the "
+    "images a second and chip that `python -m mae_jax.plan` estimates.",
+    "",
+    *core_rows(cpu, rates, given),
+    "",
+  ]
+  return "\n".join(whole)
+
+
+def about(mean: int, number: int, rounds: int, peers: bool) -> str:
+  """Where and with what."""
+  versions = [
+    f"{name} {importlib.metadata.version(name)}"
+    for name in ("tensorflow_datasets", "pillow", "numpy")
+  ]
+  versions.insert(0, f"TensorFlow {tf.__version__}")
+  there = f"; in the other environment {', '.join(PEERS)}" if peers else ""
+  return (
+    f"{rounds} rounds of {number} images; {WIDTH} x {HEIGHT} JPEGs of "
+    f"{mean / 1e3:.1f} KB on average, in the file cache. "
+    f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, load "
+    f"{os.getloadavg()[0]:.1f} at the end, Python {platform.python_version()}, "
+    f"{', '.join(versions)}{there}."
+  )
+
+
+def main() -> None:
+  """Measures and writes."""
+  flags = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  flags.add_argument("--images", type=int, default=300, help="different ones")
+  flags.add_argument("--number", type=int, default=2560, help="made a round")
+  flags.add_argument("--rounds", type=int, default=7)
+  flags.add_argument("--peers", default=".venv/peers", help="'' for none")
+  flags.add_argument("--rates", default="", help="e.g. B/v5e=700,L/v5e=300")
+  flags.add_argument("--out", type=pathlib.Path, default=OUT)
+  settings = flags.parse_args()
+  given = dict(each.split("=") for each in settings.rates.split(",") if each)
+  rates = rooflines() | {name: float(rate) for name, rate in given.items()}
+  cores = os.cpu_count() or 1
+  with tempfile.TemporaryDirectory() as directory:
+    root = pathlib.Path(directory)
+    mean = make_photos(root, settings.images)
+    pixels = list(pixel_rows(root, settings.images))
+    ours = Process(sys.executable, "ours", root, cores)
+    others = None
+    processes = dict.fromkeys(["folder", "tfds"], ours)
+    if settings.peers:
+      python = environment(pathlib.Path(settings.peers))
+      others = Process(python, "peers", root, cores)
+      processes |= dict.fromkeys(["torchvision", "grain", "libjpeg"], others)
+    names = [name for name, _ in [*PARTS.values(), *OTHERS.values()]]
+    processes |= dict.fromkeys(names, ours)
+    found = measure(processes, settings.number, settings.rounds)
+    ours.close()
+    if others:
+      others.close()
+  text = report(
+    found,
+    pixels,
+    rates,
+    list(given),
+    about(mean, settings.number, settings.rounds, bool(settings.peers)),
+  )
+  settings.out.write_text(text)
+  print(text)
+
+
+if __name__ == "__main__":
+  main()
