@@ -3,8 +3,9 @@
     python bench/feeders.py ours DIRECTORY CORES
     python bench/feeders.py peers DIRECTORY CORES
 
-A line "NAME NUMBER" on stdin has feeder NAME make NUMBER images; the answer is
-a line with the seconds that passed. The other side, `pipeline`, looks at the
+A line "NAME NUMBER" on stdin has feeder NAME make NUMBER images, after a line
+"NAME drain" none of which lay ready; the answer is a line with the seconds that
+passed. The other side, `pipeline`, looks at the
 CPU time of this process and its children. `peers` needs none of this project,
 whose environment has other packages: hence one file, and imports inside.
 """
@@ -248,9 +249,23 @@ def main() -> None:
     if name not in streams:
       streams[name] = feeders[name]()
     begin = time.monotonic()
-    for _ in range(int(number) // BATCH):
-      next(streams[name])
+    if number == "drain\n":
+      drain(streams[name])
+    else:
+      for _ in range(int(number) // BATCH):
+        next(streams[name])
     print(time.monotonic() - begin, flush=True)
+
+
+def drain(stream: Iterator[Any]) -> None:
+  """Takes batches until those that lay ready are used up."""
+  slow = 0
+  for _ in range(256):
+    begin = time.monotonic()
+    next(stream)
+    slow += time.monotonic() - begin > 0.01
+    if slow == 4:
+      break
 
 
 if __name__ == "__main__":

@@ -189,10 +189,10 @@ class Process:
   def feed(self, name: str, number: int) -> tuple[float, float]:
     """Seconds of CPU and of the clock for an image.
 
-    So many are taken first, and do not count, until none lies ready from
-    before: from then on they are made as fast as they are taken.
+    First are taken, and do not count, those that lie ready from before: from
+    then on images are made as fast as they are taken.
     """
-    self._ask(name, number)
+    self._ask(name, "drain")
     begin = self._cpu()
     clock = self._ask(name, number)
     cpu = self._cpu() - begin
@@ -206,7 +206,7 @@ class Process:
     self._process.terminate()
     self._process.wait()
 
-  def _ask(self, name: str, number: int) -> float:
+  def _ask(self, name: str, number: int | str) -> float:
     assert self._process.stdin is not None
     self._process.stdin.write(f"{name} {number}\n")
     self._process.stdin.flush()
