@@ -218,6 +218,9 @@ class Train:
   max_bad_steps: int = 10  # non-finite steps in a row that stop the run
   spike_factor: float = 3.0  # a loss above so many running means is told
   stop_seconds: float = 120.0  # to save and leave in after SIGTERM or Ctrl-C
+  # A directory, of many runs, where compiled programs are kept for the next
+  # start; "": where JAX_COMPILATION_CACHE_DIR says, if it is set.
+  compile_cache: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -405,6 +408,7 @@ MAY_CHANGE = (
   "model.remat",
   "model.unroll",
   "optim.accum_steps",
+  "train.compile_cache",
   "train.keep",
   "train.length",
   "train.log_every",

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from mae_jax import (
   command_line,
+  compiled,
   console,
   distributed,
   errors,
@@ -148,6 +149,7 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
       raise config_lib.ConfigError("--workdir is missing: name a directory")
     storage.make_directory(_WORKDIR.value, "--workdir")
+    compiled.keep(config.train.compile_cache)
     place = distributed.find(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )

@@ -41,6 +41,7 @@ TIERS = {
       "ballot",
       "metrics",
       "workdirs",
+      "compiled",
       "output",
       "data",
     ),

@@ -60,6 +60,10 @@ def test_the_digits_recipe_shortened(tmp_path):
     (["extra"], "'extra' is not a flag"),
     (["--workdir=setup.py"], "--workdir=setup.py cannot be made (File exists)"),
     (["--workdir="], "--workdir is missing: name a directory"),
+    (
+      ["--config.train.compile_cache=setup.py"],
+      "train.compile_cache=setup.py cannot be made (File exists)",
+    ),
     (["--config.data.image_size=9"], "data.image_size=9 is not a multiple of"),
     (["--config.data.crop_scale=0.5,0.1"], "the smaller one first"),
     (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),

@@ -21,6 +21,7 @@ MAY_DIFFER = (
   "data.prefetch",
   "init_from",
   "mesh.cpu_devices",
+  "train.compile_cache",
 )
 
 
