@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
 from mae_jax import console, interrupts, sharding, storage, workdirs
-from mae_jax.evals import frozen, heads, outcome, parts, robustness
+from mae_jax.evals import outcome, parts, robustness, suited
 
 _PARTS = "evaluation.parts.json"
 
@@ -33,15 +33,24 @@ class Measure(Protocol):
     """Does the long work; what `kept` has of it, if it has parts, is done."""
 
 
+# What needs images, and so TensorFlow, is imported when it comes to it.
 def _head(config: config_lib.Config, mesh: Mesh) -> Measure:
+  from mae_jax.evals import heads
+
   kind = heads.Corruptions if robustness.is_whole(config.data) else heads.Head
   return kind(config, mesh)
+
+
+def _features(config: config_lib.Config, mesh: Mesh) -> Measure:
+  from mae_jax.evals import frozen
+
+  return frozen.Features(config, mesh)
 
 
 # By eval.measure.
 MEASURES: dict[str, Callable[[config_lib.Config, Mesh], Measure]] = {
   "head": _head,
-  "features": frozen.Features,
+  "features": _features,
 }
 
 
@@ -64,6 +73,7 @@ def run(
   make = config_lib.lookup(MEASURES, config.eval.measure, "eval.measure")
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(mesh, config.data.batch_size, "data.batch_size")
+  suited.locate(config)
   measure = make(config, mesh)
   first = jax.process_index() == 0
   with workdirs.hold(workdir, owner=first) as held:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from mae_jax import imports
+
 # Read once, when TensorFlow's C++ side is loaded. No operation used here gains
 # by oneDNN, whose banner no log level stops.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -17,6 +19,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # costs a fifth of its time in waking them, more with more cores.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
-import tensorflow as tf
+# Keras and what it imports would take half a second or more.
+with imports.without("keras", "tf_keras"):
+  import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.neighbors import KNeighborsClassifier
 
 
 def knn_accuracy(
@@ -26,6 +25,8 @@ def knn_accuracy(
   Returns:
     The share of the M examples whose class is right.
   """
+  # Not needed to train; with it a start would take most of a second more.
+  from sklearn.neighbors import KNeighborsClassifier
 
   def weights(distance: np.ndarray) -> np.ndarray:
     return np.exp(-distance / temperature)  # exp(1 / T) is common to all

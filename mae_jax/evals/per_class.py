@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mae_jax.evals import classification
+if TYPE_CHECKING:
+  from mae_jax.evals import classification
 
 # So many classes are shown; of more, the ends.
 WHOLE, BEST, WORST = 20, 5, 10

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 
 def probe_accuracy(
@@ -28,6 +25,11 @@ def probe_accuracy(
   Returns:
     The share of the M examples whose class is right.
   """
+  # As in `knn`.
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+
   classifier = make_pipeline(
     StandardScaler(), LogisticRegression(C=1 / l2, max_iter=1000)
   )

@@ -73,6 +73,21 @@ class Suited:
     return make(self.config, len(self.found.run.class_names), self.platform)
 
 
+def locate(config: config_lib.Config) -> epath.Path:
+  """The directory of the checkpoint `init_from`.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  if not config.init_from:
+    raise config_lib.ConfigError(
+      "init_from is empty: set --config.init_from=CHECKPOINT, a workdir or one "
+      "of its checkpoints/<step>, to say what is evaluated"
+    )
+  with storage.reaching(config.init_from):
+    return dialects.locate(config.init_from)
+
+
 def load(config: config_lib.Config, mesh: Mesh, *, head: bool) -> Suited:
   """Reads the checkpoint `init_from`.
 
@@ -84,15 +99,10 @@ def load(config: config_lib.Config, mesh: Mesh, *, head: bool) -> Suited:
   Raises:
     ConfigError: if there is no such checkpoint, or the config contradicts it.
   """
-  if not config.init_from:
-    raise config_lib.ConfigError(
-      "init_from is empty: set --config.init_from=CHECKPOINT, a workdir or one "
-      "of its checkpoints/<step>, to say what is evaluated"
-    )
   read = restored.load_classifier if head else restored.load
+  # Of a run that goes on, the second reading might find another.
+  step = locate(config)
   with storage.reaching(config.init_from):
-    # Of a run that goes on, the second reading might find another.
-    step = dialects.locate(config.init_from)
     found = read(step, mesh, dialects.Hints.of_config(config))
   platform = mesh.devices.flat[0].platform
   before = found.run.config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
-from sklearn import datasets, model_selection
 
 from mae_jax import config
 from mae_jax.data.sources import base
@@ -23,6 +22,9 @@ def open_digits(data: config.Data, split: base.Split) -> base.Indexed:
       f"data.channels={data.channels}: the digits are grey; set "
       "--config.data.channels=1"
     )
+  # Takes as long to import as half of TensorFlow, and is used by no other.
+  from sklearn import datasets, model_selection
+
   pixels, labels = datasets.load_digits(return_X_y=True)
   # Their 17 grey levels, 0..16, over the whole range of a byte.
   images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
