@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 from absl import app, flags, logging
@@ -18,6 +20,7 @@ from mae_jax import (
   distributed,
   errors,
   interrupts,
+  startup,
   storage,
 )
 from mae_jax import config as config_lib
@@ -52,60 +55,43 @@ _HEARTBEAT_SECONDS = flags.DEFINE_float(
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 
 
-def _pretrain(
-  config: config_lib.Config,
-  workdir: str,
-  stop: interrupts.Interrupts,
-) -> None:
+Run: TypeAlias = Callable[[config_lib.Config, str, interrupts.Interrupts], None]
+
+
+def _pretrain() -> Run:
   from mae_jax.train import pretrain
 
-  pretrain.run(config, workdir, stop)
+  return pretrain.run
 
 
-def _finetune(
-  config: config_lib.Config,
-  workdir: str,
-  stop: interrupts.Interrupts,
-) -> None:
+def _finetune() -> Run:
   from mae_jax.train import finetune
 
-  finetune.run(config, workdir, stop)
+  return finetune.run
 
 
-def _linprobe(
-  config: config_lib.Config,
-  workdir: str,
-  stop: interrupts.Interrupts,
-) -> None:
+def _linprobe() -> Run:
   from mae_jax.train import linprobe
 
-  linprobe.run(config, workdir, stop)
+  return linprobe.run
 
 
-def _compare(
-  config: config_lib.Config,
-  workdir: str,
-  stop: interrupts.Interrupts,
-) -> None:
+def _compare() -> Run:
   from mae_jax.train import compare, finetune, linprobe, pretrain
 
   kinds = {"finetune": finetune.Finetuning, "linprobe": linprobe.LinearProbe}
-  compare.run(config, workdir, stop, kinds, pretrain.run)
+  return functools.partial(compare.run, kinds=kinds, pretrain=pretrain.run)
 
 
-def _evaluate(
-  config: config_lib.Config,
-  workdir: str,
-  stop: interrupts.Interrupts,
-) -> None:
+def _evaluate() -> Run:
   from mae_jax import evaluate
 
-  evaluate.run(config, workdir, stop)
+  return evaluate.run
 
 
 # Imported when chosen: a task imports TensorFlow, which takes seconds, and a
 # wrong setting should be reported before.
-TASKS = {
+TASKS: dict[str, Callable[[], Run]] = {
   "pretrain": _pretrain,
   "finetune": _finetune,
   "linprobe": _linprobe,
@@ -134,6 +120,7 @@ def _unraisable(error: Any) -> None:
 
 def main(argv: list[str]) -> None:
   """Runs the task that the config names."""
+  startup.begin()
   # JAX tells of each kind of device that it did not find, Orbax shows whole
   # traces of what is told in a line below.
   logging.set_verbosity(logging.FATAL)
@@ -145,7 +132,7 @@ def main(argv: list[str]) -> None:
         f"{argv[1]!r} is not a flag: write --name=value"
       )
     config = config_lib.from_config_dict(_CONFIG.value)
-    task = config_lib.lookup(TASKS, config.task, "task")
+    imported = config_lib.lookup(TASKS, config.task, "task")
     if not _WORKDIR.value:
       raise config_lib.ConfigError("--workdir is missing: name a directory")
     storage.make_directory(_WORKDIR.value, "--workdir")
@@ -168,7 +155,10 @@ def main(argv: list[str]) -> None:
         heartbeat=_HEARTBEAT_SECONDS.value,
       )
       distributed.agree_on_settings(config)
-    task(config, _WORKDIR.value, stop)
+      startup.ended("processes")
+    run = imported()
+    startup.ended("imports")
+    run(config, _WORKDIR.value, stop)
   except interrupts.Stopped as stopped:
     if console.is_first():
       console.say(str(stopped))

@@ -19,11 +19,14 @@ import jax
 import numpy as np
 import tqdm
 from etils import epath
-from tensorboardX import record_writer, summary
-from tensorboardX.proto import event_pb2
 
 from mae_jax import config as config_lib
-from mae_jax import console, hardware, logfile, storage
+from mae_jax import console, hardware, imports, logfile, startup, storage
+
+# Seconds, for kinds of writers that are not used here.
+with imports.without("torch", "google.cloud.storage", "boto3"):
+  from tensorboardX import record_writer, summary
+  from tensorboardX.proto import event_pb2
 
 # Fields that depend on the clock: exempt from "resumed equals uninterrupted".
 TIMING = (
@@ -32,6 +35,8 @@ TIMING = (
   "images_per_second_per_device",
   "mfu",
   "seconds",
+  "start_seconds",
+  *(f"start_{part}" for part in startup.PARTS),
 )
 
 
@@ -106,6 +111,12 @@ class Writer:
         self._bar.unpause()
         self._moved = True
       self._bar.update()
+
+  def say(self, text: str) -> None:
+    """Prints a line without breaking the bar."""
+    if self._enabled:
+      with tqdm.tqdm.external_write_mode(file=console.STDERR):
+        console.say(text)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Logs scalars of a step everywhere and shows the first on the bar."""

@@ -14,7 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from mae_jax import compiled, metrics, workdirs
+from bench import kills
+from mae_jax import compiled, workdirs
 from mae_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -64,15 +65,10 @@ def train(workdir, cache):
 
 def result(workdir):
   """What a run logged, but for the time, and its state."""
-  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-  lines = [
-    {key: x for key, x in line.items() if key not in metrics.TIMING}
-    for line in lines
-  ]
   with ocp.StandardCheckpointer() as reader:
     checkpoint = workdir / "checkpoints" / "3"
     state = [reader.restore(checkpoint / x) for x in ("params", "opt_state")]
-  return lines, state
+  return kills.records(workdir), state
 
 
 def test_a_second_run_compiles_nothing_and_is_the_same(tmp_path):

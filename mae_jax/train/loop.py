@@ -21,6 +21,7 @@ from mae_jax import (
   distributed,
   metrics,
   sharding,
+  startup,
   storage,
   workdirs,
 )
@@ -130,6 +131,7 @@ def run(
     with storage.reaching(held.path):
       state = initial_state(task, config, mesh, held.path)
     start = int(state.step)
+    startup.ended("state")
     if first:
       origin = f"starting from {config.init_from or 'scratch'} with"
       console.say(
@@ -189,6 +191,7 @@ class _Runner:
       mesh.devices, config.data.batch_size, task.flops_per_image
     )
     self._step = 0
+    self._start: dict[str, float] = {}  # until it is logged
     self._values: Mapping[str, jax.Array] = {}
     self._result: report.Report | None = None
 
@@ -199,6 +202,7 @@ class _Runner:
     (evaluated, *_) = distributed.gather("yes" * self._writer.evaluated)
     if start and self._due.evaluate(start) and not evaluated:
       self._evaluate(state)  # the run was stopped before it
+      startup.ended("evaluation")
     watch = watch_lib.Watch(
       self._config,
       task.num_examples,
@@ -225,6 +229,7 @@ class _Runner:
           if self._step > start and distributed.alone():
             self._save(state, wait=True)  # training was not in vain
           raise
+        startup.ended("images")
         state, self._values = train_step(state, batch)
         if self._votes:
           self._votes.cast(self._interrupts.requested, self._due.late())
@@ -235,6 +240,7 @@ class _Runner:
         self._meter.tick(self._values)
         self._writer.advance()
         if step == start + 1:
+          self._tell_start()
           stack.enter_context(self._interrupts.at_stake())
         if problem:
           self._give_up(problem, state, previous_batch)
@@ -287,10 +293,18 @@ class _Runner:
     if self._stop:
       self._interrupts.agreed()
 
+  def _tell_start(self) -> None:
+    startup.ended("compile")
+    self._start = startup.first_step()
+    if self._start:
+      self._writer.say(startup.told(self._start))
+
   def _log(self) -> None:
     if self._due.log(self._step):
       scalars = {key: float(value) for key, value in self._values.items()}
-      self._writer.scalars(self._step, scalars | self._meter.read())
+      scalars |= self._meter.read() | self._start
+      self._writer.scalars(self._step, scalars)
+      self._start = {}
 
   def _evaluate(self, state: checkpoints.TrainState) -> None:
     begin = time.monotonic()

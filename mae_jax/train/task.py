@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, dialects, optim, sharding
+from mae_jax import checkpoints, dialects, optim, sharding, startup
 from mae_jax import config as config_lib
 from mae_jax.data import pipeline, shots, sources
 from mae_jax.data.unreadable import Unreadable
@@ -42,6 +42,7 @@ class Images:
       ConfigError: on any setting of data, lengths or batches that cannot work.
     """
     self._config, self._mesh = config, mesh
+    startup.ended("devices")
     program_lib.check_batch(config, mesh)
     self.train_source = shots.few(
       sources.open_source(config.data, "train"),
@@ -63,6 +64,7 @@ class Images:
     # Read from when training starts. Made here, since only the pipeline knows
     # whether the settings of the data fit these images and this process.
     self.train_batches(0)
+    startup.ended("data")
 
   def steps(self, duration: str, field: str) -> int:
     """A Duration of the config in steps."""
