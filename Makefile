@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-fast lint reliability weights conversion plan pipeline clean
+.PHONY: train test test-fast lint reliability weights conversion plan pipeline start clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -32,6 +32,9 @@ conversion: .venv/test
 
 pipeline: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.pipeline
+
+start: .venv/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.start
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

@@ -15,11 +15,9 @@ The others need an environment of their own, which is made in --peers with pip;
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,7 +33,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from bench import feeders
+from bench import feeders, machine
 from mae_jax import command_line, hardware
 from mae_jax.data import preprocess
 from mae_jax.models import build, flops
@@ -50,6 +48,7 @@ PEERS = (
   "simplejpeg==1.9.0",
   "pillow==13.0.0",
 )
+PACKAGES = ("tensorflow", "tensorflow_datasets", "pillow", "numpy")
 PORTRAIT = "sample_data/grace_hopper.jpg"  # of matplotlib
 BYTES, WIDTH, HEIGHT = 55_000, 500, 375
 CHIPS = ("v5e", "v5p", "v6e", "h100")
@@ -426,18 +425,11 @@ def report(
 
 def about(mean: int, number: int, rounds: int, peers: bool) -> str:
   """Where and with what."""
-  versions = [
-    f"{name} {importlib.metadata.version(name)}"
-    for name in ("tensorflow_datasets", "pillow", "numpy")
-  ]
-  versions.insert(0, f"TensorFlow {tf.__version__}")
   there = f"; in the other environment {', '.join(PEERS)}" if peers else ""
   return (
     f"{rounds} rounds of {number} images; {WIDTH} x {HEIGHT} JPEGs of "
     f"{mean / 1e3:.1f} KB on average, in the file cache. "
-    f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, load "
-    f"{os.getloadavg()[0]:.1f} at the end, Python {platform.python_version()}, "
-    f"{', '.join(versions)}{there}."
+    f"{machine.about(PACKAGES)}{there}."
   )
 
 
