@@ -55,6 +55,7 @@ def train(workdir, cache):
     check=False,
   )
   assert done.returncode == 0, done.stderr
+  assert done.stdout.count("first step after ") == 1
   found = json.loads(done.stdout.splitlines()[-1])
   prefix = "/jax/compilation_cache/"
   return (
@@ -84,6 +85,12 @@ def test_a_second_run_compiles_nothing_and_is_the_same(tmp_path):
     result, (tmp_path / "first", tmp_path / "second")
   )
   assert lines == others
+  told = [
+    "start_compile" in json.loads(line)
+    for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()
+    if "loss" in line
+  ]
+  assert told == [True, False, False]
   jax.tree.map(np.testing.assert_array_equal, state, other)
 
 

@@ -191,3 +191,19 @@ def test_images_in_a_bucket(bucket, nursery, tmp_path):
     seen.append(kills.records(workdir))
   assert seen[0] == seen[1]
   assert seen[0][0]["unreadable"] == 0
+
+
+@pytest.mark.slow
+def test_what_was_compiled_is_kept_there(bucket, nursery, whole, tmp_path):
+  """Written by the first run, and read by the second one."""
+  cache = "--config.train.compile_cache=gs://bucket/compiled"
+  for run in ("writes", "reads"):
+    life = nursery.start([*SETTINGS, cache, f"--workdir={tmp_path / run}"])
+    assert life.wait() == 0, life.log.read_text()
+    assert "Warning" not in life.log.read_text()
+    assert kills.remains(tmp_path / run)["metrics"] == whole["metrics"]
+    kept = {x for x in bucket.objects if x.startswith("compiled/")}
+    if run == "writes":
+      assert any("train_step" in name for name in kept)
+      before = kept
+  assert kept == before
