@@ -240,8 +240,8 @@ class _Runner:
         self._meter.tick(self._values)
         self._writer.advance()
         if step == start + 1:
-          self._tell_start()
           stack.enter_context(self._interrupts.at_stake())
+          self._tell_start()
         if problem:
           self._give_up(problem, state, previous_batch)
         last = step == task.total_steps
