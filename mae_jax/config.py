@@ -159,6 +159,9 @@ class Model:
   # kept) | full (whole blocks) | auto: none on CPU, dots elsewhere.
   remat: str = "auto"
   unroll: int = 0  # blocks a scan step; 0: all on CPU, 1 elsewhere
+  # What attention's logits may take of a device at a time, in MB; more go part
+  # by part. 0: no bound; None: 6 on CPU (its cache), 512 elsewhere.
+  attention_mb: float | None = None
   norm_eps: float = 1e-6  # of every LayerNorm
   activation: str = "gelu"  # a name in mae_jax.models.transformer.ACTIVATIONS
 
@@ -325,6 +328,7 @@ AT_LEAST: dict[str, float] = {
   "eval.max_train": 0,
   "mesh.cpu_devices": 0,
   "mesh.fsdp": 1,
+  "model.attention_mb": 0,
   "model.decoder_mlp_dim": 1,
   "model.patch_size": 1,
   "model.unroll": 0,
@@ -405,6 +409,7 @@ MAY_CHANGE = (
   "eval",
   "init_from",
   "mesh",
+  "model.attention_mb",
   "model.remat",
   "model.unroll",
   "optim.accum_steps",

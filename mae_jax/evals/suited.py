@@ -63,7 +63,10 @@ class Suited:
     wanted = build.encoder(self.config, self.platform)
     found = self.found.encoder
     return found.clone(
-      dtype=wanted.dtype, remat=wanted.remat, unroll=wanted.unroll
+      dtype=wanted.dtype,
+      remat=wanted.remat,
+      unroll=wanted.unroll,
+      part_bytes=wanted.part_bytes,
     )
 
   @property
@@ -125,6 +128,7 @@ def load(config: config_lib.Config, mesh: Mesh, *, head: bool) -> Suited:
     dtype=config.model.dtype,
     remat=config.model.remat,
     unroll=config.model.unroll,
+    attention_mb=config.model.attention_mb,
   )
   merged = dataclasses.replace(
     before, data=config.data, model=model, eval=config.eval

@@ -65,7 +65,12 @@ def features(
     pool=pool,
     layer=layer,
     image_size=image_size,
-    computed={"dtype": build.DTYPES[dtype], "unroll": _UNROLL},
+    # Of any number of images: parts cannot be counted.
+    computed={
+      "dtype": build.DTYPES[dtype],
+      "unroll": _UNROLL,
+      "part_bytes": 0,
+    },
   )
   facts = {"pool": pool, "layer": found.layer}
   return Network(found.apply, found.params, found.data, "features", facts)
@@ -80,7 +85,11 @@ def classifier(step: epath.Path, *, dtype: str) -> Network:
   found = restored.load_classifier(step, host())
   run = found.run
   model = dataclasses.replace(
-    run.config.model, remat="none", dtype=dtype, unroll=_UNROLL
+    run.config.model,
+    remat="none",
+    dtype=dtype,
+    unroll=_UNROLL,
+    attention_mb=0,
   )
   config = dataclasses.replace(run.config, model=model)
   make = classifiers.CLASSIFIERS[config.task]

@@ -75,6 +75,7 @@ class Encoder(nn.Module):
     frozen: see `transformer.Stack`.
     norm_eps: see `transformer.Stack`.
     activation: see `transformer.Stack`.
+    part_bytes: see `transformer.Stack`.
   """
 
   patch_size: tuple[int, int]
@@ -90,6 +91,7 @@ class Encoder(nn.Module):
   frozen: int = 0
   norm_eps: float = transformer.NORM_EPS
   activation: str = transformer.ACTIVATION
+  part_bytes: int = 0
 
   @nn.compact
   def __call__(
@@ -132,6 +134,7 @@ class Encoder(nn.Module):
       self.frozen,
       self.norm_eps,
       self.activation,
+      self.part_bytes,
       name="stack",
     )
     x = stack(x, kept)
@@ -157,6 +160,7 @@ class Decoder(nn.Module):
     learned_positions: as in `Encoder`; "pos_embed" is [1, 1 + L, D].
     norm_eps: see `transformer.Stack`.
     activation: see `transformer.Stack`.
+    part_bytes: see `transformer.Stack`.
   """
 
   grid: tuple[int, int]
@@ -171,6 +175,7 @@ class Decoder(nn.Module):
   learned_positions: bool = False
   norm_eps: float = transformer.NORM_EPS
   activation: str = transformer.ACTIVATION
+  part_bytes: int = 0
 
   @nn.compact
   def __call__(self, tokens: Tokens, masked: masking.Masking) -> jax.Array:
@@ -197,6 +202,7 @@ class Decoder(nn.Module):
       self.unroll,
       norm_eps=self.norm_eps,
       activation=self.activation,
+      part_bytes=self.part_bytes,
       name="stack",
     )
     x = transformer.layer_norm("norm", self.norm_eps)(stack(x))[:, 1:]

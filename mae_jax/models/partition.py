@@ -8,6 +8,9 @@ it back to 6.6 GB. The model names no device: it asks JAX for the ambient mesh.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -21,3 +24,24 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   if not axes:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def num_devices() -> int:
+  """Of the ambient mesh, over which `constrain_batch` splits."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
+
+
+def on_each_device(
+  function: Callable[[jax.Array], jax.Array],
+) -> Callable[[jax.Array], jax.Array]:
+  """Applies a function of [B, ...] to each device's part of the batch.
+
+  For loops over the batch, which the partitioner would run over what lies on
+  other devices.
+  """
+  axes = jax.sharding.get_abstract_mesh().auto_axes
+  if not axes:
+    return function
+  spec = PartitionSpec(axes)
+  return jax.shard_map(function, in_specs=spec, out_specs=spec)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax.models import partition
+from mae_jax.models import attention, partition
 
 # What the reference has; networks from elsewhere may differ.
 NORM_EPS = 1e-6
@@ -80,25 +80,16 @@ class Attention(nn.Module):
 
   heads: int
   dtype: Any = jnp.float32
+  part_bytes: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, N, D]; softmax in float32."""
-    batch, length, width = x.shape
-    head_dim = width // self.heads
-    qkv = dense(3 * width, self.dtype, "qkv")(x)
+    width = x.shape[-1]
     # Rows of the fused kernel are [q; k; v], each (heads, head_dim).
-    qkv = qkv.reshape(batch, length, 3, self.heads, head_dim)
-    q, k, v = (qkv[:, :, i] for i in range(3))  # [B, N, heads, head_dim]
-    logits = jnp.einsum(
-      "bnhd,bmhd->bhnm",
-      q * head_dim**-0.5,
-      k,
-      preferred_element_type=jnp.float32,
-    )
-    weights = jax.nn.softmax(logits, axis=-1)
-    out = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(self.dtype), v)
-    return dense(width, self.dtype, "proj")(out.reshape(x.shape))
+    qkv = dense(3 * width, self.dtype, "qkv")(x)
+    out = attention.attend(qkv, self.heads, self.part_bytes)
+    return dense(width, self.dtype, "proj")(out)
 
 
 class Mlp(nn.Module):
@@ -124,6 +115,7 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
   norm_eps: float = NORM_EPS
   activation: str = ACTIVATION
+  part_bytes: int = 0
 
   @nn.compact
   def __call__(
@@ -138,9 +130,9 @@ class Block(nn.Module):
       return (out * kept[:, number, None, None]).astype(out.dtype)
 
     x = partition.constrain_batch(x)
-    attention = Attention(self.heads, self.dtype, name="attn")
+    attn = Attention(self.heads, self.dtype, self.part_bytes, name="attn")
     normed = layer_norm(_NORMS[0], self.norm_eps)(x).astype(self.dtype)
-    x = x + branch(attention(normed), 0)
+    x = x + branch(attn(normed), 0)
     mlp = Mlp(self.mlp_dim, self.dtype, self.activation, name="mlp")
     normed = layer_norm(_NORMS[1], self.norm_eps)(x).astype(self.dtype)
     x = x + branch(mlp(normed), 1)
@@ -175,6 +167,7 @@ class Stack(nn.Module):
       gradient reaches: of these there is no backward pass.
     norm_eps: of every LayerNorm.
     activation: a name in ACTIVATIONS.
+    part_bytes: see `attention.attend`.
   """
 
   depth: int
@@ -186,6 +179,7 @@ class Stack(nn.Module):
   frozen: int = 0
   norm_eps: float = NORM_EPS
   activation: str = ACTIVATION
+  part_bytes: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
@@ -216,6 +210,7 @@ class Stack(nn.Module):
       self.dtype,
       self.norm_eps,
       self.activation,
+      self.part_bytes,
       name="blocks",
     )(x, kept)
     return x

@@ -1,0 +1,99 @@
+"""Multi-head self-attention, whole or in parts that bound its logits.
+
+The logits, [B, heads, N, N], are the one thing of a transformer that grows with
+the square of the tokens. Part by part they never exist at once: the backward
+pass computes them again. On CPU a part that stays in the cache is also faster
+than logits that go to memory and back, twice; on accelerators parts are for
+images of many patches.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mae_jax.models import partition
+
+
+def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
+  """softmax(q k' / sqrt(d)) v, the softmax in float32.
+
+  Args:
+    qkv: [B, N, 3D], of each token [q; k; v], each (heads, d).
+    heads: a divisor of D.
+    part_bytes: the most that logits take of a device at a time; 0 for no
+      bound. One row of an example's logits is the least.
+
+  Returns:
+    [B, N, D], each row (heads, d). Parts change it by rounding.
+  """
+  batch, length, _ = qkv.shape
+  whole = functools.partial(_whole, heads=heads)
+  devices = partition.num_devices()
+  if not part_bytes or batch % devices:
+    return whole(qkv)
+  row_bytes = 4 * heads * length  # of one example
+  local = batch // devices
+  fitting = part_bytes // (row_bytes * length)
+  if local <= fitting:
+    return whole(qkv)
+  if fitting:
+    size = max(n for n in range(1, fitting + 1) if local % n == 0)
+    part = jax.checkpoint(whole)
+  else:
+    size, rows = 1, max(1, part_bytes // row_bytes)
+    part = functools.partial(_by_rows, heads=heads, rows=rows)
+
+  def in_parts(qkv: jax.Array) -> jax.Array:
+    out = jax.lax.map(part, qkv.reshape(-1, size, *qkv.shape[1:]))
+    return out.reshape(-1, *out.shape[2:])
+
+  return partition.on_each_device(in_parts)(qkv)
+
+
+def _whole(qkv: jax.Array, heads: int) -> jax.Array:
+  return _join(_rows(*_split(qkv, heads)))
+
+
+def _by_rows(qkv: jax.Array, heads: int, rows: int) -> jax.Array:
+  """So many queries at a time, of all heads and examples."""
+  q, k, v = _split(qkv, heads)
+  batch, heads, length, head_dim = q.shape
+  parts = -(-length // rows)
+  q = jnp.pad(q, ((0, 0), (0, 0), (0, parts * rows - length), (0, 0)))
+  q = jnp.moveaxis(q.reshape(batch, heads, parts, rows, head_dim), 2, 0)
+  out = jax.lax.map(jax.checkpoint(lambda some: _rows(some, k, v)), q)
+  out = jnp.moveaxis(out, 0, 2).reshape(batch, heads, parts * rows, head_dim)
+  return _join(out[:, :, :length])
+
+
+def _rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """[B, heads, n, d] and twice [B, heads, N, d] -> [B, heads, n, d].
+
+  What is divided by the sum of a row is the row's result, not its N weights,
+  which makes its gradient a sum over d products and not over N.
+  """
+  logits = jnp.einsum(
+    "bhnd,bhmd->bhnm",
+    q * q.shape[-1] ** -0.5,
+    k,
+    preferred_element_type=jnp.float32,
+  )
+  highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  weights = jnp.exp(logits - highest)  # [B, heads, n, N]
+  out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
+  return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+
+def _split(qkv: jax.Array, heads: int) -> jax.Array:
+  """[B, N, 3D] -> q, k, v, each [B, heads, N, d]."""
+  qkv = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
+  return jnp.moveaxis(qkv, (2, 3), (0, 2))
+
+
+def _join(out: jax.Array) -> jax.Array:
+  """[B, heads, N, d] -> [B, N, D]."""
+  out = jnp.moveaxis(out, 1, 2)
+  return out.reshape(*out.shape[:2], -1)
