@@ -41,7 +41,7 @@ def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
     return whole(qkv)
   if fitting:
     size = max(n for n in range(1, fitting + 1) if local % n == 0)
-    part = jax.checkpoint(whole)
+    part = jax.checkpoint(functools.partial(_examples, heads=heads))
   else:
     size, rows = 1, max(1, part_bytes // row_bytes)
     part = functools.partial(_by_rows, heads=heads, rows=rows)
@@ -54,6 +54,12 @@ def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
 
 
 def _whole(qkv: jax.Array, heads: int) -> jax.Array:
+  q, k, v = _split(qkv, heads)
+  weights = jax.nn.softmax(_logits(q, k), axis=-1)  # [B, heads, N, N]
+  return _join(jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v))
+
+
+def _examples(qkv: jax.Array, heads: int) -> jax.Array:
   return _join(_rows(*_split(qkv, heads)))
 
 
@@ -73,18 +79,24 @@ def _rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """[B, heads, n, d] and twice [B, heads, N, d] -> [B, heads, n, d].
 
   What is divided by the sum of a row is the row's result, not its N weights,
-  which makes its gradient a sum over d products and not over N.
+  which makes its gradient a sum over d products and not over N. That is faster
+  in a cache; compiled for TPUs, whole, it is 5 % more traffic.
   """
-  logits = jnp.einsum(
+  logits = _logits(q, k)
+  highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  weights = jnp.exp(logits - highest)  # [B, heads, n, N]
+  out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
+  return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+
+def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
+  """[B, heads, n, d] and [B, heads, N, d] -> [B, heads, n, N] float32."""
+  return jnp.einsum(
     "bhnd,bhmd->bhnm",
     q * q.shape[-1] ** -0.5,
     k,
     preferred_element_type=jnp.float32,
   )
-  highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-  weights = jnp.exp(logits - highest)  # [B, heads, n, N]
-  out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
-  return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
 def _split(qkv: jax.Array, heads: int) -> jax.Array:
