@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-fast lint reliability weights conversion plan pipeline start clean
+.PHONY: train test test-fast lint bench reliability weights conversion step \
+  start pipeline table2 plan clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -35,6 +36,10 @@ pipeline: .venv/test
 
 start: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.start
+
+# On a machine that does nothing else.
+step: .venv/test
+	$(BIN)/python -m bench.step
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights
