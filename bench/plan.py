@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import jax
 import tqdm
 
-from mae_jax import command_line, sharding
+from mae_jax import command_line
 from mae_jax import config as config_lib
 from mae_jax.plan import estimate, measure, program, report, topology
 
@@ -80,9 +80,7 @@ def configured(model: str, fsdp: int, remat: str = "auto") -> config_lib.Config:
 def compiled(config: config_lib.Config, slice_: str) -> measure.Measured:
   """The run on that slice."""
   where = topology.open_topology(slice_)
-  mesh = sharding.make_mesh(config.mesh, where.devices)
-  planned = program.planned(config, mesh, 1_281_167, 1000)
-  return measure.measure(planned, where.chip)
+  return measure.measure(program.on_slice(config, where), where.chip)
 
 
 def gb(count: float) -> str:

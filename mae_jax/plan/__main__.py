@@ -27,10 +27,12 @@ _BATCHES = flags.DEFINE_list(
   "batches", [], "Batch sizes that --search tries; the recipe's if empty."
 )
 _EXAMPLES = flags.DEFINE_integer(
-  "num_examples", 1_281_167, "Training images, which are not looked at."
+  "num_examples", program.IMAGENET, "Training images, which are not looked at."
 )
 _CLASSES = flags.DEFINE_integer(
-  "num_classes", 1000, "Of a labelled task; the data are not looked at."
+  "num_classes",
+  program.CLASSES,
+  "Of a labelled task; the data are not looked at.",
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 
@@ -97,8 +99,7 @@ def _run() -> None:
   where = topology.open_topology(_TOPOLOGY.value)
 
   def compile_one(config: config_lib.Config) -> measure.Measured:
-    mesh = sharding.make_mesh(config.mesh, where.devices)
-    planned = program.planned(config, mesh, _EXAMPLES.value, _CLASSES.value)
+    planned = program.on_slice(config, where, _EXAMPLES.value, _CLASSES.value)
     return measure.measure(planned, where.chip)
 
   if _SEARCH.value:

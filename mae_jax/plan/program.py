@@ -12,8 +12,12 @@ from jax.sharding import Mesh
 from mae_jax import checkpoints, optim, sharding
 from mae_jax import config as config_lib
 from mae_jax.models import build, classifiers, mae, masking, patches
+from mae_jax.plan import topology
 from mae_jax.steps import finetune, linprobe, pretrain
 from mae_jax.steps import program as program_lib
+
+IMAGENET = 1_281_167  # its training images
+CLASSES = 1000  # and their classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,17 @@ def planned(
   )
   tokens = (1 + rows * columns,)
   return Planned(config, mesh, program, total_steps, tokens)
+
+
+def on_slice(
+  config: config_lib.Config,
+  where: topology.Topology,
+  num_examples: int = IMAGENET,
+  num_classes: int = CLASSES,
+) -> Planned:
+  """The same on all devices of a slice, as `config.mesh` has them."""
+  mesh = sharding.make_mesh(config.mesh, where.devices)
+  return planned(config, mesh, num_examples, num_classes)
 
 
 def _tokens(model: mae.MaskedAutoencoder) -> tuple[int, int]:

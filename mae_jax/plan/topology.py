@@ -24,13 +24,14 @@ from mae_jax import hardware
 
 # By the name of a slice: JAX's name of its devices.
 TPUS = {
+  "v3": "TPU v3",  # a device is one of a chip's two cores
   "v4": "TPU v4",
   "v5e": "TPU v5 lite",
   "v5p": "TPU v5",
   "v6e": "TPU v6 lite",
 }
 # The chips of a pod, which no slice exceeds.
-_POD = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}
+_POD = {"v3": 1024, "v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}
 GPUS = {"h100": "NVIDIA H100 80GB HBM3"}
 GPUS_PER_HOST = 8
 _EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:16x16 or h100:8"

@@ -23,7 +23,7 @@ no_tpu = pytest.mark.skipif(
     ((VIT_B,), "--topology is missing: name a slice, such as v5e:16x16"),
     (
       (VIT_B, "--topology=v9:2x2"),
-      "--topology=v9:2x2 is not a slice: write a kind of chip (v4, v5e, v5p",
+      "--topology=v9:2x2 is not a slice: write a kind of chip (v3, v4, v5e",
     ),
     (
       (VIT_B, "--topology=v5e:2x2", "--batches=64"),

@@ -15,8 +15,10 @@ from mae_jax.plan import topology
   importlib.util.find_spec("libtpu") is None, reason="no TPU compiler here"
 )
 @pytest.mark.parametrize(
-  ("name", "chips"),
+  ("name", "devices"),
   [
+    ("v3:1x1", 2),  # a chip has two cores there
+    ("v3:2x4", 16),
     ("v4:2x2x1", 4),
     ("v4:2x2x2", 8),
     ("v5p:2x2x1", 4),
@@ -26,10 +28,10 @@ from mae_jax.plan import topology
     ("v6e:4x4", 16),
   ],
 )
-def test_every_kind_has_a_device_a_chip(name: str, chips: int):
+def test_a_mesh_has_all_devices_of_a_slice(name: str, devices: int):
   where = topology.open_topology(name)
-  mesh = sharding.make_mesh(config_lib.Mesh(fsdp=chips), where.devices)
-  assert mesh.size == chips
+  mesh = sharding.make_mesh(config_lib.Mesh(fsdp=devices), where.devices)
+  assert mesh.size == devices
 
 
 @pytest.mark.parametrize(

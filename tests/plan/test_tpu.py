@@ -7,7 +7,7 @@ import importlib.util
 
 import pytest
 
-from mae_jax import command_line, sharding
+from mae_jax import command_line
 from mae_jax import config as config_lib
 from mae_jax.models import partition
 from mae_jax.plan import measure, program, topology
@@ -31,9 +31,7 @@ def vit_b(**sections) -> config_lib.Config:
 
 def compiled(config: config_lib.Config, slice_: str) -> measure.Measured:
   where = topology.open_topology(slice_)
-  mesh = sharding.make_mesh(config.mesh, where.devices)
-  planned = program.planned(config, mesh, 1_281_167, 1000)
-  return measure.measure(planned, where.chip)
+  return measure.measure(program.on_slice(config, where), where.chip)
 
 
 @functools.cache
@@ -106,8 +104,7 @@ def test_programs_do_not_grow_with_depth():
   def length(depth: int) -> int:
     config = vit_b(model={"depth": depth})
     where = topology.open_topology("v5e:2x2")
-    mesh = sharding.make_mesh(config.mesh, where.devices)
-    planned = program.planned(config, mesh, 1_281_167, 1000)
+    planned = program.on_slice(config, where)
     return len(measure.lower(planned).as_text())
 
   assert length(32) < 1.01 * length(4)
