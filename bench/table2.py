@@ -1,0 +1,517 @@
+r"""The paper's table 2: what mask tokens in the encoder cost, and a decoder.
+
+  python -m bench.table2 [--slices=v3:8x8,v5e:16x16] [--rounds=9]
+
+Beside the published wall-clock times stand flops counted on paper, estimates of
+the same steps compiled for slices of TPUs (which needs libtpu, no TPU), and
+steps of networks of a quarter of the width, timed on this machine. It writes
+`bench/table2.md` and `bench/table2.svg`; about half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from bench import plan
+from mae_jax import config as config_lib
+from mae_jax import hardware, optim, sharding
+from mae_jax.models import build, flops, mae, masking, variants
+from mae_jax.plan import estimate, measure, program, report, topology
+from mae_jax.steps import pretrain
+from mae_jax.steps import program as program_lib
+
+OUT = pathlib.Path(__file__).with_suffix(".md")
+SLICES = ("v3:8x8", "v5e:16x16")
+PAPERS = "v3:8x8"  # the slice of the paper's times, 128 cores
+EPOCHS = 800
+SHRINK = 4  # of the widths of networks that are timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A row of the paper's table 2.
+
+  Attributes:
+    model: "L" or "H".
+    mask_tokens: whether the encoder sees a mask token for each hidden patch.
+    decoder_depth: blocks.
+    hours: published, 800 epochs on 128 TPU v3 cores.
+  """
+
+  model: str
+  mask_tokens: bool
+  decoder_depth: int
+  hours: float
+
+  @property
+  def base(self) -> Entry:
+    """What its speed-up is relative to."""
+    return next(each for each in ENTRIES if each.model == self.model)
+
+  @property
+  def cells(self) -> list[str]:
+    """What names it in a table."""
+    seen = "all, with mask tokens" if self.mask_tokens else "visible"
+    return [f"ViT-{self.model}", seen, str(self.decoder_depth)]
+
+
+NAMED = ("model", "encoder sees", "decoder blocks")
+ENTRIES = (
+  Entry("L", True, 8, 42.4),
+  Entry("L", False, 8, 15.4),
+  Entry("L", False, 1, 11.6),
+  Entry("H", True, 8, 119.6),
+  Entry("H", False, 8, 34.5),
+  Entry("H", False, 1, 29.3),
+)
+FASTER = [each for each in ENTRIES if each is not each.base]
+
+
+class EncoderWithMaskTokens(mae.Encoder):
+  """Sees all patches; hidden ones are one learned vector and their position."""
+
+  @nn.compact
+  def __call__(
+    self,
+    images: jax.Array,
+    masked: masking.Masking | None = None,
+    kept: jax.Array | None = None,
+  ) -> mae.Tokens:
+    """As `mae.Encoder`, but tokens are those of all L patches, in order."""
+    if masked is None:
+      return super().__call__(images, None, kept)
+    hidden = masked.mask[:, :, None] > 0  # [B, L, 1]
+    token = self.param(
+      "mask_token", nn.initializers.normal(0.02), (self.width,)
+    )
+
+    def hide(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+      x = next_call(*args, **kwargs)
+      if context.module.name != "patch_embed":
+        return x
+      return jnp.where(hidden, token.astype(x.dtype), x)  # [B, L, D]
+
+    # Between embedding and positions, which the encoder does not tell apart.
+    with nn.intercept_methods(hide):
+      return super().__call__(images, None, kept)
+
+
+class WithMaskTokens(mae.MaskedAutoencoder):
+  """The design that MAE is compared with, of BERT: nothing is left out.
+
+  The decoder has nothing to fill in: it is shown what the encoder makes of mask
+  tokens. Loss and masks are as they were.
+  """
+
+  def forward_decoder(
+    self, tokens: mae.Tokens, masked: masking.Masking
+  ) -> jax.Array:
+    """Tokens of all patches, in order -> predicted patches [B, L, P]."""
+    length = masked.mask.shape[1]
+    order = jnp.broadcast_to(jnp.arange(length), masked.mask.shape)
+    whole = masking.Masking(order, order, masked.mask, length)
+    return self.decoder(tokens, whole)
+
+
+def with_mask_tokens(model: mae.MaskedAutoencoder) -> WithMaskTokens:
+  """The same sizes, with mask tokens in the encoder."""
+  settings = {
+    field.name: getattr(model.encoder, field.name)
+    for field in dataclasses.fields(mae.Encoder)
+    if field.name not in ("parent", "name")
+  }
+  return WithMaskTokens(
+    EncoderWithMaskTokens(**settings),
+    model.decoder,
+    model.mask_ratio,
+    model.norm_pix_loss,
+  )
+
+
+def flops_per_image(model: mae.MaskedAutoencoder) -> int:
+  """Of a training step, counted on paper; also with mask tokens."""
+  result = flops.train_step(model)
+  if isinstance(model, WithMaskTokens):
+    visible, length = _tokens(model)
+    widths = model.encoder.width * model.decoder.width
+    result += 3 * (
+      _encoder_flops(model.encoder, length)
+      - _encoder_flops(model.encoder, visible)
+      + 2 * (length - visible) * widths  # what the decoder embeds
+    )
+  return result
+
+
+def encoders_share(model: mae.MaskedAutoencoder) -> float:
+  """Of the flops on paper: those of the encoder's blocks."""
+  visible, length = _tokens(model)
+  seen = length if isinstance(model, WithMaskTokens) else visible
+  return 3 * _encoder_flops(model.encoder, seen) / flops_per_image(model)
+
+
+def _tokens(model: mae.MaskedAutoencoder) -> tuple[int, int]:
+  """Of visible patches and of all, with the class token."""
+  length = model.decoder.grid[0] * model.decoder.grid[1]
+  return 1 + masking.num_kept(length, model.mask_ratio), 1 + length
+
+
+def _encoder_flops(encoder: mae.Encoder, tokens: int) -> int:
+  return flops.stack(tokens, encoder.width, encoder.depth, encoder.mlp_dim)
+
+
+def configured(entry: Entry) -> config_lib.Config:
+  """The recipe of its model, with its decoder."""
+  config = plan.configured(entry.model, fsdp=1)
+  model = dataclasses.replace(config.model, decoder_depth=entry.decoder_depth)
+  return dataclasses.replace(config, model=model)
+
+
+def reduced(entry: Entry, batch_size: int) -> config_lib.Config:
+  """The same with widths and heads of a quarter, in float32.
+
+  Tokens, depths, and widths of heads are those of the original, so that encoder
+  and decoder keep their shares, nearly: attention's does not fall with width.
+  """
+  config = configured(entry)
+  dims, _ = variants.parse(config.model.variant)
+  model = dataclasses.replace(
+    config.model,
+    width=dims.width // SHRINK,
+    heads=dims.heads // SHRINK,
+    mlp_dim=dims.mlp_dim // SHRINK,
+    decoder_width=config.model.decoder_width // SHRINK,
+    decoder_heads=config.model.decoder_heads // SHRINK,
+    dtype="float32",
+  )
+  data = dataclasses.replace(config.data, batch_size=batch_size)
+  return dataclasses.replace(config, model=model, data=data)
+
+
+def network(
+  entry: Entry, config: config_lib.Config, platform: str = "cpu"
+) -> mae.MaskedAutoencoder:
+  """The network of a config, with mask tokens if the entry has them."""
+  model = build.masked_autoencoder(config, platform)
+  return with_mask_tokens(model) if entry.mask_tokens else model
+
+
+def as_entry(entry: Entry, planned: program.Planned) -> program.Planned:
+  """The run with the entry's network."""
+  config, mesh = planned.config, planned.mesh
+  model = network(entry, config, mesh.devices.flat[0].platform)
+  warmup = planned.total_steps // 20  # 40 epochs of 800
+  lr_fn = optim.learning_rate(config.optim, planned.total_steps, warmup)
+  built = dataclasses.replace(
+    pretrain.program(config, model, lr_fn),
+    flops_per_image=flops_per_image(model),
+  )
+  return dataclasses.replace(planned, program=built)
+
+
+class Compiled(NamedTuple):
+  """An entry's step on a slice, as `mae_jax.plan` measures it.
+
+  Attributes:
+    found: the program's figures, of one device.
+    roofline: the estimate; None if the program does not fit.
+  """
+
+  found: measure.Measured
+  roofline: estimate.Estimate | None
+
+
+def compiled(entry: Entry, where: topology.Topology) -> Compiled:
+  """Compiles a step of batch 4096, bfloat16, data parallel."""
+  planned = as_entry(entry, program.on_slice(configured(entry), where))
+  found = measure.measure(planned, where.chip)
+  return Compiled(found, estimate.estimate(found) if found.fits else None)
+
+
+class Timed(NamedTuple):
+  """Steps of a network on this machine.
+
+  Attributes:
+    wall: [rounds] seconds.
+    cpu: [rounds] seconds of all threads, which count where others work too.
+  """
+
+  wall: np.ndarray
+  cpu: np.ndarray
+
+
+class _Run:
+  """A network's steps, one at a call."""
+
+  def __init__(self, entry: Entry, batch_size: int):
+    config = reduced(entry, batch_size)
+    mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
+    planned = as_entry(
+      entry,
+      program.planned(config, mesh, program.IMAGENET, program.CLASSES),
+    )
+    state = program_lib.abstract_state(planned)
+    self._step = measure.lower(planned, state).compile()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    with jax.set_mesh(mesh):
+      self._state = jax.jit(planned.init, out_shardings=shardings)()
+    random = np.random.default_rng(0)
+    batch = {
+      "image": random.integers(
+        0, 256, planned.batch()["image"].shape, np.uint8
+      ),
+      "label": np.zeros(batch_size, np.int32),
+      "readable": np.ones(batch_size, bool),
+    }
+    self._batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+
+  def __call__(self) -> tuple[float, float]:
+    """Wall and CPU seconds of the next step."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    self._state, metrics = self._step(self._state, self._batch)
+    jax.block_until_ready((self._state, metrics))
+    taken = time.perf_counter() - wall, time.process_time() - cpu
+    assert math.isfinite(metrics["loss"]), metrics
+    return taken
+
+
+def timed(rounds: int, batch_size: int) -> dict[Entry, Timed]:
+  """All entries take turns, so that what slows the machine slows them all."""
+  runs = {
+    each: _Run(each, batch_size) for each in tqdm.tqdm(ENTRIES, "compiling")
+  }
+  for _ in range(2):  # to warm up
+    for run in runs.values():
+      run()
+  taken: dict[Entry, list[tuple[float, float]]] = {each: [] for each in runs}
+  for _ in tqdm.trange(rounds, desc="timing"):
+    for entry, run in runs.items():
+      taken[entry].append(run())
+  return {entry: Timed(*np.array(pairs).T) for entry, pairs in taken.items()}
+
+
+def speedups(values: Mapping[Entry, float]) -> dict[Entry, float]:
+  """How much less each takes than the entry with mask tokens of its size."""
+  return {
+    each: values[each.base] / values[each]
+    for each in FASTER
+    if each in values and each.base in values
+  }
+
+
+Ratios = dict[str, dict[Entry, float]]  # by what is compared
+
+
+def ratios(
+  slices: Mapping[str, Mapping[Entry, Compiled]],
+  times: Mapping[Entry, Timed],
+  batch_size: int,
+) -> Ratios:
+  """Every speed-up there is, published first."""
+
+  def on_paper(narrow: bool) -> dict[Entry, float]:
+    return {
+      each: flops_per_image(
+        network(each, reduced(each, 1) if narrow else configured(each))
+      )
+      for each in ENTRIES
+    }
+
+  found = {
+    "published": speedups({each: each.hours for each in ENTRIES}),
+    "flops": speedups(on_paper(narrow=False)),
+  }
+  for name, entries in slices.items():
+    rooflines = {
+      entry: each.roofline.step
+      for entry, each in entries.items()
+      if each.roofline
+    }
+    found[f"roofline, {name}"] = speedups(rooflines)
+  found["flops of a quarter"] = speedups(on_paper(narrow=True))
+  for name in Timed._fields:
+    medians = {e: float(np.median(getattr(t, name))) for e, t in times.items()}
+    found[f"{name} time of a quarter"] = speedups(medians)
+  return found
+
+
+def summary(compared: Ratios) -> str:
+  """The table of all speed-ups."""
+  rows = [
+    [
+      *each.cells,
+      *(f"{v[each]:.2f}x" if each in v else "" for v in compared.values()),
+    ]
+    for each in FASTER
+  ]
+  return report.table(rows, [*NAMED, *compared])
+
+
+def published() -> str:
+  """The paper's table beside flops on paper."""
+  headings = (
+    *NAMED,
+    "published",
+    "speed-up",
+    "flops an image",
+    "ratio",
+    "encoder's share",
+    "of the peak of 128 cores",
+  )
+  peak = 128 * hardware.CHIPS[topology.TPUS["v3"]].flops
+  found = {e: flops_per_image(network(e, configured(e))) for e in ENTRIES}
+  rows = []
+  for each in ENTRIES:
+    images = EPOCHS * program.IMAGENET
+    reached = found[each] * images / (3600 * each.hours * peak)
+    rows.append(
+      [
+        *each.cells,
+        f"{each.hours} h",
+        f"{each.base.hours / each.hours:.1f}x",
+        f"{found[each]:.3g}",
+        f"{found[each.base] / found[each]:.2f}x",
+        f"{encoders_share(network(each, configured(each))):.0%}",
+        f"{reached:.0%}",
+      ]
+    )
+  return report.table(rows, headings)
+
+
+def estimated(entries: Mapping[Entry, Compiled], hours: bool) -> str:
+  """What compiled steps need of a device.
+
+  Args:
+    entries: on one slice.
+    hours: whether the published ones are of this slice.
+  """
+  headings = (
+    *NAMED,
+    "remat",
+    "HBM peak",
+    "flops an image, against paper",
+    "flops, ratio",
+    "HBM traffic",
+    "traffic, ratio",
+    "compute / HBM / interconnect",
+    "step, at least",
+    "ratio",
+    "800 epochs, at least",
+    *(["published"] if hours else []),
+    "compiled in",
+  )
+  costs = {e: c.found.costs for e, c in entries.items() if c.found.costs}
+  work = speedups({e: c.flops for e, c in costs.items()})
+  traffic = speedups({e: c.hbm_bytes for e, c in costs.items()})
+  steps = speedups(
+    {e: c.roofline.step for e, c in entries.items() if c.roofline}
+  )
+  rows = []
+  for each, (found, roofline) in entries.items():
+    planned = found.planned
+    start = [
+      *each.cells,
+      planned.config.model.remat,
+      plan.gb(found.memory.peak) + ("" if found.fits else ": no fit"),
+    ]
+    if roofline is None or each not in costs:
+      rows.append([*start, *[""] * (len(headings) - len(start))])
+      continue
+    share = planned.config.data.batch_size // planned.mesh.size
+    count = costs[each].flops / share
+    parts = (roofline.compute, roofline.memory, roofline.interconnect)
+    rows.append(
+      [
+        *start,
+        f"{count:.3g} ({count / planned.program.flops_per_image - 1:+.1%})",
+        _times(work.get(each)),
+        plan.gb(costs[each].hbm_bytes),
+        _times(traffic.get(each)),
+        f"{' / '.join(f'{1e3 * part:.1f}' for part in parts)} ms",
+        f"{1e3 * roofline.step:.1f} ms",
+        _times(steps.get(each)),
+        f"{24 * roofline.days:.1f} h",
+        *([f"{each.hours} h"] if hours else []),
+        f"{found.compile_seconds:.0f} s",
+      ]
+    )
+  return report.table(rows, headings)
+
+
+def _times(ratio: float | None) -> str:
+  return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def measured(times: Mapping[Entry, Timed]) -> str:
+  """Medians, and what they were in single rounds."""
+  headings = (
+    *NAMED,
+    "flops an image",
+    "ratio",
+    "encoder's share",
+    "step",
+    "ratio",
+    "of single rounds",
+    "CPU time",
+    "ratio",
+    "of single rounds",
+  )
+  rows = []
+  for each, taken in times.items():
+    model = network(each, reduced(each, 1))
+    count = flops_per_image(model)
+    whole = flops_per_image(network(each.base, reduced(each.base, 1)))
+    cells = [f"{count:.3g}", _times(whole / count)]
+    cells.append(f"{encoders_share(model):.0%}")
+    for mine, base in zip(taken, times[each.base], strict=True):
+      turns = base / mine
+      cells.append(f"{np.median(mine):.2f} s")
+      cells.append(_times(float(np.median(base) / np.median(mine))))
+      cells.append(f"{turns.min():.2f} to {turns.max():.2f}")
+    rows.append([*each.cells, *cells])
+  return report.table(rows, headings)
+
+
+def draw(compared: Ratios, path: pathlib.Path) -> None:
+  """Speed-ups as groups of bars."""
+  # Text is text, and the same figures give the same file.
+  with rc_context({"svg.fonttype": "none", "svg.hashsalt": "table2"}):
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.86 / len(compared)
+    for number, (name, values) in enumerate(compared.items()):
+      found = {FASTER.index(each): ratio for each, ratio in values.items()}
+      shift = (number - (len(compared) - 1) / 2) * width
+      bars = axes.bar(
+        [place + shift for place in found],
+        list(found.values()),
+        width,
+        label=name,
+        color="black" if number == 0 else f"C{number - 1}",
+      )
+      axes.bar_label(bars, fmt="%.1f", fontsize=7)
+    axes.set_xticks(
+      range(len(FASTER)),
+      [f"ViT-{each.model}, decoder of {each.decoder_depth}" for each in FASTER],
+    )
+    axes.set_ylabel("speed-up over mask tokens in the encoder")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(
+      path, metadata={"Date": None} if path.suffix == ".svg" else {}
+    )
