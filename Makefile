@@ -49,6 +49,10 @@ plan: .venv/run
 	$(PIP) --constraint constraints.txt --editable ".[tpu,cuda12]"
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.plan
 
+# With the TPU compiler, which the tests need too.
+table2: .venv/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.table2
+
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "Python 3.11 or newer is needed; name one: make PYTHON=python3.11")'

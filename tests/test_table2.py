@@ -79,6 +79,17 @@ def test_flops_on_paper_are_those_of_the_products(entry: table2.Entry):
   assert table2.flops_per_image(model) * BATCH == 3 * products(jaxpr)
 
 
+def test_steps_are_told_beside_those_with_mask_tokens():
+  times = {
+    entry: table2.Timed(*np.full((2, 3), 2.0 if entry.mask_tokens else 1.0))
+    for entry in table2.ENTRIES
+  }
+  compared = table2.ratios({}, times)
+  assert set(compared["small: CPU time"].values()) == {2}
+  assert table2.measured(times).count("2.00 to 2.00") == 2 * 4
+  assert "1, against 8" in table2.summary(compared)
+
+
 def test_speed_ups_are_relative_to_the_same_size():
   hours = {entry: entry.hours for entry in table2.ENTRIES}
   found = [f"{ratio:.1f}" for ratio in table2.speedups(hours).values()]
