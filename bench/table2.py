@@ -1,6 +1,6 @@
 r"""The paper's table 2: what mask tokens in the encoder cost, and a decoder.
 
-  python -m bench.table2 [--slices=v3:8x8,v5e:16x16] [--rounds=9]
+  python -m bench.table2 [--slices=v3:8x8,v5e:16x16] [--rounds=25]
 
 Beside the published wall-clock times stand flops counted on paper, estimates of
 the same steps compiled for slices of TPUs (which needs libtpu, no TPU), and
@@ -85,7 +85,7 @@ ENTRIES = (
   Entry("H", False, 8, 34.5),
   Entry("H", False, 1, 29.3),
 )
-FASTER = [each for each in ENTRIES if each is not each.base]
+FASTER = [each for each in ENTRIES if each != each.base]
 
 
 class EncoderWithMaskTokens(mae.Encoder):
@@ -509,7 +509,7 @@ def measured(times: Mapping[Entry, Timed]) -> str:
     cells.append(f"{encoders_share(model):.0%}")
     for mine, base in zip(taken, times[each.base], strict=True):
       cells.append(f"{np.median(mine):.2f} s")
-      if each is each.base:
+      if each == each.base:
         cells += ["", ""]
         continue
       turns = base / mine
@@ -570,6 +570,8 @@ def discussion(
   ]
   for name, entries in slices.items():
     fit = [(e.found, e.roofline) for e in entries.values() if e.roofline]
+    if not fit:
+      continue
     bound = sum(roofline.bound == "HBM" for _, roofline in fit)
     state = [
       state_traffic(found) / found.costs.hbm_bytes
@@ -684,9 +686,9 @@ Whole train steps in float32, batch {batch_size}, on this machine's CPU
 load {loads[0]:.1f} before, {loads[-1]:.1f} after). Widths, heads and MLPs
 are divided by {SHRINK}; depths, tokens and widths of heads are not, so that
 encoder and decoder keep their shares but for attention's, which grows. The six
-networks take turns, {rounds} rounds after two to warm up. Steps are medians,
-ratios are of medians; beside them the lowest and highest of single rounds. CPU
-time is that of all threads: it tells more where others work too.
+networks take turns, {rounds} rounds after two to warm up. Steps are medians, ratios
+are of medians; beside them the lowest and highest of single rounds. CPU time is
+that of all threads: it tells more where others work too.
 
 {measured(times)}
 """
@@ -698,7 +700,7 @@ def main() -> None:
   """Measures, compiles and writes."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--slices", default=",".join(SLICES))
-  parser.add_argument("--rounds", default=9, type=int, help="of timed steps")
+  parser.add_argument("--rounds", default=25, type=int, help="of timed steps")
   parser.add_argument("--batch_size", default=8, type=int, help="of those")
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
