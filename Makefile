@@ -25,6 +25,9 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/shellcheck --external-sources launch/*.sh launch/*.sbatch
 
+# All of it takes hours, on a machine that does nothing else.
+bench: step pipeline start table2 plan weights conversion reliability
+
 reliability: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.reliability
 
@@ -37,7 +40,6 @@ pipeline: .venv/test
 start: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.start
 
-# On a machine that does nothing else.
 step: .venv/test
 	$(BIN)/python -m bench.step
 

@@ -265,6 +265,9 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "model.decoder_heads": SMALL,
   "model.decoder_mlp_dim": st.integers(0, 64),
   "model.dtype": st.sampled_from(["float32", "bfloat16", "float16", "int8"]),
+  "model.attention_mb": st.one_of(
+    st.none(), st.floats(0, 1e9), st.integers(-1, 2)
+  ),
   "model.remat": st.sampled_from(["auto", "none", "dots", "full", "all"]),
   "model.norm_eps": st.sampled_from([1e-12, 1e-6, 0.1, 1e9]),
   "model.activation": st.sampled_from(["gelu", "relu", "gelu_tanh", "mish"]),
