@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +22,7 @@ import matplotlib as mpl
 import numpy as np
 import tqdm
 
-from bench import stepping
+from bench import machine, stepping
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 PEER = "PyTorch"
@@ -167,17 +165,13 @@ def draw(results: dict[Case, Times], path: pathlib.Path) -> None:
 
 def report(results: dict[Case, Times], rounds: int) -> str:
   """The whole of `bench/step.md`."""
-  packages = ", ".join(
-    f"{name} {importlib.metadata.version(name)}" for name in PACKAGES
-  )
   lines = [
     "# A train step on CPU, beside PyTorch",
     "",
     *__doc__.split("\n\n", 2)[2].strip().splitlines(),
     *ABOUT.splitlines(),
     "",
-    f"{rounds} rounds on {os.cpu_count()} cores ({processor()},",
-    f"{platform.system()}), Python {platform.python_version()}, {packages}.",
+    f"{rounds} rounds on {machine.about(PACKAGES)}.",
     "",
     "![images a second against PyTorch](step.svg)",
     "",
@@ -186,16 +180,6 @@ def report(results: dict[Case, Times], rounds: int) -> str:
     *(row for case, times in results.items() for row in rows(case, times)),
   ]
   return "\n".join(lines) + "\n"
-
-
-def processor() -> str:
-  """What the machine computes with, as exactly as it is known."""
-  with contextlib.suppress(OSError):
-    text = pathlib.Path("/proc/cpuinfo").read_text()
-    for line in text.splitlines():
-      if line.startswith("model name"):
-        return f"{platform.machine()}, {line.split(':')[1].strip()}"
-  return platform.machine()
 
 
 def main() -> None:
