@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train test test-fast lint bench reliability weights conversion step \
-  start pipeline table2 plan clean
+  growth start pipeline table2 plan clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -26,7 +26,7 @@ lint: .venv/test
 	$(BIN)/shellcheck --external-sources launch/*.sh launch/*.sbatch
 
 # All of it takes hours, on a machine that does nothing else.
-bench: step pipeline start table2 plan weights conversion reliability
+bench: step growth pipeline start table2 plan weights conversion reliability
 
 reliability: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.reliability
@@ -42,6 +42,9 @@ start: .venv/test
 
 step: .venv/test
 	$(BIN)/python -m bench.step
+
+growth: .venv/test
+	$(BIN)/python -m bench.growth
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

@@ -14,7 +14,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -97,11 +97,34 @@ def pytorch(model: Model, dtype: str, cores: int, compiled: bool) -> Step:
   return step
 
 
-def ours(model: Model, dtype: str, cores: int, split: bool) -> Step:
-  """The step of `task=pretrain`; split is `mesh.cpu_devices=cores`."""
-  devices = cores if split else 1
-  if split:
-    os.environ["NPROC"] = str(4 * devices)
+@dataclasses.dataclass
+class Run:
+  """A run of mae_jax that is about to take a step."""
+
+  step: Any  # jitted: state, batch -> state, metrics
+  state: Any
+  batch: Any
+  mesh: Any
+
+  def compile(self) -> Any:
+    """Compiles the step ahead, for the figures of the program; returns it."""
+    import jax
+
+    with jax.set_mesh(self.mesh):
+      self.step = self.step.lower(self.state, self.batch).compile()
+    return self.step
+
+  def take(self) -> float:
+    """Takes a step, and gives its loss."""
+    import jax
+
+    with jax.set_mesh(self.mesh):
+      self.state, metrics = self.step(self.state, self.batch)
+    return float(metrics["loss"])
+
+
+def run(model: Model, dtype: str) -> Run:
+  """The step of `task=pretrain` on all devices, with a new state."""
   import jax
 
   from mae_jax import command_line, sharding
@@ -109,7 +132,6 @@ def ours(model: Model, dtype: str, cores: int, split: bool) -> Step:
   from mae_jax.steps import pretrain
   from mae_jax.steps import program as program_lib
 
-  jax.config.update("jax_num_cpu_devices", devices)
   recipe = command_line.recipe("configs/vit_b.py")
   config = dataclasses.replace(
     recipe,
@@ -130,7 +152,6 @@ def ours(model: Model, dtype: str, cores: int, split: bool) -> Step:
       decoder_heads=model.decoder_heads,
       dtype=dtype,
     ),
-    optim=dataclasses.replace(recipe.optim, lr=LR),
   )
   mesh = sharding.make_mesh(config.mesh)
   program = pretrain.program(
@@ -142,15 +163,19 @@ def ours(model: Model, dtype: str, cores: int, split: bool) -> Step:
     state = jax.jit(program.init, out_shardings=where)()
     train_step = program_lib.jit_step(program.train_step, mesh, state)
   local = {"image": photos(model), "readable": np.ones(model.batch, bool)}
-  batch = sharding.to_global(mesh, local, model.batch)
+  return Run(
+    train_step, state, sharding.to_global(mesh, local, model.batch), mesh
+  )
 
-  def step() -> float:
-    nonlocal state
-    with jax.set_mesh(mesh):
-      state, metrics = train_step(state, batch)
-    return float(metrics["loss"])
 
-  return step
+def ours(model: Model, dtype: str, cores: int, split: bool) -> Step:
+  """The step of mae_jax; split is `mesh.cpu_devices=cores`."""
+  if split:  # as `main` does
+    os.environ["NPROC"] = str(4 * cores)
+  import jax
+
+  jax.config.update("jax_num_cpu_devices", cores if split else 1)
+  return run(model, dtype).take
 
 
 CONTESTANTS: dict[str, Callable[[Model, str, int], Step]] = {
@@ -161,16 +186,25 @@ CONTESTANTS: dict[str, Callable[[Model, str, int], Step]] = {
 }
 
 
-def serve(step: Step, lines: Any) -> None:
+def timed(step: Step) -> tuple[float, float]:
+  """Seconds of the clock and of CPU of a step.
+
+  Raises:
+    RuntimeError: if the loss is not finite: it was no step of training.
+  """
+  wall, cpu = time.perf_counter(), time.process_time()
+  loss = step()
+  wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+  if not np.isfinite(loss):
+    raise RuntimeError(f"the loss is {loss}")
+  return wall, cpu
+
+
+def serve(step: Step, lines: Iterable[str]) -> None:
   """Takes steps as they are asked for."""
   for line in lines:
     for _ in range(int(line)):
-      wall, cpu = time.perf_counter(), time.process_time()
-      loss = step()
-      wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-      if not np.isfinite(loss):
-        raise RuntimeError(f"the loss is {loss}")
-      print(wall, cpu, flush=True)
+      print(*timed(step), flush=True)
 
 
 def main(argv: list[str]) -> None:

@@ -11,15 +11,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # can take those that another one needs to join them, for good.
 os.environ.setdefault("NPROC", "32")
 
-# Under nohup, or after `&` in a script, a signal is ignored, and so it would be
-# in the programs that tests start; what is caught here is default there.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-  signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-  signal.signal(signal.SIGHUP, lambda number, frame: None)
-
 import jax
 import torch
+
+# What is ignored here would be in the programs that tests start, and what is
+# caught is default there. Under nohup, or after `&` in a script, signals are
+# ignored; libtpu has SIGHUP ignored too, if nobody catches it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 jax.config.update("jax_num_cpu_devices", 8)
 torch.set_num_threads(1)

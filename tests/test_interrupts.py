@@ -10,6 +10,12 @@ import time
 
 import pytest
 
+# libtpu takes signals that nobody caught before it looks for devices.
+MEANWHILE = {
+  "nothing": "",
+  "libtpu": "from mae_jax.plan import topology\n"
+  "topology.open_topology('v5e:2x2')",
+}
 PROGRAM = textwrap.dedent(
   """
   import sys, time
@@ -17,6 +23,7 @@ PROGRAM = textwrap.dedent(
 
   stop = interrupts.Interrupts(grace_seconds=float(sys.argv[1]))
   stop.install()
+  exec(sys.argv[2])
   with stop.at_stake():
     print("ready", flush=True)
     time.sleep(30)
@@ -26,8 +33,11 @@ PROGRAM = textwrap.dedent(
 
 @pytest.fixture
 def process(request):
+  seconds, meanwhile = request.param
+  if meanwhile == "libtpu":
+    pytest.importorskip("libtpu")
   started = subprocess.Popen(
-    [sys.executable, "-c", PROGRAM, str(request.param)],
+    [sys.executable, "-c", PROGRAM, str(seconds), MEANWHILE[meanwhile]],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -38,7 +48,7 @@ def process(request):
     started.kill()
 
 
-@pytest.mark.parametrize("process", [60], indirect=True)
+@pytest.mark.parametrize("process", [(60, "nothing")], indirect=True)
 def test_only_a_later_second_ctrl_c_leaves_at_once(process):
   process.send_signal(signal.SIGINT)
   time.sleep(0.05)
@@ -51,7 +61,12 @@ def test_only_a_later_second_ctrl_c_leaves_at_once(process):
   assert "left at once" in process.stderr.read()
 
 
-@pytest.mark.parametrize("process", [0.3], indirect=True)
+@pytest.mark.parametrize(
+  "process",
+  [(0.3, name) for name in MEANWHILE],
+  indirect=True,
+  ids=MEANWHILE.keys(),
+)
 @pytest.mark.parametrize(
   "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 )
@@ -61,7 +76,7 @@ def test_the_grace_is_bounded(process, number):
   assert "train.stop_seconds=0.3" in process.stderr.read()
 
 
-@pytest.mark.parametrize("process", [0.3], indirect=True)
+@pytest.mark.parametrize("process", [(0.3, "nothing")], indirect=True)
 def test_a_reader_that_went_away_changes_nothing(process):
   process.stderr.close()
   process.send_signal(signal.SIGTERM)

@@ -1,0 +1,340 @@
+r"""How time and memory of a train step grow: measured, and compiled for TPUs.
+
+    python -m bench.growth [--rounds=7]
+
+It writes `bench/growth.md` and `bench/growth.svg`. On CPU, steps of a small
+network are taken in turn, with one of image size, depth, width and batch
+changed at a time: medians. For a TPU v5e, steps of ViT-B are compiled: peaks of
+memory, and rooflines. At large images, also with logits of attention in one
+piece (`model.attention_mb=0`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import matplotlib as mpl
+import numpy as np
+import tqdm
+
+from bench import machine, stepping
+from mae_jax import command_line
+from mae_jax import config as config_lib
+from mae_jax.plan import estimate, measure, program, topology
+
+OUT = pathlib.Path(__file__).with_suffix(".md")
+BASE = stepping.Model(64, 8, 32, 192, 6, 3, 128, 2, 4)
+# By what is changed: the fields, and times their base.
+CPU = {
+  "image size": (("image",), (0.5, 1, 1.5, 2, 3, 4)),
+  "depth": (("depth",), (0.5, 1, 2, 4)),
+  "width": (
+    ("width", "heads", "decoder_width", "decoder_heads"),
+    (1, 2, 3, 4),
+  ),
+  "batch": (("batch",), (0.25, 0.5, 1, 2, 4)),
+}
+SLICE, CHIPS = "v5e:2x2", 4
+# ViT-B's, of which one is changed at a time.
+TPU: dict[str, tuple[int, ...]] = {
+  "depth": (6, 12, 24, 48),
+  "width": (384, 768, 1536),
+  "images a chip": (8, 32, 64, 128),
+}
+TPU_IMAGES = 32  # a chip, where they are not what changes
+SIZES = (224, 512, 1024, 1536, 2048)  # pixels, one image a chip
+MEASURED = (
+  "what changes",
+  "value",
+  "tokens",
+  "flops",
+  "ms a step",
+  "time",
+  "memory",
+)
+COMPILED = ("what changes", "value", "flops", "HBM peak", "step, at least")
+LARGE = (
+  "pixels",
+  "tokens",
+  "HBM peak, whole",
+  "step, at least",
+  "HBM peak, in parts",
+  "step, at least",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A step that was measured.
+
+  Attributes:
+    value: of what was changed, in its own unit.
+    tokens: of the decoder.
+    flops: of the products of a step, on paper.
+    memory: bytes of the program: state, batch and temporaries.
+    seconds: of a step.
+  """
+
+  value: int
+  tokens: int
+  flops: float
+  memory: int
+  seconds: float
+
+
+def changed(fields: Sequence[str], times: float) -> stepping.Model:
+  """BASE, so many times as large in some ways."""
+  values = {name: round(times * getattr(BASE, name)) for name in fields}
+  return dataclasses.replace(BASE, **values)
+
+
+def flops(model: stepping.Model) -> float:
+  """Of the products of a step; three times those of a forward pass."""
+  tokens = (model.image // model.patch) ** 2
+  pixels = 3 * model.patch**2
+
+  def stack(length: int, width: int, depth: int) -> int:
+    return depth * (24 * length * width**2 + 4 * length**2 * width)
+
+  forward = (
+    2 * tokens * pixels * model.width
+    + stack(tokens // 4 + 1, model.width, model.depth)
+    + 2 * (tokens // 4 + 1) * model.width * model.decoder_width
+    + stack(tokens + 1, model.decoder_width, model.decoder_depth)
+    + 2 * tokens * model.decoder_width * pixels
+  )
+  return 3.0 * model.batch * forward
+
+
+def on_cpu(what: str, rounds: int) -> list[Point]:
+  """Steps of one way to grow, taken in turn."""
+  fields, times = CPU[what]
+  models = [changed(fields, each) for each in times]
+  runs = [stepping.run(model, "float32") for model in models]
+  memory = []
+  for run in tqdm.tqdm(runs, f"{what}: compile", leave=False):
+    found = run.compile().memory_analysis()
+    memory.append(found.argument_size_in_bytes + found.temp_size_in_bytes)
+    run.take()
+  seconds: list[list[float]] = [[] for _ in runs]
+  for _ in tqdm.trange(rounds, desc=f"{what}: steps", leave=False):
+    for run, some in zip(runs, seconds, strict=True):
+      some.append(stepping.timed(run.take)[0])
+  return [
+    Point(
+      getattr(model, fields[0]),
+      1 + (model.image // model.patch) ** 2,
+      flops(model),
+      need,
+      float(np.median(some)),
+    )
+    for model, need, some in zip(models, memory, seconds, strict=True)
+  ]
+
+
+def recipe(batch: int, pixels: int = 224, **model: Any) -> config_lib.Config:
+  """ViT-B's, of so many images on all chips."""
+  config = command_line.recipe("configs/vit_b.py")
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(
+      config.data, batch_size=batch, image_size=(pixels, pixels)
+    ),
+    model=dataclasses.replace(config.model, **model),
+  )
+
+
+def compiled(config: config_lib.Config) -> measure.Measured:
+  """The step, for SLICE."""
+  where = topology.open_topology(SLICE)
+  return measure.measure(program.on_slice(config, where), where.chip)
+
+
+def on_tpu(what: str) -> dict[int, measure.Measured]:
+  """By the value of what is changed."""
+  found = {}
+  for value in tqdm.tqdm(TPU[what], what, leave=False):
+    if what == "images a chip":
+      config = recipe(CHIPS * value)
+    elif what == "width":
+      config = recipe(
+        CHIPS * TPU_IMAGES, width=value, heads=value // 64, mlp_dim=4 * value
+      )
+    else:
+      config = recipe(CHIPS * TPU_IMAGES, **{what: value})
+    found[value] = compiled(config)
+  return found
+
+
+def large() -> dict[int, tuple[measure.Measured, measure.Measured]]:
+  """By pixels: with logits whole, and in parts as by default."""
+  return {
+    pixels: (
+      compiled(recipe(CHIPS, pixels, attention_mb=0.0)),
+      compiled(recipe(CHIPS, pixels)),
+    )
+    for pixels in tqdm.tqdm(SIZES, "large images", leave=False)
+  }
+
+
+def peak(found: measure.Measured) -> str:
+  """Of a chip's memory, for people."""
+  text = f"{found.memory.peak / 1e9:.2f} GB"
+  return text if found.fits else f"{text}: no fit"
+
+
+def step(found: measure.Measured) -> str:
+  """The roofline's bound."""
+  known = estimate.estimate(found) if found.fits else None
+  return f"{1e3 * known.step:.1f} ms" if known else ""
+
+
+def table(headings: Sequence[str], rows: Iterator[list[str]]) -> str:
+  """In Markdown."""
+  lines = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
+  lines.insert(1, f"|{'---|' * len(headings)}")
+  return "\n".join(lines) + "\n"
+
+
+def measured_rows(points: Mapping[str, list[Point]]) -> Iterator[list[str]]:
+  """Those of MEASURED, as multiples of the smallest of their kind."""
+  for what, some in points.items():
+    for point in some:
+      yield [
+        what,
+        str(point.value),
+        str(point.tokens),
+        f"{point.flops / some[0].flops:.1f}x",
+        f"{1e3 * point.seconds:.0f}",
+        f"{point.seconds / some[0].seconds:.1f}x",
+        f"{point.memory / 1e6:.0f} MB ({point.memory / some[0].memory:.1f}x)",
+      ]
+
+
+def compiled_rows(
+  found: Mapping[str, Mapping[int, measure.Measured]],
+) -> Iterator[list[str]]:
+  """Those of COMPILED."""
+  for what, some in found.items():
+    smallest = next(iter(some.values()))
+    for value, one in some.items():
+      share = total_flops(one) / total_flops(smallest)
+      yield [what, str(value), f"{share:.1f}x", peak(one), step(one)]
+
+
+def total_flops(found: measure.Measured) -> float:
+  """Of a step on all chips, on paper."""
+  planned = found.planned
+  return planned.program.flops_per_image * planned.config.data.batch_size
+
+
+def large_rows(
+  found: Mapping[int, tuple[measure.Measured, measure.Measured]],
+) -> Iterator[list[str]]:
+  """Those of LARGE."""
+  for pixels, (whole, parts) in found.items():
+    cells = [peak(whole), step(whole), peak(parts), step(parts)]
+    yield [str(pixels), str(whole.planned.tokens[-1]), *cells]
+
+
+def draw(
+  points: Mapping[str, list[Point]],
+  found: Mapping[int, tuple[measure.Measured, measure.Measured]],
+  path: pathlib.Path,
+) -> None:
+  """Time on CPU against flops, and memory on a TPU against tokens."""
+  mpl.use("svg")
+  mpl.rcParams["svg.hashsalt"] = "growth"  # same figures, same file
+  from matplotlib import pyplot as plt
+
+  figure, (left, right) = plt.subplots(
+    1, 2, figsize=(10, 4), layout="constrained"
+  )
+  for what, some in points.items():
+    left.loglog(
+      [point.flops / 1e9 for point in some],
+      [1e3 * point.seconds for point in some],
+      "o-",
+      label=what,
+    )
+  left.set_xlabel("GFLOP a step, on paper")
+  left.set_ylabel("ms a step on CPU")
+  for label, number in (("whole", 0), ("in parts", 1)):
+    tokens = [pair[0].planned.tokens[-1] for pair in found.values()]
+    peaks = [pair[number].memory.peak / 1e9 for pair in found.values()]
+    right.loglog(tokens, peaks, "o-", label=f"logits {label}")
+  if found:
+    chip = next(iter(found.values()))[0].chip
+    right.axhline(chip.hbm_bytes / 1e9, color="black", linewidth=0.8)
+    right.legend()
+  right.set_xlabel("tokens in the decoder")
+  right.set_ylabel(f"GB at the peak, {SLICE}, one image a chip")
+  left.legend()
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+  figure.savefig(path, metadata={"Date": None})
+
+
+def report(
+  points: Mapping[str, list[Point]],
+  grown: Mapping[str, Mapping[int, measure.Measured]],
+  big: Mapping[int, tuple[measure.Measured, measure.Measured]],
+  rounds: int,
+) -> str:
+  """The whole of `bench/growth.md`."""
+  packages = ("jax", "jaxlib", "flax", "libtpu")
+  return f"""\
+# How a train step grows
+
+Written by `python -m bench.growth` (`make growth`), on
+{machine.about(packages)}.
+
+![time against flops, memory against tokens](growth.svg)
+
+## Measured on CPU
+
+A network of {BASE.depth} blocks, {BASE.width} wide, and a decoder of \
+{BASE.decoder_depth}, {BASE.decoder_width} wide, on {BASE.batch} images of \
+{BASE.image} pixels in
+patches of {BASE.patch}, float32; one thing changes at a time, and width changes
+the decoder's too. Multiples are of the first line of each kind; flops are those
+of products. Medians of {rounds} rounds in turn.
+
+{table(MEASURED, measured_rows(points))}
+## Compiled for TPUs
+
+Pre-training of ViT-B, bfloat16, 224 pixels, {TPU_IMAGES} images a chip of
+{SLICE}, as `configs/vit_b.py` has it; nothing ran on a TPU.
+
+{table(COMPILED, compiled_rows(grown))}
+## Large images
+
+The same, one image a chip: with the logits of attention whole
+(`model.attention_mb=0`), and as they are by default, in parts of at most 512 MB
+(`mae_jax/models/attention.py`).
+
+{table(LARGE, large_rows(big))}"""
+
+
+def main() -> None:
+  """Measures, compiles and writes."""
+  flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  flags.add_argument("--rounds", type=int, default=7)
+  flags.add_argument("--out", type=pathlib.Path, default=OUT)
+  given = flags.parse_args()
+  jax.config.update("jax_platforms", "cpu")
+  points = {what: on_cpu(what, given.rounds) for what in CPU}
+  grown = {what: on_tpu(what) for what in TPU}
+  big = large()
+  draw(points, big, given.out.with_suffix(".svg"))
+  given.out.write_text(report(points, grown, big, given.rounds))
+  print(f"wrote {given.out}")
+
+
+if __name__ == "__main__":
+  main()
