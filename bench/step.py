@@ -168,7 +168,8 @@ def report(results: dict[Case, Times], rounds: int) -> str:
   lines = [
     "# A train step on CPU, beside PyTorch",
     "",
-    *__doc__.split("\n\n", 2)[2].strip().splitlines(),
+    "Written by `python -m bench.step` (`make step`).",
+    *__doc__.split("`bench/step.svg`. ")[1].strip().splitlines(),
     *ABOUT.splitlines(),
     "",
     f"{rounds} rounds on {machine.about(PACKAGES)}.",
