@@ -315,7 +315,7 @@ Pre-training of ViT-B, bfloat16, 224 pixels, {TPU_IMAGES} images a chip of
 ## Large images
 
 The same, one image a chip: with the logits of attention whole
-(`model.attention_mb=0`), and as they are by default, in parts of at most 512 MB
+(`model.attention_mb=0`), and as they are by default, in parts of at most 2 GB
 (`mae_jax/models/attention.py`).
 
 {table(LARGE, large_rows(big))}"""

@@ -160,7 +160,7 @@ class Model:
   remat: str = "auto"
   unroll: int = 0  # blocks a scan step; 0: all on CPU, 1 elsewhere
   # What attention's logits may take of a device at a time, in MB; more go part
-  # by part. 0: no bound; None: 6 on CPU (its cache), 512 elsewhere.
+  # by part. 0: no bound; None: 6 on CPU (its cache), 2048 elsewhere.
   attention_mb: float | None = None
   norm_eps: float = 1e-6  # of every LayerNorm
   activation: str = "gelu"  # a name in mae_jax.models.transformer.ACTIVATIONS
