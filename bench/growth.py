@@ -22,10 +22,11 @@ import matplotlib as mpl
 import numpy as np
 import tqdm
 
-from bench import machine, stepping
+from bench import machine, plan, stepping
 from mae_jax import command_line
 from mae_jax import config as config_lib
-from mae_jax.plan import estimate, measure, program, topology
+from mae_jax.plan import estimate, measure
+from mae_jax.plan import report as report_lib
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 BASE = stepping.Model(64, 8, 32, 192, 6, 3, 128, 2, 4)
@@ -93,24 +94,6 @@ def changed(fields: Sequence[str], times: float) -> stepping.Model:
   return dataclasses.replace(BASE, **values)
 
 
-def flops(model: stepping.Model) -> float:
-  """Of the products of a step; three times those of a forward pass."""
-  tokens = (model.image // model.patch) ** 2
-  pixels = 3 * model.patch**2
-
-  def stack(length: int, width: int, depth: int) -> int:
-    return depth * (24 * length * width**2 + 4 * length**2 * width)
-
-  forward = (
-    2 * tokens * pixels * model.width
-    + stack(tokens // 4 + 1, model.width, model.depth)
-    + 2 * (tokens // 4 + 1) * model.width * model.decoder_width
-    + stack(tokens + 1, model.decoder_width, model.decoder_depth)
-    + 2 * tokens * model.decoder_width * pixels
-  )
-  return 3.0 * model.batch * forward
-
-
 def on_cpu(what: str, rounds: int) -> list[Point]:
   """Steps of one way to grow, taken in turn."""
   fields, times = CPU[what]
@@ -129,11 +112,13 @@ def on_cpu(what: str, rounds: int) -> list[Point]:
     Point(
       getattr(model, fields[0]),
       1 + (model.image // model.patch) ** 2,
-      flops(model),
+      run.flops,
       need,
       float(np.median(some)),
     )
-    for model, need, some in zip(models, memory, seconds, strict=True)
+    for model, run, need, some in zip(
+      models, runs, memory, seconds, strict=True
+    )
   ]
 
 
@@ -149,12 +134,6 @@ def recipe(batch: int, pixels: int = 224, **model: Any) -> config_lib.Config:
   )
 
 
-def compiled(config: config_lib.Config) -> measure.Measured:
-  """The step, for SLICE."""
-  where = topology.open_topology(SLICE)
-  return measure.measure(program.on_slice(config, where), where.chip)
-
-
 def on_tpu(what: str) -> dict[int, measure.Measured]:
   """By the value of what is changed."""
   found = {}
@@ -167,7 +146,7 @@ def on_tpu(what: str) -> dict[int, measure.Measured]:
       )
     else:
       config = recipe(CHIPS * TPU_IMAGES, **{what: value})
-    found[value] = compiled(config)
+    found[value] = plan.compiled(config, SLICE)
   return found
 
 
@@ -175,30 +154,17 @@ def large() -> dict[int, tuple[measure.Measured, measure.Measured]]:
   """By pixels: with logits whole, and in parts as by default."""
   return {
     pixels: (
-      compiled(recipe(CHIPS, pixels, attention_mb=0.0)),
-      compiled(recipe(CHIPS, pixels)),
+      plan.compiled(recipe(CHIPS, pixels, attention_mb=0.0), SLICE),
+      plan.compiled(recipe(CHIPS, pixels), SLICE),
     )
     for pixels in tqdm.tqdm(SIZES, "large images", leave=False)
   }
-
-
-def peak(found: measure.Measured) -> str:
-  """Of a chip's memory, for people."""
-  text = f"{found.memory.peak / 1e9:.2f} GB"
-  return text if found.fits else f"{text}: no fit"
 
 
 def step(found: measure.Measured) -> str:
   """The roofline's bound."""
   known = estimate.estimate(found) if found.fits else None
   return f"{1e3 * known.step:.1f} ms" if known else ""
-
-
-def table(headings: Sequence[str], rows: Iterator[list[str]]) -> str:
-  """In Markdown."""
-  lines = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
-  lines.insert(1, f"|{'---|' * len(headings)}")
-  return "\n".join(lines) + "\n"
 
 
 def measured_rows(points: Mapping[str, list[Point]]) -> Iterator[list[str]]:
@@ -224,7 +190,7 @@ def compiled_rows(
     smallest = next(iter(some.values()))
     for value, one in some.items():
       share = total_flops(one) / total_flops(smallest)
-      yield [what, str(value), f"{share:.1f}x", peak(one), step(one)]
+      yield [what, str(value), f"{share:.1f}x", plan.peak(one), step(one)]
 
 
 def total_flops(found: measure.Measured) -> float:
@@ -238,7 +204,7 @@ def large_rows(
 ) -> Iterator[list[str]]:
   """Those of LARGE."""
   for pixels, (whole, parts) in found.items():
-    cells = [peak(whole), step(whole), peak(parts), step(parts)]
+    cells = [plan.peak(whole), step(whole), plan.peak(parts), step(parts)]
     yield [str(pixels), str(whole.planned.tokens[-1]), *cells]
 
 
@@ -305,20 +271,23 @@ patches of {BASE.patch}, float32; one thing changes at a time, and width changes
 the decoder's too. Multiples are of the first line of each kind; flops are those
 of products. Medians of {rounds} rounds in turn.
 
-{table(MEASURED, measured_rows(points))}
+{report_lib.table(list(measured_rows(points)), MEASURED)}
+
 ## Compiled for TPUs
 
 Pre-training of ViT-B, bfloat16, 224 pixels, {TPU_IMAGES} images a chip of
 {SLICE}, as `configs/vit_b.py` has it; nothing ran on a TPU.
 
-{table(COMPILED, compiled_rows(grown))}
+{report_lib.table(list(compiled_rows(grown)), COMPILED)}
+
 ## Large images
 
 The same, one image a chip: with the logits of attention whole
 (`model.attention_mb=0`), and as they are by default, in parts of at most 2 GB
 (`mae_jax/models/attention.py`).
 
-{table(LARGE, large_rows(big))}"""
+{report_lib.table(list(large_rows(big)), LARGE)}
+"""
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from bench import feeders, machine
+from bench import feeders, machine, worker
 from mae_jax import command_line, hardware
 from mae_jax.data import preprocess
 from mae_jax.models import build, flops
@@ -173,17 +173,11 @@ class Process:
   """A process of `feeders`."""
 
   def __init__(self, python: str, kind: str, root: pathlib.Path, cores: int):
-    command = [python, feeders.__file__, kind, str(root), str(cores)]
-    here = str(pathlib.Path(__file__).parents[1])
-    self._process = subprocess.Popen(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      env=os.environ | {"PYTHONPATH": here, "JAX_PLATFORMS": "cpu"},
+    self._worker = worker.Worker(
+      [python, feeders.__file__, kind, str(root), str(cores)]
     )
-    self._tree = psutil.Process(self._process.pid)
-    self._answer()
+    self._tree = psutil.Process(self._worker.pid)
+    self.close = self._worker.close
 
   def feed(self, name: str, number: int) -> tuple[float, float]:
     """Seconds of CPU and of the clock for an image.
@@ -198,25 +192,9 @@ class Process:
     self._rest()
     return cpu / number, clock / number
 
-  def close(self) -> None:
-    """Ends it."""
-    assert self._process.stdin is not None
-    self._process.stdin.close()
-    self._process.terminate()
-    self._process.wait()
-
   def _ask(self, name: str, number: int | str) -> float:
-    assert self._process.stdin is not None
-    self._process.stdin.write(f"{name} {number}\n")
-    self._process.stdin.flush()
-    return float(self._answer())
-
-  def _answer(self) -> str:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError("a process of feeders ended: see above")
-    return line
+    (answer,) = self._worker.ask(f"{name} {number}")
+    return float(answer)
 
   def _rest(self) -> None:
     """Waits until nothing is made ahead any more."""

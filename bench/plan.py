@@ -83,9 +83,10 @@ def compiled(config: config_lib.Config, slice_: str) -> measure.Measured:
   return measure.measure(program.on_slice(config, where), where.chip)
 
 
-def gb(count: float) -> str:
-  """Bytes, for people."""
-  return f"{count / 1e9:.2f} GB"
+def peak(found: measure.Measured) -> str:
+  """Of a chip's memory, and whether it has as much."""
+  text = report.gb(found.memory.peak)
+  return text if found.fits else f"{text}: no fit"
 
 
 def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
@@ -97,8 +98,8 @@ def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
     slice_,
     str(planned.config.mesh.fsdp),
     str(share),
-    gb(found.memory.params + found.memory.opt_state),
-    gb(found.memory.peak) if found.fits else f"{gb(found.memory.peak)}: no fit",
+    report.gb(found.memory.params + found.memory.opt_state),
+    peak(found),
   ]
   known = estimate.estimate(found) if found.fits else None
   if known is None or found.costs is None:
@@ -109,8 +110,8 @@ def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
   return [
     *cells,
     f"{found.costs.flops / share:.3g} ({change:+.1%})",
-    gb(found.costs.hbm_bytes),
-    gb(found.costs.sent),
+    report.gb(found.costs.hbm_bytes),
+    report.gb(found.costs.sent),
     f"{' / '.join(f'{1e3 * each:.1f}' for each in parts)} ms",
     f"{1e3 * known.step:.1f} ms",
     f"{known.images_per_second:,.0f}",
@@ -125,8 +126,8 @@ def sketch(models: list[str], slices: list[str]) -> Iterator[list[str]]:
   for model, slice_, fsdp, remat, before in tqdm.tqdm(SKETCH):
     if model in models and slice_ in slices:
       found = compiled(configured(model, fsdp, remat), slice_)
-      peak = gb(found.memory.peak)
-      yield [model, slice_, str(fsdp), remat, f"{before:.1f} GB", peak]
+      after = report.gb(found.memory.peak)
+      yield [model, slice_, str(fsdp), remat, f"{before:.1f} GB", after]
 
 
 def main() -> None:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -22,7 +20,8 @@ import matplotlib as mpl
 import numpy as np
 import tqdm
 
-from bench import machine, stepping
+from bench import machine, stepping, worker
+from mae_jax.plan import report as report_lib
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 PEER = "PyTorch"
@@ -51,42 +50,6 @@ Case = tuple[str, str, int]  # network, dtype, cores
 Times = dict[str, np.ndarray]  # by contestant: [steps, 2], clock and CPU
 
 
-class Contestant:
-  """A process of `stepping`."""
-
-  def __init__(self, name: str, case: Case):
-    command = [sys.executable, stepping.__file__, name, *map(str, case)]
-    here = str(pathlib.Path(__file__).parents[1])
-    self._process = subprocess.Popen(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      cwd=here,
-      env=os.environ | {"PYTHONPATH": here, "JAX_PLATFORMS": "cpu"},
-    )
-    self._line()
-
-  def take(self, steps: int) -> np.ndarray:
-    """[steps, 2] seconds, of the clock and of CPU."""
-    assert self._process.stdin is not None
-    self._process.stdin.write(f"{steps}\n")
-    self._process.stdin.flush()
-    return np.array([self._line().split() for _ in range(steps)], float)
-
-  def _line(self) -> str:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError("a contestant ended: see above")
-    return line
-
-  def close(self) -> None:
-    """Ends it."""
-    self._process.kill()
-    self._process.communicate()
-
-
 def contestants(cores: int) -> list[str]:
   """Those of so many cores: one has no use for a device each."""
   return [
@@ -103,12 +66,14 @@ def race(case: Case, names: Sequence[str], rounds: int) -> Times:
   with contextlib.ExitStack() as stack:
     running = {}
     for name in tqdm.tqdm(names, f"{case}: start", leave=False):
-      running[name] = Contestant(name, case)
+      command = [sys.executable, stepping.__file__, name, *map(str, case)]
+      running[name] = worker.Worker(command)
       stack.callback(running[name].close)
     times: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for _ in tqdm.trange(rounds, desc=f"{case}: rounds", leave=False):
       for name, one in running.items():
-        times[name].append(one.take(steps))
+        lines = one.ask(f"{steps}", steps)
+        times[name].append(np.array([line.split() for line in lines], float))
   return {name: np.concatenate(some) for name, some in times.items()}
 
 
@@ -117,13 +82,13 @@ def medians(times: Times) -> dict[str, np.ndarray]:
   return {name: np.median(some, axis=0) for name, some in times.items()}
 
 
-def rows(case: Case, times: Times) -> Iterator[str]:
+def rows(case: Case, times: Times) -> Iterator[list[str]]:
   """Those of the table."""
   found = medians(times)
   batch = stepping.MODELS[case[0]].batch
   for name, (wall, cpu) in found.items():
     faster = found[PEER] / (wall, cpu)
-    cells = [
+    yield [
       *map(str, case),
       name,
       f"{1e3 * wall:.0f}",
@@ -132,7 +97,6 @@ def rows(case: Case, times: Times) -> Iterator[str]:
       f"{1e3 * cpu:.0f}",
       f"{faster[1]:.2f}x",
     ]
-    yield f"| {' | '.join(cells)} |"
 
 
 def draw(results: dict[Case, Times], path: pathlib.Path) -> None:
@@ -176,9 +140,10 @@ def report(results: dict[Case, Times], rounds: int) -> str:
     "",
     "![images a second against PyTorch](step.svg)",
     "",
-    f"| {' | '.join(HEADINGS)} |",
-    f"|{'---|' * len(HEADINGS)}",
-    *(row for case, times in results.items() for row in rows(case, times)),
+    report_lib.table(
+      [row for case, times in results.items() for row in rows(case, times)],
+      HEADINGS,
+    ),
   ]
   return "\n".join(lines) + "\n"
 
@@ -201,7 +166,7 @@ def main() -> None:
         names = given.programs.split(",") if given.programs else []
         results[case] = race(case, names or contestants(cores), given.rounds)
         for row in rows(case, results[case]):
-          tqdm.tqdm.write(row)
+          tqdm.tqdm.write(" ".join(row))
   draw(results, given.out.with_suffix(".svg"))
   given.out.write_text(report(results, given.rounds))
   print(f"wrote {given.out}")

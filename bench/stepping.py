@@ -105,6 +105,7 @@ class Run:
   state: Any
   batch: Any
   mesh: Any
+  flops: int = 0  # of a step, on paper
 
   def compile(self) -> Any:
     """Compiles the step ahead, for the figures of the program; returns it."""
@@ -163,9 +164,9 @@ def run(model: Model, dtype: str) -> Run:
     state = jax.jit(program.init, out_shardings=where)()
     train_step = program_lib.jit_step(program.train_step, mesh, state)
   local = {"image": photos(model), "readable": np.ones(model.batch, bool)}
-  return Run(
-    train_step, state, sharding.to_global(mesh, local, model.batch), mesh
-  )
+  batch = sharding.to_global(mesh, local, model.batch)
+  flops = model.batch * program.flops_per_image
+  return Run(train_step, state, batch, mesh, flops)
 
 
 def ours(model: Model, dtype: str, cores: int, split: bool) -> Step:

@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import math
 import os
 import pathlib
 import platform
 import textwrap
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +28,7 @@ import tqdm
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bench import plan
+from bench import plan, stepping
 from mae_jax import config as config_lib
 from mae_jax import hardware, optim, sharding
 from mae_jax.models import build, flops, mae, masking, variants
@@ -267,51 +265,41 @@ class Timed(NamedTuple):
   cpu: np.ndarray
 
 
-class _Run:
-  """A network's steps, one at a call."""
-
-  def __init__(self, entry: Entry, batch_size: int):
-    config = reduced(entry, batch_size)
-    mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
-    planned = as_entry(
-      entry,
-      program.planned(config, mesh, program.IMAGENET, program.CLASSES),
+def _run(entry: Entry, batch_size: int) -> stepping.Run:
+  """A small network that is about to take a step."""
+  config = reduced(entry, batch_size)
+  mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
+  planned = as_entry(
+    entry,
+    program.planned(config, mesh, program.IMAGENET, program.CLASSES),
+  )
+  state = program_lib.abstract_state(planned)
+  step = measure.lower(planned, state).compile()
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  with jax.set_mesh(mesh):
+    state = jax.jit(planned.init, out_shardings=shardings)()
+  random = np.random.default_rng(0)
+  batch = {
+    name: jax.device_put(
+      random.integers(0, 2, leaf.shape).astype(leaf.dtype), leaf.sharding
     )
-    state = program_lib.abstract_state(planned)
-    self._step = measure.lower(planned, state).compile()
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    with jax.set_mesh(mesh):
-      self._state = jax.jit(planned.init, out_shardings=shardings)()
-    random = np.random.default_rng(0)
-    self._batch = {
-      name: jax.device_put(
-        random.integers(0, 2, leaf.shape).astype(leaf.dtype), leaf.sharding
-      )
-      for name, leaf in planned.batch().items()
-    }
-
-  def __call__(self) -> tuple[float, float]:
-    """Wall and CPU seconds of the next step."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    self._state, metrics = self._step(self._state, self._batch)
-    jax.block_until_ready((self._state, metrics))
-    taken = time.perf_counter() - wall, time.process_time() - cpu
-    assert math.isfinite(metrics["loss"]), metrics
-    return taken
+    for name, leaf in planned.batch().items()
+  }
+  return stepping.Run(step, state, batch, mesh)
 
 
 def timed(rounds: int, batch_size: int) -> dict[Entry, Timed]:
   """All entries take turns, so that what slows the machine slows them all."""
   runs = {
-    each: _Run(each, batch_size) for each in tqdm.tqdm(ENTRIES, "compiling")
+    each: _run(each, batch_size) for each in tqdm.tqdm(ENTRIES, "compiling")
   }
   for _ in range(2):  # to warm up
     for run in runs.values():
-      run()
+      run.take()
   taken: dict[Entry, list[tuple[float, float]]] = {each: [] for each in runs}
   for _ in tqdm.trange(rounds, desc="timing"):
     for entry, run in runs.items():
-      taken[entry].append(run())
+      taken[entry].append(stepping.timed(run.take))
   return {entry: Timed(*np.array(pairs).T) for entry, pairs in taken.items()}
 
 
@@ -455,7 +443,7 @@ def estimated(entries: Mapping[Entry, Compiled], hours: bool) -> str:
     start = [
       *each.cells,
       planned.config.model.remat,
-      plan.gb(found.memory.peak) + ("" if found.fits else ": no fit"),
+      report.gb(found.memory.peak) + ("" if found.fits else ": no fit"),
     ]
     if roofline is None or each not in costs:
       rows.append([*start, *[""] * (len(headings) - len(start))])
@@ -468,7 +456,7 @@ def estimated(entries: Mapping[Entry, Compiled], hours: bool) -> str:
         *start,
         f"{count:.3g} ({count / planned.program.flops_per_image - 1:+.1%})",
         _times(work.get(each)),
-        plan.gb(costs[each].hbm_bytes),
+        report.gb(costs[each].hbm_bytes),
         _times(traffic.get(each)),
         f"{state_traffic(found) / costs[each].hbm_bytes:.0%}",
         f"{' / '.join(f'{1e3 * part:.1f}' for part in parts)} ms",

@@ -26,10 +26,10 @@ def text(measured: measure.Measured, where: topology.Topology) -> str:
   ]
   if measured.costs is not None:
     traffic = measured.costs.hbm_bytes
-    lines.append(_row("HBM traffic a step", f"{_gb(traffic)} a chip"))
+    lines.append(_row("HBM traffic a step", f"{gb(traffic)} a chip"))
     kinds = measured.costs.by_kind()
     for kind, (times, sent) in sorted(kinds.items()):
-      lines.append(_row(kind, f"{times} a step, {_gb(sent)} sent by a chip"))
+      lines.append(_row(kind, f"{times} a step, {gb(sent)} sent by a chip"))
     if not kinds:
       lines.append(_row("collectives", "none"))
     if measured.costs.unknown_loops:
@@ -83,7 +83,7 @@ def row(measured: measure.Measured) -> list[str]:
   config = measured.planned.config
   found = estimate_lib.estimate(measured) if measured.fits else None
   share = config.data.batch_size // measured.planned.mesh.size
-  peak = _gb(measured.memory.peak) if measured.memory.peak else "?"
+  peak = gb(measured.memory.peak) if measured.memory.peak else "?"
   return [
     str(config.data.batch_size),
     str(share // config.optim.accum_steps),
@@ -114,7 +114,8 @@ def _row(name: str, value: str) -> str:
   return f"{name:<20}{value}"
 
 
-def _gb(count: float) -> str:
+def gb(count: float) -> str:
+  """Bytes, for people."""
   return f"{count / 1e9:.2f} GB"
 
 
@@ -141,10 +142,10 @@ def _verdict(measured: measure.Measured) -> str:
   peak, capacity = measured.memory.peak, measured.chip.hbm_bytes
   if measured.fits:
     share = peak / capacity
-    return f"{_gb(peak)} at the peak, {share:.0%} of {_gb(capacity)}: fits"
-  wanted = f"wants {_gb(peak)}" if peak else "wants more"
+    return f"{gb(peak)} at the peak, {share:.0%} of {gb(capacity)}: fits"
+  wanted = f"wants {gb(peak)}" if peak else "wants more"
   return (
-    f"{wanted}, has {_gb(capacity)}: DOES NOT FIT. In this order: a larger "
+    f"{wanted}, has {gb(capacity)}: DOES NOT FIT. In this order: a larger "
     "mesh.fsdp, model.remat=full, a larger optim.accum_steps; --search tries"
   )
 
@@ -157,7 +158,7 @@ def _memory(memory: measure.Memory) -> list[str]:
   ]
   if memory.peak:
     parts.append(("activations, gradients, copies", memory.rest))
-  return [f"  {name:<31} {_gb(size):>9}" for name, size in parts]
+  return [f"  {name:<31} {gb(size):>9}" for name, size in parts]
 
 
 def _estimate(
