@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import pathlib
 import subprocess
@@ -33,11 +34,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from bench import feeders, machine, worker
-from mae_jax import command_line, hardware
+from bench import feeders, machine, plan, worker
 from mae_jax.data import preprocess
-from mae_jax.models import build, flops
-from mae_jax.plan import topology
 from tests import prepared
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
@@ -51,8 +49,10 @@ PEERS = (
 PACKAGES = ("tensorflow", "tensorflow_datasets", "pillow", "numpy")
 PORTRAIT = "sample_data/grace_hopper.jpg"  # of matplotlib
 BYTES, WIDTH, HEIGHT = 55_000, 500, 375
-CHIPS = ("v5e", "v5p", "v6e", "h100")
-RECIPES = {"B": "vit_b", "L": "vit_l", "H": "vit_h"}
+# Of machines that are rented with them (ct5lp-hightpu-4t, ct5p-hightpu-4t,
+# ct6e-standard-4t, a3-highgpu-8g): hardware threads of the host a chip.
+CHIPS = {"v5e": 112 / 4, "v5p": 208 / 4, "v6e": 180 / 4, "h100": 208 / 8}
+PLAN = OUT.with_name("plan.md")
 
 PIPELINES = {
   "folder": "mae_jax, a folder: uint8",
@@ -108,15 +108,22 @@ def host_cores(
   return images_per_second_per_chip * cpu_seconds_per_image
 
 
-def rooflines() -> dict[str, float]:
-  """Images a second, by "B/v5e", of chips that only multiply, at their peak."""
-  rates = {}
-  for size, recipe in RECIPES.items():
-    config = command_line.recipe(f"configs/{recipe}.py")
-    number = flops.train_step(build.masked_autoencoder(config))
-    for chip in CHIPS:
-      name = (topology.TPUS | topology.GPUS)[chip]
-      rates[f"{size}/{chip}"] = hardware.CHIPS[name].flops / number
+def planned(table: str) -> dict[tuple[str, str], float]:
+  """Images a second and chip, by ("B", "v5e"), of a table of `bench.plan`.
+
+  Of plans with several ways to split one model, the fastest.
+  """
+  rates: dict[tuple[str, str], float] = {}
+  for line in table.splitlines():
+    cells = dict(
+      zip(plan.HEADINGS, [x.strip() for x in line.split("|")[1:]], strict=False)
+    )
+    chip, _, shape = cells.get("slice", "").partition(":")
+    rate = cells.get("images/s, at most", "").replace(",", "")
+    if chip in CHIPS and rate.isdigit():
+      key = cells["model"], chip
+      each = float(rate) / math.prod(int(n) for n in shape.split("x"))
+      rates[key] = max(each, rates.get(key, 0))
   return rates
 
 
@@ -327,27 +334,27 @@ def pixel_rows(root: pathlib.Path, number: int) -> Iterator[str]:
 
 
 def core_rows(
-  cpu: float, rates: Mapping[str, float], given: Sequence[str]
+  cpu: float, rates: Mapping[tuple[str, str], float]
 ) -> Iterator[str]:
   """Cores of the host for each chip, by network and chip."""
   yield "| | " + " | ".join(CHIPS) + " |"
   yield "|---|" + "---|" * len(CHIPS)
-  for size in RECIPES:
-    cells = []
-    for chip in CHIPS:
-      rate = rates[f"{size}/{chip}"]
-      source = "plan" if f"{size}/{chip}" in given else "peak"
-      cells.append(
-        f"{host_cores(rate, cpu):.1f} ({rate:.0f} images/s, {source})"
-      )
+  for size in dict.fromkeys(size for size, _ in rates):
+    cells = [
+      f"{host_cores(rate, cpu):.1f} ({rate:.0f} images/s)"
+      if (rate := rates.get((size, chip)))
+      else ""
+      for chip in CHIPS
+    ]
     yield f"| ViT-{size} | " + " | ".join(cells) + " |"
+  threads = [f"{number:.0f} threads" for number in CHIPS.values()]
+  yield "| there are | " + " | ".join(threads) + " |"
 
 
 def report(
   found: Found,
   pixels: Sequence[str],
-  rates: Mapping[str, float],
-  given: Sequence[str],
+  rates: Mapping[tuple[str, str], float],
   about: str,
 ) -> str:
   """The text of `pipeline.md`."""
@@ -391,11 +398,13 @@ def report(
     "## Cores of the host for each chip",
     "",
     f"Images a second times {1e3 * cpu:.2f} ms, with cores like those here. "
-    "Where it says peak, chips are thought to multiply at their peak all the "
-    "time, which none does: an upper bound. `--rates=B/v5e=RATE,...` takes the "
-    "images a second and chip that `python -m mae_jax.plan` estimates.",
+    "The images are those of the fastest plan of each model in "
+    "[plan.md](plan.md), a bound that no step passes: with as many cores the "
+    "step never waits. The last line has the hardware threads of the machines "
+    "that are rented with these chips (ct5lp-hightpu-4t, ct5p-hightpu-4t, "
+    "ct6e-standard-4t, a3-highgpu-8g).",
     "",
-    *core_rows(cpu, rates, given),
+    *core_rows(cpu, rates),
     "",
   ]
   return "\n".join(whole)
@@ -418,11 +427,9 @@ def main() -> None:
   flags.add_argument("--number", type=int, default=1280, help="made a round")
   flags.add_argument("--rounds", type=int, default=7)
   flags.add_argument("--peers", default=".venv/peers", help="'' for none")
-  flags.add_argument("--rates", default="", help="e.g. B/v5e=700,L/v5e=300")
   flags.add_argument("--out", type=pathlib.Path, default=OUT)
   settings = flags.parse_args()
-  given = dict(each.split("=") for each in settings.rates.split(",") if each)
-  rates = rooflines() | {name: float(rate) for name, rate in given.items()}
+  rates = planned(PLAN.read_text())
   cores = os.cpu_count() or 1
   with tempfile.TemporaryDirectory() as directory:
     root = pathlib.Path(directory)
@@ -445,7 +452,6 @@ def main() -> None:
     found,
     pixels,
     rates,
-    list(given),
     about(mean, settings.number, settings.rounds, bool(settings.peers)),
   )
   settings.out.write_text(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,7 +58,8 @@ def from_checkpoint(
   pool: str = "mean",
   layer: int | None = None,
   image_size: tuple[int, int] | None = None,
-  computed: Mapping[str, Any] | None = None,
+  dtype: str | None = None,
+  platform: str | None = None,
 ) -> Extractor:
   """Makes what the flags of the same names say of a checkpoint.
 
@@ -69,8 +70,8 @@ def from_checkpoint(
     layer: the block whose tokens are wanted, from 1. After the last one, which
       None is too, they pass the norm that is behind it.
     image_size: height and width; None for the checkpoint's.
-    computed: attributes of the encoder that change no parameter, such as dtype;
-      those not named are the checkpoint's.
+    dtype: of activations, a name in `build.DTYPES`; None for the checkpoint's.
+    platform: what it will run on, see `build.computed`; None for the mesh's.
 
   Raises:
     ConfigError: if there is no checkpoint, or it cannot do what is wanted.
@@ -81,12 +82,17 @@ def from_checkpoint(
     step = dialects.locate(checkpoint)
     found = restored.load(step, mesh)
     config = _with_size(found.run.config, image_size)
-    encoder = found.encoder.clone(frozen=0, remat="none")
-    encoder = encoder.clone(**(computed or {}))
+    encoder = found.encoder.clone(frozen=0)
     parts = {"encoder": found.encoder_params}
     if config.data.image_size != found.run.config.data.image_size:
       encoder = encoder.clone(learned_positions=True)
       parts["encoder"] = _with_positions(step, encoder, config.data, mesh)
+  model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
+  encoder = build.computed(
+    encoder,
+    dataclasses.replace(config, model=model),
+    platform or mesh.devices.flat[0].platform,
+  )
   layer = encoder.depth if layer is None else layer
   trained = classifiers.trained(found.params)
   # What is averaged before its norm is known by nothing but this pooling.

@@ -314,6 +314,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
 NOT_FUZZED = {
   *("init_from", "compare.pretrain", "data.source", "data.name", "data.path"),
   *("data.data_dir", "mesh.cpu_devices", "train.compile_cache"),
+  "mesh.overlap",
 }
 
 

@@ -60,14 +60,7 @@ class Suited:
   @property
   def encoder(self) -> mae.Encoder:
     """As in `found`, computed as the config says."""
-    wanted = build.encoder(self.config, self.platform)
-    found = self.found.encoder
-    return found.clone(
-      dtype=wanted.dtype,
-      remat=wanted.remat,
-      unroll=wanted.unroll,
-      part_bytes=wanted.part_bytes,
-    )
+    return build.computed(self.found.encoder, self.config, self.platform)
 
   @property
   def classifier(self) -> classifiers.Classifier:

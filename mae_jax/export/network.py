@@ -15,11 +15,6 @@ from mae_jax import extractor, sharding
 from mae_jax.evals import restored
 from mae_jax.models import build, classifiers
 
-# Blocks a scan step. Measured on CPU with ViT-B: unrolled, a program copies all
-# weights while it runs (330 MB of temporaries against 30), takes four times as
-# long to compile, and is no faster.
-_UNROLL = 1
-
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -65,12 +60,8 @@ def features(
     pool=pool,
     layer=layer,
     image_size=image_size,
-    # Of any number of images: parts cannot be counted.
-    computed={
-      "dtype": build.DTYPES[dtype],
-      "unroll": _UNROLL,
-      "part_bytes": 0,
-    },
+    dtype=dtype,
+    platform=build.ANYWHERE,
   )
   facts = {"pool": pool, "layer": found.layer}
   return Network(found.apply, found.params, found.data, "features", facts)
@@ -84,16 +75,10 @@ def classifier(step: epath.Path, *, dtype: str) -> Network:
   """
   found = restored.load_classifier(step, host())
   run = found.run
-  model = dataclasses.replace(
-    run.config.model,
-    remat="none",
-    dtype=dtype,
-    unroll=_UNROLL,
-    attention_mb=0,
-  )
+  model = dataclasses.replace(run.config.model, dtype=dtype)
   config = dataclasses.replace(run.config, model=model)
   make = classifiers.CLASSIFIERS[config.task]
-  built = make(config, len(run.class_names), "cpu")
+  built = make(config, len(run.class_names), build.ANYWHERE)
   params = found.params
   if classifiers.AVERAGED in params:  # the others have no further use
     params = {classifiers.MODEL: classifiers.trained(params)}

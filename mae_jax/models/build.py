@@ -16,6 +16,8 @@ from mae_jax.models import mae, masking, patches, transformer, variants, vit
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Beyond any use: the position table alone would fill the host's memory.
 MAX_PATCHES = 2**20
+# In place of a platform: a program that any of them may run, also from a file.
+ANYWHERE = "anywhere"
 # Of attention's logits. Measured on CPU, ViT-B's decoder, 16 images: 2 MB at a
 # time 55 ms, 5 MB 47, 10 MB 53, all 80. Elsewhere for want of memory: compiled
 # for TPUs, parts cost traffic, and no recipe has so many.
@@ -30,8 +32,8 @@ def masked_autoencoder(
 
   Args:
     config: the whole run.
-    platform: what it will run on ("cpu", "gpu", "tpu"): decides `unroll` where
-      the config leaves it at 0, and no parameter.
+    platform: what it will run on ("cpu", "gpu", "tpu", ANYWHERE): decides what
+      the config leaves open of how it is computed, and no parameter.
 
   Raises:
     ConfigError: if sizes do not fit together.
@@ -102,6 +104,22 @@ def encoder(config: config_lib.Config, platform: str = "cpu") -> mae.Encoder:
   return built.clone(learned_positions=True)
 
 
+def computed(
+  network: mae.Encoder, config: config_lib.Config, platform: str
+) -> mae.Encoder:
+  """An encoder with the same parameters, computed as a config says.
+
+  Args:
+    network: the encoder.
+    config: how; what it says of sizes has no part in it.
+    platform: as above.
+
+  Raises:
+    ConfigError: if a setting has no such value.
+  """
+  return network.clone(**_computation(config.model, network.depth, platform))
+
+
 def _encoder(config: config_lib.Config, platform: str) -> mae.Encoder:
   model = config.model
   named, square = variants.parse(model.variant)
@@ -124,7 +142,15 @@ def _encoder(config: config_lib.Config, platform: str) -> mae.Encoder:
 def _stack(
   config: config_lib.Config, dims: variants.Dims, platform: str
 ) -> dict[str, Any]:
-  model = config.model
+  computation = _computation(config.model, dims.depth, platform)
+  settings = {"norm_eps": config.model.norm_eps, **computation}
+  return dataclasses.asdict(dims) | settings
+
+
+def _computation(
+  model: config_lib.Model, depth: int, platform: str
+) -> dict[str, Any]:
+  """What changes no parameter."""
   dtype = config_lib.lookup(DTYPES, model.dtype, "model.dtype")
   # Compiled for TPUs, a step that keeps products alone needs a third of the
   # memory, and half of the traffic, of one that keeps everything.
@@ -136,19 +162,30 @@ def _stack(
   )
   # Measured: on CPU a scan that is not unrolled is 11-17 % slower; elsewhere
   # unrolling doubles the time to compile.
-  unroll = model.unroll or (dims.depth if platform == "cpu" else 1)
+  unroll = model.unroll or (depth if platform == "cpu" else 1)
   config_lib.lookup(
     transformer.ACTIVATIONS, model.activation, "model.activation"
   )
-  settings = {
+  if platform == ANYWHERE:
+    # Of any number of images, parts cannot be counted. Unrolled, a program of
+    # ViT-B copies all weights while it runs (330 MB of temporaries against 30,
+    # on CPU), takes four times as long to compile, and is no faster.
+    return {
+      "dtype": dtype,
+      "remat": "none",
+      "unroll": 1,
+      "activation": transformer.PORTABLE.get(
+        model.activation, model.activation
+      ),
+      "part_bytes": 0,
+    }
+  return {
     "dtype": dtype,
     "remat": remat,
     "unroll": unroll,
-    "norm_eps": model.norm_eps,
     "activation": model.activation,
     "part_bytes": _part_bytes(model.attention_mb, platform),
   }
-  return dataclasses.asdict(dims) | settings
 
 
 def _part_bytes(attention_mb: float | None, platform: str) -> int:

@@ -26,6 +26,9 @@ COLLECTIVES = (
 )
 # TPU: what is reduced is scattered in the same operation.
 _SCATTERS = "all-reduce-scatter"
+# TPU: fusions that begin an exchange, parts of which are in others until it
+# ends.
+_MEANWHILE = "async-collective-start"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Collective:
     span: from the first to the last of them, as they are numbered.
     dims: of the arrays, for people.
     source: what of the model it comes from, as JAX names it.
+    overlapped: whether the chip computes meanwhile.
   """
 
   kind: str
@@ -50,6 +54,7 @@ class Collective:
   span: int
   dims: str
   source: str = ""
+  overlapped: bool = False
 
   @property
   def sent(self) -> float:
@@ -70,17 +75,24 @@ class Costs:
     hbm_bytes: read from and written to the main memory.
     collectives: the exchanges with other devices.
     unknown_loops: how many loops do not tell their turns; they count once.
+    padding: what of `hbm_bytes` fills up tiles.
   """
 
   flops: float
   hbm_bytes: float
   collectives: tuple[Collective, ...]
   unknown_loops: int = 0
+  padding: float = 0.0
 
   @property
   def sent(self) -> float:
     """Bytes that a device sends to others."""
     return sum(each.times * each.sent for each in self.collectives)
+
+  @property
+  def overlapped(self) -> float:
+    """Of those, the bytes that go while it computes."""
+    return sum(e.times * e.sent for e in self.collectives if e.overlapped)
 
   def by_kind(self) -> dict[str, tuple[int, float]]:
     """How many exchanges of each kind, and the bytes sent by them."""
@@ -102,12 +114,14 @@ def of_program(text: str, devices: int) -> Costs:
     devices: that the program runs on.
   """
   module = hlo.Module.parse(text)
-  flops = hbm_bytes = 0.0
+  flops = 0.0
   collectives: dict[str, Collective] = {}
   unknown = 0
   for computation, times in module.runs():
+    meanwhile = set()
     for each in module.computations[computation].values():
-      hbm_bytes += times * _traffic(module, computation, each)
+      if each.name.startswith(_MEANWHILE):
+        meanwhile.add(each.called("calls"))
       unknown += each.opcode == "while" and module.trips(each) is None
     for place, each in module.inside(computation):
       flops += times * _flops(module.computations[place], each)
@@ -118,9 +132,24 @@ def of_program(text: str, devices: int) -> Costs:
         channel = re.search(r"channel_id=(\d+)", each.attributes)
         key = f"{computation}/{channel.group(1) if channel else each.name}"
         collectives.setdefault(
-          key, _collective(module, place, each, kind, times, devices)
+          key,
+          dataclasses.replace(
+            _collective(module, place, each, kind, times, devices),
+            overlapped=place in meanwhile or each.opcode.endswith("-start"),
+          ),
         )
-  return Costs(flops, hbm_bytes, tuple(collectives.values()), unknown)
+  hbm_bytes = _all_traffic(module)
+  filled = _all_traffic(hlo.Module.parse(hlo.without_tiles(text)))
+  exchanges = tuple(collectives.values())
+  return Costs(flops, hbm_bytes, exchanges, unknown, hbm_bytes - filled)
+
+
+def _all_traffic(module: hlo.Module) -> float:
+  return sum(
+    times * _traffic(module, computation, each)
+    for computation, times in module.runs()
+    for each in module.computations[computation].values()
+  )
 
 
 def _collective(

@@ -66,6 +66,11 @@ def _bits(dtype: str) -> int:
   return int(digits.group(1)) if digits else 0
 
 
+def without_tiles(text: str) -> str:
+  """A program's text, or a shape's, as if nothing were padded."""
+  return re.sub(r"T\([\d,]*\)", "", text)
+
+
 def arrays(shape: str) -> list[Array]:
   """The arrays of a shape, a tuple's in order."""
   found = []

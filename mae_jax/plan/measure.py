@@ -71,7 +71,12 @@ _OPTIONS = {
 def lower(planned: plan_program.Planned, state: Any = None) -> Any:
   """The train step as XLA is given it, a `jax.stages.Lowered`."""
   state = program_lib.abstract_state(planned) if state is None else state
-  step = program_lib.jit_step(planned.train_step, planned.mesh, state)
+  step = program_lib.jit_step(
+    planned.train_step,
+    planned.mesh,
+    state,
+    overlap=planned.config.mesh.overlap,
+  )
   with jax.set_mesh(planned.mesh):
     return step.lower(state, planned.batch())
 

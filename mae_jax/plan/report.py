@@ -26,11 +26,17 @@ def text(measured: measure.Measured, where: topology.Topology) -> str:
   ]
   if measured.costs is not None:
     traffic = measured.costs.hbm_bytes
-    lines.append(_row("HBM traffic a step", f"{gb(traffic)} a chip"))
+    padding = f"{measured.costs.padding / traffic:.0%} of it padding"
+    lines.append(_row("HBM traffic a step", f"{gb(traffic)} a chip, {padding}"))
     kinds = measured.costs.by_kind()
     for kind, (times, sent) in sorted(kinds.items()):
       lines.append(_row(kind, f"{times} a step, {gb(sent)} sent by a chip"))
-    if not kinds:
+    if kinds:
+      share = measured.costs.overlapped / (measured.costs.sent or 1)
+      lines.append(
+        _row("sent meanwhile", f"{share:.0%} of that, while it computes")
+      )
+    else:
       lines.append(_row("collectives", "none"))
     if measured.costs.unknown_loops:
       lines.append(

@@ -21,6 +21,16 @@ Step: TypeAlias = Callable[
 ]
 
 
+# By itself the TPU compiler sums all gradients of a block over the devices in
+# one exchange, for which the chip waits. So each kernel's has its own, and goes
+# on while the products of the next one's are computed.
+_OVERLAP = {
+  "xla_jf_crs_combiner_threshold_in_bytes": 1_000_000,
+  "xla_enable_async_all_reduce": True,
+  "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
   """What a task asks of the devices.
@@ -81,7 +91,11 @@ def abstract_state(task: Placed) -> checkpoints.TrainState:
 
 
 def jit_step(
-  train_step: Step, mesh: Mesh, state: checkpoints.TrainState
+  train_step: Step,
+  mesh: Mesh,
+  state: checkpoints.TrainState,
+  *,
+  overlap: bool = True,
 ) -> Any:
   """The jitted, sharded train step, which takes the state's memory over.
 
@@ -89,13 +103,16 @@ def jit_step(
     train_step: of a task.
     mesh: the devices.
     state: of arrays or ShapeDtypeStructs, placed as the step will find it.
+    overlap: see `config.Mesh`.
   """
+  tpu = mesh.devices.flat[0].platform == "tpu"
   shardings = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(
     train_step,
     in_shardings=(shardings, sharding.batch_sharding(mesh)),
     out_shardings=(shardings, sharding.replicated(mesh)),
     donate_argnums=0,
+    compiler_options=_OVERLAP if tpu and overlap else None,
   )
 
 

@@ -212,7 +212,9 @@ class _Runner:
     )
     if problem := watch.lost(start, int(state.health.skipped_in_a_row)):
       raise config_lib.TrainingError(f"step {start}: {problem.text}")
-    train_step = program.jit_step(task.train_step, self._mesh, state)
+    train_step = program.jit_step(
+      task.train_step, self._mesh, state, overlap=self._config.mesh.overlap
+    )
     batches = sharding.prefetch(
       self._mesh,
       task.train_batches(start),

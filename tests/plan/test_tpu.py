@@ -73,6 +73,15 @@ def test_data_parallel_reduces_gradients_once():
   # In the type they are computed in, bfloat16 but for norms and last layer.
   reduced = exchanged(found, "all-reduce", "reduce-scatter")
   assert reduced == pytest.approx(2 * found.num_params, rel=0.03)
+  # Most of it while the products of other gradients are computed.
+  assert found.costs is not None
+  assert found.costs.overlapped > 0.5 * found.costs.sent
+
+
+def test_little_of_what_moves_is_padding():
+  costs = step(1).costs
+  assert costs is not None
+  assert 0 < costs.padding < 0.1 * costs.hbm_bytes
 
 
 def test_fsdp_gathers_parameters_and_nothing_else():
