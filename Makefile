@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train test test-fast lint bench reliability weights conversion step \
-  growth start pipeline table2 plan clean
+  growth start pipeline table2 tpu plan clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -26,7 +26,7 @@ lint: .venv/test
 	$(BIN)/shellcheck --external-sources launch/*.sh launch/*.sbatch
 
 # All of it takes hours, on a machine that does nothing else.
-bench: step growth pipeline start table2 plan weights conversion reliability
+bench: step growth pipeline start table2 tpu plan weights conversion reliability
 
 reliability: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.reliability
@@ -57,6 +57,9 @@ plan: .venv/run
 # With the TPU compiler, which the tests need too.
 table2: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.table2
+
+tpu: .venv/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.tpu
 
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
