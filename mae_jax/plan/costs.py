@@ -127,12 +127,8 @@ def of_program(text: str, devices: int) -> Costs:
       flops += times * _flops(module.computations[place], each)
       kind = each.opcode.removesuffix("-start")
       if kind in COLLECTIVES:
-        # One exchange may be spread over several fusions, in parts of its own
-        # that have its channel.
-        channel = re.search(r"channel_id=(\d+)", each.attributes)
-        key = f"{computation}/{channel.group(1) if channel else each.name}"
         collectives.setdefault(
-          key,
+          f"{computation}/{_exchange(each, fused=place != computation)}",
           dataclasses.replace(
             _collective(module, place, each, kind, times, devices),
             overlapped=place in meanwhile or each.opcode.endswith("-start"),
@@ -142,6 +138,13 @@ def of_program(text: str, devices: int) -> Costs:
   filled = _all_traffic(hlo.Module.parse(hlo.without_tiles(text)))
   exchanges = tuple(collectives.values())
   return Costs(flops, hbm_bytes, exchanges, unknown, hbm_bytes - filled)
+
+
+def _exchange(each: hlo.Instruction, fused: bool) -> str:
+  """Names it: in fusions, which may each have a part of one, all alike."""
+  chain = re.search(r'chain_id="\d+"', each.attributes)
+  named = chain or re.search(r"channel_id=\d+", each.attributes)
+  return named[0] if fused and named else each.name
 
 
 def _all_traffic(module: hlo.Module) -> float:
