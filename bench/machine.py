@@ -8,7 +8,6 @@ import pathlib
 import platform
 from collections.abc import Iterable
 
-
 # What products are made with, of what x86 has: the bfloat16 of some makes all
 # the difference between programs that use it and those that do not.
 _WIDE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -30,11 +29,10 @@ def _processor() -> str:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:  # elsewhere than on Linux
     return machine
-  told = dict(
-    (part.strip() for part in line.split(":", 1))
-    for line in lines
-    if ":" in line
-  )
+  told = {}
+  for line in lines:
+    key, _, value = line.partition(":")
+    told[key.strip()] = value.strip()
   wide = [x for x in _WIDE if x in told.get("flags", "").split()]
   return ", ".join([*filter(None, [told.get("model name")]), machine, *wide])
 

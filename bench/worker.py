@@ -13,8 +13,12 @@ _HERE = pathlib.Path(__file__).parents[1]
 class Worker:
   """A started process, which has said in a first line that it is ready."""
 
-  def __init__(self, command: Sequence[str]):
+  def __init__(self, command: Sequence[str], **variables: str):
     """Starts it at the root of the project, on CPU, and waits.
+
+    Args:
+      command: the program and its arguments.
+      **variables: of its environment, besides those that are here.
 
     Raises:
       RuntimeError: as each method does, if it ended; it has told why.
@@ -25,7 +29,9 @@ class Worker:
       stdout=subprocess.PIPE,
       text=True,
       cwd=_HERE,
-      env=os.environ | {"PYTHONPATH": str(_HERE), "JAX_PLATFORMS": "cpu"},
+      env=os.environ
+      | {"PYTHONPATH": str(_HERE), "JAX_PLATFORMS": "cpu"}
+      | variables,
     )
     self.pid = self._process.pid
     self._line()
