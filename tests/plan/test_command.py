@@ -87,6 +87,7 @@ def test_plan_and_search_for_two_by_two_chips():
   args = (
     "--config=configs/vit_b.py",
     "--topology=v5e:2x2",
+    "--config.model.variant=Ti/16",
     "--config.model.depth=1",
     "--config.model.decoder_depth=1",
     "--config.data.batch_size=64",
@@ -95,7 +96,7 @@ def test_plan_and_search_for_two_by_two_chips():
   assert found.returncode == 0, found.stderr
   assert found.stderr == ""
   for text in (
-    "pretrain of B/16 on v5e:2x2: 4 x TPU v5 lite",
+    "pretrain of Ti/16 on v5e:2x2: 4 x TPU v5 lite",
     "tokens an image     50 in the encoder, 197 in the decoder",
     "of 17.18 GB: fits",
     "Estimate, a roofline",

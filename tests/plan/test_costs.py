@@ -246,3 +246,19 @@ ENTRY %main (p: bf16[1,16]) -> bf16[4,16] {
   found = costs.of_program(text, 4)
   assert found.by_kind() == {"all-gather": (1, 3 / 4 * 4 * 16 * 2)}
   assert found.sent == 96
+
+
+def test_exchanges_of_one_channel_count_each():
+  """Two blocks' that the TPU compiler made of one loop's share its channel."""
+  reduced = (
+    "all-reduce(%p), channel_id=8, replica_groups={{0,1,2,3}}, to_apply=%add"
+  )
+  found = costs.of_program(
+    program(
+      "%p = f32[4]{0} parameter(0)",
+      f"%a = f32[4]{{0}} {reduced}",
+      f"ROOT %b = f32[4]{{0}} {reduced}",
+    ),
+    4,
+  )
+  assert found.by_kind() == {"all-reduce": (2, 2 * 2 * 3 / 4 * 4 * 4)}
