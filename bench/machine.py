@@ -33,8 +33,9 @@ def _processor() -> str:
   for line in lines:
     key, _, value = line.partition(":")
     told[key.strip()] = value.strip()
-  wide = [x for x in _WIDE if x in told.get("flags", "").split()]
-  return ", ".join([*filter(None, [told.get("model name")]), machine, *wide])
+  flags = told.get("flags", "").split()
+  parts = [told.get("model name"), machine, *(x for x in _WIDE if x in flags)]
+  return ", ".join(part for part in parts if part)
 
 
 def _version(name: str) -> str:

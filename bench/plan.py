@@ -89,6 +89,26 @@ def peak(found: measure.Measured) -> str:
   return text if found.fits else f"{text}: no fit"
 
 
+def flops(found: measure.Measured) -> tuple[float, float]:
+  """Those of the program an image, and how much more than on paper.
+
+  Raises:
+    ValueError: if the program's text cannot be had.
+  """
+  if found.costs is None:
+    raise ValueError("of this program nothing can be counted")
+  planned = found.planned
+  share = planned.config.data.batch_size // planned.mesh.size
+  count = found.costs.flops / share
+  return count, count / planned.program.flops_per_image - 1
+
+
+def parts(known: estimate.Estimate) -> str:
+  """Of a roofline: compute, HBM and interconnect."""
+  times = (known.compute, known.memory, known.interconnect)
+  return f"{' / '.join(f'{1e3 * each:.1f}' for each in times)} ms"
+
+
 def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
   """The cells of a run under HEADINGS."""
   planned = found.planned
@@ -104,15 +124,13 @@ def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
   known = estimate.estimate(found) if found.fits else None
   if known is None or found.costs is None:
     return [*cells, *[""] * (len(HEADINGS) - len(cells))]
-  on_paper = planned.program.flops_per_image * share
-  change = found.costs.flops / on_paper - 1
-  parts = (known.compute, known.memory, known.interconnect)
+  count, change = flops(found)
   return [
     *cells,
-    f"{found.costs.flops / share:.3g} ({change:+.1%})",
+    f"{count:.3g} ({change:+.1%})",
     report.gb(found.costs.hbm_bytes),
     report.gb(found.costs.sent),
-    f"{' / '.join(f'{1e3 * each:.1f}' for each in parts)} ms",
+    parts(known),
     f"{1e3 * known.step:.1f} ms",
     f"{known.images_per_second:,.0f}",
     f"{known.mfu:.0%}",

@@ -443,23 +443,21 @@ def estimated(entries: Mapping[Entry, Compiled], hours: bool) -> str:
     start = [
       *each.cells,
       planned.config.model.remat,
-      report.gb(found.memory.peak) + ("" if found.fits else ": no fit"),
+      plan.peak(found),
     ]
     if roofline is None or each not in costs:
       rows.append([*start, *[""] * (len(headings) - len(start))])
       continue
-    share = planned.config.data.batch_size // planned.mesh.size
-    count = costs[each].flops / share
-    parts = (roofline.compute, roofline.memory, roofline.interconnect)
+    count, change = plan.flops(found)
     rows.append(
       [
         *start,
-        f"{count:.3g} ({count / planned.program.flops_per_image - 1:+.1%})",
+        f"{count:.3g} ({change:+.1%})",
         _times(work.get(each)),
         report.gb(costs[each].hbm_bytes),
         _times(traffic.get(each)),
         f"{state_traffic(found) / costs[each].hbm_bytes:.0%}",
-        f"{' / '.join(f'{1e3 * part:.1f}' for part in parts)} ms",
+        plan.parts(roofline),
         f"{1e3 * roofline.step:.1f} ms",
         _times(steps.get(each)),
         f"{24 * roofline.days:.1f} h",

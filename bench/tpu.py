@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -23,9 +23,9 @@ import jax
 import tqdm
 
 from bench import machine, plan
-from mae_jax import config as config_lib
 from mae_jax.models import attention, patches, transformer
 from mae_jax.plan import estimate, measure, report
+from tests import tiny
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 SLICES = ("v5e:16x16", "v5p:4x4x4")
@@ -64,29 +64,21 @@ def _token_first(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
   return out.reshape(*qkv.shape[:2], -1)
 
 
-def _changed(config: config_lib.Config, **sections: Any) -> config_lib.Config:
-  return dataclasses.replace(
-    config,
-    **{
-      name: dataclasses.replace(getattr(config, name), **values)
-      for name, values in sections.items()
-    },
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Undone:
   """A choice, as it was before.
 
   Attributes:
-    settings: of the config, by section.
-    patch: what of the code, None for nothing.
     predicted: of the choice on v5e:16x16, before it was compiled.
+    patch: what of the code.
+    settings: of the config, by section.
   """
 
-  settings: dict[str, dict[str, Any]]
-  patch: Callable[[], contextlib.AbstractContextManager] | None
   predicted: str
+  patch: Callable[[], contextlib.AbstractContextManager] = (
+    contextlib.nullcontext
+  )
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _patched(where: Any, name: str, value: Any) -> Any:
@@ -95,64 +87,50 @@ def _patched(where: Any, name: str, value: Any) -> Any:
 
 UNDONE = {
   "everything kept for the backward pass": Undone(
-    {"model": {"remat": "none"}},
-    None,
     "products alone kept: half of the traffic",
+    settings={"model": {"remat": "none"}},
   ),
   "gradients stacked in float32": Undone(
-    {},
-    _patched(transformer, "_cast_dense", lambda variables, dtype: variables),
     "stacked in bfloat16, they are written and read in half of the bytes: "
     "3 to 4 GB less",
+    _patched(transformer, "_cast_dense", lambda variables, dtype: variables),
   ),
   "heads behind tokens": Undone(
-    {},
-    _patched(attention, "attend", _token_first),
     "heads before tokens, products need no copies: 0.5 GB less",
+    _patched(attention, "attend", _token_first),
   ),
   "rows divided after the product with v": Undone(
-    {},
-    _patched(
-      attention,
-      "_whole",
-      lambda qkv, heads: attention._join(
-        attention._rows(*attention._split(qkv, heads))
-      ),
-    ),
     "dividing late saves the gradient's sum over N: 0.3 GB less late",
+    _patched(attention, "_whole", attention._examples),
   ),
   "GELU by erfc": Undone(
-    {},
+    "by erf: nothing, it is fused",
     _patched(
       transformer,
       "FUNCTIONS",
       transformer.FUNCTIONS
       | {"gelu": transformer.FUNCTIONS[transformer.PORTABLE["gelu"]]},
     ),
-    "by erf: nothing, it is fused",
   ),
   "patches cut along six axes": Undone(
-    {},
-    _patched(patches, "patchify", _six_axes),
     "with a pixel's channels and the pixels of a row as one axis, no copy is "
     "padded from 14 to 128: 0.42 GB less",
+    _patched(patches, "patchify", _six_axes),
   ),
   "gradients of a block summed at once": Undone(
-    {"mesh": {"overlap": False}},
-    None,
     "summed apart, three of four kernels' sums go on while the next gradient "
     "is computed; traffic as before",
+    settings={"mesh": {"overlap": False}},
   ),
 }
 
 
-def compiled(slice_: str, undone: Undone | None) -> measure.Measured:
+def compiled(slice_: str, undone: Undone) -> measure.Measured:
   """The step on that slice, all data parallel."""
-  settings = undone.settings if undone else {}
-  patch = undone.patch if undone else None
-  with patch() if patch else contextlib.nullcontext():
-    jax.clear_caches()
-    return plan.compiled(_changed(plan.configured("L", 1), **settings), slice_)
+  config = tiny.changed(plan.configured("L", 1), **undone.settings)
+  with undone.patch():
+    jax.clear_caches()  # of what was traced with other code
+    return plan.compiled(config, slice_)
 
 
 def row(slice_: str, name: str, found: measure.Measured) -> list[str]:
@@ -160,29 +138,26 @@ def row(slice_: str, name: str, found: measure.Measured) -> list[str]:
   costs, known = found.costs, estimate.estimate(found)
   if costs is None or known is None:
     return [slice_, name, "", "", plan.peak(found), *[""] * 4]
-  share = found.planned.config.data.batch_size // found.planned.mesh.size
-  paper = found.planned.program.flops_per_image * share
-  parts = (known.compute, known.memory, known.interconnect)
+  _, change = plan.flops(found)
   return [
     slice_,
     name,
     report.gb(costs.hbm_bytes),
     f"{costs.padding / costs.hbm_bytes:.1%}",
     plan.peak(found),
-    f"{costs.flops / paper - 1:+.1%}",
+    f"{change:+.1%}",
     report.gb(costs.sent),
     f"{costs.overlapped / costs.sent:.0%}" if costs.sent else "-",
-    f"{' / '.join(f'{1e3 * each:.1f}' for each in parts)} ms",
+    plan.parts(known),
   ]
 
 
 def rows(slices: list[str]) -> Iterator[list[str]]:
   """A table: each slice's program as it is, and with each choice undone."""
-  cases = [
-    (slice_, name) for slice_ in slices for name in ("as it is", *UNDONE)
-  ]
+  programs = {"as it is": Undone("")} | UNDONE
+  cases = [(slice_, name) for slice_ in slices for name in programs]
   for slice_, name in tqdm.tqdm(cases):
-    yield row(slice_, name, compiled(slice_, UNDONE.get(name)))
+    yield row(slice_, name, compiled(slice_, programs[name]))
 
 
 TEXT = """# The train step's program on TPUs

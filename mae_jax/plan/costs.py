@@ -142,9 +142,11 @@ def of_program(text: str, devices: int) -> Costs:
 
 def _exchange(each: hlo.Instruction, fused: bool) -> str:
   """Names it: in fusions, which may each have a part of one, all alike."""
+  if not fused:
+    return each.name
   chain = re.search(r'chain_id="\d+"', each.attributes)
   named = chain or re.search(r"channel_id=\d+", each.attributes)
-  return named[0] if fused and named else each.name
+  return named[0] if named else each.name
 
 
 def _all_traffic(module: hlo.Module) -> float:

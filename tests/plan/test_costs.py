@@ -262,3 +262,25 @@ def test_exchanges_of_one_channel_count_each():
     4,
   )
   assert found.by_kind() == {"all-reduce": (2, 2 * 2 * 3 / 4 * 4 * 4)}
+
+
+def test_exchanges_in_parts_are_told_apart_by_their_chains():
+  """Where they have one channel."""
+  part = """%fused.{n} (p.{n}: f32[4]) -> f32[4] {{
+  %p.{n} = f32[4]{{0}} parameter(0)
+  ROOT %r.{n} = f32[4]{{0}} all-reduce(%p.{n}), channel_id=8, \
+replica_groups={{{{0,1,2,3}}}}, to_apply=%add, \
+frontend_attributes={{chain_id="{chain}"}}
+}}
+"""
+  text = "HloModule m\n\n"
+  text += "".join(part.format(n=n, chain=n // 2) for n in range(4))
+  text += "ENTRY %main (p: f32[4]) -> f32[4] {\n  %p = f32[4]{0} parameter(0)\n"
+  for n in range(4):
+    root = "ROOT " if n == 3 else ""
+    text += (
+      f"  {root}%f.{n} = f32[4]{{0}} fusion(%p), kind=kCustom, "
+      f"calls=%fused.{n}\n"
+    )
+  found = costs.of_program(text + "}\n", 4)
+  assert found.by_kind() == {"all-reduce": (2, 2 * 2 * 3 / 4 * 4 * 4)}
