@@ -77,7 +77,7 @@ class Writer:
     if not enabled:
       return
     board = workdir / "tensorboard"
-    board.mkdir(parents=True, exist_ok=True)
+    storage.make_directories(board)
     kept = _cut_lines(self.path, start_step)
     self.evaluated = any(
       line["step"] == start_step and "eval_seconds" in line for line in kept

@@ -55,6 +55,26 @@ def reaching(path: epath.PathLike) -> Iterator[None]:
     ) from error
 
 
+def make_directories(path: epath.Path) -> None:
+  """Makes a directory, if there is none, with all above it.
+
+  Raises:
+    OSError: if that cannot be.
+  """
+  with reaching(path):
+    # To make a directory in no bucket TensorFlow would try for ever.
+    if is_remote(path) and not _bucket_of(path).exists():
+      raise OSError(
+        errno.ENOENT, "no such bucket, or not with these credentials", str(path)
+      )
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _bucket_of(path: epath.PathLike) -> epath.Path:
+  scheme, _, rest = os.fspath(path).partition("://")
+  return epath.Path(f"{scheme}://{rest.partition('/')[0]}")
+
+
 def make_directory(path: epath.PathLike, name: str) -> epath.Path:
   """Makes a directory, if there is none, with all above it.
 
@@ -67,10 +87,10 @@ def make_directory(path: epath.PathLike, name: str) -> epath.Path:
   """
   given, path = os.fspath(path), absolute(path)
   try:
-    with reaching(path):
-      if is_remote(path):
+    if is_remote(path):
+      with reaching(path):
         _check_bucket(given, name)
-      path.mkdir(parents=True, exist_ok=True)
+    make_directories(path)
   except OSError as error:
     raise config_lib.ConfigError(
       f"{name}={given} cannot be made ({error.strerror or error}): name a "
@@ -96,8 +116,7 @@ def _check_bucket(address: str, name: str) -> None:
       f"{name}={address} needs google-cloud-storage, with which Orbax writes "
       "checkpoints to buckets: pip install 'mae_jax[gcs]'"
     )
-  # To make a directory in no bucket TensorFlow would try for ever.
-  if not epath.Path(f"gs://{bucket}").exists():
+  if not _bucket_of(address).exists():
     raise config_lib.ConfigError(
       f"{name}={address}: there is no bucket {bucket!r}, or it may not be seen "
       "with these credentials; make it, or log in: gcloud auth "

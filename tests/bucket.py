@@ -56,6 +56,8 @@ class Bucket:
     environ: what a process needs to find it.
     objects: bytes and generation by name.
     failing: the status every request is answered with, if not None.
+    last: how the name begins after which it fails, once it is kept.
+    then: the status it fails with from there on.
   """
 
   name: str
@@ -64,6 +66,8 @@ class Bucket:
     default_factory=dict
   )
   failing: int | None = None
+  last: str | None = None
+  then: int | None = None
 
   def __post_init__(self) -> None:
     self.lock = threading.Lock()
@@ -74,6 +78,8 @@ class Bucket:
   def put(self, name: str, content: bytes) -> None:
     """Keeps an object as a new generation."""
     self.objects[name] = content, next(self.generations)
+    if self.last and name.startswith(self.last):
+      self.failing, self.last = self.then, None
 
   def copy_to(self, directory: pathlib.Path) -> None:
     """Writes all objects below a directory."""

@@ -234,8 +234,8 @@ class Checkpointer:
 
   def _prepare(self) -> Sequence[int]:
     """Opens what writes; the steps that there are."""
+    storage.make_directories(self._root)
     if not distributed.alone():
-      self._root.mkdir(parents=True, exist_ok=True)
       workdirs.probe(self._root)
     if self._manager is None:
       self._manager = self._make_manager()

@@ -113,9 +113,14 @@ def test_a_bucket_that_refuses_everything(
   """Ends the run with a line; when it is there again, so is the run."""
   run = f"refused-{status}"
   command = [*SETTINGS, f"--workdir=gs://bucket/{run}"]
+  if status == 404:
+    # In a bucket that is gone TensorFlow's client makes a directory and those
+    # above it for ever, and Orbax asks it to in the middle of a checkpoint.
+    bucket.last, bucket.then = f"{run}/checkpoints/10/commit", status
   life = nursery.start(command)
   assert life.wait_for("saving", 1)
-  bucket.failing = status
+  if status != 404:
+    bucket.failing = status
   try:
     code = life.wait()
   finally:
