@@ -53,6 +53,12 @@ def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
   return partition.on_each_device(in_parts)(qkv)
 
 
+def weights(qkv: jax.Array, heads: int) -> jax.Array:
+  """What each token takes of each: [B, N, 3D] -> [B, heads, N, N] float32."""
+  q, k, _ = _split(qkv, heads)
+  return jax.nn.softmax(_logits(q, k), axis=-1)
+
+
 def _whole(qkv: jax.Array, heads: int) -> jax.Array:
   q, k, v = _split(qkv, heads)
   weights = jax.nn.softmax(_logits(q, k), axis=-1)  # [B, heads, N, N]

@@ -260,6 +260,12 @@ class MaskedAutoencoder(nn.Module):
     """Tokens and what was hidden -> predicted patches [B, L, P]."""
     return self.decoder(tokens, masked)
 
+  def reconstruct(
+    self, images: jax.Array, masked: masking.Masking
+  ) -> jax.Array:
+    """[B, H, W, C] and what to hide of them -> predicted patches [B, L, P]."""
+    return self.forward_decoder(self.encoder(images, masked), masked)
+
   def forward_loss(
     self, images: jax.Array, pred: jax.Array, mask: jax.Array
   ) -> jax.Array:

@@ -8,10 +8,12 @@ tail is cut off, and the decoder undoes the shuffle (He et al. 2021, section 3,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -79,6 +81,110 @@ def random_masking(noise: jax.Array, num_keep: int) -> Masking:
   ids_restore = jnp.argsort(ids_shuffle, axis=1)
   mask = (ids_restore >= num_keep).astype(jnp.float32)
   return Masking(ids_shuffle, ids_restore, mask, num_keep)
+
+
+def random_noise(
+  key: jax.Array, batch: int, grid: tuple[int, int], num_keep: int
+) -> jax.Array:
+  """Draws by which `random_masking` keeps any patches.
+
+  Args:
+    key: of this step.
+    batch: B.
+    grid: rows and columns of patches, L in all.
+    num_keep: K, how many patches will be kept.
+
+  Returns:
+    [B, L] float32, the smallest for the patches that stay.
+  """
+  del num_keep  # any number of them may be kept
+  return jax.random.uniform(key, (batch, grid[0] * grid[1]))
+
+
+_BLOCKS = 64  # that are tried
+_SMALLEST = 16  # patches of a block, as in BEiT
+_ASPECT = 0.3  # of the flattest block, as there
+
+
+def block_noise(
+  key: jax.Array, batch: int, grid: tuple[int, int], num_keep: int
+) -> jax.Array:
+  """As `random_noise`, but what is hidden are large blocks.
+
+  Rectangles of BEiT's areas and aspects (Bao et al. 2021, algorithm 1) are
+  added until no more fits; what is left to hide is then hidden at random, so
+  that exactly K patches stay. For He et al. 2021, figure 6, "block-wise".
+  """
+  rows, columns = grid
+  length = rows * columns
+  row, column = jnp.arange(rows)[:, None], jnp.arange(columns)
+
+  def add(hidden: jax.Array, draw: jax.Array) -> tuple[jax.Array, None]:
+    left = length - num_keep - hidden.sum()
+    least = jnp.minimum(_SMALLEST, left)
+    area = least + draw[0] * (left - least)
+    aspect = jnp.exp((2 * draw[1] - 1) * math.log(_ASPECT))
+    height = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, rows)
+    width = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, columns)
+    top = jnp.floor(draw[2] * (rows - height + 1))
+    start = jnp.floor(draw[3] * (columns - width + 1))
+    block = (top <= row) & (row < top + height)
+    block &= (start <= column) & (column < start + width)
+    more = hidden | block
+    fits = more.sum() <= length - num_keep
+    return jnp.where(fits, more, hidden), None
+
+  def one(draws: jax.Array) -> jax.Array:
+    hidden, _ = jax.lax.scan(add, jnp.zeros(grid, bool), draws)
+    return hidden.reshape(length)
+
+  keys = jax.random.split(key)
+  hidden = jax.vmap(one)(jax.random.uniform(keys[0], (batch, _BLOCKS, 4)))
+  return hidden + random_noise(keys[1], batch, grid, num_keep)
+
+
+def grid_noise(
+  key: jax.Array, batch: int, grid: tuple[int, int], num_keep: int
+) -> jax.Array:
+  """As `random_noise`, but what stays, or is hidden, is a regular grid.
+
+  For 75 %, one of every four patches stays (He et al. 2021, figure 6,
+  "grid-wise"). Nothing is random but the order.
+
+  Raises:
+    ValueError: if no grid keeps so many patches.
+  """
+  patterns = _grids(grid)
+  if num_keep not in patterns:
+    length = grid[0] * grid[1]
+    # Rounded down, so that as many are kept.
+    ratios = [math.floor(1e4 * (1 - n / length)) / 1e4 for n in patterns]
+    raise ValueError(
+      f"a grid cannot keep {num_keep} of {grid[0]} x {grid[1]} patches: use "
+      f"another mask, or a mask_ratio of {', '.join(map(str, sorted(ratios)))}"
+    )
+  hidden = jnp.asarray(~patterns[num_keep].reshape(-1), jnp.float32)
+  return hidden + random_noise(key, batch, grid, num_keep)
+
+
+def _grids(grid: tuple[int, int]) -> dict[int, np.ndarray]:
+  """What stays, [rows, columns], by the number of patches."""
+  row, column = np.indices(grid)
+  every = [
+    (row % period == 0) & (column % period == 0)
+    for period in range(2, 1 + min(4, *grid))
+  ]
+  halves = (row + column) % 2 == 0
+  found: dict[int, np.ndarray] = {}
+  for pattern in (*every, halves, *(~each for each in every)):
+    found.setdefault(int(pattern.sum()), pattern)
+  return found
+
+
+# What hides patches: by its name, from a key, B, the grid and K to noise.
+STRATEGIES: dict[
+  str, Callable[[jax.Array, int, tuple[int, int], int], jax.Array]
+] = {"random": random_noise, "block": block_noise, "grid": grid_noise}
 
 
 def visible_only(tokens: jax.Array, masked: Masking) -> jax.Array:

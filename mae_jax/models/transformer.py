@@ -93,7 +93,11 @@ def drop_path(noise: jax.Array, rate: float) -> jax.Array:
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention with one fused projection to q, k and v."""
+  """Multi-head self-attention with one fused projection to q, k and v.
+
+  Where "intermediates" are asked for, the weights [B, heads, N, N] float32 are
+  among them as "weights".
+  """
 
   heads: int
   dtype: Any = jnp.float32
@@ -105,6 +109,9 @@ class Attention(nn.Module):
     width = x.shape[-1]
     # Rows of the fused kernel are [q; k; v], each (heads, head_dim).
     qkv = dense(3 * width, self.dtype, "qkv")(x)
+    if self.is_mutable_collection("intermediates"):
+      weights = attention.weights(qkv, self.heads)
+      self.sow("intermediates", "weights", weights)
     out = attention.attend(qkv, self.heads, self.part_bytes)
     return dense(width, self.dtype, "proj")(out)
 
@@ -212,7 +219,7 @@ class Stack(nn.Module):
       )
     blocks = nn.scan(
       block,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
       length=self.depth,
       unroll=min(self.unroll, self.depth),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -93,3 +94,88 @@ def test_the_remedy_in_the_error_works(length: int):
 def test_a_wrong_number_is_refused(keep: int):
   with pytest.raises(ValueError, match=rf"num_keep={keep} is not in 1..30"):
     masking.random_masking(jnp.asarray(draw()), keep)
+
+
+def hidden_by(
+  strategy: str,
+  grid: tuple[int, int],
+  keep: int,
+  batch: int = 64,
+  seed: int = 0,
+) -> np.ndarray:
+  """Bool [batch, rows, columns]."""
+  draw = masking.STRATEGIES[strategy]
+  noise = draw(jax.random.key(seed), batch, grid, keep)
+  assert noise.shape == (batch, grid[0] * grid[1])
+  mask = masking.random_masking(noise, keep).mask
+  return np.asarray(mask > 0).reshape(batch, *grid)
+
+
+@pytest.mark.parametrize("strategy", ["random", "block"])
+@pytest.mark.parametrize(
+  ("grid", "keep"), [((14, 14), 49), ((14, 14), 98), ((4, 9), 1), ((1, 5), 2)]
+)
+def test_strategies_hide_as_many_and_differ(strategy, grid, keep: int):
+  hidden = hidden_by(strategy, grid, keep)
+  np.testing.assert_array_equal((~hidden).sum(axis=(1, 2)), keep)
+  assert len({row.tobytes() for row in hidden}) > 1
+  again = hidden_by(strategy, grid, keep)
+  np.testing.assert_array_equal(again, hidden)
+  other = hidden_by(strategy, grid, keep, seed=1)
+  assert (other != hidden).any()
+
+
+def borders(hidden: np.ndarray) -> float:
+  """Pairs of neighbours of which one is hidden, of all pairs, on average."""
+  across = hidden[:, :, 1:] != hidden[:, :, :-1]
+  down = hidden[:, 1:] != hidden[:, :-1]
+  return np.concatenate([across.ravel(), down.ravel()]).mean()
+
+
+def test_blocks_are_blocks():
+  """Of random patches, half of all pairs of neighbours differ, at 50 %."""
+  blocks, random = (
+    borders(hidden_by(strategy, (14, 14), 98))
+    for strategy in ("block", "random")
+  )
+  assert random == pytest.approx(0.5, abs=0.02)
+  assert blocks < 0.25
+  # As blocks lie within the image, corners are hidden least; yet they are.
+  often = hidden_by("block", (14, 14), 98, batch=512).mean(axis=0)
+  assert often.min() > 0.03
+  assert often.max() < 0.9
+  np.testing.assert_allclose(often, often[::-1, ::-1], rtol=0, atol=0.12)
+
+
+def test_blocks_are_rectangles_of_sixteen_patches_and_more():
+  """But for what is hidden at random at the end, in few images at all."""
+  hidden = hidden_by("block", (14, 14), 98, batch=256)
+  alone = 0
+  for image in np.pad(hidden, ((0, 0), (1, 1), (1, 1))):
+    around = image[1:-1, :-2] | image[1:-1, 2:] | image[:-2, 1:-1]
+    around |= image[2:, 1:-1]
+    alone += (image[1:-1, 1:-1] & ~around).sum()
+  assert alone / hidden.sum() < 0.02
+
+
+def test_a_grid_is_regular():
+  hidden = hidden_by("grid", (14, 14), 49, batch=2)
+  wanted = np.ones((14, 14), bool)
+  wanted[::2, ::2] = False
+  for each in hidden:
+    np.testing.assert_array_equal(each, wanted)
+  half = hidden_by("grid", (4, 6), 12, batch=1)[0]
+  assert (half[:, 1:] != half[:, :-1]).all()
+  assert (half[1:] != half[:-1]).all()
+  quarter = hidden_by("grid", (4, 6), 18, batch=1)[0]
+  np.testing.assert_array_equal(quarter.sum(axis=1), [3, 0, 3, 0])
+
+
+def test_a_grid_that_cannot_be_is_refused_with_what_can():
+  with pytest.raises(ValueError, match="mask_ratio of ") as caught:
+    hidden_by("grid", (14, 14), 78)
+  ratios = str(caught.value).rpartition("mask_ratio of ")[2].split(", ")
+  assert "0.75" in ratios
+  assert "0.5" in ratios
+  for ratio in map(float, ratios):
+    hidden_by("grid", (14, 14), masking.num_kept(196, ratio))
