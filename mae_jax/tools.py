@@ -69,6 +69,27 @@ class Parser(argparse.ArgumentParser):
       "their number (default: 64)",
     )
 
+  def add_pictures(self) -> None:
+    """Adds the flags of a tool that fills a folder with pictures of images."""
+    self.add_argument(
+      "--images",
+      required=True,
+      type=os.path.expanduser,
+      help="one image, or a folder of them with all its folders",
+    )
+    self.add_argument(
+      "--out",
+      required=True,
+      help="a folder, which appears when all is done; one that this command "
+      "made is replaced",
+    )
+    self.add_argument(
+      "--fit",
+      default="crop",
+      help="crop: the middle of each image, as in evaluation; squash: all of "
+      "it (default: crop)",
+    )
+
   def add_features(self) -> None:
     """Adds the flags that say which features are meant."""
     self.add_argument(

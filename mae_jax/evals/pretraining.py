@@ -155,14 +155,16 @@ class Evaluation:
     )
     if not len(labels):
       return None
-    pictures = reconstruction.panels(
-      **arrays,
+    painted = reconstruction.paint(
+      arrays["images"],
+      arrays["pred"],
+      arrays["mask"],
       patch_size=self._model.encoder.patch_size,
       mean=self._config.data.mean,
       std=self._config.data.std,
       normalized=self._config.objective.norm_pix_loss,
     )
-    return reconstruction.sheet(pictures)
+    return reconstruction.sheet(arrays["images"], painted)
 
 
 def representations(

@@ -7,17 +7,40 @@ hidden ones: such a picture would show what the model was not able to know.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from mae_jax import losses
+from mae_jax import config as config_lib
+from mae_jax import losses, sheets
 from mae_jax.models import patches
 
 TITLES = ("original", "masked", "reconstruction", "visible pasted in")
-_GREY = 0.5  # of the hidden patches, in [0, 1]
-_GAP = 4  # pixels between cells
-_HEADER = 18  # pixels for the titles
+GREY = 128  # of the hidden patches, of 255
+# Where mean and deviation of a patch come from that was predicted normalised:
+# the visible patches around, the hidden patch itself, or nowhere.
+STATISTICS = ("visible", "true", "raw")
+
+
+class Painted(NamedTuple):
+  """What a model made of the hidden patches of images.
+
+  Attributes:
+    reconstruction: uint8 [B, H, W, C], all patches as they were predicted.
+    hidden: bool [B, H, W], the pixels that the model was not shown.
+  """
+
+  reconstruction: np.ndarray
+  hidden: np.ndarray
+
+  def masked(self, images: np.ndarray) -> np.ndarray:
+    """uint8 [B, H, W, C] with grey where they are hidden."""
+    return np.where(self.hidden[..., None], np.uint8(GREY), images)
+
+  def pasted(self, images: np.ndarray) -> np.ndarray:
+    """The images, bit for bit, and the reconstruction where they are hidden."""
+    return np.where(self.hidden[..., None], self.reconstruction, images)
 
 
 def to_pixels(
@@ -27,34 +50,40 @@ def to_pixels(
   grid: tuple[int, int],
   *,
   normalized: bool,
+  statistics: str = "visible",
 ) -> np.ndarray:
   """Predicted patches in the scale of the target's pixels.
 
   Args:
     pred: [B, L, P] what the decoder gave.
-    target: [B, L, P] true patches; only visible ones are read.
+    target: [B, L, P] true patches; but for "true" statistics only visible ones
+      are read.
     mask: [B, L], 1 = removed.
     grid: rows and columns of patches.
-    normalized: whether the model was trained with `norm_pix_loss`. If so, each
-      patch gets the mean and deviation of the visible patches, weighted by
-      the inverse square of their distance.
+    normalized: whether the model was trained with `norm_pix_loss`.
+    statistics: if so, a name in STATISTICS. Each patch gets the mean and
+      deviation of the visible patches, weighted by the inverse square of their
+      distance; or its own, which a model cannot know ("true"); or none ("raw").
 
   Returns:
     [B, L, P].
   """
-  if not normalized:
+  config_lib.lookup(dict.fromkeys(STATISTICS), statistics, "--statistics")
+  if not normalized or statistics == "raw":
     return pred
+  moments = losses.patch_statistics(jnp.asarray(target))
+  mean, std = (np.asarray(each) for each in moments)
+  if statistics == "true":
+    return pred * std + mean
   rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
   square = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
   # A small addend makes a visible patch stand for itself.
   weights = (1 - mask)[:, None, :] / (square + 1e-6)  # [B, L, L]
   weights = weights / weights.sum(axis=-1, keepdims=True)
-  statistics = losses.patch_statistics(jnp.asarray(target))
-  mean, std = (np.asarray(each) for each in statistics)
   return pred * (weights @ std) + weights @ mean
 
 
-def panels(
+def paint(
   images: np.ndarray,
   pred: np.ndarray,
   mask: np.ndarray,
@@ -63,8 +92,9 @@ def panels(
   mean: tuple[float, ...],
   std: tuple[float, ...],
   normalized: bool,
-) -> np.ndarray:
-  """The four pictures of every image.
+  statistics: str = "visible",
+) -> Painted:
+  """Predictions as pictures.
 
   Args:
     images: [B, H, W, C] uint8.
@@ -74,61 +104,39 @@ def panels(
     mean: per channel, as the model's input was normalised.
     std: likewise.
     normalized: see `to_pixels`.
-
-  Returns:
-    [B, 4, H, W, C] uint8 in the order of TITLES. The visible patches of the
-    last are those of the image, bit for bit.
+    statistics: see `to_pixels`.
   """
   size = images.shape[1], images.shape[2]
   grid = patches.grid_size(size, patch_size)
   mean_, std_ = np.asarray(mean), np.asarray(std)
-  original = images / 255
-  target = np.asarray(patches.patchify((original - mean_) / std_, patch_size))
-  pixels = to_pixels(pred, target, mask, grid, normalized=normalized)
-  pixels = _unpatchify(pixels, patch_size, size)
+  scaled = (images / 255 - mean_) / std_
+  target = np.asarray(patches.patchify(scaled, patch_size))
+  pixels = to_pixels(
+    pred, target, mask, grid, normalized=normalized, statistics=statistics
+  )
+  pixels = np.asarray(patches.unpatchify(jnp.asarray(pixels), patch_size, size))
   pixels = np.clip(pixels * std_ + mean_, 0, 1)
-  cover = np.broadcast_to(mask[:, :, None], target.shape)
-  hidden = _unpatchify(cover, patch_size, size) > 0
-  masked = np.where(hidden, _GREY, original)
-  pasted = np.where(hidden, pixels, original)
-  stacked = np.stack([original, masked, pixels, pasted], axis=1)
-  return np.round(stacked * 255).astype(np.uint8)
+  cover = np.repeat(mask.reshape(-1, *grid), patch_size[0], axis=1)
+  return Painted(
+    np.round(pixels * 255).astype(np.uint8),
+    np.repeat(cover, patch_size[1], axis=2) > 0,
+  )
 
 
-def sheet(pictures: np.ndarray) -> np.ndarray:
-  """Lays pictures out for a person: a row an image, titles above.
+def sheet(images: np.ndarray, painted: Painted) -> np.ndarray:
+  """Lays out a row an image, with TITLES above.
 
   Args:
-    pictures: [B, 4, H, W, C] uint8 from `panels`; C other than 3 is shown as
-      grey, the mean of the channels.
+    images: [B, H, W, C] uint8.
+    painted: of them.
 
   Returns:
-    [H', W', 3] uint8; small images are enlarged pixel by pixel.
+    [H', W', 3] uint8.
   """
-  if pictures.shape[-1] != 3:
-    grey = pictures.mean(axis=-1, keepdims=True).round().astype(np.uint8)
-    pictures = np.repeat(grey, 3, axis=-1)
-  rows, columns, height, width, _ = pictures.shape
-  scale = max(1, -(-112 // width))
-  height, width = height * scale, width * scale
-  canvas = Image.new(
-    "RGB",
-    (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _HEADER),
-    "white",
+  columns = (
+    images,
+    painted.masked(images),
+    painted.reconstruction,
+    painted.pasted(images),
   )
-  draw = ImageDraw.Draw(canvas)
-  font = ImageFont.load_default(size=12)
-  for column, title in enumerate(TITLES):
-    left = _GAP + column * (width + _GAP)
-    draw.text((left, 2), title, fill="black", font=font)
-    for row in range(rows):
-      cell = Image.fromarray(pictures[row, column])
-      cell = cell.resize((width, height), Image.Resampling.NEAREST)
-      canvas.paste(cell, (left, _HEADER + row * (height + _GAP)))
-  return np.asarray(canvas)
-
-
-def _unpatchify(
-  rows: np.ndarray, patch_size: tuple[int, int], size: tuple[int, int]
-) -> np.ndarray:
-  return np.asarray(patches.unpatchify(jnp.asarray(rows), patch_size, size))
+  return sheets.sheet(list(zip(*columns, strict=True)), TITLES)

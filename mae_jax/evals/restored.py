@@ -66,6 +66,43 @@ def load(
   return Restored(params, run, built.encoder, built)
 
 
+def load_autoencoder(
+  path: epath.PathLike, mesh: Mesh, hints: dialects.Hints = dialects.NO_HINTS
+) -> tuple[mae.MaskedAutoencoder, Any, checkpoints.Run]:
+  """Reads a checkpoint of pre-training, or such weights of another program.
+
+  Args:
+    path: see `dialects.load_any`.
+    mesh: the devices.
+    hints: what is known of the network besides.
+
+  Returns:
+    The network, its parameters on the devices, and the run that saved them.
+
+  Raises:
+    ConfigError: if there is none, it is damaged, or it has no decoder.
+  """
+  params, run = dialects.load_any(path, mesh, hints)
+  found = params.get(classifiers.MODEL, {})
+  if run.config.task != "pretrain" or "decoder" not in found:
+    raise config_lib.ConfigError(
+      f"{path} has no decoder, without which nothing is reconstructed: name a "
+      "checkpoint of pre-training, or weights that hold both "
+      "(mae_pretrain_vit_base_full.pth, or a ViTMAEForPreTraining)"
+    )
+  model = build.masked_autoencoder(run.config, mesh.devices.flat[0].platform)
+  # Weights from elsewhere may have positions of their own.
+  model = model.clone(
+    encoder=model.encoder.clone(
+      learned_positions="pos_embed" in found["encoder"]
+    ),
+    decoder=model.decoder.clone(
+      learned_positions="pos_embed" in found["decoder"]
+    ),
+  )
+  return model, found, run
+
+
 def load_classifier(
   path: epath.PathLike, mesh: Mesh, hints: dialects.Hints = dialects.NO_HINTS
 ) -> Restored:

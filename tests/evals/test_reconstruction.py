@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mae_jax import config as config_lib
 from mae_jax.evals import reconstruction
 from tests import reference
 
@@ -35,14 +36,24 @@ def statistics(channels: int) -> dict:
   }
 
 
-def panels(images, pred, mask, *, normalized: bool) -> np.ndarray:
-  return reconstruction.panels(
+def panels(images, pred, mask, **choice) -> np.ndarray:
+  """[B, 4, H, W, C]: original, masked, reconstruction, pasted."""
+  painted = reconstruction.paint(
     images,
     pred.astype(np.float32),
     mask,
     patch_size=PATCH,
-    normalized=normalized,
     **statistics(images.shape[-1]),
+    **choice,
+  )
+  return np.stack(
+    [
+      images,
+      painted.masked(images),
+      painted.reconstruction,
+      painted.pasted(images),
+    ],
+    axis=1,
   )
 
 
@@ -134,25 +145,45 @@ def test_a_visible_patch_keeps_its_own_statistics():
   assert np.abs(difference[hidden]).max() > 10
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
-@pytest.mark.parametrize(("height", "width"), [(8, 12), (160, 224)])
-def test_sheet(channels: int, height: int, width: int):
-  random = np.random.default_rng(0)
-  pictures = random.integers(0, 256, (2, 4, height, width, channels), np.uint8)
-  sheet = reconstruction.sheet(pictures)
-  scale = 10 if width == 12 else 1  # at least 112 wide
-  rows, columns = height * scale, width * scale
-  assert sheet.dtype == np.uint8
-  assert sheet.shape == (18 + 2 * (rows + 4), 4 + 4 * (columns + 4), 3)
-  for row in range(2):
-    for column in range(4):
-      top, left = 18 + row * (rows + 4), 4 + column * (columns + 4)
-      cell = sheet[top : top + rows, left : left + columns]
-      small = pictures[row, column].astype(float)
-      if channels != 3:
-        small = np.repeat(small.mean(axis=-1, keepdims=True), 3, axis=-1)
-      wanted = small.repeat(scale, axis=0).repeat(scale, axis=1)
-      assert np.abs(cell - wanted).max() <= 0.5
-  # Titles stand above, and between the cells it is white.
-  assert (sheet[:18] < 128).any()
-  assert (sheet[18:, :4] == 255).all()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_with_true_statistics_it_is_the_exact_inverse(channels: int):
+  images, mask, _ = draw(channels)
+  pred = reference.normalize(targets(images))
+  pictures = panels(images, pred, mask, normalized=True, statistics="true")
+  np.testing.assert_array_equal(pictures[:, 2], images)
+  # Only those may read what is hidden.
+  visible = panels(images, pred, mask, normalized=True, statistics="visible")
+  assert (visible[:, 2] != images).any()
+
+
+def test_raw_predictions_are_left_as_they_are():
+  images, mask, _ = draw(1)
+  pred = np.random.default_rng(1).normal(size=targets(images).shape)
+  raw = panels(images, pred, mask, normalized=True, statistics="raw")
+  as_pixels = panels(images, pred, mask, normalized=False)
+  np.testing.assert_array_equal(raw, as_pixels)
+
+
+def test_unknown_statistics_are_told():
+  images, mask, _ = draw(1)
+  with pytest.raises(
+    config_lib.ConfigError, match=r"--statistics='mean'.*true"
+  ):
+    panels(images, targets(images), mask, normalized=True, statistics="mean")
+
+
+def test_the_sheet_of_an_evaluation():
+  images, _, hidden = draw(1)
+  painted = reconstruction.Painted(255 - images, hidden[..., 0])
+  sheet = reconstruction.sheet(images, painted)
+  scale = 10  # at least 112 wide
+  height, width = SIZE[0] * scale, SIZE[1] * scale
+  assert sheet.shape == (18 + BATCH * (height + 4), 4 + 4 * (width + 4), 3)
+  columns = (images, np.where(hidden, 128, images), 255 - images)
+  columns += (np.where(hidden, 255 - images, images),)
+  for column, pictures in enumerate(columns):
+    for row, picture in enumerate(pictures):
+      top, left = 18 + row * (height + 4), 4 + column * (width + 4)
+      cell = sheet[top : top + height, left : left + width, :1]
+      wanted = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+      np.testing.assert_array_equal(cell, wanted)

@@ -1,0 +1,92 @@
+"""Pictures side by side on one sheet, with words above and beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 4  # pixels between cells
+_LINE = 16  # pixels for a line of words
+_SMALLEST = 112  # pixels; smaller pictures are enlarged, pixel by pixel
+_ALARM = "firebrick"
+
+
+def sheet(
+  rows: Sequence[Sequence[np.ndarray | None]],
+  titles: Sequence[str],
+  words: Sequence[Sequence[str]] | None = None,
+  alarms: Sequence[str] = (),
+) -> np.ndarray:
+  """Lays pictures out for a person.
+
+  Args:
+    rows: of pictures, uint8 [H, W, C] of one size; C other than 3 is shown as
+      grey, the mean of the channels; None leaves a place empty.
+    titles: above the columns, each of one or more lines.
+    words: below each picture, of one or more lines; None for none.
+    alarms: titles that are to stand out.
+
+  Returns:
+    [H', W', 3] uint8.
+  """
+  first = next(cell for row in rows for cell in row if cell is not None)
+  scale = max(1, -(-_SMALLEST // first.shape[1]))
+  height, width = first.shape[0] * scale, first.shape[1] * scale
+  header = _GAP // 2 + _LINE * max(1 + title.count("\n") for title in titles)
+  below = 0
+  if words is not None:
+    below = _LINE * max(
+      (1 + text.count("\n") for row in words for text in row if text),
+      default=0,
+    )
+  step = height + below + _GAP
+  canvas = Image.new(
+    "RGB",
+    (len(titles) * (width + _GAP) + _GAP, header + len(rows) * step),
+    "white",
+  )
+  draw = ImageDraw.Draw(canvas)
+  for column, title in enumerate(titles):
+    left = _GAP + column * (width + _GAP)
+    colour = _ALARM if title in alarms else "black"
+    _write(draw, (left, 2), title, width, colour)
+    for number, row in enumerate(rows):
+      top = header + number * step
+      picture = row[column]
+      if picture is not None:
+        cell = Image.fromarray(as_colour(picture))
+        cell = cell.resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(cell, (left, top))
+      if words is not None:
+        text = words[number][column]
+        _write(draw, (left, top + height), text, width, "dimgrey")
+  return np.asarray(canvas)
+
+
+def as_colour(picture: np.ndarray) -> np.ndarray:
+  """uint8 [H, W, C] -> [H, W, 3]; C other than 3 as the mean, in grey."""
+  if picture.shape[-1] == 3:
+    return picture
+  grey = picture.mean(axis=-1, keepdims=True).round().astype(np.uint8)
+  return np.repeat(grey, 3, axis=-1)
+
+
+def _write(
+  draw: ImageDraw.ImageDraw,
+  place: tuple[int, int],
+  text: str,
+  width: int,
+  colour: str,
+) -> None:
+  """Writes lines, in letters small enough for the width."""
+  for number, line in enumerate(text.split("\n")):
+    size = 12
+    font = ImageFont.load_default(size=size)
+    while size > 7 and draw.textlength(line, font=font) > width:
+      size -= 1
+      font = ImageFont.load_default(size=size)
+    draw.text(
+      (place[0], place[1] + number * _LINE), line, fill=colour, font=font
+    )
