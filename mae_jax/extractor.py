@@ -33,13 +33,15 @@ class Extractor:
 
   Attributes:
     apply: from `params` and uint8 images [B, H, W, C] to float32 [B, ...].
-    params: on the devices.
+    params: on the devices; those of the encoder are in "encoder".
+    encoder: the network, up to `layer`.
     data: how images are prepared.
     layer: the last block that is applied, from 1.
   """
 
   apply: Callable[[Any, jax.Array], jax.Array]
   params: Any
+  encoder: mae.Encoder
   data: config_lib.Data
   layer: int
 
@@ -109,7 +111,7 @@ def from_checkpoint(
       out = norm.apply({"params": params[vit.FC_NORM]}, out)
     return out
 
-  return Extractor(jax.jit(apply), parts, config.data, layer)
+  return Extractor(jax.jit(apply), parts, encoder, config.data, layer)
 
 
 def _with_size(
