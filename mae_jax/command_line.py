@@ -101,7 +101,7 @@ def check_arguments(argv: Sequence[str]) -> None:
   Raises:
     ConfigError: with the nearest name there is.
   """
-  path = _recipe(argv)
+  path = recipe_of(argv)
   if path is not None and not os.path.isfile(path.partition(":")[0]):
     raise config_lib.ConfigError(f"--config={path} is not a file: {_EXAMPLE}")
   for arg in argv:
@@ -115,7 +115,7 @@ def check_recipe(values: Any, argv: Sequence[str]) -> None:
   Raises:
     ConfigError: if there is none, or `get_config` returned something else.
   """
-  path = _recipe(argv)
+  path = recipe_of(argv)
   if path is None:
     raise config_lib.ConfigError(f"--config is missing: {_EXAMPLE}")
   if not isinstance(values, ml_collections.ConfigDict):
@@ -153,15 +153,15 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
   elif "Traceback" in text:  # of the recipe, of which the end counts
     text = text.splitlines()[-1]
     own = f"{config_lib.__name__}.{config_lib.ConfigError.__name__}: "
-    text = f"{_recipe(argv)}: {text.removeprefix(own)}"
+    text = f"{recipe_of(argv)}: {text.removeprefix(own)}"
   elif not isinstance(error, flags.Error):
-    text = f"{_recipe(argv)}: {type(error).__name__}: {text}"
+    text = f"{recipe_of(argv)}: {type(error).__name__}: {text}"
   text = " ".join(text.split())
   # A value may be long; what is said of it comes first or last.
   return text if len(text) <= 500 else f"{text[:250]} ... {text[-250:]}"
 
 
-def _recipe(argv: Sequence[str]) -> str | None:
+def recipe_of(argv: Sequence[str]) -> str | None:
   """The value of --config, of which the last one counts; None without."""
   found = None
   for arg, following in zip(argv, [*argv[1:], ""], strict=True):

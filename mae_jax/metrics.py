@@ -239,7 +239,7 @@ def _cut_events(path: epath.Path, step: int) -> None:
   """Ends a TensorBoard file before its first event later than `step`."""
   data = path.read_bytes()
   end = 0
-  for stop, event in _events(data):
+  for stop, event in events(data):
     if event.step > step:
       break
     end = stop
@@ -247,7 +247,7 @@ def _cut_events(path: epath.Path, step: int) -> None:
     storage.replace(path, data[:end])
 
 
-def _events(data: bytes) -> Iterator[tuple[int, event_pb2.Event]]:
+def events(data: bytes) -> Iterator[tuple[int, event_pb2.Event]]:
   """Where each whole record of an event file ends, and what it holds."""
   start = 0
   while start + 12 <= len(data):

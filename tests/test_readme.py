@@ -10,10 +10,18 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from mae_jax import (
+  attention,
+  convert,
+  features,
+  neighbors,
+  predict,
+  reconstruct,
+)
 from mae_jax import config as config_lib
-from mae_jax import convert, features, predict
 from mae_jax.dialects import table
 from mae_jax.export import command as export
+from mae_jax.report import __main__ as report
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,6 +36,9 @@ PROGRAM = "python -m mae_jax."
 TOOLS = {
   "mae_jax.features": features,
   "mae_jax.predict": predict,
+  "mae_jax.reconstruct": reconstruct,
+  "mae_jax.attention": attention,
+  "mae_jax.neighbors": neighbors,
   "mae_jax.export": export,
 }
 
@@ -54,16 +65,23 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
     settings = convert.parser().parse_args(words[3:])
     assert settings.inspect or (settings.out and settings.to in table.NAMES)
     return
+  if words[2] == "mae_jax.report":
+    assert report.parser().parse_args(words[3:]).workdir
+    return
   if words[2] in TOOLS:
     assert TOOLS[words[2]].parser().parse_args(words[3:]).checkpoint
     return
-  # Of a run, where it goes; of a plan, where it would.
-  place = {"mae_jax.main": "workdir", "mae_jax.plan": "topology"}[words[2]]
+  # Of a run, where it goes; of a plan, where it would; of data, a picture.
+  place, default = {
+    "mae_jax.main": ("workdir", None),
+    "mae_jax.plan": ("topology", None),
+    "mae_jax.data.inspect": ("out", "samples.png"),
+  }[words[2]]
   values = flags.FlagValues()
   flag = config_flags.DEFINE_config_file(
     "config", flag_values=values, sys_argv=words[2:]
   )
-  flags.DEFINE_string(place, None, "", flag_values=values)
+  flags.DEFINE_string(place, default, "", flag_values=values)
   flags.DEFINE_bool("search", False, "", flag_values=values)
   flags.DEFINE_string("coordinator", None, "", flag_values=values)
   for name in ("num_processes", "process_id"):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from mae_jax import (
+  about,
   ballot,
   checkpoints,
   console,
@@ -144,6 +145,8 @@ def run(
         held.path, start_step=start, total_steps=task.total_steps, enabled=first
       )
     stack.callback(writer.close)
+    if first:
+      _tell_about(held.path, config, mesh)
     checkpointer = stack.enter_context(
       checkpoints.Checkpointer(
         held.path,
@@ -165,6 +168,15 @@ def run(
   if first:
     console.say(runner.summary(result))
   return result
+
+
+def _tell_about(
+  workdir: epath.Path, config: config_lib.Config, mesh: Mesh
+) -> None:
+  try:
+    about.write(workdir, config, mesh)
+  except OSError as error:  # training does without
+    console.warn(f"{workdir / about.FILE} cannot be written: {error}")
 
 
 class _Runner:

@@ -1,0 +1,4 @@
+"""What became of runs, as one page that needs no network.
+
+`runs` reads a workdir, `page` draws.
+"""

@@ -1,0 +1,84 @@
+"""The command: `python -m mae_jax.report --workdir=a,b,c --out=report.html`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from mae_jax import config as config_lib
+from mae_jax import output, tools
+from mae_jax.report import health, page, runs
+
+
+def write(
+  workdir: Sequence[str],
+  out: str,
+  *,
+  recipe: str | None = None,
+  look_at: int = 300,
+) -> None:
+  """Writes a page of runs.
+
+  Args:
+    workdir: their directories.
+    out: an .html file.
+    recipe: what settings are compared with; None for what each run was started
+      with.
+    look_at: images of the data to look at; 0 for none.
+
+  Raises:
+    ConfigError: if there is no such run. `out` is as it was.
+  """
+  output.check_suffix(out, ".html")
+  tools.at_least("look_at", look_at, 0)
+  if len(set(workdir)) < len(workdir):
+    raise config_lib.ConfigError(
+      f"--workdir={','.join(workdir)} names a run twice"
+    )
+  with output.replacing(out) as file:
+    found = [runs.read(each, recipe) for each in workdir]
+    names = page.short_names([run.name for run in found])
+    known = [
+      health.of(run, name, look_at)
+      for run, name in zip(found, names, strict=True)
+    ]
+    file.write(page.render(found, known).encode())
+  tools.say(f"{out}: {', '.join(names)}; open it in a browser")
+
+
+def parser() -> tools.Parser:
+  """The flags."""
+  flags = tools.Parser(
+    "report",
+    "One page, without need of a network, of what became of one or more runs: "
+    "curves, pictures over training, data, settings, environment.",
+  )
+  flags.add_argument(
+    "--workdir",
+    required=True,
+    type=lambda text: [os.path.expanduser(each) for each in text.split(",")],
+    help="the directory of a run, or of several as a,b,c, which are drawn over "
+    "each other",
+  )
+  flags.add_argument(
+    "--out",
+    default="report.html",
+    help="the .html file (default: report.html)",
+  )
+  flags.add_argument(
+    "--recipe",
+    help="what the settings are compared with, as configs/vit_b.py (default: "
+    "what each run was started with)",
+  )
+  flags.add_argument(
+    "--look_at",
+    type=int,
+    default=300,
+    help="training images to look at, for mean and std beside those that are "
+    "configured; 0 for none (default: 300)",
+  )
+  return flags
+
+
+if __name__ == "__main__":
+  tools.main(parser(), write)

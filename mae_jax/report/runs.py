@@ -1,0 +1,128 @@
+"""What a workdir tells of its run: logs, pictures, settings, environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from mae_jax import about, checkpoints, command_line, metrics, storage
+from mae_jax import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run, as far as it has come.
+
+  Attributes:
+    name: of the workdir, for people.
+    records: of metrics.jsonl, in the order of steps.
+    pictures: PNG files by tag and step.
+    config: its settings; None if nothing says them.
+    recipe: the file they are compared with, as it was named; None for none.
+    started: what `about` says of the last start.
+  """
+
+  name: str
+  records: list[dict[str, Any]]
+  pictures: dict[str, dict[int, bytes]]
+  config: config_lib.Config | None
+  recipe: str | None
+  started: Mapping[str, Any]
+
+  def series(self, key: str) -> tuple[list[int], list[float | None]]:
+    """Steps and values of a scalar, where it was logged."""
+    pairs = [(x["step"], x[key]) for x in self.records if key in x]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+  def last(self, key: str) -> float | None:
+    """The last value of a scalar."""
+    _, values = self.series(key)
+    return values[-1] if values else None
+
+
+def read(workdir: str, recipe: str | None = None) -> Run:
+  """Reads a workdir, of a run that has ended or not.
+
+  Args:
+    workdir: the directory, on a disk or in a bucket.
+    recipe: as --config names it; None for what the run was started with.
+
+  Raises:
+    ConfigError: if there is no run.
+  """
+  path = storage.absolute(workdir)
+  log = path / "metrics.jsonl"
+  with storage.reaching(path):
+    if not log.exists():
+      raise config_lib.ConfigError(
+        f"--workdir={workdir} has no metrics.jsonl: name the directory of a "
+        "run, or wait until it has logged a line"
+      )
+    records = _records(log)
+    pictures = _pictures(path / "tensorboard")
+  started = about.read(path)
+  return Run(
+    os.fspath(workdir).rstrip("/"),
+    records,
+    pictures,
+    _config(path, started),
+    recipe or started.get("recipe"),
+    started,
+  )
+
+
+def recipe_config(run: Run) -> config_lib.Config | None:
+  """What the recipe of a run says; None if it is not here any more."""
+  if run.recipe is None:
+    return None
+  try:
+    return command_line.recipe(run.recipe)
+  except config_lib.ConfigError:
+    return None
+
+
+def _records(log: epath.Path) -> list[dict[str, Any]]:
+  found = []
+  # The last line of a run that goes on may be half a line.
+  for number, line in enumerate(log.read_bytes().splitlines(), 1):
+    try:
+      record = json.loads(line)
+      found.append({**record, "step": int(record["step"])})
+    except (ValueError, KeyError, TypeError) as error:
+      if number < len(log.read_bytes().splitlines()):
+        raise config_lib.ConfigError(
+          f"{log} line {number} is not a record of this project ({error}): "
+          "mend or remove it"
+        ) from None
+  return found
+
+
+def _pictures(board: epath.Path) -> dict[str, dict[int, bytes]]:
+  found: dict[str, dict[int, bytes]] = {}
+  if not board.is_dir():
+    return found
+  for path in sorted(board.iterdir()):
+    if ".tfevents." not in path.name:
+      continue
+    for _, event in metrics.events(path.read_bytes()):
+      for value in event.summary.value:
+        if value.HasField("image"):
+          steps = found.setdefault(value.tag, {})
+          steps[event.step] = value.image.encoded_image_string
+  return found
+
+
+def _config(
+  workdir: epath.Path, started: Mapping[str, Any]
+) -> config_lib.Config | None:
+  try:
+    if "config" in started:
+      return config_lib.from_config_dict(started["config"])
+    return checkpoints.read_run(workdir).config
+  except config_lib.ConfigError:  # of another version, or nothing was saved
+    return None

@@ -1,0 +1,164 @@
+"""The page of runs: what is in it, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_jax import about
+from mae_jax import config as config_lib
+from mae_jax.report import __main__ as command
+from mae_jax.report import health, page, runs
+from tests import tiny, tools
+from tests.train import runs as training
+
+CONFIG = tiny.config(
+  train={"length": "6 steps", "log_every": "1 steps"},
+  eval=config_lib.Eval(
+    every="3 steps", images=2, shots=(2,), draws=2, raw_pixels=False
+  ),
+)
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+  root = tmp_path_factory.mktemp("runs")
+  other = tiny.config(
+    train={"length": "4 steps", "log_every": "1 steps"},
+    optim={"blr": 2e-2},
+    data={"mean": (0.9,), "eval_split": ""},
+    eval=config_lib.Eval(images=0),
+  )
+  for name, config in (("one", CONFIG), ("<two>", other)):
+    training.train(config, root / name)
+  return root
+
+
+@pytest.fixture(scope="module")
+def written(workdirs, tmp_path_factory):
+  out = tmp_path_factory.mktemp("out") / "report.html"
+  both = [str(workdirs / "one"), str(workdirs / "<two>")]
+  command.write(both, str(out), recipe="configs/digits.py", look_at=100)
+  return out.read_text()
+
+
+def charts(text: str) -> dict:
+  (found,) = re.findall(r"^const charts = (.*);$", text, re.MULTILINE)
+  return json.loads(found)
+
+
+def test_charts_have_every_logged_value(workdirs, written):
+  drawn, spreads = {}, {}
+  for chart in charts(written).values():
+    title = chart["layout"]["title"]["text"]
+    for trace in chart["data"]:
+      drawn[title, trace["name"]] = trace["x"], trace["y"]
+      spreads[title] = trace["error_y"]["array"]
+  lines = (workdirs / "one" / "metrics.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  for title, name, key in (
+    ("loss", "one, training", "loss"),
+    ("loss", "one, held out", "eval_loss"),
+    ("learning rate", "one", "lr"),
+    ("gradient norm", "one", "grad_norm"),
+    ("images a second", "one", "images_per_second"),
+  ):
+    wanted = [(x["step"], x[key]) for x in records if key in x]
+    assert wanted
+    assert list(zip(*drawn[title, name], strict=True)) == wanted
+  assert ("loss", "<two>, training") in drawn
+  # Accuracy of probes too, with what it varies by.
+  evaluated = {key for x in records for key in x if key.startswith("eval_")}
+  titles = {title for title, _ in drawn}
+  wanted = [x[std] for x in records if (std := "eval_linear_2_std/MAE") in x]
+  assert len(wanted) == 2
+  assert spreads["linear 2"] == wanted
+  assert not spreads["loss"]
+  for key in evaluated - {"eval_loss", "eval_seconds"}:
+    if "_std/" not in key:
+      name = key.removeprefix("eval_").partition("/")[0]
+      assert name.replace("_", " ") in titles
+
+
+def test_pictures_are_those_that_were_logged(workdirs, written):
+  (found,) = re.findall(r"^const sliders = (.*);$", written, re.MULTILINE)
+  (slider,) = json.loads(found).values()
+  assert slider["steps"] == [3, 6]
+  last = (workdirs / "one" / "reconstructions.png").read_bytes()
+  logged = [base64.b64decode(uri.partition(",")[2]) for uri in slider["images"]]
+  images = [np.asarray(Image.open(io.BytesIO(x))) for x in logged]
+  final = np.asarray(Image.open(io.BytesIO(last)))
+  np.testing.assert_array_equal(images[1], final)
+  assert (images[0] != images[1]).any()
+
+
+def test_settings_that_differ_are_marked(written):
+  (table,) = re.findall(r'<table id="changed">.*?</table>', written, re.DOTALL)
+  text = html.unescape(table)
+  assert "<code>optim.blr</code>" in text
+  assert 'class="changed"' in table
+  assert "(recipe: '2500 steps')" in text
+  rest = written.partition("all other settings")[2]
+  assert "<code>data.channels</code>" in rest
+  assert "<code>optim.blr</code>" not in rest
+
+
+def test_data_and_environment(written):
+  text = html.unescape(written)
+  assert "images to train on" in text
+  assert "data.mean=(0.9,), but the images have 0.3" in text
+  assert "cpu (cpu)" in text
+  assert f"<td>{about._version('jax')}</td>" in text
+
+
+def test_it_needs_no_network_and_names_are_escaped(written):
+  body = re.sub(r"<script>.*?</script>", "", written, flags=re.DOTALL)
+  assert not re.search(r"(src|href)=\"(?!data:)", body)
+  assert "<two>" not in body
+  assert "&lt;two&gt;" in body
+  data = written[written.index("const charts") :]
+  assert "<two>" not in data
+
+
+def test_a_run_that_goes_on_may_have_half_a_line(workdirs, tmp_path):
+  log = (workdirs / "one" / "metrics.jsonl").read_text()
+  (tmp_path / "metrics.jsonl").write_text(log + '{"step": 7, "lo')
+  found = runs.read(str(tmp_path))
+  assert len(found.records) == len(log.splitlines())
+  assert found.config is None
+  assert found.pictures == {}
+  text = page.render([found], [health.of(found, "x", 0)])
+  assert "its settings are of another version, or not there" in text
+  (tmp_path / "metrics.jsonl").write_text("{}\n" + log)
+  with pytest.raises(config_lib.ConfigError, match="line 1 is not a record"):
+    runs.read(str(tmp_path))
+
+
+def test_names_are_short_and_differ():
+  assert page.short_names(["a/b"]) == ["b"]
+  assert page.short_names(["a/b", "c/b", "c/d"]) == ["a/b", "c/b", "c/d"]
+  assert page.short_names(["r/x", "r/y"]) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+  ("flags", "told"),
+  [
+    (("--workdir=/nowhere",), "--workdir=/nowhere has no metrics.jsonl"),
+    (("--workdir=a,a",), "names a run twice"),
+    (("--workdir=a", "--out=x.pdf"), "does not end in .html"),
+    (("--workdir=a", "--look_at=-1"), "--look_at=-1 must be at least 0"),
+  ],
+)
+def test_mistakes_are_one_line(flags, told: str, tmp_path):
+  found = tools.command("report", f"--out={tmp_path}/r.html", *flags)
+  assert found.returncode == 1
+  assert told in found.stderr
+  assert found.stderr.count("\n") == 1
+  assert not (tmp_path / "r.html").exists()
