@@ -78,9 +78,19 @@ OTHERS = {
   "decoding of the whole image": ("tf decode", "read"),
 }
 
+# To be read again whenever the table is made anew.
+ELSEWHERE = """\
+On another machine of two cores, a faster one, which was busy (5 rounds of 960
+images, load 14): folder and records 1.38 ms, torchvision 3.00 (0.46 of it),
+Grain 1.68, libjpeg-turbo alone 0.56 (2.44 of it); of the 1.38 decoding took
+0.51 and resizing 0.52. Here resizing takes a larger part: memory is slower. It
+is not page faults (60 an image, 6 % of the time): with the C library told to
+keep memory they are 3, and with huge pages no fewer, and both change less than
+the rounds differ.
+"""
 TRIED = """\
 Measured once, in ms of CPU for an image of these, while two passes (0.44) were
-chosen, on a busy machine like the one above:
+chosen, on that busy machine:
 
 - PyTorch's uint8 resize takes 0.17 alone, but 0.40 with the way into Python and
   back: no gain, and a gigabyte to install. kornia-rs 0.33, libvips 0.76 and
@@ -383,6 +393,9 @@ def report(
     "",
     *part_rows(found, OTHERS),
     "",
+    "## On another machine",
+    "",
+    ELSEWHERE,
     "## Tried, and left",
     "",
     TRIED,

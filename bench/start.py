@@ -308,7 +308,7 @@ def draw(
     left += seconds
   axes.invert_yaxis()
   axes.set_xlabel("seconds from the command to the end of the first step")
-  axes.legend(fontsize="x-small", loc="lower right")
+  figure.legend(fontsize="x-small", loc="outside right upper")
   figure.savefig(path, dpi=120)
 
 
