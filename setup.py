@@ -52,6 +52,8 @@ setup(
       # The TPU compiler, which needs no TPU; it has no other wheels.
       "jax[tpu]; sys_platform=='linux' and platform_machine=='x86_64'",
       "mypy>=1.18",
+      # With Debian's Chromium, which .ci/run installs.
+      "playwright>=1.55",
       "pytest>=8.4",
       "pytest-xdist>=3.8",
       "pyyaml>=6.0",

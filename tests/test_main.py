@@ -44,6 +44,10 @@ def test_the_digits_recipe_shortened(tmp_path):
   assert f"{tmp_path}/reconstructions.png" in first.stdout
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 6]
+  about = json.loads((tmp_path / "about.json").read_text())
+  assert about["recipe"] == "configs/digits.py"
+  assert about["config"]["model"]["depth"] == 1
+  assert about["devices"] == "1 x cpu (cpu)"
   again = command(*args)
   assert again.returncode == 0, again.stderr
   assert "all 6 steps were already done" in again.stdout

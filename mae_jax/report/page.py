@@ -173,12 +173,13 @@ def _colour(number: int) -> str:
 def _layout(title: str) -> dict[str, Any]:
   return {
     "title": {"text": title, "font": {"size": 14}, "x": 0.02},
-    "margin": {"l": 55, "r": 10, "t": 35, "b": 40},
+    "margin": {"l": 55, "r": 10, "t": 35, "b": 70},
     "xaxis": {"title": {"text": "step"}},
     "yaxis": {"exponentformat": "e"},
     "hovermode": "x unified",
+    "hoverdistance": -1,  # of any point: those of a short run are far apart
     "showlegend": True,
-    "legend": {"orientation": "h", "y": -0.25},
+    "legend": {"orientation": "h", "y": -0.32},
   }
 
 
