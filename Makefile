@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-fast lint bench reliability weights conversion step \
+.PHONY: train demo test test-fast lint bench reliability weights conversion step \
   growth start pipeline table2 tpu plan clean
 
 train: .venv/run
@@ -12,6 +12,11 @@ train: .venv/run
 
 # Two at a time, each module in one process: its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+
+# On a page, with the network of `make train`.
+demo: .venv/run
+	test -d runs/digits/checkpoints || $(MAKE) train
+	$(BIN)/python -m mae_jax.demo --checkpoint=runs/digits
 
 test: .venv/test lint
 	$(PYTEST)

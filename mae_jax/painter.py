@@ -38,6 +38,11 @@ class Painter:
     self._model, self._params, run = restored.load_autoencoder(
       checkpoint, mesh, hints
     )
+    # It paints little, and a program for each number of patches is compiled.
+    self._model = self._model.clone(
+      encoder=self._model.encoder.clone(unroll=1),
+      decoder=self._model.decoder.clone(unroll=1),
+    )
     self._mesh = mesh
     self.data = run.config.data
     self.patch_size = self._model.encoder.patch_size

@@ -62,6 +62,7 @@ TIERS = {
   "photos": 2,
   "about": 2,
   "albums": 2,
+  "demo": 6,
   "report": 6,
   "attention": 6,
   "neighbors": 6,

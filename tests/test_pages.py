@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
+import threading
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright import sync_api
 
+from mae_jax import config as config_lib
+from mae_jax import painter
+from mae_jax.demo import server
 from mae_jax.report import __main__ as report
 from tests import logged, tiny
+from tests.train import runs
 
+sync_api.expect.set_options(timeout=30_000)
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
   CHROMIUM is None and not os.environ.get("CI"),
@@ -37,25 +46,26 @@ def visit(browser):
   page = context.new_page()
   wrong: list[str] = []
   page.on("pageerror", lambda error: wrong.append(str(error)))
-  page.on(
-    "console",
-    lambda message: (
-      wrong.append(message.text)
-      if message.type in ("error", "warning")
-      else None
-    ),
-  )
-  page.on(
-    "request",
-    lambda request: (
-      wrong.append(request.url)
-      if not request.url.startswith(("file:", "data:", "blob:"))
-      else None
-    ),
-  )
+  allowed = ["file:", "data:", "blob:"]
 
-  def go(path: pathlib.Path) -> sync_api.Page:
-    page.goto(path.as_uri())
+  def tell(message: sync_api.ConsoleMessage) -> None:
+    # Of what a server refuses the browser says so, and the page too.
+    refused = "status of 400" in message.text
+    if message.type in ("error", "warning") and not refused:
+      wrong.append(message.text)
+
+  def look(request: sync_api.Request) -> None:
+    if not request.url.startswith(tuple(allowed)):
+      wrong.append(request.url)
+
+  page.on("console", tell)
+  page.on("request", look)
+
+  def go(where: pathlib.Path | str) -> sync_api.Page:
+    if isinstance(where, pathlib.Path):
+      where = where.as_uri()
+    allowed.append(where)
+    page.goto(where)
     return page
 
   yield go
@@ -164,3 +174,133 @@ def test_a_narrow_window_needs_no_sideways_scrolling(visit, page_of_two):
   page.wait_for_timeout(300)
   charts = page.locator(".charts").first
   assert charts.evaluate("each => each.scrollWidth <= each.clientWidth")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+  """The address of the demo page, of a network that learned little."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = tiny.config(
+    train={"length": "3 steps"},
+    eval=config_lib.Eval(images=0),
+    data={"eval_split": ""},
+  )
+  runs.train(config, workdir)
+  network = painter.Painter(workdir, runs.devices_mesh(1))
+  opened = server.Server(network, "127.0.0.1", 0)
+  thread = threading.Thread(target=opened.serve_forever, daemon=True)
+  thread.start()
+  yield f"http://127.0.0.1:{opened.server_port}/"
+  opened.shutdown()
+  opened.server_close()
+  thread.join()
+
+
+def painted(page: sync_api.Page) -> str:
+  """What is painted, when nothing more is on its way."""
+  picture = page.locator("#pasted")
+  sync_api.expect(picture).to_have_attribute("src", re.compile("^data:"))
+  sync_api.expect(page.locator("#busy")).to_have_text("")
+  return page.locator("#pasted").get_attribute("src") or ""
+
+
+def patch(page: sync_api.Page, row: int, column: int) -> tuple[float, float]:
+  """The middle of a patch of four by four, on the screen."""
+  box = page.locator("#seen").bounding_box()
+  assert box is not None
+  return (
+    box["x"] + (column + 0.5) * box["width"] / 4,
+    box["y"] + (row + 0.5) * box["height"] / 4,
+  )
+
+
+def share(page: sync_api.Page) -> str:
+  painted(page)
+  return page.locator("#share").inner_text()
+
+
+def test_an_example_is_there_at_once(visit, demo):
+  page = visit(demo)
+  assert painted(page)
+  assert share(page) == "75 %, 12 of 16 patches"
+  assert "PSNR" in page.locator("#score").inner_text()
+  assert page.locator("#reconstruction").evaluate("x => x.naturalWidth") == 8
+
+
+def test_clicks_and_drags_hide_patches(visit, demo):
+  page = visit(demo)
+  painted(page)
+  page.get_by_role("button", name="show all").click()
+  assert share(page) == "0 %, 0 of 16 patches"
+  before = painted(page)
+  page.mouse.click(*patch(page, 1, 2))
+  assert share(page) == "6 %, 1 of 16 patches"
+  assert painted(page) != before
+  page.mouse.click(*patch(page, 1, 2))
+  assert share(page) == "0 %, 0 of 16 patches"
+  assert painted(page) == before
+  page.mouse.move(*patch(page, 3, 0))
+  page.mouse.down()
+  page.mouse.move(*patch(page, 3, 3), steps=20)
+  page.mouse.up()
+  assert share(page) == "25 %, 4 of 16 patches"
+
+
+def test_patches_are_hidden_by_keyboard(visit, demo):
+  page = visit(demo)
+  painted(page)
+  page.get_by_role("button", name="show all").click()
+  page.locator("#seen").focus()
+  for key in ("ArrowRight", "ArrowDown", "Space", "ArrowDown", "Enter"):
+    page.keyboard.press(key)
+  assert share(page) == "13 %, 2 of 16 patches"
+
+
+def test_the_ratio_is_dragged_and_masks_are_drawn_anew(visit, demo):
+  page = visit(demo)
+  first = painted(page)
+  page.get_by_role("button", name="another mask").click()
+  assert painted(page) != first
+  ratio = page.locator("#ratio")
+  ratio.fill("25")
+  assert share(page) == "25 %, 4 of 16 patches"
+  page.locator("#strategy").select_option("grid")
+  assert share(page) == "25 %, 4 of 16 patches"
+  ratio.fill("60")
+  painted(page)
+  assert "a grid cannot keep 6" in page.locator("#error").inner_text()
+  # The browser itself tells of what was refused.
+  page.evaluate("0")
+
+
+def test_ground_truth_is_said(visit, demo):
+  page = visit(demo)
+  painted(page)
+  assert page.locator(".truth").first.inner_text() == ""
+  page.locator("#statistics").select_option("true")
+  painted(page)
+  told = page.locator(".truth").first
+  sync_api.expect(told).to_have_text("(uses ground truth)")
+
+
+def test_an_image_is_chosen_or_dropped(visit, demo, tmp_path):
+  page = visit(demo)
+  before = painted(page)
+  array = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+  Image.fromarray(array).save(tmp_path / "x.png")
+  page.set_input_files("#file", tmp_path / "x.png")
+  sync_api.expect(page.locator("#pasted")).not_to_have_attribute("src", before)
+  chosen = painted(page)
+  data = page.evaluate_handle(
+    """async () => {
+      const canvas = new OffscreenCanvas(20, 20);
+      canvas.getContext("2d").fillRect(0, 0, 9, 9);
+      const blob = await canvas.convertToBlob();
+      const moved = new DataTransfer();
+      moved.items.add(new File([blob], "y.png", {type: "image/png"}));
+      return moved;
+    }"""
+  )
+  page.dispatch_event("#drop", "drop", {"dataTransfer": data})
+  sync_api.expect(page.locator("#pasted")).not_to_have_attribute("src", chosen)
+  assert page.locator("#error").inner_text() == ""

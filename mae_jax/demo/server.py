@@ -1,0 +1,327 @@
+"""A small server for one person at this machine; nothing is written to disk.
+
+It listens on the loopback interface, and answers only who asks for it by that
+name: a page of another site, open in the same browser, gets nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import http.server
+import io
+import json
+import pathlib
+import secrets
+import threading
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+import skimage.data
+from sklearn import datasets
+
+from mae_jax import albums, painter, photos, studio
+from mae_jax import config as config_lib
+from mae_jax.data import pixels
+from mae_jax.evals import reconstruction, scores
+from mae_jax.models import masking
+
+MAX_BYTES = 32 << 20  # of an upload
+MAX_PIXELS = 64 << 20
+_KEPT = 16  # images that are remembered
+_PAGE = pathlib.Path(__file__).with_name("page.html")
+_FEW = 64  # patches: programs for any number of them are made at the start
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+class _Refused(Exception):
+  """Says the status and, in a line, why."""
+
+  def __init__(self, status: HTTPStatus, reason: str):
+    super().__init__(reason)
+    self.status = status
+
+
+class Desk:
+  """The network, and the images it was given.
+
+  Its methods take and give JSON content; they raise `_Refused`.
+  """
+
+  def __init__(self, network: painter.Painter):
+    """Starts to compile for what may be asked, if that is little."""
+    self._network = network
+    self._images: collections.OrderedDict[str, photos.Photo] = (
+      collections.OrderedDict()
+    )
+    self._closed = threading.Event()
+    self._warming = threading.Thread(target=self._warm)
+    if network.grid[0] * network.grid[1] <= _FEW:
+      self._warming.start()
+
+  def close(self) -> None:
+    """Ends what is under way; a compilation is waited for."""
+    self._closed.set()
+    if self._warming.is_alive():
+      self._warming.join()
+
+  def model(self) -> dict[str, Any]:
+    """What the page needs to know of the network."""
+    network = self._network
+    return {
+      "rows": network.grid[0],
+      "columns": network.grid[1],
+      "height": network.data.image_size[0],
+      "width": network.data.image_size[1],
+      "mask_ratio": network.mask_ratio,
+      "normalized": network.normalized,
+      "strategies": list(masking.STRATEGIES),
+      "statistics": list(reconstruction.STATISTICS),
+    }
+
+  def add(self, data: bytes) -> dict[str, Any]:
+    """Takes the bytes of an image file."""
+    wanted = self._network.data
+    shape, _, reason = pixels.look(data, b"", wanted.channels, wanted.upright)
+    if not reason and int(shape[0]) * int(shape[1]) > MAX_PIXELS:
+      raise _Refused(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the image has {shape[0]} x {shape[1]} pixels, more than "
+        f"{MAX_PIXELS >> 20} million: make it smaller",
+      )
+    try:
+      whole = photos.decode(data, reason, wanted.channels, wanted.upright)
+    except photos.UnreadableError as error:
+      raise _Refused(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"this is no image: {error}"
+      ) from None
+    return self._keep(whole)
+
+  def example(self) -> dict[str, Any]:
+    """Takes an image that is at hand, as large as the network's or larger."""
+    if self._network.data.image_size[0] < 32:
+      digits = datasets.load_digits().images
+      number = np.random.default_rng().integers(len(digits))
+      grey = np.round(digits[number] / 16 * 255).astype(np.uint8)
+      return self._keep(self._channels(grey[..., None]))
+    name = secrets.choice(("astronaut", "chelsea", "coffee", "rocket"))
+    return self._keep(self._channels(getattr(skimage.data, name)()))
+
+  def paint(self, asked: Any) -> dict[str, Any]:
+    """Hides patches of an image and has the network paint them.
+
+    `asked` has "image"; either "hidden", a list of 0 and 1 for each patch, or
+    "strategy", "mask_ratio" and "seed"; and "statistics".
+    """
+    network = self._network
+    try:
+      photo = self._images[asked["image"]]
+    except (KeyError, TypeError):
+      raise _Refused(
+        HTTPStatus.NOT_FOUND, "this image is not remembered: drop it again"
+      ) from None
+    try:
+      if "hidden" in asked:
+        hidden = np.asarray(asked["hidden"], bool)
+        if hidden.shape != (network.grid[0] * network.grid[1],):
+          raise ValueError(f"{hidden.size} patches")
+      else:
+        (hidden,) = network.masks(
+          str(asked["strategy"]),
+          float(asked["mask_ratio"]),
+          1,
+          int(asked["seed"]),
+        )
+      if hidden.all():
+        raise _Refused(
+          HTTPStatus.BAD_REQUEST, "all patches are hidden: leave one at least"
+        )
+      return self._painted(photo.shown, hidden, str(asked["statistics"]))
+    except (
+      KeyError, TypeError, ValueError, OverflowError, config_lib.ConfigError,
+    ) as error:  # fmt: skip
+      raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
+
+  def _painted(
+    self, shown: np.ndarray, hidden: np.ndarray, statistics: str
+  ) -> dict[str, Any]:
+    painted = self._network.paint(
+      shown[None], hidden[None], statistics=statistics
+    )
+    pasted = painted.pasted(shown[None])[0]
+    score = None
+    if hidden.any():
+      found = scores.score(pasted, shown, painted.hidden[0])
+      score = [x if np.isfinite(x) else None for x in found]
+    return {
+      "hidden": hidden.astype(int).tolist(),
+      "pictures": {
+        "reconstruction": _uri(painted.reconstruction[0]),
+        "pasted": _uri(pasted),
+        "error": _uri(studio.error_map(pasted, shown)),
+      },
+      "score": score,
+      "uses_truth": statistics == "true" and self._network.normalized,
+    }
+
+  def _keep(self, whole: np.ndarray) -> dict[str, Any]:
+    photo = photos.fit(whole, self._network.data)
+    name = secrets.token_hex(8)
+    # Only what is shown: photographs are large.
+    self._images[name] = photos.Photo(photo.shown, photo.box, photo.shown)
+    while len(self._images) > _KEPT:
+      self._images.popitem(last=False)
+    return {"image": name, "shown": _uri(photo.shown)}
+
+  def _channels(self, image: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    albums.as_image(image).save(buffer, "png")
+    data = self._network.data
+    if data.channels not in (1, 3):
+      raise _Refused(
+        HTTPStatus.NOT_FOUND,
+        f"there is no example of {data.channels} channels: drop a .npy file",
+      )
+    return photos.decode(buffer.getvalue(), b"", data.channels, True)
+
+  def _warm(self) -> None:
+    length = self._network.grid[0] * self._network.grid[1]
+    shape = (*self._network.data.image_size, self._network.data.channels)
+    blank = np.zeros((1, *shape), np.uint8)
+    usual = length - round(length * self._network.mask_ratio)
+    for shown in sorted(range(1, length + 1), key=lambda n: abs(n - usual)):
+      if self._closed.is_set():
+        return
+      self._network.predict(blank, np.arange(length)[None] >= shown)
+
+
+def _uri(picture: np.ndarray) -> str:
+  buffer = io.BytesIO()
+  albums.as_image(picture).save(buffer, "png")
+  return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  protocol_version = "HTTP/1.1"
+  timeout = 60
+  server: Server
+
+  def do_GET(self) -> None:
+    answers = {
+      "/model": self.server.desk.model,
+      "/example": self.server.desk.example,
+    }
+    if self.path == "/":
+      self._answer(lambda: _PAGE.read_bytes(), "text/html; charset=utf-8")
+    elif self.path in answers:
+      self._answer(lambda: _json(answers[self.path]()), "application/json")
+    else:
+      self._answer(self._nothing, "application/json")
+
+  def do_POST(self) -> None:
+    answers = {
+      "/image": lambda body: self.server.desk.add(body),
+      "/paint": lambda body: self.server.desk.paint(json.loads(body)),
+    }
+    if self.path not in answers:
+      self._answer(self._nothing, "application/json")
+      return
+    answer = answers[self.path]
+    self._answer(lambda: _json(answer(self._body())), "application/json")
+
+  def _nothing(self) -> bytes:
+    raise _Refused(HTTPStatus.NOT_FOUND, f"there is no {self.path}")
+
+  def _body(self) -> bytes:
+    text = self.headers.get("Content-Length", "")
+    if not text.isdigit():
+      raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the length is missing")
+    if int(text) > MAX_BYTES:
+      raise _Refused(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"{int(text) / 1e6:.0f} MB are more than the {MAX_BYTES / 1e6:.0f} MB "
+        "that are taken: make the image smaller",
+      )
+    return self.rfile.read(int(text))
+
+  def _check(self) -> None:
+    host = self.headers.get("Host", "").partition(":")[0]
+    origin = self.headers.get("Origin")
+    if self.server.names and host not in self.server.names:
+      raise _Refused(HTTPStatus.FORBIDDEN, f"{host!r} is not this server")
+    if (
+      origin is not None and origin.partition("://")[2] != self.headers["Host"]
+    ):
+      raise _Refused(HTTPStatus.FORBIDDEN, f"{origin} is another site")
+
+  def _answer(self, make: Any, kind: str) -> None:
+    status = HTTPStatus.OK
+    try:
+      self._check()
+      content = make()
+    except _Refused as refused:
+      status, kind = refused.status, "application/json"
+      content = _json({"error": str(refused)})
+      self.close_connection = True  # what was sent may not have been read
+    except ValueError:
+      status, kind = HTTPStatus.BAD_REQUEST, "application/json"
+      content = _json({"error": "this is no JSON"})
+    self.send_response(status)
+    self.send_header("Content-Type", kind)
+    self.send_header("Content-Length", str(len(content)))
+    self.send_header("Cache-Control", "no-store")
+    self.send_header("X-Content-Type-Options", "nosniff")
+    self.send_header(
+      "Content-Security-Policy",
+      "default-src 'self'; img-src data: blob:; style-src 'unsafe-inline'; "
+      "script-src 'unsafe-inline'; frame-ancestors 'none'",
+    )
+    if self.close_connection:
+      self.send_header("Connection", "close")
+    self.end_headers()
+    with contextlib.suppress(ConnectionError):  # whoever asked may be gone
+      self.wfile.write(content)
+
+  def log_message(self, *args: object) -> None:
+    pass
+
+
+def _json(content: Any) -> bytes:
+  return json.dumps(content).encode()
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """Answers once `serve_forever` is called, until `server_close`."""
+
+  daemon_threads = True
+
+  def __init__(self, network: painter.Painter, host: str, port: int):
+    """Listens.
+
+    Args:
+      network: what paints.
+      host: the address of an interface.
+      port: 0 for any.
+
+    Raises:
+      ConfigError: if it cannot listen there.
+    """
+    try:
+      super().__init__((host, port), _Handler)
+    except (OSError, OverflowError) as error:
+      raise config_lib.ConfigError(
+        f"--host={host} --port={port} cannot be listened on "
+        f"({getattr(error, 'strerror', None) or error}): name another port, 0 "
+        "for any that is free"
+      ) from error
+    self.desk = Desk(network)
+    # Elsewhere whoever is meant may have given it any name.
+    self.names = LOOPBACK if host in LOOPBACK else ()
+
+  def server_close(self) -> None:
+    """Ends it."""
+    super().server_close()
+    if hasattr(self, "desk"):  # else it could not listen
+      self.desk.close()

@@ -1,0 +1,220 @@
+"""The server of the demo page: what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import socket
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_jax import config as config_lib
+from mae_jax import painter
+from mae_jax.demo import __main__ as command
+from mae_jax.demo import server
+from tests import tiny, tools
+from tests.train import runs
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run")
+  config = tiny.config(
+    train={"length": "3 steps"},
+    eval=config_lib.Eval(images=0),
+    data={"eval_split": ""},
+  )
+  runs.train(config, workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def network(workdir):
+  return painter.Painter(workdir, runs.devices_mesh(1))
+
+
+@pytest.fixture(scope="module")
+def opened(network):
+  """The server, while it answers."""
+  found = server.Server(network, "127.0.0.1", 0)
+  thread = threading.Thread(target=found.serve_forever, daemon=True)
+  thread.start()
+  yield found
+  found.shutdown()
+  found.server_close()
+  thread.join()
+
+
+def ask(opened, method: str, path: str, body: bytes | None = None, **headers):
+  """The status, and what was answered."""
+  connection = http.client.HTTPConnection(
+    "127.0.0.1", opened.server_port, timeout=60
+  )
+  connection.request(method, path, body, headers)
+  response = connection.getresponse()
+  content = response.read()
+  connection.close()
+  if response.headers["Content-Type"] == "application/json":
+    return response.status, json.loads(content)
+  return response.status, content
+
+
+def png(array: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(array).save(buffer, "png")
+  return buffer.getvalue()
+
+
+def picture(uri: str) -> np.ndarray:
+  data = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+  return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_an_image_is_painted_as_by_the_network(opened, network):
+  image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+  status, given = ask(opened, "POST", "/image", png(image))
+  assert status == 200
+  np.testing.assert_array_equal(picture(given["shown"]), image)
+  for number in (0, 3, 15):
+    hidden = [int(place < number) for place in range(16)]
+    asked = {
+      "image": given["image"], "hidden": hidden, "statistics": "visible",
+    }  # fmt: skip
+    body = json.dumps(asked).encode()
+    status, answer = ask(opened, "POST", "/paint", body)
+    assert status == 200, answer
+    assert answer["hidden"] == hidden
+    assert not answer["uses_truth"]
+    wanted = network.paint(image[None, ..., None], np.array([hidden], bool))
+    pasted = wanted.pasted(image[None, ..., None])[0, ..., 0]
+    pictures = answer["pictures"]
+    np.testing.assert_array_equal(picture(pictures["pasted"]), pasted)
+    assert (answer["score"] is None) == (number == 0)
+
+
+def test_masks_are_drawn_and_ground_truth_is_said(opened, network):
+  _, given = ask(opened, "GET", "/example")
+  asked = {
+    "image": given["image"],
+    "strategy": "grid",
+    "mask_ratio": 0.75,
+    "seed": 1,
+    "statistics": "true",
+  }
+  status, answer = ask(opened, "POST", "/paint", json.dumps(asked).encode())
+  assert status == 200, answer
+  assert sum(answer["hidden"]) == 12
+  assert answer["uses_truth"] == network.normalized
+  status, about = ask(opened, "GET", "/model")
+  assert (about["rows"], about["columns"]) == (4, 4)
+
+
+def test_the_page(opened):
+  status, content = ask(opened, "GET", "/")
+  assert status == 200
+  assert b"<title>mae_jax" in content
+
+
+@pytest.mark.parametrize(
+  ("body", "status", "told"),
+  [
+    (b"no image", 415, "this is no image"),
+    (b"", 415, "this is no image"),
+    (b"\x89PNG\r\n\x1a\n half", 415, "this is no image"),
+  ],
+)
+def test_what_is_no_image_is_refused(opened, body, status: int, told: str):
+  found, answer = ask(opened, "POST", "/image", body)
+  assert found == status
+  assert told in answer["error"]
+
+
+def test_too_large_is_refused_before_it_is_read(opened):
+  connection = socket.create_connection(("127.0.0.1", opened.server_port))
+  with connection:
+    connection.sendall(
+      b"POST /image HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+      b"Content-Length: 99999999999\r\n\r\n"
+    )
+    assert b" 413 " in connection.recv(4096).splitlines()[0]
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+  opened, monkeypatch
+):
+  monkeypatch.setattr(server, "MAX_PIXELS", 100)
+  image = png(np.zeros((11, 10), np.uint8))
+  status, answer = ask(opened, "POST", "/image", image)
+  assert status == 413
+  assert "11 x 10 pixels" in answer["error"]
+
+
+def test_without_a_length_it_is_refused(opened):
+  connection = socket.create_connection(("127.0.0.1", opened.server_port))
+  with connection:
+    connection.sendall(b"POST /image HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b" 411 " in connection.recv(4096).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+  ("change", "status", "told"),
+  [
+    ({"image": "none"}, 404, "not remembered"),
+    ({"hidden": [1, 0]}, 400, "2 patches"),
+    ({"hidden": [1] * 16}, 400, "leave one at least"),
+    ({"hidden": "x"}, 400, "patches"),
+    ({"strategy": "stripes"}, 400, "'stripes' is not known"),
+    ({"strategy": "random", "mask_ratio": 7}, 400, "mask_ratio"),
+    ({"strategy": "random", "mask_ratio": "much"}, 400, "much"),
+    ({"statistics": "mean"}, 400, "'mean' is not known"),
+  ],
+)
+def test_wrong_wishes_are_refused(opened, change, status: int, told: str):
+  _, given = ask(opened, "GET", "/example")
+  asked = {"image": given["image"], "statistics": "visible", "seed": 0}
+  asked |= {"mask_ratio": 0.5} | change
+  if "hidden" not in asked and "strategy" not in asked:
+    asked["hidden"] = [1, 0] * 8
+  found, answer = ask(opened, "POST", "/paint", json.dumps(asked).encode())
+  assert found == status
+  assert told in answer["error"]
+  assert ask(opened, "POST", "/paint", b"{")[0] == 400
+  assert ask(opened, "POST", "/paint", b"[]")[0] == 404
+
+
+def test_other_sites_and_names_are_refused(opened):
+  assert ask(opened, "GET", "/", Host="evil.example")[0] == 403
+  assert ask(opened, "GET", "/example", Origin="http://evil.example")[0] == 403
+  here = f"127.0.0.1:{opened.server_port}"
+  assert ask(opened, "GET", "/model", Origin=f"http://{here}")[0] == 200
+  for path in ("/../etc/passwd", "/page.html", "/nothing"):
+    assert ask(opened, "GET", path)[0] == 404
+  assert ask(opened, "POST", "/model", b"")[0] == 404
+
+
+def test_old_images_are_forgotten(opened):
+  names = [ask(opened, "GET", "/example")[1]["image"] for _ in range(20)]
+  assert len(set(names)) == 20
+  hidden = {"hidden": [1, 0] * 8, "statistics": "raw"}
+  for name, status in ((names[0], 404), (names[-1], 200)):
+    body = json.dumps(hidden | {"image": name}).encode()
+    assert ask(opened, "POST", "/paint", body)[0] == status
+
+
+def test_it_listens_on_this_machine_alone(opened):
+  assert opened.server_address[0] == "127.0.0.1"
+  assert command.parser().parse_args(["--checkpoint=x"]).host == "127.0.0.1"
+
+
+def test_a_taken_port_is_told(opened, workdir):
+  found = tools.command(
+    "demo", f"--checkpoint={workdir}", f"--port={opened.server_port}"
+  )
+  assert found.returncode == 1
+  assert f"--port={opened.server_port} cannot be listened on" in found.stderr
+  assert found.stderr.count("\n") == 1
