@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ def write(workdir: epath.Path, config: config_lib.Config, mesh: Mesh) -> None:
     .astimezone()
     .isoformat(timespec="seconds"),
     "command": sys.argv,
-    "recipe": command_line.recipe_of(sys.argv),
+    "recipe": _recipe(sys.argv),
     "config": config_lib.to_dict(config),
     "devices": f"{mesh.size} x {device.device_kind} ({device.platform})",
     "processes": jax.process_count(),
@@ -57,7 +58,19 @@ def read(workdir: epath.Path) -> dict[str, Any]:
       content = json.loads((workdir / FILE).read_bytes())
   except (OSError, ValueError):
     return {}
-  return content if isinstance(content, dict) else {}
+  if not isinstance(content, dict):
+    return {}
+  packages = content.get("packages", {})
+  return content if isinstance(packages, dict) else {}
+
+
+def _recipe(argv: Sequence[str]) -> str | None:
+  """Where it is found from any directory, with its arguments."""
+  text = command_line.recipe_of(argv)
+  if text is None:
+    return None
+  path, colon, argument = text.partition(":")
+  return f"{os.path.abspath(path)}{colon}{argument}"
 
 
 def _version(name: str) -> str:

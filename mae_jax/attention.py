@@ -73,6 +73,7 @@ def write(
   del settings["began"], settings["out"]
   config_lib.lookup(dict.fromkeys(photos.FITS), fit, "--fit")
   tools.check(checkpoint, images, 1)
+  tools.check_apart(images, out)
   mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   with albums.replacing(out, "attention", settings) as album:
     network = extractor.from_checkpoint(
@@ -96,6 +97,7 @@ def write(
       )
     colours = maps.Colours(np.concatenate(features))
     summary: list[list[np.ndarray]] = []
+    names: list[list[str]] = []
     done = 0
     with tools.progress_bar(total) as bar:
       for name, photo in _readable(source, images, data, fit, total, bar, few):
@@ -106,8 +108,9 @@ def write(
         album.png(f"images/{name}/{albums.SHEET}", _wrapped(cells))
         if len(summary) < _ROWS:
           summary.append([cells[kind] for kind in _SUMMARY])
+          names.append([name, "", "", ""])
         done += 1
-    album.png(albums.SHEET, sheets.sheet(summary, _SUMMARY))
+    album.png(albums.SHEET, sheets.sheet(summary, _SUMMARY, names))
   tools.say(
     f"{out}: attention of block {network.layer} in "
     f"{tools.count(total, total - done)}, in {time.monotonic() - began:.1f} s; "

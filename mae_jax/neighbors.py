@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TABLE = "neighbors.csv"
 COLUMNS = ("query", "rank", "file", "similarity")
 _QUERIES = 64
+_COLUMNS = 12  # neighbours on the sheet; all are in the table
 
 
 class Neighbor(NamedTuple):
@@ -71,6 +72,7 @@ def write(
   tools.at_least("count", count)
   config_lib.lookup(extractor.POOLS, pool, "--pool")
   tools.check(checkpoint, images, batch_size)
+  tools.check_apart(images, out)
   if not query or not os.path.exists(query):
     raise config_lib.ConfigError(
       f"--query={query}: there is no such folder or file"
@@ -172,6 +174,7 @@ def _sheet(
   images: str,
   data: config_lib.Data,
 ) -> np.ndarray:
+  found = {name: near[:_COLUMNS] for name, near in found.items()}
   columns = max(map(len, found.values()))
   rows, words = [], []
   for name, neighbors in found.items():
@@ -216,6 +219,7 @@ def parser() -> tools.Parser:
   flags.add_argument(
     "--out",
     required=True,
+    type=os.path.expanduser,
     help="a folder, which appears when all is done; one that this command made "
     "is replaced",
   )

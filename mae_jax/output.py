@@ -90,6 +90,14 @@ def replacing_folder(
       f"{flag}={path} is in a bucket, where a folder cannot appear as a whole: "
       "name one on a disk, and copy it (gcloud storage cp -r)"
     )
+  # A link stays, and what it points to is replaced.
+  out = epath.Path(os.path.realpath(out))
+  here = os.path.join(os.path.realpath(os.getcwd()), "")
+  if here.startswith(os.path.join(out, "")):
+    raise config_lib.ConfigError(
+      f"{flag}={path} is the folder that this command runs in, or one above: "
+      "name another"
+    )
   _check_replaceable(path, mine, flag)
   with _beside(out, flag) as temporary:
     try:

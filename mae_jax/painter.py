@@ -108,6 +108,7 @@ class Painter:
     pixels: np.ndarray,
     hidden: np.ndarray,
     *,
+    truth: np.ndarray | None = None,
     statistics: str = "visible",
     passes: int = 1,
   ) -> reconstruction.Painted:
@@ -116,6 +117,8 @@ class Painter:
     Args:
       pixels: see `predict`.
       hidden: see `predict`.
+      truth: images of the same shape, for "true" statistics; None for `pixels`
+        themselves.
       statistics: see `reconstruction.to_pixels`.
       passes: if more than one, what is visible is parted in so many, of which
         the network is shown one at a time; a patch is the mean of what it was
@@ -125,9 +128,11 @@ class Painter:
     Raises:
       ConfigError: if there are fewer visible patches than passes.
     """
+    if statistics != "true" or truth is None:
+      truth = pixels
     painted = [
       reconstruction.paint(
-        pixels,
+        truth,
         self.predict(pixels, mask),
         mask.astype(np.float32),
         patch_size=self.patch_size,

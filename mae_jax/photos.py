@@ -8,6 +8,7 @@ that lies in it, is kept: what is painted goes back to its place.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 
 import numpy as np
@@ -79,6 +80,27 @@ def decode(
   if reason:
     raise UnreadableError(reason.decode(errors="replace"))
   return image
+
+
+def lost(path: epath.PathLike, channels: int) -> str:
+  """What of a file is not in its pixels as `read` gives them, in words."""
+  data, failed = pixels.read(os.fsencode(path))
+  if failed or data.startswith(pixels.NPY):
+    return ""
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      mode, bands = image.mode, image.getbands()
+      profile = "icc_profile" in image.info
+  except Exception:  # `read` will say so
+    return ""
+  grey = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;")
+  known = {
+    "its colours, as the network takes one channel": channels == 1 and not grey,
+    "its alpha": "A" in bands,
+    "more than 8 bits": mode == "F" or mode.startswith("I"),
+    "its colour profile": profile,
+  }
+  return ", ".join(text for text, is_so in known.items() if is_so)
 
 
 def fit(image: np.ndarray, data: config_lib.Data, how: str = "crop") -> Photo:
@@ -180,6 +202,17 @@ def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:
   inside = total[np.ix_(y1, x1)] - total[np.ix_(y0, x1)]
   inside += total[np.ix_(y0, x0)] - total[np.ix_(y1, x0)]
   return inside > 0
+
+
+def outside(missing: np.ndarray, photo: Photo) -> bool:
+  """Whether anything is missing where nothing is shown; see `snap`."""
+  top, left, height, width = photo.box
+  inside = missing.copy()
+  inside[
+    max(int(np.floor(top + 1e-6)), 0) : int(np.ceil(top + height - 1e-6)),
+    max(int(np.floor(left + 1e-6)), 0) : int(np.ceil(left + width - 1e-6)),
+  ] = False
+  return bool(inside.any())
 
 
 def paste(photo: Photo, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:

@@ -96,6 +96,7 @@ def write(
   )
   settings.check()
   tools.check(checkpoint, images, 1)
+  tools.check_apart(images, out)
   mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   hints = dialects.Hints(target=target, insist=target is not None)
   told = {"checkpoint": checkpoint, "images": images} | settings.to_dict()
@@ -118,7 +119,7 @@ def write(
         try:
           pictures = studio.pictures(path, name, index)
         except photos.UnreadableError as error:
-          console.warn(f"{error}: {path} is left out")
+          console.warn(f"{path} cannot be read ({error}): it is left out")
         else:
           painting += time.monotonic() - start
           pages.add(name, pictures)
@@ -132,7 +133,7 @@ def write(
   tools.say(
     f"{out}: pictures of {tools.count(total, total - pages.number)} in "
     f"{time.monotonic() - began:.1f} s, {painting / pages.number:.2f} s an "
-    f"image; look at {os.path.join(out, albums.SHEET)}"
+    f"image; look at {os.path.join(out, albums.SHEET)}{pages.shown}"
   )
 
 
@@ -171,6 +172,12 @@ class _Pages:
     self._album.png(f"{place}/{albums.SHEET}", self._studio.sheet([pictures]))
     if len(self._shown) * len(pictures) < _ROWS:
       self._shown.append(pictures)
+
+  @property
+  def shown(self) -> str:
+    """How many are on the sheet of all, if that is not all."""
+    number = len(self._shown)
+    return "" if number == self.number else f", of the first {number}"
 
   def close(self) -> None:
     """Writes what is of all images."""
@@ -218,6 +225,7 @@ def parser() -> tools.Parser:
   )
   hide.add_argument(
     "--mask",
+    type=os.path.expanduser,
     help="in place of these: a picture as large as the image, in which what is "
     "missing is white, or a folder that has one by the same name (of any "
     "suffix) for each. A patch is hidden if any of it is white. restored.png "
@@ -225,6 +233,7 @@ def parser() -> tools.Parser:
   )
   hide.add_argument(
     "--truth",
+    type=os.path.expanduser,
     help="with --mask: the image without damage, or a folder of them, for "
     "scores",
   )

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 4  # pixels between cells
 _LINE = 16  # pixels for a line of words
+_LETTERS = 12  # pixels, where there is room
 _SMALLEST = 112  # pixels; smaller pictures are enlarged, pixel by pixel
 _ALARM = "firebrick"
 
@@ -80,13 +81,16 @@ def _write(
   width: int,
   colour: str,
 ) -> None:
-  """Writes lines, in letters small enough for the width."""
-  for number, line in enumerate(text.split("\n")):
-    size = 12
+  """Writes lines, in letters small enough for the width, or their start."""
+  lines = text.split("\n")
+  font = ImageFont.load_default(size=_LETTERS)
+  for size in range(_LETTERS, 6, -1):
     font = ImageFont.load_default(size=size)
-    while size > 7 and draw.textlength(line, font=font) > width:
-      size -= 1
-      font = ImageFont.load_default(size=size)
+    if max(draw.textlength(line, font=font) for line in lines) <= width:
+      break
+  for number, line in enumerate(lines):
+    while line and draw.textlength(line, font=font) > width:
+      line = line[:-1]
     draw.text(
       (place[0], place[1] + number * _LINE), line, fill=colour, font=font
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -13,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from mae_jax import config as config_lib
-from mae_jax import painter, photos, sheets, tools
+from mae_jax import console, painter, photos, sheets, tools
 from mae_jax.evals import reconstruction, scores
 
 FILLS = ("once", "multipass")
@@ -63,7 +64,7 @@ class Settings:
       config_lib.lookup(dict.fromkeys(known), value, f"--{name}")
     for name in ("mask", "truth"):
       path = getattr(self, name)
-      if path is not None and not epath.Path(path).exists():
+      if path is not None and not (path and epath.Path(path).exists()):
         raise config_lib.ConfigError(
           f"--{name}={path}: there is no such file or folder"
         )
@@ -71,12 +72,27 @@ class Settings:
       raise config_lib.ConfigError(
         "--truth is for --mask: without it the images themselves are the truth"
       )
-    given = (self.mask_ratio, self.strategy, self.masks)
-    if self.mask is not None and given != ((), "random", 1):
+    given = (self.mask_ratio, self.strategy, self.masks, self.seed)
+    if self.mask is not None and given != ((), "random", 1, 0):
       raise config_lib.ConfigError(
-        "--mask says what is hidden: leave --mask_ratio, --strategy and "
-        "--masks out"
+        "--mask says what is hidden: leave --mask_ratio, --strategy, --masks "
+        "and --seed out"
       )
+    if self.mask is not None and self.statistics == "true" and not self.truth:
+      raise config_lib.ConfigError(
+        "--statistics=true takes statistics of what is hidden, and with --mask "
+        "that is damaged: add --truth, the image without damage"
+      )
+    if not 0 <= self.seed < 2**31:
+      raise config_lib.ConfigError(
+        f"--seed={self.seed} is not in 0 to {2**31 - 1}"
+      )
+    for number, ratio in enumerate(self.mask_ratio):
+      if not 0 < ratio < 1 or ratio in self.mask_ratio[:number]:
+        raise config_lib.ConfigError(
+          f"--mask_ratio={','.join(map(str, self.mask_ratio))}: write shares "
+          "between 0 and 1, each once"
+        )
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON content."""
@@ -88,6 +104,7 @@ class Picture:
   """What came of one image and one mask.
 
   Attributes:
+    file: the image, as its source names it.
     name: of the mask, for people.
     hidden: bool [L], the patches.
     cells: pictures uint8 [h, w, C] by the names of `_TITLES`.
@@ -96,6 +113,7 @@ class Picture:
       mask of the user's.
   """
 
+  file: str
   name: str
   hidden: np.ndarray
   cells: dict[str, np.ndarray]
@@ -109,8 +127,8 @@ class Picture:
 
   def below(self, name: str) -> str:
     """What stands below a cell."""
-    if name == "masked":
-      return self.name
+    if name in ("original", "masked"):
+      return self.name if name == "masked" else self.file
     return _words(self.scores[name], "\n") if name in self.scores else ""
 
 
@@ -124,6 +142,11 @@ class Studio:
     if settings.mask is None:
       for ratio in self._ratios:
         network.masks(settings.strategy, ratio, 1, settings.seed)
+    if settings.statistics != "visible" and not network.normalized:
+      raise config_lib.ConfigError(
+        f"--statistics={settings.statistics} is for networks that predict "
+        "normalised patches, and this one predicts pixels: leave it out"
+      )
 
   def pictures(
     self, path: epath.PathLike, name: str, index: int
@@ -142,13 +165,14 @@ class Studio:
     photo = self._photo(path)
     truth: np.ndarray | None = photo.shown
     if self._settings.mask is None:
-      masks = dict(self._drawn(index))
+      masks = list(self._drawn(index))
     else:
-      masks = {"mask": self._given(photo, name)}
+      if lost := photos.lost(path, self._network.data.channels):
+        console.warn(f"{path}: restored.png is without {lost}")
+      masks = [("mask", self._given(photo, name))]
       truth = self._truth(photo, name)
     return [
-      self._picture(photo, truth, word, hidden)
-      for word, hidden in masks.items()
+      self._picture(name, photo, truth, word, hidden) for word, hidden in masks
     ]
 
   def sheet(self, groups: Sequence[Sequence[Picture]]) -> np.ndarray:
@@ -180,7 +204,7 @@ class Studio:
           *(each.cells[name] for each, name in pairs),
         ]
       )
-      words.append(["", *(each.below(name) for each, name in pairs)])
+      words.append([group[0].file, *(each.below(name) for each, name in pairs)])
     titles = [self._title(name) for name in ("masked", "pasted")]
     return sheets.sheet(
       rows,
@@ -216,14 +240,20 @@ class Studio:
 
   def _given(self, photo: photos.Photo, name: str) -> np.ndarray:
     path = _beside(self._settings.mask, name, "mask")
-    missing = photos.read_mask(path)
+    with _readable(path, "--mask"):
+      missing = photos.read_mask(path)
     _check_size(path, missing, photo, "--mask")
+    if photos.outside(missing, photo):
+      raise config_lib.ConfigError(
+        f"--mask: {path} has white where --fit={self._settings.fit} shows the "
+        f"network nothing of {name}: --fit=squash shows it all"
+      )
     hidden = photos.snap(missing, photo, self._network.grid).reshape(-1)
     if hidden.all() or not hidden.any():
+      remedy = "leave some black" if hidden.all() else "paint it white"
       raise config_lib.ConfigError(
         f"--mask: {path} has white in {hidden.sum()} of the {hidden.size} "
-        f"patches that are shown of {name}: paint white what is missing, and "
-        "black what is not"
+        f"patches of {name}: what is missing is white, and {remedy}"
       )
     return hidden
 
@@ -231,12 +261,14 @@ class Studio:
     if self._settings.truth is None:
       return None
     path = _beside(self._settings.truth, name, "truth")
-    truth = self._photo(path)
+    with _readable(path, "--truth"):
+      truth = self._photo(path)
     _check_size(path, truth.whole, photo, "--truth")
     return truth.shown
 
   def _picture(
     self,
+    file: str,
     photo: photos.Photo,
     truth: np.ndarray | None,
     word: str,
@@ -247,6 +279,7 @@ class Studio:
     painted = self._network.paint(
       shown[None],
       hidden[None],
+      truth=None if truth is None else truth[None],
       statistics=settings.statistics,
       passes=self._passes(hidden) if multipass else 1,
     )
@@ -275,12 +308,23 @@ class Studio:
     if settings.mask is not None:
       grid = hidden.reshape(self._network.grid)
       restored = photos.paste(photo, pasted, grid)
-    return Picture(word, hidden, cells, found, restored)
+    return Picture(file, word, hidden, cells, found, restored)
 
   def _passes(self, hidden: np.ndarray) -> int:
     """As many as show the share of patches that it was trained with."""
     shown = 1 - self._network.mask_ratio
     return max(2, round((~hidden).mean() / shown))
+
+
+@contextlib.contextmanager
+def _readable(path: str, flag: str) -> Iterator[None]:
+  """An image without its mask or truth is a mistake, and no bad image."""
+  try:
+    yield
+  except photos.UnreadableError as error:
+    raise config_lib.ConfigError(
+      f"{flag}: {path} cannot be read ({error}): mend or replace it"
+    ) from None
 
 
 def error_map(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -317,11 +361,25 @@ def _beside(given: str | None, name: str, flag: str) -> str:
   place = folder / name
   if place.exists():
     return os.fspath(place)
+  # Where TensorFlow is imported, which nothing else here needs.
+  from mae_jax.data.sources import listing
+
   stem = os.path.splitext(place.name)[0]
+  found = []
   if place.parent.is_dir():
-    for each in sorted(place.parent.iterdir()):
-      if os.path.splitext(each.name)[0] == stem:
-        return os.fspath(each)
+    found = [
+      each
+      for each in sorted(place.parent.iterdir())
+      if os.path.splitext(each.name)[0] == stem
+      and each.name.lower().endswith(listing.SUFFIXES)
+    ]
+  if len(found) == 1:
+    return os.fspath(found[0])
+  if found:
+    raise config_lib.ConfigError(
+      f"--{flag}={given} has more than one file for {name}: "
+      f"{', '.join(each.name for each in found)}; leave one"
+    )
   raise config_lib.ConfigError(
     f"--{flag}={given} has no file for {name}: add one by that name, of any "
     "suffix"

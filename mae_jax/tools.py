@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +82,7 @@ class Parser(argparse.ArgumentParser):
     self.add_argument(
       "--out",
       required=True,
+      type=os.path.expanduser,
       help="a folder, which appears when all is done; one that this command "
       "made is replaced",
     )
@@ -212,6 +215,29 @@ def check(checkpoint: str, images: str, batch_size: int) -> None:
       )
 
 
+def check_apart(images: str, out: str) -> None:
+  """Refuses a folder of pictures that is, holds or lies in that of the images.
+
+  The next run would take them for images, or they would replace the images.
+
+  Raises:
+    ConfigError: with what to name.
+  """
+  if storage.is_remote(images):
+    return
+  one, other = (pathlib.Path(os.path.realpath(x)) for x in (images, out))
+  if not one.is_dir():
+    one = one.parent
+    inside = other == one or other in one.parents
+  else:
+    inside = other == one or other in one.parents or one in other.parents
+  if inside:
+    raise config_lib.ConfigError(
+      f"--out={out} and --images={images} lie in each other: name a folder for "
+      "the pictures that is apart from the images"
+    )
+
+
 def open_images(path: str, data: config_lib.Data) -> sources.Indexed:
   """The images of --images.
 
@@ -300,6 +326,8 @@ def say(text: str) -> None:
   # A name that the stream has no letters for is escaped.
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
   text = text.encode(encoding, "backslashreplace").decode(encoding)
+  # Of control characters a terminal would do what they say.
+  text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda x: repr(x[0])[1:-1], text)
   if _is_terminal(sys.stdout) and _is_terminal(sys.stderr):
     with tqdm.tqdm.external_write_mode(file=console.STDERR):
       console.say(text)

@@ -152,7 +152,7 @@ def test_files(workdir, images, tmp_path):
     made = list((out / "images" / name).iterdir())
     assert {path.stem for path in made} == kinds
   size = np.asarray(Image.open(out / "sheet.png")).shape
-  assert size == (18 + 2 * (112 + 4), 4 + 4 * (112 + 4), 3)
+  assert size == (18 + 2 * (112 + 16 + 4), 4 + 4 * (112 + 4), 3)
   # Of another token, another picture; of the same, the same.
   pictures = []
   for number, query in enumerate((None, (2, 3), (2, 3))):

@@ -45,7 +45,7 @@ def test_the_digits_recipe_shortened(tmp_path):
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 6]
   about = json.loads((tmp_path / "about.json").read_text())
-  assert about["recipe"] == "configs/digits.py"
+  assert about["recipe"] == str(ROOT / "configs" / "digits.py")
   assert about["config"]["model"]["depth"] == 1
   assert about["devices"] == "1 x cpu (cpu)"
   again = command(*args)

@@ -19,6 +19,7 @@ from mae_jax import (
   reconstruct,
 )
 from mae_jax import config as config_lib
+from mae_jax.demo import __main__ as demo
 from mae_jax.dialects import table
 from mae_jax.export import command as export
 from mae_jax.report import __main__ as report
@@ -64,6 +65,9 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
   if words[2] == "mae_jax.convert":
     settings = convert.parser().parse_args(words[3:])
     assert settings.inspect or (settings.out and settings.to in table.NAMES)
+    return
+  if words[2] == "mae_jax.demo":
+    assert demo.parser().parse_args(words[3:]).checkpoint
     return
   if words[2] == "mae_jax.report":
     assert report.parser().parse_args(words[3:]).workdir

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import pathlib
 import re
 
@@ -146,10 +147,9 @@ def test_true_statistics_are_labelled_in_the_picture(
 
   assert [red(sheet) for sheet in sheets.values()] == [False, True, True]
   assert sheets["true"].shape[0] == sheets["visible"].shape[0] + 16
-  # A network that predicts pixels uses no truth.
-  out = tmp_path / "raw"
-  run(workdirs["raw"], images / "a.png", out, statistics="true")
-  assert not red(png(out / "sheet.png").astype(int))
+  # A network that predicts pixels needs none.
+  with pytest.raises(config_lib.ConfigError, match="this one predicts pixels"):
+    run(workdirs["raw"], images / "a.png", tmp_path / "x", statistics="true")
 
 
 def perfect(network: painter.Painter, monkeypatch) -> None:
@@ -251,7 +251,9 @@ def test_without_the_truth_there_are_no_scores(workdirs, images, tmp_path):
   masks.mkdir()
   Image.fromarray(mask).save(masks / "a.webp", lossless=True)
   out = tmp_path / "out"
-  rows = run(workdirs["raw"], images / "a.png", out, mask=str(masks))
+  rows = run(
+    workdirs["raw"], images / "a.png", out, mask=str(masks), fit="squash"
+  )
   assert rows == {}
   assert not (out / "images" / "a.png" / "error.png").exists()
 
@@ -286,7 +288,7 @@ def test_odd_files_give_a_picture_or_a_warning(workdirs, tmp_path, capsys):
   }  # fmt: skip
   told = capsys.readouterr()
   for name in ("broken.jpg", "text.png"):
-    assert re.search(rf"{name} is left out", told.err)
+    assert re.search(rf"{name} cannot be read \(.*it is left out", told.err)
   assert "9 images (2 cannot be read)" in told.out
 
 
@@ -306,7 +308,13 @@ def test_nothing_else_is_replaced(workdirs, images, tmp_path):
   ("flags", "told"),
   [
     ({"strategy": "stripes"}, r"--strategy='stripes'.*block, grid, random"),
-    ({"mask_ratio": (1.5,)}, r"--mask_ratio=1.5 keeps"),
+    ({"mask_ratio": (1.5,)}, r"--mask_ratio=1.5: write shares between"),
+    ({"mask_ratio": (0.5, 0.5)}, r"--mask_ratio=0.5,0.5: .* each once"),
+    ({"mask_ratio": (math.nan,)}, r"--mask_ratio=nan: write shares"),
+    ({"mask_ratio": (0.99,)}, r"--mask_ratio=0.99 keeps 0 of 16"),
+    ({"seed": 2**31}, r"--seed=2147483648 is not in 0 to"),
+    ({"mask": ""}, "--mask=: there is no such file"),
+    ({"mask": ".", "statistics": "true"}, "add --truth, the image without"),
     (
       {"strategy": "grid", "mask_ratio": (0.6,)},
       "a grid cannot keep 6 of 4 x 4",
@@ -317,7 +325,7 @@ def test_nothing_else_is_replaced(workdirs, images, tmp_path):
     ({"statistics": "mean"}, "--statistics='mean'"),
     ({"truth": "."}, "--truth is for --mask"),
     ({"mask": "/nowhere.png"}, "--mask=/nowhere.png: there is no such file"),
-    ({"mask": ".", "masks": 2}, "leave --mask_ratio, --strategy and --masks"),
+    ({"mask": ".", "masks": 2}, "leave --mask_ratio, --strategy, --masks and"),
     ({"target": "norm_pix"}, "--target=norm_pix contradicts"),
   ],
 )
@@ -335,11 +343,96 @@ def test_a_mask_of_nothing_or_all_is_refused(
   size = png(images / "a.png").shape[:2]
   mask = tmp_path / "mask.png"
   Image.fromarray(np.full(size, white, np.uint8)).save(mask)
+  choice = {"mask": str(mask), "fit": "squash"}
   with pytest.raises(config_lib.ConfigError, match=r"white in .* of the 16"):
-    run(workdirs["raw"], images / "a.png", tmp_path / "out", mask=str(mask))
+    run(workdirs["raw"], images / "a.png", tmp_path / "out", **choice)
   Image.fromarray(np.zeros((3, 3), np.uint8)).save(mask)
   with pytest.raises(config_lib.ConfigError, match="is of 3 x 3 pixels"):
-    run(workdirs["raw"], images / "a.png", tmp_path / "out", mask=str(mask))
+    run(workdirs["raw"], images / "a.png", tmp_path / "out", **choice)
+
+
+def test_a_bad_mask_is_not_a_bad_image(workdirs, images, tmp_path):
+  masks = tmp_path / "masks"
+  masks.mkdir()
+  (masks / "a.jpg").write_text("no image")
+  (masks / "a.bak").write_text("nor this")
+  choice = {"mask": str(masks), "fit": "squash"}
+  with pytest.raises(config_lib.ConfigError, match=r"a.jpg cannot be read"):
+    run(workdirs["raw"], images / "a.png", tmp_path / "out", **choice)
+  (masks / "a.webp").write_text("two")
+  with pytest.raises(config_lib.ConfigError, match=r"a.jpg, a.webp; leave one"):
+    run(workdirs["raw"], images / "a.png", tmp_path / "out", **choice)
+  with pytest.raises(config_lib.ConfigError, match=r"no file for c.jpg"):
+    run(workdirs["raw"], images / "b" / "c.jpg", tmp_path / "out", **choice)
+
+
+def test_damage_that_is_not_shown_is_told(workdirs, tmp_path):
+  image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+  Image.fromarray(np.full((8, 30, 3), 99, np.uint8)).save(image)
+  missing = np.zeros((8, 30), np.uint8)
+  missing[3, 2] = missing[3, 15] = 255
+  Image.fromarray(missing).save(mask)
+  with pytest.raises(config_lib.ConfigError, match="--fit=squash shows it all"):
+    run(workdirs["raw"], image, tmp_path / "out", mask=str(mask))
+
+
+def test_what_restoring_loses_is_told(workdirs, tmp_path, capsys):
+  image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+  Image.fromarray(np.full((8, 8, 4), 99, np.uint8)).save(image)
+  Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(mask)
+  run(workdirs["raw"], image, tmp_path / "out", mask=str(mask))
+  told = capsys.readouterr().err
+  assert "without its colours, as the network takes one channel, its al" in told
+
+
+def test_with_a_mask_true_statistics_are_of_the_truth(workdirs, tmp_path):
+  """Of the damaged image they would be those of the damage."""
+  random = np.random.default_rng(0)
+  truth = random.integers(0, 256, (8, 8), np.uint8)
+  mask = np.zeros((8, 8), np.uint8)
+  mask[2:4, 2:4] = 255
+  found = []
+  for damage in (0, 255):
+    files = {"truth": truth, "mask": mask}
+    files["image"] = np.where(mask > 0, np.uint8(damage), truth)
+    for name, array in files.items():
+      Image.fromarray(array).save(tmp_path / f"{name}.png")
+    out = tmp_path / f"out{damage}"
+    run(
+      workdirs["norm_pix"],
+      tmp_path / "image.png",
+      out,
+      mask=str(tmp_path / "mask.png"),
+      truth=str(tmp_path / "truth.png"),
+      statistics="true",
+    )
+    found.append(png(out / "images" / "image.png" / "restored.png"))
+  np.testing.assert_array_equal(*found)
+
+
+def test_where_pictures_may_not_go(workdirs, images, tmp_path, monkeypatch):
+  inside = images / "pictures"
+  for out in (inside, images, images.parent):
+    with pytest.raises(config_lib.ConfigError, match="lie in each other"):
+      run(workdirs["raw"], images, out)
+  assert not inside.exists()
+  here = tmp_path / "here"
+  here.mkdir()
+  monkeypatch.chdir(here)
+  for out in ("", ".", ".."):
+    with pytest.raises(config_lib.ConfigError, match="runs in, or one above"):
+      reconstruct.write(str(workdirs["raw"]), str(images / "a.png"), out)
+  assert here.exists()
+
+
+def test_a_link_stays_and_its_folder_is_replaced(workdirs, images, tmp_path):
+  real, link = tmp_path / "real", tmp_path / "link"
+  link.symlink_to(real)
+  for _ in range(2):  # first it points nowhere
+    run(workdirs["raw"], images / "a.png", link)
+    assert link.is_symlink()
+    assert (real / "sheet.png").exists()
+  assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
 
 
 def test_a_classifier_has_no_decoder(workdirs, images, tmp_path):

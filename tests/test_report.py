@@ -138,7 +138,8 @@ def test_names_are_short_and_differ():
   ("flags", "told"),
   [
     (("--workdir=/nowhere",), "--workdir=/nowhere has no metrics.jsonl"),
-    (("--workdir=a,a",), "names a run twice"),
+    (("--workdir=a,a/",), "names a run twice"),
+    (("--workdir=a", "--recipe=/none.py"), "recipe /none.py is not a file"),
     (("--workdir=a", "--out=x.pdf"), "does not end in .html"),
     (("--workdir=a", "--look_at=-1"), "--look_at=-1 must be at least 0"),
   ],

@@ -5,6 +5,7 @@ python -m mae_jax.data.inspect --config=FILE [--config.data.path=DIR]
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -23,7 +24,7 @@ _LIMIT = flags.DEFINE_integer(
   "limit", 5000, "Images to look at, from all over the data; 0 for all."
 )
 _OUT = flags.DEFINE_string(
-  "out", "samples.png", "The picture of 64 training samples to write."
+  "out", "samples.png", "The picture of training samples, which is replaced."
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 
@@ -36,7 +37,7 @@ def _main(argv: list[str]) -> None:
         f"{argv[1]!r} is not a flag: write --name=value"
       )
     config = config_lib.from_config_dict(_CONFIG.value)
-    doctor.report(config, _LIMIT.value, _OUT.value)
+    doctor.report(config, _LIMIT.value, os.path.expanduser(_OUT.value))
   except KeyboardInterrupt:
     console.last_words("stopped by Ctrl-C")
     sys.exit(128 + signal.SIGINT)

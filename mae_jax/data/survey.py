@@ -16,6 +16,7 @@ from mae_jax.data.sources import Indexed, Source
 from mae_jax.data.unreadable import Unreadable
 
 _Tensors = dict[str, tf.Tensor]
+SAMPLES = 64  # that `rate` shows
 _FEW = 16  # images that are looked at together
 
 
@@ -176,22 +177,27 @@ def rate(
 
   Args:
     source: of training images.
-    data: the settings; a batch is of 64 images at most.
-    seconds: to measure, after the first batch, and a batch more.
+    data: the settings; a batch is of SAMPLES images at most.
+    seconds: to measure, after the first batch.
 
   Returns:
-    Images a second, and uint8 [64 at most, H, W, C] as training has them.
+    Images a second, and uint8 [SAMPLES, H, W, C] as training has them.
   """
-  size = min(64, data.batch_size)
+  size = min(SAMPLES, data.batch_size)
   few = dataclasses.replace(
     data, batch_size=size, lanes=lanes.num_lanes(data.lanes, size, size)
   )
   batches = pipeline.train_batches(
     source, few, seed=0, rows=np.arange(size), unreadable=Unreadable(shown=0)
   )
-  first = next(batches)["image"]
+  samples = [next(batches)["image"]]
   begin, count = time.monotonic(), 0
-  while count == 0 or time.monotonic() - begin < seconds:
-    next(batches)
+  while count < SAMPLES - size or time.monotonic() - begin < seconds:
+    image = next(batches)["image"]
     count += size
-  return count / (time.monotonic() - begin), first
+    if count < SAMPLES:
+      samples.append(image)
+  return (
+    max(count, 1) / (time.monotonic() - begin),
+    np.concatenate(samples)[:SAMPLES],
+  )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from mae_jax import command_line, output, tools
 from mae_jax import config as config_lib
-from mae_jax import output, tools
 from mae_jax.report import health, page, runs
 
 
@@ -31,7 +31,9 @@ def write(
   """
   output.check_suffix(out, ".html")
   tools.at_least("look_at", look_at, 0)
-  if len(set(workdir)) < len(workdir):
+  if recipe is not None:
+    command_line.recipe(recipe)  # whether there is one
+  if len(set(map(os.path.realpath, workdir))) < len(workdir):
     raise config_lib.ConfigError(
       f"--workdir={','.join(workdir)} names a run twice"
     )
@@ -62,11 +64,13 @@ def parser() -> tools.Parser:
   )
   flags.add_argument(
     "--out",
+    type=os.path.expanduser,
     default="report.html",
-    help="the .html file (default: report.html)",
+    help="the .html file, which is replaced (default: report.html)",
   )
   flags.add_argument(
     "--recipe",
+    type=os.path.expanduser,
     help="what the settings are compared with, as configs/vit_b.py (default: "
     "what each run was started with)",
   )

@@ -20,6 +20,7 @@ _TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 _COLOURS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 )  # fmt: skip
+_SYMBOLS = ("circle", "square-open", "diamond", "x")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 # Charts by section, each of one or more scalars. What is in none has one of
 # its own in the last section.
@@ -157,6 +158,7 @@ def _traces(
           "y": values,
           "name": label,
           "line": {"color": _colour(number), "dash": _DASHES[dash % 4]},
+          "marker": {"symbol": _SYMBOLS[dash % 4]},
         }
 
 

@@ -64,6 +64,10 @@ def read(workdir: str, recipe: str | None = None) -> Run:
         "run, or wait until it has logged a line"
       )
     records = _records(log)
+    if not records:
+      raise config_lib.ConfigError(
+        f"--workdir={workdir} has logged nothing yet: wait until it has"
+      )
     pictures = _pictures(path / "tensorboard")
   started = about.read(path)
   return Run(

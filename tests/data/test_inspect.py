@@ -121,7 +121,7 @@ def test_samples_are_those_of_training(folder):
   data = folder_config(folder).data
   rate, samples = survey.rate(sources.open_source(data, "train"), data, 0)
   assert rate > 0
-  assert samples.shape == (8, 24, 24, 3)
+  assert samples.shape == (64, 24, 24, 3)
 
 
 def test_report(folder, tmp_path, capsys):
