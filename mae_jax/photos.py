@@ -16,7 +16,7 @@ from etils import epath
 from PIL import Image
 
 from mae_jax import config as config_lib
-from mae_jax.data import pixels
+from mae_jax import pixels
 
 Size = tuple[int, int]
 FITS = ("crop", "squash")

@@ -26,6 +26,7 @@ TIERS = {
       "imports",
       "command_line",
       "startup",
+      "pixels",
       "sheets",
     ),
     0,

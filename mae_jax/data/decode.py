@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mae_jax.data import pixels
+from mae_jax import pixels
 
 Box = Callable[[tf.Tensor], tf.Tensor]
 _Result = tuple[tf.Tensor, tf.Tensor]

@@ -22,9 +22,8 @@ import numpy as np
 import skimage.data
 from sklearn import datasets
 
-from mae_jax import albums, painter, photos, studio
+from mae_jax import albums, painter, photos, pixels, studio
 from mae_jax import config as config_lib
-from mae_jax.data import pixels
 from mae_jax.evals import reconstruction, scores
 from mae_jax.models import masking
 

@@ -21,8 +21,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from mae_jax import config
-from mae_jax.data import pixels
+from mae_jax import config, pixels
 
 SUFFIXES = (
   ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
