@@ -13,7 +13,11 @@ setup(
   license_files=["LICENSE"],
   python_requires=">=3.11",
   packages=find_packages(include=["mae_jax", "mae_jax.*"]),
-  package_data={"mae_jax": ["py.typed"], "mae_jax.demo": ["page.html"], "mae_jax.report": ["page.html"]},
+  package_data={
+    "mae_jax": ["py.typed"],
+    "mae_jax.demo": ["page.html"],
+    "mae_jax.report": ["page.html"],
+  },
   install_requires=[
     "absl-py>=2.3",
     "einops>=0.8.1",
