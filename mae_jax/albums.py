@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,11 +36,7 @@ class Album:
   def table(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
     """Writes a .csv file, of which the first row is the columns' names."""
     with self._open(name) as file:
-      for row in rows:
-        text = _Line()
-        csv.writer(text, lineterminator="\n").writerow(row)
-        # A file name may be bytes that are no UTF-8: then the very same.
-        file.write(text.content.encode("utf-8", "surrogateescape"))
+      output.write_rows(file, rows)
 
   def close(self) -> None:
     """Writes what made it."""
@@ -55,15 +50,6 @@ class Album:
     with path.open("wb") as file:
       yield file
     self._files.append(name)
-
-
-class _Line:
-  """What a row is written to."""
-
-  content = ""
-
-  def write(self, text: str) -> None:
-    self.content += text
 
 
 @contextlib.contextmanager

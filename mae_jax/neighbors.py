@@ -216,13 +216,7 @@ def parser() -> tools.Parser:
     help=f"the image whose neighbours are wanted, or a folder of at most "
     f"{_QUERIES}",
   )
-  flags.add_argument(
-    "--out",
-    required=True,
-    type=os.path.expanduser,
-    help="a folder, which appears when all is done; one that this command made "
-    "is replaced",
-  )
+  flags.add_folder()
   flags.add_argument(
     "--count", type=int, default=7, help="neighbours of each (default: 7)"
   )

@@ -8,12 +8,14 @@ not grow with their number.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import math
 import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, cast
 
 import numpy as np
@@ -30,6 +32,14 @@ def check_suffix(path: str, suffix: str) -> None:
       f"--out={path} does not end in {suffix}: name such a file, as "
       f"{os.path.splitext(path)[0] or 'out'}{suffix}"
     )
+
+
+def write_rows(file: IO[bytes], rows: Iterable[Sequence[Any]]) -> None:
+  """Writes rows of a .csv file."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows(rows)
+  # A file name may be bytes that are no UTF-8: then the very same.
+  file.write(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 @contextlib.contextmanager

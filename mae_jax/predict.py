@@ -6,8 +6,6 @@ python -m mae_jax.predict --checkpoint=WORKDIR --images=DIR --out=x.csv
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -145,7 +143,7 @@ def _tell(
 ) -> int:
   """Prints and writes; returns how many."""
   if file is not None:
-    _write_rows(file, [COLUMNS])
+    output.write_rows(file, [COLUMNS])
   done = 0
   for each in results:
     pairs = list(zip(each.labels, each.probabilities, strict=True))
@@ -157,16 +155,9 @@ def _tell(
         (each.file, rank, names[label], label, probability)
         for rank, (label, probability) in enumerate(pairs, 1)
       ]
-      _write_rows(file, rows)
+      output.write_rows(file, rows)
     done += 1
   return done
-
-
-def _write_rows(file: IO[bytes], rows: Iterable[Sequence[Any]]) -> None:
-  text = io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows(rows)
-  # A file name may be bytes that are no UTF-8: then the very same.
-  file.write(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _checked(names: list[str], wanted: int, flag: str) -> list[str]:

@@ -71,6 +71,16 @@ class Parser(argparse.ArgumentParser):
       "their number (default: 64)",
     )
 
+  def add_folder(self) -> None:
+    """Adds the flag of a tool that fills a folder with pictures."""
+    self.add_argument(
+      "--out",
+      required=True,
+      type=os.path.expanduser,
+      help="a folder, which appears when all is done; one that this command "
+      "made is replaced",
+    )
+
   def add_pictures(self) -> None:
     """Adds the flags of a tool that fills a folder with pictures of images."""
     self.add_argument(
@@ -79,13 +89,7 @@ class Parser(argparse.ArgumentParser):
       type=os.path.expanduser,
       help="one image, or a folder of them with all its folders",
     )
-    self.add_argument(
-      "--out",
-      required=True,
-      type=os.path.expanduser,
-      help="a folder, which appears when all is done; one that this command "
-      "made is replaced",
-    )
+    self.add_folder()
     self.add_argument(
       "--fit",
       default="crop",

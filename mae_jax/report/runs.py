@@ -93,12 +93,13 @@ def recipe_config(run: Run) -> config_lib.Config | None:
 def _records(log: epath.Path) -> list[dict[str, Any]]:
   found = []
   # The last line of a run that goes on may be half a line.
-  for number, line in enumerate(log.read_bytes().splitlines(), 1):
+  lines = log.read_bytes().splitlines()
+  for number, line in enumerate(lines, 1):
     try:
       record = json.loads(line)
       found.append({**record, "step": int(record["step"])})
     except (ValueError, KeyError, TypeError) as error:
-      if number < len(log.read_bytes().splitlines()):
+      if number < len(lines):
         raise config_lib.ConfigError(
           f"{log} line {number} is not a record of this project ({error}): "
           "mend or remove it"
