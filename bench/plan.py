@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import pathlib
-import platform
 from collections.abc import Iterator
 
 import jax
 import tqdm
 
+from bench import machine
 from mae_jax import command_line
 from mae_jax import config as config_lib
 from mae_jax.plan import estimate, measure, program, report, topology
@@ -168,13 +167,12 @@ def main() -> None:
     for model, slice_, fsdp in tqdm.tqdm(cases)
   ]
   before = list(sketch(models, slices))
-  cores = os.cpu_count()
-  versions = f"JAX {jax.__version__}, Python {platform.python_version()}"
+  environment = machine.about(("jax", "libtpu", "jax-cuda12-plugin"))
   text = f"""# Recipes on slices of chips
 
 Written by `python -m bench.plan` (`make plan`). Nothing here was run on a TPU
-or GPU: train steps are compiled by the compilers of these chips ({versions}),
-and what the programs say is set against the figures of `mae_jax/hardware.py`.
+or GPU: train steps are compiled by the compilers of these chips, and what the
+programs say is set against the figures of `mae_jax/hardware.py`.
 Batch 4096, bfloat16, `model.remat=auto`, which is `dots` there. A line is what
 
     python -m mae_jax.plan --config=configs/vit_l.py \\
@@ -183,7 +181,8 @@ Batch 4096, bfloat16, `model.remat=auto`, which is `dots` there. A line is what
 says (2B: `--config=configs/vit_h.py --config.model.variant=2B/14`). Memory,
 traffic and bytes sent are of one chip. Times are rooflines: the largest of
 compute, HBM and interconnect at their documented speed; no step is faster, and
-real ones are slower. Seconds of compiling are of a machine with {cores} cores.
+real ones are slower. Seconds of compiling are of this machine, on which other
+work may have run: {environment}.
 
 {report.table(rows, HEADINGS)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -53,7 +54,7 @@ def is_first() -> bool:
 def say(text: str) -> None:
   """Prints to standard output."""
   try:
-    print(text, flush=True)
+    print(_shown(text), flush=True)
   except (OSError, ValueError):
     _mute(sys.stdout)
 
@@ -66,7 +67,7 @@ def warn(text: str, *, shared: bool = False) -> None:
     shared: whether all processes have it: then the first one says it.
   """
   if not (shared and _process):
-    tqdm.tqdm.write(f"{prefix()}warning: {text}", file=STDERR)
+    tqdm.tqdm.write(f"{prefix()}warning: {_shown(text)}", file=STDERR)
 
 
 def last_words(text: str) -> None:
@@ -82,6 +83,11 @@ def first_line(error: BaseException, most: int = 300) -> str:
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]
   return line if len(line) <= most else line[:most] + " ..."
+
+
+def _shown(text: str) -> str:
+  """Control characters escaped, as a terminal would do what they say."""
+  return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda x: repr(x[0])[1:-1], text)
 
 
 def _mute(stream: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -330,8 +329,6 @@ def say(text: str) -> None:
   # A name that the stream has no letters for is escaped.
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
   text = text.encode(encoding, "backslashreplace").decode(encoding)
-  # Of control characters a terminal would do what they say.
-  text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda x: repr(x[0])[1:-1], text)
   if _is_terminal(sys.stdout) and _is_terminal(sys.stderr):
     with tqdm.tqdm.external_write_mode(file=console.STDERR):
       console.say(text)

@@ -13,24 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax import config as config_lib
 from mae_jax import painter
 from mae_jax.demo import __main__ as command
 from mae_jax.demo import server
-from tests import tiny, tools
+from tests import tools
 from tests.train import runs
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("run")
-  config = tiny.config(
-    train={"length": "3 steps"},
-    eval=config_lib.Eval(images=0),
-    data={"eval_split": ""},
-  )
-  runs.train(config, workdir)
-  return workdir
+  return runs.pretrained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

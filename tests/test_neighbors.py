@@ -10,7 +10,6 @@ from PIL import Image
 
 from mae_jax import config as config_lib
 from mae_jax import features, neighbors
-from tests import tiny
 from tests.tools import command, write_images
 from tests.train import runs
 
@@ -24,14 +23,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("run")
-  config = tiny.config(
-    train={"length": "3 steps"},
-    eval=config_lib.Eval(images=0),
-    data={"eval_split": ""},
-  )
-  runs.train(config, workdir)
-  return workdir
+  return runs.pretrained(tmp_path_factory.mktemp("run"))
 
 
 def rows(out) -> list[dict[str, str]]:

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from playwright import sync_api
 
-from mae_jax import config as config_lib
 from mae_jax import painter
 from mae_jax.demo import server
 from mae_jax.report import __main__ as report
@@ -179,13 +178,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(visit, page_of_two):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
   """The address of the demo page, of a network that learned little."""
-  workdir = tmp_path_factory.mktemp("run")
-  config = tiny.config(
-    train={"length": "3 steps"},
-    eval=config_lib.Eval(images=0),
-    data={"eval_split": ""},
-  )
-  runs.train(config, workdir)
+  workdir = runs.pretrained(tmp_path_factory.mktemp("run"))
   network = painter.Painter(workdir, runs.devices_mesh(1))
   opened = server.Server(network, "127.0.0.1", 0)
   thread = threading.Thread(target=opened.serve_forever, daemon=True)

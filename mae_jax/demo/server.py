@@ -14,16 +14,17 @@ import io
 import json
 import pathlib
 import secrets
-import threading
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 import skimage.data
+from PIL import Image
 from sklearn import datasets
 
 from mae_jax import albums, painter, photos, pixels, studio
 from mae_jax import config as config_lib
+from mae_jax.demo import warming
 from mae_jax.evals import reconstruction, scores
 from mae_jax.models import masking
 
@@ -31,7 +32,6 @@ MAX_BYTES = 32 << 20  # of an upload
 MAX_PIXELS = 64 << 20
 _KEPT = 16  # images that are remembered
 _PAGE = pathlib.Path(__file__).with_name("page.html")
-_FEW = 64  # patches: programs for any number of them are made at the start
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -50,21 +50,18 @@ class Desk:
   """
 
   def __init__(self, network: painter.Painter):
-    """Starts to compile for what may be asked, if that is little."""
+    """Starts to compile for what may be asked."""
     self._network = network
     self._images: collections.OrderedDict[str, photos.Photo] = (
       collections.OrderedDict()
     )
-    self._closed = threading.Event()
-    self._warming = threading.Thread(target=self._warm)
-    if network.grid[0] * network.grid[1] <= _FEW:
-      self._warming.start()
+    length = network.grid[0] * network.grid[1]
+    usual = masking.num_kept(length, network.mask_ratio)
+    self._warmer = warming.Warmer(self._compile, length, usual)
 
   def close(self) -> None:
     """Ends what is under way; a compilation is waited for."""
-    self._closed.set()
-    if self._warming.is_alive():
-      self._warming.join()
+    self._warmer.close()
 
   def model(self) -> dict[str, Any]:
     """What the page needs to know of the network."""
@@ -100,13 +97,20 @@ class Desk:
 
   def example(self) -> dict[str, Any]:
     """Takes an image that is at hand, as large as the network's or larger."""
-    if self._network.data.image_size[0] < 32:
-      digits = datasets.load_digits().images
-      number = np.random.default_rng().integers(len(digits))
-      grey = np.round(digits[number] / 16 * 255).astype(np.uint8)
-      return self._keep(self._channels(grey[..., None]))
-    name = secrets.choice(("astronaut", "chelsea", "coffee", "rocket"))
-    return self._keep(self._channels(getattr(skimage.data, name)()))
+    data = self._network.data
+    if data.channels not in (1, 3):
+      raise _Refused(
+        HTTPStatus.NOT_FOUND,
+        f"there is no example of {data.channels} channels: drop a .npy file",
+      )
+    if data.image_size[0] < 32:
+      digit = secrets.choice(datasets.load_digits().images)
+      image = Image.fromarray(np.round(digit / 16 * 255).astype(np.uint8))
+    else:
+      name = secrets.choice(("astronaut", "chelsea", "coffee", "rocket"))
+      image = Image.fromarray(getattr(skimage.data, name)())
+    whole = np.asarray(image.convert("L" if data.channels == 1 else "RGB"))
+    return self._keep(whole.reshape(*whole.shape[:2], data.channels))
 
   def paint(self, asked: Any) -> dict[str, Any]:
     """Hides patches of an image and has the network paint them.
@@ -146,9 +150,10 @@ class Desk:
   def _painted(
     self, shown: np.ndarray, hidden: np.ndarray, statistics: str
   ) -> dict[str, Any]:
-    painted = self._network.paint(
-      shown[None], hidden[None], statistics=statistics
-    )
+    with self._warmer.serving(int((~hidden).sum())):
+      painted = self._network.paint(
+        shown[None], hidden[None], statistics=statistics
+      )
     pasted = painted.pasted(shown[None])[0]
     score = None
     if hidden.any():
@@ -174,26 +179,10 @@ class Desk:
       self._images.popitem(last=False)
     return {"image": name, "shown": _uri(photo.shown)}
 
-  def _channels(self, image: np.ndarray) -> np.ndarray:
-    buffer = io.BytesIO()
-    albums.as_image(image).save(buffer, "png")
-    data = self._network.data
-    if data.channels not in (1, 3):
-      raise _Refused(
-        HTTPStatus.NOT_FOUND,
-        f"there is no example of {data.channels} channels: drop a .npy file",
-      )
-    return photos.decode(buffer.getvalue(), b"", data.channels, True)
-
-  def _warm(self) -> None:
-    length = self._network.grid[0] * self._network.grid[1]
-    shape = (*self._network.data.image_size, self._network.data.channels)
-    blank = np.zeros((1, *shape), np.uint8)
-    usual = length - round(length * self._network.mask_ratio)
-    for shown in sorted(range(1, length + 1), key=lambda n: abs(n - usual)):
-      if self._closed.is_set():
-        return
-      self._network.predict(blank, np.arange(length)[None] >= shown)
+  def _compile(self, shown: int) -> None:
+    data, (rows, columns) = self._network.data, self._network.grid
+    blank = np.zeros((1, *data.image_size, data.channels), np.uint8)
+    self._network.predict(blank, np.arange(rows * columns)[None] >= shown)
 
 
 def _uri(picture: np.ndarray) -> str:

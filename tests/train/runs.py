@@ -13,6 +13,7 @@ from mae_jax import checkpoints, sharding
 from mae_jax import config as config_lib
 from mae_jax.steps import program
 from mae_jax.train import finetune, linprobe, loop, pretrain
+from tests import tiny
 
 TASKS: dict[str, Callable[[config_lib.Config, jax.sharding.Mesh], Any]] = {
   "pretrain": pretrain.Pretraining,
@@ -31,6 +32,17 @@ def train(config: config_lib.Config, workdir: pathlib.Path, **mesh: int):
   where = devices_mesh(**mesh)
   task = TASKS[config.task](config, where)
   return loop.run(task, config, where, workdir)
+
+
+def pretrained(workdir: pathlib.Path) -> pathlib.Path:
+  """The workdir of three steps of pre-training, for who wants any network."""
+  config = tiny.config(
+    train={"length": "3 steps"},
+    eval=config_lib.Eval(images=0),
+    data={"eval_split": ""},
+  )
+  train(config, workdir)
+  return workdir
 
 
 def steps(

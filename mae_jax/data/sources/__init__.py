@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Literal, overload
 
 from mae_jax import config, distributed, storage
-from mae_jax.data.sources import digits, folder, prepared
+from mae_jax.data.sources import digits, folder, photos, prepared
 from mae_jax.data.sources.base import Indexed, Records, Source, Split
 
 __all__ = ["SOURCES", "Indexed", "Records", "Source", "Split", "open_source"]
@@ -18,6 +18,7 @@ __all__ = ["SOURCES", "Indexed", "Records", "Source", "Split", "open_source"]
 SOURCES: dict[str, Callable[[config.Data, Split], Source | None]] = {
   "digits": digits.open_digits,
   "folder": folder.open_folder,
+  "photos": photos.open_photos,
   "tfds": prepared.open_prepared,
 }
 
