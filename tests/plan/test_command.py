@@ -87,18 +87,23 @@ def test_plan_and_search_for_two_by_two_chips():
   args = (
     "--config=configs/vit_b.py",
     "--topology=v5e:2x2",
-    "--config.model.variant=Ti/16",
-    "--config.model.depth=1",
-    "--config.model.decoder_depth=1",
     "--config.data.batch_size=64",
-    "--config.mesh.overlap=false",  # which takes the compiler a third longer
+    # A larger network takes the compiler minutes.
+    "--config.data.image_size=(64,64)",
+    "--config.model.variant=Ti/16",
+    "--config.model.width=128",
+    "--config.model.heads=2",
+    "--config.model.depth=1",
+    "--config.model.decoder_width=128",
+    "--config.model.decoder_heads=2",
+    "--config.model.decoder_depth=1",
   )
   found = tools.command("plan", *args, timeout=900)
   assert found.returncode == 0, found.stderr
   assert found.stderr == ""
   for text in (
     "pretrain of Ti/16 on v5e:2x2: 4 x TPU v5 lite",
-    "tokens an image     50 in the encoder, 197 in the decoder",
+    "tokens an image     5 in the encoder, 17 in the decoder",
     "of 17.18 GB: fits",
     "Estimate, a roofline",
   ):

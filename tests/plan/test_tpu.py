@@ -21,6 +21,10 @@ pytestmark = [
 ]
 
 _BATCH = 256
+# The compiler takes a minute or more for ViT-B, and seconds for this.
+_SMALL = {"image_size": (64, 64)}
+_SOON = {"variant": "Ti/16", "width": 128, "heads": 2, "depth": 2}
+_SOON |= {"decoder_width": 128, "decoder_heads": 2, "decoder_depth": 2}
 
 
 def vit_b(**sections) -> config_lib.Config:
@@ -99,10 +103,12 @@ def test_fsdp_gathers_parameters_and_nothing_else():
 
 def test_without_the_constraint_activations_are_replicated(monkeypatch):
   """What `partition.constrain_batch` is for: the check above finds its lack."""
-  mesh = {"fsdp": 16, "overlap": False}  # sooner compiled
-  found = compiled(vit_b(mesh=mesh), "v5e:4x4")
+  config = vit_b(
+    model=_SOON, data=_SMALL | {"batch_size": 1024}, mesh={"fsdp": 16}
+  )
+  found = compiled(config, "v5e:4x4")
   monkeypatch.setattr(partition, "constrain_batch", lambda x: x)
-  without = compiled(vit_b(mesh=mesh), "v5e:4x4")
+  without = compiled(config, "v5e:4x4")
   wanted = without.memory.peak
   print(f"{found.memory.peak / 1e9:.2f} GB, without {wanted / 1e9:.2f} GB")
   assert wanted > 3 * found.memory.peak
@@ -131,10 +137,11 @@ def test_too_little_memory_is_a_result():
 
 def test_loops_and_straight_programs_do_the_same():
   """Counting bodies by their turns is what unrolling them would give."""
-  small = {"variant": "Ti/16", "depth": 2, "remat": "none"}
-  small |= {"decoder_depth": 2, "decoder_width": 256}
   rolled, unrolled = (
-    compiled(vit_b(model={**small, "unroll": unroll}), "v5e:2x2")
+    compiled(
+      vit_b(model={**_SOON, "remat": "none", "unroll": unroll}, data=_SMALL),
+      "v5e:2x2",
+    )
     for unroll in (1, 2)
   )
   assert rolled.costs is not None
