@@ -147,28 +147,10 @@ def sketch(models: list[str], slices: list[str]) -> Iterator[list[str]]:
       yield [model, slice_, str(fsdp), remat, f"{before:.1f} GB", after]
 
 
-def main() -> None:
-  """Compiles everything and writes the table."""
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("--models", default=",".join(RECIPES))
-  parser.add_argument("--slices", default=",".join(FSDP))
-  parser.add_argument("--out", default="bench/plan.md", type=pathlib.Path)
-  args = parser.parse_args()
-  jax.config.update("jax_platforms", "cpu")
-  models, slices = args.models.split(","), args.slices.split(",")
-  cases = [
-    (model, slice_, fsdp)
-    for model in models
-    for slice_ in slices
-    for fsdp in FSDP[slice_]
-  ]
-  rows = [
-    row(model, slice_, compiled(configured(model, fsdp), slice_))
-    for model, slice_, fsdp in tqdm.tqdm(cases)
-  ]
-  before = list(sketch(models, slices))
+def text(rows: list[list[str]], sketched: list[list[str]]) -> str:
+  """The page, as far as it has come."""
   environment = machine.about(("jax", "libtpu", "jax-cuda12-plugin"))
-  text = f"""# Recipes on slices of chips
+  return f"""# Recipes on slices of chips
 
 Written by `python -m bench.plan` (`make plan`). Nothing here was run on a TPU
 or GPU: train steps are compiled by the compilers of these chips, and what the
@@ -191,10 +173,33 @@ work may have run: {environment}.
 With the sketch's settings; `none` keeps everything for the backward pass. Peaks
 here count the program itself.
 
-{report.table(before, SKETCHED)}
+{report.table(sketched, SKETCHED)}
 """
-  args.out.write_text(text)
-  print(text)
+
+
+def main() -> None:
+  """Compiles everything and writes the table."""
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("--models", default=",".join(RECIPES))
+  parser.add_argument("--slices", default=",".join(FSDP))
+  parser.add_argument("--out", default="bench/plan.md", type=pathlib.Path)
+  args = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
+  models, slices = args.models.split(","), args.slices.split(",")
+  cases = [
+    (model, slice_, fsdp)
+    for model in models
+    for slice_ in slices
+    for fsdp in FSDP[slice_]
+  ]
+  rows: list[list[str]] = []
+  for model, slice_, fsdp in tqdm.tqdm(cases):
+    found = compiled(configured(model, fsdp), slice_)
+    rows.append(row(model, slice_, found))
+    # It takes hours: what is cut short is not lost.
+    args.out.write_text(text(rows, []))
+  args.out.write_text(text(rows, list(sketch(models, slices))))
+  print(args.out.read_text())
 
 
 if __name__ == "__main__":
