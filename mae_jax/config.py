@@ -171,7 +171,10 @@ class Objective:
   """What is hidden and what is to be reconstructed."""
 
   mask_ratio: float = 0.75
+  mask: str = "random"  # a name in mae_jax.models.masking.STRATEGIES
   norm_pix_loss: bool = True
+  loss: str = "mse"  # of an error: a name in mae_jax.losses.ERRORS
+  loss_on: str = "masked"  # which patches count: masked | all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

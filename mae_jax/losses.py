@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import optax
 
 NORM_PIX_EPS = 1e-6
 
@@ -31,21 +34,43 @@ def normalize_patches(patches: jax.Array) -> jax.Array:
   return (patches - mean) / std
 
 
-def masked_mse(
-  pred: jax.Array, target: jax.Array, mask: jax.Array
+# What a difference costs, by name. "smooth_l1" is half its square up to 1 and
+# straight beyond, as PyTorch's with beta = 1.
+ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "mse": jnp.square,
+  "l1": jnp.abs,
+  "smooth_l1": optax.losses.huber_loss,
+  "log_cosh": optax.losses.log_cosh,
+}
+# Which patches count, by name: from the mask [B, L] to weights.
+SCORED: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "masked": lambda mask: mask,
+  "all": jnp.ones_like,
+}
+
+
+def reconstruction(
+  pred: jax.Array,
+  target: jax.Array,
+  mask: jax.Array,
+  error: str = "mse",
+  scored: str = "masked",
 ) -> jax.Array:
-  """Mean squared error over the hidden patches.
+  """What predictions cost on average over patches: of the hidden ones, in MAE.
 
   Args:
     pred: [B, L, P].
     target: [B, L, P].
-    mask: [B, L], 1 = removed, which is what counts.
+    mask: [B, L], 1 = removed.
+    error: a name in ERRORS.
+    scored: a name in SCORED.
 
   Returns:
     A float32 scalar.
   """
-  error = jnp.square(pred - target).astype(jnp.float32).mean(axis=-1)
-  return (error * mask).sum() / mask.sum()
+  weights = SCORED[scored](mask)
+  costs = ERRORS[error](pred - target).astype(jnp.float32).mean(axis=-1)
+  return (costs * weights).sum() / weights.sum()
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

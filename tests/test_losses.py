@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from mae_jax import losses
 from tests import reference
@@ -47,29 +48,69 @@ def test_a_flat_patch_is_zero_and_finite():
   np.testing.assert_allclose(flat, np.zeros((2, 4)), atol=2e-4)
 
 
-def test_masked_mse_by_hand():
+def test_the_loss_by_hand():
   pred = jnp.array([[[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]])
   target = jnp.array([[[1.0, 3.0], [1.0, 4.0], [9.0, 9.0]]])
   # Patches: (1 + 9) / 2 = 5, (0 + 9) / 2 = 4.5, the last is visible.
-  loss = losses.masked_mse(pred, target, jnp.array([[1.0, 1.0, 0.0]]))
+  loss = losses.reconstruction(pred, target, jnp.array([[1.0, 1.0, 0.0]]))
   assert loss == pytest.approx(4.75, abs=1e-6)
   assert loss.shape == ()
   assert loss.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_masked_mse_equals_a_loop(seed: int):
+def test_the_loss_equals_a_loop(seed: int):
   pred, target, mask = draw(seed)
-  loss = losses.masked_mse(*map(jnp.asarray, (pred, target, mask)))
+  loss = losses.reconstruction(*map(jnp.asarray, (pred, target, mask)))
   wanted = reference.masked_mse(pred, target, mask)
   np.testing.assert_allclose(loss, wanted, rtol=1e-6)
 
 
 def test_visible_patches_have_no_gradient():
   pred, target, mask = map(jnp.asarray, draw(3))
-  gradient = jax.grad(losses.masked_mse)(pred, target, mask)
+  gradient = jax.grad(losses.reconstruction)(pred, target, mask)
   hidden = np.asarray(mask)[:, :, None]
   assert (np.asarray(gradient) * (1 - hidden) == 0).all()
   # 2 (pred - target) / P over the number of hidden patches.
   wanted = 2 * (pred - target) / 12 * hidden / np.sum(np.asarray(mask))
   np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-8)
+
+
+TORCH = {
+  "mse": torch.nn.functional.mse_loss,
+  "l1": torch.nn.functional.l1_loss,
+  "smooth_l1": torch.nn.functional.smooth_l1_loss,
+  "log_cosh": lambda pred, target, reduction: torch.log(
+    torch.cosh(pred - target)
+  ),
+}
+
+
+@pytest.mark.parametrize("scored", losses.SCORED)
+@pytest.mark.parametrize("error", losses.ERRORS)
+def test_every_loss_and_its_gradient_equal_pytorchs(error: str, scored: str):
+  pred, target, mask = draw(4)
+  pred *= 2  # on both sides of 1, where the smooth loss bends
+  value, gradient = jax.value_and_grad(losses.reconstruction)(
+    *map(jnp.asarray, (pred, target, mask)), error, scored
+  )
+  theirs = torch.tensor(pred, dtype=torch.float64, requires_grad=True)
+  costs = TORCH[error](
+    theirs, torch.tensor(target, dtype=torch.float64), reduction="none"
+  )
+  counts = mask > 0 if scored == "masked" else np.ones_like(mask) > 0
+  wanted = costs[torch.tensor(counts)].mean()
+  wanted.backward()
+  np.testing.assert_allclose(value, wanted.item(), rtol=1e-6)
+  assert theirs.grad is not None
+  np.testing.assert_allclose(gradient, theirs.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("error", losses.ERRORS)
+def test_large_errors_are_finite(error: str):
+  far = jnp.full((1, 1, 3), 1e4)
+  value, gradient = jax.value_and_grad(losses.reconstruction)(
+    far, -far, jnp.ones((1, 1)), error
+  )
+  assert np.isfinite(value)
+  assert np.isfinite(gradient).all()

@@ -69,7 +69,8 @@ def to_run(
       eval_crop=facts.eval_crop,
     ),
     model=model,
-    objective=config_lib.Objective(
+    objective=dataclasses.replace(
+      config.objective,
       mask_ratio=facts.mask_ratio,
       norm_pix_loss=config.objective.norm_pix_loss
       if facts.norm_pix is None

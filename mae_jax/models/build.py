@@ -8,9 +8,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from mae_jax import config as config_lib
+from mae_jax import losses
 from mae_jax.models import mae, masking, patches, transformer, variants, vit
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -56,15 +58,29 @@ def masked_autoencoder(
       "one: use larger patches, or set objective.norm_pix_loss=false"
     )
   grid = _checked_grid(config, patch_size)
+  objective = config.objective
+  for name, table in (
+    ("mask", masking.STRATEGIES),
+    ("loss", losses.ERRORS),
+    ("loss_on", losses.SCORED),
+  ):
+    value = getattr(objective, name)
+    config_lib.lookup(table, value, f"objective.{name}")
   with _named_settings():
-    masking.num_kept(grid[0] * grid[1], config.objective.mask_ratio)
+    num_keep = masking.num_kept(grid[0] * grid[1], objective.mask_ratio)
+    # Whether there is such a mask: nothing is drawn.
+    draw = masking.STRATEGIES[objective.mask]
+    jax.eval_shape(lambda: draw(jax.random.key(0), 1, grid, num_keep))
   return mae.MaskedAutoencoder(
     encoder=shown,
     decoder=mae.Decoder(
       grid=grid, patch_dim=patch_dim, **_stack(config, decoder, platform)
     ),
-    mask_ratio=config.objective.mask_ratio,
-    norm_pix_loss=config.objective.norm_pix_loss,
+    mask_ratio=objective.mask_ratio,
+    norm_pix_loss=objective.norm_pix_loss,
+    mask=objective.mask,
+    loss=objective.loss,
+    loss_on=objective.loss_on,
   )
 
 

@@ -218,12 +218,18 @@ class MaskedAutoencoder(nn.Module):
     decoder: the decoder that is thrown away.
     mask_ratio: share of patches hidden.
     norm_pix_loss: whether targets are normalised patch by patch.
+    mask: how patches to hide are chosen, a name in `masking.STRATEGIES`.
+    loss: what an error costs, a name in `losses.ERRORS`.
+    loss_on: of which patches, a name in `losses.SCORED`.
   """
 
   encoder: Encoder
   decoder: Decoder
   mask_ratio: float = 0.75
   norm_pix_loss: bool = True
+  mask: str = "random"
+  loss: str = "mse"
+  loss_on: str = "masked"
 
   def __call__(
     self, images: jax.Array, noise: jax.Array | None = None
@@ -232,13 +238,21 @@ class MaskedAutoencoder(nn.Module):
 
     Args:
       images: [B, H, W, C], normalised.
-      noise: [B, L] uniform draws that decide the mask; drawn from the "mask"
-        stream if None.
+      noise: [B, L] that decides the mask, see `mask_noise`; drawn from the
+        "mask" stream if None.
     """
     tokens, masked = self.forward_encoder(images, noise)
     pred = self.forward_decoder(tokens, masked)
     loss = self.forward_loss(images, pred, masked.mask)
     return MaeOutput(loss, pred, masked.mask)
+
+  @nn.nowrap
+  def mask_noise(
+    self, key: jax.Array, batch: int, grid: tuple[int, int]
+  ) -> jax.Array:
+    """Draws what decides the masks of B images of so many patches, [B, L]."""
+    num_keep = masking.num_kept(grid[0] * grid[1], self.mask_ratio)
+    return masking.STRATEGIES[self.mask](key, batch, grid, num_keep)
 
   def forward_encoder(
     self, images: jax.Array, noise: jax.Array | None = None
@@ -247,7 +261,7 @@ class MaskedAutoencoder(nn.Module):
     grid = patches.grid_size(images.shape[1:3], self.encoder.patch_size)
     shape = (images.shape[0], grid[0] * grid[1])
     if noise is None:
-      noise = jax.random.uniform(self.make_rng("mask"), shape)
+      noise = self.mask_noise(self.make_rng("mask"), shape[0], grid)
     if noise.shape != shape:
       raise ValueError(f"noise has shape {noise.shape}, the patches {shape}")
     num_keep = masking.num_kept(shape[1], self.mask_ratio)
@@ -269,11 +283,11 @@ class MaskedAutoencoder(nn.Module):
   def forward_loss(
     self, images: jax.Array, pred: jax.Array, mask: jax.Array
   ) -> jax.Array:
-    """Mean squared error of the hidden patches, a float32 scalar."""
+    """What the predictions cost, see `losses.reconstruction`."""
     target = patches.patchify(images, self.encoder.patch_size)
     if self.norm_pix_loss:
       target = losses.normalize_patches(target)
-    return losses.masked_mse(pred, target, mask)
+    return losses.reconstruction(pred, target, mask, self.loss, self.loss_on)
 
   def features(self, images: jax.Array) -> Tokens:
     """Deterministic tokens of all patches: nothing is hidden."""

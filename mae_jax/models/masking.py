@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mae_jax.models import partition
+
 
 @flax.struct.dataclass
 class Masking:
@@ -139,7 +141,9 @@ def block_noise(
     return hidden.reshape(length)
 
   keys = jax.random.split(key)
-  hidden = jax.vmap(one)(jax.random.uniform(keys[0], (batch, _BLOCKS, 4)))
+  draws = jax.random.uniform(keys[0], (batch, _BLOCKS, 4))
+  # Each device adds the blocks of its own images.
+  hidden = jax.vmap(one)(partition.constrain_batch(draws))
   return hidden + random_noise(keys[1], batch, grid, num_keep)
 
 

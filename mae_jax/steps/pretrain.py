@@ -60,12 +60,9 @@ def train_step(
   """
   pixels = batch["image"]
   grid = patches.grid_size(pixels.shape[1:3], model.encoder.patch_size)
-  noise = mask_noise(
-    state.step,
-    seed=config.train.seed,
-    batch_size=pixels.shape[0],
-    num_patches=grid[0] * grid[1],
-  )
+  # For the whole global batch at once: the same masks on any devices.
+  key = rng.key(config.train.seed, "mask", state.step)
+  noise = model.mask_noise(key, pixels.shape[0], grid)
 
   def loss_fn(params: Any, part: tuple[jax.Array, jax.Array]) -> jax.Array:
     pixels, noise = part
@@ -84,17 +81,6 @@ def train_step(
   return dataclasses.replace(state, health=health), values | update.counts(
     health
   )
-
-
-def mask_noise(
-  step: jax.Array | int, *, seed: int, batch_size: int, num_patches: int
-) -> jax.Array:
-  """The draws [B, L] that decide a step's masks.
-
-  They are drawn for the whole global batch at once: the same on any devices.
-  """
-  key = rng.key(seed, "mask", step)
-  return jax.random.uniform(key, (batch_size, num_patches))
 
 
 def program(

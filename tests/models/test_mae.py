@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.models import build, mae, masking
+from mae_jax.models import build, mae, masking, patches
 from tests import reference, tiny
 
 
@@ -125,3 +125,34 @@ def test_features_are_of_every_patch_and_deterministic():
   )
   side_by_side = [np.concatenate(list(each)) for each in patches]
   np.testing.assert_array_equal(mae.POOLINGS["all"](tokens), side_by_side)
+
+
+@pytest.mark.parametrize(
+  "objective",
+  [
+    {"loss": "l1"},
+    {"loss": "log_cosh", "loss_on": "all"},
+    {"mask": "grid", "loss": "smooth_l1"},
+  ],
+)
+def test_the_loss_is_the_one_that_was_asked_for(objective):
+  model = tiny.model(objective=objective)
+  random = np.random.default_rng(5)
+  images = random.normal(size=(4, 8, 8, 1)).astype(np.float32)
+  out = model.apply(
+    {"params": tiny.params()}, images, rngs={"mask": jax.random.key(1)}
+  )
+  target = reference.normalize(np.asarray(patches.patchify(images, (2, 2))))
+  error = np.asarray(out.pred, np.float64) - target
+  costs = {
+    "l1": np.abs(error),
+    "log_cosh": np.log(np.cosh(error)),
+    "smooth_l1": np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5),
+  }[objective["loss"]].mean(axis=-1)
+  counts = np.asarray(out.mask) > 0
+  if objective.get("loss_on") == "all":
+    counts = np.ones_like(counts)
+  np.testing.assert_allclose(out.loss, costs[counts].mean(), rtol=1e-5)
+  if objective.get("mask") == "grid":
+    shown = (np.asarray(out.mask)[0] == 0).reshape(4, 4)
+    np.testing.assert_array_equal(np.argwhere(shown) % 2, 0)

@@ -103,6 +103,17 @@ def test_parameter_counts(variant: str):
       "mask_ratio=0.0 keeps 16 of 16 patches.*above 0",
     ),
     (
+      {"objective": {"mask": "grid", "mask_ratio": 0.6}},
+      "a grid cannot keep 6 of 4 x 4 patches: use another mask, or a "
+      "mask_ratio of 0.25, .*0.75",
+    ),
+    ({"objective": {"mask": "blocks"}}, "objective.mask='blocks' .*'block'"),
+    ({"objective": {"loss": "huber"}}, "objective.loss='huber' is not known"),
+    (
+      {"objective": {"loss_on": "visible"}},
+      "objective.loss_on='visible' is not known: known are all, masked",
+    ),
+    (
       {"model": {"variant": "B"}},
       "model.variant='B' is not a size and a patch",
     ),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mae_jax.steps import pretrain
+from mae_jax import rng
 from tests import tiny
 from tests.train import runs
 
@@ -50,25 +50,42 @@ def test_parameters_and_optimizer_are_split_over_fsdp():
   assert moment.addressable_shards[0].data.shape == (2, 8, 64)
 
 
+@pytest.mark.parametrize("mask", ["random", "block", "grid"])
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_masks_are_bit_equal(devices):
+def test_masks_are_bit_equal(devices, mask: str):
   """The noise of a step, drawn inside a program that splits the batch."""
+  model = tiny.model(objective={"mask": mask})
 
   def noise(count: int) -> np.ndarray:
     mesh = runs.devices_mesh(count)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    draw = functools.partial(
-      pretrain.mask_noise, seed=3, batch_size=32, num_patches=16
+    draw = jax.jit(
+      lambda key: model.mask_noise(key, 32, (8, 8)), out_shardings=split
     )
-    return np.asarray(jax.jit(draw, out_shardings=split)(7))
+    with jax.set_mesh(mesh):
+      return np.asarray(draw(rng.key(3, "mask", 7)))
 
   np.testing.assert_array_equal(noise(devices), noise(1))
   rows = np.argsort(noise(1), axis=1)
-  assert len(np.unique(rows, axis=0)) == 32  # one mask an example, not one each
+  assert len(np.unique(rows, axis=0)) == 32  # one an example, not a device
 
 
-def test_masks_differ_by_step_and_seed():
-  draw = functools.partial(pretrain.mask_noise, batch_size=4, num_patches=16)
-  first = draw(0, seed=0)
-  assert np.abs(first - draw(1, seed=0)).max() > 0
-  assert np.abs(first - draw(0, seed=1)).max() > 0
+@pytest.mark.parametrize("mask", ["random", "block", "grid"])
+def test_masks_differ_by_step(mask: str):
+  """With nothing learned, the same images cost something else at each step."""
+  config = tiny.config(
+    objective={"mask": mask}, optim={"blr": 0.0, "warmup": "0 steps"}
+  )
+  image = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
+  batch = {"image": image, "readable": np.ones(32, bool)}
+  _, losses = runs.steps(config, 3, batch)
+  same = np.ptp(losses) < 1e-5 * losses[0]
+  assert same == (mask == "grid")  # which is always the same
+
+
+@pytest.mark.parametrize("mask", ["block", "grid"])
+def test_losses_agree_with_other_masks(mask: str):
+  config = tiny.config(objective={"mask": mask})
+  _, expected = runs.steps(config, 5)
+  _, losses = runs.steps(config, 5, devices=8, fsdp=4)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
