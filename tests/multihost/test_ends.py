@@ -112,7 +112,8 @@ def test_a_full_disk_of_one_process_ends_all_and_loses_nothing(
   nursery, whole, tmp_path, number, largest
 ):
   team = teams.Team(nursery, 2, [*SETTINGS, f"--workdir={tmp_path}"])
-  assert team.lives[number].wait_for("stepping", 30)
+  # By then the first checkpoint is whole: the second one waited for it.
+  assert team.lives[number].wait_for("stepping", 45)
   team.lives[number].limit_files(largest)
   assert team.wait() == [1, 1], team.all_told()
   told = team.told(0)
