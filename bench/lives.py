@@ -65,7 +65,7 @@ class Life:
     _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (largest, hard))
 
-  def wait(self, timeout: float = 300) -> int:
+  def wait(self, timeout: float = 600) -> int:
     """Its exit code, or minus the signal that ended it.
 
     Raises:
@@ -79,7 +79,7 @@ class Life:
     """Waits so long, or until it has ended."""
     self._done.wait(seconds)
 
-  def wait_for(self, phase: str, number: int = 0, timeout: float = 300) -> bool:
+  def wait_for(self, phase: str, number: int = 0, timeout: float = 600) -> bool:
     """Waits for a phase, not before the one of that number.
 
     Returns:

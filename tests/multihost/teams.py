@@ -73,7 +73,7 @@ class Team:
       for number in (range(count) if only is None else only)
     }
 
-  def wait(self, timeout: float = 240) -> list[int]:
+  def wait(self, timeout: float = 600) -> list[int]:
     """Their exit codes."""
     end = time.monotonic() + timeout
     return [
