@@ -7,11 +7,13 @@ the last one counts, and says of a wrong key or value what Python says.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import runpy
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -19,6 +21,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from mae_jax import config as config_lib
+from mae_jax import console, errors
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _EXAMPLE = "name a recipe, such as configs/digits.py"
@@ -93,6 +96,36 @@ def parse(argv: list[str], recipe: flags.FlagHolder) -> list[str]:
     if any(each.startswith("--debug") for each in argv):
       raise
     sys.exit(f"error: {explain(error, argv)}")
+
+
+@contextlib.contextmanager
+def one_line(
+  argv: Sequence[str], debug: bool, stopped: str = "stopped by Ctrl-C"
+) -> Iterator[None]:
+  """Ends the program with a line for whatever goes wrong inside.
+
+  Args:
+    argv: what is no flag, of which there may be nothing but the program.
+    debug: whether errors are raised instead.
+    stopped: what is said after Ctrl-C.
+  """
+  logging.set_verbosity(logging.FATAL)
+  try:
+    if len(argv) > 1:
+      raise config_lib.ConfigError(
+        f"{argv[1]!r} is not a flag: write --name=value"
+      )
+    yield
+  except KeyboardInterrupt:
+    if debug:
+      raise
+    console.last_words(stopped)
+    sys.exit(128 + signal.SIGINT)
+  except Exception as error:
+    line = errors.explain(error)
+    if debug or line is None:
+      raise
+    sys.exit(f"error: {line}")
 
 
 def check_arguments(argv: Sequence[str]) -> None:

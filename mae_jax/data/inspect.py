@@ -6,13 +6,11 @@ python -m mae_jax.data.inspect --config=FILE [--config.data.path=DIR]
 from __future__ import annotations
 
 import os
-import signal
-import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from mae_jax import command_line, console, errors
+from mae_jax import command_line
 from mae_jax import config as config_lib
 from mae_jax.data import doctor
 
@@ -30,22 +28,9 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 
 
 def _main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.FATAL)
-  try:
-    if len(argv) > 1:
-      raise config_lib.ConfigError(
-        f"{argv[1]!r} is not a flag: write --name=value"
-      )
+  with command_line.one_line(argv, _DEBUG.value):
     config = config_lib.from_config_dict(_CONFIG.value)
     doctor.report(config, _LIMIT.value, os.path.expanduser(_OUT.value))
-  except KeyboardInterrupt:
-    console.last_words("stopped by Ctrl-C")
-    sys.exit(128 + signal.SIGINT)
-  except Exception as error:
-    line = errors.explain(error)
-    if _DEBUG.value or line is None:
-      raise
-    sys.exit(f"error: {line}")
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from mae_jax import command_line, console, errors, sharding
+from mae_jax import command_line, console, sharding
 from mae_jax import config as config_lib
 from mae_jax.plan import measure, program, report, search, topology
 
@@ -109,25 +106,11 @@ def _run() -> None:
 
 
 def _main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.FATAL)
   # The compilers are asked for by name; no device is looked for.
   jax.config.update("jax_platforms", "cpu")
-  try:
-    if len(argv) > 1:
-      raise config_lib.ConfigError(
-        f"{argv[1]!r} is not a flag: write --name=value"
-      )
+  stopped = "stopped by Ctrl-C; what is told above is true"
+  with command_line.one_line(argv, _DEBUG.value, stopped):
     _run()
-  except KeyboardInterrupt:
-    if _DEBUG.value:
-      raise
-    console.last_words("stopped by Ctrl-C; what is told above is true")
-    sys.exit(128 + signal.SIGINT)
-  except Exception as error:
-    line = errors.explain(error)
-    if _DEBUG.value or line is None:
-      raise
-    sys.exit(f"error: {line}")
 
 
 def _parse(argv: list[str]) -> list[str]:
