@@ -55,7 +55,7 @@ FOUND = """\
 
 Of the processor of the table above, 3 rounds of `--dtypes=float32 --cores=1`:
 
-| network | PyTorch | compiled | mae_jax | against PyTorch | with huge pages, both |
+| network | PyTorch | compiled | mae_jax | against PyTorch | in huge pages |
 |---|---|---|---|---|---|
 | ViT-B/16 | 15092 ms | 15392 ms | 23766 ms | 0.64x | 0.66x |
 | CIFAR | 2323 ms | 2262 ms | 3045 ms | 0.76x | 0.88x |
