@@ -66,12 +66,7 @@ def masked_autoencoder(
   ):
     value = getattr(objective, name)
     config_lib.lookup(table, value, f"objective.{name}")
-  with _named_settings():
-    num_keep = masking.num_kept(grid[0] * grid[1], objective.mask_ratio)
-    # Whether there is such a mask: nothing is drawn.
-    draw = masking.STRATEGIES[objective.mask]
-    jax.eval_shape(lambda: draw(jax.random.key(0), 1, grid, num_keep))
-  return mae.MaskedAutoencoder(
+  network = mae.MaskedAutoencoder(
     encoder=shown,
     decoder=mae.Decoder(
       grid=grid, patch_dim=patch_dim, **_stack(config, decoder, platform)
@@ -82,6 +77,10 @@ def masked_autoencoder(
     loss=objective.loss,
     loss_on=objective.loss_on,
   )
+  with _named_settings():
+    # Whether there is such a mask: nothing is drawn.
+    jax.eval_shape(lambda: network.mask_noise(jax.random.key(0), 1, grid))
+  return network
 
 
 def classifier(

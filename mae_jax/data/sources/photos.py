@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import pathlib
 from collections.abc import Iterator
@@ -54,10 +53,7 @@ def open_photos(data: config.Data, split: base.Split) -> base.Indexed:
     class_names=None,
     load=load,
     # The packages may one day have others by these names.
-    identity={
-      "images": len(tiles),
-      "pixels": hashlib.sha256(tiles.tobytes()).hexdigest()[:16],
-    },
+    identity={"images": len(tiles), "pixels": base.digest([tiles.tobytes()])},
     image_shape=(TILE, TILE, data.channels),
   )
 
