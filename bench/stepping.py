@@ -156,7 +156,7 @@ def run(model: Model, dtype: str) -> Run:
   )
   mesh = sharding.make_mesh(config.mesh)
   program = pretrain.program(
-    config, build.masked_autoencoder(config), lambda step: LR
+    config, build.masked_autoencoder(config), lambda step: LR, total_steps=1
   )
   with jax.set_mesh(mesh):
     shapes = jax.eval_shape(program.init)

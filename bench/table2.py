@@ -18,11 +18,9 @@ import pathlib
 import platform
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from matplotlib import rc_context
@@ -30,10 +28,9 @@ from matplotlib.figure import Figure
 
 from bench import plan, stepping
 from mae_jax import config as config_lib
-from mae_jax import hardware, optim, sharding
-from mae_jax.models import build, flops, mae, masking, variants
+from mae_jax import hardware, sharding
+from mae_jax.models import build, flops, variants
 from mae_jax.plan import estimate, measure, program, report, topology
-from mae_jax.steps import pretrain
 from mae_jax.steps import program as program_lib
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
@@ -86,103 +83,24 @@ ENTRIES = (
 FASTER = [each for each in ENTRIES if each != each.base]
 
 
-class EncoderWithMaskTokens(mae.Encoder):
-  """Sees all patches; hidden ones are one learned vector and their position."""
-
-  @nn.compact
-  def __call__(
-    self,
-    images: jax.Array,
-    masked: masking.Masking | None = None,
-    kept: jax.Array | None = None,
-  ) -> mae.Tokens:
-    """As `mae.Encoder`, but tokens are those of all L patches, in order."""
-    if masked is None:
-      return super().__call__(images, None, kept)
-    hidden = masked.mask[:, :, None] > 0  # [B, L, 1]
-    token = self.param(
-      "mask_token", nn.initializers.normal(0.02), (self.width,)
-    )
-
-    def hide(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-      x = next_call(*args, **kwargs)
-      if context.module.name != "patch_embed":
-        return x
-      return jnp.where(hidden, token.astype(x.dtype), x)  # [B, L, D]
-
-    # Between embedding and positions, which the encoder does not tell apart.
-    with nn.intercept_methods(hide):
-      return super().__call__(images, None, kept)
-
-
-class WithMaskTokens(mae.MaskedAutoencoder):
-  """The design that MAE is compared with, of BERT: nothing is left out.
-
-  The decoder has nothing to fill in: it is shown what the encoder makes of mask
-  tokens. Loss and masks are as they were.
-  """
-
-  def forward_decoder(
-    self, tokens: mae.Tokens, masked: masking.Masking
-  ) -> jax.Array:
-    """Tokens of all patches, in order -> predicted patches [B, L, P]."""
-    length = masked.mask.shape[1]
-    order = jnp.broadcast_to(jnp.arange(length), masked.mask.shape)
-    whole = masking.Masking(order, order, masked.mask, length)
-    return self.decoder(tokens, whole)
-
-
-def with_mask_tokens(model: mae.MaskedAutoencoder) -> WithMaskTokens:
-  """The same sizes, with mask tokens in the encoder."""
-  settings = {
-    field.name: getattr(model.encoder, field.name)
-    for field in dataclasses.fields(mae.Encoder)
-    if field.name not in ("parent", "name")
-  }
-  return WithMaskTokens(
-    EncoderWithMaskTokens(**settings),
-    model.decoder,
-    model.mask_ratio,
-    model.norm_pix_loss,
-  )
-
-
-def flops_per_image(model: mae.MaskedAutoencoder) -> int:
-  """Of a training step, counted on paper; also with mask tokens."""
-  result = flops.train_step(model)
-  if isinstance(model, WithMaskTokens):
-    visible, length = _tokens(model)
-    widths = model.encoder.width * model.decoder.width
-    result += 3 * (
-      _encoder_flops(model.encoder, length)
-      - _encoder_flops(model.encoder, visible)
-      + 2 * (length - visible) * widths  # what the decoder embeds
-    )
-  return result
-
-
-def encoders_share(model: mae.MaskedAutoencoder) -> float:
+def encoders_share(config: config_lib.Config) -> float:
   """Of the flops on paper: those of the encoder's blocks."""
-  visible, length = _tokens(model)
-  seen = length if isinstance(model, WithMaskTokens) else visible
-  return 3 * _encoder_flops(model.encoder, seen) / flops_per_image(model)
-
-
-def _tokens(model: mae.MaskedAutoencoder) -> tuple[int, int]:
-  """Of visible patches and of all, with the class token."""
-  length = model.decoder.grid[0] * model.decoder.grid[1]
-  return 1 + masking.num_kept(length, model.mask_ratio), 1 + length
-
-
-def _encoder_flops(encoder: mae.Encoder, tokens: int) -> int:
-  return flops.stack(tokens, encoder.width, encoder.depth, encoder.mlp_dim)
+  model = build.masked_autoencoder(config)
+  encoder, grid = model.encoder, model.decoder.grid
+  tokens = 1 + model.num_shown(grid[0] * grid[1])
+  blocks = flops.stack(tokens, encoder.width, encoder.depth, encoder.mlp_dim)
+  return 3 * blocks / flops_per_image(config)
 
 
 def configured(entry: Entry) -> config_lib.Config:
   """The recipe of its model, with its decoder."""
   config = plan.configured(entry.model, fsdp=1)
   model = dataclasses.replace(config.model, decoder_depth=entry.decoder_depth)
-  return dataclasses.replace(config, model=model)
+  objective = dataclasses.replace(
+    config.objective,
+    hidden="mask_tokens" if entry.mask_tokens else "dropped",
+  )
+  return dataclasses.replace(config, model=model, objective=objective)
 
 
 def reduced(entry: Entry, batch_size: int) -> config_lib.Config:
@@ -206,25 +124,11 @@ def reduced(entry: Entry, batch_size: int) -> config_lib.Config:
   return dataclasses.replace(config, model=model, data=data)
 
 
-def network(
-  entry: Entry, config: config_lib.Config, device: str = "cpu"
-) -> mae.MaskedAutoencoder:
-  """The network of a config, with mask tokens if the entry has them."""
-  model = build.masked_autoencoder(config, device)
-  return with_mask_tokens(model) if entry.mask_tokens else model
-
-
-def as_entry(entry: Entry, planned: program.Planned) -> program.Planned:
-  """The run with the entry's network."""
-  config, mesh = planned.config, planned.mesh
-  model = network(entry, config, mesh.devices.flat[0].platform)
-  warmup = planned.total_steps // 20  # 40 epochs of 800
-  lr_fn = optim.learning_rate(config.optim, planned.total_steps, warmup)
-  built = dataclasses.replace(
-    pretrain.program(config, model, lr_fn),
-    flops_per_image=flops_per_image(model),
+def flops_per_image(config: config_lib.Config) -> int:
+  """Of a training step, counted on paper."""
+  return flops.train_step(
+    build.masked_autoencoder(config), config.data.channels
   )
-  return dataclasses.replace(planned, program=built)
 
 
 class Compiled(NamedTuple):
@@ -245,8 +149,7 @@ def compiled(entry: Entry, where: topology.Topology) -> Compiled:
   remat = REMAT.get((where.name, entry.model), config.model.remat)
   model = dataclasses.replace(config.model, remat=remat)
   config = dataclasses.replace(config, model=model)
-  planned = as_entry(entry, program.on_slice(config, where))
-  found = measure.measure(planned, where.chip)
+  found = measure.measure(program.on_slice(config, where), where.chip)
   return Compiled(found, estimate.estimate(found) if found.fits else None)
 
 
@@ -269,10 +172,7 @@ def _run(entry: Entry, batch_size: int) -> stepping.Run:
   """A small network that is about to take a step."""
   config = reduced(entry, batch_size)
   mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
-  planned = as_entry(
-    entry,
-    program.planned(config, mesh, program.IMAGENET, program.CLASSES),
-  )
+  planned = program.planned(config, mesh, program.IMAGENET, program.CLASSES)
   state = program_lib.abstract_state(planned)
   step = measure.lower(planned, state).compile()
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -323,9 +223,7 @@ def ratios(
 
   def on_paper(narrow: bool) -> dict[Entry, float]:
     return {
-      each: flops_per_image(
-        network(each, reduced(each, 1) if narrow else configured(each))
-      )
+      each: flops_per_image(reduced(each, 1) if narrow else configured(each))
       for each in ENTRIES
     }
 
@@ -371,7 +269,7 @@ def summary(compared: Ratios) -> str:
 def share_of_peak(entry: Entry) -> float:
   """What the published run reached, by flops on paper."""
   peak = 128 * hardware.CHIPS[topology.TPUS["v3"]].flops
-  work = flops_per_image(network(entry, configured(entry)))
+  work = flops_per_image(configured(entry))
   return work * EPOCHS * program.IMAGENET / (3600 * entry.hours * peak)
 
 
@@ -386,7 +284,7 @@ def published() -> str:
     "encoder's share",
     "of the peak of 128 cores",
   )
-  found = {e: flops_per_image(network(e, configured(e))) for e in ENTRIES}
+  found = {e: flops_per_image(configured(e)) for e in ENTRIES}
   rows = []
   for each in ENTRIES:
     rows.append(
@@ -396,7 +294,7 @@ def published() -> str:
         f"{each.base.hours / each.hours:.1f}x",
         f"{found[each]:.3g}",
         f"{found[each.base] / found[each]:.2f}x",
-        f"{encoders_share(network(each, configured(each))):.0%}",
+        f"{encoders_share(configured(each)):.0%}",
         f"{share_of_peak(each):.0%}",
       ]
     )
@@ -488,11 +386,11 @@ def measured(times: Mapping[Entry, Timed]) -> str:
   )
   rows = []
   for each, taken in times.items():
-    model = network(each, reduced(each, 1))
-    count = flops_per_image(model)
-    whole = flops_per_image(network(each.base, reduced(each.base, 1)))
+    config = reduced(each, 1)
+    count = flops_per_image(config)
+    whole = flops_per_image(reduced(each.base, 1))
     cells = [f"{count:.3g}", _times(whole / count)]
-    cells.append(f"{encoders_share(model):.0%}")
+    cells.append(f"{encoders_share(config):.0%}")
     for mine, base in zip(taken, times[each.base], strict=True):
       cells.append(f"{np.median(mine):.2f} s")
       if each == each.base:
@@ -637,7 +535,7 @@ beside those in flops, in rooflines of compiled programs, and in measured steps
 of small networks ("small", a quarter as wide). Nothing was run on a TPU. The
 encoder with mask tokens sees all patches, the hidden ones as one learned vector
 and their positions; the decoder then has nothing to fill in (`WithMaskTokens`
-in `bench/table2.py`).
+in `mae_jax/models/hiding.py`).
 
 {summary(compared)}
 

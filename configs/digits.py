@@ -49,7 +49,7 @@ def get_config(arg: str | None = None):
         decoder_heads=4,
         dtype="float32",
       ),
-      objective=c.Objective(mask_ratio=0.6, norm_pix_loss=False),
+      objective=c.Objective(mask_ratio=0.6, target="raw"),
       optim=c.Optim(
         blr=8e-3,
         warmup="200 steps",

@@ -42,7 +42,7 @@ def get_config(arg: str | None = None):
         decoder_heads=4,
         dtype="float32",
       ),
-      objective=c.Objective(mask_ratio=0.75, norm_pix_loss=False),
+      objective=c.Objective(mask_ratio=0.75, target="raw"),
       optim=c.Optim(
         blr=1e-2,
         warmup="200 steps",

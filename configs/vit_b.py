@@ -36,7 +36,7 @@ def get_config(arg: str | None = None):
         decoder_heads=16,
         dtype="bfloat16",
       ),
-      objective=c.Objective(mask_ratio=0.75, norm_pix_loss=True),
+      objective=c.Objective(mask_ratio=0.75, target="norm_pix"),
       optim=c.Optim(
         blr=1.5e-4,
         warmup="40 epochs",

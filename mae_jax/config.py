@@ -171,8 +171,19 @@ class Objective:
   """What is hidden and what is to be reconstructed."""
 
   mask_ratio: float = 0.75
-  mask: str = "random"  # a name in mae_jax.models.masking.STRATEGIES
-  norm_pix_loss: bool = True
+  mask: str = "random"  # a name in mae_jax.models.masking.STRATEGIES, or given
+  # Of mask=given: rows of patches, 1 = hidden, of one mask after the other.
+  mask_rows: tuple[str, ...] = ()
+  # What training takes instead of the one, batch by batch, as `varies` says;
+  # what is evaluated, drawn or converted keeps to the one.
+  mask_ratios: tuple[float, ...] = ()
+  masks: tuple[str, ...] = ()
+  varies: str = "drawn"  # drawn | staged (equal parts of training, in order)
+  # What the encoder sees of hidden patches: a name in
+  # mae_jax.models.hiding.HIDDEN.
+  hidden: str = "dropped"
+  target: str = "norm_pix"  # norm_pix | raw | pca, of each patch
+  pca_components: int = 96  # of target=pca
   loss: str = "mse"  # of an error: a name in mae_jax.losses.ERRORS
   loss_on: str = "masked"  # which patches count: masked | all
 
@@ -339,6 +350,8 @@ AT_LEAST: dict[str, float] = {
   "model.patch_size": 1,
   "model.unroll": 0,
   "objective.mask_ratio": 0,
+  "objective.mask_ratios": 0,
+  "objective.pca_components": 1,
   "optim.accum_steps": 1,
   "optim.b1": 0,
   "optim.b2": 0,
@@ -391,6 +404,7 @@ AT_MOST: dict[str, float] = {
   "model.patch_size": 2**14,
   "model.width": 2**16,
   "objective.mask_ratio": 1,
+  "objective.mask_ratios": 1,
   "optim.blr": 1e20,
   "optim.layer_decay": 1,
   "optim.lr": 1e20,
@@ -429,6 +443,15 @@ MAY_CHANGE = (
   "train.spike_factor",
   "train.stop_seconds",
 )
+
+
+# Settings that had another name: what it is now, by the old value.
+RENAMED: dict[str, dict[Any, tuple[str, Any]]] = {
+  "objective.norm_pix_loss": {
+    True: ("target", "norm_pix"),
+    False: ("target", "raw"),
+  },
+}
 
 
 def config_dict(config: Config) -> ml_collections.ConfigDict:
@@ -560,6 +583,11 @@ def check_key(key: str) -> None:
       raise ConfigError(f"config.{key} is not known: set the whole {path}")
     hints = typing.get_type_hints(kind)
     if name not in hints:
+      if key in RENAMED:
+        raise ConfigError(
+          f"config.{key} has another name: set "
+          + " or ".join(f"{path}.{x}={y}" for x, y in RENAMED[key].values())
+        )
       raise ConfigError(f"{path}.{name} is not known: {_meant(name, hints)}")
     kind, path = hints[name], f"{path}.{name}"
   if dataclasses.is_dataclass(kind):
@@ -597,6 +625,8 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   fields = {field.name: field for field in dataclasses.fields(cls)}
   if not isinstance(values, Mapping):
     raise ConfigError(f"{path}={shown(values)} is not a section of settings")
+  section = path.removeprefix("config.")
+  values = dict(_renamed(section, *item) for item in values.items())
   for key in values:
     if key not in fields:
       key = key if str(key).isprintable() else repr(key)
@@ -615,6 +645,11 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
       built[name] = _check(kind, value, here)
       _check_bounds(here, built[name])
   return cls(**built)
+
+
+def _renamed(section: str, key: str, value: Any) -> tuple[str, Any]:
+  names = RENAMED.get(f"{section}.{key}")
+  return names.get(value, (key, value)) if names else (key, value)
 
 
 def _check_bounds(path: str, value: Any) -> None:

@@ -42,7 +42,7 @@ ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "smooth_l1": optax.losses.huber_loss,
   "log_cosh": optax.losses.log_cosh,
 }
-# Which patches count, by name: from the mask [B, L] to weights.
+# Which patches, or pixels, count, by name: from the mask to weights.
 SCORED: dict[str, Callable[[jax.Array], jax.Array]] = {
   "masked": lambda mask: mask,
   "all": jnp.ones_like,
@@ -59,9 +59,9 @@ def reconstruction(
   """What predictions cost on average over patches: of the hidden ones, in MAE.
 
   Args:
-    pred: [B, L, P].
-    target: [B, L, P].
-    mask: [B, L], 1 = removed.
+    pred: [B, L, T].
+    target: [B, L, T].
+    mask: [B, L], or of each value [B, L, T]; 1 = removed.
     error: a name in ERRORS.
     scored: a name in SCORED.
 
@@ -69,7 +69,9 @@ def reconstruction(
     A float32 scalar.
   """
   weights = SCORED[scored](mask)
-  costs = ERRORS[error](pred - target).astype(jnp.float32).mean(axis=-1)
+  costs = ERRORS[error](pred - target).astype(jnp.float32)
+  if mask.ndim == 2:
+    costs = costs.mean(axis=-1)
   return (costs * weights).sum() / weights.sum()
 
 

@@ -35,7 +35,7 @@ class Painter:
     hints: dialects.Hints = dialects.NO_HINTS,
   ):
     """Reads a checkpoint; see `restored.load_autoencoder`."""
-    self._model, self._params, run = restored.load_autoencoder(
+    self._model, self._variables, run = restored.load_autoencoder(
       checkpoint, mesh, hints
     )
     # It paints little, and a program for each number of patches is compiled.
@@ -48,7 +48,7 @@ class Painter:
     self.patch_size = self._model.encoder.patch_size
     self.grid = patches.grid_size(self.data.image_size, self.patch_size)
     self.mask_ratio = run.config.objective.mask_ratio
-    self.normalized = run.config.objective.norm_pix_loss
+    self.normalized = self._model.target.normalized
 
   def masks(
     self,
@@ -90,7 +90,7 @@ class Painter:
       hidden: bool [B, L], the patches it is not shown, as many of each.
 
     Returns:
-      [B, L, P] predicted patches, as the network has them.
+      [B, L, P] predicted patches, in the scale of its target.
 
     Raises:
       ValueError: if not as many are hidden of each, or all are.
@@ -100,7 +100,7 @@ class Painter:
       raise ValueError(f"of the images {sorted(counts)} patches are shown")
     with jax.set_mesh(self._mesh):
       return np.asarray(
-        self._apply(self._params, pixels, hidden, num_keep=counts.pop())
+        self._apply(self._variables, pixels, hidden, num_keep=counts.pop())
       )
 
   def paint(
@@ -156,13 +156,11 @@ class Painter:
   @functools.cached_property
   def _apply(self) -> Any:
     def apply(
-      params: Any, pixels: jax.Array, hidden: jax.Array, *, num_keep: int
+      variables: Any, pixels: jax.Array, hidden: jax.Array, *, num_keep: int
     ) -> jax.Array:
       x = images.normalize(pixels, self.data.mean, self.data.std)
       masked = masking.random_masking(hidden.astype(jnp.float32), num_keep)
-      out: Any = self._model.apply(
-        {"params": params}, x, masked, method="reconstruct"
-      )
+      out: Any = self._model.apply(variables, x, masked, method="reconstruct")
       return out
 
     return jax.jit(apply, static_argnames="num_keep")

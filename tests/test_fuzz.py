@@ -274,7 +274,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "model.unroll": st.one_of(SMALL, st.just(2**31 - 1)),
   "objective.mask_ratio": UNIT,
   "objective.mask": st.sampled_from(["random", "block", "grid", "none"]),
-  "objective.norm_pix_loss": st.booleans(),
+  "objective.target": st.sampled_from(["norm_pix", "raw"]),
   "objective.loss": st.sampled_from(["mse", "l1", "smooth_l1", "hinge"]),
   "objective.loss_on": st.sampled_from(["masked", "all", "visible"]),
   "optim.blr": POSITIVE,

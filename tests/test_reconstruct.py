@@ -38,10 +38,10 @@ def images(tmp_path_factory):
 def workdirs(tmp_path_factory):
   """Networks that predict normalised and raw patches."""
   found = {}
-  for name, normalized in (("norm_pix", True), ("raw", False)):
+  for name in ("norm_pix", "raw"):
     found[name] = tmp_path_factory.mktemp(name)
     config = tiny.config(
-      objective={"norm_pix_loss": normalized},
+      objective={"target": name},
       train={"length": "3 steps"},
       eval=config_lib.Eval(images=0),
       data={"eval_split": ""},
@@ -72,7 +72,7 @@ def test_pictures_are_what_the_network_predicts(
 ):
   out = tmp_path / "out"
   rows = run(workdirs[target], images, out, mask_ratio=(0.5,), seed=3)
-  config = tiny.config(objective={"norm_pix_loss": target == "norm_pix"})
+  config = tiny.config(objective={"target": target})
   model = build.masked_autoencoder(config)
   params = runs.params(workdirs[target], config)["model"]
   mean, std = config.data.mean[0], config.data.std[0]

@@ -128,11 +128,9 @@ class Hints:
       decoder_heads=config.model.decoder_heads,
       mean=config.data.mean,
       std=config.data.std,
-      target=next(
-        word
-        for word, value in TARGETS.items()
-        if value == config.objective.norm_pix_loss
-      ),
+      target=config.objective.target
+      if config.objective.target in TARGETS
+      else None,
     )
 
 

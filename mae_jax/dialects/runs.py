@@ -17,6 +17,7 @@ from mae_jax.dialects.facts import (
   CLASSIFIER,
   MAE,
   PROBE,
+  TARGETS,
   TASKS,
   Facts,
   open_questions,
@@ -25,6 +26,9 @@ from mae_jax.dialects.facts import (
 from mae_jax.models import build, classifiers, variants
 
 _DIMS = ("width", "depth", "heads", "mlp_dim")
+_WORDS: dict[bool | None, str] = {
+  value: word for word, value in TARGETS.items()
+}
 _NETWORK = (*_DIMS, "patch_size", "decoder", "norm_eps", "activation")
 
 
@@ -72,9 +76,7 @@ def to_run(
     objective=dataclasses.replace(
       config.objective,
       mask_ratio=facts.mask_ratio,
-      norm_pix_loss=config.objective.norm_pix_loss
-      if facts.norm_pix is None
-      else facts.norm_pix,
+      target=_WORDS.get(facts.norm_pix, config.objective.target),
     ),
     classify=dataclasses.replace(config.classify, pooling=facts.pooling),
   )
@@ -159,7 +161,7 @@ def from_run(run: checkpoints.Run, kind: str) -> Facts:
     decoder=dims,
     norm_eps=encoder.norm_eps,
     activation=encoder.activation,
-    norm_pix=config.objective.norm_pix_loss if kind == MAE else None,
+    norm_pix=TARGETS.get(config.objective.target) if kind == MAE else None,
     mask_ratio=config.objective.mask_ratio,
     mean=config.data.mean,
     std=config.data.std,
@@ -187,8 +189,8 @@ def shapes(run: checkpoints.Run, kind: str) -> dict[str, tuple[int, ...]]:
   elif kind == MAE:
     network = build.masked_autoencoder(config)
     keys = {"params": key, "mask": key}
-    params = jax.eval_shape(network.init, keys, images)["params"]
-    tree = {classifiers.MODEL: params}
+    tree = dict(jax.eval_shape(network.init, keys, images))
+    tree[classifiers.MODEL] = tree.pop("params")
   else:
     network = build.encoder(config).clone(learned_positions=False)
     params = jax.eval_shape(network.init, key, images)["params"]

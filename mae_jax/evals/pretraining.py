@@ -60,17 +60,17 @@ class Evaluation:
     Args:
       params: by role.
     """
-    config, model = self._config, params["model"]
+    config, variables = self._config, mae.variables(params)
     scalars: dict[str, float] = {}
     pictures: dict[str, np.ndarray] = {}
     text = ""
     shown = self._eval_source or self._train_source
     if config.eval.images:
-      sheet = self._reconstructions(model, shown)
+      sheet = self._reconstructions(variables, shown)
       pictures |= {} if sheet is None else {"reconstructions": sheet}
     if self._eval_source is not None:
       test, labels, unreadable = self._extract(
-        model, self._held_out, self._eval_source, config.data.batch_size
+        variables, self._held_out, self._eval_source, config.data.batch_size
       )
       if unreadable:
         scalars["eval_unreadable"] = float(unreadable)
@@ -79,7 +79,7 @@ class Evaluation:
         scalars["eval_loss"] = float(loss.mean(dtype=np.float64))
       if not self.left_out and len(loss):
         train, train_labels, _ = self._extract(
-          model,
+          variables,
           self._features,
           self._train_source,
           config.data.batch_size,
@@ -114,44 +114,52 @@ class Evaluation:
     data = self._config.data
     return images.normalize(pixels, data.mean, data.std)
 
-  def _features(self, params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
-    return self._represent(params["encoder"], pixels)
+  def _features(
+    self, variables: Any, pixels: jax.Array
+  ) -> dict[str, jax.Array]:
+    return self._represent(variables["params"]["encoder"], pixels)
 
-  def _predict(self, params: Any, x: jax.Array) -> mae.MaeOutput:
+  def _predict(self, variables: Any, x: jax.Array) -> mae.MaeOutput:
     # The same masks at every evaluation, so that losses compare; row r of a
     # batch has the same one in every batch.
     noise = {"mask": rng.key(self._config.train.seed, "eval_mask")}
-    out: Any = self._model.apply({"params": params}, x, rngs=noise)
+    out: Any = self._model.apply(variables, x, rngs=noise)
     return out
 
   @functools.cached_property
   def _held_out(self) -> Callable:
     """As `_features`, and the reconstruction loss [B] of each image."""
-    one = jax.vmap(lambda *x: self._model.forward_loss(*(a[None] for a in x)))
 
-    def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+    def apply(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+      def one(*arrays: jax.Array) -> Any:
+        batch_of_one = (array[None] for array in arrays)
+        return self._model.apply(
+          variables, *batch_of_one, method="forward_loss"
+        )
+
       x = self._normalize(pixels)
-      out = self._predict(params, x)
-      loss = {"loss": one(x, out.pred, out.mask)}
-      return self._features(params, pixels) | loss
+      out = self._predict(variables, x)
+      loss = {"loss": jax.vmap(one)(x, out.pred, out.mask)}
+      return self._features(variables, pixels) | loss
 
     return self._jit(apply)
 
   @functools.cached_property
   def _pictures(self) -> Callable:
-    """(params, uint8 images) -> the images, predictions and masks."""
+    """(variables, uint8 images) -> images, predicted patches and masks."""
 
-    def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
-      out = self._predict(params, self._normalize(pixels))
-      return {"images": pixels, "pred": out.pred, "mask": out.mask}
+    def apply(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+      out = self._predict(variables, self._normalize(pixels))
+      pred: Any = self._model.apply(variables, out.pred, method="to_patches")
+      return {"images": pixels, "pred": pred, "mask": out.mask}
 
     return self._jit(apply)
 
-  def _reconstructions(self, params: Any, source: Any) -> np.ndarray | None:
+  def _reconstructions(self, variables: Any, source: Any) -> np.ndarray | None:
     count, devices = self._config.eval.images, self._mesh.size
     size = -(-count // devices) * devices
     arrays, labels, _ = self._extract(
-      params, self._pictures, source, size, count
+      variables, self._pictures, source, size, count
     )
     if not len(labels):
       return None
@@ -162,7 +170,7 @@ class Evaluation:
       patch_size=self._model.encoder.patch_size,
       mean=self._config.data.mean,
       std=self._config.data.std,
-      normalized=self._config.objective.norm_pix_loss,
+      normalized=self._model.target.normalized,
     )
     return reconstruction.sheet(arrays["images"], painted)
 

@@ -60,7 +60,8 @@ def to_pixels(
       are read.
     mask: [B, L], 1 = removed.
     grid: rows and columns of patches.
-    normalized: whether the model was trained with `norm_pix_loss`.
+    normalized: whether predictions lack mean and deviation of their patches
+      (target=norm_pix).
     statistics: if so, a name in STATISTICS. Each patch gets the mean and
       deviation of the visible patches, weighted by the inverse square of their
       distance; or its own, which a model cannot know ("true"); or none ("raw").
@@ -99,7 +100,7 @@ def paint(
   Args:
     images: [B, H, W, C] uint8.
     pred: [B, L, P] predicted patches.
-    mask: [B, L], 1 = removed.
+    mask: [B, L], 1 = removed; or of each value [B, L, P].
     patch_size: height and width of a patch.
     mean: per channel, as the model's input was normalised.
     std: likewise.
@@ -111,15 +112,16 @@ def paint(
   mean_, std_ = np.asarray(mean), np.asarray(std)
   scaled = (images / 255 - mean_) / std_
   target = np.asarray(patches.patchify(scaled, patch_size))
+  whole = mask if mask.ndim == 2 else mask.mean(axis=-1)
   pixels = to_pixels(
-    pred, target, mask, grid, normalized=normalized, statistics=statistics
+    pred, target, whole, grid, normalized=normalized, statistics=statistics
   )
   pixels = np.asarray(patches.unpatchify(jnp.asarray(pixels), patch_size, size))
   pixels = np.clip(pixels * std_ + mean_, 0, 1)
-  cover = np.repeat(mask.reshape(-1, *grid), patch_size[0], axis=1)
+  cover = np.broadcast_to(mask.reshape(*mask.shape[:2], -1), target.shape)
+  cover = np.asarray(patches.unpatchify(jnp.asarray(cover), patch_size, size))
   return Painted(
-    np.round(pixels * 255).astype(np.uint8),
-    np.repeat(cover, patch_size[1], axis=2) > 0,
+    np.round(pixels * 255).astype(np.uint8), cover.max(axis=-1) > 0
   )
 
 

@@ -77,7 +77,7 @@ def load_autoencoder(
     hints: what is known of the network besides.
 
   Returns:
-    The network, its parameters on the devices, and the run that saved them.
+    The network, its variables on the devices, and the run that saved them.
 
   Raises:
     ConfigError: if there is none, it is damaged, or it has no decoder.
@@ -100,7 +100,7 @@ def load_autoencoder(
       learned_positions="pos_embed" in found["decoder"]
     ),
   )
-  return model, found, run
+  return model, mae.variables(params), run
 
 
 def load_classifier(

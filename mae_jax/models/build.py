@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +15,16 @@ import jax.numpy as jnp
 
 from mae_jax import config as config_lib
 from mae_jax import losses
-from mae_jax.models import mae, masking, patches, transformer, variants, vit
+from mae_jax.models import (
+  hiding,
+  mae,
+  masking,
+  patches,
+  targets,
+  transformer,
+  variants,
+  vit,
+)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Beyond any use: the position table alone would fill the host's memory.
@@ -40,7 +51,7 @@ def masked_autoencoder(
   Raises:
     ConfigError: if sizes do not fit together.
   """
-  model, data = config.model, config.data
+  model = config.model
   shown = _encoder(config, platform)
   decoder = variants.Dims(
     width=model.decoder_width,
@@ -49,38 +60,88 @@ def masked_autoencoder(
     mlp_dim=model.decoder_mlp_dim or 4 * model.decoder_width,
   )
   _check_dims(decoder, "model.decoder_")
-  patch_size = shown.patch_size
-  patch_dim = patch_size[0] * patch_size[1] * data.channels
-  if config.objective.norm_pix_loss and patch_dim < 2:
-    raise config_lib.ConfigError(
-      "objective.norm_pix_loss=True needs patches of at least two values; "
-      f"model.patch_size={patch_size} with data.channels={data.channels} has "
-      "one: use larger patches, or set objective.norm_pix_loss=false"
-    )
-  grid = _checked_grid(config, patch_size)
+  grid = _checked_grid(config, shown.patch_size)
   objective = config.objective
-  for name, table in (
-    ("mask", masking.STRATEGIES),
-    ("loss", losses.ERRORS),
-    ("loss_on", losses.SCORED),
-  ):
+  for name, table in (("loss", losses.ERRORS), ("loss_on", losses.SCORED)):
     value = getattr(objective, name)
     config_lib.lookup(table, value, f"objective.{name}")
-  network = mae.MaskedAutoencoder(
+  target = _target(config, math.prod(shown.patch_size) * config.data.channels)
+  build = config_lib.lookup(hiding.HIDDEN, objective.hidden, "objective.hidden")
+  network = build(
     encoder=shown,
     decoder=mae.Decoder(
-      grid=grid, patch_dim=patch_dim, **_stack(config, decoder, platform)
+      grid=grid,
+      target_dim=target.dim,
+      **_stack(config, decoder, platform),
     ),
+    target=target,
     mask_ratio=objective.mask_ratio,
-    norm_pix_loss=objective.norm_pix_loss,
-    mask=objective.mask,
+    mask=_strategy(config, objective.mask, "mask"),
     loss=objective.loss,
     loss_on=objective.loss_on,
   )
-  with _named_settings():
-    # Whether there is such a mask: nothing is drawn.
-    jax.eval_shape(lambda: network.mask_noise(jax.random.key(0), 1, grid))
+  _check_draw(network, config)
   return network
+
+
+def variants_of_mask(
+  network: mae.MaskedAutoencoder, config: config_lib.Config
+) -> list[list[mae.MaskedAutoencoder]]:
+  """The network with each mask that training takes, by ratio and strategy.
+
+  Raises:
+    ConfigError: if there is no such mask.
+  """
+  objective = config.objective
+  ratios = objective.mask_ratios or (objective.mask_ratio,)
+  strategies = (
+    [_strategy(config, name, "masks") for name in objective.masks]
+  ) or [network.mask]
+  found = [
+    [network.clone(mask_ratio=ratio, mask=strategy) for strategy in strategies]
+    for ratio in ratios
+  ]
+  for each in itertools.chain(*found):
+    _check_draw(each, config)
+  return found
+
+
+def _target(config: config_lib.Config, patch_dim: int) -> targets.Target:
+  objective = config.objective
+  build = config_lib.lookup(
+    targets.TARGETS, objective.target, "objective.target"
+  )
+  if (objective.hidden, objective.loss_on, objective.target) == (
+    "pixel_noise",
+    "masked",
+    "pca",
+  ):
+    raise config_lib.ConfigError(
+      "objective.hidden='pixel_noise' hides parts of patches, of which "
+      "objective.target='pca' has no share: set objective.loss_on='all', or "
+      "objective.hidden='noise' for whole patches"
+    )
+  with _named_settings():
+    return build(patch_dim, objective.pca_components)
+
+
+def _strategy(
+  config: config_lib.Config, name: str, setting: str
+) -> masking.Strategy:
+  rows = config.objective.mask_rows
+  known = masking.STRATEGIES | {
+    "given": functools.partial(masking.given_noise, rows)
+  }
+  return config_lib.lookup(known, name, f"objective.{setting}")
+
+
+def _check_draw(
+  network: mae.MaskedAutoencoder, config: config_lib.Config
+) -> None:
+  """Whether there are such masks: nothing is drawn."""
+  shape = (1, *config.data.image_size, config.data.channels)
+  with _named_settings():
+    jax.eval_shape(lambda: network.draw(jax.random.key(0), shape))
 
 
 def classifier(
@@ -220,6 +281,9 @@ def _named_settings() -> Iterator[None]:
       ("data", "image_size"),
       ("model", "patch_size"),
       ("objective", "mask_ratio"),
+      ("objective", "mask_rows"),
+      ("objective", "pca_components"),
+      ("objective", "target"),
     ):
       text = text.replace(f"{name}=", f"{section}.{name}=")
     raise config_lib.ConfigError(text) from None

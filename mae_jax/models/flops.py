@@ -6,7 +6,9 @@ pass costs twice its forward pass; recomputation does not count.
 
 from __future__ import annotations
 
-from mae_jax.models import mae, masking, vit
+import math
+
+from mae_jax.models import mae, vit
 
 
 def stack(tokens: int, width: int, depth: int, mlp_dim: int) -> int:
@@ -16,17 +18,18 @@ def stack(tokens: int, width: int, depth: int, mlp_dim: int) -> int:
   return 2 * depth * (projections + attention)
 
 
-def train_step(model: mae.MaskedAutoencoder) -> int:
+def train_step(model: mae.MaskedAutoencoder, channels: int) -> int:
   """Forward and backward flops of pre-training on one image."""
   encoder, decoder = model.encoder, model.decoder
   length = decoder.grid[0] * decoder.grid[1]
-  kept = masking.num_kept(length, model.mask_ratio)
+  shown = model.num_shown(length)
+  patch = math.prod(encoder.patch_size) * channels
   forward = (
-    2 * length * decoder.patch_dim * encoder.width
-    + stack(1 + kept, encoder.width, encoder.depth, encoder.mlp_dim)
-    + 2 * (1 + kept) * encoder.width * decoder.width
+    2 * length * patch * encoder.width
+    + stack(1 + shown, encoder.width, encoder.depth, encoder.mlp_dim)
+    + 2 * (1 + shown) * encoder.width * decoder.width
     + stack(1 + length, decoder.width, decoder.depth, decoder.mlp_dim)
-    + 2 * length * decoder.width * decoder.patch_dim
+    + 2 * length * decoder.width * decoder.target_dim
   )
   return 3 * forward
 
@@ -51,8 +54,8 @@ def encoder_forward(
 ) -> int:
   """Forward flops of an encoder that is shown all of one image."""
   length = grid[0] * grid[1]
-  patch = encoder.patch_size[0] * encoder.patch_size[1]
-  embedding = 2 * length * patch * channels * encoder.width
+  patch = math.prod(encoder.patch_size) * channels
+  embedding = 2 * length * patch * encoder.width
   return embedding + stack(
     1 + length, encoder.width, encoder.depth, encoder.mlp_dim
   )

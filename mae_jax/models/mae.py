@@ -7,7 +7,7 @@ fine-tune takes `params["encoder"]` and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mae_jax import losses
-from mae_jax.models import masking, patches, positions, transformer
+from mae_jax.models import masking, patches, positions, targets, transformer
 
 _TOKEN_INIT = nn.initializers.normal(0.02)
 
@@ -48,8 +48,8 @@ class MaeOutput:
 
   Attributes:
     loss: scalar float32.
-    pred: [B, L, P] predicted patches, float32; P is a patch's pixels.
-    mask: [B, L] float32, 1 = removed.
+    pred: [B, L, T] what is predicted of patches, float32.
+    mask: [B, L] float32, 1 = removed; [B, L, P] where pixels are.
   """
 
   loss: jax.Array
@@ -99,6 +99,7 @@ class Encoder(nn.Module):
     images: jax.Array,
     masked: masking.Masking | None = None,
     kept: jax.Array | None = None,
+    hide: Callable[[jax.Array], jax.Array] | None = None,
   ) -> Tokens:
     """Encodes images.
 
@@ -106,6 +107,8 @@ class Encoder(nn.Module):
       images: [B, H, W, C], normalised.
       masked: which patches to show; None for all, in order.
       kept: [depth, B, 2], see `transformer.drop_path`; None for all.
+      hide: puts something else in the place of embedded patches [B, L, D],
+        before they are told where they are; None for nothing.
 
     Returns:
       Tokens of float32.
@@ -120,6 +123,8 @@ class Encoder(nn.Module):
     x = patches.patchify(images, self.patch_size).astype(self.dtype)
     # A dense layer, not a convolution: xavier then sees a (p*q*C, D) matrix.
     x = transformer.dense(self.width, self.dtype, "patch_embed")(x)
+    if hide is not None:
+      x = hide(x)
     x = x + table.astype(self.dtype)  # before masking
     if masked is not None:
       x = masking.visible_only(x, masked)
@@ -145,11 +150,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Predicts the pixels of every patch from the visible ones.
+  """Predicts the target of every patch from the visible ones.
 
   Attributes:
     grid: rows and columns of patches.
-    patch_dim: P, values in a patch: height x width x channels.
+    target_dim: T, values that are predicted of a patch.
     width: width of the decoder.
     depth: number of blocks.
     heads: attention heads.
@@ -164,7 +169,7 @@ class Decoder(nn.Module):
   """
 
   grid: tuple[int, int]
-  patch_dim: int
+  target_dim: int
   width: int
   depth: int
   heads: int
@@ -179,7 +184,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Tokens, masked: masking.Masking) -> jax.Array:
-    """Tokens of [B, K, D] and what was hidden -> [B, L, P] float32."""
+    """Tokens of [B, K, D] and what was hidden -> [B, L, T] float32."""
     embed = transformer.dense(self.width, self.dtype, "embed")
     joined = jnp.concatenate([tokens.cls[:, None], tokens.patches], axis=1)
     x = embed(joined.astype(self.dtype))
@@ -207,7 +212,7 @@ class Decoder(nn.Module):
     )
     x = transformer.layer_norm("norm", self.norm_eps)(stack(x))[:, 1:]
     # In float32, as the loss: rounded predictions would be its noise.
-    return transformer.dense(self.patch_dim, jnp.float32, "pred")(x)
+    return transformer.dense(self.target_dim, jnp.float32, "pred")(x)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -216,82 +221,104 @@ class MaskedAutoencoder(nn.Module):
   Attributes:
     encoder: the encoder that is kept after pre-training.
     decoder: the decoder that is thrown away.
+    target: what is to be predicted of a patch.
     mask_ratio: share of patches hidden.
-    norm_pix_loss: whether targets are normalised patch by patch.
-    mask: how patches to hide are chosen, a name in `masking.STRATEGIES`.
+    mask: how patches to hide are chosen.
     loss: what an error costs, a name in `losses.ERRORS`.
     loss_on: of which patches, a name in `losses.SCORED`.
   """
 
   encoder: Encoder
   decoder: Decoder
+  target: targets.Target
   mask_ratio: float = 0.75
-  norm_pix_loss: bool = True
-  mask: str = "random"
+  mask: masking.Strategy = masking.random_noise
   loss: str = "mse"
   loss_on: str = "masked"
 
-  def __call__(
-    self, images: jax.Array, noise: jax.Array | None = None
-  ) -> MaeOutput:
+  def __call__(self, images: jax.Array, noise: Any = None) -> MaeOutput:
     """Masks, encodes, decodes and scores.
 
     Args:
       images: [B, H, W, C], normalised.
-      noise: [B, L] that decides the mask, see `mask_noise`; drawn from the
-        "mask" stream if None.
+      noise: [B, L] that decides the mask, see `draw`; drawn from the "mask"
+        stream if None.
     """
+    if noise is None:
+      noise = self.draw(self.make_rng("mask"), images.shape)
     tokens, masked = self.forward_encoder(images, noise)
     pred = self.forward_decoder(tokens, masked)
     loss = self.forward_loss(images, pred, masked.mask)
     return MaeOutput(loss, pred, masked.mask)
 
   @nn.nowrap
-  def mask_noise(
-    self, key: jax.Array, batch: int, grid: tuple[int, int]
-  ) -> jax.Array:
-    """Draws what decides the masks of B images of so many patches, [B, L]."""
-    num_keep = masking.num_kept(grid[0] * grid[1], self.mask_ratio)
-    return masking.STRATEGIES[self.mask](key, batch, grid, num_keep)
+  def num_shown(self, length: int) -> int:
+    """Of L patches, how many tokens the encoder sees."""
+    return masking.num_kept(length, self.mask_ratio)
 
-  def forward_encoder(
-    self, images: jax.Array, noise: jax.Array | None = None
-  ) -> tuple[Tokens, masking.Masking]:
-    """[B, H, W, C] -> tokens of the K visible patches, and what was hidden."""
+  @nn.nowrap
+  def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+    """Draws what decides the masks of images [B, H, W, C]: noise [B, L]."""
+    grid = patches.grid_size(shape[1:3], self.encoder.patch_size)
+    num_keep = masking.num_kept(grid[0] * grid[1], self.mask_ratio)
+    return self.mask(key, shape[0], grid, num_keep)
+
+  @nn.nowrap
+  def choose(self, images: jax.Array, noise: jax.Array) -> masking.Masking:
+    """What noise [B, L] hides of images [B, H, W, C]."""
     grid = patches.grid_size(images.shape[1:3], self.encoder.patch_size)
     shape = (images.shape[0], grid[0] * grid[1])
-    if noise is None:
-      noise = self.mask_noise(self.make_rng("mask"), shape[0], grid)
     if noise.shape != shape:
       raise ValueError(f"noise has shape {noise.shape}, the patches {shape}")
     num_keep = masking.num_kept(shape[1], self.mask_ratio)
-    masked = masking.random_masking(noise, num_keep)
-    return self.encoder(images, masked), masked
+    return masking.random_masking(noise, num_keep)
+
+  def forward_encoder(
+    self, images: jax.Array, noise: Any
+  ) -> tuple[Tokens, masking.Masking]:
+    """[B, H, W, C] -> tokens of what is shown, and what was hidden."""
+    masked = self.choose(images, noise)
+    return self.forward_visible(images, masked), masked
+
+  def forward_visible(
+    self, images: jax.Array, masked: masking.Masking
+  ) -> Tokens:
+    """[B, H, W, C] and what to hide of them -> tokens of K visible patches."""
+    return self.encoder(images, masked)
 
   def forward_decoder(
     self, tokens: Tokens, masked: masking.Masking
   ) -> jax.Array:
-    """Tokens and what was hidden -> predicted patches [B, L, P]."""
+    """Tokens and what was hidden -> predictions [B, L, T]."""
     return self.decoder(tokens, masked)
 
   def reconstruct(
     self, images: jax.Array, masked: masking.Masking
   ) -> jax.Array:
     """[B, H, W, C] and what to hide of them -> predicted patches [B, L, P]."""
-    return self.forward_decoder(self.encoder(images, masked), masked)
+    tokens = self.forward_visible(images, masked)
+    return self.to_patches(self.forward_decoder(tokens, masked))
+
+  def to_patches(self, pred: jax.Array) -> jax.Array:
+    """Predictions [B, L, T] as patches [B, L, P], in the target's scale."""
+    return self.target.to_patches(pred)
 
   def forward_loss(
     self, images: jax.Array, pred: jax.Array, mask: jax.Array
   ) -> jax.Array:
     """What the predictions cost, see `losses.reconstruction`."""
-    target = patches.patchify(images, self.encoder.patch_size)
-    if self.norm_pix_loss:
-      target = losses.normalize_patches(target)
+    target = self.target(patches.patchify(images, self.encoder.patch_size))
     return losses.reconstruction(pred, target, mask, self.loss, self.loss_on)
 
   def features(self, images: jax.Array) -> Tokens:
     """Deterministic tokens of all patches: nothing is hidden."""
     return self.encoder(images)
+
+
+def variables(params: Mapping[str, Any]) -> dict[str, Any]:
+  """What `MaskedAutoencoder.apply` takes, out of parameters by role."""
+  learned = {role: params[role] for role in [targets.FITTED] if role in params}
+  return {"params": params["model"], **learned}
 
 
 def _prepend(token: jax.Array, x: jax.Array) -> jax.Array:

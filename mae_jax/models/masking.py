@@ -8,7 +8,7 @@ tail is cut off, and the decoder undoes the shuffle (He et al. 2021, section 3,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -185,10 +185,71 @@ def _grids(grid: tuple[int, int]) -> dict[int, np.ndarray]:
   return found
 
 
+def given_noise(
+  rows: Sequence[str],
+  key: jax.Array,
+  batch: int,
+  grid: tuple[int, int],
+  num_keep: int,
+) -> jax.Array:
+  """As `random_noise`, but of masks that somebody drew: one of them an image.
+
+  Args:
+    rows: of patches, as "0110", 1 = hidden; of one mask after the other.
+    key: as there.
+    batch: as there.
+    grid: as there.
+    num_keep: as there.
+
+  Raises:
+    ValueError: if they are not masks of this grid that keep K patches each.
+  """
+  count, rest = divmod(len(rows), grid[0])
+  if not count or rest:
+    raise ValueError(
+      f"mask_rows={_few(rows)} has {len(rows)} rows: write {grid[0]} a mask"
+    )
+  for row in rows:
+    if len(row) != grid[1] or set(row) - set("01"):
+      raise ValueError(
+        f"mask_rows={_few(rows)} has a row {row!r}: write {grid[1]} signs a "
+        "row, each 0 (shown) or 1 (hidden)"
+      )
+  hidden = np.array([[sign == "1" for sign in row] for row in rows])
+  hidden = hidden.reshape(count, -1)
+  for number, kept in enumerate((~hidden).sum(axis=1).tolist(), 1):
+    if kept != num_keep:
+      ratio = math.floor(1e4 * (1 - kept / hidden.shape[1])) / 1e4
+      raise ValueError(
+        f"mask_rows={_few(rows)}: mask {number} shows {kept} of "
+        f"{hidden.shape[1]} patches and its mask_ratio={ratio}, all must show "
+        f"the {num_keep} of the ratio that is set"
+      )
+  keys = jax.random.split(key)
+  which = jax.random.randint(keys[0], (batch,), 0, count)
+  chosen = jnp.asarray(hidden, jnp.float32)[which]
+  return chosen + random_noise(keys[1], batch, grid, num_keep)
+
+
+def _few(rows: Sequence[str]) -> str:
+  shown = ",".join(rows[:3])
+  return f"{shown},..." if len(rows) > 3 else shown
+
+
 # What hides patches: by its name, from a key, B, the grid and K to noise.
-STRATEGIES: dict[
-  str, Callable[[jax.Array, int, tuple[int, int], int], jax.Array]
-] = {"random": random_noise, "block": block_noise, "grid": grid_noise}
+Strategy = Callable[[jax.Array, int, tuple[int, int], int], jax.Array]
+STRATEGIES: dict[str, Strategy] = {
+  "random": random_noise,
+  "block": block_noise,
+  "grid": grid_noise,
+}
+
+
+def nothing_hidden(masked: Masking) -> Masking:
+  """All L patches in order, for a decoder that is to fill in none of them."""
+  length = masked.mask.shape[1]
+  order = jnp.broadcast_to(jnp.arange(length), masked.mask.shape[:2])
+  return Masking(order, order, masked.mask, length)
 
 
 def visible_only(tokens: jax.Array, masked: Masking) -> jax.Array:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mae_jax import checkpoints, optim, sharding
 from mae_jax import config as config_lib
-from mae_jax.models import build, classifiers, mae, masking, patches
+from mae_jax.models import build, classifiers, mae, patches
 from mae_jax.plan import topology
 from mae_jax.steps import finetune, linprobe, pretrain
 from mae_jax.steps import program as program_lib
@@ -99,7 +99,7 @@ def planned(
   platform = mesh.devices.flat[0].platform
   if config.task == "pretrain":
     model = build.masked_autoencoder(config, platform)
-    program = pretrain.program(config, model, lr_fn)
+    program = pretrain.program(config, model, lr_fn, total_steps)
     return Planned(config, mesh, program, total_steps, _tokens(model))
   if config.task not in classifiers.CLASSIFIERS:
     raise config_lib.ConfigError(
@@ -136,4 +136,4 @@ def on_slice(
 
 def _tokens(model: mae.MaskedAutoencoder) -> tuple[int, int]:
   length = model.decoder.grid[0] * model.decoder.grid[1]
-  return 1 + masking.num_kept(length, model.mask_ratio), 1 + length
+  return 1 + model.num_shown(length), 1 + length

@@ -17,8 +17,13 @@ LossFn = Callable[[Any, Any], jax.Array]
 
 
 def loss_and_grads(
-  loss_fn: LossFn, params: Any, batch: Any, accum_steps: int
-) -> tuple[jax.Array, Any]:
+  loss_fn: LossFn,
+  params: Any,
+  batch: Any,
+  accum_steps: int,
+  *,
+  has_aux: bool = False,
+) -> tuple[Any, Any]:
   """The mean loss of a batch and its gradient, in `accum_steps` parts.
 
   Args:
@@ -27,11 +32,13 @@ def loss_and_grads(
     batch: a tree of [B, ...]; everything random is drawn for all of it, so
       that the parts see what the whole would.
     accum_steps: A, a divisor of B.
+    has_aux: whether loss_fn gives (loss, tree of other means).
 
   Returns:
-    Loss and gradients, equal to those of the whole batch up to rounding.
+    What loss_fn gives, and gradients: equal to those of the whole batch up to
+    rounding.
   """
-  value_and_grad = jax.value_and_grad(loss_fn)
+  value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
   if accum_steps == 1:
     return value_and_grad(params, batch)
 
@@ -39,8 +46,10 @@ def loss_and_grads(
     part = jax.tree.map(partition.constrain_batch, part)
     return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
 
-  zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
   parts = jax.tree.map(lambda x: _split(x, accum_steps), batch)
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(value_and_grad, params, first)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   total, _ = jax.lax.scan(add, zero, parts)
   return jax.tree.map(lambda x: x / accum_steps, total)
 

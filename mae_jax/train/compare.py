@@ -122,6 +122,10 @@ class Comparison:
       where, step=whole, health=jax.tree.map(lambda _: whole, state.health)
     )
 
+  def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
+    """See `loop.Task`: nothing."""
+    return state
+
   def load(self, path: str, like: Any) -> Any:
     """The encoder of a checkpoint, for those that are to be pre-trained."""
     where = sharding.replicated(self._mesh)

@@ -19,6 +19,7 @@ from mae_jax.models import (
   mae,
   patches,
   positions,
+  targets,
   variants,
 )
 
@@ -124,7 +125,15 @@ def load_autoencoder(
     ("decoder", model.decoder.width),
   ):
     found[part] = _without_fixed(path, part, found[part], model, width)
-  found = {classifiers.MODEL: found}
+  target = run.config.objective.target
+  if (targets.FITTED in params) != (targets.FITTED in like):
+    raise config_lib.ConfigError(
+      f"{path} was trained with objective.target={target}, whose decoder "
+      f"predicts something else: set --config.objective.target={target}"
+    )
+  found = {
+    role: found if role == classifiers.MODEL else params[role] for role in like
+  }
   checkpoints.check_shapes(path, found, like)
   old, new = run.config.model.decoder_heads, model.decoder.heads
   if old != new:

@@ -77,6 +77,9 @@ class Task(program.Placed, Protocol):
     checkpoint does not have is drawn as in `init`.
     """
 
+  def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
+    """A new state, with what is to be learned of the data before training."""
+
 
 def initial_state(
   task: Task,
@@ -99,7 +102,7 @@ def initial_state(
     params = task.load(config.init_from, shapes.params)
     state = jax.jit(task.init, out_shardings=shardings)()
     return dataclasses.replace(state, params=params)
-  return jax.jit(task.init, out_shardings=shardings)()
+  return task.fit(jax.jit(task.init, out_shardings=shardings)())
 
 
 def run(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from mae_jax import checkpoints, dialects, interrupts, sharding
 from mae_jax import config as config_lib
-from mae_jax import dialects, interrupts, sharding
 from mae_jax.evals import pretraining
-from mae_jax.models import build
+from mae_jax.models import build, targets
 from mae_jax.steps import pretrain as steps
-from mae_jax.train import initial, loop, task
+from mae_jax.train import fitting, initial, loop, task
 
 
 class Pretraining(task.Images):
@@ -27,7 +28,7 @@ class Pretraining(task.Images):
     platform = mesh.devices.flat[0].platform
     self._model = build.masked_autoencoder(config, platform)
     super().__init__(config, mesh)
-    program = steps.program(config, self._model, self.lr_fn)
+    program = steps.program(config, self._model, self.lr_fn, self.total_steps)
     self.init, self.train_step = program.init, program.train_step
     self.flops_per_image = program.flops_per_image
     self.evaluate = pretraining.Evaluation(
@@ -38,6 +39,22 @@ class Pretraining(task.Images):
       self.eval_source,
       self.unreadable,
     )
+
+  def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
+    """See `loop.Task`: what the target learns."""
+    if targets.FITTED not in state.params:
+      return state
+    before = state.params[targets.FITTED]
+    found = fitting.principal_components(
+      self._config, self._mesh, self._model, self.train_batches(0)
+    )
+    after = jax.tree.map(
+      lambda old, new: jax.device_put(new, old.sharding),
+      before,
+      {"target": found},
+    )
+    params = state.params | {targets.FITTED: after}
+    return dataclasses.replace(state, params=params)
 
   def load(self, path: str, like: Any) -> Any:
     """The parameters of another pre-training run, decoder and all."""

@@ -85,6 +85,10 @@ class Images:
     result: checkpoints.TrainState = sharding.state_shardings(self._mesh, state)
     return result
 
+  def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
+    """See `loop.Task`: nothing."""
+    return state
+
   def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of every batch from `start_step` on."""
     data = self._config.data

@@ -53,7 +53,10 @@ def config(kind: str, **sections: Any) -> config_lib.Config:
     "task": task,
     "data": DATA,
     "model": MODEL,
-    "objective": {"mask_ratio": 0.6, "norm_pix_loss": kind != "raw"},
+    "objective": {
+      "mask_ratio": 0.6,
+      "target": "raw" if kind == "raw" else "norm_pix",
+    },
     "classify": {"pooling": pooling, "head_std": 0.03},
   } | sections
   return tiny.config(**sections)

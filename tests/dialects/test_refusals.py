@@ -243,7 +243,7 @@ def test_the_arguments_of_the_reference_are_read(tmp_path: pathlib.Path):
   file = write(tmp_path / "x.pth", model=state("mae"), args=args, epoch=3)
   convert.convert(str(file), str(tmp_path / "a"), to="jax", **HEADS)
   objective = checkpoints.read_run(tmp_path / "a").config.objective
-  assert objective == config_lib.Objective(mask_ratio=0.5, norm_pix_loss=False)
+  assert objective == config_lib.Objective(mask_ratio=0.5, target="raw")
   args.output = pathlib.PurePosixPath("x")
   other = write(tmp_path / "y.pth", model=state("mae"), args=args)
   refused(other, tmp_path, "holds pathlib.PurePosixPath, which is neither")

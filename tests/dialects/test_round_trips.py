@@ -184,7 +184,7 @@ def test_what_a_config_leaves_out_is_the_default(tmp_path: pathlib.Path):
   x, _ = outputs.images()
   config = checkpoints.read_run(ours).config
   assert config.objective.mask_ratio == 0.75
-  assert not config.objective.norm_pix_loss
+  assert config.objective.target == "raw"
   loaded = type(model).from_pretrained(
     tmp_path / "theirs", attn_implementation="eager"
   )

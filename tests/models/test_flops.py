@@ -69,7 +69,7 @@ def products(jaxpr) -> int:
 def test_forward_flops_are_those_of_the_products():
   model, loss, shapes = program(unroll=1)
   jaxpr = jax.make_jaxpr(loss)(*shapes).jaxpr
-  assert flops.train_step(model) * BATCH == 3 * products(jaxpr)
+  assert flops.train_step(model, 3) * BATCH == 3 * products(jaxpr)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -77,7 +77,7 @@ def test_flops_are_the_compilers(backward: bool):
   model, loss, shapes = program(unroll=2)  # a loop's body is counted once
   function = jax.value_and_grad(loss) if backward else loss
   counted = jax.jit(function).lower(*shapes).cost_analysis()["flops"]
-  paper = flops.train_step(model) * BATCH / (1 if backward else 3)
+  paper = flops.train_step(model, 3) * BATCH / (1 if backward else 3)
   print(f"{backward=}: XLA {counted:.4g}, on paper {paper:.4g}")
   assert paper < counted
   assert paper == pytest.approx(counted, rel=0.1)

@@ -179,3 +179,39 @@ def test_a_grid_that_cannot_be_is_refused_with_what_can():
   assert "0.5" in ratios
   for ratio in map(float, ratios):
     hidden_by("grid", (14, 14), masking.num_kept(196, ratio))
+
+
+CROSS = ("0110", "1111", "0110")
+CORNERS = ("1001", "1111", "1001")
+
+
+def test_given_masks_are_those_that_were_given():
+  noise = masking.given_noise(
+    (*CROSS, *CORNERS), jax.random.key(0), 64, (3, 4), 4
+  )
+  masked = masking.random_masking(noise, 4)
+  found = {
+    tuple("".join(map(str, row)) for row in mask)
+    for mask in np.asarray(masked.mask, int).reshape(-1, 3, 4)
+  }
+  assert found == {CROSS, CORNERS}
+  # What is shown is in no order, so that nothing can be told from it.
+  assert len({tuple(row) for row in np.asarray(masked.ids_keep)}) > 20
+
+
+@pytest.mark.parametrize(
+  ("rows", "text"),
+  [
+    ((), "mask_rows= has 0 rows: write 3 a mask"),
+    (CROSS[:2], "has 2 rows: write 3 a mask"),
+    (("0110", "111", "0110"), "a row '111': write 4 signs a row"),
+    (("0110", "11x1", "0110"), "a row '11x1'.* each 0 .shown. or 1"),
+    (
+      (*CROSS, "1101", "1111", "1001"),
+      r"mask 2 shows 3 of 12 .* mask_ratio=0.75, all must show the 4",
+    ),
+  ],
+)
+def test_given_masks_that_are_none(rows, text: str):
+  with pytest.raises(ValueError, match=text):
+    masking.given_noise(rows, jax.random.key(0), 2, (3, 4), 4)

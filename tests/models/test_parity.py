@@ -87,7 +87,7 @@ def jax_model(channels: int, norm_pix: bool) -> mae.MaskedAutoencoder:
       "decoder_depth": DECODER_DEPTH,
       "decoder_heads": DECODER_HEADS,
     },
-    objective={"mask_ratio": 0.75, "norm_pix_loss": norm_pix},
+    objective={"mask_ratio": 0.75, "target": "norm_pix" if norm_pix else "raw"},
   )
 
 

@@ -126,8 +126,8 @@ def test_parameter_counts(variant: str):
     ),
     ({"model": {"remat": "half"}}, "model.remat='half' is not known.*dots"),
     (
-      {"model": {"patch_size": (1, 1)}, "objective": {"norm_pix_loss": True}},
-      r"norm_pix_loss=True needs .*patch_size=\(1, 1\) with .*=1 has one",
+      {"model": {"patch_size": (1, 1)}, "objective": {"target": "norm_pix"}},
+      "objective.target='norm_pix' needs .* these have one: use larger",
     ),
     (
       {"data": {"mean": (0.1, 0.2, 0.3)}},
@@ -145,14 +145,12 @@ def test_what_cannot_work_is_refused(sections, text: str):
 
 
 def test_one_value_patches_without_norm_pix_and_named_patch_sizes():
-  model = tiny.model(
-    model={"patch_size": (1, 1)}, objective={"norm_pix_loss": False}
-  )
-  assert (model.decoder.grid, model.decoder.patch_dim) == ((8, 8), 1)
+  model = tiny.model(model={"patch_size": (1, 1)}, objective={"target": "raw"})
+  assert (model.decoder.grid, model.decoder.target_dim) == ((8, 8), 1)
   model = tiny.model(model={"patch_size": (4, 2)})
-  assert (model.decoder.grid, model.decoder.patch_dim) == ((2, 4), 8)
+  assert (model.decoder.grid, model.decoder.target_dim) == ((2, 4), 8)
   model = tiny.model(model={"patch_size": None, "variant": "S/4"})
-  assert (model.decoder.grid, model.decoder.patch_dim) == ((2, 2), 16)
+  assert (model.decoder.grid, model.decoder.target_dim) == ((2, 2), 16)
 
 
 def test_unroll_is_chosen_by_platform():

@@ -29,7 +29,7 @@ def draw() -> tuple[np.ndarray, np.ndarray]:
 
 
 def loss_and_grads(accum_steps: int, mesh=None):
-  model = tiny.model(objective={"norm_pix_loss": False})
+  model = tiny.model(objective={"target": "raw"})
 
   def loss_fn(params, part):
     return model.apply({"params": params}, *part).loss

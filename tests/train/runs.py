@@ -60,7 +60,7 @@ def steps(
   task = TASKS[config.task](config, where)
   shapes = program.abstract_state(task)
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
-  state = jax.jit(task.init, out_shardings=shardings)()
+  state = task.fit(jax.jit(task.init, out_shardings=shardings)())
   stream = task.train_batches(0) if batch is None else iter(lambda: batch, 0)
   losses = []
   with jax.set_mesh(where):

@@ -16,14 +16,14 @@ from tests.train import runs
 
 @pytest.mark.slow
 def test_one_batch_can_be_learned_by_heart():
-  config = tiny.config(objective={"norm_pix_loss": False})
+  config = tiny.config(objective={"target": "raw"})
   source = sources.open_source(config.data, "train")
   rows = np.arange(4)
   stream = pipeline.eval_batches(
     source, config.data, batch_size=4, rows=rows, limit=4
   )
   x = images.normalize(jnp.asarray(next(stream)["image"]), (0.3,), (0.4,))
-  model = tiny.model(objective={"norm_pix_loss": False})
+  model = tiny.model(objective={"target": "raw"})
   noise = jax.random.uniform(jax.random.key(0), (4, 16))
   params = model.init(jax.random.key(1), x, noise)["params"]
   tx = optax.adam(3e-3)

@@ -1,0 +1,177 @@
+"""Other masks and targets keep what the default promises."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bench import kills
+from mae_jax import config as config_lib
+from mae_jax import images, sharding
+from mae_jax.models import patches
+from mae_jax.steps import pretrain as steps
+from mae_jax.train import fitting, pretrain
+from tests import tiny
+from tests.train import runs
+
+# Each setting at least once: they do not know of each other.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+  "learned": {
+    "hidden": "mask_tokens",
+    "target": "pca",
+    "pca_components": 3,
+    "mask_ratios": (0.5, 0.75),
+    "masks": ("grid", "random"),
+  },
+  "noise": {
+    "hidden": "noise",
+    "loss_on": "all",
+    "mask": "given",
+    "mask_rows": ("1010", "1111") * 2,
+  },
+  "pixels": {
+    "hidden": "pixel_noise",
+    "target": "raw",
+    "mask_ratios": (0.5, 0.8),
+    "varies": "staged",
+  },
+}
+PCA = {"target": "pca", "pca_components": 3}
+
+
+def settings(**objective: Any) -> config_lib.Config:
+  """A run of four steps, each of which is logged."""
+  return tiny.config(
+    train={
+      "length": "4 steps",
+      "log_every": "1 steps",
+      "save_every": "2 steps",
+    },
+    data={"eval_split": ""},
+    eval=config_lib.Eval(images=0),
+    objective=objective,
+  )
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+  """That a target learns from."""
+  monkeypatch.setattr(fitting, "IMAGES", 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_resumed_bit_for_bit_and_equal_on_one_device(name: str, tmp_path):
+  config = settings(**OBJECTIVES[name])
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  runs.train(config, whole, devices=8, fsdp=4)
+  expected = runs.params(whole, config)
+  shutil.copytree(whole, cut)
+  shutil.rmtree(cut / "checkpoints" / "4")
+  runs.train(config, cut, devices=8, fsdp=4)
+  jax.tree.map(
+    np.testing.assert_array_equal, runs.params(cut, config), expected
+  )
+  assert kills.records(cut) == kills.records(whole)
+
+  found = [line["loss"] for line in kills.records(whole) if "loss" in line]
+  _, losses = runs.steps(config, 4)
+  np.testing.assert_allclose(found, losses, rtol=1e-5)
+
+
+def which(seed: int, varies: str, total: int) -> list[int]:
+  """The number of the mask that each step takes, of 2 ratios x 3 strategies."""
+  config = tiny.config(
+    train={"seed": seed},
+    objective={
+      "mask_ratios": (0.5, 0.75),
+      "masks": ("random", "block", "grid"),
+      "varies": varies,
+    },
+  )
+  program = steps.program(
+    config, tiny.model(objective={}), lambda step: 0.0, total
+  )
+  take = program.train_step.keywords["which"]
+  return np.asarray(jax.vmap(take)(jnp.arange(total))).tolist()
+
+
+def test_stages_are_equal_and_in_order():
+  # Of 12 steps each ratio has six and each strategy four, in a row.
+  assert which(0, "staged", 12) == [0] * 4 + [1] * 2 + [4] * 2 + [5] * 4
+
+
+def test_draws_are_even_independent_and_of_the_seed():
+  found = which(0, "drawn", 1200)
+  counts = np.bincount(found, minlength=6)
+  assert (np.abs(counts - 200) < 5 * np.sqrt(200)).all()
+  assert found == which(0, "drawn", 1200)
+  assert found != which(1, "drawn", 1200)
+
+
+def test_what_is_fitted_is_of_the_training_stream():
+  config = settings(**PCA)
+  state, _ = runs.steps(config, 0)
+  task = pretrain.Pretraining(config, runs.devices_mesh())
+  stream = task.train_batches(0)
+  rows = np.concatenate([next(stream)["image"] for _ in range(4)])  # of 32
+  x = images.normalize(rows, config.data.mean, config.data.std)
+  cut = np.asarray(patches.patchify(x, (2, 2)), np.float64).reshape(-1, 4)
+  fitted = jax.device_get(state.params["fitted"]["target"])
+  np.testing.assert_allclose(fitted["mean"], cut.mean(axis=0), rtol=1e-5)
+  variances = np.linalg.eigvalsh(np.cov(cut.T))[::-1][:3]
+  np.testing.assert_allclose(
+    (cut @ fitted["basis"]).var(axis=0, ddof=1), variances, rtol=1e-4
+  )
+
+
+def test_what_is_fitted_stays_and_is_started_from(tmp_path):
+  config = settings(**PCA)
+  runs.train(config, tmp_path / "first")
+  before = runs.params(tmp_path / "first", config)["fitted"]
+  again = tiny.changed(config, init_from=str(tmp_path / "first"))
+  # Other images: fitted anew, components would be others.
+  again = tiny.changed(again, data={"crop_scale": (0.2, 0.3)})
+  runs.train(again, tmp_path / "second")
+  after = runs.params(tmp_path / "second", again)["fitted"]
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+
+  other = tiny.changed(settings(), init_from=str(tmp_path / "first"))
+  with pytest.raises(
+    config_lib.ConfigError, match=r"objective.target=pca, .*target=pca$"
+  ):
+    runs.train(other, tmp_path / "third")
+
+
+@pytest.mark.parametrize(
+  ("objective", "text"),
+  [
+    ({"hidden": "drop"}, "objective.hidden='drop' is not known.*'dropped'"),
+    ({"target": "pixels"}, "objective.target='pixels' is not known: known"),
+    ({"varies": "often"}, "objective.varies='often' is not known: known are"),
+    (
+      {"target": "pca"},
+      r"objective.pca_components=96 is not in 1..4, the values of a patch",
+    ),
+    (
+      {"mask_ratios": (0.5, 0.6), "masks": ("random", "grid")},
+      "a grid cannot keep 6 of 4 x 4 patches.* a mask_ratio of 0.0625, 0.25",
+    ),
+    ({"masks": ("random", "gird")}, "masks='gird' is not known.*'grid'"),
+    ({"mask_ratios": (0.5, 1.0)}, "objective.mask_ratio=1.0 keeps 0 of 16"),
+    ({"mask": "given"}, "objective.mask_rows= has 0 rows: write 4 a mask"),
+    (
+      {"target": "pca", "pca_components": 2, "hidden": "pixel_noise"},
+      "objective.hidden='pixel_noise' .* objective.target='pca'",
+    ),
+  ],
+)
+def test_what_does_not_go_together_is_refused(objective, text: str):
+  config = tiny.config(objective=objective)
+  with pytest.raises(config_lib.ConfigError, match=text):
+    pretrain.Pretraining(config, sharding.make_mesh(config_lib.Mesh()))
