@@ -186,6 +186,31 @@ class Objective:
   pca_components: int = 96  # of target=pca
   loss: str = "mse"  # of an error: a name in mae_jax.losses.ERRORS
   loss_on: str = "masked"  # which patches count: masked | all
+  # InfoNCE besides: each reconstructed patch is to find its own original among
+  # others of its image, or of the batch.
+  contrast: str = "none"  # none | image | batch
+  contrast_weight: float = 0.1
+  contrast_temperature: float = 0.1
+  contrast_patches: int = 0  # hidden patches of an image that take part; 0: all
+  # all | decoder (the encoder stays as `init_from` has it)
+  trained: str = "all"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adversary:
+  """A discriminator that pre-training is to deceive."""
+
+  judges: str = "none"  # none | patch (parts of images) | image (as a whole)
+  loss: str = "hinge"  # hinge | non_saturating
+  weight: float = 0.1  # of what it costs the network
+  # Shares of training at which that weight leaves 0, and is reached.
+  ramp: tuple[float, float] = (0.1, 0.3)
+  gradient_penalty: float = 1.0  # R1, at real images
+  width: int = 64  # channels after the first of its convolutions
+  depth: int = 4  # convolutions, each of which halves the image
+  lr: float = 2e-4  # at its peak; it follows the schedule of optim.lr
+  b1: float = 0.0
+  b2: float = 0.99
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -297,6 +322,7 @@ class Config:
   eval: Eval = Eval()
   classify: Classify = Classify()
   compare: Compare = Compare()
+  adversary: Adversary = Adversary()
   # A checkpoint whose parameters a new run starts from, or weights of the
   # reference, transformers or timm.
   init_from: str = ""
@@ -313,6 +339,14 @@ DURATIONS = (
 
 # Bounds of single settings; of a tuple, of each item.
 AT_LEAST: dict[str, float] = {
+  "adversary.b1": 0,
+  "adversary.b2": 0,
+  "adversary.depth": 1,
+  "adversary.gradient_penalty": 0,
+  "adversary.lr": 0,
+  "adversary.ramp": 0,
+  "adversary.weight": 0,
+  "adversary.width": 1,
   "classify.cutmix": 0,
   "classify.drop_path": 0,
   "classify.ema": 0,
@@ -349,6 +383,8 @@ AT_LEAST: dict[str, float] = {
   "model.decoder_mlp_dim": 1,
   "model.patch_size": 1,
   "model.unroll": 0,
+  "objective.contrast_patches": 0,
+  "objective.contrast_weight": 0,
   "objective.mask_ratio": 0,
   "objective.mask_ratios": 0,
   "objective.pca_components": 1,
@@ -368,12 +404,15 @@ ABOVE: dict[str, float] = {
   "eval.knn_temperature": 0,
   "eval.probe_l2": 0,
   "model.norm_eps": 0,
+  "objective.contrast_temperature": 0,
   "train.spike_factor": 1,
   "train.stop_seconds": 0,
   "optim.grad_clip": 0,
   "optim.layer_decay": 0,
 }
 BELOW: dict[str, float] = {
+  "adversary.b1": 1,
+  "adversary.b2": 1,
   "classify.drop_path": 1,
   "classify.ema": 1,
   "classify.smoothing": 1,
@@ -383,6 +422,10 @@ BELOW: dict[str, float] = {
 # Beyond any use, and small enough that the run ends in an error about memory
 # rather than never.
 AT_MOST: dict[str, float] = {
+  "adversary.depth": 14,
+  "adversary.lr": 1e20,
+  "adversary.ramp": 1,
+  "adversary.width": 2**12,
   "classify.erasing": 1,
   "classify.mix_prob": 1,
   "classify.mix_switch": 1,

@@ -75,6 +75,36 @@ def reconstruction(
   return (costs * weights).sum() / weights.sum()
 
 
+def info_nce(
+  pred: jax.Array, target: jax.Array, temperature: float
+) -> jax.Array:
+  """How well predictions find their own targets among those of others.
+
+  -log(exp(s_ii / t) / sum_j exp(s_ij / t)), where s is cosine similarity and t
+  the temperature, on average over i (van den Oord et al. 2018, arXiv
+  1807.03748).
+
+  Args:
+    pred: [..., N, T].
+    target: [..., N, T]; those of one i are what the others must not be like.
+    temperature: t.
+
+  Returns:
+    A float32 scalar.
+  """
+  pred, target = _unit(pred), _unit(target)
+  highest = jax.lax.Precision.HIGHEST
+  every = jnp.einsum("...it,...jt->...ij", pred, target, precision=highest)
+  own = (pred * target).sum(axis=-1)  # [..., N]
+  costs = jax.nn.logsumexp(every / temperature, axis=-1) - own / temperature
+  return costs.mean()
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)
+
+
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Cross-entropy with a distribution over the classes.
 

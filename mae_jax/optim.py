@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
@@ -132,6 +132,7 @@ def adamw(
   config: config_lib.Optim,
   not_decayed: Container[str] = NOT_DECAYED,
   scales: Any = None,
+  frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """AdamW without its learning rate: `step = -lr * update`.
 
@@ -144,6 +145,7 @@ def adamw(
     not_decayed: names of parameters.
     scales: see `layer_scales`; None for equal rates. It multiplies the decay
       too.
+    frozen: modules whose parameters are not changed.
   """
   clip = (
     optax.identity()  # so that a run may go on with clipping, or without
@@ -157,4 +159,15 @@ def adamw(
       config.weight_decay, mask=lambda params: decay_mask(params, not_decayed)
     ),
     *([] if scales is None else [scale_by_tree(scales)]),
+    *([optax.masked(optax.set_to_zero(), _within(frozen))] if frozen else []),
   )
+
+
+def _within(modules: Sequence[str]) -> Any:
+  def within(params: Any) -> Any:
+    return {
+      name: jax.tree.map(lambda _, name=name: name in modules, part)
+      for name, part in params.items()
+    }
+
+  return within

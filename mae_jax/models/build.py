@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from mae_jax import config as config_lib
 from mae_jax import losses
 from mae_jax.models import (
+  contrast,
+  discriminators,
   hiding,
   mae,
   masking,
@@ -79,6 +81,7 @@ def masked_autoencoder(
     mask=_strategy(config, objective.mask, "mask"),
     loss=objective.loss,
     loss_on=objective.loss_on,
+    terms=_terms(config),
   )
   _check_draw(network, config)
   return network
@@ -123,6 +126,50 @@ def _target(config: config_lib.Config, patch_dim: int) -> targets.Target:
     )
   with _named_settings():
     return build(patch_dim, objective.pca_components)
+
+
+def _terms(
+  config: config_lib.Config,
+) -> dict[str, tuple[float, mae.Term]]:
+  objective = config.objective
+  if objective.contrast == "none":
+    return {}
+  known = dict.fromkeys(["none", *contrast.CONTRASTS])
+  config_lib.lookup(known, objective.contrast, "objective.contrast")
+  if objective.hidden == "pixel_noise":
+    raise config_lib.ConfigError(
+      f"objective.contrast={objective.contrast!r} takes whole hidden patches, "
+      "of which objective.hidden='pixel_noise' has none: set objective.hidden="
+      "'noise'"
+    )
+  if objective.contrast == "batch" and config.optim.accum_steps > 1:
+    raise config_lib.ConfigError(
+      "objective.contrast='batch' compares all images of a batch, of which "
+      f"optim.accum_steps={config.optim.accum_steps} holds a part at a time: "
+      "set optim.accum_steps=1, or objective.contrast='image'"
+    )
+  term = contrast.CONTRASTS[objective.contrast](
+    objective.contrast_temperature, objective.contrast_patches
+  )
+  return {"contrast": (objective.contrast_weight, term)}
+
+
+def discriminator(config: config_lib.Config) -> discriminators.Discriminator:
+  """Builds what a run with an adversary trains besides.
+
+  Raises:
+    ConfigError: if images are too small for it.
+  """
+  settings, size = config.adversary, config.data.image_size
+  build = config_lib.lookup(
+    discriminators.DISCRIMINATORS, settings.judges, "adversary.judges"
+  )
+  if 2**settings.depth > min(size):
+    raise config_lib.ConfigError(
+      f"adversary.depth={settings.depth} halves images of data.image_size="
+      f"{size} to nothing: use at most {min(size).bit_length() - 1}"
+    )
+  return build(settings.width, settings.depth, DTYPES[config.model.dtype])
 
 
 def _strategy(

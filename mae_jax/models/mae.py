@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import flax.struct
 import jax
@@ -42,17 +43,22 @@ POOLINGS: dict[str, Callable[[Tokens], jax.Array]] = {
 }
 
 
+Term = Callable[[jax.Array, jax.Array, masking.Masking], jax.Array]
+
+
 @flax.struct.dataclass
 class MaeOutput:
   """Everything a step, a test or a picture wants.
 
   Attributes:
-    loss: scalar float32.
+    loss: scalar float32, of all there is.
+    parts: what it is made of, by name, if of more than the reconstruction.
     pred: [B, L, T] what is predicted of patches, float32.
     mask: [B, L] float32, 1 = removed; [B, L, P] where pixels are.
   """
 
   loss: jax.Array
+  parts: dict[str, jax.Array]
   pred: jax.Array
   mask: jax.Array
 
@@ -226,6 +232,8 @@ class MaskedAutoencoder(nn.Module):
     mask: how patches to hide are chosen.
     loss: what an error costs, a name in `losses.ERRORS`.
     loss_on: of which patches, a name in `losses.SCORED`.
+    terms: what else costs, by name: a weight, and a function of predictions,
+      targets and what was hidden.
   """
 
   encoder: Encoder
@@ -235,6 +243,7 @@ class MaskedAutoencoder(nn.Module):
   mask: masking.Strategy = masking.random_noise
   loss: str = "mse"
   loss_on: str = "masked"
+  terms: Mapping[str, tuple[float, Term]] = flax.core.FrozenDict()
 
   def __call__(self, images: jax.Array, noise: Any = None) -> MaeOutput:
     """Masks, encodes, decodes and scores.
@@ -249,7 +258,11 @@ class MaskedAutoencoder(nn.Module):
     tokens, masked = self.forward_encoder(images, noise)
     pred = self.forward_decoder(tokens, masked)
     loss = self.forward_loss(images, pred, masked.mask)
-    return MaeOutput(loss, pred, masked.mask)
+    parts = self.forward_terms(images, pred, masked)
+    total = loss + sum(self.terms[name][0] * parts[name] for name in parts)
+    if parts:
+      parts = {"reconstruction": loss, **parts}
+    return MaeOutput(total, parts, pred, masked.mask)
 
   @nn.nowrap
   def num_shown(self, length: int) -> int:
@@ -307,8 +320,21 @@ class MaskedAutoencoder(nn.Module):
     self, images: jax.Array, pred: jax.Array, mask: jax.Array
   ) -> jax.Array:
     """What the predictions cost, see `losses.reconstruction`."""
-    target = self.target(patches.patchify(images, self.encoder.patch_size))
+    target = self.forward_target(images)
     return losses.reconstruction(pred, target, mask, self.loss, self.loss_on)
+
+  def forward_terms(
+    self, images: jax.Array, pred: jax.Array, masked: masking.Masking
+  ) -> dict[str, jax.Array]:
+    """What else they cost, by name, each without its weight."""
+    return {
+      name: term(pred, self.forward_target(images), masked)
+      for name, (_, term) in self.terms.items()
+    }
+
+  def forward_target(self, images: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> what is to be predicted of them, [B, L, T]."""
+    return self.target(patches.patchify(images, self.encoder.patch_size))
 
   def features(self, images: jax.Array) -> Tokens:
     """Deterministic tokens of all patches: nothing is hidden."""

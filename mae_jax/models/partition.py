@@ -26,6 +26,13 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
+def replicate(x: jax.Array) -> jax.Array:
+  """Gives each device of the ambient mesh all of x; x itself without one."""
+  if not jax.sharding.get_abstract_mesh().auto_axes:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
 def num_devices() -> int:
   """Of the ambient mesh, over which `constrain_batch` splits."""
   mesh = jax.sharding.get_abstract_mesh()

@@ -13,30 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mae_jax import checkpoints, images, optim, rng
+from mae_jax import checkpoints, images, rng
 from mae_jax import config as config_lib
-from mae_jax.models import build, flops, mae
+from mae_jax.models import build, mae
+from mae_jax.steps import objectives, update
 from mae_jax.steps import program as program_lib
-from mae_jax.steps import update
-
-ROLE = "model"  # the parameters' name in the state
-
-
-def init(
-  model: mae.MaskedAutoencoder,
-  tx: optax.GradientTransformation,
-  *,
-  seed: int,
-  image_shape: tuple[int, int, int],
-) -> checkpoints.TrainState:
-  """A new state; under `jax.eval_shape` its shapes alone."""
-  dummy = jnp.zeros((1, *image_shape))
-  keys = {"params": rng.key(seed, "init"), "mask": rng.key(seed, "mask")}
-  variables = model.init(keys, dummy)
-  params = variables.pop("params")
-  return checkpoints.TrainState.create(
-    params={ROLE: params, **variables}, opt_state={ROLE: tx.init(params)}
-  )
 
 
 def train_step(
@@ -45,8 +26,7 @@ def train_step(
   *,
   models: Sequence[mae.MaskedAutoencoder],
   which: Callable[[jax.Array], jax.Array | int],
-  tx: optax.GradientTransformation,
-  lr_fn: optax.Schedule,
+  objective: objectives.Reconstruction,
   config: config_lib.Config,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
   """One step on one global batch.
@@ -56,8 +36,7 @@ def train_step(
     batch: "image" [B, H, W, C] uint8, "readable" [B] bool.
     models: the network, with each mask that training takes.
     which: step -> the one of these that it takes.
-    tx: see `optim.adamw`.
-    lr_fn: step -> learning rate.
+    objective: what is made small.
     config: seed, normalisation and accumulation.
 
   Returns:
@@ -65,36 +44,38 @@ def train_step(
   """
   # For the whole global batch at once: the same masks on any devices.
   key = rng.key(config.train.seed, "mask", state.step)
-  variables = mae.variables(state.params)
 
   def taken(
-    model: mae.MaskedAutoencoder, params: Any, pixels: jax.Array
-  ) -> tuple[jax.Array, Any]:
-    def loss_fn(params: Any, part: tuple[jax.Array, Any]) -> jax.Array:
+    model: mae.MaskedAutoencoder, trained: Any, pixels: jax.Array
+  ) -> tuple[Any, Any]:
+    def loss_fn(trained: Any, part: tuple[jax.Array, Any]) -> Any:
       pixels, noise = part
       x = images.normalize(pixels, config.data.mean, config.data.std)
-      out: Any = model.apply(variables | {"params": params}, x, noise)
-      return out.loss
+      params = state.params | trained
+      return objective.loss(model, params, x, noise, state.step)
 
     noise = model.draw(key, pixels.shape)
     return update.loss_and_grads(
-      loss_fn, params, (pixels, noise), config.optim.accum_steps
+      loss_fn, trained, (pixels, noise), config.optim.accum_steps, has_aux=True
     )
 
-  loss, grads = jax.lax.switch(
+  (loss, metrics), grads = jax.lax.switch(
     which(state.step),
     [functools.partial(taken, model) for model in models],
-    state.params[ROLE],
+    {role: state.params[role] for role in objective.trained},
     batch["image"],
   )
-  lr = lr_fn(state.step)
-  state, values = update.update(state, ROLE, tx, lr, loss, grads)
+  moves = {
+    role: update.Move(how.tx, how.lr_fn(state.step), grads[role])
+    for role, how in objective.trained.items()
+  }
+  state, values = update.update_all(state, moves, loss)
+  values |= metrics
   health = update.watch(
-    state.health, loss, batch["readable"], config.train.spike_factor
+    state.health, values["loss"], batch["readable"], config.train.spike_factor
   )
-  return dataclasses.replace(state, health=health), values | update.counts(
-    health
-  )
+  state = dataclasses.replace(state, health=health)
+  return state, values | update.counts(health)
 
 
 def program(
@@ -114,32 +95,49 @@ def program(
   Raises:
     ConfigError: if there is no mask that training is to take.
   """
-  objective, channels = config.objective, config.data.channels
-  models = build.variants_of_mask(model, config)
-  pick = config_lib.lookup(VARIES, objective.varies, "objective.varies")
+  settings, seed = config.objective, config.train.seed
+  by_ratio = build.variants_of_mask(model, config)
+  pick = config_lib.lookup(VARIES, settings.varies, "objective.varies")
 
   def which(step: jax.Array) -> jax.Array | int:
     ratio, strategy = (
-      pick(rng.key(config.train.seed, name, step), step, total_steps, count)
-      for name, count in (("ratio", len(models)), ("strategy", len(models[0])))
+      pick(rng.key(seed, name, step), step, total_steps, count)
+      for name, count in (
+        ("ratio", len(by_ratio)),
+        ("strategy", len(by_ratio[0])),
+      )
     )
-    return ratio * len(models[0]) + strategy
+    return ratio * len(by_ratio[0]) + strategy
 
-  tx = optim.adamw(config.optim)
-  flat = list(itertools.chain(*models))
+  kind = config_lib.lookup(
+    objectives.OBJECTIVES, config.adversary.judges, "adversary.judges"
+  )
+  objective = kind(config, model, lr_fn, total_steps)
+
+  def init() -> checkpoints.TrainState:
+    params = objective.init(lambda name: rng.key(seed, name))
+    return checkpoints.TrainState.create(
+      params=params,
+      opt_state={
+        role: how.tx.init(params[role])
+        for role, how in objective.trained.items()
+      },
+    )
+
+  models = list(itertools.chain(*by_ratio))
   return program_lib.Program(
-    init=functools.partial(
-      init,
-      model,
-      tx,
-      seed=config.train.seed,
-      image_shape=(*config.data.image_size, channels),
-    ),
+    init=init,
     train_step=functools.partial(
-      train_step, models=flat, which=which, tx=tx, lr_fn=lr_fn, config=config
+      train_step,
+      models=models,
+      which=which,
+      objective=objective,
+      config=config,
     ),
     flops_per_image=round(
-      statistics.mean(flops.train_step(each, channels) for each in flat)
+      statistics.mean(
+        objective.flops(each, config.data.channels) for each in models
+      )
     ),
   )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,20 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
   return jnp.moveaxis(partition.constrain_batch(x), 1, 0)
 
 
+class Move(NamedTuple):
+  """How parameters of a role are to be changed.
+
+  Attributes:
+    tx: gives the direction; the step is -lr times it.
+    lr: learning rate of this step.
+    grads: as the parameters.
+  """
+
+  tx: optax.GradientTransformation
+  lr: jax.Array
+  grads: Any
+
+
 def update(
   state: checkpoints.TrainState,
   role: str,
@@ -83,46 +97,63 @@ def update(
   loss: jax.Array,
   grads: Any,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
+  """`update_all` of one role."""
+  return update_all(state, {role: Move(tx, lr, grads)}, loss)
+
+
+def update_all(
+  state: checkpoints.TrainState, moves: Mapping[str, Move], loss: jax.Array
+) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
   """One optimiser step, skipped where loss or gradient is not finite.
 
   Args:
     state: before the step.
-    role: whose parameters and optimiser state to change.
-    tx: gives the direction; the step is -lr times it.
-    lr: learning rate of this step.
+    moves: by role, of those that are trained. If one cannot move, none does.
     loss: scalar.
-    grads: as the parameters of the role.
 
   Returns:
     The state after the step, whose `health` tells whether it was skipped, and
-    the metrics loss, lr and grad_norm.
+    the metrics loss, lr and grad_norm; of roles after the first, lr_<role> and
+    grad_norm_<role>.
   """
-  params, opt_state = state.params[role], state.opt_state[role]
-  grad_norm = optax.tree.norm(grads)
-  updates, new_opt_state = tx.update(grads, opt_state, params)
-  # A finite norm of gradients, a finite state and the bounds of rate and decay
-  # (config.AT_MOST) make finite updates. To look at these as well would take
-  # another pass over parameters and moments, which are most of what a step
-  # reads on a large slice.
-  good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-  new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+  good = jnp.isfinite(loss)
+  metrics, updated = {"loss": loss}, {}
+  for number, (role, move) in enumerate(moves.items()):
+    params, opt_state = state.params[role], state.opt_state[role]
+    grad_norm = optax.tree.norm(move.grads)
+    updates, new_opt_state = move.tx.update(move.grads, opt_state, params)
+    # A finite norm of gradients, a finite state and the bounds of rate and
+    # decay (config.AT_MOST) make finite updates. To look at these as well would
+    # take another pass over parameters and moments, which are most of what a
+    # step reads on a large slice.
+    good &= jnp.isfinite(grad_norm)
+    new_params = jax.tree.map(
+      lambda p, u, lr=move.lr: p - lr * u, params, updates
+    )
+    updated[role] = new_params, new_opt_state
+    suffix = f"_{role}" if number else ""
+    metrics |= {f"lr{suffix}": move.lr, f"grad_norm{suffix}": grad_norm}
 
   def keep(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
+  params, opt_state = dict(state.params), dict(state.opt_state)
+  for role, (new_params, new_opt_state) in updated.items():
+    params[role] = keep(new_params, params[role])
+    opt_state[role] = keep(new_opt_state, opt_state[role])
   health = state.health
   state = dataclasses.replace(
     state,
     step=state.step + 1,
-    params=state.params | {role: keep(new_params, params)},
-    opt_state=state.opt_state | {role: keep(new_opt_state, opt_state)},
+    params=params,
+    opt_state=opt_state,
     health=dataclasses.replace(
       health,
       skipped=health.skipped + ~good,
       skipped_in_a_row=jnp.where(good, 0, health.skipped_in_a_row + 1),
     ),
   )
-  return state, {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+  return state, metrics
 
 
 def watch(

@@ -33,6 +33,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "loss_on": "all",
     "mask": "given",
     "mask_rows": ("1010", "1111") * 2,
+    "contrast": "batch",
+    "contrast_patches": 2,
   },
   "pixels": {
     "hidden": "pixel_noise",
@@ -41,12 +43,18 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "varies": "staged",
   },
 }
+OBJECTIVES["adversary"] = {
+  "adversary": {"judges": "patch", "width": 8, "depth": 2, "ramp": (0, 0.5)}
+}
 PCA = {"target": "pca", "pca_components": 3}
 
 
-def settings(**objective: Any) -> config_lib.Config:
+def settings(
+  adversary: dict[str, Any] | None = None, **objective: Any
+) -> config_lib.Config:
   """A run of four steps, each of which is logged."""
   return tiny.config(
+    adversary=adversary or {},
     train={
       "length": "4 steps",
       "log_every": "1 steps",

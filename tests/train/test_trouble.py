@@ -106,9 +106,9 @@ def test_skips_and_spikes_are_told_and_logged(tmp_path, capsys, monkeypatch):
   losses = jnp.array([1.0, 9.0, jnp.nan, 1.0])
   real = update.loss_and_grads
 
-  def loss_and_grads(loss_fn, params, batch, accum_steps):
-    loss, grads = real(loss_fn, params, batch, accum_steps)
-    return losses[count[0]] + 0 * loss, grads
+  def loss_and_grads(loss_fn, params, batch, accum_steps, **rest):
+    (loss, aux), grads = real(loss_fn, params, batch, accum_steps, **rest)
+    return (losses[count[0]] + 0 * loss, aux), grads
 
   count = [None]
   train_step = steps.train_step

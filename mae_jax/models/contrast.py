@@ -1,0 +1,62 @@
+"""InfoNCE of reconstructed patches and their originals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mae_jax import losses
+from mae_jax.models import masking, partition
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """Each reconstructed patch is to find its own original among its image's.
+
+  Attributes:
+    temperature: of the similarities.
+    patches: hidden patches of an image that take part; 0 for all.
+  """
+
+  temperature: float
+  patches: int
+
+  def count(self, masked: masking.Masking) -> int:
+    """How many of an image take part."""
+    hidden = masked.ids_shuffle.shape[1] - masked.num_keep
+    return min(self.patches or hidden, hidden)
+
+  def __call__(
+    self, pred: jax.Array, target: jax.Array, masked: masking.Masking
+  ) -> jax.Array:
+    """Predictions and targets [B, L, T] and what was hidden -> a scalar."""
+    # The order is random, among the hidden as among the visible.
+    ids = masked.ids_shuffle[:, -self.count(masked) :, None]
+    taken = (jnp.take_along_axis(x, ids, axis=1) for x in (pred, target))
+    return self.among(*taken)
+
+  def among(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+    """InfoNCE of [B, N, T], within each image."""
+    return losses.info_nce(pred, target, self.temperature)
+
+
+class BatchContrast(Contrast):
+  """The same among the originals of all images of the global batch."""
+
+  def among(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+    """InfoNCE of [B, N, T]; each device compares its own with all."""
+    width = pred.shape[-1]
+    return losses.info_nce(
+      partition.constrain_batch(pred.reshape(-1, width)),
+      partition.replicate(target.reshape(-1, width)),
+      self.temperature,
+    )
+
+
+# By where the others are.
+CONTRASTS: dict[str, type[Contrast]] = {
+  "image": Contrast,
+  "batch": BatchContrast,
+}

@@ -1,0 +1,78 @@
+"""Networks that tell photographs from reconstructions.
+
+Without batch statistics, so that an image's score is its own on any devices,
+and a gradient penalty means what it says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+SLOPE = 0.2  # of leaky ReLU below 0
+
+
+class Discriminator(nn.Module):
+  """Scores parts of images: convolutions that halve the size, then one of 1x1.
+
+  As a "PatchGAN" (Isola et al. 2017, arXiv 1611.07004), each score sees only a
+  part of the image.
+
+  Attributes:
+    width: channels after the first halving; each further one doubles them, to
+      at most eight times.
+    depth: halvings.
+    dtype: of activations; scores are float32.
+  """
+
+  width: int
+  depth: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> scores [B, S], above 0 for what seems real."""
+    x = images
+    for number in range(self.depth):
+      x = nn.Conv(
+        self.width * min(2**number, 8),
+        (4, 4),
+        strides=2,
+        dtype=self.dtype,
+        name=f"conv{number}",
+      )(x)
+      x = nn.leaky_relu(x, SLOPE)
+    scores = nn.Conv(1, (1, 1), dtype=jnp.float32, name="score")(x)
+    return scores.reshape(len(images), -1)
+
+
+class ImageDiscriminator(Discriminator):
+  """Scores images as a whole: the mean of what it finds everywhere."""
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> scores [B, 1]."""
+    return super().__call__(images).mean(axis=1, keepdims=True)
+
+
+# By what is judged.
+DISCRIMINATORS: dict[str, type[Discriminator]] = {
+  "patch": Discriminator,
+  "image": ImageDiscriminator,
+}
+
+
+def forward_flops(
+  network: Discriminator, size: tuple[int, int], channels: int
+) -> int:
+  """Of one image, two a multiply-add."""
+  total, (height, width) = 0, size
+  for number in range(network.depth):
+    height, width = -(-height // 2), -(-width // 2)
+    wider = network.width * min(2**number, 8)
+    total += 2 * height * width * 16 * channels * wider
+    channels = wider
+  return total + 2 * height * width * channels
