@@ -11,6 +11,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # can take those that another one needs to join them, for good.
 os.environ.setdefault("NPROC", "32")
 
+# A test's time is mostly compiling, and half of that LLVM's optimisation of
+# machine code: of programs that run for a second, it is left out. What XLA does
+# before it (partitioning, fusion, layouts) is as in any run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import torch
 

@@ -114,3 +114,20 @@ def test_large_errors_are_finite(error: str):
   )
   assert np.isfinite(value)
   assert np.isfinite(gradient).all()
+
+
+def test_info_nce_and_its_gradient_equal_pytorch():
+  random = np.random.default_rng(4)
+  pred, target = random.normal(size=(2, 2, 9, 6)).astype(np.float32)
+  value, grad = jax.jit(jax.value_and_grad(losses.info_nce), static_argnums=2)(
+    pred, target, 0.1
+  )
+  theirs = torch.tensor(pred, dtype=torch.float64, requires_grad=True)
+  own = torch.nn.functional.normalize(torch.tensor(target).double(), dim=-1)
+  every = torch.nn.functional.normalize(theirs, dim=-1) @ own.transpose(1, 2)
+  wanted = torch.nn.functional.cross_entropy(
+    (every / 0.1).flatten(0, 1), torch.arange(9).repeat(2)
+  )
+  wanted.backward()
+  np.testing.assert_allclose(value, wanted.item(), rtol=1e-5)
+  np.testing.assert_allclose(grad, theirs.grad, rtol=1e-4, atol=1e-6)

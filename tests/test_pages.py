@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from mae_jax.report import __main__ as report
 from tests import logged, tiny
 from tests.train import runs
 
-sync_api.expect.set_options(timeout=30_000)
+PATIENCE = 120_000  # ms, on a machine that has other things to do
+sync_api.expect.set_options(timeout=PATIENCE)
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
   CHROMIUM is None and not os.environ.get("CI"),
@@ -42,6 +44,7 @@ def browser():
 def visit(browser):
   """Opens a page; at the end, nothing went wrong in it or was asked for."""
   context = browser.new_context(viewport={"width": 1300, "height": 1000})
+  context.set_default_timeout(PATIENCE)
   page = context.new_page()
   wrong: list[str] = []
   page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -83,6 +86,21 @@ def page_of_two(tmp_path_factory):
   return out
 
 
+def until(
+  page: sync_api.Page,
+  holds: Callable[[], bool],
+  act: Callable[[], object] = lambda: None,
+) -> None:
+  """Waits for it, and acts again and again: a busy page may miss a gesture."""
+  for _ in range(PATIENCE // 1000):
+    act()
+    for _ in range(10):
+      if holds():
+        return
+      page.wait_for_timeout(100)
+  raise AssertionError("it never came")
+
+
 def loss(page: sync_api.Page) -> sync_api.Locator:
   return page.locator("#chart0")
 
@@ -108,16 +126,21 @@ def test_drag_zooms_and_double_click_shows_all_again(visit, page_of_two):
   box = loss(page).locator(".nsewdrag").bounding_box()
   assert box is not None
   y = box["y"] + box["height"] / 2
-  page.mouse.move(box["x"] + 0.3 * box["width"], y)
-  page.mouse.down()
-  page.mouse.move(box["x"] + 0.6 * box["width"], y, steps=5)
-  page.mouse.up()
-  page.wait_for_timeout(300)
+
+  def drag() -> None:
+    page.mouse.move(box["x"] + 0.3 * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], y, steps=5)
+    page.mouse.up()
+
+  until(page, lambda: seen_range(page) != before, drag)
   low, high = seen_range(page)
   assert before[0] < low < high < before[1]
-  page.mouse.dblclick(box["x"] + 0.5 * box["width"], y)
-  page.wait_for_timeout(500)
-  assert seen_range(page) == pytest.approx(before)
+  until(
+    page,
+    lambda: seen_range(page) == pytest.approx(before),
+    lambda: page.mouse.dblclick(box["x"] + 0.5 * box["width"], y),
+  )
 
 
 def test_hover_tells_the_values(visit, page_of_two):
@@ -126,19 +149,20 @@ def test_hover_tells_the_values(visit, page_of_two):
   assert box is not None
   # A mouse comes from somewhere.
   x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-  page.mouse.move(x - 20, y)
-  page.mouse.move(x, y, steps=4)
+
+  def hover() -> None:
+    page.mouse.move(x - 20, y)
+    page.mouse.move(x, y, steps=4)
+
   told = loss(page).locator(".hoverlayer").first
-  told.locator("text").first.wait_for()
-  assert "one, training" in (told.text_content() or "")
+  until(page, lambda: "one, training" in (told.text_content() or ""), hover)
   assert "two, training" in (told.text_content() or "")
 
 
 def test_a_click_on_a_name_hides_its_line(visit, page_of_two):
   page = visit(page_of_two)
   loss(page).locator(".legendtoggle").first.click()
-  page.wait_for_timeout(600)
-  assert loss(page).locator(".scatterlayer .trace").count() == 3
+  sync_api.expect(loss(page).locator(".scatterlayer .trace")).to_have_count(3)
 
 
 def test_the_slider_moves_by_keyboard(visit, page_of_two):
@@ -170,9 +194,9 @@ def test_settings_that_differ_are_seen_at_once(visit, page_of_two):
 def test_a_narrow_window_needs_no_sideways_scrolling(visit, page_of_two):
   page = visit(page_of_two)
   page.set_viewport_size({"width": 700, "height": 900})
-  page.wait_for_timeout(300)
   charts = page.locator(".charts").first
-  assert charts.evaluate("each => each.scrollWidth <= each.clientWidth")
+  fits = "each => each.scrollWidth <= each.clientWidth"
+  until(page, lambda: charts.evaluate(fits))
 
 
 @pytest.fixture(scope="module")

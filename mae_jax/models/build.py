@@ -130,10 +130,10 @@ def _target(config: config_lib.Config, patch_dim: int) -> targets.Target:
 
 def _terms(
   config: config_lib.Config,
-) -> dict[str, tuple[float, mae.Term]]:
+) -> tuple[tuple[str, float, mae.Term], ...]:
   objective = config.objective
   if objective.contrast == "none":
-    return {}
+    return ()
   known = dict.fromkeys(["none", *contrast.CONTRASTS])
   config_lib.lookup(known, objective.contrast, "objective.contrast")
   if objective.hidden == "pixel_noise":
@@ -151,7 +151,7 @@ def _terms(
   term = contrast.CONTRASTS[objective.contrast](
     objective.contrast_temperature, objective.contrast_patches
   )
-  return {"contrast": (objective.contrast_weight, term)}
+  return (("contrast", objective.contrast_weight, term),)
 
 
 def discriminator(config: config_lib.Config) -> discriminators.Discriminator:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.core
 import flax.linen as nn
 import flax.struct
 import jax
@@ -232,7 +231,7 @@ class MaskedAutoencoder(nn.Module):
     mask: how patches to hide are chosen.
     loss: what an error costs, a name in `losses.ERRORS`.
     loss_on: of which patches, a name in `losses.SCORED`.
-    terms: what else costs, by name: a weight, and a function of predictions,
+    terms: what else costs: names, weights, and functions of predictions,
       targets and what was hidden.
   """
 
@@ -243,7 +242,7 @@ class MaskedAutoencoder(nn.Module):
   mask: masking.Strategy = masking.random_noise
   loss: str = "mse"
   loss_on: str = "masked"
-  terms: Mapping[str, tuple[float, Term]] = flax.core.FrozenDict()
+  terms: tuple[tuple[str, float, Term], ...] = ()
 
   def __call__(self, images: jax.Array, noise: Any = None) -> MaeOutput:
     """Masks, encodes, decodes and scores.
@@ -259,7 +258,7 @@ class MaskedAutoencoder(nn.Module):
     pred = self.forward_decoder(tokens, masked)
     loss = self.forward_loss(images, pred, masked.mask)
     parts = self.forward_terms(images, pred, masked)
-    total = loss + sum(self.terms[name][0] * parts[name] for name in parts)
+    total = loss + sum(weight * parts[name] for name, weight, _ in self.terms)
     if parts:
       parts = {"reconstruction": loss, **parts}
     return MaeOutput(total, parts, pred, masked.mask)
@@ -329,7 +328,7 @@ class MaskedAutoencoder(nn.Module):
     """What else they cost, by name, each without its weight."""
     return {
       name: term(pred, self.forward_target(images), masked)
-      for name, (_, term) in self.terms.items()
+      for name, _, term in self.terms
     }
 
   def forward_target(self, images: jax.Array) -> jax.Array:

@@ -103,7 +103,7 @@ def load_autoencoder(
     hints: what is known of the checkpoint's network besides.
 
   Returns:
-    The tree `like`, filled.
+    The network's part of `like`, filled: what is trained besides, is not.
 
   Raises:
     ConfigError: if there is no checkpoint, it is damaged, or of another
@@ -131,10 +131,10 @@ def load_autoencoder(
       f"{path} was trained with objective.target={target}, whose decoder "
       f"predicts something else: set --config.objective.target={target}"
     )
-  found = {
-    role: found if role == classifiers.MODEL else params[role] for role in like
-  }
-  checkpoints.check_shapes(path, found, like)
+  found = {classifiers.MODEL: found}
+  if targets.FITTED in like:
+    found[targets.FITTED] = params[targets.FITTED]
+  checkpoints.check_shapes(path, found, {role: like[role] for role in found})
   old, new = run.config.model.decoder_heads, model.decoder.heads
   if old != new:
     raise config_lib.ConfigError(

@@ -57,9 +57,15 @@ class Pretraining(task.Images):
     return dataclasses.replace(state, params=params)
 
   def load(self, path: str, like: Any) -> Any:
-    """The parameters of another pre-training run, decoder and all."""
+    """The network of another pre-training run; an opponent is drawn."""
     hints = dialects.Hints.of_config(self._config)
-    return initial.load_autoencoder(path, like, self._mesh, self._model, hints)
+    found = initial.load_autoencoder(path, like, self._mesh, self._model, hints)
+    others = {role: like[role] for role in like if role not in found}
+    drawn = jax.jit(
+      lambda: {role: self.init().params[role] for role in others},
+      out_shardings=jax.tree.map(lambda x: x.sharding, others),
+    )()
+    return found | drawn
 
 
 def run(

@@ -183,3 +183,25 @@ def test_what_does_not_go_together_is_refused(objective, text: str):
   config = tiny.config(objective=objective)
   with pytest.raises(config_lib.ConfigError, match=text):
     pretrain.Pretraining(config, sharding.make_mesh(config_lib.Mesh()))
+
+
+def test_a_decoder_is_trained_alone_and_with_an_adversary(tmp_path):
+  """The second stage of the published visualisations: no weight but its own."""
+  runs.pretrained(tmp_path / "first")
+  config = tiny.changed(
+    settings(trained="decoder", adversary=OBJECTIVES["adversary"]["adversary"]),
+    init_from=str(tmp_path / "first"),
+  )
+  runs.train(config, tmp_path / "second")
+  after = runs.params(tmp_path / "second", config)
+  before = runs.params(tmp_path / "first", settings())["model"]
+  jax.tree.map(
+    np.testing.assert_array_equal, after["model"]["encoder"], before["encoder"]
+  )
+  moved = jax.tree.map(
+    lambda a, b: float(np.abs(a - b).max()),
+    after["model"]["decoder"],
+    before["decoder"],
+  )
+  assert min(jax.tree.leaves(moved)) > 0
+  assert set(after) == {"model", "discriminator"}

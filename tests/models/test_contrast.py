@@ -1,0 +1,58 @@
+"""InfoNCE: which patches are compared with which."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mae_jax.models import contrast, masking
+
+BATCH, LENGTH, WIDTH, KEEP, TEMPERATURE = 3, 10, 5, 4, 0.2
+
+
+def draw(seed: int) -> np.ndarray:
+  random = np.random.default_rng(seed)
+  return random.normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
+
+
+def masked() -> masking.Masking:
+  noise = np.random.default_rng(7).uniform(size=(BATCH, LENGTH))
+  return masking.random_masking(jnp.asarray(noise), KEEP)
+
+
+def nce(pred: np.ndarray, target: np.ndarray) -> float:
+  """Of [N, T], as a classification in PyTorch."""
+  a, b = (F.normalize(torch.tensor(x), dim=1) for x in (pred, target))
+  return F.cross_entropy(a @ b.T / TEMPERATURE, torch.arange(len(a))).item()
+
+
+@pytest.mark.parametrize("count", [0, 2, 6, 99])
+def test_hidden_patches_are_compared_within_images_or_the_batch(count: int):
+  pred, target, hidden = draw(0), draw(1), masked()
+  taken = np.asarray(hidden.ids_shuffle)[:, -min(count or 6, 6) :]
+  for row in range(BATCH):
+    assert hidden.mask[row, taken[row]].all()
+  picked = [
+    [x[row, taken[row]] for row in range(BATCH)] for x in (pred, target)
+  ]
+  within = np.mean([nce(a, b) for a, b in zip(*picked, strict=True)])
+  across = nce(*(np.concatenate(rows) for rows in picked))
+  for kind, wanted in (("image", within), ("batch", across)):
+    term = contrast.CONTRASTS[kind](TEMPERATURE, count)
+    np.testing.assert_allclose(term(pred, target, hidden), wanted, rtol=1e-5)
+    # What is visible has no part in it.
+    shown = (np.asarray(hidden.mask) == 0)[..., None]
+    np.testing.assert_array_equal(
+      term(np.where(shown, 9.0, pred), target, hidden),
+      term(pred, target, hidden),
+    )
+
+
+def test_originals_cost_nothing_next_to_others():
+  target, hidden = draw(1), masked()
+  term = contrast.CONTRASTS["batch"](0.01, 0)
+  assert term(5 * target, target, hidden) < 1e-3
+  assert term(-target, target, hidden) > 50

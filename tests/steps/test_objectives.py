@@ -1,0 +1,135 @@
+"""The adversarial step: who learns from what; a decoder trained alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax import config as config_lib
+from mae_jax import rng
+from mae_jax.models import build
+from mae_jax.steps import objectives
+from tests import reference, tiny
+
+TOTAL = 20
+
+
+def adversarial(target: str = "norm_pix", **settings: Any):
+  """The objective, its network and random parameters."""
+  config = tiny.config(
+    objective={"target": target},
+    adversary={
+      "judges": "patch",
+      "width": 8,
+      "depth": 2,
+      "ramp": (0.25, 0.75),
+      "weight": 0.5,
+      "gradient_penalty": 3.0,
+      **settings,
+    },
+  )
+  model = build.masked_autoencoder(config)
+  objective = objectives.Adversarial(config, model, lambda step: 1e-3, TOTAL)
+  return objective, model, objective.init(lambda name: rng.key(0, name))
+
+
+def given() -> tuple[np.ndarray, np.ndarray]:
+  random = np.random.default_rng(0)
+  images = random.normal(size=(4, 8, 8, 1)).astype(np.float32)
+  return images, random.uniform(size=(4, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("step", [0, 10, 20])
+def test_each_learns_from_its_own_loss_alone(step: int):
+  objective, model, params = adversarial()
+  images, noise = given()
+  opponent = build.discriminator(
+    tiny.config(adversary={"judges": "patch", "width": 8, "depth": 2})
+  )
+  weight = 0.5 * np.clip((step / TOTAL - 0.25) / 0.5, 0, 1)
+
+  def score(rival, x):
+    return opponent.apply({"params": rival}, x)
+
+  def of_network(network):
+    out = model.apply({"params": network}, images, noise)
+    painted = objectives.paint(model, {"model": network}, images, out)
+    return out.loss - weight * score(params["discriminator"], painted).mean()
+
+  def of_opponent(rival):
+    out = model.apply({"params": params["model"]}, images, noise)
+    fake = score(rival, objectives.paint(model, params, images, out))
+    real = score(rival, images)
+    hinge = jnp.maximum(0, 1 - real).mean() + jnp.maximum(0, 1 + fake).mean()
+    slopes = jax.grad(lambda x: score(rival, x).mean(axis=1).sum())(images)
+    return hinge + 3 * 0.5 * (slopes**2).sum(axis=(1, 2, 3)).mean()
+
+  (total, metrics), grads = jax.jit(
+    jax.value_and_grad(objective.loss, argnums=1, has_aux=True),
+    static_argnums=0,
+  )(model, params, images, noise, step)
+  own, wanted = jax.jit(jax.value_and_grad(of_network))(params["model"])
+  telling, theirs = jax.jit(jax.value_and_grad(of_opponent))(
+    params["discriminator"]
+  )
+  np.testing.assert_allclose(metrics["loss"], own, rtol=1e-5)
+  np.testing.assert_allclose(total, own + telling, rtol=1e-5)
+  np.testing.assert_allclose(metrics["adversary_weight"], weight, atol=1e-6)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+  jax.tree.map(close, grads["model"], wanted)
+  jax.tree.map(close, grads["discriminator"], theirs)
+
+
+@pytest.mark.parametrize("target", ["norm_pix", "raw"])
+def test_what_is_judged_has_the_visible_patches_and_true_statistics(target):
+  _, model, params = adversarial(target)
+  images, noise = given()
+  out = model.apply({"params": params["model"]}, images, noise)
+  painted = objectives.paint(model, params, images, out)
+  cut = reference.patchify(np.asarray(painted), (2, 2))
+  true, mask = reference.patchify(images, (2, 2)), np.asarray(out.mask)
+  np.testing.assert_array_equal(cut[mask == 0], true[mask == 0])
+  pred = np.asarray(out.pred)
+  if target == "norm_pix":
+    std = np.sqrt(true.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
+    pred = pred * std + true.mean(axis=-1, keepdims=True)
+  np.testing.assert_allclose(cut[mask == 1], pred[mask == 1], rtol=1e-5)
+
+
+def test_a_penalty_of_zero_and_other_judges():
+  for settings in ({"judges": "image"}, {"loss": "non_saturating"}):
+    objective, model, params = adversarial(gradient_penalty=0.0, **settings)
+    images, noise = given()
+    _, metrics = objective.loss(model, params, images, noise, jnp.int32(3))
+    assert metrics["gradient_penalty"] == 0
+    assert np.isfinite(metrics["loss_telling"])
+
+
+@pytest.mark.parametrize(
+  ("changes", "text"),
+  [
+    ({"judges": "pixel"}, "adversary.judges='pixel' is not known"),
+    ({"loss": "wgan"}, "adversary.loss='wgan' is not known: known are hinge"),
+    ({"depth": 4}, r"adversary.depth=4 halves .*\(8, 8\) to .* at most 3"),
+    (
+      {"ramp": (0.5, 0.2)},
+      r"adversary.ramp=\(0.5, 0.2\) ends before it",
+    ),
+    ({"ramp": (0.5, 1.2)}, r"adversary.ramp=\(0.5, 1.2\) must be at most 1"),
+  ],
+)
+def test_settings_that_cannot_work(changes, text: str):
+  with pytest.raises(config_lib.ConfigError, match=text):
+    adversarial(**changes)
+
+
+def test_a_decoder_alone_wants_a_start():
+  config = tiny.config(objective={"trained": "decoder"})
+  with pytest.raises(config_lib.ConfigError, match="set init_from"):
+    objectives.Reconstruction(
+      config, build.masked_autoencoder(config), lambda step: 1e-3, TOTAL
+    )
