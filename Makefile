@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train demo test test-fast lint bench reliability weights conversion step \
-  growth start pipeline table2 tpu plan clean
+  growth start pipeline table2 tpu plan ablations clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -31,7 +31,8 @@ lint: .venv/test
 	$(BIN)/shellcheck --external-sources launch/*.sh launch/*.sbatch
 
 # All of it takes hours, on a machine that does nothing else.
-bench: step growth pipeline start table2 tpu plan weights conversion reliability
+bench: step growth pipeline start table2 tpu plan ablations weights \
+  conversion reliability
 
 reliability: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.reliability
@@ -50,6 +51,9 @@ step: .venv/test
 
 growth: .venv/test
 	$(BIN)/python -m bench.growth
+
+ablations: .venv/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

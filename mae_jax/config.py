@@ -326,6 +326,9 @@ class Config:
   # A checkpoint whose parameters a new run starts from, or weights of the
   # reference, transformers or timm.
   init_from: str = ""
+  # Whether that checkpoint may be of another patch size or number of channels:
+  # see mae_jax.models.adapt for what becomes of its kernels.
+  init_adapt: bool = False
 
 
 # Settings that are Durations.
@@ -470,6 +473,7 @@ MAY_CHANGE = (
   "data.path",
   "data.prefetch",
   "eval",
+  "init_adapt",
   "init_from",
   "mesh",
   "model.attention_mb",

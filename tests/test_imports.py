@@ -78,7 +78,7 @@ TIERS = {
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
 # Beside `data`: what writes for TensorFlow, imported by no one at the top.
 WRITES_TENSORFLOW = "mae_jax.export.savedmodel"
-SHARED_BY_TASKS = ("initial", "loop", "task", "watch")
+SHARED_BY_TASKS = ("fitting", "initial", "loop", "task", "watch")
 
 
 def imports(module: str, source: str) -> set[str]:

@@ -139,6 +139,7 @@ class Comparison:
       self._one.grid,
       self._one.classifier.encoder,
       dialects.Hints.of_config(self._config),
+      channels=initial.adapted_to(self._config),
     )
     # Only of the scratch members is what is drawn kept.
     count = len(self._streams)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from mae_jax import checkpoints, console, dialects
 from mae_jax import config as config_lib
 from mae_jax.models import (
+  adapt,
   build,
   classifiers,
   mae,
@@ -35,6 +36,11 @@ _ARCHITECTURE = (
 )
 
 
+def adapted_to(config: config_lib.Config) -> int | None:
+  """The channels to adapt patches to, if `init_adapt` asks for it."""
+  return config.data.channels if config.init_adapt else None
+
+
 def load_encoder(
   path: epath.PathLike,
   like: Any,
@@ -42,6 +48,8 @@ def load_encoder(
   grid: tuple[int, int],
   encoder: mae.Encoder,
   hints: dialects.Hints = dialects.NO_HINTS,
+  *,
+  channels: int | None = None,
 ) -> Any:
   """The encoder of a pre-trained or fine-tuned checkpoint.
 
@@ -56,6 +64,7 @@ def load_encoder(
     grid: rows and columns of patches of the images to come.
     encoder: the network that is to have it.
     hints: what is known of the checkpoint's network besides.
+    channels: of the images to come, if patches are to be adapted to these.
 
   Returns:
     The tree `like`, filled.
@@ -66,9 +75,11 @@ def load_encoder(
   """
   hints = dataclasses.replace(hints, no_decoder=True)
   params, run = dialects.load_any(path, mesh, hints)
-  check_network(path, run, encoder)
+  check_network(path, run, encoder, adapted=channels is not None)
   _tell_pixels(path, run, hints)
   found = dict(classifiers.trained(params)["encoder"])
+  if channels is not None:
+    found = _embedding(found, run.config, encoder.patch_size, channels)
   if "norm" not in like:
     found.pop("norm", None)
   elif "norm" not in found:
@@ -92,6 +103,8 @@ def load_autoencoder(
   mesh: Mesh,
   model: mae.MaskedAutoencoder,
   hints: dialects.Hints,
+  *,
+  channels: int | None = None,
 ) -> Any:
   """A whole pre-trained network, to go on from.
 
@@ -101,6 +114,7 @@ def load_autoencoder(
     mesh: the devices.
     model: the network that is to have them.
     hints: what is known of the checkpoint's network besides.
+    channels: of the images to come, if patches are to be adapted to these.
 
   Returns:
     The network's part of `like`, filled: what is trained besides, is not.
@@ -118,13 +132,20 @@ def load_autoencoder(
       "leave init_from empty to start from scratch"
     )
   # What differs is named by its setting, before shapes are compared.
-  check_network(path, run, model.encoder)
+  check_network(path, run, model.encoder, adapted=channels is not None)
   _tell_pixels(path, run, hints)
   for part, width in (
     ("encoder", model.encoder.width),
     ("decoder", model.decoder.width),
   ):
-    found[part] = _without_fixed(path, part, found[part], model, width)
+    found[part] = _without_fixed(path, part, found[part], run.config, width)
+  if channels is not None:
+    size = model.encoder.patch_size
+    found["encoder"] = _embedding(found["encoder"], run.config, size, channels)
+    if targets.FITTED not in params:
+      found["decoder"] = _prediction(
+        found["decoder"], run.config, size, channels
+      )
   target = run.config.objective.target
   if (targets.FITTED in params) != (targets.FITTED in like):
     raise config_lib.ConfigError(
@@ -141,14 +162,18 @@ def load_autoencoder(
       f"the decoder of {path} has model.decoder_heads={old}, not {new}: set "
       f"--config.model.decoder_heads={old}"
     )
-  return found
+  return jax.tree.map(
+    lambda leaf, to: jax.device_put(leaf, to.sharding),
+    found,
+    {role: dict(like[role]) for role in found},
+  )
 
 
 def _without_fixed(
   path: epath.PathLike,
   part: str,
   params: Any,
-  model: mae.MaskedAutoencoder,
+  config: config_lib.Config,
   width: int,
 ) -> Any:
   """Parameters without a table that is, but for rounding, the fixed one."""
@@ -156,7 +181,7 @@ def _without_fixed(
     return params
   table = np.asarray(jax.device_get(params["pos_embed"]))
   fixed = np.asarray(
-    positions.with_cls(positions.sincos_2d(model.decoder.grid, width))
+    positions.with_cls(positions.sincos_2d(_grid(config), width))
   )
   if table.shape != fixed.shape or not np.allclose(table, fixed, 0, _ROUNDING):
     raise config_lib.ConfigError(
@@ -168,9 +193,15 @@ def _without_fixed(
 
 
 def check_network(
-  path: epath.PathLike, run: checkpoints.Run, encoder: mae.Encoder
+  path: epath.PathLike,
+  run: checkpoints.Run,
+  encoder: mae.Encoder,
+  *,
+  adapted: bool = False,
 ) -> None:
   """Compares what two encoders are, of which shapes tell only a part.
+
+  Patches may differ if they are adapted.
 
   Raises:
     ConfigError: if they differ.
@@ -180,7 +211,11 @@ def check_network(
     {name: getattr(each, name) for name in _ARCHITECTURE}
     for each in (before, encoder)
   )
-  wrong = [name for name in _ARCHITECTURE if old[name] != new[name]]
+  wrong = [
+    name
+    for name in _ARCHITECTURE
+    if old[name] != new[name] and not (adapted and name == "patch_size")
+  ]
   if wrong:
     said = ", ".join(f"model.{x}={old[x]}, not {new[x]}" for x in wrong)
     flags = " ".join(
@@ -188,6 +223,7 @@ def check_network(
     )
     raise config_lib.ConfigError(
       f"the encoder of {path} has {said}: set {flags}"
+      + (", or --config.init_adapt=true" if wrong == ["patch_size"] else "")
     )
 
 
@@ -230,7 +266,7 @@ def _check_channels(
     raise config_lib.ConfigError(
       f"the encoder of {path} has data.channels={old}, not {new}: set "
       f"--config.data.channels={old}, with as many numbers in data.mean and "
-      "data.std"
+      "data.std, or --config.init_adapt=true"
     )
 
 
@@ -238,9 +274,7 @@ def _positions(
   encoder: Any, config: config_lib.Config, grid: tuple[int, int]
 ) -> np.ndarray:
   """[1, 1 + L, D] on the new grid, from what the checkpoint has."""
-  _, square = variants.parse(config.model.variant)
-  patch_size = config.model.patch_size or (square, square)
-  before = patches.grid_size(config.data.image_size, patch_size)
+  before = _grid(config)
   if "pos_embed" in encoder:
     table = np.asarray(jax.device_get(encoder["pos_embed"]))
   else:
@@ -248,3 +282,44 @@ def _positions(
     table = np.asarray(positions.with_cls(positions.sincos_2d(before, own)))
   resized = positions.resize(table[:, 1:], before, grid)
   return np.concatenate([table[:, :1], resized], axis=1)
+
+
+def _patch_size(config: config_lib.Config) -> tuple[int, int]:
+  _, square = variants.parse(config.model.variant)
+  return config.model.patch_size or (square, square)
+
+
+def _grid(config: config_lib.Config) -> tuple[int, int]:
+  return patches.grid_size(config.data.image_size, _patch_size(config))
+
+
+def _embedding(
+  encoder: Any,
+  config: config_lib.Config,
+  patch_size: tuple[int, int],
+  channels: int,
+) -> dict[str, Any]:
+  """The encoder of a config, with an embedding for other patches."""
+  old = adapt.Patch(*_patch_size(config), config.data.channels)
+  embed = dict(encoder["patch_embed"])
+  kernel = np.asarray(jax.device_get(embed["kernel"]))
+  embed["kernel"] = adapt.embedding(
+    kernel, old, adapt.Patch(*patch_size, channels)
+  )
+  return {**encoder, "patch_embed": embed}
+
+
+def _prediction(
+  decoder: Any,
+  config: config_lib.Config,
+  patch_size: tuple[int, int],
+  channels: int,
+) -> dict[str, Any]:
+  """The decoder of a config, with predictions of other patches."""
+  old = adapt.Patch(*_patch_size(config), config.data.channels)
+  new = adapt.Patch(*patch_size, channels)
+  pred = {
+    name: adapt.prediction(np.asarray(jax.device_get(values)), old, new)
+    for name, values in decoder["pred"].items()
+  }
+  return {**decoder, "pred": pred}

@@ -59,7 +59,14 @@ class Pretraining(task.Images):
   def load(self, path: str, like: Any) -> Any:
     """The network of another pre-training run; an opponent is drawn."""
     hints = dialects.Hints.of_config(self._config)
-    found = initial.load_autoencoder(path, like, self._mesh, self._model, hints)
+    found = initial.load_autoencoder(
+      path,
+      like,
+      self._mesh,
+      self._model,
+      hints,
+      channels=initial.adapted_to(self._config),
+    )
     others = {role: like[role] for role in like if role not in found}
     drawn = jax.jit(
       lambda: {role: self.init().params[role] for role in others},

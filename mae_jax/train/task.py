@@ -160,6 +160,7 @@ class Labelled(Images):
       self.grid,
       self.classifier.encoder,
       dialects.Hints.of_config(self._config),
+      channels=initial.adapted_to(self._config),
     )
     shardings = jax.tree.map(lambda x: x.sharding, like)
     drawn = jax.jit(lambda: self.init().params, out_shardings=shardings)()

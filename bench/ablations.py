@@ -1,0 +1,267 @@
+"""What a change does to features and pictures: same budget, several seeds.
+
+  python -m bench.ablations [--data=digits] [--seeds=3] [CHANGE ...]
+
+Each CHANGE is an argument of `configs/ablations.py`, such as decoder_depth=8 or
+"mask=block50,loss=l1"; without any, it is those of DEFAULT. The recipe itself
+is always the first. Every seed of every change is a run of `mae_jax.main` in
+--workdir: what was cut goes on there, and what is done is only read. It writes
+`bench/ablations.md` and `bench/ablations.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+import tqdm
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from bench import machine
+from mae_jax import config as config_lib
+from mae_jax import painter, sharding
+from mae_jax.data import sources
+from mae_jax.evals import features
+from mae_jax.plan import report
+
+OUT = pathlib.Path("bench/ablations.md")
+RECIPE = "the recipe"
+DEFAULT = (
+  "decoder_depth=4",
+  "decoder_width=16",
+  "hidden=mask_tokens",
+  "hidden=noise",
+  "hidden=pixel_noise",
+  "target=norm_pix",
+  "target=pca",
+  "crop=none",
+  "crop=fixed",
+  "mask=random75",
+  "mask=block50",
+  "mask=block75",
+  "mask=grid75",
+  "loss=smooth_l1",
+  "loss_on=all",
+  "contrast=image",
+  "contrast=batch",
+  "adversary=patch",
+)
+# What is told of a run: headings, and names among its metrics.
+PROBES = {
+  "linear probe, 5 a class": "eval_linear_5/MAE",
+  "linear probe, all": "eval_linear_all/MAE",
+  "kNN, all": "eval_knn_all/MAE",
+}
+PSNR, SHARPNESS = "PSNR, dB", "sharpness"
+IMAGES = 64  # held out, that are painted
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One seed of one change."""
+
+  change: str
+  data: str
+  length: str
+  seed: int
+  root: pathlib.Path
+
+  @property
+  def workdir(self) -> pathlib.Path:
+    """Where it is, or will be."""
+    name = self.change.replace("=", "_").replace(",", "__")
+    return self.root / self.data / name.replace(" ", "_") / str(self.seed)
+
+  @property
+  def command(self) -> list[str]:
+    """What trains it."""
+    change = "" if self.change == RECIPE else f"{self.change},"
+    length = f",length={self.length}" if self.length else ""
+    return [
+      sys.executable,
+      "-m",
+      "mae_jax.main",
+      f"--config=configs/ablations.py:{change}data={self.data}{length}",
+      f"--workdir={self.workdir}",
+      f"--config.train.seed={self.seed}",
+      "--config.eval.raw_pixels=false",
+    ]
+
+  def train(self) -> None:
+    """Runs it to its end, or goes on.
+
+    Raises:
+      SystemExit: with what it said, if it fails.
+    """
+    if (self.workdir / "done").exists():
+      return
+    ended = subprocess.run(self.command, capture_output=True, text=True)
+    if ended.returncode:
+      raise SystemExit(f"{' '.join(self.command)}:\n{ended.stderr[-2000:]}")
+    (self.workdir / "done").touch()
+
+  def measured(self) -> dict[str, float]:
+    """Its figures by heading."""
+    lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+    last: dict[str, float] = {}
+    for line in map(json.loads, lines):
+      last |= line
+    found = {
+      heading: 100 * last[name]
+      for heading, name in PROBES.items()
+      if name in last
+    }
+    return found | pictures(self.workdir)
+
+
+def pictures(workdir: pathlib.Path) -> dict[str, float]:
+  """How near and how sharp held-out images are painted.
+
+  The same random masks for all, of the share that the network was trained with.
+  Sharpness is the mean absolute difference of neighbouring pixels where patches
+  are hidden, and 1 for the images themselves; what blurs has less.
+  """
+  mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
+  network = painter.Painter(workdir, mesh)
+  source = sources.open_source(network.data, "eval")
+  assert source is not None
+  arrays, _, _ = features.of_source(
+    lambda _, batch: {"image": batch["image"]},
+    {},
+    source,
+    network.data,
+    mesh=mesh,
+    batch_size=32,
+    limit=IMAGES,
+  )
+  images = arrays["image"]
+  hidden = network.masks("random", network.mask_ratio, len(images), seed=0)
+  painted = network.paint(images, hidden)
+  pasted = painted.pasted(images)
+  error = (pasted[painted.hidden] / 255.0 - images[painted.hidden] / 255.0) ** 2
+  return {
+    PSNR: float(-10 * np.log10(error.mean())),
+    SHARPNESS: edges(pasted, painted.hidden) / edges(images, painted.hidden),
+  }
+
+
+def edges(images: np.ndarray, where: np.ndarray) -> float:
+  """Mean absolute difference of neighbours [B, H, W, C] where both count."""
+  x = images.astype(np.float64)
+  total, count = 0.0, 0
+  for axis in (1, 2):
+    both = np.logical_and(*_neighbours(where, axis))
+    first, second = _neighbours(x, axis)
+    total += np.abs(first - second)[both].sum()
+    count += int(both.sum()) * x.shape[-1]
+  return total / count
+
+
+def _neighbours(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+  length = x.shape[axis]
+  first = np.take(x, range(length - 1), axis)
+  return first, np.take(x, range(1, length), axis)
+
+
+Found = Mapping[str, list[dict[str, float]]]  # by change, of each seed
+
+
+def table(found: Found) -> str:
+  """Mean and standard deviation over seeds, a row a change."""
+  headings = list(found[RECIPE][0])
+  rows = []
+  for change, seeds in found.items():
+    cells = []
+    for heading in headings:
+      values = np.array([each[heading] for each in seeds])
+      digits = 2 if heading == SHARPNESS else 1
+      spread = values.std(ddof=1) if len(values) > 1 else 0.0
+      cells.append(f"{values.mean():.{digits}f} ± {spread:.{digits}f}")
+    rows.append([change, *cells])
+  return report.table(rows, ["change", *headings])
+
+
+def draw(found: Found, path: pathlib.Path) -> None:
+  """Each seed as a point, a row a change and a column a figure."""
+  headings, changes = list(found[RECIPE][0]), list(found)
+  with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ablations"}):
+    figure = Figure(
+      figsize=(3 * len(headings), 1 + 0.28 * len(changes)), layout="constrained"
+    )
+    every = figure.subplots(1, len(headings), sharey=True, squeeze=False)[0]
+    for axes, heading in zip(every, headings, strict=True):
+      base = np.mean([each[heading] for each in found[RECIPE]])
+      axes.axvline(base, color="0.8", zorder=0)
+      for row, change in enumerate(changes):
+        values = [each[heading] for each in found[change]]
+        axes.plot(values, [row] * len(values), "o", ms=4, alpha=0.6, c="C0")
+        axes.plot(np.mean(values), row, "|", ms=12, c="black")
+      axes.set_xlabel(heading)
+      axes.spines[["top", "right"]].set_visible(False)
+    every[0].set_yticks(range(len(changes)), changes)
+    every[0].invert_yaxis()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def text(found: Found, args: argparse.Namespace, length: str) -> str:
+  """The page."""
+  return f"""# One thing changed
+
+Written by `python -m bench.ablations` (`make ablations`): the recipe
+`configs/{args.data}.py` with one thing changed, {length} each, {args.seeds}
+seeds; mean and standard deviation over them. Each row is
+
+    python -m mae_jax.main --config=configs/ablations.py:CHANGE,data={args.data}
+
+Accuracies in per cent, of frozen features of held-out images. PSNR and
+sharpness are of {IMAGES} held-out images, painted where hidden, under random
+masks of the share that was trained with: rows with another share compare with
+nobody. Sharpness is 1 for the images themselves. Small networks on little data
+tell what a setting does here, not what it would at the size of the paper, whose
+table stands in `configs/ablations.py`.
+{machine.about(("jax", "flax"))}.
+
+{table(found)}
+
+![each seed as a point](ablations.svg)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs what is not done, and writes the page."""
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("changes", nargs="*", default=DEFAULT, metavar="CHANGE")
+  parser.add_argument("--data", default="digits")
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument(
+    "--length", default="", help='for instance "500 steps"; "": the recipe\'s'
+  )
+  parser.add_argument("--workdir", type=pathlib.Path, default="runs/ablations")
+  parser.add_argument("--out", type=pathlib.Path, default=OUT)
+  args = parser.parse_args(argv)
+  jax.config.update("jax_platforms", "cpu")
+  runs = [
+    Run(change, args.data, args.length, seed, args.workdir)
+    for seed in range(args.seeds)
+    for change in dict.fromkeys([RECIPE, *args.changes])
+  ]
+  for run in tqdm.tqdm(runs):
+    run.train()
+  found: dict[str, list[dict[str, float]]] = {}
+  for run in tqdm.tqdm(runs, "painting"):
+    found.setdefault(run.change, []).append(run.measured())
+  draw(found, args.out.with_suffix(".svg"))
+  args.out.write_text(text(found, args, args.length or "as long as it is"))
+  print(args.out.read_text())
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,87 @@
+"""Starting from a network of other patches, sizes or channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mae_jax import config as config_lib
+from mae_jax.models import adapt
+from tests import tiny
+from tests.train import runs
+
+COLOUR = {
+  "source": "photos",
+  "channels": 3,
+  "mean": (0.3,) * 3,
+  "std": (0.4,) * 3,
+}
+  "source": "photos",
+  "channels": 3,
+  "mean": (0.3,) * 3,
+  "std": (1,) * 3,
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+  """The workdir of a network of 2 x 2 grey pixels."""
+  return runs.pretrained(tmp_path_factory.mktemp("start"))
+
+
+def still(
+  workdir: Any, data: dict[str, Any] | None = None, **settings: Any
+) -> config_lib.Config:
+  """A run of larger patches that begins there and learns nothing."""
+  return tiny.config(
+    data={"image_size": (16, 16), "eval_split": "", **(data or {})},
+    model={"patch_size": (4, 4)},
+    train={"length": "1 steps"},
+    eval=config_lib.Eval(images=0),
+    init_from=str(workdir),
+    optim={"blr": 0.0, "warmup": "0 steps"},
+    **settings,
+  )
+
+
+def test_pre_training_goes_on_with_patches_four_times_as_large(start, tmp_path):
+  config = still(start, COLOUR, init_adapt=True)
+  runs.train(config, tmp_path)
+  found = runs.params(tmp_path, config)["model"]
+  before = runs.params(start, tiny.config())["model"]
+  old, new = adapt.Patch(2, 2, 1), adapt.Patch(4, 4, 3)
+  kernels = [x["encoder"]["patch_embed"]["kernel"] for x in (before, found)]
+  np.testing.assert_array_equal(
+    kernels[1], adapt.embedding(kernels[0], old, new)
+  )
+  for name in ("kernel", "bias"):
+    first, second = (x["decoder"]["pred"][name] for x in (before, found))
+    np.testing.assert_array_equal(second, adapt.prediction(first, old, new))
+  first, second = (
+    x["encoder"]["stack"]["blocks"]["mlp"]["fc1"]["kernel"]
+    for x in (before, found)
+  )
+  np.testing.assert_array_equal(first, second)
+
+
+def test_fine_tuning_too(start, tmp_path):
+  config = still(start, task="finetune", init_adapt=True)
+  runs.train(config, tmp_path)
+  found = runs.params(tmp_path, config)["model"]["encoder"]
+  before = runs.params(start, tiny.config())["model"]["encoder"]
+  np.testing.assert_array_equal(
+    found["patch_embed"]["kernel"],
+    adapt.embedding(
+      before["patch_embed"]["kernel"],
+      adapt.Patch(2, 2, 1),
+      adapt.Patch(4, 4, 1),
+    ),
+  )
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_not_unless_it_is_asked_for(start, tmp_path, task: str):
+  with pytest.raises(config_lib.ConfigError, match=r"or --config.init_adapt="):
+    runs.train(still(start, task=task), tmp_path)
