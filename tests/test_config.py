@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from mae_jax import command_line, optim
 from mae_jax import config as c
 from mae_jax.models import build, variants
+from mae_jax.steps import pretrain
 from tests import tiny
 
 RECIPES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -512,3 +513,64 @@ def test_a_lane_of_imagenet_is_never_more_than_a_device_of_a_pod(name):
   assert data.batch_size % data.lanes == 0
   for devices in (1, 8, 64, 128, 256):
     assert data.batch_size // devices % (data.batch_size // data.lanes) == 0
+
+
+@pytest.mark.parametrize("data", ["imagenet", "digits", "photos"])
+@pytest.mark.parametrize(
+  "change",
+  [
+    *("decoder_depth=12", "decoder_width=128", "hidden=mask_tokens"),
+    *("target=raw", "target=norm_pix", "target=pca"),
+    *("crop=none", "crop=fixed", "crop=random"),
+    *("mask=random75", "mask=block50", "mask=block75", "mask=grid75"),
+    *("contrast=batch", "adversary=image", "loss=l1,loss_on=all"),
+  ],
+)
+def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
+  """The paper's table 1 and more: other settings stay the recipe's."""
+  path = f"configs/ablations.py:{change},data={data}"
+  config = command_line.recipe(path)
+  base = command_line.recipe(f"configs/ablations.py:data={data}")
+  steps = pretrain.program(
+    config, build.masked_autoencoder(config), lambda step: 0.0, 10
+  )
+  jax.eval_shape(steps.init)
+  before, after = dict(c.leaves(base)), dict(c.leaves(config))
+  changed = {name for name in after if after[name] != before[name]}
+  assert changed <= {
+    *("model.decoder_depth", "model.decoder_width"),
+    *("objective.hidden", "objective.target", "objective.mask"),
+    *("objective.mask_ratio", "objective.contrast", "objective.loss"),
+    *("objective.loss_on", "adversary.judges", "adversary.depth"),
+    *("data.crop_scale", "data.crop_ratio", "data.flip"),
+  }
+  assert changed or change.partition("=")[2] in (
+    *("norm_pix", "raw", "random", "random75"),
+  )
+
+
+@pytest.mark.parametrize(
+  ("arg", "text"),
+  [
+    ("data=mnist", "data='mnist' is not known: use imagenet or digits or"),
+    ("mask=block", "mask='block' is not a strategy and a percentage"),
+    ("crop=small", "crop='small' is not known: use random or fixed or none"),
+    ("decoder=1", "key is one of data, decoder_depth, decoder_width, mask"),
+  ],
+)
+def test_changes_that_are_none(arg: str, text: str):
+  with pytest.raises(c.ConfigError, match=text):
+    command_line.recipe(f"configs/ablations.py:{arg}")
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "norm_pix"), (False, "raw")])
+def test_a_stored_config_of_before_is_read(old: bool, new: str):
+  values = c.to_dict(tiny.config())
+  del values["objective"]["target"]
+  values["objective"]["norm_pix_loss"] = old
+  assert c.from_config_dict(values).objective.target == new
+
+
+def test_a_setting_of_before_is_told():
+  with pytest.raises(c.ConfigError, match=r"target=norm_pix or .*target=raw$"):
+    c.check_key("objective.norm_pix_loss")

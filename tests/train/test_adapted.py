@@ -18,11 +18,6 @@ COLOUR = {
   "mean": (0.3,) * 3,
   "std": (0.4,) * 3,
 }
-  "source": "photos",
-  "channels": 3,
-  "mean": (0.3,) * 3,
-  "std": (1,) * 3,
-}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,58 @@
+"""The figures and the table of `bench.ablations`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from bench import ablations
+from mae_jax import config as config_lib
+from tests import tiny
+from tests.train import runs
+
+
+def test_edges_by_hand():
+  image = np.zeros((1, 2, 3, 1), np.uint8)
+  image[0, :, :, 0] = [[0, 4, 6], [0, 0, 0]]
+  everywhere = np.ones((1, 2, 3), bool)
+  # Down: 0, 4, 6; to the right: 4, 2, 0, 0.
+  assert ablations.edges(image, everywhere) == pytest.approx(16 / 7)
+  everywhere[0, 0, 2] = False
+  assert ablations.edges(image, everywhere) == pytest.approx(8 / 5)
+
+
+def test_blurred_images_have_less_of_them():
+  noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+  blurred = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1))
+  where = np.ones((1, 32, 32), bool)
+  found = [
+    ablations.edges(np.asarray(x)[None, ..., None], where)
+    for x in (noise, blurred)
+  ]
+  assert found[1] < 0.5 * found[0]
+
+
+def test_a_run_is_measured_and_told(tmp_path):
+  run = ablations.Run("loss=l1", "digits", "", 1, tmp_path)
+  config = tiny.config(
+    train={"length": "3 steps"},
+    eval=config_lib.Eval(shots=(5, 0), draws=1, images=0),
+  )
+  runs.train(config, run.workdir)
+  found = run.measured()
+  assert list(found) == [
+    *ablations.PROBES,
+    ablations.PSNR,
+    ablations.SHARPNESS,
+  ]
+  assert 0 < found["kNN, all"] <= 100
+  assert 0 < found[ablations.SHARPNESS] < 3
+  (same,) = {str(ablations.pictures(run.workdir)) for _ in range(2)}
+  assert same
+  assert "configs/ablations.py:loss=l1,data=digits" in " ".join(run.command)
+
+  every = {ablations.RECIPE: [found, found], "loss=l1": [found, found]}
+  assert "± 0.00" in ablations.table(every)
+  ablations.draw(every, tmp_path / "x.svg")
+  assert "loss=l1" in (tmp_path / "x.svg").read_text()
