@@ -53,7 +53,7 @@ growth: .venv/test
 	$(BIN)/python -m bench.growth
 
 ablations: .venv/test
-	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --length="600 steps"
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

@@ -24,6 +24,7 @@ from mae_jax import config as config_lib
 from mae_jax import console, errors
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+_WORD, _ROW = re.compile(r"[A-Za-z]\w*"), re.compile("0[01]+")
 _EXAMPLE = "name a recipe, such as configs/digits.py"
 
 
@@ -44,10 +45,14 @@ class _Parser(flags.ArgumentParser):
 
 
 class _TupleParser(flags.ArgumentParser):
-  """Reads "8", "8,16" or "(8, 16)"; what is in it is checked later."""
+  """Reads "8", "8,16", "(8, 16)" or "a,b"; what is in it is checked later."""
 
   def parse(self, argument: Any) -> tuple:
     if isinstance(argument, str):
+      items = [item.strip() for item in argument.split(",")]
+      # Rows of a mask, as 0110, are no numbers either.
+      if all(map(_WORD.fullmatch, items)) or any(map(_ROW.fullmatch, items)):
+        return tuple(items)
       try:
         argument = ast.literal_eval(argument.strip())
       except (SyntaxError, MemoryError, RecursionError):

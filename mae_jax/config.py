@@ -737,6 +737,8 @@ def _check(kind: Any, value: Any, path: str) -> Any:
   if typing.get_origin(kind) is tuple:
     item, *rest = typing.get_args(kind)
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if item is str:  # a command line takes 1010,1111 for numbers
+      items = tuple(str(x) if type(x) is int else x for x in items)
     if Ellipsis not in rest:
       wanted = 1 + len(rest)
       items = items * wanted if len(items) == 1 else items

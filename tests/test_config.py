@@ -574,3 +574,21 @@ def test_a_stored_config_of_before_is_read(old: bool, new: str):
 def test_a_setting_of_before_is_told():
   with pytest.raises(c.ConfigError, match=r"target=norm_pix or .*target=raw$"):
     c.check_key("objective.norm_pix_loss")
+
+
+@pytest.mark.parametrize(
+  ("text", "wanted"),
+  [
+    ("random,block", ("random", "block")),
+    ("grid", ("grid",)),
+    ("('random', 'block')", ("random", "block")),
+  ],
+)
+def test_words_are_written_with_commas(parse, text: str, wanted):
+  assert parse(f"objective.masks={text}").objective.masks == wanted
+
+
+@pytest.mark.parametrize("text", ["0110,1111", "1010,1111", "0000,0101", "1,0"])
+def test_rows_of_a_mask_keep_their_zeros(parse, text: str):
+  found = parse(f"objective.mask_rows={text}").objective.mask_rows
+  assert ",".join(found) == text

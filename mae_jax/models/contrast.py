@@ -23,9 +23,8 @@ class Contrast:
   temperature: float
   patches: int
 
-  def count(self, masked: masking.Masking) -> int:
-    """How many of an image take part."""
-    hidden = masked.ids_shuffle.shape[1] - masked.num_keep
+  def count(self, hidden: int) -> int:
+    """Of so many hidden patches of an image, how many take part."""
     return min(self.patches or hidden, hidden)
 
   def __call__(
@@ -33,9 +32,23 @@ class Contrast:
   ) -> jax.Array:
     """Predictions and targets [B, L, T] and what was hidden -> a scalar."""
     # The order is random, among the hidden as among the visible.
-    ids = masked.ids_shuffle[:, -self.count(masked) :, None]
+    hidden = masked.ids_shuffle.shape[1] - masked.num_keep
+    ids = masked.ids_shuffle[:, -self.count(hidden) :, None]
     taken = (jnp.take_along_axis(x, ids, axis=1) for x in (pred, target))
     return self.among(*taken)
+
+  def others(self, count: int, batch: int) -> int:
+    """With how many originals each of `count` patches an image is compared."""
+    del batch
+    return count
+
+  def flops(self, hidden: int, width: int, batch: int) -> int:
+    """Of a training step on one image of B, counted on paper.
+
+    The gradient is of predictions alone, and costs what the loss does.
+    """
+    count = self.count(hidden)
+    return 4 * count * self.others(count, batch) * width
 
   def among(self, pred: jax.Array, target: jax.Array) -> jax.Array:
     """InfoNCE of [B, N, T], within each image."""
@@ -44,6 +57,10 @@ class Contrast:
 
 class BatchContrast(Contrast):
   """The same among the originals of all images of the global batch."""
+
+  def others(self, count: int, batch: int) -> int:
+    """With those of the whole batch."""
+    return count * batch
 
   def among(self, pred: jax.Array, target: jax.Array) -> jax.Array:
     """InfoNCE of [B, N, T]; each device compares its own with all."""

@@ -8,7 +8,7 @@ fine-tune takes `params["encoder"]` and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -42,7 +42,16 @@ POOLINGS: dict[str, Callable[[Tokens], jax.Array]] = {
 }
 
 
-Term = Callable[[jax.Array, jax.Array, masking.Masking], jax.Array]
+class Term(Protocol):
+  """What costs besides an error of each patch."""
+
+  def __call__(
+    self, pred: jax.Array, target: jax.Array, masked: masking.Masking
+  ) -> jax.Array:
+    """Predictions and targets [B, L, T] and what was hidden -> a scalar."""
+
+  def flops(self, hidden: int, width: int, batch: int) -> int:
+    """Of a step on one image of B, with so many hidden patches of T values."""
 
 
 @flax.struct.dataclass
@@ -231,8 +240,7 @@ class MaskedAutoencoder(nn.Module):
     mask: how patches to hide are chosen.
     loss: what an error costs, a name in `losses.ERRORS`.
     loss_on: of which patches, a name in `losses.SCORED`.
-    terms: what else costs: names, weights, and functions of predictions,
-      targets and what was hidden.
+    terms: what else costs: names, weights and the terms.
   """
 
   encoder: Encoder

@@ -7,6 +7,7 @@ network's, and turns images into a loss. The step does not know which it has.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import optax
 
 from mae_jax import config as config_lib
 from mae_jax import losses, optim
-from mae_jax.models import build, discriminators, flops, mae, patches
+from mae_jax.models import build, discriminators, flops, mae, masking, patches
 
 ROLE = "model"  # the network's parameters in the state
 OPPONENT = "discriminator"  # those of what tells its pictures from others
@@ -72,6 +73,7 @@ class Reconstruction:
         f"objective.trained={name!r} leaves the encoder as it starts, which "
         "here is at random: set init_from to a checkpoint of pre-training"
       )
+    self._batch_size = config.data.batch_size
     image = jnp.zeros((1, *config.data.image_size, config.data.channels))
     self._variables = lambda keys: model.init(keys, image)
     self.trained = {
@@ -99,7 +101,13 @@ class Reconstruction:
 
   def flops(self, model: mae.MaskedAutoencoder, channels: int) -> int:
     """Of a training step on one image, counted on paper."""
-    return flops.train_step(model, channels)
+    length = math.prod(model.decoder.grid)
+    hidden = length - masking.num_kept(length, model.mask_ratio)
+    terms = sum(
+      term.flops(hidden, model.decoder.target_dim, self._batch_size)
+      for _, _, term in model.terms
+    )
+    return flops.train_step(model, channels) + terms
 
   def _forward(
     self,

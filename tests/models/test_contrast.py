@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,3 +57,14 @@ def test_originals_cost_nothing_next_to_others():
   term = contrast.CONTRASTS["batch"](0.01, 0)
   assert term(5 * target, target, hidden) < 1e-3
   assert term(-target, target, hidden) > 50
+
+
+@pytest.mark.parametrize("kind", contrast.CONTRASTS)
+def test_flops_on_paper_are_the_compilers(kind: str):
+  term = contrast.CONTRASTS[kind](TEMPERATURE, 0)
+  pred, target = (np.repeat(draw(n), 20, axis=2) for n in (0, 1))
+  step = jax.jit(jax.value_and_grad(lambda x: term(x, target, masked())))
+  counted = step.lower(pred).cost_analysis()["flops"]
+  paper = BATCH * term.flops(LENGTH - KEEP, pred.shape[2], BATCH)
+  # What is besides is no product: norms, exponentials.
+  assert paper <= counted < 2 * paper
