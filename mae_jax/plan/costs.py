@@ -37,7 +37,7 @@ class Collective:
 
   Attributes:
     kind: one of COLLECTIVES.
-    times: how often a step does it.
+    times: how often a step does it, on average.
     bytes: of the whole array, as it is before it is split or after it is put
       together.
     group: how many devices take part in one.
@@ -48,7 +48,7 @@ class Collective:
   """
 
   kind: str
-  times: int
+  times: float
   bytes: int
   group: int
   span: int
@@ -94,11 +94,11 @@ class Costs:
     """Of those, the bytes that go while it computes."""
     return sum(e.times * e.sent for e in self.collectives if e.overlapped)
 
-  def by_kind(self) -> dict[str, tuple[int, float]]:
+  def by_kind(self) -> dict[str, tuple[float, float]]:
     """How many exchanges of each kind, and the bytes sent by them."""
-    result: dict[str, tuple[int, float]] = {}
+    result: dict[str, tuple[float, float]] = {}
     for each in self.collectives:
-      number, sent = result.get(each.kind, (0, 0.0))
+      number, sent = result.get(each.kind, (0.0, 0.0))
       result[each.kind] = (
         number + each.times,
         sent + each.times * each.sent,
@@ -162,7 +162,7 @@ def _collective(
   place: str,
   each: hlo.Instruction,
   kind: str,
-  times: int,
+  times: float,
   devices: int,
 ) -> Collective:
   computation = module.computations[place]

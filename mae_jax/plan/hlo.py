@@ -183,14 +183,15 @@ class Module:
     found = self.computations[computation].values()
     return next(each for each in found if each.root)
 
-  def runs(self) -> Iterator[tuple[str, int]]:
+  def runs(self) -> Iterator[tuple[str, float]]:
     """The computations that are run as they stand, and how often each is.
 
     Loops count by their turns, at least one where that is not known; of a
-    choice every branch counts. Fusions are not gone into.
+    choice each branch is taken as often as the others. Fusions are not gone
+    into.
     """
 
-    def visit(name: str, times: int) -> Iterator[tuple[str, int]]:
+    def visit(name: str, times: float) -> Iterator[tuple[str, float]]:
       yield name, times
       for each in self.computations[name].values():
         if each.opcode == "while":
@@ -209,7 +210,7 @@ class Module:
           for key in ("true_computation", "false_computation"):
             names += [found] if (found := each.called(key)) else []
           for branch in names:
-            yield from visit(branch, times)
+            yield from visit(branch, times / len(names))
 
     yield from visit(self.entry, 1)
 

@@ -30,7 +30,7 @@ def text(measured: measure.Measured, where: topology.Topology) -> str:
     lines.append(_row("HBM traffic a step", f"{gb(traffic)} a chip, {padding}"))
     kinds = measured.costs.by_kind()
     for kind, (times, sent) in sorted(kinds.items()):
-      lines.append(_row(kind, f"{times} a step, {gb(sent)} sent by a chip"))
+      lines.append(_row(kind, f"{times:g} a step, {gb(sent)} sent by a chip"))
     if kinds:
       share = measured.costs.overlapped / (measured.costs.sent or 1)
       lines.append(

@@ -118,3 +118,27 @@ def test_nested_loops_multiply(module: hlo.Module):
 def test_what_is_no_program_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.Module.parse("HloModule nothing\n")
+
+
+CHOICE = """HloModule jit_step
+
+%first (a: f32[8]) -> f32[8] {
+  ROOT %a = f32[8] parameter(0)
+}
+
+%second (b: f32[8]) -> f32[8] {
+  ROOT %b = f32[8] parameter(0)
+}
+
+ENTRY %main (p: f32[8], i: s32[]) -> f32[8] {
+  %p = f32[8] parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %chosen = f32[8] conditional(%i, %p, %p), \
+branch_computations={%first, %second}
+}
+"""
+
+
+def test_branches_are_taken_in_turn():
+  runs = dict(hlo.Module.parse(CHOICE).runs())
+  assert runs == {"main": 1, "first": 0.5, "second": 0.5}

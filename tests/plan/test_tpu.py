@@ -114,6 +114,24 @@ def test_without_the_constraint_activations_are_replicated(monkeypatch):
   assert wanted > 3 * found.memory.peak
 
 
+def test_an_adversary_and_a_contrast_gather_no_more_than_they_compare():
+  config = vit_b(
+    model=_SOON | {"decoder_depth": 1},
+    data=_SMALL,
+    objective={"contrast": "batch", "contrast_patches": 4},
+    adversary={"judges": "patch", "width": 16, "depth": 3},
+  )
+  found = compiled(config, "v5e:4x4")
+  assert found.fits
+  # The originals, in float32; predictions stay where they are.
+  originals = _BATCH * 4 * 768 * 4
+  assert originals <= exchanged(found, "all-gather") <= 2 * originals
+  assert exchanged(found, "all-to-all", "collective-permute") == 0
+  # The discriminator's gradients are of three losses, each summed by itself.
+  reduced = exchanged(found, "all-reduce", "reduce-scatter")
+  assert reduced < 1.3 * 2 * found.num_params
+
+
 def test_programs_do_not_grow_with_depth():
   """So that compile time does not either."""
 
