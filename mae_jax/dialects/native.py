@@ -12,7 +12,7 @@ from mae_jax import config as config_lib
 from mae_jax.dialects import facts as facts_lib
 from mae_jax.dialects import runs, table, tensors
 from mae_jax.dialects import weights as weights_lib
-from mae_jax.models import classifiers
+from mae_jax.models import classifiers, discriminators
 
 
 def open_checkpoint(
@@ -39,7 +39,8 @@ def open_checkpoint(
     run = dataclasses.replace(
       run, config=dataclasses.replace(run.config, classify=classify)
     )
-  other = {classifiers.MODEL, classifiers.AVERAGED} - {role}
+  roles = {classifiers.MODEL, classifiers.AVERAGED, discriminators.ROLE}
+  other = roles - {role}
   origin = {
     _renamed(name, role): name
     for name in arrays.shapes

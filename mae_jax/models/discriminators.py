@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+ROLE = "discriminator"  # its parameters in the state
 SLOPE = 0.2  # of leaky ReLU below 0
 
 

@@ -20,7 +20,7 @@ from mae_jax import losses, optim
 from mae_jax.models import build, discriminators, flops, mae, masking, patches
 
 ROLE = "model"  # the network's parameters in the state
-OPPONENT = "discriminator"  # those of what tells its pictures from others
+OPPONENT = discriminators.ROLE
 
 Metrics = dict[str, jax.Array]
 
@@ -74,8 +74,8 @@ class Reconstruction:
         "here is at random: set init_from to a checkpoint of pre-training"
       )
     self._batch_size = config.data.batch_size
-    image = jnp.zeros((1, *config.data.image_size, config.data.channels))
-    self._variables = lambda keys: model.init(keys, image)
+    self._model = model
+    self._shape = (*config.data.image_size, config.data.channels)
     self.trained = {
       ROLE: Trained(optim.adamw(config.optim, frozen=self._frozen), lr_fn)
     }
@@ -83,7 +83,7 @@ class Reconstruction:
   def init(self, key: Callable[[str], jax.Array]) -> dict[str, Any]:
     """New parameters by role, from a key for each purpose."""
     keys = {"params": key("init"), "mask": key("mask")}
-    variables = self._variables(keys)
+    variables: Any = self._model.init(keys, jnp.zeros((1, *self._shape)))
     return {ROLE: variables.pop("params"), **variables}
 
   def loss(
@@ -176,7 +176,6 @@ class Adversarial(Reconstruction):
     settings = config.adversary
     self._settings = settings
     self._opponent = build.discriminator(config)
-    self._shape = (*config.data.image_size, config.data.channels)
     begin, full = (share * total_steps for share in settings.ramp)
     if begin > full:
       raise config_lib.ConfigError(

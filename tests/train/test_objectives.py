@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from bench import kills
 from mae_jax import config as config_lib
-from mae_jax import images, sharding
+from mae_jax import convert, images, painter, sharding
 from mae_jax.models import patches
 from mae_jax.steps import pretrain as steps
 from mae_jax.train import fitting, pretrain
@@ -149,6 +150,20 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
   after = runs.params(tmp_path / "second", again)["fitted"]
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
+  # Painted are patches, whatever is predicted of them.
+  network = painter.Painter(tmp_path / "second", runs.devices_mesh())
+  pixels = np.zeros((2, 8, 8, 1), np.uint8)
+  hidden = network.masks("random", 0.5, 2, seed=0)
+  assert network.predict(pixels, hidden).shape == (2, 16, 4)
+  assert not network.normalized
+
+  out = str(tmp_path / "x.pth")
+  with pytest.raises(config_lib.ConfigError, match=r"=pca, .*--encoder_only"):
+    convert.convert(str(tmp_path / "second"), out, to="facebook")
+  convert.convert(
+    str(tmp_path / "second"), out, to="facebook", encoder_only=True
+  )
+
   other = tiny.changed(settings(), init_from=str(tmp_path / "first"))
   with pytest.raises(
     config_lib.ConfigError, match=r"objective.target=pca, .*target=pca$"
@@ -205,3 +220,10 @@ def test_a_decoder_is_trained_alone_and_with_an_adversary(tmp_path):
   )
   assert min(jax.tree.leaves(moved)) > 0
   assert set(after) == {"model", "discriminator"}
+  # What is given away is the network.
+  convert.convert(
+    str(tmp_path / "second"), str(tmp_path / "x.pth"), to="facebook"
+  )
+  names = torch.load(tmp_path / "x.pth", weights_only=False)["model"]
+  assert "decoder_pred.weight" in names
+  assert not [name for name in names if "conv" in name]
