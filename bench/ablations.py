@@ -73,8 +73,8 @@ class Run:
   @property
   def workdir(self) -> pathlib.Path:
     """Where it is, or will be."""
-    name = self.change.replace("=", "_").replace(",", "__")
-    return self.root / self.data / name.replace(" ", "_") / str(self.seed)
+    parts = [self.data, self.length or "whole", self.change, str(self.seed)]
+    return self.root.joinpath(*(part.replace(" ", "_") for part in parts))
 
   @property
   def command(self) -> list[str]:
@@ -221,14 +221,15 @@ mean and standard deviation over them. Each row is
 Accuracies in per cent, of frozen features of held-out images. PSNR and
 sharpness are of {IMAGES} held-out images, painted where hidden, under random
 masks of the share that was trained with: rows with another share compare with
-nobody. Sharpness is 1 for the images themselves. Small networks on little data
-tell what a setting does here, not what it would at the size of the paper, whose
+nobody, and `pixel_noise` never saw a patch hidden as a whole. Sharpness is 1
+for the images themselves. Small networks on little data tell what a setting
+does here, not what it would at the size of the paper, whose
 table stands in `configs/ablations.py`.
 {machine.about(("jax", "flax"))}.
 
 {table(found)}
 
-![each seed as a point](ablations.svg)
+![each seed as a point]({args.out.with_suffix(".svg").name})
 """
 
 

@@ -72,7 +72,11 @@ def register_parsers() -> None:
     (int, flags.IntegerParser(), "a whole number"),
     (float, flags.FloatParser(), "a number"),
     (bool, flags.BooleanParser(), "true or false"),
-    (tuple, _TupleParser(), "a number, or several with commas, as 8,16"),
+    (
+      tuple,
+      _TupleParser(),
+      "a number, or several with commas, as 8,16",
+    ),
   ):
     config_flags.register_flag_parser_for_type(kind, _Parser(parser, wanted))
 

@@ -172,13 +172,16 @@ class Objective:
 
   mask_ratio: float = 0.75
   mask: str = "random"  # a name in mae_jax.models.masking.STRATEGIES, or given
-  # Of mask=given: rows of patches, 1 = hidden, of one mask after the other.
+  # Of mask=given: rows of patches (of pixels, with hidden=pixel_noise), 1 =
+  # hidden, of one mask after the other.
   mask_rows: tuple[str, ...] = ()
   # What training takes instead of the one, batch by batch, as `varies` says;
   # what is evaluated, drawn or converted keeps to the one.
   mask_ratios: tuple[float, ...] = ()
   masks: tuple[str, ...] = ()
-  varies: str = "drawn"  # drawn | staged (equal parts of training, in order)
+  # drawn | staged (equal parts of training, in order; like the learning rate,
+  # they are other parts if train.length changes)
+  varies: str = "drawn"
   # What the encoder sees of hidden patches: a name in
   # mae_jax.models.hiding.HIDDEN.
   hidden: str = "dropped"
@@ -191,7 +194,8 @@ class Objective:
   contrast: str = "none"  # none | image | batch
   contrast_weight: float = 0.1
   contrast_temperature: float = 0.1
-  contrast_patches: int = 0  # hidden patches of an image that take part; 0: all
+  # Hidden patches of an image that take part; 0: all, but with the batch.
+  contrast_patches: int = 0
   # all | decoder (the encoder stays as `init_from` has it)
   trained: str = "all"
 
@@ -203,7 +207,8 @@ class Adversary:
   judges: str = "none"  # none | patch (parts of images) | image (as a whole)
   loss: str = "hinge"  # hinge | non_saturating
   weight: float = 0.1  # of what it costs the network
-  # Shares of training at which that weight leaves 0, and is reached.
+  # Shares of training, however long it is by now, at which that weight leaves 0
+  # and is reached.
   ramp: tuple[float, float] = (0.1, 0.3)
   gradient_penalty: float = 1.0  # R1, at real images
   width: int = 64  # channels after the first of its convolutions
@@ -525,6 +530,10 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
     values = values.to_dict()
   config = _build(Config, values, "config")
   _check_probes(config.eval)
+  if config.init_adapt and not config.init_from and config.task != "compare":
+    raise ConfigError(
+      "init_adapt=True adapts the checkpoint of init_from, which is not set"
+    )
   return config
 
 

@@ -152,22 +152,18 @@ def adamw(
     if config.grad_clip is None
     else optax.clip_by_global_norm(config.grad_clip)
   )
-  return optax.chain(
+  tx = optax.chain(
     clip,
     optax.scale_by_adam(b1=config.b1, b2=config.b2),
     optax.add_decayed_weights(
       config.weight_decay, mask=lambda params: decay_mask(params, not_decayed)
     ),
     *([] if scales is None else [scale_by_tree(scales)]),
-    *([optax.masked(optax.set_to_zero(), _within(frozen))] if frozen else []),
   )
-
-
-def _within(modules: Sequence[str]) -> Any:
-  def within(params: Any) -> Any:
-    return {
-      name: jax.tree.map(lambda _, name=name: name in modules, part)
-      for name, part in params.items()
-    }
-
-  return within
+  if not frozen:
+    return tx
+  # What is frozen has no moments.
+  return optax.partition(
+    {True: optax.set_to_zero(), False: tx},
+    lambda params: {name: name in frozen for name in params},
+  )

@@ -521,7 +521,7 @@ def test_a_lane_of_imagenet_is_never_more_than_a_device_of_a_pod(name):
   [
     *("decoder_depth=12", "decoder_width=128", "hidden=mask_tokens"),
     *("target=raw", "target=norm_pix", "target=pca"),
-    *("crop=none", "crop=fixed", "crop=random"),
+    *("crop=none", "crop=random"),
     *("mask=random75", "mask=block50", "mask=block75", "mask=grid75"),
     *("contrast=batch", "adversary=image", "loss=l1,loss_on=all"),
   ],
@@ -539,6 +539,7 @@ def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
   changed = {name for name in after if after[name] != before[name]}
   assert changed <= {
     *("model.decoder_depth", "model.decoder_width"),
+    "objective.contrast_patches",
     *("objective.hidden", "objective.target", "objective.mask"),
     *("objective.mask_ratio", "objective.contrast", "objective.loss"),
     *("objective.loss_on", "adversary.judges", "adversary.depth"),
@@ -554,7 +555,7 @@ def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
   [
     ("data=mnist", "data='mnist' is not known: use imagenet or digits or"),
     ("mask=block", "mask='block' is not a strategy and a percentage"),
-    ("crop=small", "crop='small' is not known: use random or fixed or none"),
+    ("crop=small", "crop='small' is not known: use random or none"),
     ("decoder=1", "key is one of data, decoder_depth, decoder_width, mask"),
   ],
 )
@@ -592,3 +593,8 @@ def test_words_are_written_with_commas(parse, text: str, wanted):
 def test_rows_of_a_mask_keep_their_zeros(parse, text: str):
   found = parse(f"objective.mask_rows={text}").objective.mask_rows
   assert ",".join(found) == text
+
+
+def test_an_adaptation_of_nothing_is_refused():
+  with pytest.raises(c.ConfigError, match="init_from, which is not set"):
+    tiny.config(init_adapt=True)

@@ -56,7 +56,8 @@ class Desk:
       collections.OrderedDict()
     )
     length = network.grid[0] * network.grid[1]
-    usual = masking.num_kept(length, network.mask_ratio)
+    # Of a network whose masks are of pixels, the ratio may leave no patch.
+    usual = min(max(int(length * (1 - network.mask_ratio)), 1), length - 1)
     self._warmer = warming.Warmer(self._compile, length, usual)
 
   def close(self) -> None:

@@ -13,6 +13,7 @@ from mae_jax.dialects import names, reading
 from mae_jax.dialects import weights as weights_lib
 
 _UNSAID = "not said by the file"
+_NO_PIXELS = f"{_UNSAID}, or no pixels"
 PARTS = {
   "encoder": "model/encoder/",
   "decoder": "model/decoder/",
@@ -80,7 +81,7 @@ def _rows(found: facts_lib.Facts) -> Iterator[tuple[str, str]]:
         f"heads, MLP {decoder.mlp_dim}"
       ),
     )
-    target = {True: "normalised patches", False: "raw pixels", None: _UNSAID}
+    target = {True: "normalised patches", False: "raw pixels", None: _NO_PIXELS}
     yield "target", target[found.norm_pix]
   else:
     yield "decoder", "none"

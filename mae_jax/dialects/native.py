@@ -8,7 +8,6 @@ import numpy as np
 from etils import epath
 
 from mae_jax import checkpoints
-from mae_jax import config as config_lib
 from mae_jax.dialects import facts as facts_lib
 from mae_jax.dialects import runs, table, tensors
 from mae_jax.dialects import weights as weights_lib
@@ -53,8 +52,6 @@ def open_checkpoint(
     "linprobe": facts_lib.PROBE,
   }[task]
   facts = facts_lib.with_hints(runs.from_run(run, kind), hints)
-  if facts.kind == facts_lib.MAE:
-    _check_usual(path, run.config.objective)
   if facts.kind == facts_lib.ENCODER:
     origin = {k: v for k, v in origin.items() if k.startswith("model/encoder/")}
   if hints.positions == "sincos":
@@ -75,24 +72,6 @@ def open_checkpoint(
     finish=arrays.verify,
     notes=tuple(notes),
   )
-
-
-def _check_usual(path: epath.PathLike, objective: config_lib.Objective) -> None:
-  """Refuses an autoencoder that other programs would not run as it was trained.
-
-  Raises:
-    ConfigError: with the way to take the encoder alone.
-  """
-  for name, usual in (
-    ("hidden", ["dropped"]),
-    ("target", list(facts_lib.TARGETS)),
-  ):
-    value = getattr(objective, name)
-    if value not in usual:
-      raise config_lib.ConfigError(
-        f"{path} was trained with objective.{name}={value}, which no other "
-        "program knows: take its encoder alone (--encoder_only)"
-      )
 
 
 def _renamed(name: str, role: str) -> str:

@@ -46,6 +46,10 @@ def to_run(
   Raises:
     ConfigError: if something is open, or the sizes do not fit together.
   """
+  task = TASKS[facts.kind]
+  before = from_run(base, facts.kind) if base else None
+  if base and base.config.task == task and before == facts:
+    return base
   if questions := open_questions(facts):
     raise config_lib.ConfigError(
       f"{what} does not say {questions[0]} (python -m mae_jax.convert)"
@@ -53,10 +57,6 @@ def to_run(
   assert facts.image_size is not None
   assert facts.mean is not None
   assert facts.std is not None
-  task = TASKS[facts.kind]
-  before = from_run(base, facts.kind) if base else None
-  if base and base.config.task == task and before == facts:
-    return base
   model = _model(facts)
   if base and all(getattr(before, x) == getattr(facts, x) for x in _NETWORK):
     model = base.config.model  # which says how it is computed, too

@@ -67,6 +67,8 @@ def write(
   stored = weights.dtype if dtype is None else DTYPES[dtype]
   notes = weights.notes
   if dialect != table.JAX:
+    if weights.facts.kind == facts_lib.MAE:
+      _check_usual(weights)
     weights = _fitting(weights, dialect)
     notes = weights.notes + _lost(weights, dialect)
   elif dtype not in (None, "float32"):
@@ -75,6 +77,24 @@ def write(
       "holds the values of every other type: leave it out"
     )
   return notes + tuple(make(_watched(weights, progress), out, stored))
+
+
+def _check_usual(weights: weights_lib.Weights) -> None:
+  """Refuses an autoencoder that other programs would not run as it was trained.
+
+  Raises:
+    ConfigError: with the way to take the encoder alone.
+  """
+  for name, usual in (
+    ("hidden", ["dropped"]),
+    ("target", list(facts_lib.TARGETS)),
+  ):
+    value = getattr(weights.run.config.objective, name)
+    if value not in usual:
+      raise config_lib.ConfigError(
+        f"{weights.what} was trained with objective.{name}={value}, which no "
+        "other program knows: take its encoder alone (--encoder_only)"
+      )
 
 
 def _watched(

@@ -58,7 +58,7 @@ def to_pixels(
     pred: [B, L, P] what the decoder gave.
     target: [B, L, P] true patches; but for "true" statistics only visible ones
       are read.
-    mask: [B, L], 1 = removed.
+    mask: [B, L], 1 = removed; or of each value [B, L, P].
     grid: rows and columns of patches.
     normalized: whether predictions lack mean and deviation of their patches
       (target=norm_pix).
@@ -72,8 +72,13 @@ def to_pixels(
   config_lib.lookup(dict.fromkeys(STATISTICS), statistics, "--statistics")
   if not normalized or statistics == "raw":
     return pred
-  moments = losses.patch_statistics(jnp.asarray(target))
-  mean, std = (np.asarray(each) for each in moments)
+  if mask.ndim == 3 and statistics != "true":
+    mean, std = _visible_statistics(target, 1 - mask)
+    # Where too little of a patch is visible, those around tell more.
+    mask = ((1 - mask).sum(axis=-1) < 2).astype(np.float32)
+  else:
+    moments = losses.patch_statistics(jnp.asarray(target))
+    mean, std = (np.asarray(each) for each in moments)
   if statistics == "true":
     return pred * std + mean
   rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
@@ -82,6 +87,16 @@ def to_pixels(
   weights = (1 - mask)[:, None, :] / (square + 1e-6)  # [B, L, L]
   weights = weights / weights.sum(axis=-1, keepdims=True)
   return pred * (weights @ std) + weights @ mean
+
+
+def _visible_statistics(
+  target: np.ndarray, visible: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation [B, L, 1] of what is visible of each patch."""
+  count = visible.sum(axis=-1, keepdims=True)
+  mean = (target * visible).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
+  square = ((target - mean) ** 2 * visible).sum(axis=-1, keepdims=True)
+  return mean, np.sqrt(square / np.maximum(count - 1, 1) + losses.NORM_PIX_EPS)
 
 
 def paint(
@@ -112,9 +127,8 @@ def paint(
   mean_, std_ = np.asarray(mean), np.asarray(std)
   scaled = (images / 255 - mean_) / std_
   target = np.asarray(patches.patchify(scaled, patch_size))
-  whole = mask if mask.ndim == 2 else mask.mean(axis=-1)
   pixels = to_pixels(
-    pred, target, whole, grid, normalized=normalized, statistics=statistics
+    pred, target, mask, grid, normalized=normalized, statistics=statistics
   )
   pixels = np.asarray(patches.unpatchify(jnp.asarray(pixels), patch_size, size))
   pixels = np.clip(pixels * std_ + mean_, 0, 1)

@@ -104,8 +104,9 @@ def variants_of_mask(
     [network.clone(mask_ratio=ratio, mask=strategy) for strategy in strategies]
     for ratio in ratios
   ]
+  several = "mask_ratios" if objective.mask_ratios else "mask_ratio"
   for each in itertools.chain(*found):
-    _check_draw(each, config)
+    _check_draw(each, config, several)
   return found
 
 
@@ -148,6 +149,17 @@ def _terms(
       f"optim.accum_steps={config.optim.accum_steps} holds a part at a time: "
       "set optim.accum_steps=1, or objective.contrast='image'"
     )
+  if objective.contrast == "batch" and not objective.contrast_patches:
+    raise config_lib.ConfigError(
+      "objective.contrast='batch' compares patches with those of all images, "
+      "which grows with the square of the batch: say how many of an image take "
+      "part, for instance objective.contrast_patches=4"
+    )
+  if objective.contrast_patches == 1 and objective.contrast == "image":
+    raise config_lib.ConfigError(
+      "objective.contrast_patches=1 leaves nothing to compare within an image: "
+      "give it at least 2, or 0 for all"
+    )
   term = contrast.CONTRASTS[objective.contrast](
     objective.contrast_temperature, objective.contrast_patches
   )
@@ -175,7 +187,12 @@ def discriminator(config: config_lib.Config) -> discriminators.Discriminator:
 def _strategy(
   config: config_lib.Config, name: str, setting: str
 ) -> masking.Strategy:
-  rows = config.objective.mask_rows
+  objective, rows = config.objective, config.objective.mask_rows
+  if rows and "given" not in (objective.mask, *objective.masks):
+    raise config_lib.ConfigError(
+      "objective.mask_rows draws masks that are not used: set objective.mask="
+      "'given'"
+    )
   known = masking.STRATEGIES | {
     "given": functools.partial(masking.given_noise, rows)
   }
@@ -183,11 +200,13 @@ def _strategy(
 
 
 def _check_draw(
-  network: mae.MaskedAutoencoder, config: config_lib.Config
+  network: mae.MaskedAutoencoder,
+  config: config_lib.Config,
+  setting: str = "mask_ratio",
 ) -> None:
   """Whether there are such masks: nothing is drawn."""
   shape = (1, *config.data.image_size, config.data.channels)
-  with _named_settings():
+  with _named_settings(mask_ratio=setting):
     jax.eval_shape(lambda: network.draw(jax.random.key(0), shape))
 
 
@@ -318,7 +337,7 @@ def _part_bytes(attention_mb: float | None, platform: str) -> int:
 
 
 @contextlib.contextmanager
-def _named_settings() -> Iterator[None]:
+def _named_settings(**others: str) -> Iterator[None]:
   """Gives what models complain of the names of settings, which they lack."""
   try:
     yield
@@ -332,7 +351,8 @@ def _named_settings() -> Iterator[None]:
       ("objective", "pca_components"),
       ("objective", "target"),
     ):
-      text = text.replace(f"{name}=", f"{section}.{name}=")
+      setting = others.get(name, name)
+      text = text.replace(f"{name}=", f"{section}.{setting}=")
     raise config_lib.ConfigError(text) from None
 
 

@@ -23,15 +23,23 @@ def train_step(model: mae.MaskedAutoencoder, channels: int) -> int:
   encoder, decoder = model.encoder, model.decoder
   length = decoder.grid[0] * decoder.grid[1]
   shown = model.num_shown(length)
-  patch = math.prod(encoder.patch_size) * channels
   forward = (
-    2 * length * patch * encoder.width
-    + stack(1 + shown, encoder.width, encoder.depth, encoder.mlp_dim)
+    encoder_part(model, channels)
     + 2 * (1 + shown) * encoder.width * decoder.width
     + stack(1 + length, decoder.width, decoder.depth, decoder.mlp_dim)
     + 2 * length * decoder.width * decoder.target_dim
   )
   return 3 * forward
+
+
+def encoder_part(model: mae.MaskedAutoencoder, channels: int) -> int:
+  """Forward flops of the encoder in pre-training, on one image."""
+  encoder, length = model.encoder, math.prod(model.decoder.grid)
+  patch = math.prod(encoder.patch_size) * channels
+  shown = model.num_shown(length)
+  return 2 * length * patch * encoder.width + stack(
+    1 + shown, encoder.width, encoder.depth, encoder.mlp_dim
+  )
 
 
 def classifier_step(

@@ -17,7 +17,22 @@ import jax.numpy as jnp
 from mae_jax.models import mae, masking, patches
 
 
-class WithMaskTokens(mae.MaskedAutoencoder):
+class _SeesAll(mae.MaskedAutoencoder):
+  """An encoder that is shown something in the place of each hidden patch."""
+
+  @nn.nowrap
+  def num_shown(self, length: int) -> int:
+    """All."""
+    return length
+
+  def forward_decoder(
+    self, tokens: mae.Tokens, masked: masking.Masking
+  ) -> jax.Array:
+    """Tokens of all patches, in order -> predictions [B, L, T]."""
+    return self.decoder(tokens, masking.nothing_hidden(masked))
+
+
+class WithMaskTokens(_SeesAll):
   """The design that MAE is compared with, of BERT (He et al. 2021, table 1c).
 
   The encoder sees one learned vector in the place of each hidden patch, and the
@@ -32,11 +47,6 @@ class WithMaskTokens(mae.MaskedAutoencoder):
       (1, 1, self.encoder.width),
     )
 
-  @nn.nowrap
-  def num_shown(self, length: int) -> int:
-    """All."""
-    return length
-
   def forward_visible(
     self, images: jax.Array, masked: masking.Masking
   ) -> mae.Tokens:
@@ -49,20 +59,9 @@ class WithMaskTokens(mae.MaskedAutoencoder):
 
     return self.encoder(images, hide=hide)
 
-  def forward_decoder(
-    self, tokens: mae.Tokens, masked: masking.Masking
-  ) -> jax.Array:
-    """Tokens of all patches, in order -> predictions [B, L, T]."""
-    return self.decoder(tokens, masking.nothing_hidden(masked))
 
-
-class Noised(mae.MaskedAutoencoder):
+class Noised(_SeesAll):
   """Hidden patches are noise, of the images' own mean and deviation."""
-
-  @nn.nowrap
-  def num_shown(self, length: int) -> int:
-    """All."""
-    return length
 
   @nn.nowrap
   def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
@@ -84,12 +83,6 @@ class Noised(mae.MaskedAutoencoder):
     """As `forward_encoder`; the noise is always the same."""
     noise = jax.random.normal(jax.random.key(0), images.shape)
     return self._encode(images, masked.mask, noise)
-
-  def forward_decoder(
-    self, tokens: mae.Tokens, masked: masking.Masking
-  ) -> jax.Array:
-    """Tokens of all patches, in order -> predictions [B, L, T]."""
-    return self.decoder(tokens, masking.nothing_hidden(masked))
 
   def _encode(
     self, images: jax.Array, mask: jax.Array, noise: jax.Array

@@ -74,7 +74,9 @@ def _fit(
   share = config.data.batch_size // devices
   for remat in REMAT:
     accum = 1
-    while share % accum == 0:
+    # A batch that is compared with itself has no parts.
+    most = 1 if config.objective.contrast == "batch" else share
+    while accum <= most and share % accum == 0:
       result = measured(_set(config, remat, accum))
       yield result
       if result.fits:

@@ -68,11 +68,6 @@ class Reconstruction:
     del total_steps
     name = config.objective.trained
     self._frozen = config_lib.lookup(FROZEN, name, "objective.trained")
-    if self._frozen and not config.init_from:
-      raise config_lib.ConfigError(
-        f"objective.trained={name!r} leaves the encoder as it starts, which "
-        "here is at random: set init_from to a checkpoint of pre-training"
-      )
     self._batch_size = config.data.batch_size
     self._model = model
     self._shape = (*config.data.image_size, config.data.channels)
@@ -101,13 +96,15 @@ class Reconstruction:
 
   def flops(self, model: mae.MaskedAutoencoder, channels: int) -> int:
     """Of a training step on one image, counted on paper."""
+    total = flops.train_step(model, channels)
+    if self._frozen:  # two of three parts are the backward pass
+      total -= 2 * flops.encoder_part(model, channels)
     length = math.prod(model.decoder.grid)
-    hidden = length - masking.num_kept(length, model.mask_ratio)
-    terms = sum(
-      term.flops(hidden, model.decoder.target_dim, self._batch_size)
-      for _, _, term in model.terms
-    )
-    return flops.train_step(model, channels) + terms
+    for _, _, term in model.terms:
+      hidden = length - masking.num_kept(length, model.mask_ratio)
+      width = model.decoder.target_dim
+      total += term.flops(hidden, width, self._batch_size)
+    return total
 
   def _forward(
     self,
@@ -218,9 +215,11 @@ class Adversarial(Reconstruction):
     real = self._score(opponent, images)
     fake = self._score(opponent, jax.lax.stop_gradient(painted))
     telling = of_scores(real, fake)
-    penalty = self._settings.gradient_penalty * gradient_penalty(
-      lambda x: self._score(opponent, x), images
-    )
+    penalty = jnp.zeros(())
+    if self._settings.gradient_penalty:
+      penalty = self._settings.gradient_penalty * gradient_penalty(
+        lambda x: self._score(opponent, x), images
+      )
     loss = out.loss + weight * fooling
     return loss + telling + penalty, {
       "loss": loss,  # the network's own

@@ -71,8 +71,10 @@ def train_step(
   }
   state, values = update.update_all(state, moves, loss)
   values |= metrics
+  # Of more than one part the whole may be below 0, where nothing is a spike.
+  watched = values.get("loss_reconstruction", values["loss"])
   health = update.watch(
-    state.health, values["loss"], batch["readable"], config.train.spike_factor
+    state.health, watched, batch["readable"], config.train.spike_factor
   )
   state = dataclasses.replace(state, health=health)
   return state, values | update.counts(health)

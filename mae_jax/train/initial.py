@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mae_jax import checkpoints, console, dialects
@@ -146,12 +147,10 @@ def load_autoencoder(
       found["decoder"] = _prediction(
         found["decoder"], run.config, size, channels
       )
-  target = run.config.objective.target
-  if (targets.FITTED in params) != (targets.FITTED in like):
-    raise config_lib.ConfigError(
-      f"{path} was trained with objective.target={target}, whose decoder "
-      f"predicts something else: set --config.objective.target={target}"
-    )
+  _check_objective(path, run.config.objective, params, like, channels)
+  _check_channels(
+    path, found["encoder"], like["model"]["encoder"], model.encoder
+  )
   found = {classifiers.MODEL: found}
   if targets.FITTED in like:
     found[targets.FITTED] = params[targets.FITTED]
@@ -167,6 +166,37 @@ def load_autoencoder(
     found,
     {role: dict(like[role]) for role in found},
   )
+
+
+def _check_objective(
+  path: epath.PathLike,
+  before: config_lib.Objective,
+  params: Any,
+  like: Any,
+  channels: int | None,
+) -> None:
+  """Refuses a decoder that was to do something else.
+
+  Raises:
+    ConfigError: naming the setting.
+  """
+  if (targets.FITTED in params) != (targets.FITTED in like):
+    raise config_lib.ConfigError(
+      f"{path} was trained with objective.target={before.target}, and its "
+      "decoder predicts something else: set "
+      f"--config.objective.target={before.target}"
+    )
+  token = "encoder_mask_token"
+  if (token in params["model"]) != (token in like["model"]):
+    raise config_lib.ConfigError(
+      f"{path} was trained with objective.hidden={before.hidden}, which has "
+      f"other parameters: set --config.objective.hidden={before.hidden}"
+    )
+  if channels is not None and targets.FITTED in like:
+    raise config_lib.ConfigError(
+      f"{path} was trained with objective.target={before.target}, which is of "
+      "its own patches: leave out --config.init_adapt"
+    )
 
 
 def _without_fixed(
@@ -293,6 +323,16 @@ def _grid(config: config_lib.Config) -> tuple[int, int]:
   return patches.grid_size(config.data.image_size, _patch_size(config))
 
 
+def _whole(array: jax.Array) -> np.ndarray:
+  """All of an array, of which other processes may hold parts."""
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _alike(array: np.ndarray) -> Any:
+  """The first process's array: hosts may round differently."""
+  return multihost_utils.broadcast_one_to_all(array)
+
+
 def _embedding(
   encoder: Any,
   config: config_lib.Config,
@@ -302,10 +342,8 @@ def _embedding(
   """The encoder of a config, with an embedding for other patches."""
   old = adapt.Patch(*_patch_size(config), config.data.channels)
   embed = dict(encoder["patch_embed"])
-  kernel = np.asarray(jax.device_get(embed["kernel"]))
-  embed["kernel"] = adapt.embedding(
-    kernel, old, adapt.Patch(*patch_size, channels)
-  )
+  new = adapt.Patch(*patch_size, channels)
+  embed["kernel"] = _alike(adapt.embedding(_whole(embed["kernel"]), old, new))
   return {**encoder, "patch_embed": embed}
 
 
@@ -319,7 +357,7 @@ def _prediction(
   old = adapt.Patch(*_patch_size(config), config.data.channels)
   new = adapt.Patch(*patch_size, channels)
   pred = {
-    name: adapt.prediction(np.asarray(jax.device_get(values)), old, new)
+    name: _alike(adapt.prediction(_whole(values), old, new))
     for name, values in decoder["pred"].items()
   }
   return {**decoder, "pred": pred}

@@ -12,6 +12,7 @@ from mae_jax import checkpoints, dialects, interrupts, sharding
 from mae_jax import config as config_lib
 from mae_jax.evals import pretraining
 from mae_jax.models import build, targets
+from mae_jax.steps import objectives
 from mae_jax.steps import pretrain as steps
 from mae_jax.train import fitting, initial, loop, task
 
@@ -41,7 +42,17 @@ class Pretraining(task.Images):
     )
 
   def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
-    """See `loop.Task`: what the target learns."""
+    """See `loop.Task`: what the target learns.
+
+    Raises:
+      ConfigError: if what is not trained would stay as it was drawn.
+    """
+    if objectives.FROZEN[self._config.objective.trained]:
+      raise config_lib.ConfigError(
+        f"objective.trained={self._config.objective.trained!r} leaves the "
+        "encoder as it starts, which here is at random: set init_from to a "
+        "checkpoint of pre-training"
+      )
     if targets.FITTED not in state.params:
       return state
     before = state.params[targets.FITTED]

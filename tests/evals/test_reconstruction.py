@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -187,3 +189,23 @@ def test_the_sheet_of_an_evaluation():
       cell = sheet[top : top + height, left : left + width, :1]
       wanted = picture.repeat(scale, axis=0).repeat(scale, axis=1)
       np.testing.assert_array_equal(cell, wanted)
+
+
+def test_statistics_of_pixel_masks_are_of_the_visible_ones():
+  """Hidden pixels have no part in what is painted."""
+  random = np.random.default_rng(0)
+  target = random.normal(size=(1, 4, 16)).astype(np.float32)
+  pred = random.normal(size=(1, 4, 16)).astype(np.float32)
+  mask = (random.uniform(size=(1, 4, 16)) < 0.6).astype(np.float32)
+  mask[0, 1] = 1  # a patch of which nothing is visible
+  paint = functools.partial(
+    reconstruction.to_pixels, pred, mask=mask, grid=(2, 2), normalized=True
+  )
+  found = paint(target)
+  other = np.where(mask > 0, random.normal(size=target.shape), target)
+  np.testing.assert_array_equal(found, paint(other.astype(np.float32)))
+  seen = target[0, 0][mask[0, 0] == 0]
+  np.testing.assert_allclose(
+    found[0, 0], pred[0, 0] * seen.std(ddof=1) + seen.mean(), rtol=1e-4
+  )
+  assert np.isfinite(found).all()

@@ -11,7 +11,7 @@ import pytest
 
 from mae_jax import config as config_lib
 from mae_jax import rng
-from mae_jax.models import build
+from mae_jax.models import build, flops
 from mae_jax.steps import objectives
 from tests import reference, tiny
 
@@ -127,9 +127,22 @@ def test_settings_that_cannot_work(changes, text: str):
     adversarial(**changes)
 
 
-def test_a_decoder_alone_wants_a_start():
+def test_a_frozen_encoder_has_no_moments_and_no_backward_pass():
   config = tiny.config(objective={"trained": "decoder"})
-  with pytest.raises(config_lib.ConfigError, match="set init_from"):
-    objectives.Reconstruction(
-      config, build.masked_autoencoder(config), lambda step: 1e-3, TOTAL
+  model = build.masked_autoencoder(config)
+  objective, plain = (
+    objectives.Reconstruction(each, model, lambda step: 1e-3, TOTAL)
+    for each in (config, tiny.config())
+  )
+  assert objective.flops(model, 1) == plain.flops(
+    model, 1
+  ) - 2 * flops.encoder_part(model, 1)
+  params = jax.eval_shape(lambda: objective.init(lambda name: rng.key(0, name)))
+  held = sum(
+    leaf.size
+    for leaf in jax.tree.leaves(
+      jax.eval_shape(objective.trained["model"].tx.init, params["model"])
     )
+  )
+  decoder = sum(x.size for x in jax.tree.leaves(params["model"]["decoder"]))
+  assert held == 2 * decoder + 1  # and the count of steps

@@ -160,6 +160,7 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
   out = str(tmp_path / "x.pth")
   with pytest.raises(config_lib.ConfigError, match=r"=pca, .*--encoder_only"):
     convert.convert(str(tmp_path / "second"), out, to="facebook")
+  convert.convert(str(tmp_path / "second"), inspect=True)
   convert.convert(
     str(tmp_path / "second"), out, to="facebook", encoder_only=True
   )
@@ -186,7 +187,18 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
       "a grid cannot keep 6 of 4 x 4 patches.* a mask_ratio of 0.0625, 0.25",
     ),
     ({"masks": ("random", "gird")}, "masks='gird' is not known.*'grid'"),
-    ({"mask_ratios": (0.5, 1.0)}, "objective.mask_ratio=1.0 keeps 0 of 16"),
+    ({"mask_ratios": (0.5, 1.0)}, "objective.mask_ratios=1.0 keeps 0 of 16"),
+    ({"mask_rows": ("1010",)}, "mask_rows draws masks that are not used"),
+    ({"contrast": "batch"}, "for instance objective.contrast_patches=4"),
+    (
+      {"contrast": "image", "contrast_patches": 1},
+      "objective.contrast_patches=1 leaves nothing to compare",
+    ),
+    ({"contrast": "images"}, "contrast='images' is not known.*'image'"),
+    (
+      {"contrast": "image", "hidden": "pixel_noise"},
+      "objective.contrast='image' takes whole hidden patches",
+    ),
     ({"mask": "given"}, "objective.mask_rows= has 0 rows: write 4 a mask"),
     (
       {"target": "pca", "pca_components": 2, "hidden": "pixel_noise"},
@@ -198,6 +210,11 @@ def test_what_does_not_go_together_is_refused(objective, text: str):
   config = tiny.config(objective=objective)
   with pytest.raises(config_lib.ConfigError, match=text):
     pretrain.Pretraining(config, sharding.make_mesh(config_lib.Mesh()))
+
+
+def test_a_decoder_alone_wants_a_start(tmp_path):
+  with pytest.raises(config_lib.ConfigError, match="set init_from"):
+    runs.train(settings(trained="decoder"), tmp_path)
 
 
 def test_a_decoder_is_trained_alone_and_with_an_adversary(tmp_path):
