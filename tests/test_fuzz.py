@@ -274,7 +274,35 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "model.unroll": st.one_of(SMALL, st.just(2**31 - 1)),
   "objective.mask_ratio": UNIT,
   "objective.mask": st.sampled_from(["random", "block", "grid", "none"]),
-  "objective.target": st.sampled_from(["norm_pix", "raw"]),
+  "objective.target": st.sampled_from(["norm_pix", "raw", "pca", "hog"]),
+  "objective.mask_rows": st.lists(
+    st.sampled_from(["0110", "1111", "1010", "01"]), max_size=8
+  ).map(tuple),
+  "objective.mask_ratios": st.lists(UNIT, max_size=3).map(tuple),
+  "objective.masks": st.lists(
+    st.sampled_from(["random", "block", "grid", "given", "none"]), max_size=2
+  ).map(tuple),
+  "objective.varies": st.sampled_from(["drawn", "staged", "often"]),
+  "objective.hidden": st.sampled_from(
+    ["dropped", "mask_tokens", "noise", "pixel_noise", "zero"]
+  ),
+  "objective.pca_components": SMALL,
+  "objective.contrast": st.sampled_from(["none", "image", "batch", "all"]),
+  "objective.contrast_weight": POSITIVE,
+  "objective.contrast_temperature": POSITIVE,
+  "objective.contrast_patches": SMALL,
+  "objective.trained": st.sampled_from(["all", "decoder", "encoder"]),
+  "adversary.judges": st.sampled_from(["none", "patch", "image", "pixel"]),
+  "adversary.loss": st.sampled_from(["hinge", "non_saturating", "wgan"]),
+  "adversary.weight": POSITIVE,
+  "adversary.ramp": RANGES,
+  "adversary.gradient_penalty": POSITIVE,
+  "adversary.width": SMALL,
+  "adversary.depth": SMALL,
+  "adversary.lr": POSITIVE,
+  "adversary.b1": UNIT,
+  "adversary.b2": UNIT,
+  "init_adapt": st.booleans(),
   "objective.loss": st.sampled_from(["mse", "l1", "smooth_l1", "hinge"]),
   "objective.loss_on": st.sampled_from(["masked", "all", "visible"]),
   "optim.blr": POSITIVE,
