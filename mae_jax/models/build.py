@@ -97,9 +97,9 @@ def variants_of_mask(
   """
   objective = config.objective
   ratios = objective.mask_ratios or (objective.mask_ratio,)
-  strategies = (
-    [_strategy(config, name, "masks") for name in objective.masks]
-  ) or [network.mask]
+  strategies = [
+    _strategy(config, name, "masks") for name in objective.masks
+  ] or [network.mask]
   found = [
     [network.clone(mask_ratio=ratio, mask=strategy) for strategy in strategies]
     for ratio in ratios

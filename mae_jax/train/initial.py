@@ -22,7 +22,6 @@ from mae_jax.models import (
   patches,
   positions,
   targets,
-  variants,
 )
 
 _ROUNDING = 1e-6  # of tables of positions
@@ -149,7 +148,7 @@ def load_autoencoder(
       )
   _check_objective(path, run.config.objective, params, like, channels)
   _check_channels(
-    path, found["encoder"], like["model"]["encoder"], model.encoder
+    path, found["encoder"], like[classifiers.MODEL]["encoder"], model.encoder
   )
   found = {classifiers.MODEL: found}
   if targets.FITTED in like:
@@ -187,7 +186,7 @@ def _check_objective(
       f"--config.objective.target={before.target}"
     )
   token = "encoder_mask_token"
-  if (token in params["model"]) != (token in like["model"]):
+  if (token in params[classifiers.MODEL]) != (token in like[classifiers.MODEL]):
     raise config_lib.ConfigError(
       f"{path} was trained with objective.hidden={before.hidden}, which has "
       f"other parameters: set --config.objective.hidden={before.hidden}"
@@ -314,13 +313,14 @@ def _positions(
   return np.concatenate([table[:, :1], resized], axis=1)
 
 
-def _patch_size(config: config_lib.Config) -> tuple[int, int]:
-  _, square = variants.parse(config.model.variant)
-  return config.model.patch_size or (square, square)
-
-
 def _grid(config: config_lib.Config) -> tuple[int, int]:
-  return patches.grid_size(config.data.image_size, _patch_size(config))
+  return patches.grid_size(
+    config.data.image_size, build.encoder(config).patch_size
+  )
+
+
+def _patch(config: config_lib.Config) -> adapt.Patch:
+  return adapt.Patch(*build.encoder(config).patch_size, config.data.channels)
 
 
 def _whole(array: jax.Array) -> np.ndarray:
@@ -340,9 +340,8 @@ def _embedding(
   channels: int,
 ) -> dict[str, Any]:
   """The encoder of a config, with an embedding for other patches."""
-  old = adapt.Patch(*_patch_size(config), config.data.channels)
+  old, new = _patch(config), adapt.Patch(*patch_size, channels)
   embed = dict(encoder["patch_embed"])
-  new = adapt.Patch(*patch_size, channels)
   embed["kernel"] = _alike(adapt.embedding(_whole(embed["kernel"]), old, new))
   return {**encoder, "patch_embed": embed}
 
@@ -354,8 +353,7 @@ def _prediction(
   channels: int,
 ) -> dict[str, Any]:
   """The decoder of a config, with predictions of other patches."""
-  old = adapt.Patch(*_patch_size(config), config.data.channels)
-  new = adapt.Patch(*patch_size, channels)
+  old, new = _patch(config), adapt.Patch(*patch_size, channels)
   pred = {
     name: _alike(adapt.prediction(_whole(values), old, new))
     for name, values in decoder["pred"].items()
