@@ -152,7 +152,8 @@ def _open(data: bytes, channels: int) -> Any:
   except UnidentifiedImageError:
     kinds = ", ".join(FORMATS)
     raise _Refused(
-      f"it is not {kinds} or .npy: it begins with {data[:12]!r}"
+      f"it is not {kinds} or .npy, or a variety of them that Pillow does not "
+      f"know: it begins with {data[:12]!r}"
     ) from None
   _check_size(*image.size)
   if image.mode in ("I", "F"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -83,9 +84,9 @@ def _write(
 ) -> None:
   """Writes lines, in letters small enough for the width, or their start."""
   lines = text.split("\n")
-  font = ImageFont.load_default(size=_LETTERS)
+  font = _font(text, _LETTERS)
   for size in range(_LETTERS, 6, -1):
-    font = ImageFont.load_default(size=size)
+    font = _font(text, size)
     if max(draw.textlength(line, font=font) for line in lines) <= width:
       break
   for number, line in enumerate(lines):
@@ -94,3 +95,12 @@ def _write(
     draw.text(
       (place[0], place[1] + number * _LINE), line, fill=colour, font=font
     )
+
+
+def _font(text: str, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+  """Pillow's narrow one where it has the letters, else Matplotlib's."""
+  if text.isascii():
+    return ImageFont.load_default(size=size)
+  return ImageFont.truetype(
+    f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size
+  )

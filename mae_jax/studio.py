@@ -55,6 +55,11 @@ class Settings:
       ConfigError: if something cannot work.
     """
     tools.at_least("masks", self.masks)
+    if self.strategy == "grid" and self.masks > 1:
+      raise config_lib.ConfigError(
+        f"--masks={self.masks}: all masks of --strategy=grid are the same: "
+        "leave --masks out"
+      )
     for name, known in (
       ("fill", FILLS),
       ("fit", photos.FITS),

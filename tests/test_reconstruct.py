@@ -315,6 +315,7 @@ def test_nothing_else_is_replaced(workdirs, images, tmp_path):
     ({"seed": 2**31}, r"--seed=2147483648 is not in 0 to"),
     ({"mask": ""}, "--mask=: there is no such file"),
     ({"mask": ".", "statistics": "true"}, "add --truth, the image without"),
+    ({"strategy": "grid", "masks": 2}, r"--masks=2: .*leave --masks out"),
     (
       {"strategy": "grid", "mask_ratio": (0.6,)},
       "a grid cannot keep 6 of 4 x 4",

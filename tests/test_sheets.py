@@ -59,3 +59,13 @@ def test_long_words_are_made_to_fit():
   sheet = sheets.sheet([[white, white]], (long, ""))
   assert (sheet[:18, :118] < 128).any()
   assert (sheet[:18, 120:] == 255).all()
+
+
+def test_letters_of_other_languages_are_written():
+  white = np.full((112, 112, 3), 255, np.uint8)
+  # A font without them draws the same box for each.
+  sheet = sheets.sheet([[white] * 3], ("\u00fc", "\u00e9", "\u0436"))
+  first, second, third = (sheet[:18, x : x + 112] for x in (4, 120, 236))
+  assert (first < 128).any()
+  assert (first != second).any()
+  assert (second != third).any()
