@@ -2,13 +2,15 @@
 
     python -m tests.train.curve
 
-Run it when a change moves the curve on purpose, and say so in the changelog.
+With a seed behind it, it prints the curve of that one alone. Run it when a
+change moves the curve on purpose, and say so in the changelog.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
+import sys
 import tempfile
 
 import jax
@@ -46,9 +48,15 @@ def losses(seed: int, workdir: str) -> dict[str, float]:
   }
 
 
+def curve(seed: int) -> dict[str, float]:
+  """`losses`, and nothing left on the disk."""
+  with tempfile.TemporaryDirectory() as workdir:
+    return losses(seed, workdir)
+
+
 if __name__ == "__main__":
-  curves = {}
-  for seed in SEEDS:
-    with tempfile.TemporaryDirectory() as workdir:
-      curves[str(seed)] = losses(seed, workdir)
-  FILE.write_text(json.dumps(curves, indent=1) + "\n")
+  if sys.argv[1:]:
+    print(json.dumps(curve(int(sys.argv[1]))))
+  else:
+    curves = {str(seed): curve(seed) for seed in SEEDS}
+    FILE.write_text(json.dumps(curves, indent=1) + "\n")
