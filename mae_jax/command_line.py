@@ -21,7 +21,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from mae_jax import config as config_lib
-from mae_jax import console, errors
+from mae_jax import console, errors, interrupts
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _WORD, _ROW = re.compile(r"[A-Za-z]\w*"), re.compile("0[01]+")
@@ -119,6 +119,7 @@ def one_line(
     stopped: what is said after Ctrl-C.
   """
   logging.set_verbosity(logging.FATAL)
+  interrupts.raise_at_once()
   try:
     if len(argv) > 1:
       raise config_lib.ConfigError(
@@ -129,7 +130,7 @@ def one_line(
     if debug:
       raise
     console.last_words(stopped)
-    sys.exit(128 + signal.SIGINT)
+    interrupts.leave(128 + signal.SIGINT)
   except Exception as error:
     line = errors.explain(error)
     if debug or line is None:

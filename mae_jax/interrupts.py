@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from mae_jax import console
 
@@ -171,3 +173,41 @@ def _tell(text: str) -> None:
   # Not print: the main thread may be inside one, holding its lock.
   with contextlib.suppress(OSError):  # nobody is there
     os.write(2, f"\n{console.prefix()}{text}\n".encode())
+
+
+def raise_at_once() -> None:
+  """From now on Ctrl-C raises KeyboardInterrupt, and SIGTERM SystemExit.
+
+  For programs that have nothing to save. Neither is lost: what is raised while
+  the garbage collector or a weak reference calls back, as they do in JAX, is
+  only printed by Python; here it is raised again a moment later.
+  """
+  if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `mae_jax`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  told = sys.unraisablehook
+
+  def again(lost: Any) -> None:
+    error = lost.exc_value
+    if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+      told(lost)
+      return
+
+    def raise_it(*_: Any) -> None:
+      raise error
+
+    signal.signal(signal.SIGALRM, raise_it)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+  sys.unraisablehook = again
+
+
+def leave(code: int) -> NoReturn:
+  """Ends a stopped program, whatever XLA's threads are in the middle of.
+
+  Python's own end takes away what they use, and they may crash.
+  """
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      stream.flush()
+  os._exit(code)

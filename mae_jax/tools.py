@@ -22,7 +22,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
-from mae_jax import console, dialects, errors, sharding, storage
+from mae_jax import console, dialects, errors, interrupts, sharding, storage
 
 if TYPE_CHECKING:
   from mae_jax.data import sources
@@ -151,12 +151,12 @@ def main(
   # As in `main.main`.
   logging.set_verbosity(logging.FATAL)
   # So that what is half written is taken away.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  interrupts.raise_at_once()
   try:
     work(**settings)
   except KeyboardInterrupt:
-    console.warn("stopped: nothing is written")
-    sys.exit(128 + signal.SIGINT)
+    console.last_words("stopped: nothing is written")
+    interrupts.leave(128 + signal.SIGINT)
   except Exception as error:
     line = _explain(error, "batch_size" in settings)
     if debug or line is None:

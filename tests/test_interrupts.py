@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests import tools
+
 # libtpu takes signals that nobody caught before it looks for devices.
 MEANWHILE = {
   "nothing": "",
@@ -81,3 +83,55 @@ def test_a_reader_that_went_away_changes_nothing(process):
   process.stderr.close()
   process.send_signal(signal.SIGTERM)
   assert process.wait(10) == 75
+
+
+LOST = """
+import gc, os, signal, time
+from mae_jax import interrupts
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+interrupts.raise_at_once()
+
+def callback(phase, info):
+  gc.callbacks.remove(callback)
+  os.kill(os.getpid(), signal.{name})
+  time.sleep(0)
+
+gc.callbacks.append(callback)
+try:
+  gc.collect()
+  print("lost", flush=True)
+  time.sleep(20)
+except KeyboardInterrupt:
+  interrupts.leave(130)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_what_is_raised_in_a_callback_is_raised_again(name, code):
+  done = subprocess.run(
+    [sys.executable, "-c", LOST.format(name=name)],
+    cwd=tools.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert (done.returncode, done.stdout) == (code, "lost\n"), done.stderr
+  assert done.stderr == ""
+
+
+def test_a_tool_that_still_imports_ends_without_a_trace():
+  with subprocess.Popen(
+    [sys.executable, "-X", "importtime", "-m", "mae_jax.reconstruct"],
+    cwd=tools.ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    for line in process.stderr:
+      if line.endswith(" mae_jax\n"):
+        break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(30) == -signal.SIGINT
+  assert "Traceback" not in rest

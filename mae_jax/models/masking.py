@@ -161,14 +161,21 @@ def grid_noise(
   patterns = _grids(grid)
   if num_keep not in patterns:
     length = grid[0] * grid[1]
-    # Rounded down, so that as many are kept.
-    ratios = [math.floor(1e4 * (1 - n / length)) / 1e4 for n in patterns]
+    ratios = [_ratio_keeping(n, length) for n in patterns]
     raise ValueError(
       f"a grid cannot keep {num_keep} of {grid[0]} x {grid[1]} patches: use "
       f"another mask, or a mask_ratio of {', '.join(map(str, sorted(ratios)))}"
     )
   hidden = jnp.asarray(~patterns[num_keep].reshape(-1), jnp.float32)
   return hidden + random_noise(key, batch, grid, num_keep)
+
+
+def _ratio_keeping(num_keep: int, num_patches: int) -> float:
+  """A short mask ratio of which `num_kept` makes so many patches."""
+  ratio = round(1 - num_keep / num_patches, 4)
+  if num_kept(num_patches, ratio) != num_keep:  # rounded to the wrong side
+    ratio = round(ratio - 1e-4, 4)
+  return ratio
 
 
 def _grids(grid: tuple[int, int]) -> dict[int, np.ndarray]:
