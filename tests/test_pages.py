@@ -263,6 +263,25 @@ def test_clicks_and_drags_hide_patches(visit, demo):
   assert share(page) == "25 %, 4 of 16 patches"
 
 
+def test_a_fast_drag_leaves_no_gaps(visit, demo):
+  page = visit(demo)
+  painted(page)
+  page.get_by_role("button", name="show all").click()
+  assert share(page) == "0 %, 0 of 16 patches"
+  page.mouse.move(*patch(page, 2, 0))
+  page.mouse.down()
+  page.mouse.move(*patch(page, 2, 3))
+  page.mouse.move(*patch(page, 1, 3))
+  # Out of the canvas, and in elsewhere.
+  page.mouse.move(*patch(page, 1, 9))
+  page.mouse.move(*patch(page, 0, 9))
+  page.mouse.move(*patch(page, 0, 1))
+  page.mouse.up()
+  assert share(page) == "50 %, 8 of 16 patches"
+  page.mouse.move(*patch(page, 3, 0))
+  assert share(page) == "50 %, 8 of 16 patches"
+
+
 def test_patches_are_hidden_by_keyboard(visit, demo):
   page = visit(demo)
   painted(page)
