@@ -82,6 +82,7 @@ def write(
     data, params = network.data, network.params["encoder"]
     grid = patches.grid_size(data.image_size, network.encoder.patch_size)
     token = _token(query, grid)
+    asking = f"patch {query[0]},{query[1]}" if query else "class token"
     source = tools.open_images(images, data)
     watch = maps.watcher(network.encoder, data)
     total = source.num_examples
@@ -108,14 +109,15 @@ def write(
         album.png(f"images/{name}/{albums.SHEET}", _wrapped(cells))
         if len(summary) < _ROWS:
           summary.append([cells[kind] for kind in _SUMMARY])
-          names.append([name, "", "", ""])
+          names.append([name, f"block {network.layer}, {asking}", "", ""])
         done += 1
     album.png(albums.SHEET, sheets.sheet(summary, _SUMMARY, names))
+  first = "" if len(names) == done else f", of the first {len(names)}"
   tools.say(
     f"{out}: attention of block {network.layer} in "
-    f"{tools.count(total, total - done)}, in {time.monotonic() - began:.1f} s; "
+    f"{tools.readable(done, total)}, in {time.monotonic() - began:.1f} s; "
     f"three colours show {100 * colours.shares.sum():.0f} % of the features' "
-    f"variance; look at {os.path.join(out, albums.SHEET)}"
+    f"variance; look at {os.path.join(out, albums.SHEET)}{first}"
   )
 
 
@@ -153,19 +155,19 @@ def _cells(
   """Pictures by what they are, uint8 [H, W, C]."""
   weights = seen.weights[-1][:, token, 1:]  # [heads, L]
   cells = {"original": shown}
-  cells["mean of heads"] = overlay(shown, weights.mean(axis=0), grid)
+  cells["mean of heads"] = overlay(shown, weights.mean(axis=0), grid, token)
   cells["rollout"] = overlay(shown, maps.rollout(seen.weights), grid)
   picture = colours(seen.patches).reshape(*grid, 3)
   for axis in range(2):
     picture = picture.repeat(shown.shape[axis] // grid[axis], axis=axis)
   cells["features"] = picture
   for number, each in enumerate(weights, 1):
-    cells[f"head {number}"] = overlay(shown, each, grid)
+    cells[f"head {number}"] = overlay(shown, each, grid, token)
   return cells
 
 
 def overlay(
-  image: np.ndarray, values: np.ndarray, grid: tuple[int, int]
+  image: np.ndarray, values: np.ndarray, grid: tuple[int, int], token: int = 0
 ) -> np.ndarray:
   """A map over an image, from its least value to its greatest.
 
@@ -173,6 +175,7 @@ def overlay(
     image: uint8 [H, W, C].
     values: [L], one a patch.
     grid: rows and columns of patches.
+    token: a patch that is framed in white, 1 for the first; 0 for none.
 
   Returns:
     uint8 [H, W, 3].
@@ -184,7 +187,14 @@ def overlay(
   heat = mpl.colormaps["inferno"](smooth)[..., :3]
   grey = image.mean(axis=-1, keepdims=True) / 255
   mixed = _STRENGTH * heat + (1 - _STRENGTH) * grey
-  return np.round(255 * mixed).astype(np.uint8)
+  out = np.round(255 * mixed).astype(np.uint8)
+  if token:
+    row, column = divmod(token - 1, grid[1])
+    height, width = (a // b for a, b in zip(image.shape, grid, strict=False))
+    patch = out[row * height :, column * width :][:height, :width]
+    patch[[0, -1]] = 255
+    patch[:, [0, -1]] = 255
+  return out
 
 
 def _wrapped(cells: dict[str, np.ndarray]) -> np.ndarray:

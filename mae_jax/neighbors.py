@@ -122,7 +122,20 @@ def write(
       paths = photos.path_of(query, one), photos.path_of(images, other)
       return os.path.realpath(paths[0]) == os.path.realpath(paths[1])
 
-    found = nearest(dict(stream(asked)), stream(source), count, same)
+    queries = dict(stream(asked))
+    among = 0
+
+    def counted() -> Iterator[tuple[str, np.ndarray]]:
+      nonlocal among
+      for pair in stream(source):
+        among += 1
+        yield pair
+
+    found = nearest(queries, counted(), count, same)
+    if not any(found.values()):
+      raise config_lib.ConfigError(
+        f"--images={images} has nothing but the query: name a folder of others"
+      )
     album.png(albums.SHEET, _sheet(found, query, images, network.data))
     rows = [
       (name, rank, near.name, f"{near.similarity:.6f}")
@@ -130,11 +143,12 @@ def write(
       for rank, near in enumerate(neighbors, 1)
     ]
     album.table(TABLE, [COLUMNS, *rows])
-  bad = asked.num_examples - len(found)
+  nearer = f", of the nearest {_COLUMNS}" if count > _COLUMNS else ""
   tools.say(
-    f"{out}: neighbours of {tools.count(asked.num_examples, bad)} among "
-    f"{source.num_examples}, in {time.monotonic() - began:.1f} s; look at "
-    f"{os.path.join(out, albums.SHEET)}"
+    f"{out}: neighbours of {tools.readable(len(found), asked.num_examples)} "
+    f"among {tools.readable(among, source.num_examples)}, in "
+    f"{time.monotonic() - began:.1f} s; look at "
+    f"{os.path.join(out, albums.SHEET)}{nearer}"
   )
 
 

@@ -111,9 +111,10 @@ def write(
     pages = _Pages(album, studio)
     total = source.num_examples
     painting = 0.0
+    names = [source.name(index) for index in range(total)]
+    studio.check_given((photos.path_of(images, name), name) for name in names)
     with tools.progress_bar(total) as bar:
-      for index in range(total):
-        name = source.name(index)
+      for index, name in enumerate(names):
         path = photos.path_of(images, name)
         start = time.monotonic()
         try:
@@ -131,7 +132,7 @@ def write(
       )
     pages.close()
   tools.say(
-    f"{out}: pictures of {tools.count(total, total - pages.number)} in "
+    f"{out}: pictures of {tools.readable(pages.number, total)} in "
     f"{time.monotonic() - began:.1f} s, {painting / pages.number:.2f} s an "
     f"image; look at {os.path.join(out, albums.SHEET)}{pages.shown}"
   )
@@ -221,7 +222,11 @@ def parser() -> tools.Parser:
     "--masks", type=int, default=1, help="masks of each image (default: 1)"
   )
   hide.add_argument(
-    "--seed", type=int, default=0, help="of the masks (default: 0)"
+    "--seed",
+    type=int,
+    default=0,
+    help="of the masks, which also hang on the place of an image among the "
+    "others (default: 0)",
   )
   hide.add_argument(
     "--mask",

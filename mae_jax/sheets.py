@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 4  # pixels between cells
 _LINE = 16  # pixels for a line of words
-_LETTERS = 12  # pixels, where there is room
+_LETTERS, _FINE = 12, 9  # pixels, where there is room, and where not
 _SMALLEST = 112  # pixels; smaller pictures are enlarged, pixel by pixel
 _ALARM = "firebrick"
 
@@ -82,18 +82,20 @@ def _write(
   width: int,
   colour: str,
 ) -> None:
-  """Writes lines, in letters small enough for the width, or their start."""
-  lines = text.split("\n")
-  font = _font(text, _LETTERS)
-  for size in range(_LETTERS, 6, -1):
-    font = _font(text, size)
-    if max(draw.textlength(line, font=font) for line in lines) <= width:
-      break
-  for number, line in enumerate(lines):
-    while line and draw.textlength(line, font=font) > width:
-      line = line[:-1]
+  """Writes lines, in smaller letters where needed, or without their middle."""
+  for number, line in enumerate(text.split("\n")):
+    for size in range(_LETTERS, _FINE - 1, -1):
+      font = _font(line, size)
+      if draw.textlength(line, font=font) <= width:
+        break
+    kept = len(line)
+    shown = line
+    # Names differ at their ends.
+    while kept and draw.textlength(shown, font=font) > width:
+      kept -= 1
+      shown = f"{line[: kept - kept // 2]}...{line[len(line) - kept // 2 :]}"
     draw.text(
-      (place[0], place[1] + number * _LINE), line, fill=colour, font=font
+      (place[0], place[1] + number * _LINE), shown, fill=colour, font=font
     )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -21,6 +21,7 @@ FILLS = ("once", "multipass")
 _ERROR = 128  # of 255: what the brightest colour of an error map stands for
 _TITLES = {
   "original": "original",
+  "truth": "truth",
   "masked": "masked",
   "reconstruction": "reconstruction",
   "pasted": "visible pasted in",
@@ -180,6 +181,25 @@ class Studio:
       self._picture(name, photo, truth, word, hidden) for word, hidden in masks
     ]
 
+  def check_given(self, named: Iterable[tuple[epath.PathLike, str]]) -> None:
+    """Looks whether masks and truths of the user's fit their images.
+
+    Before any is painted, which takes far longer.
+
+    Args:
+      named: the path of each image, and its name; see `pictures`.
+
+    Raises:
+      ConfigError: if there is none for an image, or it does not fit.
+    """
+    if self._settings.mask is None:
+      return
+    for path, name in named:
+      with contextlib.suppress(photos.UnreadableError):  # told when it is due
+        photo = self._photo(path)
+        self._given(photo, name)
+        self._truth(photo, name)
+
   def sheet(self, groups: Sequence[Sequence[Picture]]) -> np.ndarray:
     """Pictures of images side by side.
 
@@ -298,6 +318,8 @@ class Studio:
     # By several passes all was painted, and nothing from itself.
     best = "reconstruction" if multipass else "pasted"
     measured = [best]
+    if settings.truth is not None and truth is not None:
+      cells["truth"] = truth
     if settings.baselines:
       for name, paint in scores.BASELINES.items():
         cells[name] = paint(shown, painted.hidden[0])

@@ -340,6 +340,13 @@ def _is_terminal(stream: Any) -> bool:
   return stream is not None and stream.isatty()  # None: it is closed
 
 
+def readable(number: int, total: int) -> str:
+  """How many images something was made of, as part of a line."""
+  if number == total:
+    return count(number, 0)
+  return f"{number} of {total} images ({total - number} cannot be read)"
+
+
 def count(number: int, unreadable: int) -> str:
   """How many images there were, as part of a line."""
   text = f"{number} image{'' if number == 1 else 's'}"

@@ -143,6 +143,18 @@ def test_an_overlay_is_brightest_where_the_value_is():
   assert (flat == flat[0, 0]).all()
 
 
+def test_the_patch_that_asks_is_framed():
+  grey = np.full((8, 12, 1), 100, np.uint8)
+  plain, framed = (
+    attention.overlay(grey, np.arange(4), (2, 2), token) for token in (0, 4)
+  )
+  frame = np.zeros((8, 12), bool)
+  frame[4:, 6:] = True
+  frame[5:7, 7:11] = False
+  assert (framed[frame] == 255).all()
+  assert (framed[~frame] == plain[~frame]).all()
+
+
 def test_files(workdir, images, tmp_path):
   out = tmp_path / "out"
   attention.write(str(workdir), str(images), str(out), layer=1)

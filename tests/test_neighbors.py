@@ -70,6 +70,13 @@ def test_a_copy_is_the_nearest(workdir, images, tmp_path):
   assert len(found) == len(NAMES)
 
 
+def test_the_query_alone_has_no_neighbours(workdir, images, tmp_path):
+  alone = str(images / NAMES[4])
+  with pytest.raises(config_lib.ConfigError, match="nothing but the query"):
+    neighbors.write(str(workdir), alone, alone, str(tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
 def test_mistakes(workdir, images, tmp_path):
   out = str(tmp_path / "out")
   for query, more, told in (

@@ -352,6 +352,25 @@ def test_a_mask_of_nothing_or_all_is_refused(
     run(workdirs["raw"], images / "a.png", tmp_path / "out", **choice)
 
 
+def test_masks_are_looked_at_before_anything_is_painted(
+  workdirs, images, tmp_path, monkeypatch
+):
+  masks = tmp_path / "masks"
+  masks.mkdir()
+  size = png(images / "a.png").shape[:2]
+  half = np.zeros(size, np.uint8)
+  half[: size[0] // 2] = 255
+  Image.fromarray(half).save(masks / "a.png")
+
+  def paint(*args, **kwargs):
+    raise AssertionError("painted")
+
+  monkeypatch.setattr(painter.Painter, "paint", paint)
+  choice = {"mask": str(masks), "fit": "squash"}
+  with pytest.raises(config_lib.ConfigError, match=r"no file for"):
+    run(workdirs["raw"], images, tmp_path / "out", **choice)
+
+
 def test_a_bad_mask_is_not_a_bad_image(workdirs, images, tmp_path):
   masks = tmp_path / "masks"
   masks.mkdir()

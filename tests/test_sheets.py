@@ -69,3 +69,12 @@ def test_letters_of_other_languages_are_written():
   assert (first < 128).any()
   assert (first != second).any()
   assert (second != third).any()
+
+
+def test_of_long_names_the_end_is_kept():
+  white = np.full((112, 112, 3), 255, np.uint8)
+  names = [f"{'a long name ' * 5}{end}.png" for end in "xy"]
+  sheet = sheets.sheet([[white] * 3], [*names, names[0]])
+  first, second, third = (sheet[:18, x : x + 112] for x in (4, 120, 236))
+  assert (first == third).all()
+  assert (first != second).any()
