@@ -52,7 +52,7 @@ def visit(browser):
 
   def tell(message: sync_api.ConsoleMessage) -> None:
     # Of what a server refuses the browser says so, and the page too.
-    refused = "status of 400" in message.text
+    refused = re.search("status of 4(00|15)", message.text)
     if message.type in ("error", "warning") and not refused:
       wrong.append(message.text)
 
@@ -303,10 +303,92 @@ def test_the_ratio_is_dragged_and_masks_are_drawn_anew(visit, demo):
   page.locator("#strategy").select_option("grid")
   assert share(page) == "25 %, 4 of 16 patches"
   ratio.fill("60")
-  painted(page)
-  assert "a grid cannot keep 6" in page.locator("#error").inner_text()
+  sync_api.expect(page.locator("#error")).to_contain_text("cannot keep 6")
+  assert_blank(page)
+  assert page.locator("#share").inner_text() == "60 %, not drawn"
+  assert ratio.input_value() == "60"
+  # Nothing is drawn as hidden, and patches are hidden from there.
+  page.mouse.click(*patch(page, 1, 2))
+  assert share(page) == "6 %, 1 of 16 patches"
+  assert page.locator("#error").inner_text() == ""
   # The browser itself tells of what was refused.
   page.evaluate("0")
+
+
+def assert_blank(page: sync_api.Page) -> None:
+  """No picture or score is left of what was asked before."""
+  sync_api.expect(page.locator("#busy")).to_have_text("")
+  for name in ("reconstruction", "pasted", "difference"):
+    assert page.locator(f"#{name}").get_attribute("src") is None
+  assert page.locator("#score").inner_text() == ""
+  assert set(page.locator(".truth").all_inner_texts()) == {""}
+
+
+def test_nothing_is_left_of_the_last_answer_if_all_is_hidden(visit, demo):
+  page = visit(demo)
+  painted(page)
+  page.locator("#statistics").select_option("true")
+  sync_api.expect(page.locator(".truth").first).not_to_have_text("")
+  page.locator("#ratio").fill("100")
+  error = page.locator("#error")
+  sync_api.expect(error).to_contain_text("all patches are hidden")
+  assert_blank(page)
+  assert page.locator("#share").inner_text() == "100 %, 16 of 16 patches"
+  height = "x => x.getBoundingClientRect().height"
+  picture = page.locator("#pasted").evaluate(height)
+  assert picture == page.locator("#seen").evaluate(height)
+  page.mouse.click(*patch(page, 0, 0))
+  assert share(page) == "94 %, 15 of 16 patches"
+  assert error.inner_text() == ""
+
+
+def test_the_slider_follows_what_is_hidden_by_hand(visit, demo):
+  page = visit(demo)
+  painted(page)
+  ratio = page.locator("#ratio")
+  assert ratio.input_value() == "75"
+  page.get_by_role("button", name="show all").click()
+  assert share(page) == "0 %, 0 of 16 patches"
+  assert ratio.input_value() == "0"
+  for column in range(3):
+    page.mouse.click(*patch(page, 1, column))
+  assert share(page) == "19 %, 3 of 16 patches"
+  assert ratio.input_value() == "19"
+  # As many as that, not the 4 of 19 %.
+  page.get_by_role("button", name="another mask").click()
+  assert share(page) == "19 %, 3 of 16 patches"
+
+
+def test_what_is_painted_no_longer_counts_while_one_waits(visit, demo):
+  page = visit(demo)
+  painted(page)
+  picture, score = page.locator("#pasted"), page.locator("#score")
+  opacity = "x => Number(getComputedStyle(x).opacity)"
+  assert picture.evaluate(opacity) == 1
+  top = page.locator("#seen").bounding_box()
+  held: list[sync_api.Route] = []
+  page.route("**/paint", lambda route: held.append(route))
+  page.locator("#ratio").fill("50")
+  busy = page.locator("#busy")
+  sync_api.expect(busy).to_contain_text("some seconds the first time")
+  until(page, lambda: picture.evaluate(opacity) < 0.5)
+  until(page, lambda: score.evaluate(opacity) < 0.5)
+  assert page.locator("#seen").bounding_box() == top
+  held.pop().continue_()
+  assert share(page) == "50 %, 8 of 16 patches"
+  assert picture.evaluate(opacity) == 1
+
+
+def test_a_refused_file_is_not_named(visit, demo, tmp_path):
+  page = visit(demo)
+  before = painted(page)
+  (tmp_path / "x.png").write_bytes(b"no image")
+  page.set_input_files("#file", tmp_path / "x.png")
+  error = page.locator("#error")
+  sync_api.expect(error).to_contain_text("this is no image")
+  sync_api.expect(page.locator("#file")).to_have_value("")
+  # What is shown is still what was painted.
+  assert painted(page) == before
 
 
 def test_ground_truth_is_said(visit, demo):
