@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax import painter
+from mae_jax import config, painter
 from mae_jax.demo import __main__ as command
 from mae_jax.demo import server
 from tests import tools
 from tests.train import runs
+
+# None is what is left out of a wish.
+DRAWN = {"hidden": None, "strategy": "random", "mask_ratio": 0.5, "seed": 0}
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,17 @@ def test_the_page(opened):
   status, content = ask(opened, "GET", "/")
   assert status == 200
   assert b"<title>mae_jax" in content
+  assert ask(opened, "GET", "/?x=1") == (200, content)
+  connection = http.client.HTTPConnection("127.0.0.1", opened.server_port)
+  connection.request("HEAD", "/")
+  response = connection.getresponse()
+  assert response.status == 200
+  assert response.headers["Content-Length"] == str(len(content))
+  response.read()
+  # Nothing but the head was sent, and the connection stays.
+  connection.request("GET", "/")
+  assert connection.getresponse().read() == content
+  connection.close()
 
 
 @pytest.mark.parametrize(
@@ -157,26 +172,55 @@ def test_without_a_length_it_is_refused(opened):
   ("change", "status", "told"),
   [
     ({"image": "none"}, 404, "not remembered"),
-    ({"hidden": [1, 0]}, 400, "2 patches"),
+    ({"image": None}, 400, "image is missing: write what /image gave"),
+    ({"image": []}, 400, "image=[] is not what /image gave"),
+    ({"hidden": [1, 0]}, 400, "hidden has 2 patches, and 4 x 4 are there"),
     ({"hidden": [1] * 16}, 400, "leave one at least"),
-    ({"hidden": "x"}, 400, "patches"),
-    ({"strategy": "stripes"}, 400, "'stripes' is not known"),
-    ({"strategy": "random", "mask_ratio": 7}, 400, "mask_ratio"),
-    ({"strategy": "random", "mask_ratio": "much"}, 400, "much"),
-    ({"statistics": "mean"}, 400, "'mean' is not known"),
+    ({"hidden": "x"}, 400, "hidden='x' is not a list of 16 numbers"),
+    ({"hidden": [0] * 15 + [2]}, 400, "hidden has 2 at 15, not 0 or 1"),
+    ({"hidden": [[0]] * 16}, 400, "hidden has [0] at 0, not 0 or 1"),
+    ({"hidden": None}, 400, "strategy is missing: write random or block or"),
+    (DRAWN | {"strategy": "stripes"}, 400, "strategy='stripes' is not known"),
+    (DRAWN | {"mask_ratio": None}, 400, "mask_ratio is missing: write a numb"),
+    (DRAWN | {"mask_ratio": 7}, 400, "mask_ratio=7 is not a number above 0"),
+    (DRAWN | {"mask_ratio": 10**999}, 400, "is not a number above 0 and belo"),
+    (DRAWN | {"mask_ratio": NAN}, 400, "mask_ratio=nan is not a number abov"),
+    (DRAWN | {"mask_ratio": True}, 400, "mask_ratio=True is not a number abo"),
+    (DRAWN | {"mask_ratio": "much"}, 400, "mask_ratio='much' is not a number"),
+    (DRAWN | {"mask_ratio": 0.99}, 400, "mask_ratio=0.99 keeps 0 of 16"),
+    (DRAWN | {"seed": None}, 400, "seed is missing: write a whole number"),
+    (DRAWN | {"seed": -1}, 400, "seed=-1 is not a whole number from 0"),
+    (DRAWN | {"seed": 1.5}, 400, "seed=1.5 is not a whole number from 0"),
+    ({"statistics": None}, 400, "statistics is missing: write visible or true"),
+    ({"statistics": "mean"}, 400, "statistics='mean' is not known: write vis"),
   ],
 )
 def test_wrong_wishes_are_refused(opened, change, status: int, told: str):
   _, given = ask(opened, "GET", "/example")
-  asked = {"image": given["image"], "statistics": "visible", "seed": 0}
-  asked |= {"mask_ratio": 0.5} | change
-  if "hidden" not in asked and "strategy" not in asked:
-    asked["hidden"] = [1, 0] * 8
-  found, answer = ask(opened, "POST", "/paint", json.dumps(asked).encode())
+  asked = {"image": given["image"], "statistics": "visible"}
+  asked |= {"hidden": [1, 0] * 8} | change
+  body = {key: value for key, value in asked.items() if value is not None}
+  found, answer = ask(opened, "POST", "/paint", json.dumps(body).encode())
   assert found == status
   assert told in answer["error"]
-  assert ask(opened, "POST", "/paint", b"{")[0] == 400
-  assert ask(opened, "POST", "/paint", b"[]")[0] == 404
+  assert "--" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+  ("body", "told"),
+  [
+    (b"{", "this is no JSON"),
+    (b"\xff\xfe\xff", "this is no JSON"),
+    (b"[]", "[] is no object with an image"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"image":' * 100_000, "nested too deeply"),
+    (b'{"image": %s}' % (b"[" * 900 + b"]" * 900), "image"),
+  ],
+)
+def test_what_is_no_wish_is_refused(opened, body: bytes, told: str):
+  status, answer = ask(opened, "POST", "/paint", body)
+  assert status == 400
+  assert told in answer["error"]
 
 
 def test_other_sites_and_names_are_refused(opened):
@@ -209,4 +253,29 @@ def test_a_taken_port_is_told(opened, workdir):
   )
   assert found.returncode == 1
   assert f"--port={opened.server_port} cannot be listened on" in found.stderr
+  assert "name another port" in found.stderr
   assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("host", "port", "told"),
+  [
+    ("127.0.0.1", 99999, "--port=99999 is not in 0..65535: name another port"),
+    ("127.0.0.1", -1, "--port=-1 is not in 0..65535: name another port"),
+    # For documentation, RFC 5737: of no machine.
+    ("192.0.2.1", 0, "--host=192.0.2.1 cannot be listened on"),
+    ("no.such.invalid", 0, "--host=no.such.invalid cannot be listened on"),
+    ("a..b", 0, "--host=a..b cannot be listened on"),
+  ],
+)
+def test_where_none_can_listen_is_told(network, host, port: int, told: str):
+  with pytest.raises(config.ConfigError) as error:
+    server.Server(network, host, port)
+  assert str(error.value).startswith(told)
+  remedy = "name another host" if "host" in told else "0 for any that is free"
+  assert remedy in str(error.value)
+
+
+def test_a_port_that_is_none_is_told_before_a_network_is_read():
+  with pytest.raises(config.ConfigError, match="--port=99999"):
+    command.run("/no/such/network", port=99999)

@@ -31,8 +31,9 @@ def run(
     browser: whether to open the page.
 
   Raises:
-    ConfigError: if there is no such network, or the port is taken.
+    ConfigError: if there is no such network, or it cannot listen there.
   """
+  server.check_port(port)  # before a network is read
   mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   hints = dialects.Hints(target=target, insist=target is not None)
   network = painter.Painter(checkpoint, mesh, hints)

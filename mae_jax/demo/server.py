@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import collections
 import contextlib
+import errno
 import http.server
 import io
 import json
 import pathlib
 import secrets
+import socket
 from http import HTTPStatus
 from typing import Any
 
@@ -41,6 +43,20 @@ class _Refused(Exception):
   def __init__(self, status: HTTPStatus, reason: str):
     super().__init__(reason)
     self.status = status
+
+
+def _bad(reason: str) -> _Refused:
+  return _Refused(HTTPStatus.BAD_REQUEST, reason)
+
+
+def _field(asked: dict[str, Any], name: str, kind: Any, wanted: str) -> Any:
+  """A value of a JSON object, if it is there and of this kind."""
+  if name not in asked:
+    raise _bad(f"{name} is missing: write {wanted}")
+  value = asked[name]
+  if not isinstance(value, kind) or isinstance(value, bool):
+    raise _bad(f"{name}={config_lib.shown(value)} is not {wanted}")
+  return value
 
 
 class Desk:
@@ -119,34 +135,55 @@ class Desk:
     `asked` has "image"; either "hidden", a list of 0 and 1 for each patch, or
     "strategy", "mask_ratio" and "seed"; and "statistics".
     """
-    network = self._network
-    try:
-      photo = self._images[asked["image"]]
-    except (KeyError, TypeError):
+    if not isinstance(asked, dict):
+      raise _bad(f"{config_lib.shown(asked)} is no object with an image")
+    photo = self._images.get(_field(asked, "image", str, "what /image gave"))
+    if photo is None:
       raise _Refused(
         HTTPStatus.NOT_FOUND, "this image is not remembered: drop it again"
-      ) from None
+      )
+    names = " or ".join(reconstruction.STATISTICS)
+    statistics = _field(asked, "statistics", str, names)
+    if statistics not in reconstruction.STATISTICS:
+      raise _bad(f"statistics={statistics!r} is not known: write {names}")
+    hidden = self._given(asked) if "hidden" in asked else self._drawn(asked)
+    if hidden.all():
+      raise _bad("all patches are hidden: leave one at least")
+    return self._painted(photo.shown, hidden, statistics)
+
+  def _given(self, asked: dict[str, Any]) -> np.ndarray:
+    rows, columns = self._network.grid
+    wanted = f"a list of {rows * columns} numbers, 1 for a patch that is hidden"
+    hidden = _field(asked, "hidden", list, wanted)
+    if len(hidden) != rows * columns:
+      raise _bad(
+        f"hidden has {len(hidden)} patches, and {rows} x {columns} are there: "
+        f"write {wanted}"
+      )
+    for place, each in enumerate(hidden):
+      if each not in (0, 1):
+        raise _bad(
+          f"hidden has {config_lib.shown(each)} at {place}, not 0 or 1: write "
+          f"{wanted}"
+        )
+    return np.array(hidden, bool)
+
+  def _drawn(self, asked: dict[str, Any]) -> np.ndarray:
+    names = " or ".join(masking.STRATEGIES)
+    strategy = _field(asked, "strategy", str, f"{names}, or hidden patches")
+    above = "a number above 0 and below 1"
+    ratio = _field(asked, "mask_ratio", (int, float), above)
+    if not 0 < ratio < 1:  # as NaN is not
+      raise _bad(f"mask_ratio={config_lib.shown(ratio)} is not {above}")
+    whole = "a whole number from 0 to below 2^32"
+    seed = _field(asked, "seed", int, whole)
+    if not 0 <= seed < 1 << 32:
+      raise _bad(f"seed={config_lib.shown(seed)} is not {whole}")
     try:
-      if "hidden" in asked:
-        hidden = np.asarray(asked["hidden"], bool)
-        if hidden.shape != (network.grid[0] * network.grid[1],):
-          raise ValueError(f"{hidden.size} patches")
-      else:
-        (hidden,) = network.masks(
-          str(asked["strategy"]),
-          float(asked["mask_ratio"]),
-          1,
-          int(asked["seed"]),
-        )
-      if hidden.all():
-        raise _Refused(
-          HTTPStatus.BAD_REQUEST, "all patches are hidden: leave one at least"
-        )
-      return self._painted(photo.shown, hidden, str(asked["statistics"]))
-    except (
-      KeyError, TypeError, ValueError, OverflowError, config_lib.ConfigError,
-    ) as error:  # fmt: skip
-      raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
+      return self._network.masks(strategy, ratio, 1, seed)[0]
+    except config_lib.ConfigError as error:
+      # The painter speaks of flags, which nobody wrote here.
+      raise _bad(str(error).replace("--", "")) from None
 
   def _painted(
     self, shown: np.ndarray, hidden: np.ndarray, statistics: str
@@ -202,23 +239,43 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       "/model": self.server.desk.model,
       "/example": self.server.desk.example,
     }
-    if self.path == "/":
+    path = self._path()
+    if path == "/":
       self._answer(lambda: _PAGE.read_bytes(), "text/html; charset=utf-8")
-    elif self.path in answers:
-      self._answer(lambda: _json(answers[self.path]()), "application/json")
+    elif path in answers:
+      self._answer(lambda: _json(answers[path]()), "application/json")
     else:
       self._answer(self._nothing, "application/json")
+
+  def do_HEAD(self) -> None:
+    self.do_GET()
 
   def do_POST(self) -> None:
     answers = {
       "/image": lambda body: self.server.desk.add(body),
-      "/paint": lambda body: self.server.desk.paint(json.loads(body)),
+      "/paint": self._paint,
     }
-    if self.path not in answers:
+    answer = answers.get(self._path())
+    if answer is None:
       self._answer(self._nothing, "application/json")
       return
-    answer = answers[self.path]
     self._answer(lambda: _json(answer(self._body())), "application/json")
+
+  def _path(self) -> str:
+    return self.path.partition("?")[0]
+
+  def _paint(self, body: bytes) -> dict[str, Any]:
+    try:
+      return self.server.desk.paint(json.loads(body))
+    except json.JSONDecodeError as error:
+      raise _bad(f"this is no JSON: {error}") from None
+    except UnicodeDecodeError:
+      raise _bad("this is no JSON: it is no text") from None
+    except RecursionError:  # to read it, or to tell of it
+      raise _bad(
+        "this JSON is nested too deeply: write an object whose values are "
+        "numbers, names and a list of numbers"
+      ) from None
 
   def _nothing(self) -> bytes:
     raise _Refused(HTTPStatus.NOT_FOUND, f"there is no {self.path}")
@@ -254,9 +311,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       status, kind = refused.status, "application/json"
       content = _json({"error": str(refused)})
       self.close_connection = True  # what was sent may not have been read
-    except ValueError:
+    except ValueError as error:
       status, kind = HTTPStatus.BAD_REQUEST, "application/json"
-      content = _json({"error": "this is no JSON"})
+      content = _json({"error": f"this cannot be used: {error}"})
     self.send_response(status)
     self.send_header("Content-Type", kind)
     self.send_header("Content-Length", str(len(content)))
@@ -270,6 +327,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if self.close_connection:
       self.send_header("Connection", "close")
     self.end_headers()
+    if self.command == "HEAD":
+      return
     with contextlib.suppress(ConnectionError):  # whoever asked may be gone
       self.wfile.write(content)
 
@@ -279,6 +338,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _json(content: Any) -> bytes:
   return json.dumps(content).encode()
+
+
+def check_port(port: int) -> None:
+  """Raises ConfigError for what is no port."""
+  if not 0 <= port < 1 << 16:
+    raise config_lib.ConfigError(
+      f"--port={port} is not in 0..65535: name another port, 0 for any that is "
+      "free"
+    )
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -297,13 +365,21 @@ class Server(http.server.ThreadingHTTPServer):
     Raises:
       ConfigError: if it cannot listen there.
     """
+    check_port(port)
     try:
       super().__init__((host, port), _Handler)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
+      # A name that is not found or cannot be one, or is of another machine.
+      of_host = isinstance(error, (socket.gaierror, UnicodeError))
+      if of_host or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+        flag = f"--host={host}"
+        remedy = "another host, 127.0.0.1 for this machine alone"
+      else:
+        flag = f"--port={port}"
+        remedy = "another port, 0 for any that is free"
       raise config_lib.ConfigError(
-        f"--host={host} --port={port} cannot be listened on "
-        f"({getattr(error, 'strerror', None) or error}): name another port, 0 "
-        "for any that is free"
+        f"{flag} cannot be listened on "
+        f"({getattr(error, 'strerror', None) or error}): name {remedy}"
       ) from error
     self.desk = Desk(network)
     # Elsewhere whoever is meant may have given it any name.
