@@ -123,9 +123,65 @@ def test_a_run_that_goes_on_may_have_half_a_line(workdirs, tmp_path):
   assert found.pictures == {}
   text = page.render([found], [health.of(found, "x", 0)])
   assert "its settings are of another version, or not there" in text
-  (tmp_path / "metrics.jsonl").write_text("{}\n" + log)
-  with pytest.raises(config_lib.ConfigError, match="line 1 is not a record"):
-    runs.read(str(tmp_path))
+  (tmp_path / "metrics.jsonl").write_text(log.rstrip("\n"))  # an editor's
+  assert len(runs.read(str(tmp_path)).records) == len(log.splitlines())
+
+
+@pytest.mark.parametrize(
+  ("line", "told"),
+  [
+    ("{}", "it has no step"),
+    ('{"loss": 1.0}', "it has no step"),
+    ('{"step": null}', "its step is None, not a whole number"),
+    ('{"step": "abc"}', "its step is 'abc', not a whole number"),
+    ('{"step": true}', "its step is True, not a whole number"),
+    ('{"step": -1}', "its step is -1, not a whole number"),
+    ('{"step": 6, "loss": "high"}', "loss is 'high', not a number"),
+    ('{"step": 3, "loss": {"a": 1}}', "loss is {'a': 1}, not a number"),
+    ("[1]", r"it is \[1\], not a step"),
+    ('{"step": 3, "lo', "Unterminated string"),
+    ("[" * 100_000, "recursion"),
+  ],
+)
+def test_what_is_no_record_is_named(tmp_path, line: str, told: str):
+  log = tmp_path / "metrics.jsonl"
+  record = '{"step": 1, "loss": 1.0}\n'
+  error = rf"{log} line 2 is not a record of this project \(.*{told}.*\): "
+  # In the last line as in any other, if it is whole.
+  for rest in ("", record):
+    log.write_text(record + line + "\n" + rest)
+    with pytest.raises(config_lib.ConfigError, match=error) as raised:
+      runs.read(str(tmp_path))
+    assert "remove that line, not the file" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_not_finite_is_a_gap(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text(
+    '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1e400}\n'
+    f'{{"step": 3, "loss": 1{"0" * 400}}}\n{{"step": 4, "loss": null}}\n'
+    '{"step": 5, "loss": 2}\n'
+  )
+  found = runs.read(str(tmp_path))
+  assert found.series("loss") == ([1, 2, 3, 4, 5], [None] * 4 + [2.0])
+
+
+def test_a_directory_that_is_of_no_run_is_told_as_what_it_is(tmp_path):
+  def told() -> str:
+    with pytest.raises(config_lib.ConfigError) as raised:
+      runs.read(str(tmp_path))
+    return str(raised.value).removeprefix(f"--workdir={tmp_path} ")
+
+  assert told().startswith("has no metrics.jsonl")
+  (tmp_path / "evaluation.json").write_text("{}")
+  (tmp_path / "per_class.csv").write_text("")
+  assert told() == (
+    "is of an evaluation, which has no curves to report: its figures are in "
+    "evaluation.json and per_class.csv"
+  )
+  for torn in ("", "\n", '{"step": 1, "lo'):
+    (tmp_path / "metrics.jsonl").write_text(torn)
+    assert told().startswith("has logged nothing yet")
 
 
 def test_names_are_short_and_differ():
@@ -137,7 +193,10 @@ def test_names_are_short_and_differ():
 @pytest.mark.parametrize(
   ("flags", "told"),
   [
-    (("--workdir=/nowhere",), "--workdir=/nowhere has no metrics.jsonl"),
+    (("--workdir=/nowhere",), "--workdir=/nowhere: there is no such directory"),
+    (("--workdir=README.md",), "--workdir=README.md is a file: name the"),
+    (("--workdir=a,",), "--workdir=a, has an empty name in its list"),
+    (("--workdir=",), "--workdir= has an empty name: name the directory"),
     (("--workdir=a,a/",), "names a run twice"),
     (("--workdir=a", "--recipe=/none.py"), "recipe /none.py is not a file"),
     (("--workdir=a", "--out=x.pdf"), "does not end in .html"),

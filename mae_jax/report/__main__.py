@@ -33,6 +33,12 @@ def write(
   tools.at_least("look_at", look_at, 0)
   if recipe is not None:
     command_line.recipe(recipe)  # whether there is one
+  if not all(each.strip() for each in workdir):
+    raise config_lib.ConfigError(
+      f"--workdir={','.join(workdir)} has an empty name"
+      + (" in its list" if len(workdir) > 1 else "")
+      + ": name the directory of a run, or of several as a,b,c"
+    )
   if len(set(map(os.path.realpath, workdir))) < len(workdir):
     raise config_lib.ConfigError(
       f"--workdir={','.join(workdir)} names a run twice"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,16 +56,12 @@ def read(workdir: str, recipe: str | None = None) -> Run:
     recipe: as --config names it; None for what the run was started with.
 
   Raises:
-    ConfigError: if there is no run.
+    ConfigError: if there is no run, or a line of its log is none.
   """
   path = storage.absolute(workdir)
   log = path / "metrics.jsonl"
   with storage.reaching(path):
-    if not log.exists():
-      raise config_lib.ConfigError(
-        f"--workdir={workdir} has no metrics.jsonl: name the directory of a "
-        "run, or wait until it has logged a line"
-      )
+    _check(workdir, path)
     records = _records(log)
     if not records:
       raise config_lib.ConfigError(
@@ -90,21 +89,80 @@ def recipe_config(run: Run) -> config_lib.Config | None:
     return None
 
 
+def _check(workdir: str, path: epath.Path) -> None:
+  """Refuses what is no directory of a run, and says what it is instead."""
+  if not path.exists():
+    raise config_lib.ConfigError(
+      f"--workdir={workdir}: there is no such directory"
+    )
+  if not path.is_dir():
+    raise config_lib.ConfigError(
+      f"--workdir={workdir} is a file: name the directory of a run"
+    )
+  if (path / "metrics.jsonl").exists():
+    return
+  if (path / "evaluation.json").exists():
+    tables = sorted(each.name for each in path.glob("*.csv"))
+    raise config_lib.ConfigError(
+      f"--workdir={workdir} is of an evaluation, which has no curves to "
+      f"report: its figures are in {' and '.join(['evaluation.json', *tables])}"
+    )
+  raise config_lib.ConfigError(
+    f"--workdir={workdir} has no metrics.jsonl: name the directory of a "
+    "run, or wait until it has logged a line"
+  )
+
+
 def _records(log: epath.Path) -> list[dict[str, Any]]:
   found = []
-  # The last line of a run that goes on may be half a line.
-  lines = log.read_bytes().splitlines()
-  for number, line in enumerate(lines, 1):
+  *lines, rest = log.read_bytes().split(b"\n")
+  for number, line in enumerate([*lines, rest], 1):
+    if not line.strip():
+      continue
     try:
       record = json.loads(line)
-      found.append({**record, "step": int(record["step"])})
-    except (ValueError, KeyError, TypeError) as error:
-      if number < len(lines):
-        raise config_lib.ConfigError(
-          f"{log} line {number} is not a record of this project ({error}): "
-          "mend or remove it"
-        ) from None
+    except (ValueError, RecursionError) as error:
+      # The last line of a run that goes on, or was cut, may be half a line.
+      if number > len(lines):
+        break
+      problem: str | None = str(error)
+    else:
+      problem = _problem(record)
+    if problem:
+      raise config_lib.ConfigError(
+        f"{log} line {number} is not a record of this project ({problem}): "
+        "remove that line, not the file"
+      )
+    found.append(
+      {
+        key: value if key == "step" else _finite(value)
+        for key, value in record.items()
+      }
+    )
   return found
+
+
+def _problem(record: Any) -> str | None:
+  """What is wrong with a line of the log; None for nothing."""
+  if not isinstance(record, dict):
+    return f"it is {reprlib.repr(record)}, not a step with its values"
+  if "step" not in record:
+    return "it has no step"
+  step = record["step"]
+  if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+    return f"its step is {reprlib.repr(step)}, not a whole number"
+  for key, value in record.items():
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not number:
+      return f"{key} is {reprlib.repr(value)}, not a number"
+  return None
+
+
+def _finite(value: float | None) -> float | None:
+  """A number as the log has it; None for NaN, as there."""
+  if value is None or abs(value) > sys.float_info.max or math.isnan(value):
+    return None
+  return float(value)
 
 
 def _pictures(board: epath.Path) -> dict[str, dict[int, bytes]]:
