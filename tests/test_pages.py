@@ -320,6 +320,7 @@ def assert_blank(page: sync_api.Page) -> None:
   sync_api.expect(page.locator("#busy")).to_have_text("")
   for name in ("reconstruction", "pasted", "difference"):
     assert page.locator(f"#{name}").get_attribute("src") is None
+    assert not page.locator(f"#{name}").is_visible()
   assert page.locator("#score").inner_text() == ""
   assert set(page.locator(".truth").all_inner_texts()) == {""}
 
