@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -94,6 +95,47 @@ def test_settings_that_differ_are_marked(written):
   rest = written.partition("all other settings")[2]
   assert "<code>data.channels</code>" in rest
   assert "<code>optim.blr</code>" not in rest
+
+
+def test_a_path_is_the_same_however_it_is_named(tmp_path, monkeypatch):
+  home = tmp_path / "home"
+  home.mkdir()
+  (tmp_path / "link").symlink_to(home)
+  # A recipe that names another by where it is itself, as digits_finetune.py.
+  (home / "recipe.py").write_text(
+    "import dataclasses, pathlib\n"
+    "from mae_jax import config as c\n"
+    "from tests import tiny\n"
+    "def get_config(arg=None):\n"
+    "  here = pathlib.Path(__file__).with_name('first.py')\n"
+    "  compare = c.Compare(pretrain=f'{here}:steps=9')\n"
+    "  config = dataclasses.replace(tiny.config(), compare=compare)\n"
+    "  return c.config_dict(config)\n"
+  )
+
+  def differing(pretrain: str, named: str = "recipe.py") -> list[str]:
+    workdir = tmp_path / "run"
+    if workdir.exists():
+      shutil.rmtree(workdir)
+    config = tiny.config(compare={"pretrain": pretrain})
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("sys.argv", ["main.py", f"--config={named}"])
+    logged.write(workdir, config, ())
+    monkeypatch.chdir(tmp_path)
+    run = runs.read(str(workdir))
+    text = html.unescape(page.render([run], [health.of(run, "x", 0)]))
+    table = re.findall(r'<table id="changed">.*?</table>', text, re.DOTALL)
+    assert (": no setting differs" in text) == (not table)
+    return re.findall("<code>(.*?)</code>", "".join(table))
+
+  same = ("first.py:steps=9", "./first.py:steps=9", f"{home}/first.py:steps=9")
+  for pretrain in (*same, f"{tmp_path}/link/first.py:steps=9"):
+    assert differing(pretrain) == []
+  assert differing("first.py:steps=9", f"{home}/../home/recipe.py") == [
+    "compare.pretrain"  # of a relative path nothing says where it starts
+  ]
+  for pretrain in ("first.py:steps=8", "other.py:steps=9", "home/first.py", ""):
+    assert differing(pretrain) == ["compare.pretrain"]
 
 
 def test_data_and_environment(written):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -228,36 +229,59 @@ def _settings(
     if run.config is None:
       notes.append(f"{name}: its settings are of another version, or not there")
       continue
-    recipe = runs_lib.recipe_config(run)
-    if recipe is None:
+    column = _Column.of(run, run.config)
+    if column.recipe is None:
       notes.append(
         f"{name}: there is no recipe {run.recipe or ''} here to compare with; "
         "--recipe=FILE names one"
       )
     else:
-      notes.append(f"{name} is compared with {run.recipe}")
-    columns.append((dict(config_lib.leaves(run.config)), recipe))
+      note = f"{name} is compared with {run.recipe}"
+      if not any(map(column.differs, column.settings)):
+        note += ": no setting differs"
+      notes.append(note)
+    columns.append(column)
     heads.append(name)
   changed: list[dict[str, Any]] = []
-  same: list[dict[str, Any]] = []
-  for key in columns[0][0] if columns else ():
-    values = [each.get(key) for each, _ in columns]
-    wanted = [
-      dict(config_lib.leaves(recipe))[key] if recipe else None
-      for _, recipe in columns
-    ]
-    cells, any_change = [], any(value != values[0] for value in values)
-    for value, recipe_value, (_, recipe) in zip(
-      values, wanted, columns, strict=True
-    ):
-      differs = recipe is not None and value != recipe_value
-      text = f"{value!r}"
-      if differs:
-        text += f" (recipe: {recipe_value!r})"
-      cells.append({"text": text, "changed": differs})
-      any_change |= differs
-    (changed if any_change else same).append({"name": key, "cells": cells})
-  return {"notes": notes, "heads": heads, "changed": changed, "same": same}
+  rest: list[dict[str, Any]] = []
+  for key in columns[0].settings if columns else ():
+    cells = [column.cell(key) for column in columns]
+    alike = runs_lib.same(
+      key, [(each.settings.get(key), each.directory) for each in columns]
+    )
+    any_change = not alike or any(cell["changed"] for cell in cells)
+    (changed if any_change else rest).append({"name": key, "cells": cells})
+  return {"notes": notes, "heads": heads, "changed": changed, "same": rest}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+  """The settings of a run, and those of its recipe if that is here."""
+
+  settings: Mapping[str, Any]
+  recipe: Mapping[str, Any] | None
+  directory: str
+
+  @classmethod
+  def of(cls, run: runs_lib.Run, config: config_lib.Config) -> _Column:
+    recipe = runs_lib.recipe_config(run)
+    return cls(
+      dict(config_lib.leaves(config)),
+      None if recipe is None else dict(config_lib.leaves(recipe)),
+      run.directory(),
+    )
+
+  def differs(self, key: str) -> bool:
+    if self.recipe is None:
+      return False
+    value = self.settings[key], self.directory
+    return not runs_lib.same(key, [value, (self.recipe[key], os.getcwd())])
+
+  def cell(self, key: str) -> dict[str, Any]:
+    text, changed = f"{self.settings[key]!r}", self.differs(key)
+    if changed and self.recipe is not None:
+      text += f" (recipe: {self.recipe[key]!r})"
+    return {"text": text, "changed": changed}
 
 
 def _environment(

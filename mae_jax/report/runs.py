@@ -8,13 +8,22 @@ import math
 import os
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from mae_jax import about, checkpoints, command_line, metrics, storage
 from mae_jax import config as config_lib
+
+# Settings that name a file or directory, of a recipe with its arguments.
+_PATHS = (
+  "compare.pretrain",
+  "data.data_dir",
+  "data.path",
+  "init_from",
+  "train.compile_cache",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,16 @@ class Run:
     """The last value of a scalar."""
     _, values = self.series(key)
     return values[-1] if values else None
+
+  def directory(self) -> str:
+    """Where it was started; if nothing says it, where this program was."""
+    command, recipe = self.started.get("command"), self.started.get("recipe")
+    if isinstance(command, list) and isinstance(recipe, str):
+      named = command_line.recipe_of([str(word) for word in command]) or ""
+      tail = os.path.join("", os.path.normpath(named))
+      if not os.path.isabs(named) and recipe.endswith(f"/{tail}"):
+        return recipe.removesuffix(tail)
+    return os.getcwd()
 
 
 def read(workdir: str, recipe: str | None = None) -> Run:
@@ -87,6 +106,33 @@ def recipe_config(run: Run) -> config_lib.Config | None:
     return command_line.recipe(run.recipe)
   except config_lib.ConfigError:
     return None
+
+
+def same(key: str, values: Sequence[tuple[Any, str]]) -> bool:
+  """Whether a setting is the same everywhere.
+
+  Args:
+    key: of the setting.
+    values: each with the directory that paths in it start from.
+
+  Returns:
+    Whether values are equal, or name the same file, one of them absolutely and
+    the other not.
+  """
+  first, _ = values[0]
+  if all(value == first for value, _ in values):
+    return True
+  if key not in _PATHS or not all(value for value, _ in values):
+    return False
+  return len({_absolute(*each) for each in values}) == 1
+
+
+def _absolute(text: str, directory: str) -> str:
+  if storage.is_remote(text):
+    return text
+  path, colon, arguments = text.partition(":")
+  path = os.path.join(directory, os.path.expanduser(path))
+  return f"{os.path.realpath(path)}{colon}{arguments}"
 
 
 def _check(workdir: str, path: epath.Path) -> None:
