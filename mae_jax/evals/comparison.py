@@ -27,6 +27,7 @@ class Member:
   seed: int
 
 
+_ASIDE = 0.08  # of the way from one number of labels to the next
 Groups = dict[str, dict[int, np.ndarray]]  # start, shots -> one each seed
 
 
@@ -75,11 +76,20 @@ def table(groups: Groups) -> str:
 
 def plot(groups: Groups) -> np.ndarray:
   """Each run as a dot, and the means, [H, W, 3] uint8."""
+  canvas = backend_agg.FigureCanvasAgg(draw(groups))
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw(groups: Groups) -> Figure:
+  """The figure of `plot`."""
   figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
   axes = figure.add_subplot()
+  # Both sides of the number of labels, so that dots do not hide dots.
+  aside = _ASIDE * (np.arange(len(groups)) - (len(groups) - 1) / 2)
   for number, (start, row) in enumerate(groups.items()):
     color = f"C{number}"
-    places = np.arange(len(row)) + 0.08 * number
+    places = np.arange(len(row)) + aside[number]
     axes.plot(
       places,
       [100 * values.mean() for values in row.values()],
@@ -93,12 +103,12 @@ def plot(groups: Groups) -> np.ndarray:
       )
   first = next(iter(groups.values()))
   axes.set_xticks(range(len(first)), [_labels(shots) for shots in first])
+  # Of one number of labels, what stands beside it would be all of the axis.
+  axes.set_xlim(-0.5, len(first) - 0.5)
   axes.set_ylabel("held-out top-1 accuracy, %")
   axes.grid(axis="y", alpha=0.3)
   axes.legend()
-  canvas = backend_agg.FigureCanvasAgg(figure)
-  canvas.draw()
-  return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+  return figure
 
 
 def _labels(shots: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from mae_jax.evals import comparison
 
@@ -42,3 +43,21 @@ def test_the_plot_shows_every_run():
   moved[7] = 0.2
   other = comparison.compare(MEMBERS, moved).pictures["comparison"]
   assert (picture != other).any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_starts_stand_beside_their_number_of_labels(count: int):
+  row = {shots: np.array([0.5, 0.6]) for shots in (5, 10, 20, 50, 0)[:count]}
+  starts = ("pre-trained", "from scratch", "another")
+  figure = comparison.draw(dict.fromkeys(starts, row))
+  (axes,) = figure.axes
+  ticks = axes.get_xticks()
+  assert len(ticks) == count
+  low, high = axes.get_xlim()
+  assert low <= ticks[0] - 0.5
+  assert high >= ticks[-1] + 0.5
+  means = [line for line in axes.lines if line.get_label() in starts]
+  places = np.stack([np.asarray(line.get_xdata()) for line in means])
+  assert (np.abs(places - ticks) < 0.1 * (high - low) / count).all()
+  assert (np.diff(places, axis=0) > 0.02).all()  # not on top of each other
+  np.testing.assert_allclose(places.mean(axis=0), ticks, atol=1e-9)
