@@ -62,16 +62,16 @@ def test_charts_have_every_logged_value(workdirs, written):
     assert list(zip(*drawn[title, name], strict=True)) == wanted
   assert ("loss", "<two>, training") in drawn
   # Accuracy of probes too, with what it varies by.
-  evaluated = {key for x in records for key in x if key.startswith("eval_")}
   titles = {title for title, _ in drawn}
   wanted = [x[std] for x in records if (std := "eval_linear_2_std/MAE") in x]
   assert len(wanted) == 2
-  assert spreads["linear 2", "one, MAE"] == wanted
+  title = "linear probe, 2 labels a class, accuracy"
+  assert spreads[title, "one, MAE"] == wanted
   assert not spreads["loss", "one, training"]
-  for key in evaluated - {"eval_loss", "eval_seconds"}:
-    if "_std/" not in key:
-      name = key.removeprefix("eval_").partition("/")[0]
-      assert name.replace("_", " ") in titles
+  assert {title, "unreadable images"} <= titles
+  # Of what there was none, there is a line.
+  assert "skipped steps" not in titles
+  assert '<p class="note">no skipped steps</p>' in written
 
 
 def test_pictures_are_those_that_were_logged(workdirs, written):
@@ -84,6 +84,90 @@ def test_pictures_are_those_that_were_logged(workdirs, written):
     picture = base64.b64decode(uri.partition(",")[2])
     assert picture in events
     assert Image.open(io.BytesIO(picture)).size == (448, 112)
+
+
+def of(*records: dict, started: dict | None = None, **fields) -> runs.Run:
+  found = {"pictures": {}, "config": None, "recipe": None} | fields
+  return runs.Run("run", list(records), started=started or {}, **found)
+
+
+def rendered(*found: runs.Run) -> str:
+  return html.unescape(page.render(found, []))
+
+
+def test_names_are_words():
+  counts = dict.fromkeys(page.COUNTS, 1.0)
+  record = {
+    "eval_linear_1/MAE": 0.5,
+    "eval_knn_all/MAE": 0.5,
+    "eval_top1": 0.5,
+    "eval_top1/from_scratch_5": 0.4,
+    "eval_top1/pre-trained_all": 0.4,
+    "lr_encoder": 0.1,
+    "something_else": 1.0,
+  }
+  drawn = charts(rendered(of({"step": 7} | record | counts)))
+  titles = {x["layout"]["title"]["text"]: x["data"] for x in drawn.values()}
+  assert list(titles) == [
+    "linear probe, 1 label a class, accuracy",
+    "kNN, all labels, accuracy",
+    "top-1 accuracy",
+    "learning rate, encoder",
+    "something else",
+    *page.COUNTS.values(),
+  ]
+  names = [trace["name"] for trace in titles["top-1 accuracy"]]
+  assert names[1:] == [
+    "run, from scratch, 5 labels a class", "run, pre-trained, all labels",
+  ]  # fmt: skip
+
+
+def test_an_axis_has_whole_steps_only():
+  (one,) = charts(rendered(of({"step": 2500, "loss": 1.0}))).values()
+  axis = one["layout"]["xaxis"]
+  assert axis["range"] == [2499, 2501]
+  assert (axis["dtick"], axis["tickformat"]) == (1, ",d")
+  records = [{"step": step, "loss": 1.0} for step in (50, 2500)]
+  (more,) = charts(rendered(of(*records))).values()
+  assert not {"range", "dtick"} & set(more["layout"]["xaxis"])
+
+
+def test_counts_of_nothing_are_a_line():
+  nothing = {"step": 1} | dict.fromkeys(page.COUNTS, 0.0)
+  text = rendered(of(nothing))
+  assert charts(text) == {}
+  assert (
+    "no loss spikes, skipped steps, unreadable images or unreadable held-out "
+    "images<"
+  ) in text
+  # One run that has it is enough for a chart of all.
+  text = rendered(of(nothing), of(nothing | {"skipped": 2.0}))
+  assert len(charts(text)) == 1
+
+
+def test_summary_has_the_task_and_the_accuracy():
+  text = rendered(
+    of({"step": 4, "eval_top1": 0.9111}, config=tiny.config(task="finetune")),
+    of({"step": 1234}),
+  )
+  cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", text.partition("</table>")[0])
+  assert [x for x in cells if "dot" not in x] == [
+    "run", "task", "step", "loss", "held-out loss", "held-out top-1",
+    "images a second", "started",
+    "finetune", "4", "", "", "91.1 %", "", "",
+    "", "1,234", "", "", "", "", "",
+  ]  # fmt: skip
+  assert "top-1" not in rendered(of({"step": 4}))
+
+
+def test_environment_has_no_empty_rows():
+  record = {"step": 4}
+  text = rendered(of(record, started={"cores": 2}), of(record))
+  table = text.partition("<h2>Environment</h2>")[2].partition("</table>")[0]
+  assert re.findall(r"<tr><th>(.*?)</th>", table) == ["", "cores"]
+  text = rendered(of(record))
+  assert "no run has an about.json" in text
+  assert "<table>" not in text.partition("<h2>Environment</h2>")[2]
 
 
 def test_settings_that_differ_are_marked(written):

@@ -61,7 +61,7 @@ def _looked(
   if len(found.sizes):
     middle = np.median(found.sizes, axis=0).astype(int)
     rows += [
-      ("height x width, in the middle", f"{middle[0]} x {middle[1]}"),
+      ("height x width, median", f"{middle[0]} x {middle[1]}"),
       ("mean, found", _numbers(found.mean)),
       ("std, found", _numbers(found.std)),
     ]

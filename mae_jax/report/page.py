@@ -7,7 +7,8 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -34,8 +35,28 @@ _CHARTS: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
   ),
 }
 _NOT_SHOWN = ("step", "images_per_second_per_device", "seconds", "eval_seconds")
+_FEW_STEPS = 8  # of an axis that has a tick for each
 _NO_TRACE = "start_"  # of one line each
+# Counts of what should not be, and what there was none of.
+COUNTS = {
+  "loss_spikes": "loss spikes",
+  "skipped": "skipped steps",
+  "skipped_in_a_row": "skipped steps in a row",
+  "unreadable": "unreadable images",
+  "eval_unreadable": "unreadable held-out images",
+}
+_TITLES = COUNTS | {
+  "eval_top1": "top-1 accuracy",
+  "eval_top5": "top-5 accuracy",
+  "mfu": "share of the devices' peak (MFU)",
+}
+_OF_ROLES = {"lr_": "learning rate", "grad_norm_": "gradient norm"}
+_PROBE = re.compile(r"eval_(linear|knn)_(\d+|all)")
+_PROBES = {"linear": "linear probe", "knn": "kNN"}
+_SHOTS = re.compile(r"(.*)_(\d+|all)")
 _STD = "_std/"  # in the name of what is the deviation of another scalar
+
+_Charts = list[tuple[str, Sequence[str]]]  # titles, and scalars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +84,17 @@ def render(runs: Sequence[runs_lib.Run], health: Sequence[Health]) -> str:
   names = short_names([run.name for run in runs])
   charts: dict[str, Any] = {}
   sections = []
-  for section, some in _sections(runs):
+  for section, some, note in _sections(runs):
     ids = []
     for title, keys in some:
       traces = list(_traces(runs, names, keys))
       if traces:
         number = f"chart{len(charts)}"
-        charts[number] = {"data": traces, "layout": _layout(title)}
+        steps = {step for trace in traces for step in trace["x"]}
+        charts[number] = {"data": traces, "layout": _layout(title, steps)}
         ids.append({"id": number})
-    if ids:
-      sections.append({"name": section, "charts": ids})
+    if ids or note:
+      sections.append({"name": section, "charts": ids, "note": note})
   sliders = list(_sliders(runs, names))
   environment = jinja2.Environment(
     autoescape=True,
@@ -112,32 +134,70 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def _sections(
   runs: Sequence[runs_lib.Run],
-) -> Iterator[tuple[str, list[tuple[str, Sequence[str]]]]]:
+) -> Iterator[tuple[str, _Charts, str]]:
+  """Names, charts as titles with scalars, and what is said in their place."""
   logged = dict.fromkeys(
     key for run in runs for record in run.records for key in record
   )
   used = {key for some in _CHARTS.values() for _, keys in some for key in keys}
+  # There was none of it: a line says as much as a chart.
+  zero = [
+    key
+    for key in COUNTS
+    if key in logged
+    and all(value == 0 for run in runs for value in run.series(key)[1])
+  ]
   rest = [
     key
     for key in logged
     if key not in used
     and key not in _NOT_SHOWN
+    and key not in zero
     and not key.startswith(_NO_TRACE)
   ]
   for section, some in _CHARTS.items():
-    yield section, list(some)
-  evaluated = [key for key in rest if key.startswith("eval_")]
+    yield section, list(some), ""
+  evaluated = [
+    key for key in rest if key.startswith("eval_") and key not in COUNTS
+  ]
   groups: dict[str, list[str]] = {}
   for key in evaluated:  # as eval_knn_5/MAE and eval_knn_5/raw pixels
     if _STD not in key:
       groups.setdefault(key.partition("/")[0], []).append(key)
-  yield "Evaluation", [(_spoken(name), keys) for name, keys in groups.items()]
+  yield "Evaluation", [(_spoken(key), keys) for key, keys in groups.items()], ""
   others = [key for key in rest if key not in evaluated]
-  yield "Counts and rates", [(_spoken(key), (key,)) for key in others]
+  yield (
+    "Counts and rates",
+    [(_spoken(key), (key,)) for key in others],
+    _none(zero),
+  )
+
+
+def _none(keys: Sequence[str]) -> str:
+  """A line for counts that are zero all through; "" for no counts."""
+  # Where no step was skipped, none was in a row.
+  names = [COUNTS[key] for key in keys if key != "skipped_in_a_row"]
+  if len(names) > 1:
+    names[-2:] = [f"{names[-2]} or {names[-1]}"]
+  return f"no {', '.join(names)}" if names else ""
 
 
 def _spoken(key: str) -> str:
+  """A scalar's name for people; of one that is not known, its own words."""
+  if key in _TITLES:
+    return _TITLES[key]
+  if probe := _PROBE.fullmatch(key):
+    return f"{_PROBES[probe[1]]}, {_labels(probe[2])}, accuracy"
+  for start, name in _OF_ROLES.items():
+    if key.startswith(start):
+      return f"{name}, {key.removeprefix(start).replace('_', ' ')}"
   return key.removeprefix("eval_").replace("_", " ")
+
+
+def _labels(shots: str) -> str:
+  if shots == "all":
+    return "all labels"
+  return f"{shots} label{'' if shots == '1' else 's'} a class"
 
 
 def _traces(
@@ -164,8 +224,12 @@ def _traces(
 
 
 def _label(key: str) -> str:
-  if "/" in key:
-    return key.partition("/")[2]
+  group, slash, name = key.partition("/")
+  if slash:  # of a comparison, as eval_top1/from_scratch_5
+    shots = _SHOTS.fullmatch(name) if group == "eval_top1" else None
+    if shots is None:
+      return name
+    return f"{shots[1].replace('_', ' ')}, {_labels(shots[2])}"
   return "held out" if key.startswith("eval_") else "training"
 
 
@@ -173,11 +237,17 @@ def _colour(number: int) -> str:
   return _COLOURS[number % len(_COLOURS)]
 
 
-def _layout(title: str) -> dict[str, Any]:
+def _layout(title: str, steps: Collection[int]) -> dict[str, Any]:
+  axis: dict[str, Any] = {"title": {"text": "step"}, "tickformat": ",d"}
+  low, high = min(steps), max(steps)
+  if high - low < _FEW_STEPS:  # there is nothing between two steps
+    axis |= {"dtick": 1}
+  if low == high:
+    axis |= {"range": [low - 1, high + 1]}
   return {
     "title": {"text": title, "font": {"size": 14}, "x": 0.02},
     "margin": {"l": 55, "r": 10, "t": 35, "b": 70},
-    "xaxis": {"title": {"text": "step"}},
+    "xaxis": axis,
     "yaxis": {"exponentformat": "e"},
     "hovermode": "x unified",
     "hoverdistance": -1,  # of any point: those of a short run are far apart
@@ -207,17 +277,27 @@ def _data_uri(png: bytes) -> str:
 def _summary(
   runs: Sequence[runs_lib.Run], names: Sequence[str]
 ) -> dict[str, Any]:
-  heads = ["step", "loss", "held-out loss", "images a second", "started"]
+  columns = {"loss": "loss", "eval_loss": "held-out loss"}
+  if any(run.last("eval_top1") is not None for run in runs):
+    columns["eval_top1"] = "held-out top-1"
+  columns["images_per_second"] = "images a second"
   rows = []
   for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-    last = run.records[-1]["step"] if run.records else 0
-    numbers = [
-      run.last(key) for key in ("loss", "eval_loss", "images_per_second")
+    cells = [
+      run.config.task if run.config else "",
+      f"{run.records[-1]['step'] if run.records else 0:,}",
+      *(_figure(key, run.last(key)) for key in columns),
+      str(run.started.get("started", "")),
     ]
-    cells = [f"{last:,}", *("" if x is None else f"{x:.4g}" for x in numbers)]
-    cells.append(str(run.started.get("started", "")))
     rows.append({"name": name, "colour": _colour(number), "cells": cells})
+  heads = ["task", "step", *columns.values(), "started"]
   return {"heads": heads, "rows": rows}
+
+
+def _figure(key: str, value: float | None) -> str:
+  if value is None:
+    return ""
+  return f"{100 * value:.1f} %" if key == "eval_top1" else f"{value:.4g}"
 
 
 def _settings(
@@ -296,6 +376,7 @@ def _environment(
   packages = [run.started.get("packages", {}) for run in runs]
   for key in dict.fromkeys(name for each in packages for name in each):
     rows.append((key, [each.get(key, "") for each in packages]))
+  rows = [(key, cells) for key, cells in rows if any(cells)]
   return {"heads": names, "rows": rows}
 
 
