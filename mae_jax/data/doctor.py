@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import dataclasses
 import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tqdm
+from etils import epath
 from PIL import Image
 
 from mae_jax import config as config_lib
-from mae_jax import console, output, sheets
+from mae_jax import console, output, sheets, storage
 from mae_jax.data import sources, survey
+from mae_jax.data.sources import folder
 
 _COLUMNS = 8  # of the picture
 _FAR = 0.1  # from a configured mean or std to the one found: a warning
 _CLASSES = 5  # largest and smallest that are named
+_NAMED = 5  # classes of a warning
 _UNEVEN = 10  # times as many images in one class as in another: a warning
 
 
@@ -37,19 +44,20 @@ def report(config: config_lib.Config, limit: int, out: str) -> None:
     source = sources.open_source(data, "train")
     held_out = sources.open_source(data, "eval")
     _say_number(source, held_out)
-    found = _look(source.subset(limit), data)
+    with _bar(source.subset(limit).num_examples) as bar:
+      found, unread = look(source, limit, data, bar.update)
     if not len(found.sizes):
       raise config_lib.ConfigError(
         f"none of {found.looked_at} images can be read:\n"
         f"{found.unreadable.listing()}"
       )
     _say_images(found, data)
-    _say_classes(found, source.class_names)
+    _say_classes(found, unread, source.class_names)
     rate, samples = survey.rate(source, data)
     _sheet(samples).save(file, format="png")
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
   _say("samples", out)
-  _say("as configured", " ".join(_settings(found)))
+  _say("found, as flags", " ".join(_settings(found)))
   for warning in warnings(found, data, source.class_names):
     console.warn(warning)
 
@@ -67,16 +75,55 @@ def _say_number(
   _say("images", number)
 
 
-def _look(source: sources.Source, data: config_lib.Data) -> survey.Survey:
+def look(
+  source: sources.Source,
+  limit: int,
+  data: config_lib.Data,
+  tell: Callable[[int], object] = lambda number: None,
+) -> tuple[survey.Survey, collections.Counter[int]]:
+  """Looks at images, and tells classes with what cannot be read from others.
+
+  Args:
+    source: of any kind.
+    limit: images to look at; 0 for all.
+    data: see `survey.survey`.
+    tell: see there.
+
+  Returns:
+    What was found, `labels` without what cannot be read; and how many of each
+    label cannot. Of records nothing says the latter, and they stay in `labels`.
+
+  Raises:
+    TrainingError: if a file of records is damaged.
+  """
+  if not isinstance(source, sources.Indexed) or source.labels is None:
+    return survey.survey(
+      source.subset(limit), data, tell
+    ), collections.Counter()
+  few, known, name_of = source.subset(limit), source.labels, source.name
+  unread: collections.Counter[int] = collections.Counter()
+
+  def name(index: int) -> str:  # is asked for what cannot be read
+    unread[int(known[index])] += 1
+    return name_of(index)
+
+  found = survey.survey(dataclasses.replace(few, name=name), data, tell)
+  labels = collections.Counter(found.labels)
+  labels.subtract(unread)
+  return dataclasses.replace(found, labels=labels), unread
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[tqdm.tqdm]:
   with tqdm.tqdm(
-    total=source.num_examples,
+    total=total,
     unit="image",
     file=console.STDERR,
     dynamic_ncols=True,
     leave=False,
     mininterval=0.2 if sys.stderr.isatty() else 20,
   ) as bar:
-    return survey.survey(source, data, bar.update)
+    yield bar
 
 
 def _say_images(found: survey.Survey, data: config_lib.Data) -> None:
@@ -87,7 +134,7 @@ def _say_images(found: survey.Survey, data: config_lib.Data) -> None:
     console.say(found.unreadable.listing())
   for name, values in zip(("height", "width"), found.sizes.T, strict=True):
     low, middle, high = np.percentile(values, (0, 50, 100)).round().astype(int)
-    _say(name, f"{middle} in the middle, from {low} to {high}")
+    _say(name, f"median {middle}, from {low} to {high}")
   height, width = data.image_size
   share, crops = _enlarged(found, data)
   _say(
@@ -97,8 +144,9 @@ def _say_images(found: survey.Survey, data: config_lib.Data) -> None:
   _say("shown as", f"{height} x {width}, of {data.channels} channels")
   if data.channels > 1:
     _say("grey", f"{found.grey / len(found.sizes):.1%} have equal channels")
-  _say("mean", _numbers(found.mean))
-  _say("std", _numbers(found.std))
+  for name, values in (("mean", found.mean), ("std", found.std)):
+    configured = _numbers(getattr(data, name))
+    _say(name, f"{_numbers(values)} (configured: {configured})")
 
 
 def _enlarged(
@@ -110,23 +158,31 @@ def _enlarged(
   return found.enlarged(size), found.enlarged(size, keep)
 
 
-def _say_classes(found: survey.Survey, names: tuple[str, ...] | None) -> None:
+def _say_classes(
+  found: survey.Survey,
+  unread: collections.Counter[int],
+  names: tuple[str, ...] | None,
+) -> None:
   if not names:
     _say("classes", "none: images without labels")
     return
   ordered = found.labels.most_common()
   absent = len(names) - len(ordered)
-  _say("classes", f"{len(names):,}" + f", {absent:,} not seen" * bool(absent))
+  text = f"{len(names):,}" + f", {absent:,} not seen" * bool(absent)
+  if not unread and (number := len(found.unreadable.names)):
+    text += f"; their sizes count what cannot be read too ({number:,})"
+  _say("classes", text)
   shown = ordered
   if len(ordered) > 2 * _CLASSES:
     shown = ordered[:_CLASSES] + ordered[-_CLASSES:]
   for label, count in shown:
-    console.say(
-      f"  {names[label]:<18}{count:>9,}  {count / found.labels.total():.1%}"
-    )
+    share = f"{count / found.labels.total():.1%}"
+    if unread[label]:
+      share += f", and {unread[label]:,} that cannot be read"
+    console.say(f"  {names[label]:<18}{count:>9,}  {share}")
 
 
-def _numbers(values: np.ndarray) -> str:
+def _numbers(values: np.ndarray | tuple[float, ...]) -> str:
   return ", ".join(f"{value:.4f}" for value in values)
 
 
@@ -181,14 +237,60 @@ def warnings(
       "all images are grey: data.channels=1, with one mean and std, takes a "
       "third of the work of the first layer"
     )
-  if names and len(found.labels) > 1:
-    (most, high), *_, (least, low) = found.labels.most_common()
+  return told + _of_classes(found.labels, data, names)
+
+
+def _of_classes(
+  labels: collections.Counter[int],
+  data: config_lib.Data,
+  names: tuple[str, ...] | None,
+) -> list[str]:
+  if not names:
+    return []
+  told = []
+  if empty := _empty_folders(data, names):
+    told.append(
+      f"no image is in {_listed('folder', empty)} of data.path={data.path}, "
+      "which makes no class: put images there, or remove it"
+    )
+  if unread := [names[label] for label, count in labels.items() if not count]:
+    told.append(
+      f"none of the images looked at of {_listed('class', unread)} can be "
+      "read: mend or replace them"
+    )
+  ordered = [each for each in labels.most_common() if each[1]]
+  if len(ordered) > 1:
+    (most, high), *_, (least, low) = ordered
     if high > _UNEVEN * low:
       told.append(
         f"class {names[most]} has {high / low:.0f} times as many images as "
         f"{names[least]}"
       )
   return told
+
+
+def _empty_folders(data: config_lib.Data, names: tuple[str, ...]) -> list[str]:
+  """Class folders without an image, of which the source says nothing."""
+  if data.source != "folder":
+    return []
+  root = epath.Path(data.path).expanduser()
+  with storage.reaching(root):
+    train = root / "train"
+    inside, ignore = (
+      (train, ()) if train.is_dir() else (root, folder.EVAL_FOLDERS)
+    )
+    return sorted(
+      each.name
+      for each in inside.iterdir()
+      if each.name not in (*names, *ignore)
+      and not each.name.startswith(".")
+      and each.is_dir()
+    )
+
+
+def _listed(kind: str, names: list[str]) -> str:
+  text = f"{kind} {', '.join(names[:_NAMED])}"
+  return text + f" and {len(names) - _NAMED:,} more" * (len(names) > _NAMED)
 
 
 def _sheet(samples: np.ndarray) -> Image.Image:

@@ -49,10 +49,10 @@ def _looked(
   data: config_lib.Data, number: int
 ) -> tuple[list[tuple[str, str]], list[str]]:
   # TensorFlow takes seconds to import.
-  from mae_jax.data import doctor, sources, survey
+  from mae_jax.data import doctor, sources
 
   source = sources.open_source(data, "train")
-  found = survey.survey(source.subset(number), data)
+  found, _ = doctor.look(source, number, data)
   rows = [
     ("images to train on", f"{source.num_examples:,}"),
     ("looked at", f"{found.looked_at:,}"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn import datasets
 
 from mae_jax import config as config_lib
-from mae_jax.data import doctor, sources, survey
+from mae_jax.data import doctor, sources, survey, unreadable
 from tests import prepared, tiny, tools
 
 SIZES = ((40, 30), (50, 60), (24, 24))
@@ -134,8 +136,11 @@ def test_report(folder, tmp_path, capsys):
     "looked at           33 of those",
     "cannot be read      1",
     "many/broken.png",
-    "height              40 in the middle, from 24 to 50",
-    "few                       2  6.1%",
+    "height              median 40, from 24 to 50",
+    "few                       2  6.2%\n",
+    "many                     30  93.8%, and 1 that cannot be read\n",
+    "(configured: 0.1000)",
+    "(configured: 0.3000)",
     "--config.data.mean=0.49",
   ):
     assert text in told.out
@@ -143,7 +148,7 @@ def test_report(folder, tmp_path, capsys):
     "66% of the images are smaller than 32 x 32",
     "data.mean=(0.1,), but the images have 0.",
     "3.0% of the images cannot be read, and a run stops at",
-    "class many has 16 times as many images as few",
+    "class many has 15 times as many images as few",
   ):
     assert text in told.err
   assert "data.std=(" not in told.err
@@ -164,6 +169,47 @@ def test_what_is_right_has_no_warning(tmp_path, capsys):
   assert "warning" not in capsys.readouterr().err
 
 
+def test_classes_without_a_good_image_are_named(tmp_path, capsys):
+  train = tmp_path / "train"
+  for name in ("a", "b", "bad", "none", "void", ".hidden"):
+    (train / name).mkdir(parents=True)
+  (train / "none" / "notes.txt").write_text("no image")
+  for name, count in (("a", 4), ("b", 5)):
+    for number in range(count):
+      array = np.full((30, 30, 3), 40 * number, np.uint8)
+      Image.fromarray(array).save(train / name / f"{number}.png")
+  for number in range(2):
+    (train / "bad" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+  config = folder_config(tmp_path, batch_size=4, max_unreadable=0.5)
+  doctor.report(config, 0, str(tmp_path / "x.png"))
+  told = capsys.readouterr()
+  assert "classes             3\n" in told.out
+  assert "bad                       0  0.0%, and 2 that cannot be" in told.out
+  assert f"in folder none, void of data.path={tmp_path}, which" in told.err
+  assert "the images looked at of class bad can be read: mend" in told.err
+  assert "times as many" not in told.err
+  # Of some of the images too: numbers are those of all.
+  few, unread = doctor.look(
+    sources.open_source(config.data, "train"), 6, config.data
+  )
+  assert few.looked_at == 6
+  assert few.labels + unread == {0: 3, 1: 2, 2: 1}
+  assert unread == {2: 1}
+
+
+def test_records_say_that_sizes_are_with_what_cannot_be_read(capsys):
+  found = survey.Survey(
+    np.ones((3, 2)), np.zeros(3), np.zeros(3), 0,
+    collections.Counter({0: 3, 1: 1}), unreadable.Unreadable(shown=0),
+  )  # fmt: skip
+  found.unreadable.report("x", "torn")
+  doctor._say_classes(found, collections.Counter(), ("a", "b"))
+  assert (
+    "2; their sizes count what cannot be read too (1)\n"
+    in capsys.readouterr().out
+  )
+
+
 def test_the_settings_can_be_pasted(folder, tmp_path):
   out = tmp_path / "x.png"
   flags = ("--config=configs/digits.py", f"--out={out}")
@@ -171,8 +217,8 @@ def test_the_settings_can_be_pasted(folder, tmp_path):
   assert found.returncode == 0, found.stderr
   assert found.stderr.count("warning") == 0
   assert "0% of the images, 100% in their smallest crops" in found.stdout
-  (line,) = (x for x in found.stdout.splitlines() if "as configured" in x)
-  pasted = line.split()[2:]
+  (line,) = (x for x in found.stdout.splitlines() if "as flags" in x)
+  pasted = line.split()[3:]
   assert [flag.partition("=")[0] for flag in pasted] == [
     "--config.data.mean", "--config.data.std",
   ]  # fmt: skip
