@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,8 +14,8 @@ import pytest
 from bench import kills
 from mae_jax import compiled, workdirs
 from mae_jax import config as config_lib
+from tests import tools
 
-ROOT = pathlib.Path(__file__).parents[1]
 # The program, with what JAX tells of its cache at the end.
 COUNTING = """
 import collections, json, sys, jax
@@ -45,15 +42,7 @@ def train(workdir, cache):
     "--config.data.eval_split=",
     "--config.model.depth=1",
   )
-  done = subprocess.run(
-    [sys.executable, "-c", COUNTING, *args],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  done = tools.python("-c", COUNTING, *args)
   assert done.returncode == 0, done.stderr
   assert done.stdout.count("first step after ") == 1
   found = json.loads(done.stdout.splitlines()[-1])

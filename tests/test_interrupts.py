@@ -109,14 +109,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_what_is_raised_in_a_callback_is_raised_again(name, code):
-  done = subprocess.run(
-    [sys.executable, "-c", LOST.format(name=name)],
-    cwd=tools.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=60,
-    check=False,
-  )
+  done = tools.python("-c", LOST.format(name=name), timeout=60)
   assert (done.returncode, done.stdout) == (code, "lost\n"), done.stderr
   assert done.stderr == ""
 

@@ -57,8 +57,19 @@ def command(
   timeout: float = 300,
 ) -> subprocess.CompletedProcess:
   """Runs a tool as a user does."""
+  return python(
+    "-m", f"mae_jax.{tool}", *args, environ=environ, timeout=timeout
+  )
+
+
+def python(
+  *args: object,
+  environ: Mapping[str, str] | None = None,
+  timeout: float = 300,
+) -> subprocess.CompletedProcess:
+  """Runs Python in a process of its own, at the root and on the CPU."""
   return subprocess.run(
-    [sys.executable, "-m", f"mae_jax.{tool}", *map(str, args)],
+    [sys.executable, *map(str, args)],
     cwd=ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cpu"} | (environ or {}),
     capture_output=True,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import tqdm
@@ -113,17 +112,15 @@ def look(
   return dataclasses.replace(found, labels=labels), unread
 
 
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[tqdm.tqdm]:
-  with tqdm.tqdm(
+def _bar(total: int) -> tqdm.tqdm:
+  return tqdm.tqdm(
     total=total,
     unit="image",
     file=console.STDERR,
     dynamic_ncols=True,
     leave=False,
     mininterval=0.2 if sys.stderr.isatty() else 20,
-  ) as bar:
-    yield bar
+  )
 
 
 def _say_images(found: survey.Survey, data: config_lib.Data) -> None:

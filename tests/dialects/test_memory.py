@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -12,8 +10,7 @@ import pytest
 
 from mae_jax import checkpoints
 from mae_jax.dialects import facts, runs
-from tests import tiny
-from tests.tools import ROOT
+from tests import tiny, tools
 
 # The peak of resident memory is in VmHWM; that of a child that was forked off a
 # large process would be its parent's.
@@ -33,15 +30,7 @@ print(before, peak())
 
 def convert(source: pathlib.Path, out: pathlib.Path, to: str) -> int:
   """The bytes by which memory grew at most."""
-  done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, str(source), str(out), to],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  done = tools.python("-c", PROGRAM, source, out, to)
   assert done.returncode == 0, done.stderr
   before, after = map(int, done.stdout.splitlines()[-1].split())
   return after - before

@@ -34,12 +34,13 @@ def recipe(seed: int) -> config_lib.Config:
   return config_lib.from_config_dict(config)
 
 
-def losses(seed: int, workdir: str) -> dict[str, float]:
+def losses(seed: int) -> dict[str, float]:
   """Trains the whole recipe; the training loss at each logged step."""
   config = recipe(seed)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  loop.run(pretrain.Pretraining(config, mesh), config, mesh, workdir)
-  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  with tempfile.TemporaryDirectory() as workdir:
+    loop.run(pretrain.Pretraining(config, mesh), config, mesh, workdir)
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
   records = [json.loads(line) for line in lines]
   return {
     str(each["step"]): round(each["loss"], 5)
@@ -48,15 +49,9 @@ def losses(seed: int, workdir: str) -> dict[str, float]:
   }
 
 
-def curve(seed: int) -> dict[str, float]:
-  """`losses`, and nothing left on the disk."""
-  with tempfile.TemporaryDirectory() as workdir:
-    return losses(seed, workdir)
-
-
 if __name__ == "__main__":
   if sys.argv[1:]:
-    print(json.dumps(curve(int(sys.argv[1]))))
+    print(json.dumps(losses(int(sys.argv[1]))))
   else:
-    curves = {str(seed): curve(seed) for seed in SEEDS}
+    curves = {str(seed): losses(seed) for seed in SEEDS}
     FILE.write_text(json.dumps(curves, indent=1) + "\n")

@@ -7,9 +7,6 @@ changed mask, target, rate or augmentation by far more.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -45,14 +42,8 @@ def test_the_first_hundred_steps():
 @pytest.mark.slow
 def test_the_whole_recipe_from_another_seed():
   # Optimised, as a user's run is: it takes longer than it compiles.
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.train.curve", "3"],
-    cwd=tools.ROOT,
-    env=os.environ | {"XLA_FLAGS": ""},
-    capture_output=True,
-    text=True,
-    timeout=1200,
-    check=False,
+  done = tools.python(
+    "-m", "tests.train.curve", 3, environ={"XLA_FLAGS": ""}, timeout=1200
   )
   assert done.returncode == 0, done.stderr
   losses = json.loads(done.stdout.splitlines()[-1])
