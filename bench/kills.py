@@ -1,10 +1,11 @@
 """Kills a run at random moments, and compares what it leaves with a whole one.
 
-Each life of a run is sent SIGKILL in a phase drawn at random, a random moment
-after that phase began; then the same command is started again, until it ends by
-itself. Then its metrics, its TensorBoard events, its pictures and the checksums
-of its parameters and optimiser state must be those of a run that was never
-killed; and another run begins, until there were as many kills as asked for.
+Each life of a run is sent SIGKILL in one phase after another, in random order,
+a random moment after that phase began; then the same command is started again,
+until it ends by itself. Then its metrics, its TensorBoard events, its pictures
+and the checksums of its parameters and optimiser state must be those of a run
+that was never killed; and another run begins, until there were as many kills as
+asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import random
 import shutil
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tensorboardX.proto import event_pb2
@@ -88,6 +89,7 @@ def run(
     tell: takes a line of progress.
   """
   random_ = random.Random(seed)
+  phases = _shuffled(random_)
   report = Report(collections.Counter())
   with lives.Nursery(directory) as nursery:
     whole = directory / "whole"
@@ -100,7 +102,9 @@ def run(
       workdir = directory / "killed"
       shutil.rmtree(workdir, ignore_errors=True)
       before = report.kills.total()
-      code = _until_the_end(nursery, workdir, kills, report.kills, random_)
+      code = _until_the_end(
+        nursery, workdir, kills, report.kills, random_, phases
+      )
       report.runs += 1
       if code:
         report.differences.append(f"run {report.runs} ended with {code}")
@@ -118,19 +122,26 @@ def run(
   return report
 
 
+def _shuffled(random_: random.Random) -> Iterator[str]:
+  """All phases in random order, again and again."""
+  while True:
+    yield from random_.sample(lives.PHASES, len(lives.PHASES))
+
+
 def _until_the_end(
   nursery: lives.Nursery,
   workdir: pathlib.Path,
   kills: int,
   killed: collections.Counter[str],
   random_: random.Random,
+  phases: Iterator[str],
 ) -> int:
   """Starts the same command again and again; its last exit code."""
   while True:
     life = nursery.start([*SETTINGS, f"--workdir={workdir}"])
     if killed.total() >= kills:
       return life.wait()
-    wanted = random_.choice(lives.PHASES)
+    wanted = next(phases)
     # Of the phases that come again and again, not always the first.
     number = random_.randrange(30) if wanted in REPEATED else 0
     life.wait_for(wanted, number)

@@ -87,7 +87,7 @@ VALUES = st.recursive(
 )
 
 
-@fuzz(1000)
+@fuzz(600)
 @hypothesis.given(
   st.dictionaries(
     st.one_of(
@@ -192,7 +192,7 @@ def test_any_text_on_the_command_line(command_line, args: list[str]):
 
 
 @pytest.mark.slow
-@fuzz(3000)
+@fuzz(1500)
 @hypothesis.given(args=st.lists(ARGUMENTS, min_size=1, max_size=3))
 def test_any_text_on_the_command_line_for_longer(command_line, args: list[str]):
   check_arguments(command_line, args)
@@ -427,7 +427,7 @@ def test_plausible_values(photos, changes, source, devices):
 
 
 @pytest.mark.slow
-@fuzz(60)
+@fuzz(30)
 @hypothesis.given(changes=changes(6), source=SOURCES, devices=DEVICES)
 def test_plausible_values_for_longer(photos, changes, source, devices):
   check_task(changes, source, devices, photos)

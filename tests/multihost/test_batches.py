@@ -52,18 +52,9 @@ def settings(tmp_path_factory, photo_dir):  # noqa: F811
   }
 
 
-@pytest.mark.parametrize(
-  "count",
-  [
-    3,
-    pytest.param(2, marks=pytest.mark.slow),
-    pytest.param(4, marks=pytest.mark.slow),
-  ],
-)
-def test_batches_are_bit_equal_to_those_of_one_process(
-  settings, tmp_path, count
-):
+def test_batches_are_bit_equal_to_those_of_one_process(settings, tmp_path):
   """Also with fewer files than processes, and an uneven last batch."""
+  count = 3
   where, out = f"127.0.0.1:{teams.free_port()}", tmp_path / "found.npz"
   processes = [
     subprocess.Popen(

@@ -20,16 +20,12 @@ def _one_device():
   return runs.steps(_CONFIG, 20)
 
 
-_SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
   ("devices", "fsdp"),
   [
     (2, 1),
     (8, 4),
-    pytest.param(4, 2, marks=_SLOW),
-    pytest.param(8, 8, marks=_SLOW),
+    pytest.param(4, 2, marks=pytest.mark.slow),
   ],
 )
 def test_losses_agree_over_20_steps(devices, fsdp):

@@ -87,10 +87,10 @@ def test_the_second_run_on_a_workdir_is_refused(nursery, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_times(tmp_path):
+def test_killed_once_in_each_phase(tmp_path):
   """A hundred times takes ten minutes: `make reliability` does that."""
-  report = kills.run(15, tmp_path, seed=2)
-  assert report.kills.total() == 15
-  # How far a process got by then is chance: a short phase may be over.
+  report = kills.run(5, tmp_path, seed=2)
+  assert report.kills.total() == 5
+  # One in each phase; but a short one may be over by the moment that is drawn.
   assert len(report.kills) >= 3
   assert report.differences == []

@@ -124,16 +124,12 @@ def _losses(workdir):
   return [x["loss"] for x in kills.records(workdir) if "loss" in x]
 
 
-_SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
   ("devices", "fsdp"),
   [
     (4, 2),
     (1, 1),
-    *(pytest.param(*each, marks=_SLOW) for each in ((2, 1), (2, 2))),
-    *(pytest.param(*each, marks=_SLOW) for each in ((8, 1), (8, 2), (4, 1))),
+    pytest.param(8, 2, marks=pytest.mark.slow),
   ],
 )
 def test_what_eight_devices_saved_goes_on_on_others(
