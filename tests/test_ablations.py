@@ -50,7 +50,11 @@ def test_a_run_is_measured_and_told(tmp_path):
   assert 0 < found[ablations.SHARPNESS] < 3
   (same,) = {str(ablations.pictures(run.workdir)) for _ in range(2)}
   assert same
-  assert "configs/ablations.py:loss=l1,data=digits" in " ".join(run.command)
+  assert "--config=configs/ablations.py:loss=l1,data=digits" in run.args
+  assert not any("init_from" in arg for arg in run.args)
+  second = ablations.Run("trained=decoder", "digits", "", 1, tmp_path)
+  recipe = ablations.Run(ablations.RECIPE, "digits", "", 1, tmp_path)
+  assert f"--config.init_from={recipe.workdir}" in second.args
 
   every = {ablations.RECIPE: [found, found], "loss=l1": [found, found]}
   assert "± 0.00" in ablations.table(every)
