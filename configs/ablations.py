@@ -105,6 +105,8 @@ def get_config(arg: str | None = None):
     config.adversary.judges = args.adversary
     side = min(config.data.image_size)
     config.adversary.depth = min(4, side.bit_length() - 2)
+    if args.data != "imagenet":
+      config.adversary.width = 16  # a CPU takes seconds for a step of 64
   config.data.update(CROPS[c.one_of("crop", args.crop, CROPS)])
   if args.length:
     config.train.length = args.length
