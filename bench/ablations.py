@@ -25,7 +25,7 @@ import tqdm
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bench import lives, machine
+from bench import flags, lives, machine
 from mae_jax import command_line, painter, sharding
 from mae_jax import config as config_lib
 from mae_jax.data import sources
@@ -33,7 +33,7 @@ from mae_jax.evals import features
 from mae_jax.models import build
 from mae_jax.plan import report
 
-OUT = pathlib.Path("bench/ablations.md")
+OUT = pathlib.Path(__file__).with_suffix(".md")
 RECIPE = "the recipe"
 DEFAULT = (
   "decoder_depth=4",
@@ -261,13 +261,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("changes", nargs="*", default=DEFAULT, metavar="CHANGE")
   parser.add_argument("--data", default="digits")
-  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--seeds", type=flags.whole(), default=3)
   parser.add_argument(
     "--length", default="", help='for instance "500 steps"; "": the recipe\'s'
   )
-  parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+  parser.add_argument(
+    "--jobs", type=flags.whole(), default=2, help="runs at a time"
+  )
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/ablations")
-  parser.add_argument("--out", type=pathlib.Path, default=OUT)
+  parser.add_argument("--out", type=flags.page, default=OUT)
   args = parser.parse_args(argv)
   try:
     _run(args)
@@ -276,13 +278,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-  for name in ("seeds", "jobs"):
-    if getattr(args, name) < 1:
-      raise config_lib.ConfigError(f"--{name}={getattr(args, name)} is below 1")
-  if not args.out.parent.is_dir():
-    raise config_lib.ConfigError(
-      f"--out={args.out}: there is no directory {args.out.parent}"
-    )
   changes = list(dict.fromkeys([RECIPE, *args.changes]))
   todo = [
     Run(change, args.data, args.length, seed, args.workdir.absolute())

@@ -34,7 +34,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from bench import feeders, machine, plan, worker
+from bench import feeders, flags, machine, plan, worker
 from mae_jax.data import preprocess
 from tests import prepared
 
@@ -134,6 +134,9 @@ def planned(table: str) -> dict[tuple[str, str], float]:
       key = cells["model"], chip
       each = float(rate) / math.prod(int(n) for n in shape.split("x"))
       rates[key] = max(each, rates.get(key, 0))
+  missing = [chip for chip in CHIPS if not any(chip in key for key in rates)]
+  if missing:
+    raise ValueError(f"{PLAN} has no plan for {missing[0]}: run `make plan`")
   return rates
 
 
@@ -435,13 +438,17 @@ def about(mean: int, number: int, rounds: int, peers: bool) -> str:
 
 def main() -> None:
   """Measures and writes."""
-  flags = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-  flags.add_argument("--images", type=int, default=300, help="different ones")
-  flags.add_argument("--number", type=int, default=1280, help="made a round")
-  flags.add_argument("--rounds", type=int, default=7)
-  flags.add_argument("--peers", default=".venv/peers", help="'' for none")
-  flags.add_argument("--out", type=pathlib.Path, default=OUT)
-  settings = flags.parse_args()
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser.add_argument(
+    "--images", type=flags.whole(8), default=300, help="different ones"
+  )
+  parser.add_argument(
+    "--number", type=flags.whole(), default=1280, help="made a round"
+  )
+  parser.add_argument("--rounds", type=flags.whole(), default=7)
+  parser.add_argument("--peers", default=".venv/peers", help="'' for none")
+  parser.add_argument("--out", type=flags.page, default=OUT)
+  settings = parser.parse_args()
   rates = planned(PLAN.read_text())
   cores = os.cpu_count() or 1
   with tempfile.TemporaryDirectory() as directory:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import matplotlib as mpl
 import numpy as np
 import tqdm
 
-from bench import machine, stepping, worker
+from bench import flags, machine, stepping, worker
 from mae_jax.plan import report as report_lib
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
@@ -223,21 +224,36 @@ def report(results: dict[Case, Times], rounds: int) -> str:
 
 def main() -> None:
   """Runs every case and writes the report."""
-  flags = argparse.ArgumentParser(description=__doc__)
-  flags.add_argument("--models", default=",".join(stepping.MODELS))
-  flags.add_argument("--dtypes", default=",".join(DTYPES))
-  flags.add_argument("--cores", default="2,1")
-  flags.add_argument("--programs", default="", help="all, if empty")
-  flags.add_argument("--rounds", type=int, default=7)
-  flags.add_argument("--out", type=pathlib.Path, default=OUT)
-  given = flags.parse_args()
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument(
+    "--models",
+    type=flags.among(stepping.MODELS),
+    default=",".join(stepping.MODELS),
+  )
+  parser.add_argument(
+    "--dtypes", type=flags.among(DTYPES), default=",".join(DTYPES)
+  )
+  most = len(os.sched_getaffinity(0))
+  parser.add_argument("--cores", type=flags.wholes(1, most), default="2,1")
+  parser.add_argument(
+    "--programs",
+    nargs="+",
+    choices=contestants(most),
+    default=[],
+    help=f"beside {PEER}; all, if not given",
+  )
+  parser.add_argument("--rounds", type=flags.whole(), default=7)
+  parser.add_argument("--out", type=flags.page, default=OUT)
+  given = parser.parse_args()
   results = {}
-  for model in given.models.split(","):
-    for dtype in given.dtypes.split(","):
-      for cores in map(int, given.cores.split(",")):
+  for model in given.models:
+    for dtype in given.dtypes:
+      for cores in given.cores:
         case = model, dtype, cores
-        names = given.programs.split(",") if given.programs else []
-        results[case] = race(case, names or contestants(cores), given.rounds)
+        names = list(dict.fromkeys([PEER, *given.programs]))
+        if not given.programs:
+          names = contestants(cores)
+        results[case] = race(case, names, given.rounds)
         for row in rows(case, results[case]):
           tqdm.tqdm.write(" ".join(row))
   draw(results, given.out.with_suffix(".svg"))

@@ -22,7 +22,7 @@ import einops
 import jax
 import tqdm
 
-from bench import machine, plan
+from bench import flags, machine, plan
 from mae_jax.models import attention, patches, transformer
 from mae_jax.plan import estimate, measure, report
 from tests import tiny
@@ -230,14 +230,14 @@ heads of 64 and 32 numbers and 50 and 197 logits are padded to 128 and 256.
 
 def main() -> None:
   """Compiles and writes."""
-  flags = argparse.ArgumentParser(
+  parser = argparse.ArgumentParser(
     description=(__doc__ or "").partition("\n")[0]
   )
-  flags.add_argument("--slices", default=",".join(SLICES))
-  flags.add_argument("--out", type=pathlib.Path, default=OUT)
-  given = flags.parse_args()
+  parser.add_argument("--slices", type=flags.slices, default=",".join(SLICES))
+  parser.add_argument("--out", type=flags.page, default=OUT)
+  given = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
-  found = list(rows(given.slices.split(",")))
+  found = list(rows(given.slices))
   predicted = "\n".join(
     f"- {name}: {each.predicted}." for name, each in UNDONE.items()
   )
