@@ -78,7 +78,7 @@ Measured while the start was made shorter, on a busy machine with two cores:
   with nothing compiled has that, and `main` would have to know the programs of
   tasks before there are data to tell their sizes.
 - Compiling the first state with `xla_backend_optimization_level=1`: 1.3 s less,
-  and bits that hang on what XLA does at that level. At 0 it is another state.
+  and bits that depend on what XLA does at that level. At 0 it is another state.
 """
 
 
@@ -371,7 +371,7 @@ which wants the cores and the memory that writing wants too. Lost is what the
 
 {report.table(rows, ["", "median (smallest to largest)"])}
 {note}
-## Tried, and left
+## Tried, and not adopted
 
 {TRIED}"""
 

@@ -337,9 +337,10 @@ def covering_size(
 def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:
   """Bicubic with antialiasing, which is what Pillow's resize does.
 
-  The values are those of `tf.image.resize`, but for ties, in a third of the
-  time: of what is one pixel wide and has many channels its operation adds up
-  whole rows, where of three channels it goes from pixel to pixel.
+  The values are those of `tf.image.resize`, but for ties, in less time (a third
+  or 0.9 of it, as the machine is): of what is one pixel wide and has many
+  channels its operation adds up whole rows, where of three channels it goes
+  from pixel to pixel.
   """
   shape, channels = tf.shape(image), image.shape[-1]
   height, width = size[0], size[1]
