@@ -199,7 +199,7 @@ The same program, v5e:16x16, when this table could not be made by one command:
 | everything kept for the backward pass | 37.6 GB | |
 | products alone kept | 26.2 GB | |
 | gradients stacked in bfloat16 | 21.7 GB | |
-| AdamW in one pass over parameters and moments | 17.6 GB | 9.2 GB of AdamW; 8.9 |
+| AdamW in one pass over parameters and moments | 17.6 GB | 9.2 GB of it; 8.9 |
 | heads before tokens in attention | 16.8 GB (17.0 just before) | |
 
 ## Padding
@@ -225,8 +225,8 @@ heads of 64 and 32 numbers and 50 and 197 logits are padded to 128 and 256.
   asynchronous sums has any effect; with two blocks a turn of the loop neither,
   at half as much traffic again (ViT-B, 6.65 to 10.18 GB).
 - Most of what is left of the traffic is that of parameters: 8.7 GB for AdamW in
-  one pass, 1.8 to cast kernels once, 0.6 for the norm of the gradient, 0.6 to clear
-  the memory that gradients are stacked in, which is `jax.lax.scan`'s.
+  one pass, 1.8 to cast kernels once, 0.6 for the norm of the gradient, 0.6 to
+  clear the memory that gradients are stacked in, which is `jax.lax.scan`'s.
 - mesh.fsdp=16 has its gathers under products by itself; of v5e's roofline it is
   the other side: a sixth of the traffic, three times the time to send.
 """
