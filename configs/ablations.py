@@ -91,8 +91,11 @@ def get_config(arg: str | None = None):
       config.objective[name] = getattr(args, name)
   config.objective.pca_components = COMPONENTS[args.data]
   if args.mask == "middle":
+    rows = _middle(config)
+    hidden = "".join(rows)
     config.objective.mask = "given"
-    config.objective.mask_rows = _middle(config)
+    config.objective.mask_rows = rows
+    config.objective.mask_ratio = hidden.count("1") / len(hidden)
   elif args.mask:
     config.objective.update(_mask(args.mask))
   if args.masks:

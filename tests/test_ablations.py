@@ -7,7 +7,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from bench import ablations
+from mae_jax import command_line
 from mae_jax import config as config_lib
+from mae_jax.models import build
 from tests import tiny
 from tests.train import runs
 
@@ -31,6 +33,25 @@ def test_blurred_images_have_less_of_them():
     for x in (noise, blurred)
   ]
   assert found[1] < 0.5 * found[0]
+
+
+@pytest.mark.parametrize("data", ["digits", "photos", "imagenet"])
+def test_every_change_is_a_network(data, tmp_path):
+  for change in (ablations.RECIPE, *ablations.DEFAULT):
+    run = ablations.Run(change, data, "", 0, tmp_path)
+    build.masked_autoencoder(command_line.recipe(run.recipe))
+
+
+def test_wrong_changes_are_told_before_any_work(tmp_path):
+  for change, told in (
+    ("mask=block5", "'block5' is not a strategy and a percentage"),
+    ("ratios=50/5", "ratios='5' is not a percentage"),
+    ("foo=1", "'foo=1' is not known"),
+    ("mask=grid33", "a grid cannot keep"),
+  ):
+    with pytest.raises(SystemExit, match=told):
+      ablations.main([change, f"--workdir={tmp_path / 'runs'}"])
+  assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_is_measured_and_told(tmp_path):
