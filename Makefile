@@ -31,7 +31,8 @@ lint: .venv/test
 	$(BIN)/shellcheck --external-sources launch/*.sh launch/*.sbatch
 
 # All of it takes hours, on a machine that does nothing else.
-bench: step growth pipeline start table2 tpu plan ablations weights \
+# `pipeline` reads what `plan` has written.
+bench: step growth plan pipeline start table2 tpu ablations weights \
   conversion reliability
 
 reliability: .venv/test

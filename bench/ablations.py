@@ -4,9 +4,10 @@
 
 Each CHANGE is an argument of `configs/ablations.py`, such as decoder_depth=8 or
 "mask=block50,loss=l1"; without any, it is those of DEFAULT. The recipe itself
-is always the first. Every seed of every change is a run of `mae_jax.main` in
---workdir: what was cut goes on there, and what is done is only read. It writes
-`bench/ablations.md` and `bench/ablations.svg`.
+is always the first, and what trained=decoder starts from. Every seed of every
+change is a run of `mae_jax.main` in --workdir, --jobs at a time: what was cut
+goes on there, and what is done is only read. It writes `bench/ablations.md` and
+`bench/ablations.svg`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -25,14 +25,15 @@ import tqdm
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bench import machine
+from bench import flags, lives, machine
+from mae_jax import command_line, painter, sharding
 from mae_jax import config as config_lib
-from mae_jax import painter, sharding
 from mae_jax.data import sources
 from mae_jax.evals import features
+from mae_jax.models import build
 from mae_jax.plan import report
 
-OUT = pathlib.Path("bench/ablations.md")
+OUT = pathlib.Path(__file__).with_suffix(".md")
 RECIPE = "the recipe"
 DEFAULT = (
   "decoder_depth=4",
@@ -42,13 +43,25 @@ DEFAULT = (
   "target=norm_pix",
   "target=pca",
   "crop=none",
+  "crop=fixed",
+  "crop=jitter",
   "mask=random75",
   "mask=block50",
   "mask=grid75",
+  "mask=middle",
+  "ratios=50/75,varies=drawn",
+  "ratios=50/75,varies=staged",
+  "masks=random/block,varies=drawn",
+  "loss=l1",
   "loss=smooth_l1",
+  "loss=log_cosh",
+  "loss_on=all",
   "contrast=image",
   "contrast=batch",
   "adversary=patch",
+  "adversary=image",
+  "trained=decoder",
+  "trained=decoder,adversary=patch",
 )
 # What is told of a run: headings, and names among its metrics.
 PROBES = {
@@ -58,6 +71,7 @@ PROBES = {
 }
 PSNR, SHARPNESS = "PSNR, dB", "sharpness"
 IMAGES = 64  # held out, that are painted
+_A_DAY = 24 * 3600  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,31 +91,40 @@ class Run:
     return self.root.joinpath(*(part.replace(" ", "_") for part in parts))
 
   @property
-  def command(self) -> list[str]:
-    """What trains it."""
+  def recipe(self) -> str:
+    """The config that it has."""
     change = "" if self.change == RECIPE else f"{self.change},"
     length = f",length={self.length}" if self.length else ""
+    return f"configs/ablations.py:{change}data={self.data}{length}"
+
+  @property
+  def args(self) -> list[str]:
+    """The command line."""
+    start = []
+    if "trained=decoder" in self.change.split(","):
+      first = dataclasses.replace(self, change=RECIPE)
+      start = [f"--config.init_from={first.workdir}"]
     return [
-      sys.executable,
-      "-m",
-      "mae_jax.main",
-      f"--config=configs/ablations.py:{change}data={self.data}{length}",
+      f"--config={self.recipe}",
       f"--workdir={self.workdir}",
       f"--config.train.seed={self.seed}",
       "--config.eval.raw_pixels=false",
+      *start,
     ]
 
-  def train(self) -> None:
+  def train(self, nursery: lives.Nursery) -> None:
     """Runs it to its end, or goes on.
 
     Raises:
-      SystemExit: with what it said, if it fails.
+      ConfigError: with what it said, if it fails.
     """
     if (self.workdir / "done").exists():
       return
-    ended = subprocess.run(self.command, capture_output=True, text=True)
-    if ended.returncode:
-      raise SystemExit(f"{' '.join(self.command)}:\n{ended.stderr[-2000:]}")
+    life = nursery.start(self.args)
+    if life.wait(timeout=_A_DAY):
+      raise config_lib.ConfigError(
+        f"mae_jax.main {' '.join(self.args)}:\n{life.log.read_text()[-2000:]}"
+      )
     (self.workdir / "done").touch()
 
   def measured(self) -> dict[str, float]:
@@ -238,25 +261,59 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("changes", nargs="*", default=DEFAULT, metavar="CHANGE")
   parser.add_argument("--data", default="digits")
-  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--seeds", type=flags.whole(), default=3)
   parser.add_argument(
     "--length", default="", help='for instance "500 steps"; "": the recipe\'s'
   )
+  parser.add_argument(
+    "--jobs", type=flags.whole(), default=2, help="runs at a time"
+  )
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/ablations")
-  parser.add_argument("--out", type=pathlib.Path, default=OUT)
+  parser.add_argument("--out", type=flags.page, default=OUT)
   args = parser.parse_args(argv)
+  try:
+    _run(args)
+  except config_lib.ConfigError as error:
+    raise SystemExit(f"error: {error}") from None
+
+
+def _run(args: argparse.Namespace) -> None:
+  changes = list(dict.fromkeys([RECIPE, *args.changes]))
+  todo = [
+    Run(change, args.data, args.length, seed, args.workdir.absolute())
+    for seed in range(args.seeds)
+    for change in changes
+  ]
+  for each in todo[: len(changes)]:
+    # What is wrong is told before any work.
+    build.masked_autoencoder(command_line.recipe(each.recipe))
+  args.workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_platforms", "cpu")
-  found: dict[str, list[dict[str, float]]] = {}
-  for seed in range(args.seeds):
-    for change in tqdm.tqdm(
-      dict.fromkeys([RECIPE, *args.changes]), f"seed {seed}"
-    ):
-      run = Run(change, args.data, args.length, seed, args.workdir)
-      run.train()
-      found.setdefault(change, []).append(run.measured())
-    # Whole seeds are told at once: what is cut short is not lost.
-    draw(found, args.out.with_suffix(".svg"))
-    args.out.write_text(text(found, seed + 1, args))
+  with (
+    lives.Nursery(args.workdir) as nursery,
+    futures.ThreadPoolExecutor(args.jobs) as pool,
+  ):
+
+    def train(run: Run) -> Run:
+      run.train(nursery)
+      return run
+
+    try:
+      # Others start from it.
+      first = pool.map(train, (x for x in todo if x.change == RECIPE))
+      for _ in tqdm.tqdm(first, RECIPE, total=args.seeds):
+        pass
+      found: dict[str, list[dict[str, float]]] = {}
+      trained = pool.map(train, todo)
+      for run in tqdm.tqdm(trained, "all", total=len(todo)):
+        found.setdefault(run.change, []).append(run.measured())
+        if run.change == changes[-1]:
+          # Whole seeds are told at once: what is cut short is not lost.
+          draw(found, args.out.with_suffix(".svg"))
+          args.out.write_text(text(found, run.seed + 1, args))
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
   print(args.out.read_text())
 
 

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +22,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
+from bench import flags, machine
 from mae_jax import checkpoints
 from mae_jax.dialects import facts, runs
 
+OUT = pathlib.Path(__file__).with_suffix(".md")
 SUFFIX = {
   "jax": "",
   "facebook": ".pth",
@@ -124,15 +126,15 @@ def rows(variant: str) -> Iterator[str]:
         f"{exact} |"
       )
       for each in {out, back}:
-        subprocess.run(["rm", "-rf", str(each)], check=True)
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
 
 
 def main() -> None:
   """Measures and writes."""
-  flags = argparse.ArgumentParser(description=__doc__)
-  flags.add_argument("--sizes", default="L/16,H/14")
-  flags.add_argument("--out", default="bench/conversion.md")
-  settings = flags.parse_args()
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("--sizes", type=flags.among(RECIPES), default="L/16,H/14")
+  parser.add_argument("--out", type=flags.page, default=OUT)
+  settings = parser.parse_args()
   lines = [
     "# Converting large networks",
     "",
@@ -140,19 +142,17 @@ def main() -> None:
     "of Python and the import of JAX",
     "(and of PyTorch for facebook), about 0.4 to 0.7 GB and 3 to 6 s of each "
     "row. Weights have encoder and decoder; timm",
-    f"has the encoder alone. {os.cpu_count()} cores, {platform.machine()}, "
-    f"{platform.system()}, Python {platform.python_version()}, JAX "
-    f"{jax.__version__}.",
+    f"has the encoder alone. {machine.about(('jax', 'torch'))}.",
     "",
     "| network | pair | checkpoint | time | peak memory | peak / checkpoint | "
     "the same bits |",
     "|---|---|---|---|---|---|---|",
   ]
-  for variant in settings.sizes.split(","):
+  for variant in settings.sizes:
     for row in rows(variant):
       print(row, flush=True)
       lines.append(row)
-  pathlib.Path(settings.out).write_text("\n".join(lines) + "\n")
+  settings.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

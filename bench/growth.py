@@ -22,7 +22,7 @@ import matplotlib as mpl
 import numpy as np
 import tqdm
 
-from bench import machine, plan, stepping
+from bench import flags, machine, plan, stepping
 from mae_jax import command_line
 from mae_jax import config as config_lib
 from mae_jax.plan import estimate, measure
@@ -292,10 +292,10 @@ The same, one image a chip: with the logits of attention whole
 
 def main() -> None:
   """Measures, compiles and writes."""
-  flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  flags.add_argument("--rounds", type=int, default=7)
-  flags.add_argument("--out", type=pathlib.Path, default=OUT)
-  given = flags.parse_args()
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("--rounds", type=flags.whole(), default=7)
+  parser.add_argument("--out", type=flags.page, default=OUT)
+  given = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
   points = {what: on_cpu(what, given.rounds) for what in CPU}
   grown = {what: on_tpu(what) for what in TPU}

@@ -127,13 +127,18 @@ class Nursery:
       stdout=subprocess.PIPE,
       text=True,
     )
+    self._starting = threading.Lock()
     self._born: list[int] = []
     self._changed = threading.Condition()
     self._listener = threading.Thread(target=self._listen, daemon=True)
     self._listener.start()
 
   def start(self, args: Sequence[str]) -> Life:
-    """Runs the program with command line arguments."""
+    """Runs the program with command line arguments; any thread may ask."""
+    with self._starting:
+      return self._start(args)
+
+  def _start(self, args: Sequence[str]) -> Life:
     number = len(list(self._directory.glob("life-*.log")))
     log = self._directory / f"life-{number}.log"
     phases = log.with_suffix(".phase")

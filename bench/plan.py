@@ -17,11 +17,12 @@ from collections.abc import Iterator
 import jax
 import tqdm
 
-from bench import machine
+from bench import flags, machine
 from mae_jax import command_line
 from mae_jax import config as config_lib
 from mae_jax.plan import estimate, measure, program, report, topology
 
+OUT = pathlib.Path(__file__).with_suffix(".md")
 RECIPES = {
   "B": ("vit_b", "B/16"),
   "L": ("vit_l", "L/16"),
@@ -180,12 +181,16 @@ here count the program itself.
 def main() -> None:
   """Compiles everything and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("--models", default=",".join(RECIPES))
-  parser.add_argument("--slices", default=",".join(FSDP))
-  parser.add_argument("--out", default="bench/plan.md", type=pathlib.Path)
+  parser.add_argument(
+    "--models", type=flags.among(RECIPES), default=",".join(RECIPES)
+  )
+  parser.add_argument(
+    "--slices", type=flags.among(FSDP), default=",".join(FSDP)
+  )
+  parser.add_argument("--out", type=flags.page, default=OUT)
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
-  models, slices = args.models.split(","), args.slices.split(",")
+  models, slices = args.models, args.slices
   cases = [
     (model, slice_, fsdp)
     for model in models

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
-import os
 import pathlib
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from bench import faults
+from bench import faults, flags, machine
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 
@@ -29,17 +26,13 @@ def write(rows: list[faults.Row], seconds: float) -> None:
   """Writes the table."""
   kept = sum(row.kept for row in rows)
   tried = sum(row.tried for row in rows)
-  packages = ", ".join(
-    f"{name} {importlib.metadata.version(name)}"
-    for name in ("jax", "orbax-checkpoint", "tensorflow-cpu", "pillow")
-  )
+  about = machine.about(("jax", "orbax-checkpoint", "tensorflow", "pillow"))
   lines = [
     "# Faults tried, and what came of them",
     "",
     f"{kept} of {tried} promises kept. Written by "
     f"`python -m bench.reliability` on {datetime.date.today()} in "
-    f"{seconds / 60:.0f} minutes, on {os.cpu_count()} cores "
-    f"({platform.machine()}), Python {platform.python_version()}, {packages}.",
+    f"{seconds / 60:.0f} minutes, on {about}.",
     "",
     "| fault | promise | tried | kept | seen |",
     "|---|---|---|---|---|",
@@ -55,10 +48,16 @@ def write(rows: list[faults.Row], seconds: float) -> None:
 def main() -> int:
   """Tries everything; returns 1 if a promise was broken."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-  parser.add_argument("--kills", type=int, default=100)
-  parser.add_argument("--stops", type=int, default=10, help="of each signal")
-  parser.add_argument("--flips", type=int, default=40, help="bits an image")
-  parser.add_argument("--disks", type=int, default=5, help="of each fault")
+  parser.add_argument("--kills", type=flags.whole(), default=100)
+  parser.add_argument(
+    "--stops", type=flags.whole(), default=10, help="of each signal"
+  )
+  parser.add_argument(
+    "--flips", type=flags.whole(4), default=40, help="bits an image"
+  )
+  parser.add_argument(
+    "--disks", type=flags.whole(), default=5, help="of each fault"
+  )
   args = parser.parse_args()
   sections: dict[str, Callable[[pathlib.Path], Iterator[faults.Row]]] = {
     "mistakes": faults.make_mistakes,

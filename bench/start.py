@@ -29,7 +29,7 @@ from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench import kills, machine
+from bench import flags, kills, machine
 from mae_jax import interrupts, startup
 from mae_jax.plan import report
 
@@ -78,7 +78,7 @@ Measured while the start was made shorter, on a busy machine with two cores:
   with nothing compiled has that, and `main` would have to know the programs of
   tasks before there are data to tell their sizes.
 - Compiling the first state with `xla_backend_optimization_level=1`: 1.3 s less,
-  and bits that hang on what XLA does at that level. At 0 it is another state.
+  and bits that depend on what XLA does at that level. At 0 it is another state.
 """
 
 
@@ -371,19 +371,23 @@ which wants the cores and the memory that writing wants too. Lost is what the
 
 {report.table(rows, ["", "median (smallest to largest)"])}
 {note}
-## Tried, and left
+## Tried, and not adopted
 
 {TRIED}"""
 
 
 def main() -> None:
   """Measures and writes."""
-  flags = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-  flags.add_argument("--rounds", type=int, default=5, help="of starts")
-  flags.add_argument("--saves", type=int, default=5)
-  flags.add_argument("--window", type=int, default=12, help="steps, see there")
-  flags.add_argument("--out", type=pathlib.Path, default=OUT)
-  settings = flags.parse_args()
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser.add_argument(
+    "--rounds", type=flags.whole(), default=5, help="of starts"
+  )
+  parser.add_argument("--saves", type=flags.whole(), default=5)
+  parser.add_argument(
+    "--window", type=flags.whole(), default=12, help="steps, see there"
+  )
+  parser.add_argument("--out", type=flags.page, default=OUT)
+  settings = parser.parse_args()
   found = starts(settings.rounds)
   costs, size = saves(settings.saves, settings.window)
   written = text(found, costs, size, settings.window)

@@ -71,8 +71,8 @@ def pytorch(model: Model, dtype: str, cores: int, compiled: bool) -> Step:
     mask_ratio=0.75,
     norm_pix_loss=True,
   )
-  assert config._attn_implementation in (None, "sdpa")  # the fused one
   network = transformers.ViTMAEForPreTraining(config).train()
+  assert network.config._attn_implementation == "sdpa"  # the fused one
   optimiser = torch.optim.AdamW(
     network.parameters(), LR, BETAS, weight_decay=DECAY, fused=True
   )

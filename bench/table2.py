@@ -17,7 +17,7 @@ import os
 import pathlib
 import platform
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ import tqdm
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bench import plan, stepping
+from bench import flags, machine, plan, stepping
 from mae_jax import config as config_lib
 from mae_jax import hardware, sharding
 from mae_jax.models import build, flops, variants
@@ -508,7 +508,7 @@ def write(
   times: Mapping[Entry, Timed],
   slices: Mapping[str, Mapping[Entry, Compiled]],
   batch_size: int,
-  loads: Sequence[float],
+  load: float,
 ) -> None:
   """Writes tables and plot.
 
@@ -516,7 +516,7 @@ def write(
     times: of steps on this machine.
     slices: what was compiled, by the names of slices.
     batch_size: of the steps.
-    loads: of the machine, before and after them.
+    load: of the machine, before them.
   """
   compared = ratios(slices, times)
   draw(compared, OUT.with_suffix(".svg"))
@@ -566,8 +566,7 @@ computed again counts in the flops of the program. {versions}.
 ## Measured, small
 
 Whole train steps in float32, batch {batch_size}, on this machine's CPU
-({os.cpu_count()} cores, {platform.machine()}, {platform.system()}, {versions};
-load {loads[0]:.1f} before, {loads[-1]:.1f} after). Widths, heads and MLPs
+({machine.about(("jax",))}; load {load:.1f} before). Widths, heads and MLPs
 are divided by {SHRINK}; depths, tokens and widths of heads are not, so that
 encoder and decoder keep their shares but for attention's, which grows. The six
 networks take turns, {rounds} rounds after two to warm up. Steps are medians,
@@ -583,21 +582,24 @@ time is that of all threads: it tells more where others work too.
 def main() -> None:
   """Measures, compiles and writes."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("--slices", default=",".join(SLICES))
-  parser.add_argument("--rounds", default=25, type=int, help="of timed steps")
-  parser.add_argument("--batch_size", default=8, type=int, help="of those")
+  parser.add_argument("--slices", type=flags.slices, default=",".join(SLICES))
+  parser.add_argument(
+    "--rounds", type=flags.whole(), default=25, help="of timed steps"
+  )
+  parser.add_argument(
+    "--batch_size", type=flags.whole(), default=8, help="of those"
+  )
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
-  loads = [os.getloadavg()[0]]
+  load = os.getloadavg()[0]
   times = timed(args.rounds, args.batch_size)
-  loads.append(os.getloadavg()[0])
   slices: dict[str, dict[Entry, Compiled]] = {}
-  for name in args.slices.split(","):
+  for name in args.slices:
     where = topology.open_topology(name)
     slices[name] = {
       each: compiled(each, where) for each in tqdm.tqdm(ENTRIES, name)
     }
-  write(times, slices, args.batch_size, loads)
+  write(times, slices, args.batch_size, load)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import einops
 import jax
 import tqdm
 
-from bench import machine, plan
+from bench import flags, machine, plan
 from mae_jax.models import attention, patches, transformer
 from mae_jax.plan import estimate, measure, report
 from tests import tiny
@@ -182,11 +182,14 @@ Before the change was compiled, for v5e:16x16:
 Half a gigabyte more or less is what the compiler's own choice of what stays on
 the chip comes to: apart from each other patches and erf gain 0.0 and 0.1 GB on
 v5e, together, with gradients summed at once, they gained 0.8 (16.8 to 16.0).
-Wrong were the predictions for dividing late, which costs 0.9 GB, hence the
+Wrong were the predictions of half the traffic, which is a third less; of 3 to 4
+GB for gradients in bfloat16, which are 2.1; of 0.4 GB for patches, which is
+0.04; for dividing late, which costs 0.9 GB, hence the
 softmax of `attention._whole`; for erf, which is fused with what is kept for the
 backward pass and saves 3.2 GB on v5p; for heads before tokens, which gained 0.3
-GB when it was tried first, and costs as much since gradients are summed apart:
-it stays for the CPU, where it is 13 % of attention. Summing apart costs 0.6 GB,
+GB when it was tried first, and costs as much since gradients are summed apart,
+which is within that half gigabyte: it stays for the CPU, where it is 13 % of
+attention, rather than have attention twice. Summing apart costs 0.6 GB,
 0.7 ms of HBM at most, and has 4.3 of the 6.6 ms of sending under products.
 
 The same program, v5e:16x16, when this table could not be made by one command:
@@ -196,13 +199,14 @@ The same program, v5e:16x16, when this table could not be made by one command:
 | everything kept for the backward pass | 37.6 GB | |
 | products alone kept | 26.2 GB | |
 | gradients stacked in bfloat16 | 21.7 GB | |
-| AdamW in one pass over parameters and moments | 17.6 GB | 9.2 GB for it; 8.9 |
+| AdamW in one pass over parameters and moments | 17.6 GB | 9.2 GB of it; 8.9 |
 | heads before tokens in attention | 16.8 GB (17.0 just before) | |
 
 ## Padding
 
 The compiler lays the last two axes of an array out in tiles of 8 x 128. The
-names of what is lost, on v5e and in the order of bytes, of the program before:
+names of what is lost, on v5e and in the order of bytes, before the last three
+of these changes:
 pixels cut into patches with an axis of 14 last, nine times their size (0.42
 GB; now 0.24); 50 tokens in place of 56 rows, in what the encoder keeps and
 what its products read (0.1 GB); 197 in place of 200 (0.01 GB). With 16 images a
@@ -211,7 +215,7 @@ that 50 tokens cost 2 % and not the 28 % of 64. With 64 images a chip, as on
 v5p:4x4x4, attention's arrays are too many for the memory on the chip, and there
 heads of 64 and 32 numbers and 50 and 197 logits are padded to 128 and 256.
 
-## Tried, and left
+## Tried, and not adopted
 
 - Attention in parts whose logits would fit on the chip (v5p, 42 MB): 78.75 GB
   for 78.68.
@@ -220,24 +224,24 @@ heads of 64 and 32 numbers and 50 and 197 logits are padded to 128 and 256.
   a bound on what is summed together, none of the compiler's options for
   asynchronous sums has any effect; with two blocks a turn of the loop neither,
   at half as much traffic again (ViT-B, 6.65 to 10.18 GB).
-- What is left of the traffic is that of parameters: 8.7 GB for AdamW in one
-  pass, 1.8 to cast kernels once, 0.6 for the norm of the gradient, 0.6 to clear
-  the memory that gradients are stacked in, which is `jax.lax.scan`'s.
+- Most of what is left of the traffic is that of parameters: 8.7 GB for AdamW in
+  one pass, 1.8 to cast kernels once, 0.6 for the norm of the gradient, 0.6 to
+  clear the memory that gradients are stacked in, which is `jax.lax.scan`'s.
 - mesh.fsdp=16 has its gathers under products by itself; of v5e's roofline it is
-  the other side: a fifth of the traffic, three times the time to send.
+  the other side: a sixth of the traffic, three times the time to send.
 """
 
 
 def main() -> None:
   """Compiles and writes."""
-  flags = argparse.ArgumentParser(
+  parser = argparse.ArgumentParser(
     description=(__doc__ or "").partition("\n")[0]
   )
-  flags.add_argument("--slices", default=",".join(SLICES))
-  flags.add_argument("--out", type=pathlib.Path, default=OUT)
-  given = flags.parse_args()
+  parser.add_argument("--slices", type=flags.slices, default=",".join(SLICES))
+  parser.add_argument("--out", type=flags.page, default=OUT)
+  given = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
-  found = list(rows(given.slices.split(",")))
+  found = list(rows(given.slices))
   predicted = "\n".join(
     f"- {name}: {each.predicted}." for name, each in UNDONE.items()
   )

@@ -10,10 +10,7 @@ every kind of weights, shows the held-out digits to what was written, and writes
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from bench import flags, machine
 from mae_jax import checkpoints, tools
 from mae_jax import config as config_lib
 from mae_jax.data import sources
@@ -148,7 +146,9 @@ def train(recipe: str, workdir: str, *changes: str) -> None:
 def main() -> None:
   """Trains, measures and writes the table."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-  parser.add_argument("--seeds", type=int, default=5, help="fine-tunings")
+  parser.add_argument(
+    "--seeds", type=flags.whole(2), default=5, help="fine-tunings"
+  )
   seeds = parser.parse_args().seeds
   measured: dict[str, list[Measured]] = {kind: [] for kind in weights_lib.KINDS}
   with tempfile.TemporaryDirectory() as root:
@@ -166,9 +166,6 @@ def main() -> None:
         measured[kind].append(measure(workdir, kind))
   from configs import finetune_vit_l
 
-  packages = ", ".join(
-    f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax")
-  )
   lines = [
     "# What smaller weights cost",
     "",
@@ -177,8 +174,7 @@ def main() -> None:
     "(`configs/digits_finetune.py`) from one pre-training, each exported with "
     "every kind of weights; what was written was read from disk and shown the "
     "360 held-out digits. Mean ± standard deviation over the networks. On "
-    f"{os.cpu_count()} cores ({platform.machine()}), Python "
-    f"{platform.python_version()}, {packages}.",
+    f"{machine.about(('jax', 'flax'))}.",
     "",
     *rows(measured, sizes(finetune_vit_l.get_config(), 1000)),
     "",

@@ -120,6 +120,11 @@ class Data:
   # One box is drawn, and clipped to the image: the reference's linear probe;
   # else the first of ten that fits, as torchvision has it.
   crop_clipped: bool = False
+  # Above 0: crops have one size, this share of the sides of the largest box
+  # whose aspect is in crop_ratio, at a random place; crop_scale is not used.
+  crop_fixed: float = 0.0
+  # Brightness, contrast and saturation by factors in 1 - it to 1 + it.
+  color_jitter: float = 0.0
   randaugment: float = 0.0  # magnitude, of 10; 0 for none
   randaugment_std: float = 0.5  # of the magnitude, operation by operation
   shots: int = 0  # labelled training images a class; 0: all
@@ -369,6 +374,8 @@ AT_LEAST: dict[str, float] = {
   "compare.shots": 0,
   "data.batch_size": 1,
   "data.channels": 1,
+  "data.color_jitter": 0,
+  "data.crop_fixed": 0,
   "data.eval_crop": 0.1,  # images are enlarged by its inverse
   "data.image_size": 1,
   "data.lanes": 1,
@@ -439,6 +446,8 @@ AT_MOST: dict[str, float] = {
   "classify.mix_switch": 1,
   "data.batch_size": 2**20,
   "data.channels": 2**12,
+  "data.color_jitter": 1,
+  "data.crop_fixed": 1,
   "data.eval_crop": 1,
   "data.image_size": 2**14,
   "data.max_unreadable": 1,

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from bench import ablations
+from mae_jax import command_line
 from mae_jax import config as config_lib
+from mae_jax.models import build
 from tests import tiny
 from tests.train import runs
 
@@ -33,6 +35,25 @@ def test_blurred_images_have_less_of_them():
   assert found[1] < 0.5 * found[0]
 
 
+@pytest.mark.parametrize("data", ["digits", "photos", "imagenet"])
+def test_every_change_is_a_network(data, tmp_path):
+  for change in (ablations.RECIPE, *ablations.DEFAULT):
+    run = ablations.Run(change, data, "", 0, tmp_path)
+    build.masked_autoencoder(command_line.recipe(run.recipe))
+
+
+def test_wrong_changes_are_told_before_any_work(tmp_path):
+  for change, told in (
+    ("mask=block5", "'block5' is not a strategy and a percentage"),
+    ("ratios=50/5", "ratios='5' is not a percentage"),
+    ("foo=1", "'foo=1' is not known"),
+    ("mask=grid33", "a grid cannot keep"),
+  ):
+    with pytest.raises(SystemExit, match=told):
+      ablations.main([change, f"--workdir={tmp_path / 'runs'}"])
+  assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_is_measured_and_told(tmp_path):
   run = ablations.Run("loss=l1", "digits", "", 1, tmp_path)
   config = tiny.config(
@@ -50,7 +71,11 @@ def test_a_run_is_measured_and_told(tmp_path):
   assert 0 < found[ablations.SHARPNESS] < 3
   (same,) = {str(ablations.pictures(run.workdir)) for _ in range(2)}
   assert same
-  assert "configs/ablations.py:loss=l1,data=digits" in " ".join(run.command)
+  assert "--config=configs/ablations.py:loss=l1,data=digits" in run.args
+  assert not any("init_from" in arg for arg in run.args)
+  second = ablations.Run("trained=decoder", "digits", "", 1, tmp_path)
+  recipe = ablations.Run(ablations.RECIPE, "digits", "", 1, tmp_path)
+  assert f"--config.init_from={recipe.workdir}" in second.args
 
   every = {ablations.RECIPE: [found, found], "loss=l1": [found, found]}
   assert "± 0.00" in ablations.table(every)

@@ -252,6 +252,8 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "data.lanes": st.integers(0, 2**31),
   "data.prefetch": SMALL,
   "data.crop_clipped": st.booleans(),
+  "data.crop_fixed": UNIT,
+  "data.color_jitter": UNIT,
   "data.randaugment": st.floats(0, 12),
   "data.randaugment_std": POSITIVE,
   "model.variant": st.sampled_from(["Ti/2", "S/4", "B/8", "L/16", "Ti/1"]),

@@ -15,7 +15,15 @@ import numpy as np
 import tensorflow as tf
 
 from mae_jax import config
-from mae_jax.data import decode, lanes, order, preprocess, randaugment, stream
+from mae_jax.data import (
+  color_jitter,
+  decode,
+  lanes,
+  order,
+  preprocess,
+  randaugment,
+  stream,
+)
 from mae_jax.data.sources import Indexed, Records, Source
 from mae_jax.data.unreadable import Unreadable
 
@@ -126,6 +134,8 @@ def _augmented(
       "crop": draws("crop", preprocess.CROP_DRAWS),
       "flip": draws("flip", 1)[:, 0],
     }
+    if data.color_jitter:
+      result["color_jitter"] = draws("color_jitter", color_jitter.DRAWS)
     if data.randaugment:
       result["randaugment"] = draws("randaugment", randaugment.DRAWS)
     if isinstance(source, Indexed):
@@ -317,11 +327,17 @@ def _check(
   source: Source, data: config.Data, rows: np.ndarray, batch_size: int
 ) -> np.ndarray:
   rows = np.asarray(rows, np.int64)
-  if data.randaugment and data.channels not in (1, 3):
+  for name in ("color_jitter", "randaugment"):
+    value = getattr(data, name)
+    if value and data.channels not in (1, 3):
+      raise config.ConfigError(
+        f"data.{name}={value:g} knows images of 1 and 3 channels, not "
+        f"data.channels={data.channels}: set --config.data.{name}=0"
+      )
+  if data.crop_fixed and data.crop_clipped:
     raise config.ConfigError(
-      f"data.randaugment={data.randaugment:g} knows images of 1 and 3 "
-      f"channels, not data.channels={data.channels}: set "
-      "--config.data.randaugment=0"
+      f"data.crop_fixed={data.crop_fixed:g} crops are never clipped: set "
+      "--config.data.crop_clipped=False"
     )
   if (
     rows.ndim != 1
@@ -359,6 +375,7 @@ def _augment(
     scale=data.crop_scale,
     ratio=data.crop_ratio,
     clipped=data.crop_clipped,
+    fixed=data.crop_fixed,
     channels=data.channels,
     upright=data.upright,
     may_fail=may_fail,
@@ -385,6 +402,7 @@ def _augment_arrays(
     scale=data.crop_scale,
     ratio=data.crop_ratio,
     clipped=data.crop_clipped,
+    fixed=data.crop_fixed,
   )
   result = _finish(images, record["label"], plans, data)
   return result | {"readable": tf.ones_like(record["label"], tf.bool)}
@@ -395,6 +413,10 @@ def _finish(
 ) -> _Tensors:
   if data.flip:
     images = preprocess.random_flip(images, plans["flip"])
+  if data.color_jitter:
+    images = preprocess.color_jitter(
+      images, plans["color_jitter"], strength=data.color_jitter
+    )
   if data.randaugment:
     images = preprocess.rand_augment(
       images,

@@ -113,6 +113,32 @@ def test_a_clipped_box_is_the_first_one_cut_to_the_image(shape):
     np.testing.assert_array_equal(box, [top, left, h, w])
 
 
+@pytest.mark.parametrize(
+  "shape", [(256, 341), (375, 256), (256, 256), (512, 700), (1, 9)]
+)
+def test_a_fixed_box_is_resize_and_random_crop(shape):
+  """torchvision: the shorter side to 256, then 224 x 224 anywhere."""
+  draws = uniform(400)
+  full = np.ones(len(draws), np.int32)
+  boxes = preprocess.crop_box(
+    full * shape[0],
+    full * shape[1],
+    draws,
+    (0.2, 1.0),
+    (1.0, 1.0),
+    fixed=0.875,
+  ).numpy()
+  side = max(round(min(shape) * 224 / 256), 1)
+  assert (boxes[:, 2:] == side).all()
+  for axis in (0, 1):
+    room = shape[axis] - side
+    # RandomCrop draws from 0 to the room left, both counted in.
+    wanted = np.floor(draws[:, axis - 2].astype(np.float64) * (room + 1))
+    np.testing.assert_array_equal(boxes[:, axis], wanted)
+    assert boxes[:, axis].min() >= 0
+    assert boxes[:, axis].max() <= room
+
+
 def test_crop_box_under_an_extreme_ratio_is_not_empty():
   boxes = boxes_of(1, 1, uniform(50), (0.2, 1.0), (0.01, 0.02))
   np.testing.assert_array_equal(boxes, np.tile([0, 0, 1, 1], (50, 1)))
