@@ -32,6 +32,7 @@ from mae_jax.data import sources
 from mae_jax.evals import features
 from mae_jax.models import build
 from mae_jax.plan import report
+from mae_jax.steps import pretrain
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 RECIPE = "the recipe"
@@ -116,16 +117,24 @@ class Run:
     """Runs it to its end, or goes on.
 
     Raises:
-      ConfigError: with what it said, if it fails.
+      ConfigError: with what it said, if it fails; if what is done had other
+        settings.
     """
-    if (self.workdir / "done").exists():
+    done = self.workdir / "done"
+    settings = config_lib.to_dict(command_line.recipe(self.recipe))
+    if done.exists():
+      if json.loads(done.read_text()) != json.loads(json.dumps(settings)):
+        raise config_lib.ConfigError(
+          f"{self.workdir} was trained with other settings than {self.recipe} "
+          "has by now: remove it"
+        )
       return
     life = nursery.start(self.args)
     if life.wait(timeout=_A_DAY):
       raise config_lib.ConfigError(
         f"mae_jax.main {' '.join(self.args)}:\n{life.log.read_text()[-2000:]}"
       )
-    (self.workdir / "done").touch()
+    done.write_text(json.dumps(settings))
 
   def measured(self) -> dict[str, float]:
     """Its figures by heading."""
@@ -202,8 +211,10 @@ def table(found: Found) -> str:
     for heading in headings:
       values = np.array([each[heading] for each in seeds])
       digits = 2 if heading == SHARPNESS else 1
-      spread = values.std(ddof=1) if len(values) > 1 else 0.0
-      cells.append(f"{values.mean():.{digits}f} ± {spread:.{digits}f}")
+      cell = f"{values.mean():.{digits}f}"
+      if len(values) > 1:
+        cell += f" ± {values.std(ddof=1):.{digits}f}"
+      cells.append(cell)
     rows.append([change, *cells])
   return report.table(rows, ["change", *headings])
 
@@ -237,15 +248,18 @@ def text(found: Found, seeds: int, args: argparse.Namespace) -> str:
 
 Written by `python -m bench.ablations` (`make ablations`): the recipe
 `configs/{args.data}.py` with one thing changed, {length} each, {seeds} seeds;
-mean and standard deviation over them. Each row is
+mean and standard deviation over them. `trained=decoder` goes on from the recipe
+for as long once more. Each row is
 
     python -m mae_jax.main --config=configs/ablations.py:CHANGE,data={args.data}
 
 Accuracies in per cent, of frozen features of held-out images. PSNR and
 sharpness are of {IMAGES} held-out images, painted where hidden, under random
 masks of the share that was trained with: rows with another share compare with
-nobody, and `pixel_noise` never saw a patch hidden as a whole. Sharpness is 1
-for the images themselves. Small networks on little data tell what a setting
+nobody, `pixel_noise` never saw a patch hidden as a whole, and of `norm_pix`
+mean and deviation are estimated from visible patches. Sharpness is the mean
+difference of neighbouring pixels, 1 for the images themselves; noise has it
+too. Small networks on little data tell what a setting
 does here, not what it would at the size of the paper, whose
 table stands in `configs/ablations.py`.
 {machine.about(("jax", "flax"))}.
@@ -286,7 +300,8 @@ def _run(args: argparse.Namespace) -> None:
   ]
   for each in todo[: len(changes)]:
     # What is wrong is told before any work.
-    build.masked_autoencoder(command_line.recipe(each.recipe))
+    config = command_line.recipe(each.recipe)
+    pretrain.program(config, build.masked_autoencoder(config), lambda _: 0.0, 9)
   args.workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_platforms", "cpu")
   with (

@@ -42,10 +42,10 @@ ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "smooth_l1": optax.losses.huber_loss,
   "log_cosh": optax.losses.log_cosh,
 }
-# Which patches, or pixels, count, by name: from the mask to weights.
-SCORED: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "masked": lambda mask: mask,
-  "all": jnp.ones_like,
+# Which patches, or pixels, count, by name: weights from the mask and the costs.
+SCORED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  "masked": lambda mask, costs: mask,
+  "all": lambda mask, costs: jnp.ones_like(costs),
 }
 
 
@@ -61,17 +61,18 @@ def reconstruction(
   Args:
     pred: [B, L, T].
     target: [B, L, T].
-    mask: [B, L], or of each value [B, L, T]; 1 = removed.
+    mask: [B, L], or of each pixel [B, L, P]; 1 = removed. Of these only
+      targets that are pixels themselves can be scored where "masked".
     error: a name in ERRORS.
     scored: a name in SCORED.
 
   Returns:
     A float32 scalar.
   """
-  weights = SCORED[scored](mask)
   costs = ERRORS[error](pred - target).astype(jnp.float32)
   if mask.ndim == 2:
     costs = costs.mean(axis=-1)
+  weights = SCORED[scored](mask, costs)
   return (costs * weights).sum() / weights.sum()
 
 

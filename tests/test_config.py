@@ -521,9 +521,11 @@ def test_a_lane_of_imagenet_is_never_more_than_a_device_of_a_pod(name):
   [
     *("decoder_depth=12", "decoder_width=128", "hidden=mask_tokens"),
     *("target=raw", "target=norm_pix", "target=pca"),
-    *("crop=none", "crop=random"),
+    *("crop=none", "crop=fixed", "crop=random", "crop=jitter"),
     *("mask=random75", "mask=block50", "mask=block75", "mask=grid75"),
+    *("mask=middle", "ratios=50/75,varies=staged", "masks=random/block"),
     *("contrast=batch", "adversary=image", "loss=l1,loss_on=all"),
+    "trained=decoder",
   ],
 )
 def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
@@ -542,8 +544,11 @@ def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
     "objective.contrast_patches",
     *("objective.hidden", "objective.target", "objective.mask"),
     *("objective.mask_ratio", "objective.contrast", "objective.loss"),
-    *("objective.loss_on", "adversary.judges", "adversary.depth"),
+    *("objective.loss_on", "objective.trained", "objective.varies"),
+    *("objective.masks", "objective.mask_ratios", "objective.mask_rows"),
+    *("adversary.judges", "adversary.depth", "adversary.width"),
     *("data.crop_scale", "data.crop_ratio", "data.flip"),
+    *("data.crop_fixed", "data.color_jitter"),
   }
   assert changed or change.partition("=")[2] in (
     *("norm_pix", "raw", "random", "random75"),
@@ -555,7 +560,7 @@ def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
   [
     ("data=mnist", "data='mnist' is not known: use imagenet or digits or"),
     ("mask=block", "mask='block' is not a strategy and a percentage"),
-    ("crop=small", "crop='small' is not known: use random or none"),
+    ("crop=small", "crop='small' is not known: use random or jitter or"),
     ("decoder=1", "key is one of data, decoder_depth, decoder_width, mask"),
   ],
 )

@@ -116,6 +116,15 @@ def test_large_errors_are_finite(error: str):
   assert np.isfinite(gradient).all()
 
 
+def test_all_values_of_another_target_under_a_mask_of_pixels():
+  """What objective.loss_on='all' is for where pixels are hidden one by one."""
+  random = np.random.default_rng(0)
+  pred, target = random.normal(size=(2, 2, 6, 3)).astype(np.float32)
+  mask = random.integers(0, 2, (2, 6, 12)).astype(np.float32)
+  found = losses.reconstruction(pred, target, mask, "l1", "all")
+  np.testing.assert_allclose(found, np.abs(pred - target).mean(), rtol=1e-6)
+
+
 def test_info_nce_and_its_gradient_equal_pytorch():
   random = np.random.default_rng(4)
   pred, target = random.normal(size=(2, 2, 9, 6)).astype(np.float32)

@@ -36,7 +36,11 @@ class Discriminator(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """[B, H, W, C] -> scores [B, S], above 0 for what seems real."""
-    x = images
+    x = self._halved(images)
+    scores = nn.Conv(1, (1, 1), dtype=jnp.float32, name="score")(x)
+    return scores.reshape(len(images), -1)
+
+  def _halved(self, x: jax.Array) -> jax.Array:
     for number in range(self.depth):
       x = nn.Conv(
         self.width * min(2**number, 8),
@@ -46,17 +50,23 @@ class Discriminator(nn.Module):
         name=f"conv{number}",
       )(x)
       x = nn.leaky_relu(x, SLOPE)
-    scores = nn.Conv(1, (1, 1), dtype=jnp.float32, name="score")(x)
-    return scores.reshape(len(images), -1)
+    return x
 
 
 class ImageDiscriminator(Discriminator):
-  """Scores images as a whole: the mean of what it finds everywhere."""
+  """Scores images as a whole: by a hidden layer on the mean of what it finds.
+
+  So that a score depends on what parts have to do with each other, which the
+  mean of scores of parts would not.
+  """
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """[B, H, W, C] -> scores [B, 1]."""
-    return super().__call__(images).mean(axis=1, keepdims=True)
+    x = self._halved(images).mean(axis=(1, 2))
+    x = nn.Dense(x.shape[-1], dtype=self.dtype, name="together")(x)
+    x = nn.leaky_relu(x, SLOPE)
+    return nn.Dense(1, dtype=jnp.float32, name="score")(x)
 
 
 # By what is judged.
@@ -76,4 +86,6 @@ def forward_flops(
     wider = network.width * min(2**number, 8)
     total += 2 * height * width * 16 * channels * wider
     channels = wider
+  if isinstance(network, ImageDiscriminator):
+    return total + 2 * channels * (channels + 1)
   return total + 2 * height * width * channels

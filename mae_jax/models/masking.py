@@ -171,11 +171,15 @@ def grid_noise(
 
 
 def _ratio_keeping(num_keep: int, num_patches: int) -> float:
-  """A short mask ratio of which `num_kept` makes so many patches."""
-  ratio = round(1 - num_keep / num_patches, 4)
-  if num_kept(num_patches, ratio) != num_keep:  # rounded to the wrong side
-    ratio = round(ratio - 1e-4, 4)
-  return ratio
+  """The shortest mask ratio of which `num_kept` makes so many patches."""
+  exact = 1 - num_keep / num_patches
+  for digits in range(2, 12):
+    unit = 10.0**-digits
+    for ratio in (exact, exact - unit):  # rounded, or to the other side
+      ratio = round(ratio, digits)
+      if int(num_patches * (1 - ratio)) == num_keep:
+        return ratio
+  raise ValueError(f"no ratio keeps {num_keep} of {num_patches} patches")
 
 
 def _grids(grid: tuple[int, int]) -> dict[int, np.ndarray]:
@@ -225,8 +229,13 @@ def given_noise(
   hidden = np.array([[sign == "1" for sign in row] for row in rows])
   hidden = hidden.reshape(count, -1)
   for number, kept in enumerate((~hidden).sum(axis=1).tolist(), 1):
+    if not 0 < kept < hidden.shape[1]:
+      raise ValueError(
+        f"mask_rows={_few(rows)}: mask {number} shows {kept} of "
+        f"{hidden.shape[1]} patches: each must show one and hide one at least"
+      )
     if kept != num_keep:
-      ratio = math.floor(1e4 * (1 - kept / hidden.shape[1])) / 1e4
+      ratio = _ratio_keeping(kept, hidden.shape[1])
       raise ValueError(
         f"mask_rows={_few(rows)}: mask {number} shows {kept} of "
         f"{hidden.shape[1]} patches and its mask_ratio={ratio}, all must show "

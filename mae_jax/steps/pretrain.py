@@ -151,7 +151,8 @@ def _drawn(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
 
 def _staged(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
   del key
-  return jnp.minimum(step // -(-total // count), count - 1)
+  begins = [-(-number * total // count) for number in range(1, count)]
+  return sum((step >= begin for begin in begins), jnp.int32(0))
 
 
 # Which of several a step takes, by name: from a key of its own, its number, the

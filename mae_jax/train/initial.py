@@ -103,6 +103,7 @@ def load_autoencoder(
   mesh: Mesh,
   model: mae.MaskedAutoencoder,
   hints: dialects.Hints,
+  objective: config_lib.Objective,
   *,
   channels: int | None = None,
 ) -> Any:
@@ -114,6 +115,7 @@ def load_autoencoder(
     mesh: the devices.
     model: the network that is to have them.
     hints: what is known of the checkpoint's network besides.
+    objective: that it is to be trained with.
     channels: of the images to come, if patches are to be adapted to these.
 
   Returns:
@@ -146,7 +148,9 @@ def load_autoencoder(
       found["decoder"] = _prediction(
         found["decoder"], run.config, size, channels
       )
-  _check_objective(path, run.config.objective, params, like, channels)
+  before = run.config.objective
+  _check_objective(path, before, params, like, channels)
+  _tell_objective(path, before, objective)
   _check_channels(
     path, found["encoder"], like[classifiers.MODEL]["encoder"], model.encoder
   )
@@ -196,6 +200,19 @@ def _check_objective(
       f"{path} was trained with objective.target={before.target}, which is of "
       "its own patches: leave out --config.init_adapt"
     )
+
+
+def _tell_objective(
+  path: epath.PathLike, before: config_lib.Objective, now: config_lib.Objective
+) -> None:
+  """Warns of a decoder that did something else, of the same shapes."""
+  for name in ("target", "hidden"):
+    old, new = getattr(before, name), getattr(now, name)
+    if old != new and jax.process_index() == 0:
+      console.warn(
+        f"{path} was trained with objective.{name}={old}, and goes on with "
+        f"{new}: if that is not meant, set --config.objective.{name}={old}"
+      )
 
 
 def _without_fixed(

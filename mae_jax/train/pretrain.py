@@ -28,6 +28,8 @@ class Pretraining(task.Images):
     """
     platform = mesh.devices.flat[0].platform
     self._model = build.masked_autoencoder(config, platform)
+    # For what it refuses: it may be minutes before data are open.
+    steps.program(config, self._model, lambda step: 0.0, total_steps=1)
     super().__init__(config, mesh)
     program = steps.program(config, self._model, self.lr_fn, self.total_steps)
     self.init, self.train_step = program.init, program.train_step
@@ -76,6 +78,7 @@ class Pretraining(task.Images):
       self._mesh,
       self._model,
       hints,
+      self._config.objective,
       channels=initial.adapted_to(self._config),
     )
     others = {role: like[role] for role in like if role not in found}

@@ -143,6 +143,20 @@ def test_pixels_that_are_normalised_otherwise_are_told(
     assert "--config.data.mean=(0.3,) --conf" in after.err + after.out
 
 
+def test_another_objective_is_told(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+):
+  path = str(foreign(tmp_path, "mae", "jax"))
+  initial(tiny.config(init_from=path))
+  assert "was trained with objective" not in capsys.readouterr().err
+  objective = {"target": "raw", "hidden": "noise"}
+  initial(tiny.config(init_from=path, objective=objective))
+  told = capsys.readouterr().err
+  for old in ("target=norm_pix", "hidden=dropped"):
+    assert f"was trained with objective.{old}, and goes on" in told
+    assert f"set --config.objective.{old}" in told
+
+
 @pytest.mark.parametrize(
   ("kind", "changes", "text"),
   [

@@ -41,11 +41,12 @@ def in_torch(model, variables, images: torch.Tensor, leaves=None):
     x = F.conv2d(x, kernel.permute(3, 2, 0, 1), bias, stride=2, padding=1)
     x = F.leaky_relu(x, 0.2)
   kernel, bias = leaves["score"]
-  x = F.conv2d(x, kernel.permute(3, 2, 0, 1), bias)
-  scores = x.permute(0, 2, 3, 1).flatten(1)
   if type(model) is discriminators.ImageDiscriminator:
-    scores = scores.mean(dim=1, keepdim=True)
-  return scores
+    into, shift = leaves["together"]
+    x = F.leaky_relu(x.mean(dim=(2, 3)) @ into + shift, 0.2)
+    return x @ kernel + bias
+  x = F.conv2d(x, kernel.permute(3, 2, 0, 1), bias)
+  return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def torch_leaves(variables):

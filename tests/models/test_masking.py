@@ -185,6 +185,14 @@ CROSS = ("0110", "1111", "0110")
 CORNERS = ("1001", "1111", "1001")
 
 
+@pytest.mark.parametrize("length", [2, 10, 16, 20, 196, 256, 50176])
+def test_any_number_has_a_ratio(length: int):
+  """That is what errors about masks tell to set."""
+  for keep in {*range(1, length, -(-length // 300)), length - 1}:
+    ratio = masking._ratio_keeping(keep, length)
+    assert masking.num_kept(length, ratio) == keep
+
+
 def test_given_masks_are_those_that_were_given():
   noise = masking.given_noise(
     (*CROSS, *CORNERS), jax.random.key(0), 64, (3, 4), 4

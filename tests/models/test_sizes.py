@@ -105,7 +105,7 @@ def test_parameter_counts(variant: str):
     (
       {"objective": {"mask": "grid", "mask_ratio": 0.6}},
       "a grid cannot keep 6 of 4 x 4 patches: use another mask, or a "
-      "mask_ratio of 0.0625, 0.25, 0.5, 0.75, 0.9375",
+      "mask_ratio of 0.06, 0.25, 0.5, 0.75, 0.93",
     ),
     ({"objective": {"mask": "blocks"}}, "objective.mask='blocks' .*'block'"),
     ({"objective": {"loss": "huber"}}, "objective.loss='huber' is not known"),

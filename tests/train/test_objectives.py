@@ -115,6 +115,18 @@ def test_stages_are_equal_and_in_order():
   assert which(0, "staged", 12) == [0] * 4 + [1] * 2 + [4] * 2 + [5] * 4
 
 
+@pytest.mark.parametrize(
+  ("total", "count"), [(6, 4), (4, 3), (1000, 7), (2, 3)]
+)
+def test_no_stage_is_left_out(total: int, count: int):
+  staged = steps.VARIES["staged"]
+  found = [int(staged(None, step, total, count)) for step in range(total + 3)]
+  assert found == sorted(found)
+  lengths = np.bincount(found[:total], minlength=count)
+  assert lengths.max() - lengths.min() <= 1
+  assert found[-1] == count - 1
+
+
 def test_draws_are_even_independent_and_of_the_seed():
   found = which(0, "drawn", 1200)
   counts = np.bincount(found, minlength=6)
@@ -184,7 +196,7 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
     ),
     (
       {"mask_ratios": (0.5, 0.6), "masks": ("random", "grid")},
-      "a grid cannot keep 6 of 4 x 4 patches.* a mask_ratio of 0.0625, 0.25",
+      "a grid cannot keep 6 of 4 x 4 patches.* a mask_ratio of 0.06, 0.25",
     ),
     ({"masks": ("random", "gird")}, "masks='gird' is not known.*'grid'"),
     ({"mask_ratios": (0.5, 1.0)}, "objective.mask_ratios=1.0 keeps 0 of 16"),
