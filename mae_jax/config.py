@@ -195,7 +195,8 @@ class Objective:
   loss: str = "mse"  # of an error: a name in mae_jax.losses.ERRORS
   loss_on: str = "masked"  # which patches count: masked | all
   # InfoNCE besides: each reconstructed patch is to find its own original among
-  # others of its image, or of the batch.
+  # others of its image, or of the batch. Of originals that are alike, such as
+  # empty corners, none is told from the others: that costs what it costs.
   contrast: str = "none"  # none | image | batch
   contrast_weight: float = 0.1
   contrast_temperature: float = 0.1
