@@ -154,8 +154,8 @@ def pictures(workdir: pathlib.Path) -> dict[str, float]:
   """How near and how sharp held-out images are painted.
 
   The same random masks for all, of the share that the network was trained with.
-  Sharpness is the mean absolute difference of neighbouring pixels where patches
-  are hidden, and 1 for the images themselves; what blurs has less.
+  Sharpness is the mean absolute difference of neighbouring pixels of one hidden
+  patch, and 1 for the images themselves; what blurs has less.
   """
   mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   network = painter.Painter(workdir, mesh)
@@ -173,20 +173,34 @@ def pictures(workdir: pathlib.Path) -> dict[str, float]:
   images = arrays["image"]
   hidden = network.masks("random", network.mask_ratio, len(images), seed=0)
   painted = network.paint(images, hidden)
+  patch = network.patch_size
   pasted = painted.pasted(images)
   error = (pasted[painted.hidden] / 255.0 - images[painted.hidden] / 255.0) ** 2
   return {
     PSNR: float(-10 * np.log10(error.mean())),
-    SHARPNESS: edges(pasted, painted.hidden) / edges(images, painted.hidden),
+    SHARPNESS: edges(pasted, painted.hidden, patch)
+    / edges(images, painted.hidden, patch),
   }
 
 
-def edges(images: np.ndarray, where: np.ndarray) -> float:
-  """Mean absolute difference of neighbours [B, H, W, C] where both count."""
+def edges(
+  images: np.ndarray, where: np.ndarray, patch: tuple[int, int]
+) -> float:
+  """Mean absolute difference of neighbours in a patch, where both count.
+
+  Between patches there may be seams, which are not sharpness.
+
+  Args:
+    images: [B, H, W, C].
+    where: [B, H, W] bool.
+    patch: height and width.
+  """
   x = images.astype(np.float64)
   total, count = 0.0, 0
   for axis in (1, 2):
     both = np.logical_and(*_neighbours(where, axis))
+    inside = np.arange(1, x.shape[axis]) % patch[axis - 1] > 0
+    both &= inside[:, None] if axis == 1 else inside
     first, second = _neighbours(x, axis)
     total += np.abs(first - second)[both].sum()
     count += int(both.sum()) * x.shape[-1]
@@ -258,8 +272,8 @@ sharpness are of {IMAGES} held-out images, painted where hidden, under random
 masks of the share that was trained with: rows with another share compare with
 nobody, `pixel_noise` never saw a patch hidden as a whole, and of `norm_pix`
 mean and deviation are estimated from visible patches. Sharpness is the mean
-difference of neighbouring pixels, 1 for the images themselves; noise has it
-too. Small networks on little data tell what a setting
+difference of neighbouring pixels of a patch, 1 for the images themselves; noise
+has it too. Small networks on little data tell what a setting
 does here, not what it would at the size of the paper, whose
 table stands in `configs/ablations.py`.
 {machine.about(("jax", "flax"))}.

@@ -19,9 +19,13 @@ def test_edges_by_hand():
   image[0, :, :, 0] = [[0, 4, 6], [0, 0, 0]]
   everywhere = np.ones((1, 2, 3), bool)
   # Down: 0, 4, 6; to the right: 4, 2, 0, 0.
-  assert ablations.edges(image, everywhere) == pytest.approx(16 / 7)
+  whole = (2, 3)
+  assert ablations.edges(image, everywhere, whole) == pytest.approx(16 / 7)
+  # Nothing from one patch to the next.
+  assert ablations.edges(image, everywhere, (1, 3)) == pytest.approx(6 / 4)
+  assert ablations.edges(image, everywhere, (2, 1)) == pytest.approx(10 / 3)
   everywhere[0, 0, 2] = False
-  assert ablations.edges(image, everywhere) == pytest.approx(8 / 5)
+  assert ablations.edges(image, everywhere, whole) == pytest.approx(8 / 5)
 
 
 def test_blurred_images_have_less_of_them():
@@ -29,7 +33,7 @@ def test_blurred_images_have_less_of_them():
   blurred = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1))
   where = np.ones((1, 32, 32), bool)
   found = [
-    ablations.edges(np.asarray(x)[None, ..., None], where)
+    ablations.edges(np.asarray(x)[None, ..., None], where, (8, 8))
     for x in (noise, blurred)
   ]
   assert found[1] < 0.5 * found[0]
