@@ -25,11 +25,9 @@ import tqdm
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bench import flags, lives, machine
-from mae_jax import command_line, painter, sharding
+from bench import flags, lives, machine, painted
+from mae_jax import command_line
 from mae_jax import config as config_lib
-from mae_jax.data import sources
-from mae_jax.evals import features
 from mae_jax.models import build
 from mae_jax.plan import report
 from mae_jax.steps import pretrain
@@ -70,8 +68,6 @@ PROBES = {
   "linear probe, all": "eval_linear_all/MAE",
   "kNN, all": "eval_knn_all/MAE",
 }
-PSNR, SHARPNESS = "PSNR, dB", "sharpness"
-IMAGES = 64  # held out, that are painted
 _A_DAY = 24 * 3600  # seconds
 
 
@@ -110,8 +106,18 @@ class Run:
       f"--workdir={self.workdir}",
       f"--config.train.seed={self.seed}",
       "--config.eval.raw_pixels=false",
+      "--config.model.unroll=1",  # most of such a run is compiling
       *start,
     ]
+
+  def check(self) -> None:
+    """Builds its network and train step.
+
+    Raises:
+      ConfigError: if it could not be trained.
+    """
+    config = command_line.recipe(self.recipe)
+    pretrain.program(config, build.masked_autoencoder(config), lambda _: 0.0, 9)
 
   def train(self, nursery: lives.Nursery) -> None:
     """Runs it to its end, or goes on.
@@ -121,9 +127,9 @@ class Run:
         settings.
     """
     done = self.workdir / "done"
-    settings = config_lib.to_dict(command_line.recipe(self.recipe))
+    settings = json.dumps(config_lib.to_dict(command_line.recipe(self.recipe)))
     if done.exists():
-      if json.loads(done.read_text()) != json.loads(json.dumps(settings)):
+      if done.read_text() != settings:
         raise config_lib.ConfigError(
           f"{self.workdir} was trained with other settings than {self.recipe} "
           "has by now: remove it"
@@ -134,7 +140,7 @@ class Run:
       raise config_lib.ConfigError(
         f"mae_jax.main {' '.join(self.args)}:\n{life.log.read_text()[-2000:]}"
       )
-    done.write_text(json.dumps(settings))
+    done.write_text(settings)
 
   def measured(self) -> dict[str, float]:
     """Its figures by heading."""
@@ -147,70 +153,7 @@ class Run:
       for heading, name in PROBES.items()
       if name in last
     }
-    return found | pictures(self.workdir)
-
-
-def pictures(workdir: pathlib.Path) -> dict[str, float]:
-  """How near and how sharp held-out images are painted.
-
-  The same random masks for all, of the share that the network was trained with.
-  Sharpness is the mean absolute difference of neighbouring pixels of one hidden
-  patch, and 1 for the images themselves; what blurs has less.
-  """
-  mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
-  network = painter.Painter(workdir, mesh)
-  source = sources.open_source(network.data, "eval")
-  assert source is not None
-  arrays, _, _ = features.of_source(
-    lambda _, batch: {"image": batch["image"]},
-    {},
-    source,
-    network.data,
-    mesh=mesh,
-    batch_size=32,
-    limit=IMAGES,
-  )
-  images = arrays["image"]
-  hidden = network.masks("random", network.mask_ratio, len(images), seed=0)
-  painted = network.paint(images, hidden)
-  patch = network.patch_size
-  pasted = painted.pasted(images)
-  error = (pasted[painted.hidden] / 255.0 - images[painted.hidden] / 255.0) ** 2
-  return {
-    PSNR: float(-10 * np.log10(error.mean())),
-    SHARPNESS: edges(pasted, painted.hidden, patch)
-    / edges(images, painted.hidden, patch),
-  }
-
-
-def edges(
-  images: np.ndarray, where: np.ndarray, patch: tuple[int, int]
-) -> float:
-  """Mean absolute difference of neighbours in a patch, where both count.
-
-  Between patches there may be seams, which are not sharpness.
-
-  Args:
-    images: [B, H, W, C].
-    where: [B, H, W] bool.
-    patch: height and width.
-  """
-  x = images.astype(np.float64)
-  total, count = 0.0, 0
-  for axis in (1, 2):
-    both = np.logical_and(*_neighbours(where, axis))
-    inside = np.arange(1, x.shape[axis]) % patch[axis - 1] > 0
-    both &= inside[:, None] if axis == 1 else inside
-    first, second = _neighbours(x, axis)
-    total += np.abs(first - second)[both].sum()
-    count += int(both.sum()) * x.shape[-1]
-  return total / count
-
-
-def _neighbours(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-  length = x.shape[axis]
-  first = np.take(x, range(length - 1), axis)
-  return first, np.take(x, range(1, length), axis)
+    return found | painted.measured(self.workdir)
 
 
 Found = Mapping[str, list[dict[str, float]]]  # by change, of each seed
@@ -224,7 +167,7 @@ def table(found: Found) -> str:
     cells = []
     for heading in headings:
       values = np.array([each[heading] for each in seeds])
-      digits = 2 if heading == SHARPNESS else 1
+      digits = 2 if heading == painted.SHARPNESS else 1
       cell = f"{values.mean():.{digits}f}"
       if len(values) > 1:
         cell += f" ± {values.std(ddof=1):.{digits}f}"
@@ -268,14 +211,14 @@ for as long once more. Each row is
     python -m mae_jax.main --config=configs/ablations.py:CHANGE,data={args.data}
 
 Accuracies in per cent, of frozen features of held-out images. PSNR and
-sharpness are of {IMAGES} held-out images, painted where hidden, under random
-masks of the share that was trained with: rows with another share compare with
-nobody, `pixel_noise` never saw a patch hidden as a whole, and of `norm_pix`
-mean and deviation are estimated from visible patches. Sharpness is the mean
-difference of neighbouring pixels of a patch, 1 for the images themselves; noise
-has it too. Small networks on little data tell what a setting
-does here, not what it would at the size of the paper, whose
-table stands in `configs/ablations.py`.
+sharpness are of {painted.IMAGES} held-out images, painted where hidden, under
+random masks of the share that was trained with: rows with another share
+compare with nobody, `pixel_noise` never saw a patch hidden as a whole, and of
+`norm_pix` mean and deviation are estimated from visible patches. Sharpness is
+the mean difference of neighbouring pixels of a patch, 1 for the images
+themselves; noise has it too. Small networks on little data tell what a setting
+does here, not what it would at the size of the paper, whose table stands in
+`configs/ablations.py`.
 {machine.about(("jax", "flax"))}.
 
 {table(found)}
@@ -313,9 +256,7 @@ def _run(args: argparse.Namespace) -> None:
     for change in changes
   ]
   for each in todo[: len(changes)]:
-    # What is wrong is told before any work.
-    config = command_line.recipe(each.recipe)
-    pretrain.program(config, build.masked_autoencoder(config), lambda _: 0.0, 9)
+    each.check()  # what is wrong is told before any work
   args.workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_platforms", "cpu")
   with (

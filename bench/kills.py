@@ -88,8 +88,7 @@ def run(
     seed: of phases and moments; how far a process got by then is chance.
     tell: takes a line of progress.
   """
-  random_ = random.Random(seed)
-  phases = _shuffled(random_)
+  moments = _moments(random.Random(seed))
   report = Report(collections.Counter())
   with lives.Nursery(directory) as nursery:
     whole = directory / "whole"
@@ -102,9 +101,7 @@ def run(
       workdir = directory / "killed"
       shutil.rmtree(workdir, ignore_errors=True)
       before = report.kills.total()
-      code = _until_the_end(
-        nursery, workdir, kills, report.kills, random_, phases
-      )
+      code = _until_the_end(nursery, workdir, kills, report.kills, moments)
       report.runs += 1
       if code:
         report.differences.append(f"run {report.runs} ended with {code}")
@@ -122,10 +119,16 @@ def run(
   return report
 
 
-def _shuffled(random_: random.Random) -> Iterator[str]:
-  """All phases in random order, again and again."""
+def _moments(random_: random.Random) -> Iterator[tuple[str, int, float]]:
+  """When to kill: a phase, not before which one of them, seconds into it.
+
+  All phases in random order, again and again.
+  """
   while True:
-    yield from random_.sample(lives.PHASES, len(lives.PHASES))
+    for phase in random_.sample(lives.PHASES, len(lives.PHASES)):
+      # Of the phases that come again and again, not always the first.
+      number = random_.randrange(30) if phase in REPEATED else 0
+      yield phase, number, random_.uniform(0, DELAYS[phase])
 
 
 def _until_the_end(
@@ -133,19 +136,16 @@ def _until_the_end(
   workdir: pathlib.Path,
   kills: int,
   killed: collections.Counter[str],
-  random_: random.Random,
-  phases: Iterator[str],
+  moments: Iterator[tuple[str, int, float]],
 ) -> int:
   """Starts the same command again and again; its last exit code."""
   while True:
     life = nursery.start([*SETTINGS, f"--workdir={workdir}"])
     if killed.total() >= kills:
       return life.wait()
-    wanted = next(phases)
-    # Of the phases that come again and again, not always the first.
-    number = random_.randrange(30) if wanted in REPEATED else 0
+    wanted, number, delay = next(moments)
     life.wait_for(wanted, number)
-    life.join(random_.uniform(0, DELAYS[wanted]))
+    life.join(delay)
     phase = life.phase[0]
     life.signal(signal.SIGKILL)
     code = life.wait()

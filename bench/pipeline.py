@@ -352,12 +352,15 @@ def core_rows(
   """Cores of the host for each chip, by network and chip."""
   yield "| | " + " | ".join(CHIPS) + " |"
   yield "|---|" + "---|" * len(CHIPS)
+
+  def cell(rate: float, threads: float) -> str:
+    cores = host_cores(rate, cpu)
+    few = ": too few" if cores > threads / 2 else ""
+    return f"{cores:.1f} ({rate:.0f} images/s){few}"
+
   for size in dict.fromkeys(size for size, _ in rates):
     cells = [
-      f"{(need := host_cores(rate, cpu)):.1f} ({rate:.0f} images/s)"
-      + (": too few" if need > threads / 2 else "")
-      if (rate := rates.get((size, chip)))
-      else ""
+      cell(rates[size, chip], threads) if (size, chip) in rates else ""
       for chip, threads in CHIPS.items()
     ]
     yield f"| ViT-{size} | " + " | ".join(cells) + " |"

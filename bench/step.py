@@ -244,7 +244,9 @@ def main() -> None:
     "--dtypes", type=flags.among(DTYPES), default=",".join(DTYPES)
   )
   most = len(os.sched_getaffinity(0))
-  parser.add_argument("--cores", type=flags.wholes(1, most), default="2,1")
+  parser.add_argument(
+    "--cores", type=flags.wholes(1, most), default="2,1" if most > 1 else "1"
+  )
   parser.add_argument(
     "--programs",
     nargs="+",
@@ -260,10 +262,8 @@ def main() -> None:
     for dtype in given.dtypes:
       for cores in given.cores:
         case = model, dtype, cores
-        names = list(dict.fromkeys([PEER, *given.programs]))
-        if not given.programs:
-          names = contestants(cores)
-        results[case] = race(case, names, given.rounds)
+        names = dict.fromkeys([PEER, *(given.programs or contestants(cores))])
+        results[case] = race(case, list(names), given.rounds)
         for row in rows(case, results[case]):
           tqdm.tqdm.write(" ".join(row))
   draw(results, given.out.with_suffix(".svg"))

@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import platform
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -508,7 +507,7 @@ def write(
   times: Mapping[Entry, Timed],
   slices: Mapping[str, Mapping[Entry, Compiled]],
   batch_size: int,
-  load: float,
+  loads: tuple[float, float],
 ) -> None:
   """Writes tables and plot.
 
@@ -516,7 +515,7 @@ def write(
     times: of steps on this machine.
     slices: what was compiled, by the names of slices.
     batch_size: of the steps.
-    load: of the machine, before them.
+    loads: of the machine, before and after them.
   """
   compared = ratios(slices, times)
   draw(compared, OUT.with_suffix(".svg"))
@@ -525,7 +524,7 @@ def write(
     f"### {name}\n\n{estimated(entries, name == PAPERS)}"
     for name, entries in slices.items()
   )
-  versions = f"JAX {jax.__version__}, Python {platform.python_version()}"
+  about = machine.about(("jax", "libtpu"))
   text = f"""# The paper's table 2, in flops and in time
 
 Written by `python -m bench.table2` (`make table2`). He et al. 2021 give the
@@ -559,14 +558,15 @@ compute, HBM and interconnect at their documented speed: no step is faster, and
 real ones are slower. "State" is what parameters and moments are of the HBM
 traffic, read and written once. `model.remat` is the recipe's, `auto`, which
 keeps products, but `full` where mask tokens would not fit otherwise; what is
-computed again counts in the flops of the program. {versions}.
+computed again counts in the flops of the program.
 
 {tables}
 
 ## Measured, small
 
 Whole train steps in float32, batch {batch_size}, on this machine's CPU
-({machine.about(("jax",))}; load {load:.1f} before). Widths, heads and MLPs
+({about};
+load {loads[0]:.1f} before the steps, {loads[1]:.1f} after). Widths, heads, MLPs
 are divided by {SHRINK}; depths, tokens and widths of heads are not, so that
 encoder and decoder keep their shares but for attention's, which grows. The six
 networks take turns, {rounds} rounds after two to warm up. Steps are medians,
@@ -591,15 +591,16 @@ def main() -> None:
   )
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
-  load = os.getloadavg()[0]
+  before = os.getloadavg()[0]
   times = timed(args.rounds, args.batch_size)
+  loads = before, os.getloadavg()[0]
   slices: dict[str, dict[Entry, Compiled]] = {}
   for name in args.slices:
     where = topology.open_topology(name)
     slices[name] = {
       each: compiled(each, where) for each in tqdm.tqdm(ENTRIES, name)
     }
-  write(times, slices, args.batch_size, load)
+  write(times, slices, args.batch_size, loads)
 
 
 if __name__ == "__main__":

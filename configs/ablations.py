@@ -40,10 +40,21 @@ import re
 import runpy
 
 from mae_jax import config as c
+from mae_jax.models import variants
 
 RECIPES = {"imagenet": "vit_l", "digits": "digits", "photos": "photos"}
 # Of patches with fewer values, as many as half of them.
 COMPONENTS = {"imagenet": 96, "digits": 2, "photos": 96}
+# Settings of `objective` under their own names.
+OBJECTIVE = (
+  "varies",
+  "hidden",
+  "target",
+  "loss",
+  "loss_on",
+  "contrast",
+  "trained",
+)
 CROPS = {
   "random": {},
   "jitter": {"color_jitter": 0.4},
@@ -84,9 +95,7 @@ def get_config(arg: str | None = None):
   for name in ("decoder_depth", "decoder_width"):
     if getattr(args, name):
       config.model[name] = getattr(args, name)
-  for name in (
-    *("varies", "hidden", "target", "loss", "loss_on", "contrast", "trained"),
-  ):
+  for name in OBJECTIVE:
     if getattr(args, name):
       config.objective[name] = getattr(args, name)
   config.objective.pca_components = COMPONENTS[args.data]
@@ -138,7 +147,7 @@ def _percent(name: str, text: str) -> float:
 
 def _middle(config) -> tuple[str, ...]:
   """Rows of a mask that shows nothing but a border of an eighth or so."""
-  patch = int(config.model.variant.partition("/")[2])
+  _, patch = variants.parse(config.model.variant)
   height, width = (side // patch for side in config.data.image_size)
 
   def row(y: int) -> str:

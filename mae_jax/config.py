@@ -134,6 +134,11 @@ class Data:
   def __post_init__(self):
     _check_range("crop_scale", self.crop_scale, 1.0)
     _check_range("crop_ratio", self.crop_ratio, math.inf)
+    if self.crop_fixed and self.crop_clipped:
+      raise ConfigError(
+        f"data.crop_fixed={self.crop_fixed:g} crops are never clipped: set "
+        "--config.data.crop_clipped=False"
+      )
 
 
 def _check_range(name: str, value: tuple[float, float], most: float) -> None:

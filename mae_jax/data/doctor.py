@@ -150,7 +150,7 @@ def _enlarged(
   found: survey.Survey, data: config_lib.Data
 ) -> tuple[float, float]:
   """Shares of images that are enlarged: whole, and in the smallest crops."""
-  keep = float(np.sqrt(data.crop_scale[0]))
+  keep = data.crop_fixed or float(np.sqrt(data.crop_scale[0]))
   size = data.image_size
   return found.enlarged(size), found.enlarged(size, keep)
 

@@ -334,11 +334,6 @@ def _check(
         f"data.{name}={value:g} knows images of 1 and 3 channels, not "
         f"data.channels={data.channels}: set --config.data.{name}=0"
       )
-  if data.crop_fixed and data.crop_clipped:
-    raise config.ConfigError(
-      f"data.crop_fixed={data.crop_fixed:g} crops are never clipped: set "
-      "--config.data.crop_clipped=False"
-    )
   if (
     rows.ndim != 1
     or not len(rows)

@@ -63,13 +63,21 @@ def crop_box(
   # float64: the rounding below must not depend on how sums are ordered.
   full_h, full_w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
   draws = tf.cast(draws, tf.float64)
-  areas, aspects = draws[..., :TRIES], draws[..., TRIES : 2 * TRIES]
-  low, high = math.log(ratio[0]), math.log(ratio[1])
-  aspects = tf.exp(low + (high - low) * aspects)
-  areas = scale[0] + (scale[1] - scale[0]) * areas
-  areas *= (full_h * full_w)[..., None]
-  widths = tf.round(tf.sqrt(areas * aspects))  # [..., TRIES]
-  heights = tf.round(tf.sqrt(areas / aspects))
+  central_h = tf.minimum(full_h, tf.round(full_w / ratio[0]))
+  central_w = tf.minimum(full_w, tf.round(full_h * ratio[1]))
+  # A one-pixel side must not round to nothing under an extreme ratio.
+  central_h, central_w = tf.maximum(central_h, 1), tf.maximum(central_w, 1)
+  if fixed:
+    widths = tf.maximum(tf.round(fixed * central_w), 1)[..., None]
+    heights = tf.maximum(tf.round(fixed * central_h), 1)[..., None]
+  else:
+    areas, aspects = draws[..., :TRIES], draws[..., TRIES : 2 * TRIES]
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspects = tf.exp(low + (high - low) * aspects)
+    areas = scale[0] + (scale[1] - scale[0]) * areas
+    areas *= (full_h * full_w)[..., None]
+    widths = tf.round(tf.sqrt(areas * aspects))  # [..., TRIES]
+    heights = tf.round(tf.sqrt(areas / aspects))
   if clipped:
     widths = tf.clip_by_value(widths, 1, full_w[..., None])
     heights = tf.clip_by_value(heights, 1, full_h[..., None])
@@ -81,10 +89,6 @@ def crop_box(
   box_h, box_w = box_h[..., 0], box_w[..., 0]
   top = tf.floor(draws[..., -2] * (full_h - box_h + 1))
   left = tf.floor(draws[..., -1] * (full_w - box_w + 1))
-  central_h = tf.minimum(full_h, tf.round(full_w / ratio[0]))
-  central_w = tf.minimum(full_w, tf.round(full_h * ratio[1]))
-  # A one-pixel side must not round to nothing under an extreme ratio.
-  central_h, central_w = tf.maximum(central_h, 1), tf.maximum(central_w, 1)
   drawn = tf.stack([top, left, box_h, box_w], axis=-1)
   central = tf.stack(
     [
@@ -95,12 +99,6 @@ def crop_box(
     ],
     axis=-1,
   )
-  if fixed:
-    box_h = tf.maximum(tf.round(fixed * central_h), 1)
-    box_w = tf.maximum(tf.round(fixed * central_w), 1)
-    top = tf.floor(draws[..., -2] * (full_h - box_h + 1))
-    left = tf.floor(draws[..., -1] * (full_w - box_w + 1))
-    return tf.cast(tf.stack([top, left, box_h, box_w], axis=-1), tf.int32)
   any_fits = tf.reduce_any(fits, axis=-1)[..., None]
   return tf.cast(tf.where(any_fits, drawn, central), tf.int32)
 

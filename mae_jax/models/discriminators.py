@@ -40,6 +40,10 @@ class Discriminator(nn.Module):
     scores = nn.Conv(1, (1, 1), dtype=jnp.float32, name="score")(x)
     return scores.reshape(len(images), -1)
 
+  def score_flops(self, height: int, width: int, channels: int) -> int:
+    """Of what comes after the convolutions, for one image."""
+    return 2 * height * width * channels
+
   def _halved(self, x: jax.Array) -> jax.Array:
     for number in range(self.depth):
       x = nn.Conv(
@@ -68,6 +72,11 @@ class ImageDiscriminator(Discriminator):
     x = nn.leaky_relu(x, SLOPE)
     return nn.Dense(1, dtype=jnp.float32, name="score")(x)
 
+  def score_flops(self, height: int, width: int, channels: int) -> int:
+    """See `Discriminator`."""
+    del height, width
+    return 2 * channels * (channels + 1)
+
 
 # By what is judged.
 DISCRIMINATORS: dict[str, type[Discriminator]] = {
@@ -86,6 +95,4 @@ def forward_flops(
     wider = network.width * min(2**number, 8)
     total += 2 * height * width * 16 * channels * wider
     channels = wider
-  if isinstance(network, ImageDiscriminator):
-    return total + 2 * channels * (channels + 1)
-  return total + 2 * height * width * channels
+  return total + network.score_flops(height, width, channels)

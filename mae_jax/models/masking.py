@@ -46,7 +46,7 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
   Raises:
     ValueError: if that hides no patch or keeps none.
   """
-  keep = int(num_patches * (1 - mask_ratio))
+  keep = _kept(num_patches, mask_ratio)
   if not 0 < keep < num_patches:
     # Rounded down, so that the value in the message does keep a patch.
     highest = math.floor(1e4 * (1 - 1 / num_patches) - 1e-6) / 1e4
@@ -60,6 +60,10 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
       f"keep at least one and hide at least one: {remedy}"
     )
   return keep
+
+
+def _kept(num_patches: int, mask_ratio: float) -> int:
+  return int(num_patches * (1 - mask_ratio))
 
 
 def random_masking(noise: jax.Array, num_keep: int) -> Masking:
@@ -177,7 +181,7 @@ def _ratio_keeping(num_keep: int, num_patches: int) -> float:
     unit = 10.0**-digits
     for ratio in (exact, exact - unit):  # rounded, or to the other side
       ratio = round(ratio, digits)
-      if int(num_patches * (1 - ratio)) == num_keep:
+      if _kept(num_patches, ratio) == num_keep:
         return ratio
   raise ValueError(f"no ratio keeps {num_keep} of {num_patches} patches")
 

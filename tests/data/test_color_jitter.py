@@ -115,6 +115,11 @@ def test_training_images_are_jittered():
     assert np.corrcoef(a, b)[0, 1] > 0.95
 
 
+def test_crops_of_one_size_are_not_clipped():
+  with pytest.raises(config_lib.ConfigError, match="crops are never clipped"):
+    tiny.config(data={"crop_fixed": 0.9, "crop_clipped": True})
+
+
 def test_other_channels_are_refused():
   data = {"source": "folder", "channels": 4, "mean": (0.5,) * 4}
   config = tiny.config(data=data | {"std": (0.5,) * 4, "color_jitter": 0.4})
