@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train demo test test-fast lint bench reliability weights conversion step \
-  growth start pipeline table2 tpu plan ablations clean
+  growth start pipeline table2 tpu plan ablations adversary clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -32,7 +32,7 @@ lint: .venv/test
 
 # All of it takes hours, on a machine that does nothing else.
 # `pipeline` reads what `plan` has written.
-bench: step growth plan pipeline start table2 tpu ablations weights \
+bench: step growth plan pipeline start table2 tpu ablations adversary weights \
   conversion reliability
 
 reliability: .venv/test
@@ -55,6 +55,11 @@ growth: .venv/test
 
 ablations: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --length="600 steps"
+
+adversary: .venv/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \
+	  --seeds=1 --out=bench/adversary.md adversary=patch trained=decoder \
+	  trained=decoder,adversary=patch trained=decoder,adversary=patch,weight=1
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

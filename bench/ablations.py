@@ -6,8 +6,8 @@ Each CHANGE is an argument of `configs/ablations.py`, such as decoder_depth=8 or
 "mask=block50,loss=l1"; without any, it is those of DEFAULT. The recipe itself
 is always the first, and what trained=decoder starts from. Every seed of every
 change is a run of `mae_jax.main` in --workdir, --jobs at a time: what was cut
-goes on there, and what is done is only read. It writes `bench/ablations.md` and
-`bench/ablations.svg`.
+goes on there, and what is done is only read. It writes `bench/ablations.md`,
+`bench/ablations.svg` and, of what networks paint, `bench/ablations.png`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 
@@ -142,8 +144,8 @@ class Run:
       )
     done.write_text(settings)
 
-  def measured(self) -> dict[str, float]:
-    """Its figures by heading."""
+  def measured(self, held: painted.Painted) -> dict[str, float]:
+    """Its figures by heading, also of what its network paints."""
     lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
     last: dict[str, float] = {}
     for line in map(json.loads, lines):
@@ -153,7 +155,7 @@ class Run:
       for heading, name in PROBES.items()
       if name in last
     }
-    return found | painted.measured(self.workdir)
+    return found | held.figures()
 
 
 Found = Mapping[str, list[dict[str, float]]]  # by change, of each seed
@@ -201,12 +203,16 @@ def draw(found: Found, path: pathlib.Path) -> None:
 def text(found: Found, seeds: int, args: argparse.Namespace) -> str:
   """The page."""
   length = args.length or "as long as it is"
+  over = "one seed" if seeds == 1 else f"{seeds} seeds; mean ± deviation"
   return f"""# One thing changed
 
-Written by `python -m bench.ablations` (`make ablations`): the recipe
-`configs/{args.data}.py` with one thing changed, {length} each, {seeds} seeds;
-mean and standard deviation over them. `trained=decoder` goes on from the recipe
-for as long once more. Each row is
+Written by
+
+    {args.command}
+
+The recipe `configs/{args.data}.py` with one thing changed, {length} each,
+{over}. `trained=decoder` goes on from the recipe for as long once
+more. Each row is
 
     python -m mae_jax.main --config=configs/ablations.py:CHANGE,data={args.data}
 
@@ -224,6 +230,11 @@ does here, not what it would at the size of the paper, whose table stands in
 {table(found)}
 
 ![each seed as a point]({args.out.with_suffix(".svg").name})
+
+What networks of one seed paint; where a change hides other patches than the
+recipe, it sees others than shown here.
+
+![what each network paints]({args.out.with_suffix(".png").name})
 """
 
 
@@ -242,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/ablations")
   parser.add_argument("--out", type=flags.page, default=OUT)
   args = parser.parse_args(argv)
+  given = sys.argv[1:] if argv is None else argv
+  args.command = f"python -m bench.ablations {shlex.join(given)}".strip()
   try:
     _run(args)
   except config_lib.ConfigError as error:
@@ -275,11 +288,15 @@ def _run(args: argparse.Namespace) -> None:
         pass
       found: dict[str, list[dict[str, float]]] = {}
       trained = pool.map(train, todo)
+      pictures: dict[str, painted.Painted] = {}
       for run in tqdm.tqdm(trained, "all", total=len(todo)):
-        found.setdefault(run.change, []).append(run.measured())
+        pictures[run.change] = painted.paint(run.workdir)
+        figures = run.measured(pictures[run.change])
+        found.setdefault(run.change, []).append(figures)
         if run.change == changes[-1]:
           # Whole seeds are told at once: what is cut short is not lost.
           draw(found, args.out.with_suffix(".svg"))
+          painted.draw(pictures, args.out.with_suffix(".png"))
           args.out.write_text(text(found, run.seed + 1, args))
     except BaseException:
       pool.shutdown(cancel_futures=True)

@@ -5,8 +5,8 @@ r"""How time and memory of a train step grow: measured, and compiled for TPUs.
 It writes `bench/growth.md` and `bench/growth.svg`. On CPU, steps of a small
 network are taken in turn, with one of image size, depth, width and batch
 changed at a time: medians. For a TPU v5e, steps of ViT-B are compiled: peaks of
-memory, and rooflines. At large images, also with logits of attention in one
-piece (`model.attention_mb=0`).
+memory, and rooflines. At large images, by how much of attention's logits there
+is at a time (`model.attention_mb`).
 """
 
 from __future__ import annotations
@@ -59,13 +59,20 @@ MEASURED = (
   "memory",
 )
 COMPILED = ("what changes", "value", "flops", "HBM peak", "step, at least")
+# By how attention's logits are computed there: `model.attention_mb`.
+LOGITS: dict[str, float | None] = {
+  "whole": 0.0,
+  "parts of 2 GB": None,  # the default
+  "parts of 128 MB": 128.0,
+}
 LARGE = (
   "pixels",
   "tokens",
-  "HBM peak, whole",
-  "step, at least",
-  "HBM peak, in parts",
-  "step, at least",
+  *(
+    heading
+    for name in LOGITS
+    for heading in (f"HBM peak, {name}", "step, at least")
+  ),
 )
 
 
@@ -150,13 +157,16 @@ def on_tpu(what: str) -> dict[int, measure.Measured]:
   return found
 
 
-def large() -> dict[int, tuple[measure.Measured, measure.Measured]]:
-  """By pixels: with logits whole, and in parts as by default."""
+Large = dict[int, dict[str, measure.Measured]]  # by pixels and LOGITS
+
+
+def large() -> Large:
+  """What is compiled for large images."""
   return {
-    pixels: (
-      plan.compiled(recipe(CHIPS, pixels, attention_mb=0.0), SLICE),
-      plan.compiled(recipe(CHIPS, pixels), SLICE),
-    )
+    pixels: {
+      name: plan.compiled(recipe(CHIPS, pixels, attention_mb=limit), SLICE)
+      for name, limit in tqdm.tqdm(LOGITS.items(), f"{pixels}", leave=False)
+    }
     for pixels in tqdm.tqdm(SIZES, "large images", leave=False)
   }
 
@@ -199,19 +209,18 @@ def total_flops(found: measure.Measured) -> float:
   return planned.program.flops_per_image * planned.config.data.batch_size
 
 
-def large_rows(
-  found: Mapping[int, tuple[measure.Measured, measure.Measured]],
-) -> Iterator[list[str]]:
+def large_rows(found: Large) -> Iterator[list[str]]:
   """Those of LARGE."""
-  for pixels, (whole, parts) in found.items():
-    cells = [plan.peak(whole), step(whole), plan.peak(parts), step(parts)]
-    yield [str(pixels), str(whole.planned.tokens[-1]), *cells]
+  for pixels, by_limit in found.items():
+    tokens = by_limit["whole"].planned.tokens[-1]
+    cells = [
+      text for x in by_limit.values() for text in (plan.peak(x), step(x))
+    ]
+    yield [str(pixels), str(tokens), *cells]
 
 
 def draw(
-  points: Mapping[str, list[Point]],
-  found: Mapping[int, tuple[measure.Measured, measure.Measured]],
-  path: pathlib.Path,
+  points: Mapping[str, list[Point]], found: Large, path: pathlib.Path
 ) -> None:
   """Time on CPU against flops, and memory on a TPU against tokens."""
   mpl.use("svg")
@@ -230,14 +239,22 @@ def draw(
     )
   left.set_xlabel("GFLOP a step, on paper")
   left.set_ylabel("ms a step on CPU")
-  for label, number in (("whole", 0), ("in parts", 1)):
-    tokens = [pair[0].planned.tokens[-1] for pair in found.values()]
-    peaks = [pair[number].memory.peak / 1e9 for pair in found.values()]
-    right.loglog(tokens, peaks, "o-", label=f"logits {label}")
-  if found:
-    chip = next(iter(found.values()))[0].chip
-    right.axhline(chip.hbm_bytes / 1e9, color="black", linewidth=0.8)
-    right.legend()
+  tokens = [x["whole"].planned.tokens[-1] for x in found.values()]
+  for name in LOGITS:
+    peaks = [x[name].memory.peak / 1e9 for x in found.values()]
+    right.loglog(tokens, peaks, "o-", label=f"logits {name}", alpha=0.8)
+  limit = next(iter(found.values()))["whole"].chip.hbm_bytes / 1e9
+  right.axhline(limit, color="black", linewidth=0.8)
+  right.annotate(
+    "HBM of a chip",
+    (tokens[0], limit),
+    xytext=(0, 3),
+    textcoords="offset points",
+  )
+  right.set_yticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
+  right.set_xticks(tokens, [str(each) for each in tokens])
+  right.minorticks_off()
+  right.legend()
   right.set_xlabel("tokens in the decoder")
   right.set_ylabel(f"GB at the peak, {SLICE}, one image a chip")
   left.legend()
@@ -249,7 +266,7 @@ def draw(
 def report(
   points: Mapping[str, list[Point]],
   grown: Mapping[str, Mapping[int, measure.Measured]],
-  big: Mapping[int, tuple[measure.Measured, measure.Measured]],
+  big: Large,
   rounds: int,
 ) -> str:
   """The whole of `bench/growth.md`."""
@@ -283,8 +300,9 @@ Pre-training of ViT-B, bfloat16, 224 pixels, {TPU_IMAGES} images a chip of
 ## Large images
 
 The same, one image a chip: with the logits of attention whole
-(`model.attention_mb=0`), and as they are by default, in parts of at most 2 GB
-(`mae_jax/models/attention.py`).
+(`model.attention_mb=0`), in parts of at most 2 GB, which is the default, and of
+at most 128 MB (`mae_jax/models/attention.py`). Whole, they grow with the square
+of the tokens; in parts, what is left grows with the tokens.
 
 {report_lib.table(list(large_rows(big)), LARGE)}
 """

@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 from mae_jax import config as config_lib
-from mae_jax import painter, sharding
+from mae_jax import painter, sharding, sheets
 from mae_jax.data import sources
 from mae_jax.evals import features
 
 PSNR, SHARPNESS = "PSNR, dB", "sharpness"
 IMAGES = 64  # held out, that are painted
+SHOWN = 8  # of those, in a picture
 
 
-def measured(workdir: pathlib.Path) -> dict[str, float]:
-  """PSNR and sharpness of hidden patches.
+@dataclasses.dataclass(frozen=True)
+class Painted:
+  """Held-out images, painted where they were hidden.
 
-  The same random masks for all, of the share that the network was trained with.
-  Sharpness is the mean absolute difference of neighbouring pixels of one hidden
-  patch, and 1 for the images themselves; what blurs has less.
+  Attributes:
+    images: [B, H, W, C] uint8, as they are.
+    pasted: the same with hidden patches as they are painted.
+    hidden: [B, H, W] bool.
+    patch: height and width.
   """
+
+  images: np.ndarray
+  pasted: np.ndarray
+  hidden: np.ndarray
+  patch: tuple[int, int]
+
+  def figures(self) -> dict[str, float]:
+    """PSNR and sharpness of hidden patches.
+
+    Sharpness is the mean absolute difference of neighbouring pixels of one
+    hidden patch, and 1 for the images themselves; what blurs has less.
+    """
+    error = self.pasted[self.hidden] / 255.0 - self.images[self.hidden] / 255.0
+    return {
+      PSNR: float(-10 * np.log10((error**2).mean())),
+      SHARPNESS: edges(self.pasted, self.hidden, self.patch)
+      / edges(self.images, self.hidden, self.patch),
+    }
+
+
+def paint(workdir: pathlib.Path) -> Painted:
+  """By a run's network; the same random masks for all that hide as much."""
   mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
   network = painter.Painter(workdir, mesh)
   source = sources.open_source(network.data, "eval")
@@ -38,14 +67,35 @@ def measured(workdir: pathlib.Path) -> dict[str, float]:
   )
   images = arrays["image"]
   hidden = network.masks("random", network.mask_ratio, len(images), seed=0)
-  painted = network.paint(images, hidden)
-  pasted = painted.pasted(images)
-  error = (pasted[painted.hidden] / 255.0 - images[painted.hidden] / 255.0) ** 2
-  return {
-    PSNR: float(-10 * np.log10(error.mean())),
-    SHARPNESS: edges(pasted, painted.hidden, network.patch_size)
-    / edges(images, painted.hidden, network.patch_size),
-  }
+  found = network.paint(images, hidden)
+  return Painted(images, found.pasted(images), found.hidden, network.patch_size)
+
+
+def draw(rows: Mapping[str, Painted], path: pathlib.Path) -> None:
+  """A row of pictures for each name, under those that they are of.
+
+  Args:
+    rows: of the same images. What the first of them sees is shown; others may
+      see less or more.
+    path: a PNG.
+  """
+  first = next(iter(rows.values()))
+  taken = np.linspace(0, len(first.images) - 1, SHOWN).astype(int)
+  grey = np.where(first.hidden[..., None], 127, first.images)
+  pictures = {"held-out images": first.images, "what is seen": grey}
+  pictures |= {name: each.pasted for name, each in rows.items()}
+  side = 0.9  # inches
+  figure = Figure(
+    figsize=(3 + side * SHOWN, side * len(pictures)), layout="constrained"
+  )
+  axes = figure.subplots(len(pictures), SHOWN, squeeze=False)
+  for row, (name, every) in zip(axes, pictures.items(), strict=True):
+    for cell, image in zip(row, every[taken], strict=True):
+      cell.imshow(sheets.as_colour(image.astype(np.uint8)))
+      cell.set(xticks=[], yticks=[])
+      cell.spines[:].set_visible(False)
+    row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+  figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 def edges(

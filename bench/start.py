@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bench import flags, kills, machine
-from mae_jax import interrupts, startup
+from mae_jax import interrupts, metrics, startup
 from mae_jax.plan import report
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
@@ -159,14 +159,21 @@ def start(workdir: pathlib.Path, cache: pathlib.Path) -> Seen:
   told = json.loads(lines[len(before)])
   # The process began a little after the command, and what it measures ends with
   # its step: what it does afterwards does not count.
-  event = kills.events(workdir)
-  first = next(
-    e for e in event if e.step == told["step"] and e.wall_time > run.began
-  )
-  clock = first.wall_time - run.began
-  cpu = run.cpu(first.wall_time)
+  while (first := _event(workdir, told["step"], run.began)) is None:
+    if not run.sample():
+      run.end(interrupts.EXIT_CODE)
+  clock, cpu = first - run.began, run.cpu(first)
   parts = {part: told.get(f"start_{part}", 0.0) for part in startup.PARTS}
   return Seen(clock, cpu, parts, run.stop())
+
+
+def _event(workdir: pathlib.Path, step: int, after: float) -> float | None:
+  """When a step was told, if it is: its line is written a moment before."""
+  for path in sorted((workdir / "tensorboard").iterdir()):
+    for _, event in metrics.events(path.read_bytes()):
+      if event.step == step and event.wall_time > after:
+        return float(event.wall_time)
+  return None
 
 
 def _lines(log: pathlib.Path) -> list[str]:
@@ -367,7 +374,9 @@ Pre-training of ViT-B with its optimiser, {size / 1e9:.2f} GB on disk, on the
 CPU; 2 images of 32 x 32, so that a step is mostly the update of parameters,
 which wants the cores and the memory that writing wants too. Lost is what the
 {window} steps after a save took more than the {window} after them;
-{len(costs)} saves of one run.
+{len(costs)} saves of one run. With an accelerator, a step waits until the state
+is in the host's memory, and what is written then competes with the input
+pipeline alone: that was not measured.
 
 {report.table(rows, ["", "median (smallest to largest)"])}
 {note}

@@ -31,8 +31,8 @@ would have to be downloaded. The paper does not say how strong its jitter is.
 
 What the table does not have: mask=middle (given by the user: inpainting of the
 middle), ratios=50/75 and masks=random/block with varies=drawn or staged,
-hidden=noise or pixel_noise, loss, loss_on, contrast, adversary, and
-trained=decoder, which needs --config.init_from.
+hidden=noise or pixel_noise, loss, loss_on, contrast, adversary and its weight,
+and trained=decoder, which needs --config.init_from.
 """
 
 import pathlib
@@ -85,6 +85,7 @@ def get_config(arg: str | None = None):
     crop="random",
     contrast="",
     adversary="",
+    weight=0.0,
     trained="",
     length="",
   )
@@ -113,8 +114,14 @@ def get_config(arg: str | None = None):
     config.objective.mask_ratios = tuple(
       _percent("ratios", text) for text in args.ratios.split("/")
     )
+  if args.weight and not args.adversary:
+    raise c.ConfigError(
+      f"config argument weight={args.weight} is that of an adversary: write "
+      f"adversary=patch,weight={args.weight}, or image"
+    )
   if args.adversary:
     config.adversary.judges = args.adversary
+    config.adversary.weight = args.weight or config.adversary.weight
     side = min(config.data.image_size)
     config.adversary.depth = min(4, side.bit_length() - 2)
     if args.data != "imagenet":

@@ -47,6 +47,7 @@ def test_wrong_changes_are_told_before_any_work(tmp_path):
   for change, told in (
     ("mask=block5", "'block5' is not a strategy and a percentage"),
     ("ratios=50/5", "ratios='5' is not a percentage"),
+    ("weight=0.5", "weight=0.5 is that of an adversary"),
     ("foo=1", "'foo=1' is not known"),
     ("mask=grid33", "a grid cannot keep"),
   ):
@@ -62,7 +63,8 @@ def test_a_run_is_measured_and_told(tmp_path):
     eval=config_lib.Eval(shots=(5, 0), draws=1, images=0),
   )
   runs.train(config, run.workdir)
-  found = run.measured()
+  held = painted.paint(run.workdir)
+  found = run.measured(held)
   assert list(found) == [
     *ablations.PROBES,
     painted.PSNR,
@@ -70,8 +72,14 @@ def test_a_run_is_measured_and_told(tmp_path):
   ]
   assert 0 < found["kNN, all"] <= 100
   assert 0 < found[painted.SHARPNESS] < 3
-  (same,) = {str(painted.measured(run.workdir)) for _ in range(2)}
-  assert same
+  again = painted.paint(run.workdir)
+  assert again.figures().items() <= found.items()
+  # Nothing but what was hidden is painted.
+  seen = ~held.hidden
+  np.testing.assert_array_equal(held.pasted[seen], held.images[seen])
+  painted.draw({"first": held, "second": again}, tmp_path / "x.png")
+  height, width = np.asarray(Image.open(tmp_path / "x.png")).shape[:2]
+  assert (width, height) == (1020, 360)
   assert "--config=configs/ablations.py:loss=l1,data=digits" in run.args
   assert not any("init_from" in arg for arg in run.args)
   second = ablations.Run("trained=decoder", "digits", "", 1, tmp_path)

@@ -155,11 +155,6 @@ def _terms(
       "which grows with the square of the batch: say how many of an image take "
       "part, for instance objective.contrast_patches=4"
     )
-  if objective.contrast_patches == 1 and objective.contrast == "image":
-    raise config_lib.ConfigError(
-      "objective.contrast_patches=1 leaves nothing to compare within an image: "
-      "give it at least 2, or 0 for all"
-    )
   term = contrast.CONTRASTS[objective.contrast](
     objective.contrast_temperature, objective.contrast_patches
   )
@@ -204,10 +199,14 @@ def _check_draw(
   config: config_lib.Config,
   setting: str = "mask_ratio",
 ) -> None:
-  """Whether there are such masks: nothing is drawn."""
+  """Whether there are such masks, and enough to compare: nothing is drawn."""
   shape = (1, *config.data.image_size, config.data.channels)
+  length = math.prod(network.decoder.grid)
   with _named_settings(mask_ratio=setting):
     jax.eval_shape(lambda: network.draw(jax.random.key(0), shape))
+    hidden = length - masking.num_kept(length, network.mask_ratio)
+    for _, _, term in network.terms:
+      term.check(hidden, config.data.batch_size)
 
 
 def classifier(
@@ -350,6 +349,7 @@ def _named_settings(**others: str) -> Iterator[None]:
       ("objective", "mask_rows"),
       ("objective", "pca_components"),
       ("objective", "target"),
+      ("objective", "contrast_patches"),
     ):
       setting = others.get(name, name)
       text = text.replace(f"{name}=", f"{section}.{setting}=")

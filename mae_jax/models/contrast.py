@@ -42,6 +42,20 @@ class Contrast:
     del batch
     return count
 
+  def check(self, hidden: int, batch: int) -> None:
+    """Whether there is anything to compare with.
+
+    Raises:
+      ValueError: if of `hidden` patches of each of `batch` images only one is
+        compared, with itself: its loss is always 0.
+    """
+    if self.others(self.count(hidden), batch) < 2:
+      raise ValueError(
+        f"contrast_patches={self.patches} (0 is all), of {hidden} hidden in "
+        f"an image, leaves nothing to compare a patch with: raise it, or hide "
+        "more"
+      )
+
   def flops(self, hidden: int, width: int, batch: int) -> int:
     """Of a training step on one image of B, counted on paper.
 

@@ -50,6 +50,9 @@ class Term(Protocol):
   ) -> jax.Array:
     """Predictions and targets [B, L, T] and what was hidden -> a scalar."""
 
+  def check(self, hidden: int, batch: int) -> None:
+    """Raises ValueError if so many hidden patches an image are too few."""
+
   def flops(self, hidden: int, width: int, batch: int) -> int:
     """Of a step on one image of B, with so many hidden patches of T values."""
 

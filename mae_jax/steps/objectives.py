@@ -63,11 +63,15 @@ class Reconstruction:
       total_steps: where training ends.
 
     Raises:
-      ConfigError: if `objective.trained` is not known.
+      ConfigError: if a name is not known.
     """
     del total_steps
     name = config.objective.trained
     self._frozen = config_lib.lookup(FROZEN, name, "objective.trained")
+    # Also where nobody judges: a name that is wrong stays so.
+    self._game = config_lib.lookup(
+      GAMES, config.adversary.loss, "adversary.loss"
+    )
     self._batch_size = config.data.batch_size
     self._model = model
     self._shape = (*config.data.image_size, config.data.channels)
@@ -182,7 +186,6 @@ class Adversarial(Reconstruction):
     self._ramp = optax.linear_schedule(
       0.0, settings.weight, max(round(full - begin), 1), round(begin)
     )
-    self._game = config_lib.lookup(GAMES, settings.loss, "adversary.loss")
     assert config.optim.lr is not None  # config_dict has filled it in
     relative = settings.lr / config.optim.lr if config.optim.lr else 0.0
     self.trained[OPPONENT] = Trained(

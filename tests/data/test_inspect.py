@@ -156,17 +156,25 @@ def test_report(folder, tmp_path, capsys):
   assert picture.std() > 10
 
 
-def test_what_is_right_has_no_warning(tmp_path, capsys):
+@pytest.mark.parametrize(
+  ("crops", "enlarged"),
+  [
+    ({"crop_scale": (0.5, 1.0)}, "0%"),  # of 64 pixels, 45 at least
+    ({"crop_fixed": 0.6}, "0%"),
+    ({"crop_fixed": 0.4}, "100%"),
+  ],
+)
+def test_what_is_right_has_no_warning(crops, enlarged: str, tmp_path, capsys):
   (tmp_path / "a").mkdir()
   random = np.random.default_rng(0)
   for number in range(4):
     array = random.integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(array).save(tmp_path / "a" / f"{number}.png")
-  config = folder_config(
-    tmp_path, image_size=(32, 32), crop_scale=(0.5, 1.0), batch_size=4
-  )
+  config = folder_config(tmp_path, image_size=(32, 32), batch_size=4, **crops)
   doctor.report(config, 0, str(tmp_path / "x.png"))
-  assert "warning" not in capsys.readouterr().err
+  told = capsys.readouterr()
+  assert "warning" not in told.err
+  assert f"0% of the images, {enlarged} in their smallest crops" in told.out
 
 
 def test_classes_without_a_good_image_are_named(tmp_path, capsys):

@@ -75,6 +75,45 @@ def test_four_processes_train_as_one_does(nursery, single, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_with_all_other_objectives(nursery, tmp_path):
+  """Components, InfoNCE over the batch, masks in turn, and a discriminator."""
+  args = [
+    *teams.SETTINGS,
+    "--config.train.length=6 steps",
+    "--config.optim.warmup=2 steps",
+    "--config.eval.images=0",
+    "--config.data.eval_split=",
+    "--config.model.unroll=1",
+    "--config.objective.hidden=noise",
+    "--config.objective.target=pca",
+    "--config.objective.pca_components=2",
+    "--config.objective.masks=('random','block')",
+    "--config.objective.contrast=batch",
+    "--config.objective.contrast_patches=2",
+    "--config.adversary.judges=patch",
+    "--config.adversary.width=8",
+    "--config.adversary.depth=2",
+  ]
+  compared = {"loss", "loss_contrast", "loss_fooling", "loss_telling"}
+  one, two = tmp_path / "one", tmp_path / "two"
+  life = nursery.start(
+    [*args, f"--workdir={one}", "--config.mesh.cpu_devices=4"]
+  )
+  team = teams.Team(nursery, 2, [*args, f"--workdir={two}"], devices=2)
+  assert team.wait() == [0, 0], team.all_told()
+  assert life.wait() == 0, life.log.read_text()
+  for found, expected in zip(
+    kills.records(two), kills.records(one), strict=True
+  ):
+    assert found.keys() == expected.keys()
+    assert compared <= expected.keys()
+    for name in compared:
+      np.testing.assert_allclose(
+        found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name
+      )
+
+
+@pytest.mark.slow
 def test_goes_on_in_one_process(nursery, double, single, tmp_path):
   cut = shutil.copytree(double, tmp_path / "cut")
   for step in (18, 24):

@@ -184,6 +184,14 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
     runs.train(other, tmp_path / "third")
 
 
+def test_an_unknown_game_is_refused_without_an_adversary_too():
+  config = tiny.config(adversary={"loss": "wgan"})
+  with pytest.raises(
+    config_lib.ConfigError, match="'wgan' is not known: known"
+  ):
+    pretrain.Pretraining(config, sharding.make_mesh(config_lib.Mesh()))
+
+
 @pytest.mark.parametrize(
   ("objective", "text"),
   [
@@ -204,7 +212,12 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
     ({"contrast": "batch"}, "for instance objective.contrast_patches=4"),
     (
       {"contrast": "image", "contrast_patches": 1},
-      "objective.contrast_patches=1 leaves nothing to compare",
+      r"objective.contrast_patches=1 \(0 is all\), of 12 hidden in an image, "
+      "leaves nothing to compare",
+    ),
+    (
+      {"contrast": "image", "mask_ratio": 0.06},
+      r"objective.contrast_patches=0 \(0 is all\), of 1 hidden in an image",
     ),
     ({"contrast": "images"}, "contrast='images' is not known.*'image'"),
     (
