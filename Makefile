@@ -60,6 +60,8 @@ adversary: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \
 	  --seeds=1 --out=bench/adversary.md adversary=patch trained=decoder \
 	  trained=decoder,adversary=patch trained=decoder,adversary=patch,weight=1
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations \
+	  --out=bench/adversary_digits.md adversary=patch adversary=image
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights
