@@ -58,7 +58,7 @@ ablations: .venv/test
 
 adversary: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \
-	  --seeds=1 --out=bench/adversary.md adversary=patch trained=decoder \
+	  --seeds=1 --second="1000 steps" --out=bench/adversary.md trained=decoder \
 	  trained=decoder,adversary=patch trained=decoder,adversary=patch,weight=1
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations \
 	  --out=bench/adversary_digits.md adversary=patch adversary=image

@@ -75,13 +75,23 @@ _A_DAY = 24 * 3600  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One seed of one change."""
+  """One seed of one change.
+
+  Attributes:
+    change: RECIPE, or an argument of the config.
+    data: the recipe's.
+    length: of the run; "" is the recipe's.
+    seed: of the run.
+    root: where all of them are.
+    first: the length of the recipe that a second stage starts from.
+  """
 
   change: str
   data: str
   length: str
   seed: int
   root: pathlib.Path
+  first: str = ""
 
   @property
   def workdir(self) -> pathlib.Path:
@@ -100,8 +110,8 @@ class Run:
   def args(self) -> list[str]:
     """The command line."""
     start = []
-    if "trained=decoder" in self.change.split(","):
-      first = dataclasses.replace(self, change=RECIPE)
+    if second_stage(self.change):
+      first = dataclasses.replace(self, change=RECIPE, length=self.first)
       start = [f"--config.init_from={first.workdir}"]
     return [
       f"--config={self.recipe}",
@@ -158,6 +168,11 @@ class Run:
     return found | held.figures()
 
 
+def second_stage(change: str) -> bool:
+  """Whether it goes on from the recipe."""
+  return "trained=decoder" in change.split(",")
+
+
 Found = Mapping[str, list[dict[str, float]]]  # by change, of each seed
 
 
@@ -203,6 +218,7 @@ def draw(found: Found, path: pathlib.Path) -> None:
 def text(found: Found, seeds: int, args: argparse.Namespace) -> str:
   """The page."""
   length = args.length or "as long as it is"
+  second = "as long once" if args.second is None else args.second
   over = "one seed" if seeds == 1 else f"{seeds} seeds; mean ± deviation"
   return f"""# One thing changed
 
@@ -211,7 +227,7 @@ Written by
     {args.command}
 
 The recipe `configs/{args.data}.py` with one thing changed, {length} each,
-{over}. `trained=decoder` goes on from the recipe for as long once
+{over}. `trained=decoder` goes on from the recipe for {second}
 more. Each row is
 
     python -m mae_jax.main --config=configs/ablations.py:CHANGE,data={args.data}
@@ -248,6 +264,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     "--length", default="", help='for instance "500 steps"; "": the recipe\'s'
   )
   parser.add_argument(
+    "--second", help="length of trained=decoder; --length if not given"
+  )
+  parser.add_argument(
     "--jobs", type=flags.whole(), default=2, help="runs at a time"
   )
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/ablations")
@@ -263,8 +282,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(args: argparse.Namespace) -> None:
   changes = list(dict.fromkeys([RECIPE, *args.changes]))
+  second = args.length if args.second is None else args.second
   todo = [
-    Run(change, args.data, args.length, seed, args.workdir.absolute())
+    Run(
+      change,
+      args.data,
+      second if second_stage(change) else args.length,
+      seed,
+      args.workdir.absolute(),
+      first=args.length,
+    )
     for seed in range(args.seeds)
     for change in changes
   ]
