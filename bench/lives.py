@@ -200,8 +200,11 @@ def _serve() -> None:
     with tell:
       print(json.dumps(told), flush=True)
 
+  alive: set[int] = set()
+
   def bury(pid: int) -> None:
     _, status = os.waitpid(pid, 0)
+    alive.discard(pid)
     say(pid=pid, status=status)
 
   for line in sys.stdin:
@@ -209,8 +212,11 @@ def _serve() -> None:
     pid = os.fork()
     if pid == 0:
       _live(order)
+    alive.add(pid)
     say(pid=pid)
     threading.Thread(target=bury, args=(pid,), daemon=True).start()
+  for pid in list(alive):  # whoever asked for them is gone: they save and leave
+    os.kill(pid, signal.SIGTERM)
 
 
 def _live(order: dict[str, Any]) -> None:
