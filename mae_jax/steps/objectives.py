@@ -281,16 +281,27 @@ def gradient_penalty(
 ) -> jax.Array:
   """R1: half the mean squared norm of the gradient of scores at images.
 
+  The derivative of half of |g|^2, where g is that gradient, is that of the
+  scores' change along a g that stays as it is. So nothing is derived backward
+  twice, of which XLA's convolutions on CPU take ten times as long.
+
   Args:
     score: [B, H, W, C] -> [B, S], each of its own image alone; those of an
       image are averaged.
-    images: [B, H, W, C].
+    images: [B, H, W, C]; by them, the penalty has no derivative.
 
   Returns:
     A float32 scalar.
   """
-  grads = jax.grad(lambda x: score(x).mean(axis=1).sum())(images)
-  return 0.5 * jnp.square(grads).sum(axis=(1, 2, 3)).mean()
+
+  def mean(x: jax.Array) -> jax.Array:
+    return score(x).mean(axis=1)  # [B]
+
+  images = jax.lax.stop_gradient(images)
+  grads = jax.lax.stop_gradient(jax.grad(lambda x: mean(x).sum())(images))
+  _, along = jax.jvp(mean, (images,), (grads,))  # [B], |g|^2 of each image
+  total = along.mean()
+  return total - 0.5 * jax.lax.stop_gradient(total)
 
 
 # By `adversary.judges`.
