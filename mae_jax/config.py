@@ -287,8 +287,8 @@ class Mesh:
 
   fsdp: int = 1  # devices that share one copy of parameters and optimiser
   cpu_devices: int = 0  # XLA devices on a CPU-only host; 0 leaves it to JAX
-  # TPU: gradients are summed over the devices while others are computed. False
-  # leaves its compiler the options it has by itself.
+  # TPU, from v5e: gradients are summed over the devices while others are
+  # computed. False leaves its compiler the options it has by itself.
   overlap: bool = True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from mae_jax import config as config_lib
 from mae_jax import console, errors, hardware
 from mae_jax.plan import costs as costs_lib
 from mae_jax.plan import program as plan_program
@@ -146,8 +147,17 @@ def _wanted(text: str, held: int) -> int:
   Args:
     text: of its error.
     held: bytes that a chip holds before the step.
+
+  Raises:
+    ConfigError: if what it lacks is not main memory.
   """
-  if found := re.search(rf"Used {_SIZE} of {_SIZE} hbm", text):
+  if found := re.search(rf"Used {_SIZE} of {_SIZE} (\w+)", text):
+    if found[5] != "hbm":
+      raise config_lib.ConfigError(
+        f"the compiler finds no room on the chip ({found[0]}), whatever main "
+        "memory there is: try --config.mesh.overlap=False, another model.remat "
+        "or fewer images a chip"
+      )
     return int(float(found[1]) * _UNITS[found[2]])
   if found := re.search(rf"required for HLO temporaries \({_SIZE}\)", text):
     return held + int(float(found[1]) * _UNITS[found[2]])

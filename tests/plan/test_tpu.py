@@ -82,6 +82,22 @@ def test_data_parallel_reduces_gradients_once():
   assert found.costs.overlapped > 0.5 * found.costs.sent
 
 
+@pytest.mark.parametrize(
+  ("slice_", "apart"),
+  [("v3:4x4", False), ("v4:2x2x4", False), ("v5e:4x4", True)],
+)
+def test_gradients_are_summed_apart_where_there_is_room(slice_, apart: bool):
+  """Blocks of ViT-B whose gradients are do not compile for v4."""
+  config = vit_b(
+    model=_SOON | {"width": 768, "heads": 12, "mlp_dim": 768}, data=_SMALL
+  )
+  costs = compiled(config, slice_).costs
+  assert costs is not None
+  largest = max(x.bytes for x in costs.collectives if x.kind == "all-reduce")
+  # In bfloat16: the kernels of a block, or that of queries, keys and values.
+  assert largest == 2 * 768**2 * (3 if apart else 3 + 1 + 1 + 1)
+
+
 def test_little_of_what_moves_is_padding():
   costs = step(1).costs
   assert costs is not None
