@@ -54,14 +54,12 @@ growth: .venv/test
 	$(BIN)/python -m bench.growth
 
 ablations: .venv/test
-	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --length="600 steps"
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations
 
 adversary: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \
 	  --seeds=1 --second="1000 steps" --out=bench/adversary.md trained=decoder \
 	  trained=decoder,adversary=patch trained=decoder,adversary=patch,weight=1
-	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations \
-	  --out=bench/adversary_digits.md adversary=patch adversary=image
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

@@ -36,8 +36,12 @@ from mae_jax.steps import pretrain
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 RECIPE = "the recipe"
+# Beside the changes, where probes are made: what features are worth that were
+# drawn, and none.
+UNTRAINED, RAW = "not trained", "raw pixels"
 DEFAULT = (
   "decoder_depth=4",
+  "decoder_width=96",
   "hidden=mask_tokens",
   "hidden=noise",
   "hidden=pixel_noise",
@@ -48,6 +52,7 @@ DEFAULT = (
   "crop=jitter",
   "mask=random75",
   "mask=block50",
+  "mask=block75",
   "mask=grid75",
   "mask=middle",
   "ratios=50/75,varies=drawn",
@@ -66,9 +71,9 @@ DEFAULT = (
 )
 # What is told of a run: headings, and names among its metrics.
 PROBES = {
-  "linear probe, 5 a class": "eval_linear_5/MAE",
-  "linear probe, all": "eval_linear_all/MAE",
-  "kNN, all": "eval_knn_all/MAE",
+  "linear probe, 5 a class": "eval_linear_5",
+  "linear probe, all": "eval_linear_all",
+  "kNN, all": "eval_knn_all",
 }
 _A_DAY = 24 * 3600  # seconds
 
@@ -96,30 +101,35 @@ class Run:
   @property
   def workdir(self) -> pathlib.Path:
     """Where it is, or will be."""
-    parts = [self.data, self.length or "whole", self.change, str(self.seed)]
+    length = self.length or "whole"
+    if second_stage(self.change):
+      length = f"{self.first or 'whole'} and {length}"
+    parts = [self.data, length, self.change, str(self.seed)]
     return self.root.joinpath(*(part.replace(" ", "_") for part in parts))
 
   @property
   def recipe(self) -> str:
     """The config that it has."""
-    change = "" if self.change == RECIPE else f"{self.change},"
+    change = f"{self.change}," if self.change not in (RECIPE, UNTRAINED) else ""
     length = f",length={self.length}" if self.length else ""
     return f"configs/ablations.py:{change}data={self.data}{length}"
 
   @property
   def args(self) -> list[str]:
     """The command line."""
-    start = []
+    more = ["--config.eval.raw_pixels=false"]
+    if self.change == UNTRAINED:
+      more = ["--config.optim.lr=0", "--config.train.length=3 steps"]
+      more += ["--config.optim.warmup=1 steps", "--config.eval.raw_pixels=true"]
     if second_stage(self.change):
       first = dataclasses.replace(self, change=RECIPE, length=self.first)
-      start = [f"--config.init_from={first.workdir}"]
+      more.append(f"--config.init_from={first.workdir}")
     return [
       f"--config={self.recipe}",
       f"--workdir={self.workdir}",
       f"--config.train.seed={self.seed}",
-      "--config.eval.raw_pixels=false",
       "--config.model.unroll=1",  # most of such a run is compiling
-      *start,
+      *more,
     ]
 
   def check(self) -> None:
@@ -139,7 +149,8 @@ class Run:
         settings.
     """
     done = self.workdir / "done"
-    settings = json.dumps(config_lib.to_dict(command_line.recipe(self.recipe)))
+    config = config_lib.to_dict(command_line.recipe(self.recipe))
+    settings = json.dumps([self.args, config])
     if done.exists():
       if done.read_text() != settings:
         raise config_lib.ConfigError(
@@ -154,18 +165,17 @@ class Run:
       )
     done.write_text(settings)
 
-  def measured(self, held: painted.Painted) -> dict[str, float]:
-    """Its figures by heading, also of what its network paints."""
+  def probed(self, features: str = "MAE") -> dict[str, float]:
+    """What probes of its network's features, or of raw pixels, reach."""
     lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
     last: dict[str, float] = {}
     for line in map(json.loads, lines):
       last |= line
-    found = {
-      heading: 100 * last[name]
+    return {
+      heading: 100 * last[f"{name}/{features}"]
       for heading, name in PROBES.items()
-      if name in last
+      if f"{name}/{features}" in last
     }
-    return found | held.figures()
 
 
 def second_stage(change: str) -> bool:
@@ -183,7 +193,10 @@ def table(found: Found) -> str:
   for change, seeds in found.items():
     cells = []
     for heading in headings:
-      values = np.array([each[heading] for each in seeds])
+      values = np.array([each[heading] for each in seeds if heading in each])
+      if not len(values):
+        cells.append("")
+        continue
       digits = 2 if heading == painted.SHARPNESS else 1
       cell = f"{values.mean():.{digits}f}"
       if len(values) > 1:
@@ -205,7 +218,9 @@ def draw(found: Found, path: pathlib.Path) -> None:
       base = np.mean([each[heading] for each in found[RECIPE]])
       axes.axvline(base, color="0.8", zorder=0)
       for row, change in enumerate(changes):
-        values = [each[heading] for each in found[change]]
+        values = [x[heading] for x in found[change] if heading in x]
+        if not values:
+          continue
         axes.plot(values, [row] * len(values), "o", ms=4, alpha=0.6, c="C0")
         axes.plot(np.mean(values), row, "|", ms=12, c="black")
       axes.set_xlabel(heading)
@@ -219,6 +234,7 @@ def text(found: Found, seeds: int, args: argparse.Namespace) -> str:
   """The page."""
   length = args.length or "as long as it is"
   second = "as long once" if args.second is None else args.second
+  recipe = f",length={args.length}" if args.length else ""
   over = "one seed" if seeds == 1 else f"{seeds} seeds; mean ± deviation"
   return f"""# One thing changed
 
@@ -230,7 +246,9 @@ The recipe `configs/{args.data}.py` with one thing changed, {length} each,
 {over}. `trained=decoder` goes on from the recipe for {second}
 more. Each row is
 
-    python -m mae_jax.main --config=configs/ablations.py:CHANGE,data={args.data}
+    python -m mae_jax.main \\
+      --config="configs/ablations.py:CHANGE,data={args.data}{recipe}" \\
+      --config.train.seed=SEED --workdir=...
 
 Accuracies in per cent, of frozen features of held-out images. PSNR and
 sharpness are of {painted.IMAGES} held-out images, painted where hidden, under
@@ -281,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-  changes = list(dict.fromkeys([RECIPE, *args.changes]))
+  changes = list(dict.fromkeys([RECIPE, UNTRAINED, *args.changes]))
   second = args.length if args.second is None else args.second
   todo = [
     Run(
@@ -317,8 +335,14 @@ def _run(args: argparse.Namespace) -> None:
       trained = pool.map(train, todo)
       pictures: dict[str, painted.Painted] = {}
       for run in tqdm.tqdm(trained, "all", total=len(todo)):
-        pictures[run.change] = painted.paint(run.workdir)
-        figures = run.measured(pictures[run.change])
+        figures = run.probed()
+        if run.change == UNTRAINED:
+          if not figures:
+            continue  # there are no labels
+          found.setdefault(RAW, []).append(run.probed(RAW))
+        else:
+          pictures[run.change] = painted.paint(run.workdir)
+          figures |= pictures[run.change].figures()
         found.setdefault(run.change, []).append(figures)
         if run.change == changes[-1]:
           # Whole seeds are told at once: what is cut short is not lost.

@@ -72,8 +72,8 @@ def get_config(arg: str | None = None):
   args = c.parse_arg(
     arg,
     data="imagenet",
-    decoder_depth=0,
-    decoder_width=0,
+    decoder_depth="",
+    decoder_width="",
     mask="",
     target="",
     masks="",
@@ -85,7 +85,7 @@ def get_config(arg: str | None = None):
     crop="random",
     contrast="",
     adversary="",
-    weight=0.0,
+    weight="",
     trained="",
     length="",
   )
@@ -95,7 +95,7 @@ def get_config(arg: str | None = None):
   config.objective.contrast_patches = 4 if args.contrast == "batch" else 0
   for name in ("decoder_depth", "decoder_width"):
     if getattr(args, name):
-      config.model[name] = getattr(args, name)
+      config.model[name] = _number(name, getattr(args, name), int)
   for name in OBJECTIVE:
     if getattr(args, name):
       config.objective[name] = getattr(args, name)
@@ -121,7 +121,8 @@ def get_config(arg: str | None = None):
     )
   if args.adversary:
     config.adversary.judges = args.adversary
-    config.adversary.weight = args.weight or config.adversary.weight
+    if args.weight:
+      config.adversary.weight = _number("weight", args.weight, float)
     side = min(config.data.image_size)
     config.adversary.depth = min(4, side.bit_length() - 2)
     if args.data != "imagenet":
@@ -141,6 +142,15 @@ def _mask(text: str) -> dict:
       "write for instance random75, block50 or grid75, or middle"
     )
   return {"mask": found[1], "mask_ratio": _percent("mask", found[2])}
+
+
+def _number(name: str, text: str, kind: type) -> float:
+  try:
+    return kind(text)
+  except ValueError:
+    raise c.ConfigError(
+      f"config argument {name}={text!r} is not of type {kind.__name__}"
+    ) from None
 
 
 def _percent(name: str, text: str) -> float:

@@ -589,6 +589,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     ConfigError: on an unknown key or a value of another type.
   """
   result = dict(defaults)
+  given: set[str] = set()
   for part in filter(None, (arg or "").split(",")):
     key, equals, value = part.partition("=")
     if key not in defaults or not equals:
@@ -600,6 +601,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
           else "this config takes none"
         )
       )
+    if key in given:
+      raise ConfigError(f"config argument {key} is given twice: {arg}")
+    given.add(key)
     try:
       result[key] = type(defaults[key])(value)
     except ValueError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -47,6 +49,8 @@ def test_wrong_changes_are_told_before_any_work(tmp_path):
   for change, told in (
     ("mask=block5", "'block5' is not a strategy and a percentage"),
     ("ratios=50/5", "ratios='5' is not a percentage"),
+    ("loss=l1,loss=mse", "config argument loss is given twice"),
+    ("adversary=patch,weight=x", "weight='x' is not of type float"),
     ("weight=0.5", "weight=0.5 is that of an adversary"),
     ("foo=1", "'foo=1' is not known"),
     ("mask=grid33", "a grid cannot keep"),
@@ -64,7 +68,7 @@ def test_a_run_is_measured_and_told(tmp_path):
   )
   runs.train(config, run.workdir)
   held = painted.paint(run.workdir)
-  found = run.measured(held)
+  found = run.probed() | held.figures()
   assert list(found) == [
     *ablations.PROBES,
     painted.PSNR,
@@ -86,7 +90,18 @@ def test_a_run_is_measured_and_told(tmp_path):
   recipe = ablations.Run(ablations.RECIPE, "digits", "", 1, tmp_path)
   assert f"--config.init_from={recipe.workdir}" in second.args
 
-  every = {ablations.RECIPE: [found, found], "loss=l1": [found, found]}
-  assert "± 0.00" in ablations.table(every)
+  # A stage that starts from something else is something else.
+  other = dataclasses.replace(second, first="9 steps")
+  assert other.workdir != second.workdir
+
+  probed = run.probed()
+  every = {
+    ablations.RECIPE: [found, found],
+    ablations.RAW: [probed, probed],
+    "loss=l1": [found, found],
+  }
+  told = ablations.table(every)
+  assert "± 0.00" in told
+  assert told.splitlines()[3].replace(" ", "").endswith("|||")
   ablations.draw(every, tmp_path / "x.svg")
   assert "loss=l1" in (tmp_path / "x.svg").read_text()
