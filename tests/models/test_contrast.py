@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mae_jax.models import contrast, masking
+from tests import reference, tiny
 
 BATCH, LENGTH, WIDTH, KEEP, TEMPERATURE = 3, 10, 5, 4, 0.2
 
@@ -50,6 +51,35 @@ def test_hidden_patches_are_compared_within_images_or_the_batch(count: int):
       term(np.where(shown, 9.0, pred), target, hidden),
       term(pred, target, hidden),
     )
+
+
+@pytest.mark.parametrize("kind", ["image", "batch"])
+def test_a_share_of_it_is_part_of_the_loss(kind: str):
+  """As the config has it: weight, temperature and patches."""
+  model = tiny.model(
+    objective={
+      "target": "raw",
+      "contrast": kind,
+      "contrast_weight": 0.3,
+      "contrast_temperature": TEMPERATURE,
+      "contrast_patches": 12,  # all that are hidden
+    }
+  )
+  random = np.random.default_rng(0)
+  images = random.normal(size=(4, 8, 8, 1)).astype(np.float32)
+  noise = random.uniform(size=(4, 16)).astype(np.float32)
+  out = model.apply({"params": tiny.params()}, images, noise)
+  target, hidden = reference.patchify(images, (2, 2)), np.asarray(out.mask) > 0
+  pred = np.asarray(out.pred)
+  rows = [(p[m], t[m]) for p, t, m in zip(pred, target, hidden, strict=True)]
+  wanted = (
+    np.mean([nce(*row) for row in rows])
+    if kind == "image"
+    else nce(pred[hidden], target[hidden])
+  )
+  error = reference.masked_mse(pred, target, hidden)
+  np.testing.assert_allclose(out.parts["contrast"], wanted, rtol=1e-5)
+  np.testing.assert_allclose(out.loss, error + 0.3 * wanted, rtol=1e-5)
 
 
 def test_originals_cost_nothing_next_to_others():

@@ -48,7 +48,15 @@ def pretrained(workdir: pathlib.Path) -> pathlib.Path:
 def steps(
   config: config_lib.Config, count: int, batch: Any = None, **mesh: int
 ) -> tuple[checkpoints.TrainState, np.ndarray]:
-  """The state after `count` train steps, and the loss of each.
+  """The state after `count` train steps, and the loss of each; see `told`."""
+  state, values = told(config, count, batch, **mesh)
+  return state, np.asarray([each["loss"] for each in values])
+
+
+def told(
+  config: config_lib.Config, count: int, batch: Any = None, **mesh: int
+) -> tuple[checkpoints.TrainState, list[dict[str, float]]]:
+  """The state after `count` train steps, and all that each tells.
 
   Args:
     config: the run.
@@ -62,15 +70,15 @@ def steps(
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
   state = task.fit(jax.jit(task.init, out_shardings=shardings)())
   stream = task.train_batches(0) if batch is None else iter(lambda: batch, 0)
-  losses = []
+  values = []
   with jax.set_mesh(where):
     train_step = program.jit_step(task.train_step, where, state)
     for _ in range(count):
       local = next(stream)
       placed = sharding.to_global(where, local, config.data.batch_size)
-      state, values = train_step(state, placed)
-      losses.append(float(values["loss"]))
-  return state, np.asarray(losses)
+      state, found = train_step(state, placed)
+      values.append({name: float(value) for name, value in found.items()})
+  return state, values
 
 
 def params(workdir: pathlib.Path, config: config_lib.Config) -> Any:
