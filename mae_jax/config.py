@@ -639,9 +639,10 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 def lookup(table: Mapping[str, Any], name: str, field: str) -> Any:
   """`table[name]`, or a ConfigError that lists what there is."""
   if name not in table:
-    raise ConfigError(
-      f"{field}={shown(name)} is not known: {nearest(name, table)}"
-    )
+    told, every = nearest(name, table), f"known are {', '.join(sorted(table))}"
+    if told != every:  # what is near may be the opposite of what is meant
+      told += f" {every}"
+    raise ConfigError(f"{field}={shown(name)} is not known: {told}")
   return table[name]
 
 

@@ -203,7 +203,13 @@ def _check_draw(
   shape = (1, *config.data.image_size, config.data.channels)
   length = math.prod(network.decoder.grid)
   with _named_settings(mask_ratio=setting):
-    jax.eval_shape(lambda: network.draw(jax.random.key(0), shape))
+    try:
+      jax.eval_shape(lambda: network.draw(jax.random.key(0), shape))
+    except ValueError as error:
+      # Of several ratios, the one that it is about.
+      ratio = f"mask_ratio={network.mask_ratio}"
+      text = str(error)
+      raise ValueError(text if ratio in text else f"{ratio}: {text}") from None
     hidden = length - masking.num_kept(length, network.mask_ratio)
     for _, _, term in network.terms:
       term.check(hidden, config.data.batch_size)

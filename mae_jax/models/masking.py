@@ -242,8 +242,8 @@ def given_noise(
       ratio = _ratio_keeping(kept, hidden.shape[1])
       raise ValueError(
         f"mask_rows={_few(rows)}: mask {number} shows {kept} of "
-        f"{hidden.shape[1]} patches and its mask_ratio={ratio}, all must show "
-        f"the {num_keep} of the ratio that is set"
+        f"{hidden.shape[1]} patches, and {num_keep} are to stay: draw all "
+        f"so, or set mask_ratio={ratio}"
       )
   keys = jax.random.split(key)
   which = jax.random.randint(keys[0], (batch,), 0, count)

@@ -149,6 +149,7 @@ def load_autoencoder(
         found["decoder"], run.config, size, channels
       )
   before = run.config.objective
+  _check_decoder(path, run.config.model, model.decoder)
   _check_objective(path, before, params, like, channels)
   _tell_objective(path, before, objective)
   _check_channels(
@@ -158,17 +159,38 @@ def load_autoencoder(
   if targets.FITTED in like:
     found[targets.FITTED] = params[targets.FITTED]
   checkpoints.check_shapes(path, found, {role: like[role] for role in found})
-  old, new = run.config.model.decoder_heads, model.decoder.heads
-  if old != new:
-    raise config_lib.ConfigError(
-      f"the decoder of {path} has model.decoder_heads={old}, not {new}: set "
-      f"--config.model.decoder_heads={old}"
-    )
   return jax.tree.map(
     lambda leaf, to: jax.device_put(leaf, to.sharding),
     found,
     {role: dict(like[role]) for role in found},
   )
+
+
+def _check_decoder(
+  path: epath.PathLike, before: config_lib.Model, decoder: mae.Decoder
+) -> None:
+  """Compares what two decoders are, of which shapes tell only a part.
+
+  Raises:
+    ConfigError: naming the settings.
+  """
+  wrong = [
+    name
+    for name in ("width", "depth", "heads", "mlp_dim")
+    if _decoders(before, name) != getattr(decoder, name)
+  ]
+  if wrong:
+    told = [f"model.decoder_{x}={_decoders(before, x)}" for x in wrong]
+    here = ", ".join(str(getattr(decoder, name)) for name in wrong)
+    raise config_lib.ConfigError(
+      f"the decoder of {path} has {' '.join(told)}, not {here}: set "
+      + " ".join(f"--config.{each}" for each in told)
+    )
+
+
+def _decoders(config: config_lib.Model, name: str) -> int:
+  value: int = getattr(config, f"decoder_{name}")
+  return value or 4 * config.decoder_width  # as `build` fills it in
 
 
 def _check_objective(

@@ -171,7 +171,7 @@ def test_another_objective_is_told(
       {"model": {"depth": 1}},
       "has model.depth=2, not 1: set --config.model.depth=2",
     ),
-    ("mae", {"model": {"decoder_width": 32}}, "does not fit the model"),
+    ("mae", {"model": {"decoder_width": 32}}, "has model.decoder_width=16 "),
   ],
 )
 @pytest.mark.parametrize("to", ["facebook", "jax"])

@@ -208,7 +208,8 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
     ),
     (
       {"mask_ratios": (0.5, 0.6), "masks": ("random", "grid")},
-      "a grid cannot keep 6 of 4 x 4 patches.* a mask_ratio of 0.06, 0.25",
+      "objective.mask_ratios=0.6: a grid cannot keep 6 of 4 x 4 patches.* a "
+      "mask_ratio of 0.06, 0.25",
     ),
     ({"masks": ("random", "gird")}, "masks='gird' is not known.*'grid'"),
     ({"mask_ratios": (0.5, 1.0)}, "objective.mask_ratios=1.0 keeps 0 of 16"),
@@ -244,6 +245,21 @@ def test_what_does_not_go_together_is_refused(objective, text: str):
 def test_a_decoder_alone_wants_a_start(tmp_path):
   with pytest.raises(config_lib.ConfigError, match="set init_from"):
     runs.train(settings(trained="decoder"), tmp_path)
+
+
+def test_another_decoder_is_told_by_its_settings(tmp_path):
+  runs.pretrained(tmp_path / "first")
+  config = tiny.changed(
+    settings(),
+    model={"decoder_depth": 2, "decoder_width": 32},
+    init_from=str(tmp_path / "first"),
+  )
+  with pytest.raises(
+    config_lib.ConfigError,
+    match=r"has model.decoder_width=16 model.decoder_depth=1.*, not 32, 2.*: "
+    "set --config.model.decoder_width=16 --config.model.decoder_depth=1",
+  ):
+    runs.train(config, tmp_path / "second")
 
 
 def test_a_decoder_is_trained_alone_and_with_an_adversary(tmp_path):
