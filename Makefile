@@ -53,8 +53,13 @@ step: .venv/test
 growth: .venv/test
 	$(BIN)/python -m bench.growth
 
+WHOLE := adversary=patch adversary=image loss_on=all target=norm_pix \
+  hidden=mask_tokens contrast=image
+
 ablations: .venv/test
-	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --length="600 steps"
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations \
+	  --out=bench/ablations_whole.md $(WHOLE)
 
 adversary: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \

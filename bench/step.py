@@ -55,27 +55,34 @@ PyTorch's first line by the program's: above 1 is faster.
 """
 
 FOUND = """\
-Goals were 1.00x of PyTorch in float32, and 0.80x at least. Huge pages make the
-difference on one core: where a step of ViT-B takes 1.45 times as long as
-PyTorch's, they take a quarter of it away.
+What follows was found beside the table, and is not measured anew with it. The
+rows of ViT-B in float32 are of a run of their own. In that of the others the
+first step of a turn counted: of ViT-B in bfloat16 every step, of CIFAR one of
+four. What a step gives back the machine, a virtual one, has taken by the next
+turn, and it costs most where memory is asked for anew in each step: mae_jax's
+ViT-B in float32 took 6191 ms then, for 3515 in steps that follow one another,
+as those of a run do, and on one core 14497 for 6445; PyTorch's 6022 and 9991.
 
-XLA for CPUs has no products of bfloat16: it converts to float32 and back, so
-that a bfloat16 step is the slower one. On CPU, float32 is the type to take.
+Goals were 1.00x of PyTorch in float32, and 0.80x at least.
+
+XLA for CPUs has no products of bfloat16: it converts to float32 and back, and
+is at 0.33x to 0.62x of PyTorch, whose ViT-B is more than twice as fast in it as
+in float32. On CPU, float32 is the type to take.
 
 ## On another processor
 
-The table depends on the processor as much as on the programs. Of one with AVX2
-alone (2 cores, AMD EPYC, the same versions, load 0.9), 3 rounds for ViT-B and 4
-for CIFAR, float32; last, mae_jax in huge pages against PyTorch without:
+Of one with AVX2 alone (2 cores, AMD EPYC, the same versions, load 0.9), 3
+rounds for ViT-B and 4 for CIFAR, float32, where the first steps counted too, so
+that those of ViT-B are slower than a run's:
 
 | network | cores | PyTorch | compiled | mae_jax | against PyTorch |
 |---|---|---|---|---|---|
-| ViT-B/16 | 2 | 9566 ms | 9841 ms | 12145 ms | 0.79x, 0.85x |
-| ViT-B/16 | 1 | 15092 ms | 15392 ms | 23766 ms | 0.64x, 0.66x |
-| CIFAR | 2 | 1618 ms | 1613 ms | 2192 ms | 0.74x, 0.94x |
-| CIFAR | 1 | 2323 ms | 2262 ms | 3045 ms | 0.76x, 0.88x |
-
-There 0.80x is missed without huge pages.
+| ViT-B/16 | 2 | 9566 ms | 9841 ms | 12145 ms | 0.79x |
+| ViT-B/16, huge pages | 2 | 9348 ms | | 11200 ms | 0.83x |
+| ViT-B/16 | 1 | 15092 ms | 15392 ms | 23766 ms | 0.64x |
+| CIFAR | 2 | 1618 ms | 1613 ms | 2192 ms | 0.74x |
+| CIFAR, huge pages | 2 | 1559 ms | | 1720 ms | 0.91x |
+| CIFAR | 1 | 2323 ms | 2262 ms | 3045 ms | 0.76x |
 
 ## Where the time goes
 
@@ -105,7 +112,8 @@ From profiles on two AVX2 cores, where the clock goes up and down by a fifth:
   two runs, ViT-B 3 %. But `jax.checkpoint` does not see products inside of a
   custom gradient, and model.remat=dots would recompute them all. One axis in
   the forward pass instead: 3 %.
-- A device for each core (the lines "split").
+- A device for each core (the lines "split", `mesh.cpu_devices=2`): slower for
+  ViT-B, and no faster for CIFAR.
 - Attention's logits in parts of 3 or 12 MB: 3.59 and 4.04 s for 3.60 (ViT-B, on
   a processor with AVX-512); gradients by hand there: nothing.
 - Not tried: leaving out predictions of visible patches, and their rows in the
