@@ -64,7 +64,9 @@ ablations: .venv/test
 adversary: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \
 	  --seeds=1 --second="1000 steps" --out=bench/adversary.md trained=decoder \
-	  trained=decoder,adversary=patch trained=decoder,adversary=patch,weight=1
+	  trained=decoder,adversary=patch,weight=0.01 \
+	  trained=decoder,adversary=patch,weight=0.03 \
+	  trained=decoder,adversary=patch
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

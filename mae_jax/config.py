@@ -217,7 +217,9 @@ class Adversary:
 
   judges: str = "none"  # none | patch (parts of images) | image (as a whole)
   loss: str = "hinge"  # hinge | non_saturating
-  weight: float = 0.1  # of what it costs the network
+  # Of what it costs the network; on photographs, a tenth of this may be enough
+  # (bench/adversary.md).
+  weight: float = 0.1
   # Shares of training, however long it is by now, at which that weight leaves 0
   # and is reached.
   ramp: tuple[float, float] = (0.1, 0.3)
