@@ -24,10 +24,8 @@ from concurrent import futures
 import jax
 import numpy as np
 import tqdm
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from bench import flags, lives, machine, painted
+from bench import drawn, flags, lives, machine, painted
 from mae_jax import command_line
 from mae_jax import config as config_lib
 from mae_jax.models import build
@@ -206,13 +204,11 @@ def table(found: Found) -> str:
   return report.table(rows, ["change", *headings])
 
 
-def draw(found: Found, path: pathlib.Path) -> None:
+def draw(found: Found, page: pathlib.Path) -> None:
   """Each seed as a point, a row a change and a column a figure."""
   headings, changes = list(found[RECIPE][0]), list(found)
-  with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ablations"}):
-    figure = Figure(
-      figsize=(3 * len(headings), 1 + 0.28 * len(changes)), layout="constrained"
-    )
+  size = 3 * len(headings), 1 + 0.28 * len(changes)
+  with drawn.figure(page, *size) as figure:
     every = figure.subplots(1, len(headings), sharey=True, squeeze=False)[0]
     for axes, heading in zip(every, headings, strict=True):
       base = np.mean([each[heading] for each in found[RECIPE]])
@@ -224,10 +220,8 @@ def draw(found: Found, path: pathlib.Path) -> None:
         axes.plot(values, [row] * len(values), "o", ms=4, alpha=0.6, c="C0")
         axes.plot(np.mean(values), row, "|", ms=12, c="black")
       axes.set_xlabel(heading)
-      axes.spines[["top", "right"]].set_visible(False)
     every[0].set_yticks(range(len(changes)), changes)
     every[0].invert_yaxis()
-    figure.savefig(path, metadata={"Date": None})
 
 
 def text(found: Found, seeds: int, args: argparse.Namespace) -> str:
@@ -346,7 +340,7 @@ def _run(args: argparse.Namespace) -> None:
         found.setdefault(run.change, []).append(figures)
         if run.change == changes[-1]:
           # Whole seeds are told at once: what is cut short is not lost.
-          draw(found, args.out.with_suffix(".svg"))
+          draw(found, args.out)
           painted.draw(pictures, args.out.with_suffix(".png"))
           args.out.write_text(text(found, run.seed + 1, args))
     except BaseException:

@@ -18,11 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import matplotlib as mpl
 import numpy as np
 import tqdm
 
-from bench import flags, machine, plan, stepping
+from bench import drawn, flags, machine, plan, stepping
 from mae_jax import command_line
 from mae_jax import config as config_lib
 from mae_jax.plan import estimate, measure
@@ -220,47 +219,40 @@ def large_rows(found: Large) -> Iterator[list[str]]:
 
 
 def draw(
-  points: Mapping[str, list[Point]], found: Large, path: pathlib.Path
+  points: Mapping[str, list[Point]], found: Large, page: pathlib.Path
 ) -> None:
   """Time on CPU against flops, and memory on a TPU against tokens."""
-  mpl.use("svg")
-  mpl.rcParams["svg.hashsalt"] = "growth"  # same figures, same file
-  from matplotlib import pyplot as plt
-
-  figure, (left, right) = plt.subplots(
-    1, 2, figsize=(10, 4), layout="constrained"
-  )
-  for what, some in points.items():
-    left.loglog(
-      [point.flops / 1e9 for point in some],
-      [1e3 * point.seconds for point in some],
-      "o-",
-      label=what,
+  with drawn.figure(page, 10, 4) as figure:
+    left, right = figure.subplots(1, 2)
+    for what, some in points.items():
+      left.loglog(
+        [point.flops / 1e9 for point in some],
+        [1e3 * point.seconds for point in some],
+        "o-",
+        label=what,
+      )
+    left.set_xlabel("GFLOP a step, on paper")
+    left.set_ylabel("ms a step on CPU")
+    tokens = [x["whole"].planned.tokens[-1] for x in found.values()]
+    for name in LOGITS:
+      peaks = [x[name].memory.peak / 1e9 for x in found.values()]
+      right.loglog(tokens, peaks, "o-", label=f"logits {name}", alpha=0.8)
+    limit = next(iter(found.values()))["whole"].chip.hbm_bytes / 1e9
+    right.axhline(limit, color="black", linewidth=0.8)
+    right.annotate(
+      "HBM of a chip",
+      (tokens[0], limit),
+      xytext=(0, 3),
+      textcoords="offset points",
     )
-  left.set_xlabel("GFLOP a step, on paper")
-  left.set_ylabel("ms a step on CPU")
-  tokens = [x["whole"].planned.tokens[-1] for x in found.values()]
-  for name in LOGITS:
-    peaks = [x[name].memory.peak / 1e9 for x in found.values()]
-    right.loglog(tokens, peaks, "o-", label=f"logits {name}", alpha=0.8)
-  limit = next(iter(found.values()))["whole"].chip.hbm_bytes / 1e9
-  right.axhline(limit, color="black", linewidth=0.8)
-  right.annotate(
-    "HBM of a chip",
-    (tokens[0], limit),
-    xytext=(0, 3),
-    textcoords="offset points",
-  )
-  right.set_yticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
-  right.set_xticks(tokens, [str(each) for each in tokens])
-  right.minorticks_off()
-  right.legend()
-  right.set_xlabel("tokens in the decoder")
-  right.set_ylabel(f"GB at the peak, {SLICE}, one image a chip")
-  left.legend()
-  for axes in (left, right):
-    axes.grid(alpha=0.3)
-  figure.savefig(path, metadata={"Date": None})
+    right.set_yticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
+    right.set_xticks(tokens, [str(each) for each in tokens])
+    right.minorticks_off()
+    right.set_xlabel("tokens in the decoder")
+    right.set_ylabel(f"GB at the peak, {SLICE}, one image a chip")
+    for axes in (left, right):
+      axes.legend()
+      axes.grid(alpha=0.3)
 
 
 def report(
@@ -268,6 +260,7 @@ def report(
   grown: Mapping[str, Mapping[int, measure.Measured]],
   big: Large,
   rounds: int,
+  page: pathlib.Path,
 ) -> str:
   """The whole of `bench/growth.md`."""
   packages = ("jax", "jaxlib", "flax", "libtpu")
@@ -277,7 +270,7 @@ def report(
 Written by `python -m bench.growth` (`make growth`), on
 {machine.about(packages)}.
 
-![time against flops, memory against tokens](growth.svg)
+![time against flops, memory against tokens]({page.stem}.svg)
 
 ## Measured on CPU
 
@@ -319,8 +312,8 @@ def main() -> None:
   points = {what: on_cpu(what, given.rounds) for what in CPU}
   grown = {what: on_tpu(what) for what in TPU}
   big = large()
-  draw(points, big, given.out.with_suffix(".svg"))
-  given.out.write_text(report(points, grown, big, given.rounds))
+  draw(points, big, given.out)
+  given.out.write_text(report(points, grown, big, given.rounds, given.out))
   print(f"wrote {given.out}")
 
 

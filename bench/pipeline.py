@@ -22,6 +22,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import venv
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from bench import feeders, flags, machine, plan, worker
+from bench import drawn, feeders, flags, machine, plan, worker
 from mae_jax.data import preprocess
 from tests import prepared
 
@@ -298,6 +299,39 @@ def part_rows(
     yield f"| {label} | {1e3 * cpu:.2f} ms |"
 
 
+def draw(found: Found, page: pathlib.Path) -> None:
+  """CPU time of an image, of whole pipelines and of the parts of this one."""
+  with drawn.figure(page, 10, 3.2) as figure:
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    cpu = {name: 1e3 * costs[:, 0] for name, costs in found.items()}
+    median = {name: np.median(costs) for name, costs in cpu.items()}
+    some = {name: label for name, label in PIPELINES.items() if name in cpu}
+    spans = [
+      (median[name] - cpu[name].min(), cpu[name].max() - median[name])
+      for name in some
+    ]
+    left.barh(
+      [textwrap.fill(label, 30) for label in some.values()],
+      [median[name] for name in some],
+      xerr=np.transpose(spans),
+      color=["C1" if name in ("folder", "tfds") else "C0" for name in some],
+      error_kw={"elinewidth": 1, "capsize": 3},
+    )
+    left.set_xlabel("ms of CPU an image, median and range")
+    right.barh(
+      [textwrap.fill(label, 24) for label in PARTS],
+      [
+        median[name] - (median[without] if without else 0)
+        for name, without in PARTS.values()
+      ],
+      color="C1",
+    )
+    right.set_xlabel("ms of CPU an image, by part")
+    for axes in (left, right):
+      axes.invert_yaxis()
+      axes.tick_params(axis="y", labelsize=8)
+
+
 def pixel_rows(root: pathlib.Path, number: int) -> Iterator[str]:
   """How far crops are from what the reference makes with Pillow."""
   files = sorted((root / "photos").rglob("*.jpg"))
@@ -373,6 +407,7 @@ def report(
   pixels: Sequence[str],
   rates: Mapping[tuple[str, str], float],
   about: str,
+  page: pathlib.Path,
 ) -> str:
   """The text of `pipeline.md`."""
   cpu = float(np.median(found["folder"][:, 0]))
@@ -383,6 +418,8 @@ def report(
     "of a process and its workers; medians, with the smallest and largest; "
     "all of one run, each pipeline asked in turn.",
     about,
+    "",
+    f"![CPU time of an image]({page.stem}.svg)",
     "",
     *pipeline_rows(found),
     "",
@@ -481,7 +518,9 @@ def main() -> None:
     pixels,
     rates,
     about(mean, settings.number, settings.rounds, bool(settings.peers)),
+    settings.out,
   )
+  draw(found, settings.out)
   settings.out.write_text(text)
   print(text)
 

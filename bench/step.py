@@ -18,11 +18,10 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import tqdm
 
-from bench import flags, machine, stepping, worker
+from bench import drawn, flags, machine, stepping, worker
 from mae_jax.plan import report as report_lib
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
@@ -181,35 +180,31 @@ def rows(case: Case, times: Times) -> Iterator[list[str]]:
     ]
 
 
-def draw(results: dict[Case, Times], path: pathlib.Path) -> None:
+def draw(results: dict[Case, Times], page: pathlib.Path) -> None:
   """Images a second against PyTorch, a group of bars for each case."""
-  mpl.use("svg")
-  mpl.rcParams["svg.hashsalt"] = "step"  # the same file for the same figures
-  from matplotlib import pyplot as plt
-
   names = [name for name in contestants(cores=2) if name != PEER]
-  figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
-  for k, name in enumerate(names):
-    at, heights = [], []
-    for i, times in enumerate(results.values()):
-      found = medians(times)
-      if name in found:
-        at.append(i + 0.17 * (k - 2))
-        heights.append(found[PEER][0] / found[name][0])
-    axes.bar(at, heights, 0.16, label=name)
-  axes.axhline(1, color="black", linewidth=0.8)
-  labels = [
-    f"{model}\n{dtype}\n{cores} core{'s' if cores > 1 else ''}"
-    for model, dtype, cores in results
-  ]
-  axes.set_xticks(range(len(results)), labels, fontsize=8)
-  axes.set_ylabel("images/s, PyTorch = 1")
-  axes.legend(fontsize=8, ncols=3, loc="upper center")
-  axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
-  figure.savefig(path, metadata={"Date": None})
+  with drawn.figure(page, 9, 3.5) as figure:
+    axes = figure.subplots()
+    for k, name in enumerate(names):
+      at, heights = [], []
+      for i, times in enumerate(results.values()):
+        found = medians(times)
+        if name in found:
+          at.append(i + 0.17 * (k - 2))
+          heights.append(found[PEER][0] / found[name][0])
+      axes.bar(at, heights, 0.16, label=name)
+    axes.axhline(1, color="black", linewidth=0.8)
+    labels = [
+      f"{model}\n{dtype}\n{cores} core{'s' if cores > 1 else ''}"
+      for model, dtype, cores in results
+    ]
+    axes.set_xticks(range(len(results)), labels, fontsize=8)
+    axes.set_ylabel("images/s, PyTorch = 1")
+    axes.legend(fontsize=8, ncols=3, loc="upper center")
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
 
 
-def report(results: dict[Case, Times], rounds: int) -> str:
+def report(results: dict[Case, Times], rounds: int, page: pathlib.Path) -> str:
   """The whole of `bench/step.md`."""
   lines = [
     "# A train step on CPU, beside PyTorch",
@@ -220,7 +215,7 @@ def report(results: dict[Case, Times], rounds: int) -> str:
     "",
     f"{rounds} rounds on {machine.about(PACKAGES)}.",
     "",
-    "![images a second against PyTorch](step.svg)",
+    f"![images a second against PyTorch]({page.stem}.svg)",
     "",
     report_lib.table(
       [row for case, times in results.items() for row in rows(case, times)],
@@ -266,8 +261,8 @@ def main() -> None:
         results[case] = race(case, list(names), given.rounds)
         for row in rows(case, results[case]):
           tqdm.tqdm.write(" ".join(row))
-  draw(results, given.out.with_suffix(".svg"))
-  given.out.write_text(report(results, given.rounds))
+  draw(results, given.out)
+  given.out.write_text(report(results, given.rounds, given.out))
   print(f"wrote {given.out}")
 
 

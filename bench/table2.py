@@ -22,10 +22,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tqdm
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from bench import flags, machine, plan, stepping
+from bench import drawn, flags, machine, plan, stepping
 from mae_jax import config as config_lib
 from mae_jax import hardware, sharding
 from mae_jax.models import build, flops, variants
@@ -402,12 +400,10 @@ def measured(times: Mapping[Entry, Timed]) -> str:
   return report.table(rows, headings)
 
 
-def draw(compared: Ratios, path: pathlib.Path) -> None:
+def draw(compared: Ratios, page: pathlib.Path) -> None:
   """Speed-ups as groups of bars."""
-  # Text is text, and the same figures give the same file.
-  with rc_context({"svg.fonttype": "none", "svg.hashsalt": "table2"}):
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+  with drawn.figure(page, 9, 4.5) as figure:
+    axes = figure.subplots()
     width = 0.86 / len(compared)
     for number, (name, values) in enumerate(compared.items()):
       found = {FASTER.index(each): ratio for each, ratio in values.items()}
@@ -425,11 +421,7 @@ def draw(compared: Ratios, path: pathlib.Path) -> None:
       [f"ViT-{each.model}, decoder of {each.decoder_depth}" for each in FASTER],
     )
     axes.set_ylabel("speed-up over mask tokens in the encoder")
-    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(
-      path, metadata={"Date": None} if path.suffix == ".svg" else {}
-    )
 
 
 def discussion(
@@ -518,7 +510,7 @@ def write(
     loads: of the machine, before and after them.
   """
   compared = ratios(slices, times)
-  draw(compared, OUT.with_suffix(".svg"))
+  draw(compared, OUT)
   rounds = len(next(iter(times.values())).wall)
   tables = "\n\n".join(
     f"### {name}\n\n{estimated(entries, name == PAPERS)}"

@@ -22,7 +22,7 @@ import einops
 import jax
 import tqdm
 
-from bench import flags, machine, plan
+from bench import drawn, flags, machine, plan
 from mae_jax.models import attention, patches, transformer
 from mae_jax.plan import estimate, measure, report
 from tests import tiny
@@ -160,6 +160,30 @@ def rows(slices: list[str]) -> Iterator[list[str]]:
     yield row(slice_, name, compiled(slice_, programs[name]))
 
 
+def draw(found: list[list[str]], page: pathlib.Path) -> None:
+  """Traffic of each program: a panel a slice."""
+  slices = list(dict.fromkeys(row[0] for row in found))
+  with drawn.figure(page, 10, 3) as figure:
+    every = figure.subplots(1, len(slices), sharey=True, squeeze=False)[0]
+    for axes, slice_ in zip(every, slices, strict=True):
+      some = [dict(zip(HEADINGS, x, strict=True)) for x in found]
+      some = [x for x in some if x["slice"] == slice_ and x["HBM traffic"]]
+      total = [float(x["HBM traffic"].split()[0]) for x in some]
+      padding = [
+        traffic * float(x["of it padding"].rstrip("%")) / 100
+        for traffic, x in zip(total, some, strict=True)
+      ]
+      names = [x["program"] for x in some]
+      bars = axes.barh(names, total, color="C0", label="HBM traffic")
+      axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+      axes.barh(names, padding, color="C1", label="of it padding")
+      axes.set_xlabel("GB a step and chip")
+      axes.set_title(slice_, fontsize=9)
+    every[0].invert_yaxis()
+    handles = every[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+
+
 TEXT = """# The train step's program on TPUs
 
 Written by `python -m bench.tpu` (`make tpu`). Nothing here was run on a TPU:
@@ -170,6 +194,8 @@ chip; "paper" counts the model's products and no recomputation. Times are those
 at the documented speeds.
 
 {about}
+
+![traffic with memory]({picture})
 
 {table}
 
@@ -247,9 +273,11 @@ def main() -> None:
   )
   text = TEXT.format(
     about=f"{machine.about(('jax', 'libtpu'))}.",
+    picture=given.out.with_suffix(".svg").name,
     table=report.table(found, HEADINGS),
     predicted=predicted,
   )
+  draw(found, given.out)
   given.out.write_text(text)
   print(text)
 

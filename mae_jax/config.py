@@ -407,6 +407,7 @@ AT_LEAST: dict[str, float] = {
   "model.patch_size": 1,
   "model.unroll": 0,
   "objective.contrast_patches": 0,
+  "objective.contrast_temperature": 1e-4,  # below, similarities overflow
   "objective.contrast_weight": 0,
   "objective.mask_ratio": 0,
   "objective.mask_ratios": 0,
@@ -427,7 +428,6 @@ ABOVE: dict[str, float] = {
   "eval.knn_temperature": 0,
   "eval.probe_l2": 0,
   "model.norm_eps": 0,
-  "objective.contrast_temperature": 0,
   "train.spike_factor": 1,
   "train.stop_seconds": 0,
   "optim.grad_clip": 0,

@@ -103,5 +103,5 @@ def test_a_run_is_measured_and_told(tmp_path):
   told = ablations.table(every)
   assert "± 0.00" in told
   assert told.splitlines()[3].replace(" ", "").endswith("|||")
-  ablations.draw(every, tmp_path / "x.svg")
+  ablations.draw(every, tmp_path / "x.md")
   assert "loss=l1" in (tmp_path / "x.svg").read_text()

@@ -130,10 +130,11 @@ def load_autoencoder(
   if "decoder" not in found:
     raise config_lib.ConfigError(
       f"{path} has no decoder, which pre-training goes on with: name weights "
-      "that have one (the reference's files whose names end in _full), or "
-      "leave init_from empty to start from scratch"
+      "that have one (the reference's files whose names end in _full)"
+      + _afresh(objective)
     )
   # What differs is named by its setting, before shapes are compared.
+  _check_objective(path, run.config, params, like, objective)
   check_network(path, run, model.encoder, adapted=channels is not None)
   _tell_pixels(path, run, hints)
   for part, width in (
@@ -148,10 +149,9 @@ def load_autoencoder(
       found["decoder"] = _prediction(
         found["decoder"], run.config, size, channels
       )
-  before = run.config.objective
+    _tell_frozen(path, run.config, size, channels, objective)
   _check_decoder(path, run.config.model, model.decoder)
-  _check_objective(path, before, params, like, channels)
-  _tell_objective(path, before, objective)
+  _tell_objective(path, run.config.objective, objective)
   _check_channels(
     path, found["encoder"], like[classifiers.MODEL]["encoder"], model.encoder
   )
@@ -180,11 +180,12 @@ def _check_decoder(
     if _decoders(before, name) != getattr(decoder, name)
   ]
   if wrong:
-    told = [f"model.decoder_{x}={_decoders(before, x)}" for x in wrong]
+    told = {f"model.decoder_{x}": _decoders(before, x) for x in wrong}
+    there = " ".join(f"{name}={value}" for name, value in told.items())
     here = ", ".join(str(getattr(decoder, name)) for name in wrong)
     raise config_lib.ConfigError(
-      f"the decoder of {path} has {' '.join(told)}, not {here}: set "
-      + " ".join(f"--config.{each}" for each in told)
+      f"the decoder of {path} has {there}, not {here}: set "
+      + " ".join(_flag(name, value) for name, value in told.items())
     )
 
 
@@ -195,32 +196,71 @@ def _decoders(config: config_lib.Model, name: str) -> int:
 
 def _check_objective(
   path: epath.PathLike,
-  before: config_lib.Objective,
+  config: config_lib.Config,
   params: Any,
   like: Any,
-  channels: int | None,
+  now: config_lib.Objective,
 ) -> None:
   """Refuses a decoder that was to do something else.
 
   Raises:
     ConfigError: naming the setting.
   """
+  before = config.objective
   if (targets.FITTED in params) != (targets.FITTED in like):
     raise config_lib.ConfigError(
       f"{path} was trained with objective.target={before.target}, and its "
       "decoder predicts something else: set "
-      f"--config.objective.target={before.target}"
+      f"--config.objective.target={before.target}{_afresh(now)}"
     )
   token = "encoder_mask_token"
   if (token in params[classifiers.MODEL]) != (token in like[classifiers.MODEL]):
     raise config_lib.ConfigError(
       f"{path} was trained with objective.hidden={before.hidden}, which has "
       f"other parameters: set --config.objective.hidden={before.hidden}"
+      f"{_afresh(now)}"
     )
-  if channels is not None and targets.FITTED in like:
+  if targets.FITTED not in like:
+    return
+  old, new = (
+    x[targets.FITTED]["target"]["basis"].shape for x in (params, like)
+  )
+  if old[0] != new[0]:
+    patch, channels = build.encoder(config).patch_size, config.data.channels
     raise config_lib.ConfigError(
-      f"{path} was trained with objective.target={before.target}, which is of "
-      "its own patches: leave out --config.init_adapt"
+      f"{path} was trained with objective.target={before.target}, fitted to "
+      f"patches of {patch[0]} x {patch[1]} x {channels}, which cannot be "
+      f"adapted: set {_flag('model.patch_size', patch)} "
+      f"{_flag('data.channels', channels)}{_afresh(now)}"
+    )
+  if old[1] != new[1]:
+    raise config_lib.ConfigError(
+      f"{path} was trained with objective.pca_components={old[1]}, not "
+      f"{new[1]}: set --config.objective.pca_components={old[1]}{_afresh(now)}"
+    )
+
+
+def _afresh(objective: config_lib.Objective) -> str:
+  """The other way out, where there is one: a frozen encoder needs a start."""
+  if objective.trained == "decoder":
+    return ""
+  return ", or leave init_from empty to start from scratch"
+
+
+def _tell_frozen(
+  path: epath.PathLike,
+  config: config_lib.Config,
+  patch_size: tuple[int, int],
+  channels: int,
+  objective: config_lib.Objective,
+) -> None:
+  """Warns of an encoder that is adapted, and then never trained."""
+  changed = _patch(config) != adapt.Patch(*patch_size, channels)
+  if changed and objective.trained == "decoder" and jax.process_index() == 0:
+    console.warn(
+      f"the encoder of {path} is adapted to other patches, and stays as that "
+      "makes it, as objective.trained='decoder': to train it too, set "
+      "--config.objective.trained=all"
     )
 
 
@@ -286,13 +326,18 @@ def check_network(
   ]
   if wrong:
     said = ", ".join(f"model.{x}={old[x]}, not {new[x]}" for x in wrong)
-    flags = " ".join(
-      f"--config.model.{x}={str(old[x]).replace(' ', '')}" for x in wrong
-    )
+    flags = " ".join(_flag(f"model.{x}", old[x]) for x in wrong)
     raise config_lib.ConfigError(
       f"the encoder of {path} has {said}: set {flags}"
       + (", or --config.init_adapt=true" if wrong == ["patch_size"] else "")
     )
+
+
+def _flag(name: str, value: Any) -> str:
+  """Of the command line, without brackets, which a shell would read."""
+  several = isinstance(value, tuple)
+  text = ",".join(map(str, value)) if several else str(value)
+  return f"--config.{name}={text}"
 
 
 def _tell_pixels(
@@ -308,10 +353,7 @@ def _tell_pixels(
   ):
     return
   if jax.process_index() == 0:
-    flags = " ".join(
-      f"--config.data.{name}={str(value).replace(' ', '')}"
-      for name, value in old.items()
-    )
+    flags = " ".join(_flag(f"data.{name}", old[name]) for name in old)
     console.warn(
       f"{path} was trained with pixels of mean {old['mean']} and std "
       f"{old['std']}, and these have {new['mean']} and {new['std']}: if that "

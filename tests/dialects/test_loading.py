@@ -140,7 +140,9 @@ def test_pixels_that_are_normalised_otherwise_are_told(
     initial(tiny.config(task=task, init_from=path, data=data))
     after = capsys.readouterr()
     assert told in after.err + after.out
-    assert "--config.data.mean=(0.3,) --conf" in after.err + after.out
+    assert (
+      "--config.data.mean=0.3 --config.data.std=0.4" in after.err + after.out
+    )
 
 
 def test_another_objective_is_told(

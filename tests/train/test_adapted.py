@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from mae_jax import config as config_lib
+from mae_jax import painter
 from mae_jax.models import adapt
 from tests import tiny
 from tests.train import runs
@@ -59,6 +61,28 @@ def test_pre_training_goes_on_with_patches_four_times_as_large(start, tmp_path):
     for x in (before, found)
   )
   np.testing.assert_array_equal(first, second)
+
+
+def test_an_encoder_that_stays_as_adapted_is_told(start, tmp_path, capsys):
+  alone = still(start, init_adapt=True, objective={"trained": "decoder"})
+  runs.train(alone, tmp_path)
+  told = capsys.readouterr()
+  assert "adapted to other patches, and stays as that" in told.err + told.out
+
+
+def test_pre_training_goes_on_with_larger_images(start, tmp_path):
+  """Nothing but the fixed table of positions is another one."""
+  config = tiny.changed(
+    still(start), model={"patch_size": (2, 2)}, data={"image_size": (12, 16)}
+  )
+  runs.train(config, tmp_path)
+  found = runs.params(tmp_path, config)
+  before = runs.params(start, tiny.config())
+  jax.tree.map(np.testing.assert_array_equal, found, before)
+  network = painter.Painter(tmp_path, runs.devices_mesh())
+  pixels = np.zeros((2, 12, 16, 1), np.uint8)
+  hidden = network.masks("random", 0.5, 2, seed=0)
+  assert network.predict(pixels, hidden).shape == (2, 48, 4)
 
 
 def test_fine_tuning_too(start, tmp_path):

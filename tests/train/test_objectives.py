@@ -184,9 +184,24 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
 
   other = tiny.changed(settings(), init_from=str(tmp_path / "first"))
   with pytest.raises(
-    config_lib.ConfigError, match=r"objective.target=pca, .*target=pca$"
+    config_lib.ConfigError,
+    match=r"objective.target=pca, .*target=pca, or leave init_from empty",
   ):
     runs.train(other, tmp_path / "third")
+  # Said at once, with what does it: no shape, and no flag refused next.
+  for changes, text in (
+    (
+      {"objective": {"pca_components": 2}},
+      "pca_components=3, not 2: set --config.objective.pca_components=3, or",
+    ),
+    (
+      {"model": {"patch_size": (4, 4)}, "init_adapt": True},
+      "2 x 2 x 1, which cannot be adapted: set --config.model.patch_size=2,2 "
+      "--config.data.channels=1, or leave",
+    ),
+  ):
+    with pytest.raises(config_lib.ConfigError, match=text):
+      runs.train(tiny.changed(again, **changes), tmp_path / "fourth")
 
 
 def test_an_unknown_game_is_refused_without_an_adversary_too():
@@ -244,8 +259,15 @@ def test_what_does_not_go_together_is_refused(objective, text: str):
 
 
 def test_a_decoder_alone_wants_a_start(tmp_path):
+  alone = settings(trained="decoder")
   with pytest.raises(config_lib.ConfigError, match="set init_from"):
-    runs.train(settings(trained="decoder"), tmp_path)
+    runs.train(alone, tmp_path)
+  # Of one without a decoder: that it may be left out would be no way out.
+  tuned = tiny.config(task="finetune", train={"length": "1 steps"})
+  runs.train(tuned, tmp_path / "tuned")
+  alone = tiny.changed(alone, init_from=str(tmp_path / "tuned"))
+  with pytest.raises(config_lib.ConfigError, match=r"names end in _full\)$"):
+    runs.train(alone, tmp_path / "alone")
 
 
 def test_another_decoder_is_told_by_its_settings(tmp_path):
