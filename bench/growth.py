@@ -113,6 +113,7 @@ def on_cpu(what: str, rounds: int) -> list[Point]:
   seconds: list[list[float]] = [[] for _ in runs]
   for _ in tqdm.trange(rounds, desc=f"{what}: steps", leave=False):
     for run, some in zip(runs, seconds, strict=True):
+      run.take()  # after another one's it is not as those of a run are
       some.append(stepping.timed(run.take)[0])
   return [
     Point(
@@ -279,7 +280,7 @@ A network of {BASE.depth} blocks, {BASE.width} wide, and a decoder of \
 {BASE.image} pixels in
 patches of {BASE.patch}, float32; one thing changes at a time, and width changes
 the decoder's too. Multiples are of the first line of each kind; flops are those
-of products. Medians of {rounds} rounds in turn.
+of products. Medians of {rounds} rounds in turn, of which the second step counts.
 
 {report_lib.table(list(measured_rows(points)), MEASURED)}
 

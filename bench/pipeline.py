@@ -81,17 +81,17 @@ OTHERS = {
 
 # To be read again whenever the table is made anew.
 ELSEWHERE = """\
-On another machine of two cores, a faster one, which was busy (5 rounds of 960
-images, load 14): folder and records 1.38 ms, torchvision 3.00 (0.46 of it),
-Grain 1.68, libjpeg-turbo alone 0.56 (2.44 of it); of the 1.38 decoding took
-0.51 and resizing 0.52. Here resizing takes a larger part: memory is slower. It
-is not page faults (60 an image, 6 % of the time): with the C library told to
-keep memory they are 3, and with huge pages no fewer, and both change less than
-the rounds differ.
+On another machine of two cores, a slower one with AVX2 alone (7 rounds of 1280
+images, load 2.1): folder 3.49 ms, records 3.23, torchvision 6.18 (folder: 0.57
+of it), Grain 3.70, libjpeg-turbo alone 1.18 (2.96 of it); of the 3.49 decoding
+took 1.07 and resizing 1.87. There resizing takes a larger part: memory is
+slower. It is not page faults (60 an image, 6 % of the time): with the C library
+told to keep memory they are 3, and with huge pages no fewer, and both change
+less than the rounds differ. By its figures, ViT-B on h100 has too few cores.
 """
 TRIED = """\
 Measured once, in ms of CPU for an image of these, while two passes were
-chosen, on that busy machine, where they took 0.44 then:
+chosen, on a busy machine as fast as this one, where they took 0.44 then:
 
 - PyTorch's uint8 resize takes 0.17 alone, but 0.40 with the way into Python and
   back: no gain, and a gigabyte to install. kornia-rs 0.33, libvips 0.76 and
@@ -428,7 +428,7 @@ def report(
     "does, on the device. libjpeg-turbo is that of simplejpeg, in threads.",
     "The goal was 1.5 ms an image, where libjpeg-turbo takes 0.92 and "
     "torchvision 3.88: 0.39 of torchvision's time, and 1.63 times that of "
-    "decoding.",
+    "decoding. In ms it is reached here, in ratios it is not.",
     "",
     "## Where the time goes",
     "",

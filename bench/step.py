@@ -54,18 +54,18 @@ PyTorch's first line by the program's: above 1 is faster.
 """
 
 FOUND = """\
-What follows was found beside the table, and is not measured anew with it. The
-rows of ViT-B in float32 are of a run of their own. In that of the others the
-first step of a turn counted: of ViT-B in bfloat16 every step, of CIFAR one of
-four. What a step gives back the machine, a virtual one, has taken by the next
-turn, and it costs most where memory is asked for anew in each step: mae_jax's
-ViT-B in float32 took 6191 ms then, for 3515 in steps that follow one another,
-as those of a run do, and on one core 14497 for 6445; PyTorch's 6022 and 9991.
+What follows was found beside the table, and is not measured anew with it. What
+a step gives back the machine, a virtual one, has taken by the next turn, and it
+costs most where memory is asked for anew in each step: when the first steps of
+turns counted, mae_jax's ViT-B in float32 took 6191 ms, for 3515 in steps that
+follow one another, as those of a run do, and on one core 14497 for 6445;
+PyTorch's 6022 and 9991. Of another day, the same processor: 1.47x and 1.48x for
+ViT-B in float32, on two cores and on one, where this table has 1.41x and 1.42x.
 
 Goals were 1.00x of PyTorch in float32, and 0.80x at least.
 
 XLA for CPUs has no products of bfloat16: it converts to float32 and back, and
-is at 0.33x to 0.62x of PyTorch, whose ViT-B is more than twice as fast in it as
+is at 0.52x to 0.62x of PyTorch, whose ViT-B is more than twice as fast in it as
 in float32. On CPU, float32 is the type to take.
 
 ## On another processor

@@ -116,7 +116,7 @@ class Encoder(nn.Module):
     images: jax.Array,
     masked: masking.Masking | None = None,
     kept: jax.Array | None = None,
-    hide: Callable[[jax.Array], jax.Array] | None = None,
+    hide: Callable[[jax.Array], jax.Array] = lambda x: x,
   ) -> Tokens:
     """Encodes images.
 
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
       masked: which patches to show; None for all, in order.
       kept: [depth, B, 2], see `transformer.drop_path`; None for all.
       hide: puts something else in the place of embedded patches [B, L, D],
-        before they are told where they are; None for nothing.
+        before they are told where they are.
 
     Returns:
       Tokens of float32.
@@ -140,9 +140,7 @@ class Encoder(nn.Module):
     x = patches.patchify(images, self.patch_size).astype(self.dtype)
     # A dense layer, not a convolution: xavier then sees a (p*q*C, D) matrix.
     x = transformer.dense(self.width, self.dtype, "patch_embed")(x)
-    if hide is not None:
-      x = hide(x)
-    x = x + table.astype(self.dtype)  # before masking
+    x = hide(x) + table.astype(self.dtype)  # before masking
     if masked is not None:
       x = masking.visible_only(x, masked)
     x = _prepend(cls, x)

@@ -1,12 +1,12 @@
 """What a decoder is to predict of a patch: modules of pixels [..., P].
 
-A target that learns from data keeps what it learned in the collection FITTED,
-which belongs to the state and to no optimiser.
+A target that learns from data (`Fitted`) keeps what it learned in the
+collection FITTED, which belongs to the state and to no optimiser.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -49,7 +49,28 @@ class NormalizedPixels(Target):
     return losses.normalize_patches(patches)
 
 
-class PrincipalComponents(Target):
+class Fitted(Target):
+  """One that learns from patches before training."""
+
+  @nn.nowrap
+  def statistics(
+    self, patches: jax.Array, weights: jax.Array
+  ) -> dict[str, jax.Array]:
+    """What `fit` needs of some patches; sums may be added.
+
+    Args:
+      patches: [B, L, P].
+      weights: [B], 0 or False for images that do not count.
+    """
+    raise NotImplementedError
+
+  @nn.nowrap
+  def fit(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The collection FITTED, from `statistics` of all patches in float64."""
+    raise NotImplementedError
+
+
+class PrincipalComponents(Fitted):
   """The largest coefficients of a PCA of patches (He et al. 2021, table 1d).
 
   Attributes:
@@ -71,6 +92,19 @@ class PrincipalComponents(Target):
   def to_patches(self, target: jax.Array) -> jax.Array:
     """[..., T] -> [..., P], without what the other components hold."""
     return _exact(target, self.basis.value.T) + self.mean.value
+
+  @nn.nowrap
+  def statistics(
+    self, patches: jax.Array, weights: jax.Array
+  ) -> dict[str, jax.Array]:
+    """See `moments`."""
+    return moments(patches, weights)
+
+  @nn.nowrap
+  def fit(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """See `principal_components`."""
+    count, total, products = sums["count"], sums["sum"], sums["products"]
+    return principal_components(float(count), total, products, self.dim)
 
 
 def _norm_pix(patch_dim: int, components: int) -> Target:

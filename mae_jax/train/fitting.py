@@ -12,18 +12,19 @@ from jax.sharding import Mesh
 
 from mae_jax import config as config_lib
 from mae_jax import console, images, sharding
-from mae_jax.models import mae, patches, targets
+from mae_jax.models import patches, targets
 
 IMAGES = 8192  # that are looked at, rounded up to whole batches
 
 
-def principal_components(
+def fit(
   config: config_lib.Config,
   mesh: Mesh,
-  model: mae.MaskedAutoencoder,
+  target: targets.Fitted,
+  patch_size: tuple[int, int],
   batches: Iterator[Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-  """Fits `targets.PrincipalComponents` on the first IMAGES of a stream.
+  """Fits a target on the first IMAGES of a stream.
 
   Sums are of all processes' images, in float32 within a batch and in float64
   over batches.
@@ -31,24 +32,23 @@ def principal_components(
   Args:
     config: of the run.
     mesh: the devices.
-    model: the network.
+    target: what learns.
+    patch_size: height and width of a patch in pixels.
     batches: this process's rows of global batches.
 
   Returns:
-    "mean" [P] and "basis" [P, T], the same on all processes.
+    What `target.fit` gives, the same on all processes.
   """
   data, count = config.data, -(-IMAGES // config.data.batch_size)
   if jax.process_index() == 0:
     console.say(
-      f"fitting the {model.target.dim} principal components of patches on "
+      f"fitting objective.target={config.objective.target!r} on "
       f"{count * data.batch_size} images"
     )
 
   def of_batch(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     x = images.normalize(batch["image"], data.mean, data.std)
-    return targets.moments(
-      patches.patchify(x, model.encoder.patch_size), batch["readable"]
-    )
+    return target.statistics(patches.patchify(x, patch_size), batch["readable"])
 
   sums = jax.jit(of_batch, out_shardings=sharding.replicated(mesh))
   total: Any = None
@@ -56,8 +56,5 @@ def principal_components(
   for _, batch in zip(range(count), ahead, strict=False):
     found = jax.tree.map(lambda x: np.asarray(x, np.float64), sums(batch))
     total = found if total is None else jax.tree.map(np.add, total, found)
-  fitted = targets.principal_components(
-    total["count"], total["sum"], total["products"], model.target.dim
-  )
   # Hosts may round differently.
-  return multihost_utils.broadcast_one_to_all(fitted)
+  return multihost_utils.broadcast_one_to_all(target.fit(total))

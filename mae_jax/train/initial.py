@@ -134,7 +134,7 @@ def load_autoencoder(
       + _afresh(objective)
     )
   # What differs is named by its setting, before shapes are compared.
-  _check_objective(path, run.config, params, like, objective)
+  _check_objective(path, run.config, params, like, model.encoder, objective)
   check_network(path, run, model.encoder, adapted=channels is not None)
   _tell_pixels(path, run, hints)
   for part, width in (
@@ -199,6 +199,7 @@ def _check_objective(
   config: config_lib.Config,
   params: Any,
   like: Any,
+  encoder: mae.Encoder,
   now: config_lib.Objective,
 ) -> None:
   """Refuses a decoder that was to do something else.
@@ -222,21 +223,20 @@ def _check_objective(
     )
   if targets.FITTED not in like:
     return
-  old, new = (
-    x[targets.FITTED]["target"]["basis"].shape for x in (params, like)
-  )
-  if old[0] != new[0]:
-    patch, channels = build.encoder(config).patch_size, config.data.channels
+  old, size = _patch(config), encoder.patch_size
+  if old != adapt.Patch(*size, _channels(like[classifiers.MODEL], size)):
     raise config_lib.ConfigError(
       f"{path} was trained with objective.target={before.target}, fitted to "
-      f"patches of {patch[0]} x {patch[1]} x {channels}, which cannot be "
-      f"adapted: set {_flag('model.patch_size', patch)} "
-      f"{_flag('data.channels', channels)}{_afresh(now)}"
+      f"patches of {old.height} x {old.width} x {old.channels}, which cannot "
+      f"be adapted: set {_flag('model.patch_size', old[:2])} "
+      f"{_flag('data.channels', old.channels)}{_afresh(now)}"
     )
-  if old[1] != new[1]:
+  if before.pca_components != now.pca_components:
     raise config_lib.ConfigError(
-      f"{path} was trained with objective.pca_components={old[1]}, not "
-      f"{new[1]}: set --config.objective.pca_components={old[1]}{_afresh(now)}"
+      f"{path} was trained with objective.pca_components="
+      f"{before.pca_components}, not {now.pca_components}: set "
+      f"{_flag('objective.pca_components', before.pca_components)}"
+      f"{_afresh(now)}"
     )
 
 
@@ -369,8 +369,7 @@ def _check_channels(
   path: epath.PathLike, found: Any, like: Any, encoder: mae.Encoder
 ) -> None:
   old, new = (
-    tree["patch_embed"]["kernel"].shape[0] // math.prod(encoder.patch_size)
-    for tree in (found, like)
+    _channels({"encoder": tree}, encoder.patch_size) for tree in (found, like)
   )
   if old != new:
     raise config_lib.ConfigError(
@@ -378,6 +377,12 @@ def _check_channels(
       f"--config.data.channels={old}, with as many numbers in data.mean and "
       "data.std, or --config.init_adapt=true"
     )
+
+
+def _channels(params: Any, patch_size: tuple[int, int]) -> int:
+  """Of the images that an encoder takes."""
+  rows: int = params["encoder"]["patch_embed"]["kernel"].shape[0]
+  return rows // math.prod(patch_size)
 
 
 def _positions(

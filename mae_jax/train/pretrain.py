@@ -55,11 +55,16 @@ class Pretraining(task.Images):
         "encoder as it starts, which here is at random: set init_from to a "
         "checkpoint of pre-training"
       )
-    if targets.FITTED not in state.params:
+    target = self._model.target
+    if not isinstance(target, targets.Fitted):
       return state
     before = state.params[targets.FITTED]
-    found = fitting.principal_components(
-      self._config, self._mesh, self._model, self.train_batches(0)
+    found = fitting.fit(
+      self._config,
+      self._mesh,
+      target,
+      self._model.encoder.patch_size,
+      self.train_batches(0),
     )
     after = jax.tree.map(
       lambda old, new: jax.device_put(new, old.sharding),
