@@ -280,7 +280,8 @@ A network of {BASE.depth} blocks, {BASE.width} wide, and a decoder of \
 {BASE.image} pixels in
 patches of {BASE.patch}, float32; one thing changes at a time, and width changes
 the decoder's too. Multiples are of the first line of each kind; flops are those
-of products. Medians of {rounds} rounds in turn, of which the second step counts.
+of products. Medians of {rounds} rounds in turn, each of two steps, of
+which the second counts.
 
 {report_lib.table(list(measured_rows(points)), MEASURED)}
 

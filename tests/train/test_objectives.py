@@ -263,7 +263,9 @@ def test_a_decoder_alone_wants_a_start(tmp_path):
   with pytest.raises(config_lib.ConfigError, match="set init_from"):
     runs.train(alone, tmp_path)
   # Of one without a decoder: that it may be left out would be no way out.
-  tuned = tiny.config(task="finetune", train={"length": "3 steps"})
+  tuned = tiny.config(
+    task="finetune", train={"length": "3 steps"}, data={"eval_split": ""}
+  )
   runs.train(tuned, tmp_path / "tuned")
   alone = tiny.changed(alone, init_from=str(tmp_path / "tuned"))
   with pytest.raises(config_lib.ConfigError, match=r"names end in _full\)$"):
