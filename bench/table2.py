@@ -562,9 +562,10 @@ Whole train steps in float32, batch {batch_size}, on this machine's CPU
 load {loads[0]:.1f} before the steps, {loads[1]:.1f} after). Widths, heads, MLPs
 are divided by {SHRINK}; depths, tokens and widths of heads are not, so that
 encoder and decoder keep their shares but for attention's, which grows. The six
-networks take turns, {rounds} rounds after two to warm up. Steps are medians,
-ratios are of medians; beside them the lowest and highest of single rounds. CPU
-time is that of all threads: it tells more where others work too.
+networks take turns, {rounds} rounds of two steps, of which the second counts,
+after two to warm up. Steps are medians, ratios are of medians; beside them the
+lowest and highest of single rounds. CPU time is that of all threads: it tells
+more where others work too.
 
 {measured(times)}
 """

@@ -238,11 +238,19 @@ GB; now 0.24); 50 tokens in place of 56 rows, in what the encoder keeps and
 what its products read (0.1 GB); 197 in place of 200 (0.01 GB). With 16 images a
 chip the compiler itself lays images beside each other where rows are few, so
 that 50 tokens cost 2 % and not the 28 % of 64. With 64 images a chip, as on
-v5p:4x4x4, attention's arrays are too many for the memory on the chip, and there
-heads of 64 and 32 numbers and 50 and 197 logits are padded to 128 and 256.
+v5p:4x4x4, attention's arrays are too many for the 64 MB on the chip, and there
+heads of 64 and 32 numbers and 50 and 197 logits are padded to 128 and 256. With
+16 images a chip v5p has 32.9 GB of traffic, 11.9 % of it padding; with 64 v5e
+has 43.8 GB, 11.6 % of it: fewer images a chip are what reduces it.
 
 ## Tried, and not adopted
 
+- Four parts of 16 images on v5p (`optim.accum_steps=4`), whose activations
+  would stay on the chip: predicted were 35 to 45 GB, 112.6 it is, and 91.8 in
+  two parts. Kernels are read and gradients added once more for each part.
+- More or less of v5p's memory on the chip for single operations
+  (`xla_tpu_scoped_vmem_limit_kib`): 77.5 GB with 8 MB, 84.3 with 32, and with
+  64 it does not compile.
 - Attention in parts whose logits would fit on the chip (v5p, 42 MB): 78.75 GB
   for 78.68.
 - The exchange of one block under the products of the next
