@@ -67,6 +67,8 @@ DEFAULT = (
   "trained=decoder",
   "trained=decoder,adversary=patch",
 )
+UNLEARNED = """ `not trained` are features of the network as it was
+drawn: where others are no better, the table says nothing of them."""
 # What is told of a run: headings, and names among its metrics.
 PROBES = {
   "linear probe, 5 a class": "eval_linear_5",
@@ -252,7 +254,7 @@ compare with nobody, `pixel_noise` never saw a patch hidden as a whole, and of
 the mean difference of neighbouring pixels of a patch, 1 for the images
 themselves; noise has it too. Small networks on little data tell what a setting
 does here, not what it would at the size of the paper, whose table stands in
-`configs/ablations.py`.
+`configs/ablations.py`.{UNLEARNED if UNTRAINED in found else ""}
 {machine.about(("jax", "flax"))}.
 
 {table(found)}
