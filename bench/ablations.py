@@ -18,6 +18,7 @@ import json
 import pathlib
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 
@@ -67,8 +68,6 @@ DEFAULT = (
   "trained=decoder",
   "trained=decoder,adversary=patch",
 )
-UNLEARNED = """ `not trained` are features of the network as it was
-drawn: where others are no better, the table says nothing of them."""
 # What is told of a run: headings, and names among its metrics.
 PROBES = {
   "linear probe, 5 a class": "eval_linear_5",
@@ -221,48 +220,64 @@ def draw(found: Found, page: pathlib.Path) -> None:
           continue
         axes.plot(values, [row] * len(values), "o", ms=4, alpha=0.6, c="C0")
         axes.plot(np.mean(values), row, "|", ms=12, c="black")
-      axes.set_xlabel(heading)
+      axes.margins(x=0.1)
+      axes.set_xlabel(heading if heading not in PROBES else f"{heading}, %")
     every[0].set_yticks(range(len(changes)), changes)
     every[0].invert_yaxis()
 
 
 def text(found: Found, seeds: int, args: argparse.Namespace) -> str:
   """The page."""
-  length = args.length or "as long as it is"
-  second = "as long once" if args.second is None else args.second
+  length = f"{args.length} each" if args.length else "each at its full length"
   recipe = f",length={args.length}" if args.length else ""
   over = "one seed" if seeds == 1 else f"{seeds} seeds; mean ± deviation"
+  about = [
+    f"The recipe `configs/{args.data}.py` with one thing changed, {length}, "
+    f"{over}. A row is the command below; the recipe's has no CHANGE."
+  ]
+  if any(map(second_stage, found)):
+    second = args.second or "as long once more"
+    about.append(
+      "Those with `trained=decoder` go on from the recipe's of the same seed "
+      f"(`--config.init_from=` its workdir), {second}."
+    )
+  if UNTRAINED in found:
+    about.append(
+      "Accuracies are in per cent, of frozen features of held-out images. "
+      f"`{UNTRAINED}` is the recipe with three steps of rate 0, `{RAW}` are no "
+      "features: where others are no better, the table says nothing of them."
+    )
+  about.append(
+    f"PSNR and sharpness are of {painted.IMAGES} held-out images, painted "
+    "where hidden, under random masks of the share that was trained with: rows "
+    "with another share compare with nobody, `pixel_noise` never saw a patch "
+    "hidden as a whole, and of `norm_pix` mean and deviation are estimated "
+    "from visible patches. Sharpness is the mean difference of neighbouring "
+    "pixels of a patch, 1 for the images themselves; noise has it too. Small "
+    "networks on little data tell what a setting does here, not what it would "
+    "at the size of the paper, whose table stands in `configs/ablations.py`."
+  )
   return f"""# One thing changed
 
 Written by
 
     {args.command}
 
-The recipe `configs/{args.data}.py` with one thing changed, {length} each,
-{over}. `trained=decoder` goes on from the recipe for {second}
-more. Each row is
+{textwrap.fill(" ".join(about), 80, break_on_hyphens=False)}
 
     python -m mae_jax.main \\
       --config="configs/ablations.py:CHANGE,data={args.data}{recipe}" \\
-      --config.train.seed=SEED --workdir=...
+      --config.train.seed=SEED --config.model.unroll=1 --workdir=...
 
-Accuracies in per cent, of frozen features of held-out images. PSNR and
-sharpness are of {painted.IMAGES} held-out images, painted where hidden, under
-random masks of the share that was trained with: rows with another share
-compare with nobody, `pixel_noise` never saw a patch hidden as a whole, and of
-`norm_pix` mean and deviation are estimated from visible patches. Sharpness is
-the mean difference of neighbouring pixels of a patch, 1 for the images
-themselves; noise has it too. Small networks on little data tell what a setting
-does here, not what it would at the size of the paper, whose table stands in
-`configs/ablations.py`.{UNLEARNED if UNTRAINED in found else ""}
 {machine.about(("jax", "flax"))}.
 
 {table(found)}
 
 ![each seed as a point]({args.out.with_suffix(".svg").name})
 
-What networks of one seed paint; where a change hides other patches than the
-recipe, it sees others than shown here.
+Each seed is a point, their mean a tick; the grey line is the recipe's mean.
+Below is what networks of one seed paint; where a change hides other patches
+than the recipe, it sees others than shown here.
 
 ![what each network paints]({args.out.with_suffix(".png").name})
 """
@@ -297,6 +312,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> None:
   changes = list(dict.fromkeys([RECIPE, UNTRAINED, *args.changes]))
   second = args.length if args.second is None else args.second
+  if args.second is not None and not any(map(second_stage, changes)):
+    raise config_lib.ConfigError(
+      f"--second={args.second} is the length of trained=decoder, which no "
+      "CHANGE has: leave it out"
+    )
   todo = [
     Run(
       change,
@@ -311,7 +331,13 @@ def _run(args: argparse.Namespace) -> None:
   ]
   for each in todo[: len(changes)]:
     each.check()  # what is wrong is told before any work
-  args.workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    args.workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise config_lib.ConfigError(
+      f"--workdir={args.workdir} cannot be made ({error.strerror}): name a "
+      "directory"
+    ) from None
   jax.config.update("jax_platforms", "cpu")
   with (
     lives.Nursery(args.workdir) as nursery,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 
 from mae_jax import config as config_lib
 
+BATCH = 4096  # of the recipes
+
 
 def among(known: Collection[str]) -> Callable[[str], list[str]]:
   """Names with commas between them, each of which must be known."""
@@ -37,7 +39,24 @@ def whole(least: int = 1, most: int | None = None) -> Callable[[str], int]:
     if found < least:
       raise argparse.ArgumentTypeError(f"{found} is below {least}")
     if most is not None and found > most:
-      raise argparse.ArgumentTypeError(f"{found} is above {most}")
+      raise argparse.ArgumentTypeError(
+        f"{found} is above {most}, which is what there is here"
+      )
+    return found
+
+  return number
+
+
+def multiple(of: int) -> Callable[[str], int]:
+  """A whole number of so many."""
+  one = whole(of)
+
+  def number(text: str) -> int:
+    found = one(text)
+    if found % of:
+      raise argparse.ArgumentTypeError(
+        f"{found} is not a multiple of {of}: write {found // of * of}"
+      )
     return found
 
   return number
@@ -50,15 +69,24 @@ def wholes(least: int, most: int) -> Callable[[str], list[int]]:
 
 
 def slices(text: str) -> list[str]:
-  """Slices of chips with commas between them, that there are compilers for."""
+  """Slices of chips with commas between them, that there are compilers for.
+
+  They must share the recipes' batch.
+  """
   from mae_jax.plan import topology
 
   found = text.split(",")
   for each in found:
     try:
-      topology.open_topology(each)
+      devices = len(topology.open_topology(each).devices)
     except config_lib.ConfigError as error:
-      raise argparse.ArgumentTypeError(str(error)) from None
+      told = str(error).replace("--topology=", "")
+      raise argparse.ArgumentTypeError(told) from None
+    if BATCH % devices:
+      raise argparse.ArgumentTypeError(
+        f"{each} has {devices} devices, which do not divide {BATCH} images: "
+        "take one whose number is a power of 2"
+      )
   return found
 
 

@@ -281,7 +281,8 @@ A network of {BASE.depth} blocks, {BASE.width} wide, and a decoder of \
 patches of {BASE.patch}, float32; one thing changes at a time, and width changes
 the decoder's too. Multiples are of the first line of each kind; flops are those
 of products. Medians of {rounds} rounds in turn, each of two steps, of
-which the second counts.
+which the second counts. The network itself is in all four groups: what its
+times there differ by is what times are worth.
 
 {report_lib.table(list(measured_rows(points)), MEASURED)}
 
@@ -299,6 +300,7 @@ The same, one image a chip: with the logits of attention whole
 at most 128 MB (`mae_jax/models/attention.py`). Whole, they grow with the square
 of the tokens; in parts, what is left grows with the tokens. Small parts are not
 the slower ones: from 1536 pixels on the bound of those of 128 MB is the lower.
+To 512 pixels no logits are larger, and the program is the same.
 
 {report_lib.table(list(large_rows(big)), LARGE)}
 """

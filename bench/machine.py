@@ -42,4 +42,8 @@ def _version(name: str) -> str:
   try:
     return importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
+    pass
+  try:
     return importlib.metadata.version(f"{name}-cpu")  # TensorFlow on x86
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed"

@@ -103,8 +103,8 @@ chosen, on a busy machine as fast as this one, where they took 0.44 then:
 - Four channels, to transpose 32-bit words: padding costs more than it saves.
 - QuantizeV2 to round and clip in one: 0.01, and other ties.
 - A smaller size from libjpeg (`ratio`) is for crops of twice the size in both
-  directions, of which these images have none. INTEGER_FAST saves 0.02 and
-  changes two pixels of three.
+  directions, of which these images have none. INTEGER_FAST saved 0.02
+  there, nothing here, and changes two pixels of three.
 - The C library's limits for memory that is kept, synchronous maps, and
   `max_intra_op_parallelism` of the data set in place of one thread an
   operation: nothing.
@@ -414,8 +414,9 @@ def report(
   whole = [
     "# What the input pipeline costs",
     "",
-    "Written by `python -m bench.pipeline`. CPU time is user and system time "
-    "of a process and its workers; medians, with the smallest and largest; "
+    "Written by `python -m bench.pipeline` (`make pipeline`). CPU time is user "
+    "and system time of a process and its workers; medians, with the smallest "
+    "and largest; "
     "all of one run, each pipeline asked in turn.",
     about,
     "",
@@ -426,8 +427,8 @@ def report(
     "Each makes batches of 64 crops of 224 x 224 by RandomResizedCrop (0.2, "
     "1), bicubic, and flips. torchvision normalises too; here the train step "
     "does, on the device. libjpeg-turbo is that of simplejpeg, in threads.",
-    "The goal was 1.5 ms an image, where libjpeg-turbo takes 0.92 and "
-    "torchvision 3.88: 0.39 of torchvision's time, and 1.63 times that of "
+    "The goal was 1.5 ms an image, on a machine where libjpeg-turbo took 0.92 "
+    "and torchvision 3.88: 0.39 of torchvision's time, and 1.63 times that of "
     "decoding. In ms it is reached here, in ratios it is not.",
     "",
     "## Where the time goes",
@@ -488,7 +489,10 @@ def main() -> None:
     "--images", type=flags.whole(8), default=300, help="different ones"
   )
   parser.add_argument(
-    "--number", type=flags.whole(), default=1280, help="made a round"
+    "--number",
+    type=flags.multiple(feeders.BATCH),
+    default=1280,
+    help="made a round",
   )
   parser.add_argument("--rounds", type=flags.whole(), default=7)
   parser.add_argument("--peers", default=".venv/peers", help="'' for none")

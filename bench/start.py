@@ -73,8 +73,9 @@ Measured while the start was made shorter, on a busy machine with two cores:
   clock for both instead of 15, 14 s of CPU time instead of 11. A mistake found
   meanwhile would also have its process wait for the compiler. Where a start
   matters most, after a stop, `train.compile_cache` leaves little to hide.
-- Compiling the first state while TensorFlow is imported: both in 24 and 16 s of
-  the clock instead of 31 and 18 (7.4 s of CPU time, 7.0 before). Only a new run
+- Compiling the first state while TensorFlow is imported: 24 s of the clock for
+  both instead of 31, in a second try 16 instead of 18 (7.4 s of CPU time, 7.0
+  before). Only a new run
   with nothing compiled has that, and `main` would have to know the programs of
   tasks before there are data to tell their sizes.
 - Compiling the first state with `xla_backend_optimization_level=1`: 1.3 s less,

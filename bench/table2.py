@@ -446,7 +446,8 @@ def discussion(
   ]
   for name, entries in slices.items():
     fit = [(e.found, e.roofline) for e in entries.values() if e.roofline]
-    if not fit:
+    ratio = compared[f"roofline, {name}"]
+    if not fit or not ratio:
       continue
     bound = sum(roofline.bound == "HBM" for _, roofline in fit)
     state = [
@@ -454,7 +455,6 @@ def discussion(
       for found, _ in fit
       if found.costs
     ]
-    ratio = compared[f"roofline, {name}"]
     second.append(
       f"On {name} HBM bounds {bound} of {len(fit)} steps, state alone is "
       f"{min(state):.0%} to {max(state):.0%} of the traffic, and rooflines "

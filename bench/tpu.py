@@ -210,12 +210,12 @@ the chip comes to: apart from each other patches and erf gain 0.0 and 0.1 GB on
 v5e, together, with gradients summed at once, they gained 0.8 (16.8 to 16.0).
 Wrong were the predictions of half the traffic, which is a third less; of 3 to 4
 GB for gradients in bfloat16, which are 2.1; of 0.4 GB for patches, which is
-0.04; for dividing late, which costs 0.9 GB, hence the
-softmax of `attention._whole`; for erf, which is fused with what is kept for the
-backward pass and saves 3.2 GB on v5p; for heads before tokens, which gained 0.3
-GB when it was tried first, and costs as much since gradients are summed apart,
-which is within that half gigabyte: it stays for the CPU, where it is 13 % of
-attention, rather than have attention twice. Summing apart costs 0.6 GB,
+0.04; for dividing late, which costs 0.9 GB, hence the softmax of
+`attention._whole`; for erf, which is fused with what is kept for the backward
+pass and saves 3.2 GB on v5p; for heads before tokens, which gained 0.3 GB when
+it was tried first, and costs as much since gradients are summed apart, which is
+within that half gigabyte (on v5p it is 1.0): it stays for the CPU, where it is
+13 % of attention, rather than have attention twice. Summing apart costs 0.6 GB,
 0.7 ms of HBM at most, and has 4.3 of the 6.6 ms of sending under products.
 
 The same program, v5e:16x16, when this table could not be made by one command:
@@ -225,23 +225,24 @@ The same program, v5e:16x16, when this table could not be made by one command:
 | everything kept for the backward pass | 37.6 GB | |
 | products alone kept | 26.2 GB | |
 | gradients stacked in bfloat16 | 21.7 GB | |
-| AdamW in one pass over parameters and moments | 17.6 GB | 9.2 GB of it; 8.9 |
+| AdamW in one pass over parameters and moments | 17.6 GB | 9.2 of it; is 8.9 |
 | heads before tokens in attention | 16.8 GB (17.0 just before) | |
 
 ## Padding
 
-The compiler lays the last two axes of an array out in tiles of 8 x 128. The
-names of what is lost, on v5e and in the order of bytes, before the last three
-of these changes:
-pixels cut into patches with an axis of 14 last, nine times their size (0.42
-GB; now 0.24); 50 tokens in place of 56 rows, in what the encoder keeps and
-what its products read (0.1 GB); 197 in place of 200 (0.01 GB). With 16 images a
-chip the compiler itself lays images beside each other where rows are few, so
-that 50 tokens cost 2 % and not the 28 % of 64. With 64 images a chip, as on
-v5p:4x4x4, attention's arrays are too many for the 64 MB on the chip, and there
-heads of 64 and 32 numbers and 50 and 197 logits are padded to 128 and 256. With
-16 images a chip v5p has 32.9 GB of traffic, 11.9 % of it padding; with 64 v5e
-has 43.8 GB, 11.6 % of it: fewer images a chip are what reduces it.
+The compiler lays the last two axes of an array out in tiles of 8 x 128, of
+bfloat16 often 16 x 128. What was padded on v5e, the most bytes first, before
+the last three of these changes: pixels cut into patches with an axis of 14
+last, to nine times their size (0.42 GB; now 0.24); 50 tokens to 56 rows, in
+what the encoder keeps and what its products read (0.1 GB); 197 to 200 (0.01
+GB). With 16 images a chip the compiler itself lays images beside each other
+where rows are few, so that 50 tokens cost 2 % and not the 28 % of 64 rows. With
+64 images a chip, as on v5p:4x4x4, attention's arrays are too many for the 64 MB
+on the chip, and there heads of 64 and 32 numbers and 50 and 197 logits are
+padded to 128 and 256. With 16 images a chip v5p has 32.9 GB of traffic, 11.9 %
+of it padding (`--topology=v5p:4x4x4 --config.data.batch_size=1024`); with 64
+v5e has 43.8 GB, 11.6 % of it (`--topology=v5e:8x8`): fewer images a chip are
+what reduces it.
 
 ## Tried, and not adopted
 
@@ -249,10 +250,11 @@ has 43.8 GB, 11.6 % of it: fewer images a chip are what reduces it.
   would stay on the chip: predicted were 35 to 45 GB, 112.6 it is, and 91.8 in
   two parts. Kernels are read and gradients added once more for each part.
 - More or less of v5p's memory on the chip for single operations
-  (`xla_tpu_scoped_vmem_limit_kib`): 77.5 GB with 8 MB, 84.3 with 32, and with
-  64 it does not compile.
+  (`xla_tpu_scoped_vmem_limit_kib`): 77.5 GB with 8 MB for 79.3, 84.3 with 32,
+  and with 64 it does not compile. Two per cent of a bound are not worth an
+  option that nobody promises.
 - Attention in parts whose logits would fit on the chip (v5p, 42 MB): 78.75 GB
-  for 78.68.
+  for 78.68, when gradients were summed at once.
 - The exchange of one block under the products of the next
   (`xla_tpu_collective_fusion_pipeliner_all_reduce`): the same program. Without
   a bound on what is summed together, none of the compiler's options for

@@ -217,7 +217,7 @@ class Adversary:
 
   judges: str = "none"  # none | patch (parts of images) | image (as a whole)
   loss: str = "hinge"  # hinge | non_saturating
-  # Of what it costs the network; on photographs, a tenth of this may be enough
+  # Of what it costs the network; on photographs, a third of this may be enough
   # (bench/adversary.md).
   weight: float = 0.1
   # Shares of training, however long it is by now, at which that weight leaves 0
