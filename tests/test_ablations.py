@@ -57,7 +57,14 @@ def test_wrong_changes_are_told_before_any_work(tmp_path):
   ):
     with pytest.raises(SystemExit, match=told):
       ablations.main([change, f"--workdir={tmp_path / 'runs'}"])
+  with pytest.raises(SystemExit, match="--second=9 steps is the length of"):
+    ablations.main(
+      ["loss=l1", "--second=9 steps", f"--workdir={tmp_path}/runs"]
+    )
   assert not (tmp_path / "runs").exists()
+  (tmp_path / "file").touch()
+  with pytest.raises(SystemExit, match="file/runs cannot be made"):
+    ablations.main(["loss=l1", f"--workdir={tmp_path}/file/runs"])
 
 
 def test_a_run_is_measured_and_told(tmp_path):
