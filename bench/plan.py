@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator
 
 import jax
 import tqdm
+from matplotlib.axes import Axes
 
 from bench import drawn, flags, machine
 from mae_jax import command_line
@@ -143,50 +145,46 @@ def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
 def draw(rows: list[list[str]], page: pathlib.Path) -> None:
   """The bounds of each row: a panel a model."""
   models = list(dict.fromkeys(row[0] for row in rows))
-  with drawn.figure(page, 10, 0.5 + 2.3 * -(-len(models) // 2)) as figure:
-    grid = figure.subplots(
-      -(-len(models) // 2), 2, sharex=True, squeeze=False
-    ).flat
-    for axes, model in zip(grid, models, strict=False):
-      some = [
-        dict(zip(HEADINGS, x, strict=True)) for x in rows if x[0] == model
-      ]
-      found = {
-        number: [float(x) for x in cells[BOUNDS].removesuffix(" ms").split("/")]
-        for number, cells in enumerate(some)
-        if cells[BOUNDS]
-      }
-      for k, (name, marker) in enumerate(
-        zip(BOUNDS.split(" / "), "so^", strict=True)
-      ):
-        times = [each[k] for each in found.values()]
-        axes.semilogx(times, list(found), marker, label=name, alpha=0.8)
-      axes.hlines(
-        list(found),
-        [min(each) for each in found.values()],
-        [max(each) for each in found.values()],
-        color="0.8",
-        zorder=0,
-      )
-      for number in range(len(some)):
-        if number not in found:
-          axes.annotate(
-            "no fit",
-            (0.02, number),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=8,
-          )
-      labels = [f"{x['slice']}, fsdp {x['fsdp']}" for x in some]
-      axes.set_yticks(range(len(some)), labels, fontsize=8)
+  high = math.ceil(len(models) / 2)
+  with drawn.figure(page, 10, 0.5 + 2.3 * high) as figure:
+    panels = figure.subplots(high, 2, sharex=True, squeeze=False).flat
+    for model, axes in zip(models, panels, strict=False):
+      some = [x for x in rows if x[0] == model]
+      _panel(axes, [dict(zip(HEADINGS, x, strict=True)) for x in some])
       axes.set_title(f"ViT-{model}", fontsize=9)
-      axes.set_ylim(len(some) - 0.5, -0.5)
-      axes.tick_params(labelbottom=True)
-      axes.set_xlabel("ms a step")
-    for axes in list(grid):  # that no model has
+    for axes in figure.axes[len(models) :]:
       axes.set_visible(False)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+
+
+def _panel(axes: Axes, rows: list[dict[str, str]]) -> None:
+  """Rows of one model, by headings: a line each, least to most."""
+  found = {
+    number: [float(x) for x in row[BOUNDS].removesuffix(" ms").split("/")]
+    for number, row in enumerate(rows)
+    if row[BOUNDS]
+  }
+  for number in set(range(len(rows))) - set(found):
+    axes.annotate(
+      "no fit",
+      (0.02, number),
+      xycoords=("axes fraction", "data"),
+      va="center",
+      fontsize=8,
+    )
+  for k, (name, marker) in enumerate(
+    zip(BOUNDS.split(" / "), "so^", strict=True)
+  ):
+    times = [each[k] for each in found.values()]
+    axes.semilogx(times, list(found), marker, label=name, alpha=0.8)
+  least, most = map(min, found.values()), map(max, found.values())
+  axes.hlines(list(found), list(least), list(most), color="0.8", zorder=0)
+  labels = [f"{row['slice']}, fsdp {row['fsdp']}" for row in rows]
+  axes.set_yticks(range(len(rows)), labels, fontsize=8)
+  axes.set_ylim(len(rows) - 0.5, -0.5)
+  axes.tick_params(labelbottom=True)
+  axes.set_xlabel("ms a step")
 
 
 def sketch(models: list[str], slices: list[str]) -> Iterator[list[str]]:

@@ -23,6 +23,9 @@ def test_a_plan_that_fits_and_one_that_does_not(tmp_path: pathlib.Path):
   for text, same in (("1.0 / 20.5 / 0.3 ms", True), ("1 / 2 / 3 ms", False)):
     plan.draw(rows(plan, **known, **{plan.BOUNDS: text}), tmp_path / "fits.md")
     assert ((tmp_path / "fits.svg").read_text() == first) is same
+  # A panel a model: of two places, one stays empty.
+  assert 'id="axes_1"' in first
+  assert 'id="axes_2"' not in first
   plan.draw(fits + rows(plan, **known), tmp_path / "not.md")
   assert "no fit" in (tmp_path / "not.svg").read_text()
 
