@@ -16,8 +16,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import shlex
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -301,8 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/ablations")
   parser.add_argument("--out", type=flags.page, default=OUT)
   args = parser.parse_args(argv)
-  given = sys.argv[1:] if argv is None else argv
-  args.command = f"python -m bench.ablations {shlex.join(given)}".strip()
+  args.command = machine.command("ablations", argv)
   try:
     _run(args)
   except config_lib.ConfigError as error:

@@ -80,8 +80,7 @@ def slices(text: str) -> list[str]:
     try:
       devices = len(topology.open_topology(each).devices)
     except config_lib.ConfigError as error:
-      told = str(error).replace("--topology=", "")
-      raise argparse.ArgumentTypeError(told) from None
+      raise argparse.ArgumentTypeError(str(error)) from None
     if BATCH % devices:
       raise argparse.ArgumentTypeError(
         f"{each} has {devices} devices, which do not divide {BATCH} images: "

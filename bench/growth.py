@@ -113,8 +113,7 @@ def on_cpu(what: str, rounds: int) -> list[Point]:
   seconds: list[list[float]] = [[] for _ in runs]
   for _ in tqdm.trange(rounds, desc=f"{what}: steps", leave=False):
     for run, some in zip(runs, seconds, strict=True):
-      run.take()  # after another one's it is not as those of a run are
-      some.append(stepping.timed(run.take)[0])
+      some.append(stepping.timed_in_turn(run.take)[0])
   return [
     Point(
       getattr(model, fields[0]),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
 import platform
-from collections.abc import Iterable
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
 
 # What products are made with, of what x86 has: the bfloat16 of some makes all
 # the difference between programs that use it and those that do not.
@@ -21,6 +24,12 @@ def about(packages: Iterable[str]) -> str:
     f"{os.getloadavg()[0]:.1f} at the end, Python {platform.python_version()}, "
     f"{', '.join(versions)}"
   )
+
+
+def command(name: str, argv: Sequence[str] | None = None) -> str:
+  """The command line of `bench.NAME`, with these arguments or the process's."""
+  given = sys.argv[1:] if argv is None else argv
+  return shlex.join(["python", "-m", f"bench.{name}", *given])
 
 
 def _processor() -> str:
@@ -39,11 +48,7 @@ def _processor() -> str:
 
 
 def _version(name: str) -> str:
-  try:
-    return importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:
-    pass
-  try:
-    return importlib.metadata.version(f"{name}-cpu")  # TensorFlow on x86
-  except importlib.metadata.PackageNotFoundError:
-    return "not installed"
+  for each in (name, f"{name}-cpu"):  # TensorFlow on x86
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      return importlib.metadata.version(each)
+  return "not installed"

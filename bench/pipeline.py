@@ -292,38 +292,42 @@ def part_rows(
   """A table of parts: each by what it adds."""
   yield "| part | CPU an image |"
   yield "|---|---|"
-  for label, (name, without) in parts.items():
-    cpu = np.median(found[name][:, 0])
-    if without:
-      cpu -= np.median(found[without][:, 0])
-    yield f"| {label} | {1e3 * cpu:.2f} ms |"
+  for label, cpu in part_costs(found, parts).items():
+    yield f"| {label} | {cpu:.2f} ms |"
+
+
+def part_costs(
+  found: Found, parts: Mapping[str, tuple[str, str | None]]
+) -> dict[str, float]:
+  """Milliseconds of CPU an image that each part adds."""
+
+  def median(name: str | None) -> float:
+    return 1e3 * float(np.median(found[name][:, 0])) if name else 0.0
+
+  return {
+    label: median(name) - median(without)
+    for label, (name, without) in parts.items()
+  }
 
 
 def draw(found: Found, page: pathlib.Path) -> None:
   """CPU time of an image, of whole pipelines and of the parts of this one."""
   with drawn.figure(page, 10, 3.2) as figure:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    cpu = {name: 1e3 * costs[:, 0] for name, costs in found.items()}
-    median = {name: np.median(costs) for name, costs in cpu.items()}
-    some = {name: label for name, label in PIPELINES.items() if name in cpu}
-    spans = [
-      (median[name] - cpu[name].min(), cpu[name].max() - median[name])
-      for name in some
-    ]
+    some = [name for name in PIPELINES if name in found]
+    cpu = np.array([1e3 * found[name][:, 0] for name in some])
+    middle = np.median(cpu, axis=1)
     left.barh(
-      [textwrap.fill(label, 30) for label in some.values()],
-      [median[name] for name in some],
-      xerr=np.transpose(spans),
+      [textwrap.fill(PIPELINES[name], 30) for name in some],
+      middle,
+      xerr=(middle - cpu.min(axis=1), cpu.max(axis=1) - middle),
       color=["C1" if name in ("folder", "tfds") else "C0" for name in some],
       error_kw={"elinewidth": 1, "capsize": 3},
     )
     left.set_xlabel("ms of CPU an image, median and range")
     right.barh(
       [textwrap.fill(label, 24) for label in PARTS],
-      [
-        median[name] - (median[without] if without else 0)
-        for name, without in PARTS.values()
-      ],
+      list(part_costs(found, PARTS).values()),
       color="C1",
     )
     right.set_xlabel("ms of CPU an image, by part")
@@ -416,8 +420,7 @@ def report(
     "",
     "Written by `python -m bench.pipeline` (`make pipeline`). CPU time is user "
     "and system time of a process and its workers; medians, with the smallest "
-    "and largest; "
-    "all of one run, each pipeline asked in turn.",
+    "and largest; all of one run, each pipeline asked in turn.",
     about,
     "",
     f"![CPU time of an image]({page.stem}.svg)",

@@ -75,9 +75,8 @@ Measured while the start was made shorter, on a busy machine with two cores:
   matters most, after a stop, `train.compile_cache` leaves little to hide.
 - Compiling the first state while TensorFlow is imported: 24 s of the clock for
   both instead of 31, in a second try 16 instead of 18 (7.4 s of CPU time, 7.0
-  before). Only a new run
-  with nothing compiled has that, and `main` would have to know the programs of
-  tasks before there are data to tell their sizes.
+  before). Only a new run with nothing compiled has that, and `main` would have
+  to know the programs of tasks before there are data to tell their sizes.
 - Compiling the first state with `xla_backend_optimization_level=1`: 1.3 s less,
   and bits that depend on what XLA does at that level. At 0 it is another state.
 """

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import os
 import pathlib
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -213,7 +212,7 @@ def report(results: dict[Case, Times], given: argparse.Namespace) -> str:
   lines = [
     "# A train step on CPU, beside PyTorch",
     "",
-    f"Written by `{given.command}` (`make step`).",
+    f"Written by `{machine.command('step')}` (`make step`).",
     *__doc__.split("`bench/step.svg`. ")[1].strip().splitlines(),
     *ABOUT.splitlines(),
     "",
@@ -256,7 +255,6 @@ def main() -> None:
   parser.add_argument("--rounds", type=flags.whole(), default=7)
   parser.add_argument("--out", type=flags.page, default=OUT)
   given = parser.parse_args()
-  given.command = shlex.join(["python", "-m", "bench.step", *sys.argv[1:]])
   results = {}
   for model in given.models:
     for dtype in given.dtypes:

@@ -196,8 +196,7 @@ def timed(rounds: int, batch_size: int) -> dict[Entry, Timed]:
   taken: dict[Entry, list[tuple[float, float]]] = {each: [] for each in runs}
   for _ in tqdm.trange(rounds, desc="timing"):
     for entry, run in runs.items():
-      run.take()  # after another one's it is not as those of a run are
-      taken[entry].append(stepping.timed(run.take))
+      taken[entry].append(stepping.timed_in_turn(run.take))
   return {entry: Timed(*np.array(pairs).T) for entry, pairs in taken.items()}
 
 

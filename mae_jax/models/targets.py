@@ -7,7 +7,7 @@ collection FITTED, which belongs to the state and to no optimiser.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -49,10 +49,10 @@ class NormalizedPixels(Target):
     return losses.normalize_patches(patches)
 
 
-class Fitted(Target):
-  """One that learns from patches before training."""
+@runtime_checkable
+class Fitted(Protocol):
+  """A target that learns from patches before training."""
 
-  @nn.nowrap
   def statistics(
     self, patches: jax.Array, weights: jax.Array
   ) -> dict[str, jax.Array]:
@@ -62,15 +62,12 @@ class Fitted(Target):
       patches: [B, L, P].
       weights: [B], 0 or False for images that do not count.
     """
-    raise NotImplementedError
 
-  @nn.nowrap
   def fit(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The collection FITTED, from `statistics` of all patches in float64."""
-    raise NotImplementedError
 
 
-class PrincipalComponents(Fitted):
+class PrincipalComponents(Target):
   """The largest coefficients of a PCA of patches (He et al. 2021, table 1d).
 
   Attributes:

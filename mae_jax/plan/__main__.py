@@ -93,7 +93,10 @@ def _run() -> None:
   if _BATCHES.value and not _SEARCH.value:
     raise config_lib.ConfigError("--batches is for --search: add it")
   # A mistake in the settings is told before the compiler is looked for.
-  where = topology.open_topology(_TOPOLOGY.value)
+  try:
+    where = topology.open_topology(_TOPOLOGY.value)
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f"--topology={error}") from None
 
   def compile_one(config: config_lib.Config) -> measure.Measured:
     planned = program.on_slice(config, where, _EXAMPLES.value, _CLASSES.value)

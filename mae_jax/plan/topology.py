@@ -96,7 +96,7 @@ def open_topology(name: str) -> Topology:
     return Topology(name, _tpus(name, kind, shape, chip.torus), chip)
   known = ", ".join([*TPUS, *GPUS])
   raise config_lib.ConfigError(
-    f"--topology={name} is not a slice: write a kind of chip ({known}), a "
+    f"{name} is not a slice: write a kind of chip ({known}), a "
     f"colon, and the chips along each side or the number of GPUs: {_EXAMPLES}"
   )
 
@@ -109,17 +109,17 @@ def _tpus(
   if len(sides) != dimensions:
     example = "4x4" if dimensions == 2 else "2x2x2"
     raise config_lib.ConfigError(
-      f"--topology={name} is no slice that there is: those of {kind} have "
+      f"{name} is no slice that there is: those of {kind} have "
       f"{dimensions} sides, as {kind}:{example}"
     )
   if math.prod(sides) > _POD[kind]:
     raise config_lib.ConfigError(
-      f"--topology={name} has {math.prod(sides)} chips, and a pod of {kind} "
+      f"{name} has {math.prod(sides)} chips, and a pod of {kind} "
       f"{_POD[kind]}; for instance {_EXAMPLES}"
     )
   if importlib.util.find_spec("libtpu") is None:
     raise config_lib.ConfigError(
-      f"--topology={name} needs the TPU compiler, which runs on any Linux "
+      f"{name} needs the TPU compiler, which runs on any Linux "
       "machine: pip install -c constraints.txt -e '.[tpu]'"
     )
   # Not to look for a TPU, nor for the lock of whoever has one.
@@ -138,21 +138,20 @@ def _tpus(
   except jax.errors.JaxRuntimeError as error:
     text = str(error).partition(":")[2].strip() or str(error)
     raise config_lib.ConfigError(
-      f"--topology={name} is no slice that there is: {text}; for instance "
-      f"{_EXAMPLES}"
+      f"{name} is no slice that there is: {text}; for instance {_EXAMPLES}"
     ) from error
 
 
 def _gpus(name: str, kind: str, count: int) -> Sequence[jax.Device]:
   if importlib.util.find_spec("jax_cuda12_plugin") is None:
     raise config_lib.ConfigError(
-      f"--topology={name} needs the CUDA compiler: pip install -c "
+      f"{name} needs the CUDA compiler: pip install -c "
       "constraints.txt -e '.[cuda12]' (some 6 GB; no GPU is needed)"
     )
   hosts, rest = divmod(count, GPUS_PER_HOST)
   if rest and hosts:
     raise config_lib.ConfigError(
-      f"--topology={name}: hosts have {GPUS_PER_HOST} GPUs, so that there are "
+      f"{name}: hosts have {GPUS_PER_HOST} GPUs, so that there are "
       f"up to {GPUS_PER_HOST} or a multiple: {kind}:{hosts * GPUS_PER_HOST}"
     )
   return topologies.get_topology_desc(

@@ -224,7 +224,9 @@ def _check_objective(
   if targets.FITTED not in like:
     return
   old, size = _patch(config), encoder.patch_size
-  if old != adapt.Patch(*size, _channels(like[classifiers.MODEL], size)):
+  if old != adapt.Patch(
+    *size, _channels(like[classifiers.MODEL]["encoder"], size)
+  ):
     raise config_lib.ConfigError(
       f"{path} was trained with objective.target={before.target}, fitted to "
       f"patches of {old.height} x {old.width} x {old.channels}, which cannot "
@@ -368,9 +370,7 @@ def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
 def _check_channels(
   path: epath.PathLike, found: Any, like: Any, encoder: mae.Encoder
 ) -> None:
-  old, new = (
-    _channels({"encoder": tree}, encoder.patch_size) for tree in (found, like)
-  )
+  old, new = (_channels(tree, encoder.patch_size) for tree in (found, like))
   if old != new:
     raise config_lib.ConfigError(
       f"the encoder of {path} has data.channels={old}, not {new}: set "
@@ -379,9 +379,9 @@ def _check_channels(
     )
 
 
-def _channels(params: Any, patch_size: tuple[int, int]) -> int:
-  """Of the images that an encoder takes."""
-  rows: int = params["encoder"]["patch_embed"]["kernel"].shape[0]
+def _channels(encoder: Any, patch_size: tuple[int, int]) -> int:
+  """Of the images that an encoder's parameters take."""
+  rows: int = encoder["patch_embed"]["kernel"].shape[0]
   return rows // math.prod(patch_size)
 
 

@@ -154,6 +154,17 @@ def test_blocks_are_anywhere():
   np.testing.assert_allclose(often, often[::-1, ::-1], rtol=0, atol=0.12)
 
 
+def test_blocks_are_rectangles_of_sixteen_patches_and_more():
+  """But for what is hidden at random at the end, in few images at all."""
+  hidden = hidden_by("block", (14, 14), 98, batch=256)
+  alone = 0
+  for image in np.pad(hidden, ((0, 0), (1, 1), (1, 1))):
+    around = image[1:-1, :-2] | image[1:-1, 2:] | image[:-2, 1:-1]
+    around |= image[2:, 1:-1]
+    alone += (image[1:-1, 1:-1] & ~around).sum()
+  assert alone / hidden.sum() < 0.02
+
+
 def blocks_one_by_one(keep: int, batch: int) -> np.ndarray:
   """BEiT's rectangles on 14 x 14: 16 patches at least, aspects of 0.3 to 3.3.
 

@@ -107,6 +107,8 @@ def test_two_processes_with_all_other_objectives(nursery, tmp_path):
   )
   assert len(wanted) == 6
   for found, expected in zip(every, wanted, strict=True):
+    assert found.keys() == expected.keys()
+    assert compared <= expected.keys()
     for name in compared:
       np.testing.assert_allclose(
         found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name
