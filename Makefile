@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 # On a page, with the network of `make train`.
 demo: .venv/run
 	test -d runs/digits/checkpoints || $(MAKE) train
-	$(BIN)/python -m mae_jax.demo --checkpoint=runs/digits
+	$(BIN)/python -m mae_jax demo --checkpoint=runs/digits
 
 test: .venv/test lint
 	$(PYTEST)
@@ -59,11 +59,11 @@ WHOLE := adversary=patch adversary=image loss_on=all target=norm_pix \
 ablations: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --length="600 steps"
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations \
-	  --out=bench/ablations_whole.md $(WHOLE)
+	  --out=bench/results/ablations_whole.md $(WHOLE)
 
 adversary: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \
-	  --seeds=1 --second="1000 steps" --out=bench/adversary.md trained=decoder \
+	  --seeds=1 --second="1000 steps" --out=bench/results/adversary.md trained=decoder \
 	  trained=decoder,adversary=patch,weight=0.01 \
 	  trained=decoder,adversary=patch,weight=0.03 \
 	  trained=decoder,adversary=patch

@@ -15,8 +15,8 @@ setup(
   packages=find_packages(include=["mae_jax", "mae_jax.*"]),
   package_data={
     "mae_jax": ["py.typed"],
-    "mae_jax.demo": ["page.html"],
-    "mae_jax.report": ["page.html"],
+    "mae_jax.tools.demo": ["page.html"],
+    "mae_jax.tools.report": ["page.html"],
   },
   install_requires=[
     "absl-py>=2.3",

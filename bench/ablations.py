@@ -6,8 +6,9 @@ Each CHANGE is an argument of `configs/ablations.py`, such as decoder_depth=8 or
 "mask=block50,loss=l1"; without any, it is those of DEFAULT. The recipe itself
 is always the first, and what trained=decoder starts from. Every seed of every
 change is a run of `mae_jax.main` in --workdir, --jobs at a time: what was cut
-goes on there, and what is done is only read. It writes `bench/ablations.md`,
-`bench/ablations.svg` and, of what networks paint, `bench/ablations.png`.
+goes on there, and what is done is only read. It writes
+`bench/results/ablations.md`, `bench/results/ablations.svg` and, of what
+networks paint, `bench/results/ablations.png`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import jax
 import numpy as np
 import tqdm
 
-from bench import drawn, flags, lives, machine, painted
-from mae_jax import command_line
-from mae_jax import config as config_lib
-from mae_jax.models import build
-from mae_jax.plan import report
-from mae_jax.steps import pretrain
+from bench.lib import figures as painted
+from bench.lib import flags, machine, plots, processes
+from mae_jax.config import overrides, to_dict
+from mae_jax.models import factory
+from mae_jax.tools.plan import format
+from mae_jax.train.tasks import pretrain
+from mae_jax.utils.errors import ConfigError
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 RECIPE = "the recipe"
@@ -135,10 +137,12 @@ class Run:
     Raises:
       ConfigError: if it could not be trained.
     """
-    config = command_line.recipe(self.recipe)
-    pretrain.program(config, build.masked_autoencoder(config), lambda _: 0.0, 9)
+    config = overrides.recipe(self.recipe)
+    pretrain.program(
+      config, factory.masked_autoencoder(config), lambda _: 0.0, 9
+    )
 
-  def train(self, nursery: lives.Nursery) -> None:
+  def train(self, nursery: processes.Nursery) -> None:
     """Runs it to its end, or goes on.
 
     Raises:
@@ -146,18 +150,18 @@ class Run:
         settings.
     """
     done = self.workdir / "done"
-    config = config_lib.to_dict(command_line.recipe(self.recipe))
+    config = to_dict(overrides.recipe(self.recipe))
     settings = json.dumps([self.args, config])
     if done.exists():
       if done.read_text() != settings:
-        raise config_lib.ConfigError(
+        raise ConfigError(
           f"{self.workdir} was trained with other settings than {self.recipe} "
           "has by now: remove it"
         )
       return
     life = nursery.start(self.args)
     if life.wait(timeout=_A_DAY):
-      raise config_lib.ConfigError(
+      raise ConfigError(
         f"mae_jax.main {' '.join(self.args)}:\n{life.log.read_text()[-2000:]}"
       )
     done.write_text(settings)
@@ -200,14 +204,14 @@ def table(found: Found) -> str:
         cell += f" ± {values.std(ddof=1):.{digits}f}"
       cells.append(cell)
     rows.append([change, *cells])
-  return report.table(rows, ["change", *headings])
+  return format.table(rows, ["change", *headings])
 
 
 def draw(found: Found, page: pathlib.Path) -> None:
   """Each seed as a point, a row a change and a column a figure."""
   headings, changes = list(found[RECIPE][0]), list(found)
   size = 3 * len(headings), 1 + 0.28 * len(changes)
-  with drawn.figure(page, *size) as figure:
+  with plots.figure(page, *size) as figure:
     every = figure.subplots(1, len(headings), sharey=True, squeeze=False)[0]
     for axes, heading in zip(every, headings, strict=True):
       base = np.mean([each[heading] for each in found[RECIPE]])
@@ -302,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   args.command = machine.command("ablations", argv)
   try:
     _run(args)
-  except config_lib.ConfigError as error:
+  except ConfigError as error:
     raise SystemExit(f"error: {error}") from None
 
 
@@ -310,7 +314,7 @@ def _run(args: argparse.Namespace) -> None:
   changes = list(dict.fromkeys([RECIPE, UNTRAINED, *args.changes]))
   second = args.length if args.second is None else args.second
   if args.second is not None and not any(map(second_stage, changes)):
-    raise config_lib.ConfigError(
+    raise ConfigError(
       f"--second={args.second} is the length of trained=decoder, which no "
       "CHANGE has: leave it out"
     )
@@ -331,13 +335,13 @@ def _run(args: argparse.Namespace) -> None:
   try:
     args.workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise config_lib.ConfigError(
+    raise ConfigError(
       f"--workdir={args.workdir} cannot be made ({error.strerror}): name a "
       "directory"
     ) from None
   jax.config.update("jax_platforms", "cpu")
   with (
-    lives.Nursery(args.workdir) as nursery,
+    processes.Nursery(args.workdir) as nursery,
     futures.ThreadPoolExecutor(args.jobs) as pool,
   ):
 

@@ -1,6 +1,7 @@
 r"""Seconds and memory of converting large networks, pair by pair.
 
-  python -m bench.conversion [--sizes=L/16,H/14] [--out=bench/conversion.md]
+  python -m bench.conversion [--sizes=L/16,H/14] \
+      [--out=bench/results/conversion.md]
 
 Each conversion is a process of its own, as a user starts it. Weights are
 random; after each way round every array is compared bit for bit.
@@ -24,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from bench import flags, machine
+from bench.lib import flags, machine
 from mae_jax import checkpoints
-from mae_jax.dialects import facts, runs
+from mae_jax.conversion import model_info, run_config
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 SUFFIX = {
@@ -44,12 +45,12 @@ RECIPES = {"B/16": "vit_b", "L/16": "vit_l", "H/14": "vit_h"}
 
 def start(variant: str, path: pathlib.Path) -> None:
   """A random checkpoint of the recipe's network."""
-  from mae_jax import command_line
+  from mae_jax.config import overrides
 
-  config = command_line.recipe(f"configs/{RECIPES[variant]}.py")
+  config = overrides.recipe(f"configs/{RECIPES[variant]}.py")
   run = checkpoints.Run(config, {})
   random = np.random.default_rng(0)
-  shapes = runs.shapes(run, facts.MAE)
+  shapes = run_config.shapes(run, model_info.MAE)
 
   def draw(name: str) -> np.ndarray:
     values = random.standard_normal(shapes[name], np.float32)
@@ -69,7 +70,7 @@ def convert(
   source: pathlib.Path, to: str, out: pathlib.Path
 ) -> tuple[float, float]:
   """Seconds, and the peak of resident memory in bytes, of one process."""
-  command = [sys.executable, "-m", "mae_jax.convert", f"--to={to}"]
+  command = [sys.executable, "-m", "mae_jax", "convert", f"--to={to}"]
   began = time.monotonic()
   process = subprocess.Popen(
     [*command, str(source), str(out)],

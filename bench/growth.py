@@ -2,11 +2,11 @@ r"""How time and memory of a train step grow: measured, and compiled for TPUs.
 
     python -m bench.growth [--rounds=7]
 
-It writes `bench/growth.md` and `bench/growth.svg`. On CPU, steps of a small
-network are taken in turn, with one of image size, depth, width and batch
-changed at a time: medians. For a TPU v5e, steps of ViT-B are compiled: peaks of
-memory, and rooflines. At large images, by how much of attention's logits there
-is at a time (`model.attention_mb`).
+It writes `bench/results/growth.md` and `bench/results/growth.svg`. On CPU,
+steps of a small network are taken in turn, with one of image size, depth, width
+and batch changed at a time: medians. For a TPU v5e, steps of ViT-B are
+compiled: peaks of memory, and rooflines. At large images, by how much of
+attention's logits there is at a time (`model.attention_mb`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import jax
 import numpy as np
 import tqdm
 
-from bench import drawn, flags, machine, plan, stepping
-from mae_jax import command_line
-from mae_jax import config as config_lib
-from mae_jax.plan import estimate, measure
-from mae_jax.plan import report as report_lib
+from bench import plan
+from bench.lib import flags, machine, plots, timed_steps
+from mae_jax.config import Config, overrides
+from mae_jax.tools.plan import compile_step, roofline
+from mae_jax.tools.plan import format as report_lib
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
-BASE = stepping.Model(64, 8, 32, 192, 6, 3, 128, 2, 4)
+BASE = timed_steps.Model(64, 8, 32, 192, 6, 3, 128, 2, 4)
 # By what is changed: the fields, and times their base.
 CPU = {
   "image size": (("image",), (0.5, 1, 1.5, 2, 3, 4)),
@@ -94,7 +94,7 @@ class Point:
   seconds: float
 
 
-def changed(fields: Sequence[str], times: float) -> stepping.Model:
+def changed(fields: Sequence[str], times: float) -> timed_steps.Model:
   """BASE, so many times as large in some ways."""
   values = {name: round(times * getattr(BASE, name)) for name in fields}
   return dataclasses.replace(BASE, **values)
@@ -104,7 +104,7 @@ def on_cpu(what: str, rounds: int) -> list[Point]:
   """Steps of one way to grow, taken in turn."""
   fields, times = CPU[what]
   models = [changed(fields, each) for each in times]
-  runs = [stepping.run(model, "float32") for model in models]
+  runs = [timed_steps.run(model, "float32") for model in models]
   memory = []
   for run in tqdm.tqdm(runs, f"{what}: compile", leave=False):
     found = run.compile().memory_analysis()
@@ -113,7 +113,7 @@ def on_cpu(what: str, rounds: int) -> list[Point]:
   seconds: list[list[float]] = [[] for _ in runs]
   for _ in tqdm.trange(rounds, desc=f"{what}: steps", leave=False):
     for run, some in zip(runs, seconds, strict=True):
-      some.append(stepping.timed_in_turn(run.take)[0])
+      some.append(timed_steps.timed_in_turn(run.take)[0])
   return [
     Point(
       getattr(model, fields[0]),
@@ -128,9 +128,9 @@ def on_cpu(what: str, rounds: int) -> list[Point]:
   ]
 
 
-def recipe(batch: int, pixels: int = 224, **model: Any) -> config_lib.Config:
+def recipe(batch: int, pixels: int = 224, **model: Any) -> Config:
   """ViT-B's, of so many images on all chips."""
-  config = command_line.recipe("configs/vit_b.py")
+  config = overrides.recipe("configs/vit_b.py")
   return dataclasses.replace(
     config,
     data=dataclasses.replace(
@@ -140,7 +140,7 @@ def recipe(batch: int, pixels: int = 224, **model: Any) -> config_lib.Config:
   )
 
 
-def on_tpu(what: str) -> dict[int, measure.Measured]:
+def on_tpu(what: str) -> dict[int, compile_step.Measured]:
   """By the value of what is changed."""
   found = {}
   for value in tqdm.tqdm(TPU[what], what, leave=False):
@@ -156,7 +156,7 @@ def on_tpu(what: str) -> dict[int, measure.Measured]:
   return found
 
 
-Large = dict[int, dict[str, measure.Measured]]  # by pixels and LOGITS
+Large = dict[int, dict[str, compile_step.Measured]]  # by pixels and LOGITS
 
 
 def large() -> Large:
@@ -170,9 +170,9 @@ def large() -> Large:
   }
 
 
-def step(found: measure.Measured) -> str:
+def step(found: compile_step.Measured) -> str:
   """The roofline's bound."""
-  known = estimate.estimate(found) if found.fits else None
+  known = roofline.estimate(found) if found.fits else None
   return f"{1e3 * known.step:.1f} ms" if known else ""
 
 
@@ -192,7 +192,7 @@ def measured_rows(points: Mapping[str, list[Point]]) -> Iterator[list[str]]:
 
 
 def compiled_rows(
-  found: Mapping[str, Mapping[int, measure.Measured]],
+  found: Mapping[str, Mapping[int, compile_step.Measured]],
 ) -> Iterator[list[str]]:
   """Those of COMPILED."""
   for what, some in found.items():
@@ -202,7 +202,7 @@ def compiled_rows(
       yield [what, str(value), f"{share:.1f}x", plan.peak(one), step(one)]
 
 
-def total_flops(found: measure.Measured) -> float:
+def total_flops(found: compile_step.Measured) -> float:
   """Of a step on all chips, on paper."""
   planned = found.planned
   return planned.program.flops_per_image * planned.config.data.batch_size
@@ -222,7 +222,7 @@ def draw(
   points: Mapping[str, list[Point]], found: Large, page: pathlib.Path
 ) -> None:
   """Time on CPU against flops, and memory on a TPU against tokens."""
-  with drawn.figure(page, 10, 4) as figure:
+  with plots.figure(page, 10, 4) as figure:
     left, right = figure.subplots(1, 2)
     for what, some in points.items():
       left.loglog(
@@ -257,12 +257,12 @@ def draw(
 
 def report(
   points: Mapping[str, list[Point]],
-  grown: Mapping[str, Mapping[int, measure.Measured]],
+  grown: Mapping[str, Mapping[int, compile_step.Measured]],
   big: Large,
   rounds: int,
   page: pathlib.Path,
 ) -> str:
-  """The whole of `bench/growth.md`."""
+  """The whole of `bench/results/growth.md`."""
   packages = ("jax", "jaxlib", "flax", "libtpu")
   return f"""\
 # How a train step grows

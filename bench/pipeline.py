@@ -2,11 +2,11 @@
 
     python -m bench.pipeline
 
-It writes `bench/pipeline.md`. Photographs of 500 x 375 pixels and about 55 KB,
-as ImageNet's are, are cut from those that scikit-learn and matplotlib ship.
-Each pipeline is asked for images in turn, several rounds; what counts is the
-CPU time of its process and its workers, user and system, which other work on
-the machine disturbs least. Figures are medians, ratios those of medians.
+It writes `bench/results/pipeline.md`. Photographs of 500 x 375 pixels and about
+55 KB, as ImageNet's are, are cut from those that scikit-learn and matplotlib
+ship. Each pipeline is asked for images in turn, several rounds; what counts is
+the CPU time of its process and its workers, user and system, which other work
+on the machine disturbs least. Figures are medians, ratios those of medians.
 
 The others need an environment of their own, which is made in --peers with pip;
 `--peers=` leaves them out.
@@ -35,9 +35,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from bench import drawn, feeders, flags, machine, plan, worker
+from bench import plan
+from bench.lib import flags, input_peers, machine, plots, worker
 from mae_jax.data import preprocess
-from tests import prepared
+from tests.helpers import tfds_data
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 PEERS = (
@@ -171,7 +172,9 @@ def make_photos(root: pathlib.Path, number: int) -> int:
     "label": tfds.features.ClassLabel(num_classes=10),
   }
   splits = {"train": examples}
-  prepared.prepare(root / "tfds", "photos", features, splits, feeders.LANES)
+  tfds_data.prepare(
+    root / "tfds", "photos", features, splits, input_peers.LANES
+  )
   return round(np.mean(sizes))
 
 
@@ -195,7 +198,7 @@ class Process:
 
   def __init__(self, python: str, kind: str, root: pathlib.Path, cores: int):
     self._worker = worker.Worker(
-      [python, feeders.__file__, kind, str(root), str(cores)]
+      [python, input_peers.__file__, kind, str(root), str(cores)]
     )
     self._tree = psutil.Process(self._worker.pid)
     self.close = self._worker.close
@@ -255,7 +258,7 @@ def measure(
   for k in range(rounds + 1):
     print(f"round {k} of {rounds} ...", flush=True)
     for name, process in processes.items():
-      cost = process.feed(name, number if k else 4 * feeders.BATCH)
+      cost = process.feed(name, number if k else 4 * input_peers.BATCH)
       if k:
         found[name].append(cost)
   return {name: np.array(costs) for name, costs in found.items()}
@@ -312,7 +315,7 @@ def part_costs(
 
 def draw(found: Found, page: pathlib.Path) -> None:
   """CPU time of an image, of whole pipelines and of the parts of this one."""
-  with drawn.figure(page, 10, 3.2) as figure:
+  with plots.figure(page, 10, 3.2) as figure:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     some = [name for name in PIPELINES if name in found]
     cpu = np.array([1e3 * found[name][:, 0] for name in some])
@@ -345,9 +348,11 @@ def pixel_rows(root: pathlib.Path, number: int) -> Iterator[str]:
   kinds: dict[str, list[np.ndarray]] = {}
   for k, draw in enumerate(draws):
     data = files[k % len(files)].read_bytes()
-    box = preprocess.crop_box(HEIGHT, WIDTH, draw, feeders.SCALE, feeders.RATIO)
+    box = preprocess.crop_box(
+      HEIGHT, WIDTH, draw, input_peers.SCALE, input_peers.RATIO
+    )
     top, left, height, width = (int(x) for x in box)
-    size = (feeders.SIZE, feeders.SIZE)
+    size = (input_peers.SIZE, input_peers.SIZE)
     with Image.open(io.BytesIO(data)) as image:
       crop = image.crop((left, top, left + width, top + height))
     wanted = np.asarray(crop.resize(size, Image.Resampling.BICUBIC)).astype(int)
@@ -493,7 +498,7 @@ def main() -> None:
   )
   parser.add_argument(
     "--number",
-    type=flags.multiple(feeders.BATCH),
+    type=flags.multiple(input_peers.BATCH),
     default=1280,
     help="made a round",
   )

@@ -1,9 +1,10 @@
 r"""What recipes need on slices of chips that are not there, as a table.
 
-  python -m bench.plan [--models=B,L] [--slices=v5e:16x16] [--out=bench/plan.md]
+  python -m bench.plan [--models=B,L] [--slices=v5e:16x16] \
+      [--out=bench/results/plan.md]
 
 Needs the compilers: pip install -c constraints.txt -e '.[tpu,cuda12]'. Each
-line is compiled as `python -m mae_jax.plan` compiles it, and can be had again
+line is compiled as `python -m mae_jax plan` compiles it, and can be had again
 with the flags beside it.
 """
 
@@ -19,10 +20,15 @@ import jax
 import tqdm
 from matplotlib.axes import Axes
 
-from bench import drawn, flags, machine
-from mae_jax import command_line
-from mae_jax import config as config_lib
-from mae_jax.plan import estimate, measure, program, report, topology
+from bench.lib import flags, machine, plots
+from mae_jax.config import Config, overrides
+from mae_jax.tools.plan import (
+  compile_step,
+  format,
+  planned_step,
+  roofline,
+  topology,
+)
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 RECIPES = {
@@ -69,10 +75,10 @@ BOUNDS = "compute / HBM / interconnect"
 SKETCHED = ("model", "slice", "fsdp", "remat", "sketch", "here")
 
 
-def configured(model: str, fsdp: int, remat: str = "auto") -> config_lib.Config:
+def configured(model: str, fsdp: int, remat: str = "auto") -> Config:
   """The recipe of a model, batch 4096, with other settings."""
   name, variant = RECIPES[model]
-  config = command_line.recipe(f"configs/{name}.py")
+  config = overrides.recipe(f"configs/{name}.py")
   return dataclasses.replace(
     config,
     mesh=dataclasses.replace(config.mesh, fsdp=fsdp),
@@ -80,19 +86,19 @@ def configured(model: str, fsdp: int, remat: str = "auto") -> config_lib.Config:
   )
 
 
-def compiled(config: config_lib.Config, slice_: str) -> measure.Measured:
+def compiled(config: Config, slice_: str) -> compile_step.Measured:
   """The run on that slice."""
   where = topology.open_topology(slice_)
-  return measure.measure(program.on_slice(config, where), where.chip)
+  return compile_step.measure(planned_step.on_slice(config, where), where.chip)
 
 
-def peak(found: measure.Measured) -> str:
+def peak(found: compile_step.Measured) -> str:
   """Of a chip's memory, and whether it has as much."""
-  text = report.gb(found.memory.peak)
+  text = format.gb(found.memory.peak)
   return text if found.fits else f"{text}: no fit"
 
 
-def flops(found: measure.Measured) -> tuple[float, float]:
+def flops(found: compile_step.Measured) -> tuple[float, float]:
   """Those of the program an image, and how much more than on paper.
 
   Raises:
@@ -106,13 +112,13 @@ def flops(found: measure.Measured) -> tuple[float, float]:
   return count, count / planned.program.flops_per_image - 1
 
 
-def parts(known: estimate.Estimate) -> str:
+def parts(known: roofline.Estimate) -> str:
   """Of a roofline: compute, HBM and interconnect."""
   times = (known.compute, known.memory, known.interconnect)
   return f"{' / '.join(f'{1e3 * each:.1f}' for each in times)} ms"
 
 
-def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
+def row(model: str, slice_: str, found: compile_step.Measured) -> list[str]:
   """The cells of a run under HEADINGS."""
   planned = found.planned
   share = planned.config.data.batch_size // planned.mesh.size
@@ -121,18 +127,18 @@ def row(model: str, slice_: str, found: measure.Measured) -> list[str]:
     slice_,
     str(planned.config.mesh.fsdp),
     str(share),
-    report.gb(found.memory.params + found.memory.opt_state),
+    format.gb(found.memory.params + found.memory.opt_state),
     peak(found),
   ]
-  known = estimate.estimate(found) if found.fits else None
+  known = roofline.estimate(found) if found.fits else None
   if known is None or found.costs is None:
     return [*cells, *[""] * (len(HEADINGS) - len(cells))]
   count, change = flops(found)
   return [
     *cells,
     f"{count:.3g} ({change:+.1%})",
-    report.gb(found.costs.hbm_bytes),
-    report.gb(found.costs.sent),
+    format.gb(found.costs.hbm_bytes),
+    format.gb(found.costs.sent),
     parts(known),
     f"{1e3 * known.step:.1f} ms",
     f"{known.images_per_second:,.0f}",
@@ -146,7 +152,7 @@ def draw(rows: list[list[str]], page: pathlib.Path) -> None:
   """The bounds of each row: a panel a model."""
   models = list(dict.fromkeys(row[0] for row in rows))
   high = math.ceil(len(models) / 2)
-  with drawn.figure(page, 10, 0.5 + 2.3 * high) as figure:
+  with plots.figure(page, 10, 0.5 + 2.3 * high) as figure:
     panels = figure.subplots(high, 2, sharex=True, squeeze=False).flat
     for model, axes in zip(models, panels, strict=False):
       some = [x for x in rows if x[0] == model]
@@ -192,7 +198,7 @@ def sketch(models: list[str], slices: list[str]) -> Iterator[list[str]]:
   for model, slice_, fsdp, remat, before in tqdm.tqdm(SKETCH):
     if model in models and slice_ in slices:
       found = compiled(configured(model, fsdp, remat), slice_)
-      after = report.gb(found.memory.peak)
+      after = format.gb(found.memory.peak)
       yield [model, slice_, str(fsdp), remat, f"{before:.1f} GB", after]
 
 
@@ -205,10 +211,10 @@ def text(
 
 Written by `python -m bench.plan` (`make plan`). Nothing here was run on a TPU
 or GPU: train steps are compiled by the compilers of these chips, and what the
-programs say is set against the figures of `mae_jax/hardware.py`.
+programs say is set against the figures of `mae_jax/utils/hardware.py`.
 Batch 4096, bfloat16, `model.remat=auto`, which is `dots` there. A line is what
 
-    python -m mae_jax.plan --config=configs/vit_l.py \\
+    python -m mae_jax plan --config=configs/vit_l.py \\
       --topology=v5e:16x16 --config.mesh.fsdp=16
 
 says (2B: `--config=configs/vit_h.py --config.model.variant=2B/14`). Memory,
@@ -221,7 +227,7 @@ compiler recomputes more than it was asked to: 10.6 % of the flops on paper.
 
 ![what bounds a step]({page.stem}.svg)
 
-{report.table(rows, HEADINGS)}
+{format.table(rows, HEADINGS)}
 
 ## Peak memory beside a sketch of the same program
 
@@ -230,7 +236,7 @@ compiled, with these settings, to learn what fits: its peaks stand beside those
 here, which count the program itself. `none` keeps everything for the backward
 pass.
 
-{report.table(sketched, SKETCHED)}
+{format.table(sketched, SKETCHED)}
 """
 
 

@@ -2,9 +2,9 @@
 
     python -m bench.reliability
 
-It writes `bench/reliability.md`: the faults, what was promised, how often each
-was tried and how often the promise was kept. The tests hold the same promises;
-this tries more of each.
+It writes `bench/results/reliability.md`: the faults, what was promised, how
+often each was tried and how often the promise was kept. The tests hold the same
+promises; this tries more of each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from bench import faults, flags, machine
+from bench.lib import faults, flags, machine
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 

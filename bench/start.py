@@ -2,10 +2,10 @@
 
     python -m bench.start
 
-It writes `bench/start.md` and `bench/start.png`. Whole runs of the program as a
-user starts them, each kind in turn, several rounds; a signal ends them after
-their first step. What a save costs is measured within one run, of ViT-B: steps
-with a save among them against as many that follow without.
+It writes `bench/results/start.md` and `bench/results/start.png`. Whole runs of
+the program as a user starts them, each kind in turn, several rounds; a signal
+ends them after their first step. What a save costs is measured within one run,
+of ViT-B: steps with a save among them against as many that follow without.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench import flags, kills, machine
-from mae_jax import interrupts, metrics, startup
-from mae_jax.plan import report
+from bench.lib import flags, kills, machine
+from mae_jax.tools.plan import format
+from mae_jax.train import metrics
+from mae_jax.utils import signals, startup
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 ROOT = OUT.parents[1]
@@ -139,7 +140,7 @@ class Watched:
     """Has it save and leave; returns the seconds that takes."""
     asked = time.time()
     self._process.send_signal(signal.SIGTERM)
-    return self.end(interrupts.EXIT_CODE) - asked
+    return self.end(signals.EXIT_CODE) - asked
 
   def _read(self) -> None:
     assert self._process.stderr is not None
@@ -155,13 +156,13 @@ def start(workdir: pathlib.Path, cache: pathlib.Path) -> Seen:
   )
   while len(lines := _lines(log)) <= len(before):
     if not run.sample():
-      run.end(interrupts.EXIT_CODE)
+      run.end(signals.EXIT_CODE)
   told = json.loads(lines[len(before)])
   # The process began a little after the command, and what it measures ends with
   # its step: what it does afterwards does not count.
   while (first := _event(workdir, told["step"], run.began)) is None:
     if not run.sample():
-      run.end(interrupts.EXIT_CODE)
+      run.end(signals.EXIT_CODE)
   clock, cpu = first - run.began, run.cpu(first)
   parts = {part: told.get(f"start_{part}", 0.0) for part in startup.PARTS}
   return Seen(clock, cpu, parts, run.stop())
@@ -364,7 +365,7 @@ reads what another one had saved when it was stopped. The parts are what the
 program says itself, in a line and in `metrics.jsonl`. CPU time is that of all
 threads, to the same moment.
 
-{report.table(list(start_rows(found)), headings)}
+{format.table(list(start_rows(found)), headings)}
 
 ![the parts of each kind of start](start.png)
 
@@ -378,7 +379,7 @@ which wants the cores and the memory that writing wants too. Lost is what the
 is in the host's memory, and what is written then competes with the input
 pipeline alone: that was not measured.
 
-{report.table(rows, ["", "median (smallest to largest)"])}
+{format.table(rows, ["", "median (smallest to largest)"])}
 {note}
 ## Tried, and not adopted
 

@@ -2,11 +2,11 @@ r"""A train step on CPU beside transformers' ViTMAE in PyTorch.
 
     python -m bench.step [--models=CIFAR] [--dtypes=float32] [--cores=2,1]
 
-It writes `bench/step.md` and `bench/step.svg`. A step is forward, backward and
-AdamW, of the same network on the same batch, at 224 pixels and at 32. Each
-contestant is a process of its own that waits while another one steps; they take
-turns, several rounds, and of each turn the first step does not count. Figures
-are medians, ratios those of medians.
+It writes `bench/results/step.md` and `bench/results/step.svg`. A step is
+forward, backward and AdamW, of the same network on the same batch, at 224
+pixels and at 32. Each contestant is a process of its own that waits while
+another one steps; they take turns, several rounds, and of each turn the first
+step does not count. Figures are medians, ratios those of medians.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
-from bench import drawn, flags, machine, stepping, worker
-from mae_jax.plan import report as report_lib
+from bench.lib import flags, machine, plots, timed_steps, worker
+from mae_jax.tools.plan import format as report_lib
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 PEER = "PyTorch"
@@ -133,7 +133,7 @@ def contestants(cores: int) -> list[str]:
   """Those of so many cores: one has no use for a device each."""
   names = [
     name
-    for name in stepping.CONTESTANTS
+    for name in timed_steps.CONTESTANTS
     if cores > 1 or not name.endswith("split")
   ]
   return [*names, PEER + HUGE, "mae_jax" + HUGE]
@@ -147,7 +147,7 @@ def race(case: Case, names: Sequence[str], rounds: int) -> Times:
     running = {}
     for name in tqdm.tqdm(names, f"{case}: start", leave=False):
       program = name.removesuffix(HUGE)
-      command = [sys.executable, stepping.__file__, program, *map(str, case)]
+      command = [sys.executable, timed_steps.__file__, program, *map(str, case)]
       variables = HUGE_PAGES if program != name else {}
       running[name] = worker.Worker(command, **variables)
       stack.callback(running[name].close)
@@ -169,7 +169,7 @@ def medians(times: Times) -> dict[str, np.ndarray]:
 def rows(case: Case, times: Times) -> Iterator[list[str]]:
   """Those of the table."""
   found = medians(times)
-  batch = stepping.MODELS[case[0]].batch
+  batch = timed_steps.MODELS[case[0]].batch
   for name, (wall, cpu) in found.items():
     faster = found[PEER] / (wall, cpu)
     yield [
@@ -186,7 +186,7 @@ def rows(case: Case, times: Times) -> Iterator[list[str]]:
 def draw(results: dict[Case, Times], page: pathlib.Path) -> None:
   """Images a second against PyTorch, a group of bars for each case."""
   names = [name for name in contestants(cores=2) if name != PEER]
-  with drawn.figure(page, 9, 3.5) as figure:
+  with plots.figure(page, 9, 3.5) as figure:
     axes = figure.subplots()
     for k, name in enumerate(names):
       at, heights = [], []
@@ -208,12 +208,12 @@ def draw(results: dict[Case, Times], page: pathlib.Path) -> None:
 
 
 def report(results: dict[Case, Times], given: argparse.Namespace) -> str:
-  """The whole of `bench/step.md`."""
+  """The whole of `bench/results/step.md`."""
   lines = [
     "# A train step on CPU, beside PyTorch",
     "",
     f"Written by `{machine.command('step')}` (`make step`).",
-    *__doc__.split("`bench/step.svg`. ")[1].strip().splitlines(),
+    *__doc__.split("`bench/results/step.svg`. ")[1].strip().splitlines(),
     *ABOUT.splitlines(),
     "",
     f"{given.rounds} rounds on {machine.about(PACKAGES)}.",
@@ -235,8 +235,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument(
     "--models",
-    type=flags.among(stepping.MODELS),
-    default=",".join(stepping.MODELS),
+    type=flags.among(timed_steps.MODELS),
+    default=",".join(timed_steps.MODELS),
   )
   parser.add_argument(
     "--dtypes", type=flags.among(DTYPES), default=",".join(DTYPES)

@@ -5,7 +5,8 @@ r"""The paper's table 2: what mask tokens in the encoder cost, and a decoder.
 Beside the published wall-clock times stand flops counted on paper, estimates of
 the same steps compiled for slices of TPUs (which needs libtpu, no TPU), and
 steps of networks of a quarter of the width, timed on this machine. It writes
-`bench/table2.md` and `bench/table2.svg`; about half an hour on two cores.
+`bench/results/table2.md` and `bench/results/table2.svg`; about half an hour on
+two cores.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ import jax
 import numpy as np
 import tqdm
 
-from bench import drawn, flags, machine, plan, stepping
-from mae_jax import config as config_lib
-from mae_jax import hardware, sharding
-from mae_jax.models import build, flops, variants
-from mae_jax.plan import estimate, measure, program, report, topology
-from mae_jax.steps import program as program_lib
+from bench import plan
+from bench.lib import flags, machine, plots, timed_steps
+from mae_jax.config import Config, MeshConfig
+from mae_jax.distributed import sharding
+from mae_jax.models import architecture, factory, flops
+from mae_jax.tools.plan import compile_step, format, planned_step, topology
+from mae_jax.tools.plan import roofline as estimate
+from mae_jax.train import step as program_lib
+from mae_jax.utils import hardware
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 SLICES = ("v3:8x8", "v5e:16x16")
@@ -80,16 +84,16 @@ ENTRIES = (
 FASTER = [each for each in ENTRIES if each != each.base]
 
 
-def encoders_share(config: config_lib.Config) -> float:
+def encoders_share(config: Config) -> float:
   """Of the flops on paper: those of the encoder's blocks."""
-  model = build.masked_autoencoder(config)
+  model = factory.masked_autoencoder(config)
   encoder, grid = model.encoder, model.decoder.grid
   tokens = 1 + model.num_shown(grid[0] * grid[1])
   blocks = flops.stack(tokens, encoder.width, encoder.depth, encoder.mlp_dim)
   return 3 * blocks / flops_per_image(config)
 
 
-def configured(entry: Entry) -> config_lib.Config:
+def configured(entry: Entry) -> Config:
   """The recipe of its model, with its decoder."""
   config = plan.configured(entry.model, fsdp=1)
   model = dataclasses.replace(config.model, decoder_depth=entry.decoder_depth)
@@ -100,14 +104,14 @@ def configured(entry: Entry) -> config_lib.Config:
   return dataclasses.replace(config, model=model, objective=objective)
 
 
-def reduced(entry: Entry, batch_size: int) -> config_lib.Config:
+def reduced(entry: Entry, batch_size: int) -> Config:
   """The same with widths and heads of a quarter, in float32.
 
   Tokens, depths, and widths of heads are those of the original, so that encoder
   and decoder keep their shares, nearly: attention's does not fall with width.
   """
   config = configured(entry)
-  dims, _ = variants.parse(config.model.variant)
+  dims, _ = architecture.parse(config.model.variant)
   model = dataclasses.replace(
     config.model,
     width=dims.width // SHRINK,
@@ -121,22 +125,22 @@ def reduced(entry: Entry, batch_size: int) -> config_lib.Config:
   return dataclasses.replace(config, model=model, data=data)
 
 
-def flops_per_image(config: config_lib.Config) -> int:
+def flops_per_image(config: Config) -> int:
   """Of a training step, counted on paper."""
   return flops.train_step(
-    build.masked_autoencoder(config), config.data.channels
+    factory.masked_autoencoder(config), config.data.channels
   )
 
 
 class Compiled(NamedTuple):
-  """An entry's step on a slice, as `mae_jax.plan` measures it.
+  """An entry's step on a slice, as `mae_jax.tools.plan` measures it.
 
   Attributes:
     found: the program's figures, of one device.
     roofline: the estimate; None if the program does not fit.
   """
 
-  found: measure.Measured
+  found: compile_step.Measured
   roofline: estimate.Estimate | None
 
 
@@ -146,7 +150,7 @@ def compiled(entry: Entry, where: topology.Topology) -> Compiled:
   remat = REMAT.get((where.name, entry.model), config.model.remat)
   model = dataclasses.replace(config.model, remat=remat)
   config = dataclasses.replace(config, model=model)
-  found = measure.measure(program.on_slice(config, where), where.chip)
+  found = compile_step.measure(planned_step.on_slice(config, where), where.chip)
   return Compiled(found, estimate.estimate(found) if found.fits else None)
 
 
@@ -165,13 +169,15 @@ class Timed(NamedTuple):
   cpu: np.ndarray
 
 
-def _run(entry: Entry, batch_size: int) -> stepping.Run:
+def _run(entry: Entry, batch_size: int) -> timed_steps.Run:
   """A small network that is about to take a step."""
   config = reduced(entry, batch_size)
-  mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:1])
-  planned = program.planned(config, mesh, program.IMAGENET, program.CLASSES)
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  planned = planned_step.planned(
+    config, mesh, planned_step.IMAGENET, planned_step.CLASSES
+  )
   state = program_lib.abstract_state(planned)
-  step = measure.lower(planned, state).compile()
+  step = compile_step.lower(planned, state).compile()
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   with jax.set_mesh(mesh):
     state = jax.jit(planned.init, out_shardings=shardings)()
@@ -182,7 +188,7 @@ def _run(entry: Entry, batch_size: int) -> stepping.Run:
     )
     for name, leaf in planned.batch().items()
   }
-  return stepping.Run(step, state, batch, mesh)
+  return timed_steps.Run(step, state, batch, mesh)
 
 
 def timed(rounds: int, batch_size: int) -> dict[Entry, Timed]:
@@ -196,7 +202,7 @@ def timed(rounds: int, batch_size: int) -> dict[Entry, Timed]:
   taken: dict[Entry, list[tuple[float, float]]] = {each: [] for each in runs}
   for _ in tqdm.trange(rounds, desc="timing"):
     for entry, run in runs.items():
-      taken[entry].append(stepping.timed_in_turn(run.take))
+      taken[entry].append(timed_steps.timed_in_turn(run.take))
   return {entry: Timed(*np.array(pairs).T) for entry, pairs in taken.items()}
 
 
@@ -260,14 +266,14 @@ def summary(compared: Ratios) -> str:
       rows.append(
         [name, seen, f"{depth}, against {deep.decoder_depth}", *cells]
       )
-  return report.table(rows, [*NAMED, *compared])
+  return format.table(rows, [*NAMED, *compared])
 
 
 def share_of_peak(entry: Entry) -> float:
   """What the published run reached, by flops on paper."""
   peak = 128 * hardware.CHIPS[topology.TPUS["v3"]].flops
   work = flops_per_image(configured(entry))
-  return work * EPOCHS * program.IMAGENET / (3600 * entry.hours * peak)
+  return work * EPOCHS * planned_step.IMAGENET / (3600 * entry.hours * peak)
 
 
 def published() -> str:
@@ -295,10 +301,10 @@ def published() -> str:
         f"{share_of_peak(each):.0%}",
       ]
     )
-  return report.table(rows, headings)
+  return format.table(rows, headings)
 
 
-def state_traffic(found: measure.Measured) -> int:
+def state_traffic(found: compile_step.Measured) -> int:
   """Bytes of parameters and moments, in and out once: no step has less."""
   return 2 * (found.memory.params + found.memory.opt_state)
 
@@ -349,7 +355,7 @@ def estimated(entries: Mapping[Entry, Compiled], hours: bool) -> str:
         *start,
         f"{count:.3g} ({change:+.1%})",
         _times(work.get(each)),
-        report.gb(costs[each].hbm_bytes),
+        format.gb(costs[each].hbm_bytes),
         _times(traffic.get(each)),
         f"{state_traffic(found) / costs[each].hbm_bytes:.0%}",
         plan.parts(roofline),
@@ -360,7 +366,7 @@ def estimated(entries: Mapping[Entry, Compiled], hours: bool) -> str:
         f"{found.compile_seconds:.0f} s",
       ]
     )
-  return report.table(rows, headings)
+  return format.table(rows, headings)
 
 
 def _times(ratio: float | None) -> str:
@@ -397,12 +403,12 @@ def measured(times: Mapping[Entry, Timed]) -> str:
       cells.append(_times(float(np.median(base) / np.median(mine))))
       cells.append(f"{turns.min():.2f} to {turns.max():.2f}")
     rows.append([*each.cells, *cells])
-  return report.table(rows, headings)
+  return format.table(rows, headings)
 
 
 def draw(compared: Ratios, page: pathlib.Path) -> None:
   """Speed-ups as groups of bars."""
-  with drawn.figure(page, 9, 4.5) as figure:
+  with plots.figure(page, 9, 4.5) as figure:
     axes = figure.subplots()
     width = 0.86 / len(compared)
     for number, (name, values) in enumerate(compared.items()):
@@ -526,7 +532,7 @@ beside those in flops, in rooflines of compiled programs, and in measured steps
 of small networks ("small", a quarter as wide). Nothing was run on a TPU. The
 encoder with mask tokens sees all patches, the hidden ones as one learned vector
 and their positions; the decoder then has nothing to fill in (`WithMaskTokens`
-in `mae_jax/models/hiding.py`).
+in `mae_jax/models/masked_input.py`).
 
 {summary(compared)}
 
@@ -538,13 +544,14 @@ in `mae_jax/models/hiding.py`).
 
 Flops of a training step on one image, of matrix products alone; the encoder's
 share is that of its blocks. The last column is what {EPOCHS} epochs of
-{program.IMAGENET:,} images are, in the published time, of the documented peak.
+{planned_step.IMAGENET:,} images are, in the published time, of the documented
+peak.
 
 {published()}
 
 ## Compiled for slices of TPUs
 
-As `python -m mae_jax.plan` does it: batch 4096, bfloat16, data parallel, the
+As `python -m mae_jax plan` does it: batch 4096, bfloat16, data parallel, the
 figures of one device (of v3, a core). Times are rooflines, the largest of
 compute, HBM and interconnect at their documented speed: no step is faster, and
 real ones are slower. "State" is what parameters and moments are of the HBM

@@ -1,9 +1,9 @@
 r"""What each choice in the train step's program is worth on TPUs, as a table.
 
-    python -m bench.tpu [--slices=v5e:16x16] [--out=bench/tpu.md]
+    python -m bench.tpu [--slices=v5e:16x16] [--out=bench/results/tpu.md]
 
 Needs the compiler: pip install -c constraints.txt -e '.[tpu]'. The step of
-ViT-L, batch 4096, is compiled as `python -m mae_jax.plan` compiles it, and once
+ViT-L, batch 4096, is compiled as `python -m mae_jax plan` compiles it, and once
 more with each choice undone, one at a time.
 """
 
@@ -22,10 +22,11 @@ import einops
 import jax
 import tqdm
 
-from bench import drawn, flags, machine, plan
-from mae_jax.models import attention, patches, transformer
-from mae_jax.plan import estimate, measure, report
-from tests import tiny
+from bench import plan
+from bench.lib import flags, machine, plots
+from mae_jax.models import attention, patchify, transformer
+from mae_jax.tools.plan import compile_step, format, roofline
+from tests.helpers import tiny
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 SLICES = ("v5e:16x16", "v5p:4x4x4")
@@ -115,7 +116,7 @@ UNDONE = {
   "patches cut along six axes": Undone(
     "with a pixel's channels and the pixels of a row as one axis, no copy is "
     "padded from 14 to 128: 0.42 GB less",
-    _patched(patches, "patchify", _six_axes),
+    _patched(patchify, "patchify", _six_axes),
   ),
   "gradients of a block summed at once": Undone(
     "summed apart, three of four kernels' sums go on while the next gradient "
@@ -125,7 +126,7 @@ UNDONE = {
 }
 
 
-def compiled(slice_: str, undone: Undone) -> measure.Measured:
+def compiled(slice_: str, undone: Undone) -> compile_step.Measured:
   """The step on that slice, all data parallel."""
   config = tiny.changed(plan.configured("L", 1), **undone.settings)
   with undone.patch():
@@ -133,20 +134,20 @@ def compiled(slice_: str, undone: Undone) -> measure.Measured:
     return plan.compiled(config, slice_)
 
 
-def row(slice_: str, name: str, found: measure.Measured) -> list[str]:
+def row(slice_: str, name: str, found: compile_step.Measured) -> list[str]:
   """The cells under HEADINGS."""
-  costs, known = found.costs, estimate.estimate(found)
+  costs, known = found.costs, roofline.estimate(found)
   if costs is None or known is None:
     return [slice_, name, "", "", plan.peak(found), *[""] * 4]
   _, change = plan.flops(found)
   return [
     slice_,
     name,
-    report.gb(costs.hbm_bytes),
+    format.gb(costs.hbm_bytes),
     f"{costs.padding / costs.hbm_bytes:.1%}",
     plan.peak(found),
     f"{change:+.1%}",
-    report.gb(costs.sent),
+    format.gb(costs.sent),
     f"{costs.overlapped / costs.sent:.0%}" if costs.sent else "-",
     plan.parts(known),
   ]
@@ -163,7 +164,7 @@ def rows(slices: list[str]) -> Iterator[list[str]]:
 def draw(found: list[list[str]], page: pathlib.Path) -> None:
   """Traffic of each program: a panel a slice."""
   slices = list(dict.fromkeys(row[0] for row in found))
-  with drawn.figure(page, 10, 3) as figure:
+  with plots.figure(page, 10, 3) as figure:
     every = figure.subplots(1, len(slices), sharey=True, squeeze=False)[0]
     for axes, slice_ in zip(every, slices, strict=True):
       some = [dict(zip(HEADINGS, x, strict=True)) for x in found]
@@ -284,7 +285,7 @@ def main() -> None:
   text = TEXT.format(
     about=f"{machine.about(('jax', 'libtpu'))}.",
     picture=given.out.with_suffix(".svg").name,
-    table=report.table(found, HEADINGS),
+    table=format.table(found, HEADINGS),
     predicted=predicted,
   )
   draw(found, given.out)

@@ -4,7 +4,8 @@
 
 It pre-trains and fine-tunes on scikit-learn's digits, exports each network with
 every kind of weights, shows the held-out digits to what was written, and writes
-`bench/weights.md`. About five minutes on two cores, nothing is downloaded.
+`bench/results/weights.md`. About five minutes on two cores, nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from bench import flags, machine
-from mae_jax import checkpoints, tools
-from mae_jax import config as config_lib
+from bench.lib import flags, machine
+from mae_jax import checkpoints
+from mae_jax.config import from_config_dict
 from mae_jax.data import sources
-from mae_jax.evals import part
-from mae_jax.export import command, network, stablehlo
-from mae_jax.export import weights as weights_lib
+from mae_jax.evals import eval_data
 from mae_jax.models import classifiers
+from mae_jax.tools import cli
+from mae_jax.tools.export import command, exportable, stablehlo
+from mae_jax.tools.export import quantize as weights_lib
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
 _ROOT = OUT.parents[1]
@@ -62,7 +64,7 @@ def measure(checkpoint: str, kind: str) -> Measured:
     kind: of weights.
   """
   data = checkpoints.read_run(checkpoint).config.data
-  images = part.held_out(data).source
+  images = eval_data.held_out(data).source
   assert isinstance(images, sources.Indexed)
   assert images.labels is not None
   with tempfile.TemporaryDirectory() as folder:
@@ -71,12 +73,12 @@ def measure(checkpoint: str, kind: str) -> Measured:
     size = (pathlib.Path(folder) / stablehlo.WEIGHTS).stat().st_size
     logits = [
       values
-      for values, _ in tools.stream(
+      for values, _ in cli.stream(
         lambda _, pixels: serve(np.asarray(pixels)),
         None,
         images,
         data,
-        mesh=network.host(),
+        mesh=exportable.host(),
         batch_size=64,
       )
     ]
@@ -119,7 +121,7 @@ def rows(
 
 def sizes(recipe: Any, num_classes: int) -> dict[str, int]:
   """Bytes of a network's weights by their kind, from its shapes alone."""
-  config = config_lib.from_config_dict(recipe)
+  config = from_config_dict(recipe)
   built = classifiers.fine_tuned(config, num_classes, "cpu")
 
   def stored(kind: str) -> Any:

@@ -39,8 +39,9 @@ import pathlib
 import re
 import runpy
 
-from mae_jax import config as c
-from mae_jax.models import variants
+from mae_jax.config import one_of, parse_arg
+from mae_jax.models import architecture
+from mae_jax.utils.errors import ConfigError
 
 RECIPES = {"imagenet": "vit_l", "digits": "digits", "photos": "photos"}
 # Of patches with fewer values, as many as half of them.
@@ -69,7 +70,7 @@ CROPS = {
 
 def get_config(arg: str | None = None):
   """The recipe of `data`, with what else is named changed."""
-  args = c.parse_arg(
+  args = parse_arg(
     arg,
     data="imagenet",
     decoder_depth="",
@@ -89,7 +90,7 @@ def get_config(arg: str | None = None):
     trained="",
     length="",
   )
-  recipe = RECIPES[c.one_of("data", args.data, RECIPES)]
+  recipe = RECIPES[one_of("data", args.data, RECIPES)]
   path = pathlib.Path(__file__).with_name(f"{recipe}.py")
   config = runpy.run_path(str(path))["get_config"]()
   config.objective.contrast_patches = 4 if args.contrast == "batch" else 0
@@ -115,7 +116,7 @@ def get_config(arg: str | None = None):
       _percent("ratios", text) for text in args.ratios.split("/")
     )
   if args.weight and not args.adversary:
-    raise c.ConfigError(
+    raise ConfigError(
       f"config argument weight={args.weight} is that of an adversary: write "
       f"adversary=patch,weight={args.weight}, or image"
     )
@@ -127,7 +128,7 @@ def get_config(arg: str | None = None):
     config.adversary.depth = min(4, side.bit_length() - 2)
     if args.data != "imagenet":
       config.adversary.width = 16  # a CPU takes seconds for a step of 64
-  config.data.update(CROPS[c.one_of("crop", args.crop, CROPS)])
+  config.data.update(CROPS[one_of("crop", args.crop, CROPS)])
   if args.length:
     config.train.length = args.length
   return config
@@ -137,7 +138,7 @@ def _mask(text: str) -> dict:
   """Of "block50": strategy and ratio."""
   found = re.fullmatch(r"([a-z]+)(\d\d)", text)
   if not found:
-    raise c.ConfigError(
+    raise ConfigError(
       f"config argument mask={text!r} is not a strategy and a percentage: "
       "write for instance random75, block50 or grid75, or middle"
     )
@@ -148,14 +149,14 @@ def _number(name: str, text: str, kind: type) -> float:
   try:
     return kind(text)
   except ValueError:
-    raise c.ConfigError(
+    raise ConfigError(
       f"config argument {name}={text!r} is not of type {kind.__name__}"
     ) from None
 
 
 def _percent(name: str, text: str) -> float:
   if not re.fullmatch(r"\d\d", text):
-    raise c.ConfigError(
+    raise ConfigError(
       f"config argument {name}={text!r} is not a percentage of two digits: "
       'write for instance 75, and "/" between several'
     )
@@ -164,7 +165,7 @@ def _percent(name: str, text: str) -> float:
 
 def _middle(config) -> tuple[str, ...]:
   """Rows of a mask that shows nothing but a border of an eighth or so."""
-  _, patch = variants.parse(config.model.variant)
+  _, patch = architecture.parse(config.model.variant)
   height, width = (side // patch for side in config.data.image_size)
 
   def row(y: int) -> str:

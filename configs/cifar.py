@@ -11,7 +11,18 @@ no download and have no labels. Not run here to its end: there is no published
 figure to meet.
 """
 
-from mae_jax import config as c
+from mae_jax.config import (
+  Config,
+  DataConfig,
+  EvalConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  config_dict,
+  one_of,
+  parse_arg,
+)
 
 SIZES = ("Ti", "S")
 NAMES = ("cifar10", "cifar100", "photos")
@@ -19,12 +30,12 @@ NAMES = ("cifar10", "cifar100", "photos")
 
 def get_config(arg: str | None = None):
   """The recipe; its arguments are above, and `epochs`."""
-  args = c.parse_arg(arg, name="cifar10", size="Ti", patch=2, epochs=1600)
-  embedded = c.one_of("name", args.name, NAMES) == "photos"
-  return c.config_dict(
-    c.Config(
+  args = parse_arg(arg, name="cifar10", size="Ti", patch=2, epochs=1600)
+  embedded = one_of("name", args.name, NAMES) == "photos"
+  return config_dict(
+    Config(
       task="pretrain",
-      data=c.Data(
+      data=DataConfig(
         source="photos" if embedded else "tfds",
         name="" if embedded else args.name,
         batch_size=32 if embedded else 512,
@@ -36,26 +47,28 @@ def get_config(arg: str | None = None):
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
       ),
-      model=c.Model(
-        variant=f"{c.one_of('size', args.size, SIZES)}/{args.patch}",
+      model=ModelConfig(
+        variant=f"{one_of('size', args.size, SIZES)}/{args.patch}",
         decoder_width=192,
         decoder_depth=4,
         decoder_heads=6,
         dtype="bfloat16",
       ),
-      objective=c.Objective(mask_ratio=0.75, target="norm_pix"),
-      optim=c.Optim(
+      objective=ObjectiveConfig(mask_ratio=0.75, target="norm_pix"),
+      optim=OptimConfig(
         blr=1.5e-4,
         warmup=f"{args.epochs / 40:g} epochs",
         weight_decay=0.05,
         b1=0.9,
         b2=0.95,
       ),
-      train=c.Train(
+      train=TrainConfig(
         length=f"{args.epochs} epochs",
         log_every="50 steps",
         save_every=f"{max(args.epochs // 100, 1)} epochs",
       ),
-      eval=c.Eval(every=f"{max(args.epochs // 16, 1)} epochs", shots=(10, 0)),
+      eval=EvalConfig(
+        every=f"{max(args.epochs // 16, 1)} epochs", shots=(10, 0)
+      ),
     )
   )

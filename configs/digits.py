@@ -17,16 +17,26 @@ tokens side by side, as they see all pixels, since where a stroke is tells more
 of a digit than what strokes there are on average.
 """
 
-from mae_jax import config as c
+from mae_jax.config import (
+  Config,
+  DataConfig,
+  EvalConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  config_dict,
+  parse_arg,
+)
 
 
 def get_config(arg: str | None = None):
   """The recipe; `steps` is its length."""
-  args = c.parse_arg(arg, steps=2500)
-  return c.config_dict(
-    c.Config(
+  args = parse_arg(arg, steps=2500)
+  return config_dict(
+    Config(
       task="pretrain",
-      data=c.Data(
+      data=DataConfig(
         source="digits",
         batch_size=64,
         image_size=(8, 8),
@@ -38,7 +48,7 @@ def get_config(arg: str | None = None):
         mean=(0.3053,),
         std=(0.3758,),
       ),
-      model=c.Model(
+      model=ModelConfig(
         variant="Ti/2",
         width=64,
         depth=4,
@@ -49,19 +59,19 @@ def get_config(arg: str | None = None):
         decoder_heads=4,
         dtype="float32",
       ),
-      objective=c.Objective(mask_ratio=0.6, target="raw"),
-      optim=c.Optim(
+      objective=ObjectiveConfig(mask_ratio=0.6, target="raw"),
+      optim=OptimConfig(
         blr=8e-3,
         warmup="200 steps",
         weight_decay=0.05,
         b1=0.9,
         b2=0.95,
       ),
-      train=c.Train(
+      train=TrainConfig(
         length=f"{args.steps} steps",
         log_every="50 steps",
         save_every="1000 steps",
       ),
-      eval=c.Eval(shots=(5, 0), pooling="all", knn_k=5, raw_pixels=True),
+      eval=EvalConfig(shots=(5, 0), pooling="all", knn_k=5, raw_pixels=True),
     )
   )

@@ -19,24 +19,36 @@ more here.
 
 import pathlib
 
-from mae_jax import config as c
+from mae_jax.config import (
+  ClassifyConfig,
+  Config,
+  DataConfig,
+  EvalConfig,
+  LabelEfficiencyConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  config_dict,
+  parse_arg,
+)
 
 DIGITS = pathlib.Path(__file__).with_name("digits.py")
 
 
 def get_config(arg: str | None = None):
   """The recipe; takes no argument."""
-  c.parse_arg(arg)
-  return c.config_dict(
-    c.Config(
+  parse_arg(arg)
+  return config_dict(
+    Config(
       task="compare",
-      compare=c.Compare(
+      compare=LabelEfficiencyConfig(
         task="linprobe",
         pretrain=f"{DIGITS}:steps=1000",
         shots=(5, 10, 0),
         seeds=5,
       ),
-      data=c.Data(
+      data=DataConfig(
         source="digits",
         batch_size=32,
         image_size=(8, 8),
@@ -48,7 +60,7 @@ def get_config(arg: str | None = None):
         mean=(0.3053,),
         std=(0.3758,),
       ),
-      model=c.Model(
+      model=ModelConfig(
         variant="Ti/2",
         width=64,
         depth=4,
@@ -56,18 +68,18 @@ def get_config(arg: str | None = None):
         mlp_dim=256,
         dtype="float32",
       ),
-      objective=c.Objective(),
-      optim=c.Optim(
+      objective=ObjectiveConfig(),
+      optim=OptimConfig(
         blr=80.0,
         warmup="20 steps",
         weight_decay=0.0,
         b1=0.9,
         b2=0.999,
       ),
-      train=c.Train(
+      train=TrainConfig(
         length="400 steps", log_every="50 steps", save_every="400 steps"
       ),
-      eval=c.Eval(shots=(), images=0),
-      classify=c.Classify(head_std=0.01, norm_group=32),
+      eval=EvalConfig(shots=(), images=0),
+      classify=ClassifyConfig(head_std=0.01, norm_group=32),
     )
   )

@@ -13,19 +13,30 @@ place of a folder. To start from a larger network's weights, see `init_from` and
 `init_adapt`.
 """
 
-from mae_jax import config as c
+from mae_jax.config import (
+  Config,
+  DataConfig,
+  EvalConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  config_dict,
+  one_of,
+  parse_arg,
+)
 
 SOURCES = ("folder", "photos")
 
 
 def get_config(arg: str | None = None):
   """The recipe; `images` is how many it sees in all."""
-  args = c.parse_arg(arg, source="folder", channels=3, images=1_000_000)
-  return c.config_dict(
-    c.Config(
+  args = parse_arg(arg, source="folder", channels=3, images=1_000_000)
+  return config_dict(
+    Config(
       task="pretrain",
-      data=c.Data(
-        source=c.one_of("source", args.source, SOURCES),
+      data=DataConfig(
+        source=one_of("source", args.source, SOURCES),
         batch_size=64,
         image_size=(96, 96),
         channels=args.channels,
@@ -36,7 +47,7 @@ def get_config(arg: str | None = None):
         mean=(0.5,) * args.channels,
         std=(0.25,) * args.channels,
       ),
-      model=c.Model(
+      model=ModelConfig(
         variant="Ti/8",
         depth=6,
         decoder_width=96,
@@ -44,19 +55,19 @@ def get_config(arg: str | None = None):
         decoder_heads=3,
         dtype="bfloat16",
       ),
-      objective=c.Objective(mask_ratio=0.75, target="norm_pix"),
-      optim=c.Optim(
+      objective=ObjectiveConfig(mask_ratio=0.75, target="norm_pix"),
+      optim=OptimConfig(
         blr=1e-3,
         warmup=f"{args.images // 20} examples",
         weight_decay=0.05,
         b1=0.9,
         b2=0.95,
       ),
-      train=c.Train(
+      train=TrainConfig(
         length=f"{args.images} examples",
         log_every="50 steps",
         save_every=f"{args.images // 20} examples",
       ),
-      eval=c.Eval(every=f"{args.images // 10} examples"),
+      eval=EvalConfig(every=f"{args.images // 10} examples"),
     )
   )

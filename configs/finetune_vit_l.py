@@ -8,17 +8,29 @@ r"""Fine-tuning of ViT-L on ImageNet-1k: the reference's recipe.
 He et al. 2021, table 9. Published: 85.9 % top-1.
 """
 
-from mae_jax import config as c
+from mae_jax.config import (
+  ClassifyConfig,
+  Config,
+  DataConfig,
+  EvalConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  config_dict,
+  one_of,
+  parse_arg,
+)
 
 
 def get_config(arg: str | None = None):
   """The recipe; `recipe` is code or paper, where the two differ."""
-  args = c.parse_arg(arg, recipe="code", size=224)
-  paper = c.one_of("recipe", args.recipe, ("code", "paper")) == "paper"
-  return c.config_dict(
-    c.Config(
+  args = parse_arg(arg, recipe="code", size=224)
+  paper = one_of("recipe", args.recipe, ("code", "paper")) == "paper"
+  return config_dict(
+    Config(
       task="finetune",
-      data=c.Data(
+      data=DataConfig(
         source="tfds",
         name="imagenet2012",
         batch_size=1024,
@@ -33,9 +45,9 @@ def get_config(arg: str | None = None):
         lanes=256,
         shuffle_buffer=32768,
       ),
-      model=c.Model(variant="L/16", dtype="bfloat16"),
-      objective=c.Objective(),
-      optim=c.Optim(
+      model=ModelConfig(variant="L/16", dtype="bfloat16"),
+      objective=ObjectiveConfig(),
+      optim=OptimConfig(
         blr=1e-3,
         warmup="5 epochs",
         weight_decay=0.05,
@@ -44,14 +56,14 @@ def get_config(arg: str | None = None):
         min_lr=1e-6,
         layer_decay=0.75,
       ),
-      train=c.Train(
+      train=TrainConfig(
         length="50 epochs",
         log_every="50 steps",
         save_every="1 epochs",
         save_minutes=30.0,
       ),
-      eval=c.Eval(every="1 epochs"),
-      classify=c.Classify(
+      eval=EvalConfig(every="1 epochs"),
+      classify=ClassifyConfig(
         drop_path=0.1 if paper else 0.2,
         smoothing=0.1,
         mixup=0.8,

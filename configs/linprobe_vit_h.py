@@ -7,17 +7,29 @@ r"""Linear probe of ViT-H on ImageNet-1k: the reference's recipe.
 He et al. 2021, table 10. Published: 76.6 (TPU), 77.2 (PyTorch) % top-1.
 """
 
-from mae_jax import config as c
+from mae_jax.config import (
+  ClassifyConfig,
+  Config,
+  DataConfig,
+  EvalConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  config_dict,
+  one_of,
+  parse_arg,
+)
 
 
 def get_config(arg: str | None = None):
   """The recipe; `recipe` is code or paper, where the two differ."""
-  args = c.parse_arg(arg, recipe="code")
-  paper = c.one_of("recipe", args.recipe, ("code", "paper")) == "paper"
-  return c.config_dict(
-    c.Config(
+  args = parse_arg(arg, recipe="code")
+  paper = one_of("recipe", args.recipe, ("code", "paper")) == "paper"
+  return config_dict(
+    Config(
       task="linprobe",
-      data=c.Data(
+      data=DataConfig(
         source="tfds",
         name="imagenet2012",
         batch_size=16384,
@@ -31,22 +43,22 @@ def get_config(arg: str | None = None):
         lanes=256,
         shuffle_buffer=32768,
       ),
-      model=c.Model(variant="H/14", dtype="bfloat16"),
-      objective=c.Objective(),
-      optim=c.Optim(
+      model=ModelConfig(variant="H/14", dtype="bfloat16"),
+      objective=ObjectiveConfig(),
+      optim=OptimConfig(
         blr=0.1,
         warmup="10 epochs",
         weight_decay=0.0,
         b1=0.9,
         b2=0.999,
       ),
-      train=c.Train(
+      train=TrainConfig(
         length=f"{90 if paper else 50} epochs",
         log_every="20 steps",
         save_every="1 epochs",
         save_minutes=30.0,
       ),
-      eval=c.Eval(every="1 epochs"),
-      classify=c.Classify(pooling="cls", head_std=0.01),
+      eval=EvalConfig(every="1 epochs"),
+      classify=ClassifyConfig(pooling="cls", head_std=0.01),
     )
   )

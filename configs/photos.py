@@ -11,16 +11,25 @@ What is not as in the paper, and why: the target is raw pixels, so that colours
 are the network's own and not taken from around; the network is small.
 """
 
-from mae_jax import config as c
+from mae_jax.config import (
+  Config,
+  DataConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  config_dict,
+  parse_arg,
+)
 
 
 def get_config(arg: str | None = None):
   """The recipe; `steps` is its length."""
-  args = c.parse_arg(arg, steps=3000)
-  return c.config_dict(
-    c.Config(
+  args = parse_arg(arg, steps=3000)
+  return config_dict(
+    Config(
       task="pretrain",
-      data=c.Data(
+      data=DataConfig(
         source="photos",
         batch_size=32,
         image_size=(80, 80),
@@ -31,7 +40,7 @@ def get_config(arg: str | None = None):
         mean=(0.46, 0.38, 0.36),
         std=(0.28, 0.24, 0.25),
       ),
-      model=c.Model(
+      model=ModelConfig(
         variant="Ti/8",
         width=128,
         depth=3,
@@ -42,15 +51,15 @@ def get_config(arg: str | None = None):
         decoder_heads=4,
         dtype="float32",
       ),
-      objective=c.Objective(mask_ratio=0.75, target="raw"),
-      optim=c.Optim(
+      objective=ObjectiveConfig(mask_ratio=0.75, target="raw"),
+      optim=OptimConfig(
         blr=1e-2,
         warmup="200 steps",
         weight_decay=0.05,
         b1=0.9,
         b2=0.95,
       ),
-      train=c.Train(
+      train=TrainConfig(
         length=f"{args.steps} steps",
         log_every="50 steps",
         save_every="1000 steps",

@@ -7,16 +7,26 @@ He et al. 2021, table 8. Published after 1600 epochs: 83.6 % top-1 fine-tuned,
 68.0 % linear probe.
 """
 
-from mae_jax import config as c
+from mae_jax.config import (
+  Config,
+  DataConfig,
+  EvalConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  config_dict,
+  parse_arg,
+)
 
 
 def get_config(arg: str | None = None):
   """The recipe; `epochs` is 800 (the default) or 1600 in the paper."""
-  args = c.parse_arg(arg, epochs=800)
-  return c.config_dict(
-    c.Config(
+  args = parse_arg(arg, epochs=800)
+  return config_dict(
+    Config(
       task="pretrain",
-      data=c.Data(
+      data=DataConfig(
         source="tfds",
         name="imagenet2012",
         batch_size=4096,
@@ -29,27 +39,29 @@ def get_config(arg: str | None = None):
         lanes=256,  # a lane is then the rows of one device of a 256-chip pod
         shuffle_buffer=32768,
       ),
-      model=c.Model(
+      model=ModelConfig(
         variant="B/16",
         decoder_width=512,
         decoder_depth=8,
         decoder_heads=16,
         dtype="bfloat16",
       ),
-      objective=c.Objective(mask_ratio=0.75, target="norm_pix"),
-      optim=c.Optim(
+      objective=ObjectiveConfig(mask_ratio=0.75, target="norm_pix"),
+      optim=OptimConfig(
         blr=1.5e-4,
         warmup="40 epochs",
         weight_decay=0.05,
         b1=0.9,
         b2=0.95,
       ),
-      train=c.Train(
+      train=TrainConfig(
         length=f"{args.epochs} epochs",
         log_every="50 steps",
         save_every="5 epochs",
         save_minutes=30.0,
       ),
-      eval=c.Eval(every="100 epochs", shots=(10,), max_train=20000, draws=1),
+      eval=EvalConfig(
+        every="100 epochs", shots=(10,), max_train=20000, draws=1
+      ),
     )
   )

@@ -6,26 +6,26 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mae_jax import (
-  command_line,
-  compiled,
+from mae_jax import distributed
+from mae_jax.config import Config, from_config_dict, lookup, overrides
+from mae_jax.utils import (
+  compile_cache,
   console,
-  distributed,
   errors,
-  interrupts,
+  signals,
   startup,
   storage,
 )
-from mae_jax import config as config_lib
+from mae_jax.utils.errors import ConfigError
 
-command_line.register_parsers()
+overrides.register_parsers()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
 )
@@ -55,38 +55,43 @@ _HEARTBEAT_SECONDS = flags.DEFINE_float(
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 
 
-Run: TypeAlias = Callable[[config_lib.Config, str, interrupts.Interrupts], None]
+Run: TypeAlias = Callable[[Config, str, signals.Interrupts], None]
 
 
 def _pretrain() -> Run:
-  from mae_jax.train import pretrain
+  from mae_jax.train.tasks import pretrain
 
   return pretrain.run
 
 
 def _finetune() -> Run:
-  from mae_jax.train import finetune
+  from mae_jax.train.tasks import finetune
 
   return finetune.run
 
 
 def _linprobe() -> Run:
-  from mae_jax.train import linprobe
+  from mae_jax.train.tasks import linprobe
 
   return linprobe.run
 
 
 def _compare() -> Run:
-  from mae_jax.train import compare, finetune, linprobe, pretrain
+  from mae_jax.train.tasks import finetune, label_efficiency, linprobe, pretrain
 
-  kinds = {"finetune": finetune.Finetuning, "linprobe": linprobe.LinearProbe}
-  return functools.partial(compare.run, kinds=kinds, pretrain=pretrain.run)
+  kinds = {
+    "finetune": finetune.Finetuning,
+    "linprobe": linprobe.LinearProbe,
+  }
+  return functools.partial(
+    label_efficiency.run, kinds=kinds, pretrain=pretrain.run
+  )
 
 
 def _evaluate() -> Run:
-  from mae_jax import evaluate
+  from mae_jax.evals import standalone
 
-  return evaluate.run
+  return standalone.run
 
 
 # Imported when chosen: a task imports TensorFlow, which takes seconds, and a
@@ -109,7 +114,7 @@ def _split_cpu(devices: int) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Reads the command line and the config file, which may be any program."""
-  return command_line.parse(argv, _CONFIG)
+  return overrides.parse(argv, _CONFIG)
 
 
 def _unraisable(error: Any) -> None:
@@ -118,7 +123,7 @@ def _unraisable(error: Any) -> None:
     sys.__unraisablehook__(error)
 
 
-def main(argv: list[str]) -> None:
+def _main(argv: list[str]) -> None:
   """Runs the task that the config names."""
   startup.begin()
   # JAX tells of each kind of device that it did not find, Orbax shows whole
@@ -128,21 +133,19 @@ def main(argv: list[str]) -> None:
     sys.unraisablehook = _unraisable
   try:
     if len(argv) > 1:
-      raise config_lib.ConfigError(
-        f"{argv[1]!r} is not a flag: write --name=value"
-      )
-    config = config_lib.from_config_dict(_CONFIG.value)
-    imported = config_lib.lookup(TASKS, config.task, "task")
+      raise ConfigError(f"{argv[1]!r} is not a flag: write --name=value")
+    config = from_config_dict(_CONFIG.value)
+    imported = lookup(TASKS, config.task, "task")
     if not _WORKDIR.value:
-      raise config_lib.ConfigError("--workdir is missing: name a directory")
+      raise ConfigError("--workdir is missing: name a directory")
     storage.make_directory(_WORKDIR.value, "--workdir")
-    compiled.keep(config.train.compile_cache)
+    compile_cache.keep(config.train.compile_cache)
     place = distributed.find(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
     if config.mesh.cpu_devices:
       _split_cpu(config.mesh.cpu_devices)
-    stop = interrupts.Interrupts(
+    stop = signals.Interrupts(
       config.train.stop_seconds,
       together=place is not None,
       on_leave=distributed.leaving,
@@ -159,11 +162,11 @@ def main(argv: list[str]) -> None:
     run = imported()
     startup.ended("imports")
     run(config, _WORKDIR.value, stop)
-  except interrupts.Stopped as stopped:
+  except signals.Stopped as stopped:
     if console.is_first():
       console.say(str(stopped))
-    distributed.finish(interrupts.EXIT_CODE)
-    sys.exit(interrupts.EXIT_CODE)
+    distributed.finish(signals.EXIT_CODE)
+    sys.exit(signals.EXIT_CODE)
   except Exception as error:
     distributed.lost(error)
     line = errors.explain(error)
@@ -177,5 +180,14 @@ def main(argv: list[str]) -> None:
   distributed.finish(0)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the program; `argv` is what follows its name."""
+  app.run(
+    _main,
+    argv=None if argv is None else ["mae_jax", *argv],
+    flags_parser=parse_flags,
+  )
+
+
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse_flags)
+  main()

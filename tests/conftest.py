@@ -11,14 +11,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # can take those that another one needs to join them, for good.
 os.environ.setdefault("NPROC", "32")
 
-# A test's time is mostly compiling, and most of that what makes machine code
-# fast: LLVM's optimisation, and XLA's newer way to write fused loops. Of
-# programs that run for a second, it is left out. What XLA does before it
-# (partitioning, fusion, layouts) is as in any run.
+# Compiling takes most of a test's time, and most of that is LLVM's optimization
+# of code that then runs for a second. XLA's own passes (partitioning, fusion,
+# layouts) stay as in any run.
 os.environ.setdefault(
   "XLA_FLAGS",
-  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-  "--xla_cpu_parallel_codegen_split_count=1",
+  "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1",
 )
 
 import jax

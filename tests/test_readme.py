@@ -10,19 +10,19 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mae_jax import (
-  attention,
+from mae_jax.config import from_config_dict
+from mae_jax.conversion import formats
+from mae_jax.tools import (
+  attention_maps,
   convert,
   features,
   neighbors,
   predict,
   reconstruct,
 )
-from mae_jax import config as config_lib
-from mae_jax.demo import __main__ as demo
-from mae_jax.dialects import table
-from mae_jax.export import command as export
-from mae_jax.report import __main__ as report
+from mae_jax.tools.demo import __main__ as demo
+from mae_jax.tools.export import command as export
+from mae_jax.tools.report import __main__ as report
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,12 +35,12 @@ LINES = [
 ]
 PROGRAM = "python -m mae_jax."
 TOOLS = {
-  "mae_jax.features": features,
-  "mae_jax.predict": predict,
-  "mae_jax.reconstruct": reconstruct,
-  "mae_jax.attention": attention,
-  "mae_jax.neighbors": neighbors,
-  "mae_jax.export": export,
+  "mae_jax.tools.features": features,
+  "mae_jax.tools.predict": predict,
+  "mae_jax.tools.reconstruct": reconstruct,
+  "mae_jax.tools.attention_maps": attention_maps,
+  "mae_jax.tools.neighbors": neighbors,
+  "mae_jax.tools.export": export,
 }
 
 
@@ -62,14 +62,14 @@ def test_make_targets_exist(line):
 def test_configs_and_overrides_are_accepted(line, monkeypatch):
   monkeypatch.chdir(ROOT)
   words = shlex.split(line[line.index(PROGRAM) :])
-  if words[2] == "mae_jax.convert":
+  if words[2] == "mae_jax.tools.convert":
     settings = convert.parser().parse_args(words[3:])
-    assert settings.inspect or (settings.out and settings.to in table.NAMES)
+    assert settings.inspect or (settings.out and settings.to in formats.NAMES)
     return
-  if words[2] == "mae_jax.demo":
+  if words[2] == "mae_jax.tools.demo":
     assert demo.parser().parse_args(words[3:]).checkpoint
     return
-  if words[2] == "mae_jax.report":
+  if words[2] == "mae_jax.tools.report":
     assert report.parser().parse_args(words[3:]).workdir
     return
   if words[2] in TOOLS:
@@ -78,8 +78,8 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
   # Of a run, where it goes; of a plan, where it would; of data, a picture.
   place, default = {
     "mae_jax.main": ("workdir", None),
-    "mae_jax.plan": ("topology", None),
-    "mae_jax.data.inspect": ("out", "samples.png"),
+    "mae_jax.tools.plan": ("topology", None),
+    "mae_jax.tools.inspect_data": ("out", "samples.png"),
   }[words[2]]
   values = flags.FlagValues()
   flag = config_flags.DEFINE_config_file(
@@ -93,7 +93,7 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
   rest = values(words[2:])
   assert rest == words[2:3]
   assert values[place].value
-  config = config_lib.from_config_dict(flag.value)
+  config = from_config_dict(flag.value)
   assert config.optim.lr > 0
 
 

@@ -6,7 +6,7 @@ forget and people copy, so that each checkpoint carries checksums of what it
 should give back; one that does not is set aside, and the one before it used.
 """
 
-from mae_jax.checkpoints.reading import (
+from mae_jax.checkpoints.restore import (
   Arrays,
   Run,
   check_shapes,
@@ -16,8 +16,8 @@ from mae_jax.checkpoints.reading import (
   read_run,
   restore_newest,
 )
+from mae_jax.checkpoints.save import Checkpointer, Writer, failure_of
 from mae_jax.checkpoints.state import Health, TrainState
-from mae_jax.checkpoints.writing import Checkpointer, Writer, failure_of
 
 __all__ = [
   "Arrays",

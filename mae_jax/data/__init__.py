@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from mae_jax import imports
+from mae_jax.utils import startup
 
 # Read once, when TensorFlow's C++ side is loaded. No operation used here gains
 # by oneDNN, whose banner no log level stops.
@@ -20,7 +20,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 # Keras and what it imports would take half a second or more.
-with imports.without("keras", "tf_keras"):
+with startup.without("keras", "tf_keras"):
   import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")

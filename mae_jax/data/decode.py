@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mae_jax import pixels
+from mae_jax.data import image_io
 
 Box = Callable[[tf.Tensor], tf.Tensor]
 _Result = tuple[tf.Tensor, tf.Tensor]
@@ -51,7 +51,7 @@ def decode(
 
   def slow(given: tf.Tensor) -> _Result:
     if is_file:
-      return how.by_pillow(*tf.numpy_function(pixels.read, [given], _STRINGS))
+      return how.by_pillow(*tf.numpy_function(image_io.read, [given], _STRINGS))
     return how.by_pillow(given, tf.constant(b""))
 
   result = quick(given) if may_fail else attempt(given, quick, slow)
@@ -121,7 +121,7 @@ class _Decoder:
     self, data: tf.Tensor, failed: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     shape, plain, failed = tf.numpy_function(
-      lambda data, failed: pixels.look(
+      lambda data, failed: image_io.look(
         data, failed, self._channels, self._upright
       ),
       [data, failed],
@@ -135,7 +135,7 @@ class _Decoder:
     self, data: tf.Tensor, failed: tf.Tensor, place: tf.Tensor
   ) -> _Result:
     image, failed = tf.numpy_function(
-      lambda data, failed, place: pixels.load(
+      lambda data, failed, place: image_io.load(
         data, failed, place, self._channels, self._upright
       ),
       [data, failed, place],
@@ -151,7 +151,7 @@ def _jpeg_shape(data: tf.Tensor) -> tf.Tensor:
   shape = tf.image.extract_jpeg_shape(data)
   count = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
   known = (shape[2] == 1) | (shape[2] == 3)  # and not CMYK
-  known &= count <= pixels.MAX_PIXELS
+  known &= count <= image_io.MAX_PIXELS
   with tf.control_dependencies([tf.debugging.Assert(known, [shape])]):
     return tf.ensure_shape(tf.identity(shape[:2]), [2])
 

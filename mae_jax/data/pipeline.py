@@ -14,18 +14,18 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from mae_jax import config
+from mae_jax.config import DataConfig
 from mae_jax.data import (
-  color_jitter,
+  augment,
   decode,
-  lanes,
-  order,
   preprocess,
-  randaugment,
-  stream,
+  record_shards,
+  sampling,
+  tf_iterator,
 )
+from mae_jax.data.bad_images import Unreadable
 from mae_jax.data.sources import Indexed, Records, Source
-from mae_jax.data.unreadable import Unreadable
+from mae_jax.utils.errors import ConfigError, TrainingError
 
 Batch = dict[str, np.ndarray]
 _Tensors = dict[str, tf.Tensor]
@@ -35,7 +35,7 @@ _FEW = 8  # images that are tried together: more gain nothing
 
 def train_batches(
   source: Source,
-  data: config.Data,
+  data: DataConfig,
   *,
   seed: int,
   rows: np.ndarray,
@@ -73,7 +73,7 @@ def train_batches(
 
 def side_by_side(
   streams: Sequence[tuple[Source, int]],
-  data: config.Data,
+  data: DataConfig,
   *,
   rows: np.ndarray,
   start_step: int = 0,
@@ -113,20 +113,20 @@ def side_by_side(
 
 def _augmented(
   source: Source,
-  data: config.Data,
+  data: DataConfig,
   seed: int,
   rows: np.ndarray,
   start_step: int,
 ) -> tf.data.Dataset:
   """The batches of `train_batches`, and what `_reported` takes out of them."""
   rows = _check(source, data, rows, data.batch_size)
-  steps = tf.data.Dataset.range(start_step, lanes.INT64_MAX)
+  steps = tf.data.Dataset.range(start_step, record_shards.INT64_MAX)
 
   def plan(step: tf.Tensor) -> _Tensors:
     """What this process's rows hold: which example, and its uniform draws."""
 
     def draws(stream: str, count: int) -> tf.Tensor:
-      return order.draws(
+      return sampling.draws(
         seed, stream, step, count=count, batch_size=data.batch_size, rows=rows
       )
 
@@ -135,12 +135,12 @@ def _augmented(
       "flip": draws("flip", 1)[:, 0],
     }
     if data.color_jitter:
-      result["color_jitter"] = draws("color_jitter", color_jitter.DRAWS)
+      result["color_jitter"] = draws("color_jitter", augment.COLOR_JITTER_DRAWS)
     if data.randaugment:
-      result["randaugment"] = draws("randaugment", randaugment.DRAWS)
+      result["randaugment"] = draws("randaugment", augment.RAND_AUGMENT_DRAWS)
     if isinstance(source, Indexed):
       position = step * data.batch_size + rows
-      index = order.shuffled(position, source.num_examples, seed)
+      index = sampling.shuffled(position, source.num_examples, seed)
       result["index"] = tf.ensure_shape(index, rows.shape)
     return result
 
@@ -175,7 +175,7 @@ def _augmented(
       plans, lambda plans: _several(plans, lambda p: load(p["index"]), data)
     )
   else:
-    records = lanes.train_stream(
+    records = record_shards.train_stream(
       source, data, seed=seed, rows=rows, start_step=start_step
     )
     several = _map(
@@ -190,7 +190,7 @@ def _augmented(
 
 
 def _several(
-  plans: _Tensors, load: Callable[[_Tensors], _Tensors], data: config.Data
+  plans: _Tensors, load: Callable[[_Tensors], _Tensors], data: DataConfig
 ) -> _Tensors:
   """A few augmented examples, of plans [n, ...].
 
@@ -219,7 +219,7 @@ def _several(
 
 def eval_batches(
   source: Source,
-  data: config.Data,
+  data: DataConfig,
   *,
   batch_size: int,
   rows: np.ndarray,
@@ -255,7 +255,7 @@ def eval_batches(
 
   if isinstance(source, Records):
     records = source
-    num, elements = lanes.eval_stream(
+    num, elements = record_shards.eval_stream(
       source, lanes=data.lanes, batch_size=batch_size, rows=rows
     )
 
@@ -294,7 +294,7 @@ def eval_batches(
   return _iterate(batches, source, unreadable)
 
 
-def check_readable(source: Source, data: config.Data) -> None:
+def check_readable(source: Source, data: DataConfig) -> None:
   """Reads a few images from all over the source.
 
   Raises:
@@ -314,23 +314,23 @@ def check_readable(source: Source, data: config.Data) -> None:
       unreadable=found,
     )
     readable = sum(batch["mask"].sum() for batch in batches)
-  except config.TrainingError as error:
-    raise config.ConfigError(str(error)) from error
+  except TrainingError as error:
+    raise ConfigError(str(error)) from error
   if not readable:
-    raise config.ConfigError(
+    raise ConfigError(
       f"of {number} images from all over the {source.num_examples} none can be "
       f"read: replace or remove them. They are\n{found.listing()}"
     )
 
 
 def _check(
-  source: Source, data: config.Data, rows: np.ndarray, batch_size: int
+  source: Source, data: DataConfig, rows: np.ndarray, batch_size: int
 ) -> np.ndarray:
   rows = np.asarray(rows, np.int64)
   for name in ("color_jitter", "randaugment"):
     value = getattr(data, name)
     if value and data.channels not in (1, 3):
-      raise config.ConfigError(
+      raise ConfigError(
         f"data.{name}={value:g} knows images of 1 and 3 channels, not "
         f"data.channels={data.channels}: set --config.data.{name}=0"
       )
@@ -348,7 +348,7 @@ def _check(
   if isinstance(source, Indexed) and source.image_shape:
     channels = source.image_shape[-1]
     if channels != data.channels:
-      raise config.ConfigError(
+      raise ConfigError(
         f"data.channels={data.channels}, but the arrays of data.source="
         f"{data.source!r} have {channels}: set "
         f"--config.data.channels={channels}"
@@ -361,7 +361,7 @@ def _parse(source: Records, id_: tf.Tensor, serialised: tf.Tensor) -> _Tensors:
 
 
 def _augment(
-  record: _Tensors, plan: _Tensors, data: config.Data, may_fail: bool
+  record: _Tensors, plan: _Tensors, data: DataConfig, may_fail: bool
 ) -> _Tensors:
   image, reason = preprocess.random_resized_crop(
     record,
@@ -388,7 +388,7 @@ def _augment(
 
 
 def _augment_arrays(
-  record: _Tensors, plans: _Tensors, data: config.Data
+  record: _Tensors, plans: _Tensors, data: DataConfig
 ) -> _Tensors:
   images = preprocess.random_resized_crop_arrays(
     record["image"],
@@ -404,7 +404,7 @@ def _augment_arrays(
 
 
 def _finish(
-  images: tf.Tensor, labels: tf.Tensor, plans: _Tensors, data: config.Data
+  images: tf.Tensor, labels: tf.Tensor, plans: _Tensors, data: DataConfig
 ) -> _Tensors:
   if data.flip:
     images = preprocess.random_flip(images, plans["flip"])
@@ -424,7 +424,7 @@ def _finish(
 
 
 def _or_zeros(
-  real: tf.Tensor, load: Callable[[], _Tensors], data: config.Data
+  real: tf.Tensor, load: Callable[[], _Tensors], data: DataConfig
 ) -> _Tensors:
   """One example for evaluation, or padding, for which nothing is read."""
 
@@ -478,7 +478,7 @@ def _map(
 def _iterate(
   batches: tf.data.Dataset, source: Source, unreadable: Unreadable | None
 ) -> Iterator[Batch]:
-  return stream.closed_at_exit(_reported(batches, source, unreadable))
+  return tf_iterator.closed_at_exit(_reported(batches, source, unreadable))
 
 
 def _reported(
@@ -486,7 +486,7 @@ def _reported(
 ) -> Generator[Batch]:
   unreadable = Unreadable(shown=0) if unreadable is None else unreadable
   try:
-    for batch in stream.numpy_batches(batches.prefetch(tf.data.AUTOTUNE)):
+    for batch in tf_iterator.numpy_batches(batches.prefetch(tf.data.AUTOTUNE)):
       none = np.zeros(0)  # of a source of arrays
       ids, reasons = batch.pop("id", none), batch.pop("reason", none)
       for place in np.flatnonzero(reasons):
@@ -497,19 +497,19 @@ def _reported(
     raise damage(source, error) from error
 
 
-def damage(source: Source, error: tf.errors.OpError) -> config.TrainingError:
+def damage(source: Source, error: tf.errors.OpError) -> TrainingError:
   """What to say of an error that is not one image's."""
   reason = re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", error.message)
   file = None
   if isinstance(source, Records):
     print(f"{reason}: looking for the file", file=sys.stderr, flush=True)
-    file = lanes.damaged(source)
+    file = record_shards.damaged(source)
   if file is None:
-    return config.TrainingError(
+    return TrainingError(
       f"the images cannot be read: {reason}. What was saved is kept: run the "
       "same command again once they can"
     )
-  return config.TrainingError(
+  return TrainingError(
     f"the record file {file} is damaged: {reason}. What was saved is kept: "
     "replace the file by a good copy, or prepare the data set anew, and run "
     "the same command again"

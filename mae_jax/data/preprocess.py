@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mae_jax.data import color_jitter as jitter
-from mae_jax.data import decode, randaugment, resample
+from mae_jax.data import augment, decode, resample
+from mae_jax.data import augment as jitter
 
 TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) a try, then the place
@@ -191,7 +191,7 @@ def rand_augment(
 
   Args:
     images: one or several.
-    draws: [randaugment.DRAWS] or [n, randaugment.DRAWS].
+    draws: [RAND_AUGMENT_DRAWS] or [n, RAND_AUGMENT_DRAWS].
     magnitude: see there.
     std: see there.
     mean: of a pixel in [0, 1], one value or one a channel: the fill colour.
@@ -201,7 +201,7 @@ def rand_augment(
 
   return _one_by_one(
     functools.partial(
-      randaugment.rand_augment, magnitude=magnitude, std=std, fill=fill
+      augment.rand_augment, magnitude=magnitude, std=std, fill=fill
     ),
     images,
     draws,
@@ -215,7 +215,7 @@ def color_jitter(
 
   Args:
     images: one or several.
-    draws: [color_jitter.DRAWS] or [n, color_jitter.DRAWS].
+    draws: [COLOR_JITTER_DRAWS] or [n, COLOR_JITTER_DRAWS].
     strength: see there.
   """
   one = functools.partial(jitter.color_jitter, strength=strength)

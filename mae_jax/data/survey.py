@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator
 import numpy as np
 import tensorflow as tf
 
-from mae_jax import config
-from mae_jax.data import decode, lanes, pipeline, stream
+from mae_jax.config import DataConfig
+from mae_jax.data import decode, pipeline, record_shards, tf_iterator
+from mae_jax.data.bad_images import Unreadable
 from mae_jax.data.sources import Indexed, Source
-from mae_jax.data.unreadable import Unreadable
 
 _Tensors = dict[str, tf.Tensor]
 SAMPLES = 64  # that `rate` shows
@@ -58,7 +58,7 @@ class Survey:
 
 def survey(
   source: Source,
-  data: config.Data,
+  data: DataConfig,
   tell: Callable[[int], object] = lambda number: None,
 ) -> Survey:
   """Decodes every image of a source once.
@@ -76,7 +76,7 @@ def survey(
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
   grey = 0
-  for batch in stream.closed_at_exit(_looks(source, data)):
+  for batch in tf_iterator.closed_at_exit(_looks(source, data)):
     good = batch["reason"] == b""
     for place in np.flatnonzero(~good):
       name = source.name(int(batch["id"][place]))
@@ -94,7 +94,7 @@ def survey(
 
 
 def _looks(
-  source: Source, data: config.Data
+  source: Source, data: DataConfig
 ) -> Generator[dict[str, np.ndarray]]:
   """What of each image is counted, a few images at a time."""
   if isinstance(source, Indexed):
@@ -107,7 +107,7 @@ def _looks(
       looks = _of_files(numbers.map(load), data)
   else:
     parse = source.parse
-    _, elements = lanes.eval_stream(
+    _, elements = record_shards.eval_stream(
       source, lanes=1, batch_size=1, rows=np.zeros(1, np.int64)
     )
     real = elements.filter(lambda id_, serialised, real: real)
@@ -115,12 +115,12 @@ def _looks(
       real.map(lambda id_, serialised, _: parse(serialised) | {"id": id_}), data
     )
   try:
-    yield from stream.numpy_batches(looks.prefetch(tf.data.AUTOTUNE))
+    yield from tf_iterator.numpy_batches(looks.prefetch(tf.data.AUTOTUNE))
   except tf.errors.OpError as error:
     raise pipeline.damage(source, error) from error
 
 
-def _of_files(records: tf.data.Dataset, data: config.Data) -> tf.data.Dataset:
+def _of_files(records: tf.data.Dataset, data: DataConfig) -> tf.data.Dataset:
   def look(record: _Tensors) -> _Tensors:
     image, reason = decode.decode(
       record, channels=data.channels, upright=data.upright
@@ -171,7 +171,7 @@ def _is_grey(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
 
 
 def rate(
-  source: Source, data: config.Data, seconds: float = 5.0
+  source: Source, data: DataConfig, seconds: float = 5.0
 ) -> tuple[float, np.ndarray]:
   """How fast training batches come.
 
@@ -185,7 +185,7 @@ def rate(
   """
   size = min(SAMPLES, data.batch_size)
   few = dataclasses.replace(
-    data, batch_size=size, lanes=lanes.num_lanes(data.lanes, size, size)
+    data, batch_size=size, lanes=record_shards.num_lanes(data.lanes, size, size)
   )
   batches = pipeline.train_batches(
     source, few, seed=0, rows=np.arange(size), unreadable=Unreadable(shown=0)

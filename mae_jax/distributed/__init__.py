@@ -17,9 +17,9 @@ silent, or fails, ends the run of all within bounded time, in one line that
 names it: an accelerator would wait for a peer that is gone for ever.
 """
 
-from mae_jax.distributed.agreement import agree_on_data, agree_on_settings
-from mae_jax.distributed.place import Place, find
-from mae_jax.distributed.team import (
+from mae_jax.distributed.cluster import Place, find
+from mae_jax.distributed.consistency import agree_on_data, agree_on_settings
+from mae_jax.distributed.processes import (
   LOST_CODE,
   alone,
   fail,

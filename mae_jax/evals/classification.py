@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_jax import config as config_lib
-from mae_jax import dialects, sharding
+from mae_jax import conversion
+from mae_jax.config import Config, DataConfig, nearest
 from mae_jax.data import sources
-from mae_jax.data.unreadable import Unreadable
-from mae_jax.evals import features, report
+from mae_jax.data.bad_images import Unreadable
+from mae_jax.distributed import sharding
+from mae_jax.evals import extract, results
+from mae_jax.utils.errors import ConfigError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +99,19 @@ def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
   counts = collections.Counter(known)
   twice = {name for name in names if counts[name] > 1}
   if twice:
-    raise config_lib.ConfigError(
+    raise ConfigError(
       f"the checkpoint has {len(twice)} class names more than once, such as "
-      f"{config_lib.shown(min(twice))}, so that names do not tell classes "
-      "apart: convert it with other --class_names (python -m mae_jax.convert)"
+      f"{shown(min(twice))}, so that names do not tell classes "
+      "apart: convert it with other --class_names (python -m mae_jax convert)"
     )
   place = {name: number for number, name in enumerate(known)}
   unknown = [name for name in names if name not in place]
   if unknown:
-    raise config_lib.ConfigError(
-      f"the data have the class {config_lib.shown(unknown[0])}, one of "
+    raise ConfigError(
+      f"the data have the class {shown(unknown[0])}, one of "
       f"{len(unknown)} of their {len(names)} that are not among the "
       f"{len(known)} which the checkpoint learned: "
-      f"{config_lib.nearest(unknown[0], known)}; give classes the names they "
+      f"{nearest(unknown[0], known)}; give classes the names they "
       "had in training, and leave out others"
     )
   return np.array([place[name] for name in names], np.int32)
@@ -117,7 +119,7 @@ def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
 
 def by_number(names: Sequence[str], known: Sequence[str]) -> bool:
   """Whether the head's classes have no names, and are as many as the data's."""
-  without = tuple(known) == dialects.unnamed(len(known))
+  without = tuple(known) == conversion.unnamed(len(known))
   return without and len(names) == len(known)
 
 
@@ -126,7 +128,7 @@ class Scorer:
 
   def __init__(
     self,
-    data: config_lib.Data,
+    data: DataConfig,
     mesh: Mesh,
     logits: Callable[[Any, jax.Array], jax.Array],
     class_names: Sequence[str],
@@ -174,7 +176,7 @@ class Scorer:
     numbers = match(source.class_names or (), self._class_names)
     if allowed is None:
       allowed = np.ones(len(self._class_names), bool)
-    out, labels, lost = features.of_source(
+    out, labels, lost = extract.of_source(
       lambda params, batch: self._apply(params, batch, numbers, allowed),
       params,
       source,
@@ -193,7 +195,7 @@ class Evaluation:
 
   def __init__(
     self,
-    config: config_lib.Config,
+    config: Config,
     mesh: Mesh,
     logits: Callable[[Any, jax.Array], jax.Array],
     source: sources.Source | None,
@@ -214,17 +216,17 @@ class Evaluation:
     self._source, self._unreadable = source, unreadable
     self._scorer = Scorer(config.data, mesh, logits, class_names)
 
-  def __call__(self, params: Mapping[str, Any]) -> report.Report:
+  def __call__(self, params: Mapping[str, Any]) -> results.Report:
     """Loss, top-1 and top-5 on the held-out images."""
     if self._source is None:
-      return report.Report({}, {}, "")
+      return results.Report({}, {}, "")
     scalars = self.scores(params).scalars()
     lines = [
       f"held-out {name}: {100 * scalars[f'eval_{key}']:.1f} %"
       for key, name in (("top1", "top-1"), ("top5", "top-5"))
       if f"eval_{key}" in scalars
     ]
-    return report.Report(scalars, {}, "\n".join(lines))
+    return results.Report(scalars, {}, "\n".join(lines))
 
   def scores(self, params: Mapping[str, Any]) -> Scores:
     """What became of each held-out image."""

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_jax import config as config_lib
-from mae_jax import images, rng, sharding
+from mae_jax.config import Config, EvalConfig, lookup
 from mae_jax.data import sources
-from mae_jax.data.unreadable import Unreadable
-from mae_jax.evals import features, few_labels, reconstruction, report
-from mae_jax.models import mae
+from mae_jax.data.bad_images import Unreadable
+from mae_jax.distributed import sharding
+from mae_jax.evals import extract, reconstruction, results
+from mae_jax.evals import probes as few_labels
+from mae_jax.models import mae, patchify
+from mae_jax.utils import rng
 
 
 class Evaluation:
@@ -27,7 +29,7 @@ class Evaluation:
 
   def __init__(
     self,
-    config: config_lib.Config,
+    config: Config,
     mesh: Mesh,
     model: mae.MaskedAutoencoder,
     train_source: sources.Source,
@@ -54,7 +56,7 @@ class Evaluation:
     self.left_out = left_out(config, train_source, eval_source)
     self._represent = representations(config, mesh, model.encoder)
 
-  def __call__(self, params: Mapping[str, Any]) -> report.Report:
+  def __call__(self, params: Mapping[str, Any]) -> results.Report:
     """Held-out loss, probes of the frozen features, and pictures.
 
     Args:
@@ -91,12 +93,12 @@ class Evaluation:
           config.eval,
         )
         scalars |= found
-    return report.Report(scalars, pictures, text)
+    return results.Report(scalars, pictures, text)
 
   def _extract(
     self, params: Any, apply: Callable, source: Any, size: int, limit: int = 0
   ) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
-    return features.of_source(
+    return extract.of_source(
       lambda params, batch: apply(params, batch["image"]),
       params,
       source,
@@ -112,7 +114,7 @@ class Evaluation:
 
   def _normalize(self, pixels: jax.Array) -> jax.Array:
     data = self._config.data
-    return images.normalize(pixels, data.mean, data.std)
+    return patchify.normalize(pixels, data.mean, data.std)
 
   def _features(
     self, variables: Any, pixels: jax.Array
@@ -176,7 +178,7 @@ class Evaluation:
 
 
 def representations(
-  config: config_lib.Config, mesh: Mesh, encoder: mae.Encoder
+  config: Config, mesh: Mesh, encoder: mae.Encoder
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
   """What the probes learn from.
 
@@ -193,10 +195,10 @@ def representations(
     ConfigError: if `eval.pooling` is not known.
   """
   data, pooling = config.data, config.eval.pooling
-  pool = config_lib.lookup(mae.POOLINGS, pooling, "eval.pooling")
+  pool = lookup(mae.POOLINGS, pooling, "eval.pooling")
 
   def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
-    x = images.normalize(pixels, data.mean, data.std)
+    x = patchify.normalize(pixels, data.mean, data.std)
     tokens: Any = encoder.apply({"params": params}, x)
     out = {"MAE": pool(tokens)}
     if config.eval.raw_pixels:
@@ -207,7 +209,7 @@ def representations(
 
 
 def probes(
-  train: few_labels.Split, test: few_labels.Split, config: config_lib.Eval
+  train: few_labels.Split, test: few_labels.Split, config: EvalConfig
 ) -> tuple[str, dict[str, float]]:
   """A table of `few_labels`, and the same as metrics."""
   if len(np.unique(train.labels)) < 2:
@@ -223,7 +225,7 @@ def probes(
 
 
 def left_out(
-  config: config_lib.Config,
+  config: Config,
   train_source: sources.Source,
   eval_source: sources.Source | None,
 ) -> str:

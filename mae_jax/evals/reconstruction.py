@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import config as config_lib
-from mae_jax import losses, sheets
-from mae_jax.models import patches
+from mae_jax.config import lookup
+from mae_jax.models import losses, patchify
+from mae_jax.utils import image_grid
 
 TITLES = ("original", "masked", "reconstruction", "visible pasted in")
 GREY = 128  # of the hidden patches, of 255
@@ -69,7 +69,7 @@ def to_pixels(
   Returns:
     [B, L, P].
   """
-  config_lib.lookup(dict.fromkeys(STATISTICS), statistics, "--statistics")
+  lookup(dict.fromkeys(STATISTICS), statistics, "--statistics")
   if not normalized or statistics == "raw":
     return pred
   if mask.ndim == 3 and statistics != "true":
@@ -123,17 +123,19 @@ def paint(
     statistics: see `to_pixels`.
   """
   size = images.shape[1], images.shape[2]
-  grid = patches.grid_size(size, patch_size)
+  grid = patchify.grid_size(size, patch_size)
   mean_, std_ = np.asarray(mean), np.asarray(std)
   scaled = (images / 255 - mean_) / std_
-  target = np.asarray(patches.patchify(scaled, patch_size))
+  target = np.asarray(patchify.patchify(scaled, patch_size))
   pixels = to_pixels(
     pred, target, mask, grid, normalized=normalized, statistics=statistics
   )
-  pixels = np.asarray(patches.unpatchify(jnp.asarray(pixels), patch_size, size))
+  pixels = np.asarray(
+    patchify.unpatchify(jnp.asarray(pixels), patch_size, size)
+  )
   pixels = np.clip(pixels * std_ + mean_, 0, 1)
   cover = np.broadcast_to(mask.reshape(*mask.shape[:2], -1), target.shape)
-  cover = np.asarray(patches.unpatchify(jnp.asarray(cover), patch_size, size))
+  cover = np.asarray(patchify.unpatchify(jnp.asarray(cover), patch_size, size))
   return Painted(
     np.round(pixels * 255).astype(np.uint8), cover.max(axis=-1) > 0
   )
@@ -155,4 +157,4 @@ def sheet(images: np.ndarray, painted: Painted) -> np.ndarray:
     painted.reconstruction,
     painted.pasted(images),
   )
-  return sheets.sheet(list(zip(*columns, strict=True)), TITLES)
+  return image_grid.sheet(list(zip(*columns, strict=True)), TITLES)

@@ -17,8 +17,9 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from mae_jax import config as config_lib
+from mae_jax.config import DataConfig, nearest
 from mae_jax.evals import per_class
+from mae_jax.utils.errors import ConfigError
 
 CORRUPTED = "imagenet2012_corrupted"
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", CORRUPTED)
@@ -55,13 +56,13 @@ KEYS: tuple[Key, ...] = tuple(
 )
 
 
-def data_set(data: config_lib.Data) -> str:
+def data_set(data: DataConfig) -> str:
   """The name in SETS of what data.name names; "" if it is another."""
   name = re.split("[/:]", data.name)[0]
   return name if data.source == "tfds" and name in SETS else ""
 
 
-def is_whole(data: config_lib.Data) -> bool:
+def is_whole(data: DataConfig) -> bool:
   """Whether all corruptions are meant: no config of ImageNet-C is named."""
   return data_set(data) == CORRUPTED and "/" not in data.name
 
@@ -72,14 +73,14 @@ def config_name(key: Key) -> str:
   return f"{corruption}_{severity}"
 
 
-def one(data: config_lib.Data, key: Key) -> config_lib.Data:
+def one(data: DataConfig, key: Key) -> DataConfig:
   """The data of one corruption at one severity, of the version asked for."""
   name, colon, version = data.name.partition(":")
   name = f"{name}/{config_name(key)}{colon}{version}"
   return dataclasses.replace(data, name=name)
 
 
-def keys(data: config_lib.Data, names: Collection[str]) -> list[Key]:
+def keys(data: DataConfig, names: Collection[str]) -> list[Key]:
   """Which corruptions the names of configs are, in the order of tables.
 
   Raises:
@@ -88,14 +89,14 @@ def keys(data: config_lib.Data, names: Collection[str]) -> list[Key]:
   known = {config_name(key): key for key in KEYS}
   for name in names:
     if name not in known:
-      raise config_lib.ConfigError(
+      raise ConfigError(
         f"data.name={data.name!r} has a config {name!r}, which is no "
-        f"corruption of ImageNet-C: {config_lib.nearest(name, known)}"
+        f"corruption of ImageNet-C: {nearest(name, known)}"
       )
   return [key for name, key in known.items() if name in names]
 
 
-def note(data: config_lib.Data) -> str:
+def note(data: DataConfig) -> str:
   """What to think of before numbers are compared with published ones, or ""."""
   if data_set(data) != CORRUPTED or data.eval_crop == 1:
     return ""

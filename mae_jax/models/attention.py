@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mae_jax.models import partition
+from mae_jax.distributed import sharding
 
 
 def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
@@ -31,7 +31,7 @@ def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
   """
   batch, length, _ = qkv.shape
   whole = functools.partial(_whole, heads=heads)
-  devices = partition.num_devices()
+  devices = sharding.num_devices()
   if not part_bytes or batch % devices:
     return whole(qkv)
   row_bytes = 4 * heads * length  # of one example
@@ -50,7 +50,7 @@ def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
     out = jax.lax.map(part, qkv.reshape(-1, size, *qkv.shape[1:]))
     return out.reshape(-1, *out.shape[2:])
 
-  return partition.on_each_device(in_parts)(qkv)
+  return sharding.on_each_device(in_parts)(qkv)
 
 
 def weights(qkv: jax.Array, heads: int) -> jax.Array:

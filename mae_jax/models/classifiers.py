@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from mae_jax import config as config_lib
-from mae_jax import images
-from mae_jax.models import batch_norm, build, mae, vit
+from mae_jax.config import Config, lookup
+from mae_jax.models import batch_norm, factory, mae, patchify, vit
 
 # Roles. The encoder of every task is at params[MODEL]["encoder"].
 MODEL = "model"
@@ -48,7 +47,7 @@ class FineTuned:
   """
 
   model: vit.VisionTransformer
-  config: config_lib.Config
+  config: Config
 
   @property
   def encoder(self) -> mae.Encoder:
@@ -80,7 +79,7 @@ class Probe:
 
   encoder: mae.Encoder
   num_classes: int
-  config: config_lib.Config
+  config: Config
 
   @property
   def head(self) -> Any:
@@ -118,9 +117,7 @@ class Probe:
     return self.linear(params[HEAD], x)
 
 
-def fine_tuned(
-  config: config_lib.Config, num_classes: int, platform: str
-) -> FineTuned:
+def fine_tuned(config: Config, num_classes: int, platform: str) -> FineTuned:
   """Builds the network of a fine-tuning run.
 
   Args:
@@ -131,21 +128,22 @@ def fine_tuned(
   Raises:
     ConfigError: if sizes do not fit together.
   """
-  model = build.classifier(config, num_classes, platform)
+  model = factory.classifier(config, num_classes, platform)
   return FineTuned(model, config)
 
 
-def probe(config: config_lib.Config, num_classes: int, platform: str) -> Probe:
+def probe(config: Config, num_classes: int, platform: str) -> Probe:
   """Builds the network of a linear probe; as above."""
   pooling = config.classify.pooling
-  config_lib.lookup(mae.POOLINGS, pooling, "classify.pooling")
-  return Probe(build.encoder(config, platform), num_classes, config)
+  lookup(mae.POOLINGS, pooling, "classify.pooling")
+  return Probe(factory.encoder(config, platform), num_classes, config)
 
 
 # By the task that trains it.
-CLASSIFIERS: dict[
-  str, Callable[[config_lib.Config, int, str], FineTuned | Probe]
-] = {"finetune": fine_tuned, "linprobe": probe}
+CLASSIFIERS: dict[str, Callable[[Config, int, str], FineTuned | Probe]] = {
+  "finetune": fine_tuned,
+  "linprobe": probe,
+}
 
 
 def trained(params: Params) -> Any:
@@ -153,11 +151,11 @@ def trained(params: Params) -> Any:
   return params[AVERAGED if AVERAGED in params else MODEL]
 
 
-def normalized(pixels: jax.Array, config: config_lib.Config) -> jax.Array:
+def normalized(pixels: jax.Array, config: Config) -> jax.Array:
   """uint8 images -> what the network is shown."""
-  return images.normalize(pixels, config.data.mean, config.data.std)
+  return patchify.normalize(pixels, config.data.mean, config.data.std)
 
 
-def _blank(config: config_lib.Config) -> jax.Array:
+def _blank(config: Config) -> jax.Array:
   shape = (1, *config.data.image_size, config.data.channels)
   return jnp.zeros(shape, jnp.uint8)

@@ -15,8 +15,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from mae_jax import losses
-from mae_jax.models import masking, patches, positions, targets, transformer
+from mae_jax.models import losses, masking, patchify, targets, transformer
+from mae_jax.models import pos_embed as positions
 
 _TOKEN_INIT = nn.initializers.normal(0.02)
 
@@ -130,14 +130,14 @@ class Encoder(nn.Module):
     Returns:
       Tokens of float32.
     """
-    grid = patches.grid_size(images.shape[1:3], self.patch_size)
+    grid = patchify.grid_size(images.shape[1:3], self.patch_size)
     table = jnp.asarray(positions.sincos_2d(grid, self.width))  # [L, D]
     cls = self.param("cls_token", _TOKEN_INIT, (1, 1, self.width))
     if self.learned_positions:
       # [1, 1 + L, D]
       pos_embed = self.param("pos_embed", lambda _: positions.with_cls(table))
       cls, table = cls + pos_embed[:, :1], pos_embed[0, 1:]
-    x = patches.patchify(images, self.patch_size).astype(self.dtype)
+    x = patchify.patchify(images, self.patch_size).astype(self.dtype)
     # A dense layer, not a convolution: xavier then sees a (p*q*C, D) matrix.
     x = transformer.dense(self.width, self.dtype, "patch_embed")(x)
     x = hide(x) + table.astype(self.dtype)  # before masking
@@ -280,14 +280,14 @@ class MaskedAutoencoder(nn.Module):
   @nn.nowrap
   def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
     """Draws what decides the masks of images [B, H, W, C]: noise [B, L]."""
-    grid = patches.grid_size(shape[1:3], self.encoder.patch_size)
+    grid = patchify.grid_size(shape[1:3], self.encoder.patch_size)
     num_keep = masking.num_kept(grid[0] * grid[1], self.mask_ratio)
     return self.mask(key, shape[0], grid, num_keep)
 
   @nn.nowrap
   def choose(self, images: jax.Array, noise: jax.Array) -> masking.Masking:
     """What noise [B, L] hides of images [B, H, W, C]."""
-    grid = patches.grid_size(images.shape[1:3], self.encoder.patch_size)
+    grid = patchify.grid_size(images.shape[1:3], self.encoder.patch_size)
     shape = (images.shape[0], grid[0] * grid[1])
     if noise.shape != shape:
       raise ValueError(f"noise has shape {noise.shape}, the patches {shape}")
@@ -342,7 +342,7 @@ class MaskedAutoencoder(nn.Module):
 
   def forward_target(self, images: jax.Array) -> jax.Array:
     """[B, H, W, C] -> what is to be predicted of them, [B, L, T]."""
-    return self.target(patches.patchify(images, self.encoder.patch_size))
+    return self.target(patchify.patchify(images, self.encoder.patch_size))
 
   def features(self, images: jax.Array) -> Tokens:
     """Deterministic tokens of all patches: nothing is hidden."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax.models import partition
+from mae_jax.distributed import sharding
 
 
 @flax.struct.dataclass
@@ -147,7 +147,7 @@ def block_noise(
   keys = jax.random.split(key)
   draws = jax.random.uniform(keys[0], (batch, _BLOCKS, 4))
   # Each device adds the blocks of its own images.
-  hidden = jax.vmap(one)(partition.constrain_batch(draws))
+  hidden = jax.vmap(one)(sharding.constrain_batch(draws))
   return hidden + random_noise(keys[1], batch, grid, num_keep)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import losses
+from mae_jax.models import losses
 
 FITTED = "fitted"  # the collection, and its role in the state
 

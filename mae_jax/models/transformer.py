@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax.models import attention, partition
+from mae_jax.distributed import sharding
+from mae_jax.models import attention
 
 # What the reference has; networks from elsewhere may differ.
 NORM_EPS = 1e-6
@@ -153,14 +154,14 @@ class Block(nn.Module):
       # In float32: 1 / (1 - rate) rounded would be a bias.
       return (out * kept[:, number, None, None]).astype(out.dtype)
 
-    x = partition.constrain_batch(x)
+    x = sharding.constrain_batch(x)
     attn = Attention(self.heads, self.dtype, self.part_bytes, name="attn")
     normed = layer_norm(_NORMS[0], self.norm_eps)(x).astype(self.dtype)
     x = x + branch(attn(normed), 0)
     mlp = Mlp(self.mlp_dim, self.dtype, self.activation, name="mlp")
     normed = layer_norm(_NORMS[1], self.norm_eps)(x).astype(self.dtype)
     x = x + branch(mlp(normed), 1)
-    return partition.constrain_batch(x), None
+    return sharding.constrain_batch(x), None
 
 
 def _cast_dense(variables: Any, dtype: Any) -> Any:

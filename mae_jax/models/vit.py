@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import config as config_lib
 from mae_jax.models import mae, transformer
+from mae_jax.utils.errors import ConfigError
 
 # Parts of a classifier's parameters, beside those of its encoder.
 FC_NORM, HEAD = "fc_norm", "head"
@@ -34,7 +34,7 @@ def first_trained(trained: str, depth: int) -> int:
     return known[trained]
   match = re.fullmatch(r"(\d{1,4}) ?blocks?", trained)
   if not match or not 1 <= int(match[1]) <= depth:
-    raise config_lib.ConfigError(
+    raise ConfigError(
       f"classify.trained={trained!r} is not known: use all, head, mlp, or the "
       f"number of last blocks, '1 blocks' to '{depth} blocks'"
     )

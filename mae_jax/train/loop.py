@@ -14,23 +14,17 @@ from etils import epath
 from jax.sharding import Mesh
 from PIL import Image
 
-from mae_jax import (
-  about,
-  ballot,
-  checkpoints,
-  console,
-  distributed,
-  metrics,
-  sharding,
-  startup,
-  storage,
-  workdirs,
-)
-from mae_jax import config as config_lib
-from mae_jax import interrupts as interrupts_lib
-from mae_jax.evals import report
-from mae_jax.steps import program
-from mae_jax.train import watch as watch_lib
+from mae_jax import checkpoints, distributed
+from mae_jax.checkpoints import workdir as workdirs
+from mae_jax.config import Config
+from mae_jax.distributed import sharding, vote
+from mae_jax.evals import results
+from mae_jax.train import health as watch_lib
+from mae_jax.train import metrics, run_info
+from mae_jax.train import step as program
+from mae_jax.utils import console, startup, storage
+from mae_jax.utils import signals as interrupts_lib
+from mae_jax.utils.errors import TrainingError
 
 
 class Task(program.Placed, Protocol):
@@ -61,7 +55,7 @@ class Task(program.Placed, Protocol):
     """Names the images that could not be read."""
 
   @property
-  def evaluate(self) -> Callable[[Mapping[str, Any]], report.Report]:
+  def evaluate(self) -> Callable[[Mapping[str, Any]], results.Report]:
     """Measures parameters, by role."""
 
   def train_batches(self, start_step: int) -> Iterator[Any]:
@@ -83,7 +77,7 @@ class Task(program.Placed, Protocol):
 
 def initial_state(
   task: Task,
-  config: config_lib.Config,
+  config: Config,
   mesh: Mesh,
   workdir: epath.PathLike,
 ) -> checkpoints.TrainState:
@@ -107,11 +101,11 @@ def initial_state(
 
 def run(
   task: Task,
-  config: config_lib.Config,
+  config: Config,
   mesh: Mesh,
   workdir: epath.PathLike,
   interrupts: interrupts_lib.Interrupts | None = None,
-) -> report.Report:
+) -> results.Report:
   """Trains to the end, and says how it went.
 
   Args:
@@ -173,13 +167,11 @@ def run(
   return result
 
 
-def _tell_about(
-  workdir: epath.Path, config: config_lib.Config, mesh: Mesh
-) -> None:
+def _tell_about(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
   try:
-    about.write(workdir, config, mesh)
+    run_info.write(workdir, config, mesh)
   except OSError as error:  # training does without
-    console.warn(f"{workdir / about.FILE} cannot be written: {error}")
+    console.warn(f"{workdir / run_info.FILE} cannot be written: {error}")
 
 
 class _Runner:
@@ -188,7 +180,7 @@ class _Runner:
   def __init__(
     self,
     task: Task,
-    config: config_lib.Config,
+    config: Config,
     mesh: Mesh,
     held: workdirs.Workdir,
     interrupts: interrupts_lib.Interrupts,
@@ -200,7 +192,7 @@ class _Runner:
     self._writer, self._checkpointer = writer, checkpointer
     self._due = _Due(task, config)
     # Of several processes, on whether to stop and whether it is time to save.
-    self._votes = None if distributed.alone() else ballot.Ballot(mesh, 2)
+    self._votes = None if distributed.alone() else vote.Ballot(mesh, 2)
     self._stop = self._late = False
     self._meter = metrics.Meter(
       mesh.devices, config.data.batch_size, task.flops_per_image
@@ -208,9 +200,9 @@ class _Runner:
     self._step = 0
     self._start: dict[str, float] = {}  # until it is logged
     self._values: Mapping[str, jax.Array] = {}
-    self._result: report.Report | None = None
+    self._result: results.Report | None = None
 
-  def train(self, state: checkpoints.TrainState, start: int) -> report.Report:
+  def train(self, state: checkpoints.TrainState, start: int) -> results.Report:
     """Steps from `start` to the end; returns the last evaluation."""
     task = self._task
     self._step = start
@@ -226,7 +218,7 @@ class _Runner:
       self._held.path,
     )
     if problem := watch.lost(start, int(state.health.skipped_in_a_row)):
-      raise config_lib.TrainingError(f"step {start}: {problem.text}")
+      raise TrainingError(f"step {start}: {problem.text}")
     train_step = program.jit_step(
       task.train_step, self._mesh, state, overlap=self._config.mesh.overlap
     )
@@ -343,7 +335,7 @@ class _Runner:
         self._writer.flush()
       except OSError as error:
         failure = error
-      except config_lib.TrainingError:
+      except TrainingError:
         self._writer.abandon()
         raise
       failures = distributed.gather(
@@ -354,7 +346,7 @@ class _Runner:
         return
       self._checkpointer.failed(self._step, checkpoints.failure_of(failures))
 
-  def _save_pictures(self, result: report.Report) -> None:
+  def _save_pictures(self, result: results.Report) -> None:
     if jax.process_index() != 0:
       return
     for name, pixels in result.pictures.items():
@@ -377,9 +369,9 @@ class _Runner:
     if problem.keep_state:
       self._log()
       self._save(state, wait=True)
-    raise config_lib.TrainingError(text)
+    raise TrainingError(text)
 
-  def summary(self, result: report.Report) -> str:
+  def summary(self, result: results.Report) -> str:
     """What a user wants to know at the end."""
     if self._values:
       lines = [
@@ -402,7 +394,7 @@ class _Runner:
 class _Due:
   """Says what is due after a step; after the last one, everything is."""
 
-  def __init__(self, task: Task, config: config_lib.Config):
+  def __init__(self, task: Task, config: Config):
     train = config.train
     self._total = task.total_steps
     self._log = task.interval(train.log_every, "train.log_every")

@@ -11,8 +11,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from mae_jax import config
-from tests.prepared import SHARDS, TEST, TRAIN, prepare, shapes
+from mae_jax.config import DataConfig
+from tests.helpers.tfds_data import SHARDS, TEST, TRAIN, prepare, shapes
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,7 @@ def settings():
       "std": (0.5,),
       "channels": 1,
     }
-    return config.Data(**(values | changes))
+    return DataConfig(**(values | changes))
 
   return make
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mae_jax import config as config_lib
-from mae_jax.data import color_jitter, pipeline, preprocess, sources
-from tests import tiny
-from tests.data.test_randaugment import blend, grey, picture
+from mae_jax.data import augment, pipeline, preprocess, sources
+from mae_jax.utils.errors import ConfigError
+from tests.data.test_augment import blend, grey, picture
+from tests.helpers import tiny
 
 BRIGHTNESS, CONTRAST, COLOR = 0, 1, 2
 ORDERS = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
@@ -21,7 +21,7 @@ def jittered(x: np.ndarray, factors, order: int, strength: float = 0.4):
   """With factors given, not their draws."""
   draws = [(factor - 1 + strength) / (2 * strength) for factor in factors]
   draws = np.float32([*draws, (order + 0.5) / 6])
-  return color_jitter.color_jitter(x, draws, strength=strength)
+  return augment.color_jitter(x, draws, strength=strength)
 
 
 def by_hand(x: np.ndarray, factors, order: int) -> np.ndarray:
@@ -64,10 +64,10 @@ def test_orders_and_factors_are_uniform(monkeypatch):
     return Kind
 
   kinds = tuple(recording(which) for which in range(3))
-  monkeypatch.setattr(color_jitter, "_KINDS", kinds)
-  draws = np.random.default_rng(0).random((3000, color_jitter.DRAWS))
+  monkeypatch.setattr(augment, "_KINDS", kinds)
+  draws = np.random.default_rng(0).random((3000, augment.COLOR_JITTER_DRAWS))
   for row in draws:
-    color_jitter.color_jitter(picture(), row, strength=0.3)
+    augment.color_jitter(picture(), row, strength=0.3)
   orders = collections.Counter(
     tuple(which for which, _ in told[i : i + 3]) for i in range(0, len(told), 3)
   )
@@ -82,7 +82,9 @@ def test_orders_and_factors_are_uniform(monkeypatch):
 
 def test_images_of_a_batch_are_those_one_by_one():
   images = np.stack([picture(), picture()[::-1], picture()[:, ::-1]])
-  draws = np.random.default_rng(1).random((3, color_jitter.DRAWS), np.float32)
+  draws = np.random.default_rng(1).random(
+    (3, augment.COLOR_JITTER_DRAWS), np.float32
+  )
   found = preprocess.color_jitter(
     tf.constant(images), tf.constant(draws), strength=0.5
   )
@@ -116,12 +118,12 @@ def test_training_images_are_jittered():
 
 
 def test_crops_of_one_size_are_not_clipped():
-  with pytest.raises(config_lib.ConfigError, match="crops are never clipped"):
+  with pytest.raises(ConfigError, match="crops are never clipped"):
     tiny.config(data={"crop_fixed": 0.9, "crop_clipped": True})
 
 
 def test_other_channels_are_refused():
   data = {"source": "folder", "channels": 4, "mean": (0.5,) * 4}
   config = tiny.config(data=data | {"std": (0.5,) * 4, "color_jitter": 0.4})
-  with pytest.raises(config_lib.ConfigError, match="knows images of 1 and 3"):
+  with pytest.raises(ConfigError, match="knows images of 1 and 3"):
     pipeline._check(None, config.data, np.arange(4), 4)

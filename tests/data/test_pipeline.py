@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
-from mae_jax import config
-from mae_jax.data import pipeline, sources, unreadable
-from tests import tiny
+from mae_jax.data import bad_images, pipeline, sources
+from mae_jax.utils.errors import ConfigError
 from tests.data.conftest import TEST, TRAIN, take
+from tests.helpers import tiny
 
 SOURCES = ("digits", "folder", "tfds")
 
@@ -230,7 +230,7 @@ def test_lanes_divide_the_batch(any_settings):
 
 def test_rows_that_cut_a_lane_are_refused(any_settings):
   data = any_settings("tfds", lanes=2)
-  with pytest.raises(config.ConfigError, match=r"2 lanes.*number of devices"):
+  with pytest.raises(ConfigError, match=r"2 lanes.*number of devices"):
     train(data, 1, rows=np.arange(2))
 
 
@@ -326,7 +326,7 @@ def test_grey_from_colour(any_settings):
   ],
 )
 def test_settings_that_cannot_work(settings, changes, words):
-  with pytest.raises(config.ConfigError, match=words):
+  with pytest.raises(ConfigError, match=words):
     train(settings(**changes), 1)
 
 
@@ -351,7 +351,7 @@ def test_side_by_side_are_the_streams_themselves(kind, tmp_path):
   source = sources.open_source(settings, "train")
   rows = np.arange(3, 9)
   pairs = [(source, 0), (source.subset(5), 1), (source, 2)]
-  told = [unreadable.Unreadable(shown=0) for _ in range(2)]
+  told = [bad_images.Unreadable(shown=0) for _ in range(2)]
   together = pipeline.side_by_side(
     pairs, settings, rows=rows, start_step=2, unreadable=told[0]
   )

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax import config as config_lib
 from mae_jax.evals import classification, per_class
+from mae_jax.utils.errors import ConfigError
 
 
 def draw(count: int = 40, classes: int = 7):
@@ -51,7 +51,7 @@ def test_classes_go_by_name():
 
 
 def test_a_class_that_is_not_known():
-  with pytest.raises(config_lib.ConfigError) as error:
+  with pytest.raises(ConfigError) as error:
     classification.match(("ant", "beee", "dog"), ("ant", "bee", "cat"))
   assert str(error.value).startswith(
     "the data have the class 'beee', one of 2 of their 3 that are not among "

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mae_jax.evals import knn
+from mae_jax.evals import probes
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def vote(train, test, k: int, temperature: float) -> float:
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_accuracy_equals_a_loop(k: int, temperature: float):
   train, test = draw(60, 1), draw(90, 2)
-  got = knn.knn_accuracy(train, test, k=k, temperature=temperature)
+  got = probes.knn_accuracy(train, test, k=k, temperature=temperature)
   assert got == pytest.approx(vote(train, test, k, temperature), abs=1e-9)
   assert 0.4 < got < 0.95
 
@@ -47,7 +47,7 @@ def test_accuracy_equals_a_loop(k: int, temperature: float):
 def test_settings_matter():
   train, test = draw(60, 1), draw(90, 2)
   found = {
-    knn.knn_accuracy(train, test, k=k, temperature=t)
+    probes.knn_accuracy(train, test, k=k, temperature=t)
     for k, t in ((1, 0.07), (20, 0.07), (20, 100.0))
   }
   assert len(found) == 3
@@ -55,5 +55,5 @@ def test_settings_matter():
 
 def test_more_neighbours_than_examples_are_all_of_them():
   train, test = draw(7, 1), draw(20, 2)
-  got = knn.knn_accuracy(train, test, k=100, temperature=0.07)
+  got = probes.knn_accuracy(train, test, k=100, temperature=0.07)
   assert got == pytest.approx(vote(train, test, 7, 0.07), abs=1e-9)

@@ -7,9 +7,9 @@ import functools
 import numpy as np
 import pytest
 
-from mae_jax import config as config_lib
 from mae_jax.evals import reconstruction
-from tests import reference
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import numpy_reference
 
 BATCH, SIZE, PATCH = 3, (8, 12), (4, 3)
 GRID, LENGTH = (2, 4), 8
@@ -62,7 +62,7 @@ def panels(images, pred, mask, **choice) -> np.ndarray:
 def targets(images: np.ndarray) -> np.ndarray:
   values = statistics(images.shape[-1])
   x = (images / 255 - np.array(values["mean"])) / np.array(values["std"])
-  return reference.patchify(x, PATCH)
+  return numpy_reference.patchify(x, PATCH)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -140,7 +140,7 @@ def test_statistics_are_those_of_visible_patches_by_distance():
 def test_a_visible_patch_keeps_its_own_statistics():
   images, mask, hidden = draw(1)
   pictures = panels(
-    images, reference.normalize(targets(images)), mask, normalized=True
+    images, numpy_reference.normalize(targets(images)), mask, normalized=True
   )
   difference = pictures[:, 2].astype(int) - images
   assert np.abs(difference[~hidden]).max() <= 1
@@ -150,7 +150,7 @@ def test_a_visible_patch_keeps_its_own_statistics():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_with_true_statistics_it_is_the_exact_inverse(channels: int):
   images, mask, _ = draw(channels)
-  pred = reference.normalize(targets(images))
+  pred = numpy_reference.normalize(targets(images))
   pictures = panels(images, pred, mask, normalized=True, statistics="true")
   np.testing.assert_array_equal(pictures[:, 2], images)
   # Only those may read what is hidden.
@@ -168,9 +168,7 @@ def test_raw_predictions_are_left_as_they_are():
 
 def test_unknown_statistics_are_told():
   images, mask, _ = draw(1)
-  with pytest.raises(
-    config_lib.ConfigError, match=r"--statistics='mean'.*true"
-  ):
+  with pytest.raises(ConfigError, match=r"--statistics='mean'.*true"):
     panels(images, targets(images), mask, normalized=True, statistics="mean")
 
 

@@ -8,12 +8,13 @@ from tensorflow_datasets.datasets.imagenet2012_corrupted import (
   imagenet2012_corrupted_dataset_builder as corrupted,
 )
 
-from mae_jax import config as config_lib
+from mae_jax.config import DataConfig
 from mae_jax.evals import robustness
-from tests import tiny
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import tiny
 
 
-def data(name: str, **changes) -> config_lib.Data:
+def data(name: str, **changes) -> DataConfig:
   return tiny.config(data={"source": "tfds", "name": name, **changes}).data
 
 
@@ -66,7 +67,7 @@ def test_keys_are_in_the_order_of_tables():
   names = ("saturate_1", "fog_2", "fog_1", "shot_noise_5")
   found = robustness.keys(data("x"), names)
   assert found == [("shot_noise", 5), ("fog", 1), ("fog", 2), ("saturate", 1)]
-  with pytest.raises(config_lib.ConfigError, match=r"'fog_6', which is no cor"):
+  with pytest.raises(ConfigError, match=r"'fog_6', which is no cor"):
     robustness.keys(data("x"), (*names, "fog_6"))
 
 

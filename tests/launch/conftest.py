@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launch import world as worlds
+from tests.helpers import fake_cluster as worlds
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.launch.world import message
+from tests.helpers.fake_cluster import message
 
 JOBSET = "launch/jobset.sh"
 TPU = ["--name=mae", "--image=registry.example/mae:1", "--topology=4x8"]

@@ -8,9 +8,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mae_jax import config as config_lib
+from mae_jax.config import from_config_dict
 from tests import test_readme
-from tests.launch.world import ROOT
+from tests.helpers.fake_cluster import ROOT
 
 LINES = [x for x in test_readme.LINES if x.startswith("launch/")]
 COMMANDS = {
@@ -49,7 +49,7 @@ def test_main_accepts_what_stands_after_the_dashes(line, monkeypatch):
   )
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   assert values(words) == ["main"]
-  assert config_lib.from_config_dict(flag.value).optim.lr > 0
+  assert from_config_dict(flag.value).optim.lr > 0
 
 
 @pytest.mark.parametrize("script", COMMANDS)

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.launch.world import message, words
+from tests.helpers.fake_cluster import message, words
 
 MAIN = ["--config=configs/vit_b.py", "--workdir=/data/it's mine"]
 MAIN += ["--config.train.length=400 epochs"]

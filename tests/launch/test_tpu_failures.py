@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launch.world import message
+from tests.helpers.fake_cluster import message
 
 WHERE = ["--name=mae", "--zone=us-central2-b"]
 TYPE = "--type=v4-16"

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.launch.world import message, verbs
+from tests.helpers.fake_cluster import message, verbs
 
 RESUME = ["launch/tpu_vm.sh", "resume", "--name=mae", "--zone=us-central2-b"]
 RESUME += ["--type=v4-16"]

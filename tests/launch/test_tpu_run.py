@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.launch.world import message, verbs, words
+from tests.helpers.fake_cluster import message, verbs, words
 
 TPU = ["launch/tpu_vm.sh"]
 WHERE = ["--name=mae", "--zone=us-central2-b"]

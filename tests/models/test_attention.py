@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae_jax import config as config_lib
-from mae_jax import sharding
+from mae_jax.config import MeshConfig
+from mae_jax.distributed import sharding
 from mae_jax.models import attention
 
 BATCH, LENGTH, HEADS, HEAD_DIM = 8, 13, 2, 4
@@ -91,7 +91,7 @@ def test_bfloat16_sums_in_float32():
 
 @pytest.mark.parametrize("part", ["some examples", "some rows"])
 def test_on_eight_devices_each_goes_through_its_own(part: str):
-  mesh = sharding.make_mesh(config_lib.Mesh(fsdp=2))
+  mesh = sharding.make_mesh(MeshConfig(fsdp=2))
   where = sharding.batch_sharding(mesh)
   qkv, grad = (x.astype(np.float32) for x in draw(8 * BATCH))
   function = jax.jit(
@@ -114,7 +114,7 @@ def test_on_eight_devices_each_goes_through_its_own(part: str):
 
 
 def test_a_batch_that_devices_do_not_divide_is_attended_whole():
-  mesh = sharding.make_mesh(config_lib.Mesh())
+  mesh = sharding.make_mesh(MeshConfig())
   qkv, grad = (x.astype(np.float32) for x in draw(1))
   with jax.set_mesh(mesh):
     out, _ = jax.jit(functools.partial(ours, part_bytes=1))(qkv, grad)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mae_jax import sharding
+from mae_jax.distributed import sharding
 from mae_jax.models import batch_norm
-from tests.train import runs
+from tests.helpers import runs
 
 
 def draw(steps: int, batch: int, width: int) -> np.ndarray:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from mae_jax import config as config_lib
-from mae_jax.models import build, flops, vit
-from tests import tiny
+from mae_jax.config import ClassifyConfig
+from mae_jax.models import factory, flops, vit
+from tests.helpers import tiny
 
 BATCH = 4
 
@@ -42,7 +42,7 @@ def program(unroll: int):
       "unroll": unroll,
     },
   )
-  model, params = build.masked_autoencoder(config), tiny.shapes(config)
+  model, params = factory.masked_autoencoder(config), tiny.shapes(config)
 
   def loss(params, images, noise):
     return model.apply({"params": params}, images, noise).loss
@@ -86,11 +86,11 @@ def test_flops_are_the_compilers(backward: bool):
 @pytest.mark.parametrize("trained", ["all", "1 blocks", "head"])
 def test_flops_of_fine_tuning_are_those_of_the_products(trained: str):
   """But for a few: of the lowest layer no gradient by its input is taken."""
-  classify = config_lib.Classify(trained=trained)
+  classify = ClassifyConfig(trained=trained)
   config = tiny.config(
     model={"width": 64, "mlp_dim": 256, "depth": 2}, classify=classify
   )
-  model = build.classifier(config, 10)
+  model = factory.classifier(config, 10)
   images = jnp.zeros((BATCH, 8, 8, 1))
   params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax import config as config_lib
-from tests import tiny
+from mae_jax.config import Config
+from tests.helpers import tiny
 
 PATCH, CHANNELS, WIDTH, MLP, DECODER = 4, 3, 64, 256, 32
 # By name: fan in and fan out of the reference's matrix.
@@ -31,7 +31,7 @@ FANS = {
 }
 
 
-def config(**model) -> config_lib.Config:
+def config(**model) -> Config:
   return tiny.config(
     data={
       "image_size": (16, 16),

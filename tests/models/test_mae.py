@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.models import build, mae, masking, patches
-from tests import reference, tiny
+from mae_jax.models import factory, mae, masking, patchify
+from tests.helpers import numpy_reference, tiny
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -36,7 +36,7 @@ def test_any_rectangle_and_channel_count(size, channels: int, patch):
     model={"patch_size": patch, "depth": 1},
     objective={"mask_ratio": 0.5},
   )
-  model = build.masked_autoencoder(config)
+  model = factory.masked_autoencoder(config)
   params = tiny.random_params(tiny.shapes(config))
   images = draw(3, *size, channels)
   rngs = {"mask": jax.random.key(1)}
@@ -44,8 +44,8 @@ def test_any_rectangle_and_channel_count(size, channels: int, patch):
   length = size[0] * size[1] // (patch[0] * patch[1])
   assert out.pred.shape == (3, length, patch[0] * patch[1] * channels)
   assert out.mask.sum() == 3 * (length - length // 2)
-  target = reference.normalize(reference.patchify(images, patch))
-  wanted = reference.masked_mse(
+  target = numpy_reference.normalize(numpy_reference.patchify(images, patch))
+  wanted = numpy_reference.masked_mse(
     np.asarray(out.pred), target, np.asarray(out.mask)
   )
   np.testing.assert_allclose(out.loss, wanted, rtol=1e-5)
@@ -142,7 +142,9 @@ def test_the_loss_is_the_one_that_was_asked_for(objective):
   out = model.apply(
     {"params": tiny.params()}, images, rngs={"mask": jax.random.key(1)}
   )
-  target = reference.normalize(np.asarray(patches.patchify(images, (2, 2))))
+  target = numpy_reference.normalize(
+    np.asarray(patchify.patchify(images, (2, 2)))
+  )
   error = np.asarray(out.pred, np.float64) - target
   costs = {
     "l1": np.abs(error),

@@ -18,10 +18,11 @@ import pytest
 import torch
 import transformers
 
-from mae_jax import checkpoints, optim
+from mae_jax import checkpoints
 from mae_jax.models import mae
-from mae_jax.steps import update
-from tests import reference, tiny, torch_weights
+from mae_jax.train import optim
+from mae_jax.train import step as update
+from tests.helpers import numpy_reference, tiny, torch_weights
 
 SIZE, PATCH, BATCH = 32, 8, 4
 WIDTH, DEPTH, HEADS = 48, 2, 4
@@ -62,7 +63,7 @@ def torch_model(
     ):
       assert not table.requires_grad
       grid = (SIZE // PATCH, SIZE // PATCH)
-      rows = reference.position_table(grid, table.shape[-1])
+      rows = numpy_reference.position_table(grid, table.shape[-1])
       rows = np.concatenate([np.zeros((1, table.shape[-1])), rows])
       table.copy_(torch.from_numpy(rows)[None])
   return model
@@ -248,7 +249,7 @@ def test_twenty_steps(norm_pix: bool):
   for step in range(total):
     images, noise = draw(step, 3)
     for group in optimizer.param_groups:
-      group["lr"] = reference.learning_rate(
+      group["lr"] = numpy_reference.learning_rate(
         step, peak=peak, low=low, warmup=warmup, total=total
       )
     optimizer.zero_grad()

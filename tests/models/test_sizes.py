@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax import config as config_lib
-from mae_jax.models import build, variants
-from tests import tiny
+from mae_jax.models import architecture, factory
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import tiny
 
 PINNED = {  # encoder, decoder at 224 pixels
   "Ti/16": (5_486_592, 25_713_408),
@@ -45,7 +45,7 @@ def count(tree) -> int:
 
 
 def test_every_variant_is_pinned():
-  assert {name.split("/")[0] for name in PINNED} == set(variants.VARIANTS)
+  assert {name.split("/")[0] for name in PINNED} == set(architecture.VARIANTS)
 
 
 @pytest.mark.parametrize("variant", PINNED)
@@ -55,7 +55,7 @@ def test_parameter_counts(variant: str):
   assert found == PINNED[variant]
   if variant in REFERENCE:
     assert tuple(f"{n / 1e6:.1f}" for n in found) == REFERENCE[variant]
-  dims, patch = variants.parse(variant)
+  dims, patch = architecture.parse(variant)
   pixels, d = 3 * patch**2, dims.width
   # Kernel and bias of the embedding, class token, blocks, final norm.
   encoder = pixels * d + d + d + blocks(d, dims.depth, dims.mlp_dim) + 2 * d
@@ -140,7 +140,7 @@ def test_parameter_counts(variant: str):
   ],
 )
 def test_what_cannot_work_is_refused(sections, text: str):
-  with pytest.raises(config_lib.ConfigError, match=text):
+  with pytest.raises(ConfigError, match=text):
     tiny.model(**sections)
 
 
@@ -155,8 +155,8 @@ def test_one_value_patches_without_norm_pix_and_named_patch_sizes():
 
 def test_unroll_is_chosen_by_platform():
   config = tiny.config(model={"unroll": 0, "depth": 3, "decoder_depth": 2})
-  cpu = build.masked_autoencoder(config, "cpu")
-  tpu = build.masked_autoencoder(config, "tpu")
+  cpu = factory.masked_autoencoder(config, "cpu")
+  tpu = factory.masked_autoencoder(config, "tpu")
   assert (cpu.encoder.unroll, cpu.decoder.unroll) == (3, 2)
   assert (tpu.encoder.unroll, tpu.decoder.unroll) == (1, 1)
   chosen = tiny.model(model={"unroll": 2})
@@ -166,10 +166,10 @@ def test_unroll_is_chosen_by_platform():
 def test_remat_is_chosen_by_platform():
   config = tiny.config(model={"remat": "auto"})
   for platform, chosen in (("cpu", "none"), ("tpu", "dots"), ("gpu", "dots")):
-    model = build.masked_autoencoder(config, platform)
+    model = factory.masked_autoencoder(config, platform)
     assert model.encoder.remat == model.decoder.remat == chosen
   config = tiny.config(model={"remat": "full"})
-  assert build.masked_autoencoder(config, "cpu").encoder.remat == "full"
+  assert factory.masked_autoencoder(config, "cpu").encoder.remat == "full"
 
 
 def images_and_noise() -> tuple[np.ndarray, np.ndarray]:

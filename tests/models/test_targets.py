@@ -9,7 +9,7 @@ import pytest
 from sklearn import decomposition
 
 from mae_jax.models import targets
-from tests import reference, tiny
+from tests.helpers import numpy_reference, tiny
 
 
 def patches(count: int = 40, length: int = 16, dim: int = 12) -> np.ndarray:
@@ -71,12 +71,12 @@ def test_a_network_predicts_so_many_coefficients():
   images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
   keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}
   variables = model.init(keys, jnp.asarray(images))
-  cut = reference.patchify(images, (2, 2))
+  cut = numpy_reference.patchify(images, (2, 2))
   fitted = fit(np.asarray(cut), np.ones(4), 3)
   variables = variables | {targets.FITTED: {"target": fitted}}
   out = model.apply(variables, images, rngs={"mask": jax.random.key(2)})
   assert out.pred.shape == (4, 16, 3)
-  wanted = reference.masked_mse(
+  wanted = numpy_reference.masked_mse(
     np.asarray(out.pred),
     (cut - fitted["mean"]) @ fitted["basis"],
     np.asarray(out.mask),

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from mae_jax.models import mae, transformer, vit
-from tests import torch_weights
+from tests.helpers import torch_weights
 
 WIDTH, DEPTH, HEADS, CLASSES = 48, 2, 4, 7
 SIZE, PATCH, BATCH = (32, 48), 8, 3

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bench import lives
+from bench.lib import processes
 
 
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory):
   """Starts the program without importing everything each time."""
-  with lives.Nursery(tmp_path_factory.mktemp("lives")) as opened:
+  with processes.Nursery(tmp_path_factory.mktemp("lives")) as opened:
     yield opened

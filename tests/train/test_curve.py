@@ -11,12 +11,13 @@ import json
 import numpy as np
 import pytest
 
-from tests import tools
-from tests.train import curve, runs
+from tests.helpers import commands, digits_curve, runs
 
-CURVES = json.loads(curve.FILE.read_text())
+CURVES = json.loads(digits_curve.FILE.read_text())
 STEPS = [int(step) for step in CURVES["0"]]
-TABLE = np.array([list(CURVES[str(seed)].values()) for seed in curve.SEEDS])
+TABLE = np.array(
+  [list(CURVES[str(seed)].values()) for seed in digits_curve.SEEDS]
+)
 
 # A single batch's loss varies by as much in one run as between seeds, so that
 # three runs say little about one step and a lot about all of them.
@@ -30,7 +31,7 @@ def _assert_in_band(losses: np.ndarray, count: int) -> None:
 
 
 def test_the_first_hundred_steps():
-  _, losses = runs.steps(curve.recipe(seed=0), 100)
+  _, losses = runs.steps(digits_curve.recipe(seed=0), 100)
   at = [step for step in STEPS if step <= 100]
   _assert_in_band(losses[np.array(at) - 1], len(at))
   # The very run that was committed, up to rounding on another machine.
@@ -42,7 +43,7 @@ def test_the_first_hundred_steps():
 @pytest.mark.slow
 def test_the_whole_recipe_from_another_seed():
   # Optimised, as a user's run is: it takes longer than it compiles.
-  done = tools.python(
+  done = commands.python(
     "-m", "tests.train.curve", 3, environ={"XLA_FLAGS": ""}, timeout=1200
   )
   assert done.returncode == 0, done.stderr

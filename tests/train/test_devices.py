@@ -8,9 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from mae_jax import rng
-from tests import tiny
-from tests.train import runs
+from mae_jax.utils import rng
+from tests.helpers import runs, tiny
 
 _CONFIG = tiny.config()
 

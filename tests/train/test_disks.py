@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from bench import faults, kills
+from bench.lib import faults, kills
 
 SETTINGS = (
   *kills.SETTINGS,

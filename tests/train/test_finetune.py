@@ -12,27 +12,28 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from bench import kills
-from mae_jax import checkpoints, images
-from mae_jax import config as config_lib
-from mae_jax.checkpoints import sums
+from bench.lib import kills
+from mae_jax import checkpoints
+from mae_jax.checkpoints import checksums
+from mae_jax.config import ClassifyConfig, Config, EvalConfig
 from mae_jax.data import pipeline
-from mae_jax.models import positions
-from mae_jax.train import finetune, loop
-from tests import prepared, tiny
-from tests.train import runs
+from mae_jax.models import patchify, pos_embed
+from mae_jax.train import loop
+from mae_jax.train.tasks import finetune
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import runs, tfds_data, tiny
 
 _PRETRAIN = tiny.config(
   train={"length": "3 steps", "log_every": "1 steps"},
-  eval=config_lib.Eval(shots=(2,), draws=1, images=0),
+  eval=EvalConfig(shots=(2,), draws=1, images=0),
 )
 # Everything random at once.
-_MIXED = config_lib.Classify(
+_MIXED = ClassifyConfig(
   drop_path=0.3, smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.25
 )
 
 
-def config(**sections) -> config_lib.Config:
+def config(**sections) -> Config:
   sections = {
     "task": "finetune",
     "train": {"length": "4 steps", "log_every": "1 steps"},
@@ -49,7 +50,7 @@ def pretrained(tmp_path_factory):
   return workdir
 
 
-def loaded(settings: config_lib.Config, workdir) -> checkpoints.TrainState:
+def loaded(settings: Config, workdir) -> checkpoints.TrainState:
   mesh = runs.devices_mesh()
   task = finetune.Finetuning(settings, mesh)
   return loop.initial_state(task, settings, mesh, workdir)
@@ -62,7 +63,7 @@ def test_starts_from_the_encoder_and_a_new_head(pretrained, tmp_path):
   encoder = dict(params["encoder"])
   table = np.asarray(encoder.pop("pos_embed"))
   assert not table[:, 0].any()
-  np.testing.assert_array_equal(table[0, 1:], positions.sincos_2d((4, 4), 32))
+  np.testing.assert_array_equal(table[0, 1:], pos_embed.sincos_2d((4, 4), 32))
   del before["norm"]  # fc_norm takes its place
   jax.tree.map(np.testing.assert_array_equal, encoder, before)
   head = np.asarray(params["head"]["kernel"])
@@ -75,11 +76,11 @@ def test_positions_are_resized_for_larger_images(pretrained, tmp_path):
   settings = config(
     init_from=str(pretrained),
     data={"image_size": (8, 12)},
-    classify=config_lib.Classify(pooling="cls"),
+    classify=ClassifyConfig(pooling="cls"),
   )
   params = loaded(settings, tmp_path).params["model"]
   assert set(params) == {"encoder", "head"}
-  wanted = positions.resize(positions.sincos_2d((4, 4), 32), (4, 4), (4, 6))
+  wanted = pos_embed.resize(pos_embed.sincos_2d((4, 4), 32), (4, 4), (4, 6))
   np.testing.assert_array_equal(params["encoder"]["pos_embed"][0, 1:], wanted)
   assert "norm" in params["encoder"]
 
@@ -122,7 +123,7 @@ def test_a_fine_tuned_checkpoint_can_be_the_start(tuned, tmp_path):
 )
 def test_another_architecture_is_named(pretrained, tmp_path, changes, text):
   settings = config(**({"init_from": str(pretrained)} | changes))
-  with pytest.raises(config_lib.ConfigError, match=text):
+  with pytest.raises(ConfigError, match=text):
     loaded(settings, tmp_path)
 
 
@@ -140,7 +141,7 @@ def test_other_channels_are_named(pretrained, tmp_path):
   }
   settings = config(init_from=str(pretrained), data=data)
   text = "has data.channels=1, not 3: set --config.data.channels=1, with as ma"
-  with pytest.raises(config_lib.ConfigError, match=text):
+  with pytest.raises(ConfigError, match=text):
     loaded(settings, tmp_path / "run")
 
 
@@ -170,7 +171,7 @@ def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
 def test_accuracy_equals_a_plain_loop(tmp_path):
   """360 held-out digits in batches of 32: the last one is not full."""
   settings = config(
-    classify=config_lib.Classify(),
+    classify=ClassifyConfig(),
     train={"length": "200 steps", "log_every": "50 steps"},
     optim={"lr": 3e-3},
   )
@@ -185,7 +186,9 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
   loss = 0.0
   forward = jax.jit(lambda x: model.apply({"params": params}, x))
   for batch in batches:
-    x = images.normalize(batch["image"], settings.data.mean, settings.data.std)
+    x = patchify.normalize(
+      batch["image"], settings.data.mean, settings.data.std
+    )
     logits = np.asarray(forward(x), np.float64)[0]
     label = int(batch["label"][0])
     order = np.argsort(-logits)
@@ -203,16 +206,16 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
 def test_pre_training_does_not_start_from_a_classifier(tuned, tmp_path):
   settings = dataclasses.replace(_PRETRAIN, init_from=str(tuned[1]))
   text = "has no decoder, which pre-training goes on with"
-  with pytest.raises(config_lib.ConfigError, match=text):
+  with pytest.raises(ConfigError, match=text):
     runs.train(settings, tmp_path)
 
 
 def test_a_final_norm_that_is_not_there_is_named(tuned, tmp_path):
   settings = config(
     init_from=str(tuned[1]),
-    classify=config_lib.Classify(pooling="cls"),
+    classify=ClassifyConfig(pooling="cls"),
   )
-  with pytest.raises(config_lib.ConfigError, match="has no final norm, which"):
+  with pytest.raises(ConfigError, match="has no final norm, which"):
     loaded(settings, tmp_path)
 
 
@@ -226,13 +229,13 @@ def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
     for k in range(9)
   ]
   unknown = [each | {"label": -1} for each in images]
-  prepared.prepare(
+  tfds_data.prepare(
     tmp_path, "some", features, {"train": images, "test": unknown}
   )
   data = {"source": "tfds", "name": "some", "data_dir": str(tmp_path)}
   settings = config(data=data | {"batch_size": 8, "eval_split": "test"})
   text = "images of data.eval_split='test' have no label: name another split"
-  with pytest.raises(config_lib.ConfigError, match=text):
+  with pytest.raises(ConfigError, match=text):
     finetune.Finetuning(settings, runs.devices_mesh())
 
 
@@ -242,19 +245,19 @@ def test_images_without_labels_are_refused(tmp_path):
   settings = config(
     data={"source": "folder", "path": str(tmp_path), "batch_size": 2}
   )
-  with pytest.raises(config_lib.ConfigError, match="have no labels, which"):
+  with pytest.raises(ConfigError, match="have no labels, which"):
     finetune.Finetuning(settings, runs.devices_mesh())
 
 
 @pytest.mark.parametrize("trained", ["head", "mlp", "1 blocks"])
 def test_what_is_frozen_keeps_every_bit(trained: str):
   """Under weight decay too, and everything else moves."""
-  classify = config_lib.Classify(drop_path=0.3, trained=trained)
+  classify = ClassifyConfig(drop_path=0.3, trained=trained)
   settings = config(classify=classify, optim={"lr": 1e-2, "weight_decay": 0.3})
   before, _ = runs.steps(settings, 0)
   after, _ = runs.steps(settings, 3)
-  old = sums.flat(jax.device_get(before.params["model"]))
-  new = sums.flat(jax.device_get(after.params["model"]))
+  old = checksums.flat(jax.device_get(before.params["model"]))
+  new = checksums.flat(jax.device_get(after.params["model"]))
   for name, leaf in new.items():
     was = old[name]
     if not name.startswith("encoder/stack/blocks/"):
@@ -274,9 +277,9 @@ def may_change(name: str, block: int, trained: str) -> bool:
 
 @pytest.mark.parametrize("trained", ["3 blocks", "0 blocks", "most", "-1"])
 def test_what_is_trained_must_be_known(trained: str):
-  settings = config(classify=config_lib.Classify(trained=trained))
+  settings = config(classify=ClassifyConfig(trained=trained))
   text = f"classify.trained='{trained}' is not known: .*'1 blocks' to '2 blocks"
-  with pytest.raises(config_lib.ConfigError, match=text):
+  with pytest.raises(ConfigError, match=text):
     finetune.Finetuning(settings, runs.devices_mesh())
 
 
@@ -315,7 +318,7 @@ def test_averaged_parameters_follow_and_are_what_is_used(tmp_path):
 
 
 def test_a_skipped_step_changes_no_average():
-  classify = config_lib.Classify(ema=0.5)
+  classify = ClassifyConfig(ema=0.5)
   # After one such step nothing is finite.
   settings = config(classify=classify, optim={"lr": 1e20, "warmup": "0 steps"})
   before, _ = runs.steps(settings, 1)

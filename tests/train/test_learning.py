@@ -8,10 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from mae_jax import images
 from mae_jax.data import pipeline, sources
-from tests import tiny
-from tests.train import runs
+from mae_jax.models import patchify
+from tests.helpers import runs, tiny
 
 
 @pytest.mark.slow
@@ -22,7 +21,7 @@ def test_one_batch_can_be_learned_by_heart():
   stream = pipeline.eval_batches(
     source, config.data, batch_size=4, rows=rows, limit=4
   )
-  x = images.normalize(jnp.asarray(next(stream)["image"]), (0.3,), (0.4,))
+  x = patchify.normalize(jnp.asarray(next(stream)["image"]), (0.3,), (0.4,))
   model = tiny.model(objective={"target": "raw"})
   noise = jax.random.uniform(jax.random.key(0), (4, 16))
   params = model.init(jax.random.key(1), x, noise)["params"]

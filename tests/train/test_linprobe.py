@@ -8,19 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from bench import kills
-from mae_jax import config as config_lib
-from mae_jax.train import linprobe
-from tests import tiny
-from tests.train import runs
+from bench.lib import kills
+from mae_jax.config import ClassifyConfig, Config, EvalConfig
+from mae_jax.train.tasks import linprobe
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import runs, tiny
 
 _PRETRAIN = tiny.config(
   train={"length": "3 steps"},
-  eval=config_lib.Eval(shots=(2,), draws=1, images=0),
+  eval=EvalConfig(shots=(2,), draws=1, images=0),
 )
 
 
-def config(**sections) -> config_lib.Config:
+def config(**sections) -> Config:
   sections = {
     "task": "linprobe",
     "train": {
@@ -31,7 +31,7 @@ def config(**sections) -> config_lib.Config:
     # The trust ratio moves a kernel by a share of its norm: by little, unless
     # there are thousands of steps.
     "optim": {"lr": 20.0, "weight_decay": 0.0},
-    "classify": config_lib.Classify(head_std=0.2, norm_group=16),
+    "classify": ClassifyConfig(head_std=0.2, norm_group=16),
   } | sections
   return tiny.config(**sections)
 
@@ -88,12 +88,12 @@ def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
 def test_settings_of_fine_tuning_are_refused(section, name, value):
   settings = config(**{section: {name: value}})
   text = f"{section}.{name}={value!r} is a setting of fine-tuning"
-  with pytest.raises(config_lib.ConfigError, match=text):
+  with pytest.raises(ConfigError, match=text):
     linprobe.LinearProbe(settings, runs.devices_mesh())
 
 
 def test_groups_must_divide_the_batch():
-  settings = config(classify=config_lib.Classify(norm_group=12))
+  settings = config(classify=ClassifyConfig(norm_group=12))
   text = "classify.norm_group=12 does not divide data.batch_size=32: use a div"
-  with pytest.raises(config_lib.ConfigError, match=text):
+  with pytest.raises(ConfigError, match=text):
     linprobe.LinearProbe(settings, runs.devices_mesh())

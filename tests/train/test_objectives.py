@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from bench import kills
-from mae_jax import config as config_lib
-from mae_jax import convert, images, painter, sharding
-from mae_jax.models import patches
-from mae_jax.steps import pretrain as steps
-from mae_jax.train import fitting, pretrain
-from tests import tiny
-from tests.train import runs
+from bench.lib import kills
+from mae_jax.config import Config, EvalConfig, MeshConfig
+from mae_jax.distributed import sharding
+from mae_jax.models import patchify
+from mae_jax.tools import convert, reconstructor
+from mae_jax.train import fit_target
+from mae_jax.train.tasks import pretrain
+from mae_jax.train.tasks import pretrain as steps
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import runs, tiny
 
 # Each setting at least once: they do not know of each other.
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -52,7 +54,7 @@ PCA = {"target": "pca", "pca_components": 3}
 
 def settings(
   adversary: dict[str, Any] | None = None, **objective: Any
-) -> config_lib.Config:
+) -> Config:
   """A run of four steps, each of which is logged."""
   return tiny.config(
     adversary=adversary or {},
@@ -62,7 +64,7 @@ def settings(
       "save_every": "2 steps",
     },
     data={"eval_split": ""},
-    eval=config_lib.Eval(images=0),
+    eval=EvalConfig(images=0),
     objective=objective,
   )
 
@@ -70,7 +72,7 @@ def settings(
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
   """That a target learns from."""
-  monkeypatch.setattr(fitting, "IMAGES", 100)
+  monkeypatch.setattr(fit_target, "IMAGES", 100)
 
 
 @pytest.mark.slow
@@ -146,8 +148,8 @@ def test_what_is_fitted_is_of_the_training_stream():
   task = pretrain.Pretraining(config, runs.devices_mesh())
   stream = task.train_batches(0)
   rows = np.concatenate([next(stream)["image"] for _ in range(4)])  # of 32
-  x = images.normalize(rows, config.data.mean, config.data.std)
-  cut = np.asarray(patches.patchify(x, (2, 2)), np.float64).reshape(-1, 4)
+  x = patchify.normalize(rows, config.data.mean, config.data.std)
+  cut = np.asarray(patchify.patchify(x, (2, 2)), np.float64).reshape(-1, 4)
   fitted = jax.device_get(state.params["fitted"]["target"])
   np.testing.assert_allclose(fitted["mean"], cut.mean(axis=0), rtol=1e-5)
   variances = np.linalg.eigvalsh(np.cov(cut.T))[::-1][:3]
@@ -168,14 +170,14 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
   # Painted are patches, whatever is predicted of them.
-  network = painter.Painter(tmp_path / "second", runs.devices_mesh())
+  network = reconstructor.Painter(tmp_path / "second", runs.devices_mesh())
   pixels = np.zeros((2, 8, 8, 1), np.uint8)
   hidden = network.masks("random", 0.5, 2, seed=0)
   assert network.predict(pixels, hidden).shape == (2, 16, 4)
   assert not network.normalized
 
   out = str(tmp_path / "x.pth")
-  with pytest.raises(config_lib.ConfigError, match=r"=pca, .*--encoder_only"):
+  with pytest.raises(ConfigError, match=r"=pca, .*--encoder_only"):
     convert.convert(str(tmp_path / "second"), out, to="facebook")
   convert.convert(str(tmp_path / "second"), inspect=True)
   convert.convert(
@@ -184,7 +186,7 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
 
   other = tiny.changed(settings(), init_from=str(tmp_path / "first"))
   with pytest.raises(
-    config_lib.ConfigError,
+    ConfigError,
     match=r"objective.target=pca, .*target=pca, or leave init_from empty",
   ):
     runs.train(other, tmp_path / "third")
@@ -200,16 +202,14 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
       "--config.data.channels=1, or leave",
     ),
   ):
-    with pytest.raises(config_lib.ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text):
       runs.train(tiny.changed(again, **changes), tmp_path / "fourth")
 
 
 def test_an_unknown_game_is_refused_without_an_adversary_too():
   config = tiny.config(adversary={"loss": "wgan"})
-  with pytest.raises(
-    config_lib.ConfigError, match="'wgan' is not known: known"
-  ):
-    pretrain.Pretraining(config, sharding.make_mesh(config_lib.Mesh()))
+  with pytest.raises(ConfigError, match="'wgan' is not known: known"):
+    pretrain.Pretraining(config, sharding.make_mesh(MeshConfig()))
 
 
 @pytest.mark.parametrize(
@@ -254,13 +254,13 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
 )
 def test_what_does_not_go_together_is_refused(objective, text: str):
   config = tiny.config(objective=objective)
-  with pytest.raises(config_lib.ConfigError, match=text):
-    pretrain.Pretraining(config, sharding.make_mesh(config_lib.Mesh()))
+  with pytest.raises(ConfigError, match=text):
+    pretrain.Pretraining(config, sharding.make_mesh(MeshConfig()))
 
 
 def test_a_decoder_alone_wants_a_start(tmp_path):
   alone = settings(trained="decoder")
-  with pytest.raises(config_lib.ConfigError, match="set init_from"):
+  with pytest.raises(ConfigError, match="set init_from"):
     runs.train(alone, tmp_path)
   # Of one without a decoder: that it may be left out would be no way out.
   tuned = tiny.config(
@@ -268,7 +268,7 @@ def test_a_decoder_alone_wants_a_start(tmp_path):
   )
   runs.train(tuned, tmp_path / "tuned")
   alone = tiny.changed(alone, init_from=str(tmp_path / "tuned"))
-  with pytest.raises(config_lib.ConfigError, match=r"names end in _full\)$"):
+  with pytest.raises(ConfigError, match=r"names end in _full\)$"):
     runs.train(alone, tmp_path / "alone")
 
 
@@ -280,7 +280,7 @@ def test_another_decoder_is_told_by_its_settings(tmp_path):
     init_from=str(tmp_path / "first"),
   )
   with pytest.raises(
-    config_lib.ConfigError,
+    ConfigError,
     match=r"has model.decoder_width=16 model.decoder_depth=1.*, not 32, 2.*: "
     "set --config.model.decoder_width=16 --config.model.decoder_depth=1",
   ):

@@ -9,12 +9,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from bench import kills
-from mae_jax import config as config_lib
-from mae_jax import sharding
-from mae_jax.train import pretrain
-from tests import prepared, tiny
-from tests.train import runs
+from bench.lib import kills
+from mae_jax.config import EvalConfig
+from mae_jax.distributed import sharding
+from mae_jax.train.tasks import pretrain
+from tests.helpers import runs, tfds_data, tiny
 
 
 def _config(**data):
@@ -32,7 +31,7 @@ def _config(**data):
     },
     model={"variant": "Ti/8"},
     train={"length": "3 steps", "log_every": "1 steps"},
-    eval=config_lib.Eval(shots=(0,), images=2),
+    eval=EvalConfig(shots=(0,), images=2),
   )
 
 
@@ -56,7 +55,7 @@ def test_a_tfds_data_set(tmp_path):
     "label": tfds.features.ClassLabel(names=["dark", "light"]),
   }
   splits = {"train": examples, "validation": examples[:5]}
-  prepared.prepare(tmp_path / "sets", "levels", features, splits, num_shards=2)
+  tfds_data.prepare(tmp_path / "sets", "levels", features, splits, num_shards=2)
   config = _config(
     source="tfds", name="levels", data_dir=str(tmp_path / "sets")
   )

@@ -8,16 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from bench import kills
+from bench.lib import kills
 from mae_jax import checkpoints
-from mae_jax import config as config_lib
-from mae_jax.train import pretrain
-from tests import tiny
-from tests.train import runs
+from mae_jax.config import EvalConfig
+from mae_jax.train.tasks import pretrain
+from tests.helpers import runs, tiny
 
 _CONFIG = tiny.config(
   train={"length": "4 steps", "log_every": "1 steps", "save_every": "2 steps"},
-  eval=config_lib.Eval(every="3 steps", shots=(2,), draws=1, images=2),
+  eval=EvalConfig(every="3 steps", shots=(2,), draws=1, images=2),
 )
 
 
@@ -80,7 +79,7 @@ def test_a_checkpoint_comes_before_init_from_and_that_before_scratch(
   trained = runs.params(whole, _CONFIG)
   config = tiny.config(
     train={"length": "1 steps"},
-    eval=config_lib.Eval(images=0),
+    eval=EvalConfig(images=0),
     init_from=str(whole),
     optim={"blr": 0.0, "warmup": "0 steps"},
   )
@@ -92,7 +91,7 @@ def test_a_checkpoint_comes_before_init_from_and_that_before_scratch(
   shutil.rmtree(tmp_path / "checkpoints")
   scratch = tiny.config(
     train={"length": "1 steps"},
-    eval=config_lib.Eval(images=0),
+    eval=EvalConfig(images=0),
     optim={"blr": 0.0, "warmup": "0 steps"},
   )
   runs.train(scratch, tmp_path)
@@ -109,7 +108,7 @@ def test_a_checkpoint_comes_before_init_from_and_that_before_scratch(
 _LONGER = tiny.config(
   train={"length": "8 steps", "log_every": "1 steps", "save_every": "4 steps"},
   data={"eval_split": ""},
-  eval=config_lib.Eval(images=0),
+  eval=EvalConfig(images=0),
 )
 
 

@@ -9,29 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, overload
 
-from mae_jax import config, distributed, storage
-from mae_jax.data.sources import digits, folder, photos, prepared
+from mae_jax import distributed
+from mae_jax.config import DataConfig, lookup
+from mae_jax.data.sources import digits, folder, sample_photos, tfds
 from mae_jax.data.sources.base import Indexed, Records, Source, Split
+from mae_jax.utils import storage
 
 __all__ = ["SOURCES", "Indexed", "Records", "Source", "Split", "open_source"]
 
-SOURCES: dict[str, Callable[[config.Data, Split], Source | None]] = {
+SOURCES: dict[str, Callable[[DataConfig, Split], Source | None]] = {
   "digits": digits.open_digits,
   "folder": folder.open_folder,
-  "photos": photos.open_photos,
-  "tfds": prepared.open_prepared,
+  "photos": sample_photos.open_photos,
+  "tfds": tfds.open_prepared,
 }
 
 
 @overload
-def open_source(data: config.Data, split: Literal["train"]) -> Source: ...
+def open_source(data: DataConfig, split: Literal["train"]) -> Source: ...
 
 
 @overload
-def open_source(data: config.Data, split: Literal["eval"]) -> Source | None: ...
+def open_source(data: DataConfig, split: Literal["eval"]) -> Source | None: ...
 
 
-def open_source(data: config.Data, split: Split) -> Source | None:
+def open_source(data: DataConfig, split: Split) -> Source | None:
   """The images of one split; reads names and counts, but no image yet.
 
   Args:
@@ -46,7 +48,7 @@ def open_source(data: config.Data, split: Split) -> Source | None:
     ConfigError: if there is no such source, no image, something in the data
       contradicts the settings, or other processes see other images.
   """
-  opener = config.lookup(SOURCES, data.source, "data.source")
+  opener = lookup(SOURCES, data.source, "data.source")
   if split == "eval" and not data.eval_split:
     return None
   with storage.reaching(data.path):

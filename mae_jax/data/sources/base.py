@@ -20,7 +20,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from mae_jax import config
+from mae_jax.config import DataConfig
+from mae_jax.utils.errors import ConfigError
 
 Split: TypeAlias = Literal["train", "eval"]
 Record: TypeAlias = dict[str, tf.Tensor]
@@ -184,10 +185,10 @@ def digest(items: Iterable[bytes]) -> str:
   return total.hexdigest()[:16]
 
 
-def check_channels(data: config.Data) -> None:
+def check_channels(data: DataConfig) -> None:
   """Raises ConfigError unless image files can be decoded to data.channels."""
   if data.channels not in (1, 3):
-    raise config.ConfigError(
+    raise ConfigError(
       f"data.channels={data.channels}: image files are read as 1 (grey) or 3 "
       "(colour) channels; set --config.data.channels to one of them"
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from mae_jax import config
+from mae_jax.config import DataConfig
 from mae_jax.data.sources import base
+from mae_jax.utils.errors import ConfigError
 
 
-def open_digits(data: config.Data, split: base.Split) -> base.Indexed:
+def open_digits(data: DataConfig, split: base.Split) -> base.Indexed:
   """1,437 digits to train on, or the 360 held out, with equal class shares.
 
   The digits have no names of splits: `data.train_split` is not looked at.
@@ -18,7 +19,7 @@ def open_digits(data: config.Data, split: base.Split) -> base.Indexed:
     ConfigError: if data.channels is not 1.
   """
   if data.channels != 1:
-    raise config.ConfigError(
+    raise ConfigError(
       f"data.channels={data.channels}: the digits are grey; set "
       "--config.data.channels=1"
     )

@@ -12,11 +12,13 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from mae_jax import config, storage
+from mae_jax.config import DataConfig
 from mae_jax.data.sources import base, folder
+from mae_jax.utils import storage
+from mae_jax.utils.errors import ConfigError
 
 
-def open_files(path: epath.PathLike, data: config.Data) -> base.Indexed:
+def open_files(path: epath.PathLike, data: DataConfig) -> base.Indexed:
   """The images under a folder in the order of their paths, or one file.
 
   Args:
@@ -45,7 +47,7 @@ def open_files(path: epath.PathLike, data: config.Data) -> base.Indexed:
 
 
 def _found(
-  path: epath.PathLike, data: config.Data
+  path: epath.PathLike, data: DataConfig
 ) -> tuple[epath.PathLike, list[bytes]]:
   """A folder, and the paths under it."""
   root = epath.Path(path)
@@ -53,7 +55,7 @@ def _found(
     # Of a pipe there is no second reading.
     remote = storage.is_remote(root)
     if not (root.exists() if remote else os.path.isfile(root)):
-      raise config.ConfigError(
+      raise ConfigError(
         f"there is no folder or file {os.fspath(path)!r}: name one image, or "
         "a folder of them"
       )
@@ -61,7 +63,7 @@ def _found(
   images = folder.Images(root, data)
   files = images.whatever_folder()
   if not files:
-    raise config.ConfigError(
+    raise ConfigError(
       f"{os.fspath(path)} has no image ({', '.join(images.suffixes)}), and "
       "none is in its folders: name another folder, or one image"
     )

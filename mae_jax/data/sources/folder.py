@@ -15,13 +15,14 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from mae_jax import config
+from mae_jax.config import DataConfig
 from mae_jax.data.sources import base, listing
+from mae_jax.utils.errors import ConfigError
 
 EVAL_FOLDERS = ("val", "validation", "test")
 
 
-def open_folder(data: config.Data, split: base.Split) -> base.Indexed | None:
+def open_folder(data: DataConfig, split: base.Split) -> base.Indexed | None:
   """The images under data.path, in the order of their paths.
 
   Training takes DIR/train if there is one, else DIR; evaluation takes the first
@@ -41,12 +42,12 @@ def open_folder(data: config.Data, split: base.Split) -> base.Indexed | None:
       folders, or if evaluation has a class that training does not.
   """
   if not data.path:
-    raise config.ConfigError(
+    raise ConfigError(
       "data.path is empty: set --config.data.path=DIR, a folder of images"
     )
   root = epath.Path(data.path).expanduser()
   if not root.is_dir():
-    raise config.ConfigError(
+    raise ConfigError(
       f"data.path={data.path!r} is not a folder: set --config.data.path to one "
       f"that holds {_looked_for(root)}"
     )
@@ -63,7 +64,7 @@ def open_folder(data: config.Data, split: base.Split) -> base.Indexed | None:
   eval_classes = images.classes()
   unknown = [name for name in eval_classes if name not in classes]
   if unknown:
-    raise config.ConfigError(
+    raise ConfigError(
       f"{held_out} has the class {unknown[0]!r} ({len(unknown)} such), of "
       f"which {train} has no image: rename or remove it, or set "
       "--config.data.eval_split='' to do without held-out images"
@@ -82,7 +83,7 @@ class Images:
   """The images of one folder, as its class folders divide them."""
 
   def __init__(
-    self, folder: epath.Path, data: config.Data, ignore: Sequence[str] = ()
+    self, folder: epath.Path, data: DataConfig, ignore: Sequence[str] = ()
   ):
     self.folder = os.fspath(folder)
     self.suffixes: tuple[str, ...] = listing.SUFFIXES
@@ -144,7 +145,7 @@ class Images:
 
   def _checked(self, classes: tuple[str, ...]) -> tuple[str, ...]:
     if self._flat and classes:
-      raise config.ConfigError(
+      raise ConfigError(
         f"{self.folder} has images beside class folders, for instance "
         f"{self.folder}/{self._flat[0]} and {self.folder}/{classes[0]}: move "
         "the images into class folders, or the folders away"
@@ -178,7 +179,7 @@ def _source(
 ) -> base.Indexed:
   files, labels, classes = images.read(classes)
   if not files:
-    raise config.ConfigError(
+    raise ConfigError(
       f"{images.folder} has no image ({', '.join(images.suffixes)}): put some "
       f"there, or set --config.data.path to a folder that holds "
       f"{_looked_for(root)}"

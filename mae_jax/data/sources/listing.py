@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from mae_jax import config, pixels
+from mae_jax.data import image_io
+from mae_jax.utils.errors import ConfigError
 
 SUFFIXES = (
   ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
@@ -81,7 +82,7 @@ class Local:
       if known is None or known.changed != changed or not changed:
         known = self._listed(path, changed)
     except OSError as error:
-      raise config.ConfigError(
+      raise ConfigError(
         f"{self._root}{path} cannot be listed: {error.strerror}; allow it, or "
         "move the folder away"
       ) from error
@@ -197,7 +198,7 @@ def has_suffix(name: str) -> bool:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
   if not has_suffix(entry.name):
-    return _holds(entry.is_file) and pixels.is_image(entry.path)
+    return _holds(entry.is_file) and image_io.is_image(entry.path)
   if entry.is_symlink():
     # A link to nowhere is an image that cannot be read. A pipe, which nobody
     # may open, is none.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from mae_jax import config
 from mae_jax.data import sources
+from mae_jax.utils.errors import ConfigError
 
 
 def everything(source):
@@ -50,7 +50,7 @@ def test_labels_belong_to_their_images(settings):
 
 
 def test_colour_is_refused(settings):
-  with pytest.raises(config.ConfigError, match=r"channels=3.*channels=1"):
+  with pytest.raises(ConfigError, match=r"channels=3.*channels=1"):
     sources.open_source(settings(channels=3), "train")
 
 
@@ -59,5 +59,5 @@ def test_no_held_out_part_is_wanted(settings):
 
 
 def test_unknown_source_is_named_with_the_nearest(settings):
-  with pytest.raises(config.ConfigError, match=r"'folders'.*mean 'folder'"):
+  with pytest.raises(ConfigError, match=r"'folders'.*mean 'folder'"):
     sources.open_source(settings(source="folders"), "train")

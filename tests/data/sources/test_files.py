@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mae_jax import config
 from mae_jax.data.sources import files
+from mae_jax.utils.errors import ConfigError
 from tests.data.conftest import encode
 
 
@@ -79,12 +79,12 @@ def test_of_more_channels_only_arrays_are_looked_for(settings, write):
 @pytest.mark.parametrize("name", ["none", "pipe"])
 def test_neither_folder_nor_file(settings, tmp_path, name):
   os.mkfifo(tmp_path / "pipe")
-  with pytest.raises(config.ConfigError, match=f"no folder or file '.*{name}'"):
+  with pytest.raises(ConfigError, match=f"no folder or file '.*{name}'"):
     files.open_files(tmp_path / name, settings())
 
 
 def test_no_image(settings, tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a" / "notes.txt").write_text("no image")
-  with pytest.raises(config.ConfigError, match=r"has no image .*name another"):
+  with pytest.raises(ConfigError, match=r"has no image .*name another"):
     files.open_files(tmp_path, settings(channels=3))

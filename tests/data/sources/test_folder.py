@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mae_jax import config
 from mae_jax.data import sources
+from mae_jax.utils.errors import ConfigError
 
 
 @pytest.fixture
@@ -117,15 +117,15 @@ def test_errors_name_the_folder_and_the_way_out(
   settings, tree, names, split, words
 ):
   root = tree(*names)
-  with pytest.raises(config.ConfigError, match=words) as error:
+  with pytest.raises(ConfigError, match=words) as error:
     opened(settings, root, split)
   assert str(root) in str(error.value)
 
 
 def test_absent_folder(settings, tmp_path):
-  with pytest.raises(config.ConfigError, match="nowhere' is not a folder: set"):
+  with pytest.raises(ConfigError, match="nowhere' is not a folder: set"):
     opened(settings, tmp_path / "nowhere")
-  with pytest.raises(config.ConfigError, match=r"data\.path is empty: set"):
+  with pytest.raises(ConfigError, match=r"data\.path is empty: set"):
     opened(settings, "")
 
 

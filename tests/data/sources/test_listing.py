@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mae_jax import config
 from mae_jax.data import sources
 from mae_jax.data.sources import listing
+from mae_jax.utils.errors import ConfigError
 from tests.data.conftest import encode
 
 PNG = encode(np.zeros((1, 1), np.uint8), format="png")
@@ -197,5 +197,5 @@ def test_a_folder_that_cannot_be_listed(root, monkeypatch):
     raise PermissionError(13, "Permission denied", path)
 
   monkeypatch.setattr(os, "scandir", refuse)
-  with pytest.raises(config.ConfigError, match=r"root/c cannot.*: Permission"):
+  with pytest.raises(ConfigError, match=r"root/c cannot.*: Permission"):
     listed(root)

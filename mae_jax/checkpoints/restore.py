@@ -1,0 +1,430 @@
+"""Reads checkpoints: the newest whole one of a run, or parameters alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh
+
+from mae_jax import distributed
+from mae_jax.checkpoints import checksums
+from mae_jax.checkpoints.state import Health, TrainState
+from mae_jax.config import Config, fixed_changes, from_config_dict
+from mae_jax.distributed import sharding
+from mae_jax.utils import console, storage
+from mae_jax.utils.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a checkpoint says of the run it belongs to.
+
+  Attributes:
+    config: the settings.
+    data: what tells its training data from others, see `Source.identity`.
+    class_names: of the labels it learned, in their order.
+    origin: of converted weights, where they come from and how they were stored
+      there; empty for those that were trained here.
+  """
+
+  config: Config
+  data: Mapping[str, int | str]
+  class_names: Sequence[str] = ()
+  origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def restore_newest(
+  workdir: epath.PathLike, run: Run, like: TrainState
+) -> TrainState | None:
+  """Reads the newest whole checkpoint; broken ones are set aside.
+
+  Args:
+    workdir: of the run.
+    run: what is about to go on.
+    like: shapes, types and shardings wanted.
+
+  Returns:
+    The state, with its shardings; None if there is no checkpoint.
+
+  Raises:
+    ConfigError: if the checkpoint is of a run with other settings or data, or
+      if there are checkpoints and none can be read.
+  """
+  root = storage.absolute(workdir) / "checkpoints"
+  steps = ocp.utils.checkpoint_steps(root) if root.is_dir() else []
+  # The first process's word, on all of them.
+  steps = json.loads(distributed.gather(json.dumps(list(map(int, steps))))[0])
+  if not steps and not root.is_dir():
+    return None
+  broken: dict[epath.Path, str] = {}
+  for step in sorted(steps, reverse=True):
+    directory = root / str(step)
+
+    def read(directory: epath.Path = directory) -> tuple[Any, TrainState]:
+      with storage.reaching(directory):
+        loop = _read_loop(directory)
+        _check_same(_read_run(directory, loop), run, workdir)
+        return loop, _read_state(directory, loop, like)
+
+    found, problem = _attempt(read)
+    if found is not None:
+      # All have read: large arrays are summed up by all devices together.
+      _, problem = _attempt(functools.partial(_verify_state, *found))
+    if problem:
+      broken[directory] = problem
+      continue
+    assert found is not None
+    state = found[1]
+    # Only now: what reads none of them may be at fault itself.
+    for each, reason in broken.items():
+      _set_aside(each, reason, step)
+    return state
+  for each in sorted(root.glob("*.broken-*")):
+    broken[each] = "set aside before"
+  if broken:
+    newest, reason = next(iter(broken.items()))
+    raise ConfigError(
+      f"no checkpoint in {root} can be read, for instance {newest} ({reason}). "
+      "Put a copy back, or start anew in another --workdir"
+    )
+  return None
+
+
+_Result = TypeVar("_Result")
+
+
+def _attempt(
+  work: Callable[[], _Result],
+) -> tuple[_Result | None, str]:
+  """What all processes could do, or why one of them could not.
+
+  Raises:
+    Exception: what is no fault of a checkpoint's files.
+  """
+  result, problem = None, ""
+  try:
+    result = work()
+  except _NOT_OF_THE_FILES:
+    raise
+  except Exception as error:  # whatever a reader makes of broken files
+    if isinstance(error, OSError) and not isinstance(error, _NO_FILE):
+      raise  # the disk's, and perhaps for a moment only
+    problem = console.first_line(error)
+  problems = distributed.gather(problem)
+  if not any(problems):
+    return result, ""
+  number, problem = next((n, p) for n, p in enumerate(problems) if p)
+  if not all(problems):
+    problem = f"process {number}: {problem}"
+  return None, problem
+
+
+_NOT_OF_THE_FILES = (
+  ConfigError,
+  jax.errors.JaxRuntimeError,
+  MemoryError,
+)
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def load_params(path: epath.PathLike, like: Any) -> Any:
+  """Reads only the parameters of a checkpoint.
+
+  Args:
+    path: a workdir, its `checkpoints`, or one step's directory.
+    like: the tree wanted, of arrays or ShapeDtypeStructs with shardings.
+
+  Returns:
+    The tree `like` with the checkpoint's values.
+
+  Raises:
+    ConfigError: if there is no checkpoint, any parameter is missing, left over,
+      or of another shape (it names them), or the files are damaged.
+  """
+  directory = find_step(path)
+
+  def fit(found: Any) -> Any:
+    check_shapes(path, found, like)
+    return like
+
+  return _read_params(directory, fit)
+
+
+def load_any(path: epath.PathLike, mesh: Mesh) -> tuple[dict[str, Any], Run]:
+  """Reads the parameters of a checkpoint, whatever network they are of.
+
+  Args:
+    path: a workdir, its `checkpoints`, or one step's directory.
+    mesh: the devices to put them on, by the rules of `sharding`.
+
+  Returns:
+    The parameters by role, and what is known of the run they come from.
+
+  Raises:
+    ConfigError: if there is no checkpoint, or the files are damaged.
+  """
+  directory = find_step(path)
+
+  def place(found: Any) -> Any:
+    return jax.tree.map(
+      lambda leaf, where: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=where
+      ),
+      found,
+      sharding.state_shardings(mesh, found),
+    )
+
+  return _read_params(directory, place), read_run(directory)
+
+
+def read_run(path: epath.PathLike) -> Run:
+  """What is known of the run that a checkpoint comes from.
+
+  Args:
+    path: a workdir, its `checkpoints`, or one step's directory.
+
+  Raises:
+    ConfigError: if there is no checkpoint, or its files are damaged.
+  """
+  directory = find_step(path)
+  try:
+    return _read_run(directory, _read_loop(directory))
+  except ConfigError as error:
+    raise ConfigError(f"{directory} is of {error}") from error
+  except Exception as error:
+    raise _unreadable(directory, error) from error
+
+
+def _read_params(
+  directory: epath.Path, wanted: Callable[[Any], Any]
+) -> dict[str, Any]:
+  """The params item, in the shapes and places that `wanted` makes of it."""
+  try:
+    with _reader() as reader:
+      found = reader.metadata(directory / "params").item_metadata.tree
+      params = reader.restore(directory / "params", wanted(found))
+    _verify(params, "params", _read_loop(directory))
+    return params
+  except (ConfigError, jax.errors.JaxRuntimeError):
+    raise
+  except Exception as error:  # whatever a reader makes of broken files
+    raise _unreadable(directory, error) from error
+
+
+class Arrays:
+  """The parameters of a checkpoint, read one array at a time.
+
+  Attributes:
+    shapes: of each, by its path.
+  """
+
+  def __init__(self, path: epath.PathLike):
+    """Reads what there is.
+
+    Raises:
+      ConfigError: if there is no checkpoint, or it is damaged.
+    """
+    self._directory = find_step(path)
+    try:
+      with ocp.StandardCheckpointer() as reader:
+        metadata = reader.metadata(self._directory / "params")
+      if metadata.item_metadata is None:
+        raise ValueError("what says which there are is missing or damaged")
+      tree = metadata.item_metadata.tree
+      self._wanted = _read_loop(self._directory)["checksums"]["params"]
+    except Exception as error:  # whatever a reader makes of broken files
+      raise _unreadable(self._directory, error) from error
+    self.shapes = {
+      name: tuple(leaf.shape) for name, leaf in checksums.flat(tree).items()
+    }
+    self._sums: dict[str, int] = {}
+
+  def read(self, name: str) -> np.ndarray:
+    """One of them.
+
+    Raises:
+      ConfigError: if it is damaged.
+    """
+    tree: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+    for key in reversed(name.split("/")):
+      tree = {key: tree}
+    try:
+      with ocp.PyTreeCheckpointer() as reader:
+        found = reader.restore(
+          self._directory / "params",
+          ocp.args.PyTreeRestore(
+            item=jax.tree.map(lambda _: 0, tree),
+            restore_args=tree,
+            partial_restore=True,
+          ),
+        )
+    except Exception as error:  # whatever a reader makes of broken files
+      raise _unreadable(self._directory, error) from error
+    (array,) = jax.tree.leaves(found)
+    self._sums[name] = checksums.one(array)
+    return np.asarray(array)
+
+  def verify(self) -> None:
+    """Compares the checksum; those that were not read are read for it.
+
+    Raises:
+      ConfigError: if it differs.
+    """
+    for name in self.shapes.keys() - self._sums.keys():
+      self.read(name)
+    if checksums.total(self._sums) != self._wanted:
+      error = ValueError("the checksum of its params is wrong")
+      raise _unreadable(self._directory, error)
+
+
+def _unreadable(directory: epath.Path, error: Exception) -> ConfigError:
+  return ConfigError(
+    f"the parameters in {directory} cannot be read "
+    f"({console.first_line(error)}): name the directory of another step"
+  )
+
+
+def find_step(path: epath.PathLike) -> epath.Path:
+  """The directory of one step's checkpoint, given it or any parent of it.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  root = storage.absolute(path)
+  if (root / "params").exists():
+    return root
+  for parent in (root / "checkpoints", root):
+    if parent.is_dir():
+      steps = [each for each in parent.iterdir() if each.name.isdigit()]
+      if steps:
+        return max(steps, key=lambda each: int(each.name))
+  raise ConfigError(
+    f"there is no checkpoint in {path}: name a workdir or one of its "
+    "checkpoints/<step>"
+  )
+
+
+def check_shapes(path: epath.PathLike, found: Any, like: Any) -> None:
+  """Compares two trees of parameters by name and shape.
+
+  Raises:
+    ConfigError: naming the first few that differ; `path` is where `found` is.
+  """
+  found, wanted = checksums.flat(found), checksums.flat(like)
+  wrong = [
+    *(f"{name} is missing" for name in wanted.keys() - found.keys()),
+    *(f"{name} is left over" for name in found.keys() - wanted.keys()),
+    *(
+      f"{name} is {tuple(found[name].shape)}, not {tuple(leaf.shape)}"
+      for name, leaf in wanted.items()
+      if name in found and tuple(found[name].shape) != tuple(leaf.shape)
+    ),
+  ]
+  if wrong:
+    shown = "; ".join(sorted(wrong)[:5])
+    more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise ConfigError(
+      f"checkpoint {path} does not fit the model: {shown}{more}"
+    )
+
+
+def _read_loop(directory: epath.Path) -> dict[str, Any]:
+  return checksums.unseal(
+    json.loads((directory / "loop" / "metadata").read_text())
+  )
+
+
+def _read_run(directory: epath.Path, loop: Mapping[str, Any]) -> Run:
+  config = json.loads((directory / "config" / "metadata").read_text())
+  if checksums.crc(config) != loop["checksums"]["config"]:
+    raise ValueError("the checksum of its config is wrong")
+  return Run(
+    from_config_dict(config),
+    loop["data"],
+    tuple(loop["class_names"]),
+    loop.get("origin", {}),  # which checkpoints of before do not have
+  )
+
+
+def _read_state(
+  directory: epath.Path, loop: Mapping[str, Any], like: TrainState
+) -> TrainState:
+  read = {}
+  with _reader() as reader:
+    for item in ("params", "opt_state"):
+      read[item] = reader.restore(directory / item, getattr(like, item))
+
+  def place(value: float, to: Any) -> jax.Array:
+    return jax.device_put(np.asarray(value, to.dtype), to.sharding)
+
+  health = {
+    name: place(loop["health"][name], getattr(like.health, name))
+    for name in (field.name for field in dataclasses.fields(Health))
+  }
+  step = place(loop["step"], like.step)
+  return TrainState(step=step, health=Health(**health), **read)
+
+
+def _reader() -> ocp.StandardCheckpointer:
+  """Reads for this process, without waiting for the others.
+
+  One of them may fail, and would leave them waiting.
+  """
+  if distributed.alone():
+    return ocp.StandardCheckpointer()
+  me = jax.process_index()
+  return ocp.StandardCheckpointer(
+    multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+    )
+  )
+
+
+def _verify_state(loop: Mapping[str, Any], state: TrainState) -> None:
+  for item in ("params", "opt_state"):
+    _verify(getattr(state, item), item, loop)
+
+
+def _verify(tree: Any, item: str, loop: Mapping[str, Any]) -> None:
+  if checksums.checksum(tree) != loop["checksums"][item]:
+    raise ValueError(f"the checksum of its {item} is wrong")
+
+
+def _check_same(before: Run, now: Run, workdir: epath.PathLike) -> None:
+  changed = fixed_changes(before.config, now.config)
+  changed += [
+    f"{name} of the training data: was {before.data.get(name)!r}, is "
+    f"{now.data.get(name)!r}"
+    for name in sorted(before.data.keys() | now.data.keys())
+    if before.data.get(name) != now.data.get(name)
+  ]
+  if changed:
+    start = f" (--config.init_from={workdir} starts it from its parameters)"
+    if before.config.task == "compare":  # which are of many networks
+      start = ""
+    raise ConfigError(
+      f"--workdir={workdir} holds a run that differs: {'; '.join(changed)}. "
+      "Set it back to go on with that run, or name another --workdir for a new "
+      f"one{start}"
+    )
+
+
+def _set_aside(directory: epath.Path, reason: str, used: int) -> None:
+  if not console.is_first():
+    return
+  # Not a number: no reader takes it for a checkpoint any more.
+  moved = directory.with_name(f"{directory.name}.broken-{time.time_ns()}")
+  directory.rename(moved)
+  console.warn(
+    f"checkpoint {directory} cannot be read ({reason}): it is set aside as "
+    f"{moved.name}, and that of step {used} used"
+  )

@@ -1,0 +1,319 @@
+"""Writes checkpoints in the background, to disks that may fail."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import type_handlers
+
+from mae_jax import distributed
+from mae_jax.checkpoints import checksums, multihost
+from mae_jax.checkpoints import workdir as workdirs
+from mae_jax.checkpoints.restore import Run
+from mae_jax.checkpoints.state import TrainState
+from mae_jax.config import to_dict
+from mae_jax.utils import console, storage
+from mae_jax.utils.errors import TrainingError
+
+ITEMS = ("params", "opt_state", "loop", "config")
+
+
+class Writer:
+  """Writes parameters that no run trained here, one array at a time.
+
+  A checkpoint of ours is one tree to Orbax, which copies all of it to write it:
+  arrays that are only made when it comes to them keep memory to a few of them.
+  """
+
+  def __init__(self, read: Callable[[str], np.ndarray]):
+    """Arrays come from `read`, by their path."""
+    self._read = read
+    self._sums: dict[str, int] = {}
+
+  def write(
+    self,
+    path: epath.PathLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    run: Run,
+  ) -> None:
+    """Writes the items of a step, of which the last one makes it readable.
+
+    Args:
+      path: of a directory; it is what `find_step` finds, and no workdir.
+      shapes: of the arrays, float32, by path.
+      run: what is known of them.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    directory = storage.absolute(path)
+    tree = checksums.nested(
+      {name: _Late(name, x) for name, x in shapes.items()}
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+      type_handler_registry=type_handlers.create_type_handler_registry(
+        (_Late, _LateHandler(self._take))
+      )
+    )
+    with ocp.Checkpointer(handler) as writer:
+      writer.save(
+        directory / "params",
+        args=ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_FILE_SIZE),
+      )
+    config = to_dict(run.config)
+    loop = {
+      "step": 0,
+      "data": dict(run.data),
+      "class_names": list(run.class_names),
+      "origin": dict(run.origin),
+      "checksums": {
+        "params": checksums.total(self._sums),
+        "config": checksums.crc(config),
+      },
+    }
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+      for item, content in (("config", config), ("loop", checksums.seal(loop))):
+        writer.save(directory / item, args=ocp.args.JsonSave(content))
+
+  def _take(self, late: _Late) -> np.ndarray:
+    array: np.ndarray = np.ascontiguousarray(self._read(late.name), late.dtype)
+    assert array.shape == late.shape, (late.name, array.shape, late.shape)
+    self._sums[late.name] = checksums.one(array)
+    return array
+
+
+# Orbax's own, 2 GB, is held in memory until it is full.
+_FILE_SIZE = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Late:
+  """An array that is not there yet."""
+
+  name: str
+  shape: tuple[int, ...]
+
+  @property
+  def dtype(self) -> np.dtype:
+    """As all parameters have it."""
+    return np.dtype(np.float32)
+
+
+class _LateHandler(type_handlers.NumpyHandler):
+  """Writes them as NumPy's, each when the one before it is written."""
+
+  def __init__(self, take: Callable[[_Late], np.ndarray]):
+    super().__init__()
+    self._take = take
+
+  async def serialize(
+    self, values: Any, infos: Any, args: Any = None
+  ) -> list[Any]:
+    args = args or [ocp.SaveArgs()] * len(values)
+    for each in zip(values, infos, args, strict=True):
+      late, info, arg = each
+      for write in await super().serialize([self._take(late)], [info], [arg]):
+        write.result()
+    return []
+
+
+class Checkpointer:
+  """Writes a run's states under `<workdir>/checkpoints`.
+
+  A failed write is told and tried again with the next checkpoint; the second in
+  a row ends the run. What was written before stays.
+  """
+
+  def __init__(self, workdir: epath.PathLike, keep: int, run: Run):
+    self._root = storage.absolute(workdir) / "checkpoints"
+    self._keep, self._run = keep, run
+    self._manager: ocp.CheckpointManager | multihost.Manager | None = None
+    self._writing: int | None = None
+    self._failures = 0
+    self._attempts = 0
+
+  def __enter__(self) -> Checkpointer:
+    return self
+
+  def __exit__(self, kind: type | None, *rest: object) -> None:
+    if kind is None:
+      self.close()
+      return
+    if not distributed.alone():
+      return  # the others may know of no error, and do not come to a close
+    with contextlib.suppress(Exception):  # the one under way matters more
+      self.close()
+
+  def save(self, step: int, state: TrainState, *, wait: bool = False) -> None:
+    """Writes a checkpoint, unless that step has one.
+
+    Args:
+      step: of the state.
+      state: what to save; may be changed when this returns.
+      wait: whether to return when it is written, and not when it is copied off
+        the devices; a failed write is then tried again at once.
+
+    Raises:
+      TrainingError: if two writes in a row failed.
+    """
+    self._finish()
+    for _ in range(2 if wait else 1):
+      self._begin(step, state)
+      if wait:
+        self._finish()
+      if not self._failures:
+        break
+
+  def failed(self, step: int, error: Exception) -> None:
+    """Counts a checkpoint that could not be written.
+
+    Raises:
+      TrainingError: if the one before it failed too.
+    """
+    self._failures += 1
+    self._writing = None
+    # After an error a manager is of no more use; a new one also clears away
+    # what was half written.
+    if self._manager is not None:
+      if distributed.alone():  # else others might be waited for
+        with contextlib.suppress(Exception):  # the same one again
+          self._manager.close()
+      self._manager = None
+    if self._failures > 1:
+      raise TrainingError(
+        f"two checkpoints in a row could not be written to {self._root} "
+        f"({console.first_line(error)}); {self._kept()}. Make room or mend "
+        "the disk, and run the same command again"
+      ) from error
+    console.warn(
+      f"the checkpoint of step {step} could not be written "
+      f"({console.first_line(error)}); {self._kept()}",
+      shared=True,
+    )
+
+  def close(self) -> None:
+    """Waits until everything is written.
+
+    Raises:
+      TrainingError: if two writes in a row failed.
+    """
+    self._finish()
+    if self._manager is not None:
+      self._manager.close()
+      self._manager = None
+
+  def _begin(self, step: int, state: TrainState) -> None:
+    self._attempts += 1
+    try:
+      # One that fails by itself would leave the others waiting.
+      known: list[int] = []
+      if error := _together(lambda: known.extend(self._prepare())):
+        raise error
+      assert self._manager is not None
+      (done, *_) = distributed.gather("yes" * (step in known))
+      if done:
+        return
+      config = to_dict(self._run.config)
+      loop = self._loop_item(step, state, checksums.crc(config))
+      self._writing = step
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(state.params),
+          opt_state=ocp.args.StandardSave(state.opt_state),
+          loop=ocp.args.JsonSave(loop),
+          config=ocp.args.JsonSave(config),
+        ),
+      )
+    except jax.errors.JaxRuntimeError:  # the devices', not the disk's
+      raise
+    except Exception as error:  # whatever disks and their drivers raise
+      self.failed(step, error)
+
+  def _prepare(self) -> Sequence[int]:
+    """Opens what writes; the steps that there are."""
+    storage.make_directories(self._root)
+    if not distributed.alone():
+      storage.probe(self._root)
+    if self._manager is None:
+      self._manager = self._make_manager()
+    return self._manager.all_steps()
+
+  def _make_manager(self) -> ocp.CheckpointManager | multihost.Manager:
+    if not distributed.alone():
+      return multihost.Manager(self._root, self._keep, self._attempts, ITEMS)
+    return ocp.CheckpointManager(
+      self._root,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep, cleanup_tmp_directories=True
+      ),
+      item_names=ITEMS,
+    )
+
+  def _loop_item(
+    self, step: int, state: TrainState, config_crc: int
+  ) -> dict[str, Any]:
+    # Data and masks are functions of the step: nothing else is needed.
+    return checksums.seal(
+      {
+        "step": step,
+        "health": {
+          field.name: getattr(state.health, field.name).item()
+          for field in dataclasses.fields(state.health)
+        },
+        "data": dict(self._run.data),
+        "class_names": list(self._run.class_names),
+        "origin": dict(self._run.origin),
+        "checksums": {
+          "params": checksums.checksum(state.params),
+          "opt_state": checksums.checksum(state.opt_state),
+          "config": config_crc,
+        },
+      }
+    )
+
+  def _finish(self) -> None:
+    """Waits for the write under way, and counts how it went."""
+    if self._writing is None or self._manager is None:
+      return
+    step, self._writing = self._writing, None
+    error = _together(self._manager.wait_until_finished)
+    if error is None:
+      self._failures = 0
+    else:
+      self.failed(step, error)
+
+  def _kept(self) -> str:
+    try:
+      steps = ocp.utils.checkpoint_steps(self._root)
+    except Exception:  # the disk is gone
+      steps = []
+    if not steps:
+      return "there is no checkpoint"
+    return f"the last good one is of step {max(steps)}"
+
+
+def failure_of(problems: Sequence[str]) -> OSError:
+  """The error of those that processes told, "" for none."""
+  number, problem = next((n, p) for n, p in enumerate(problems) if p)
+  return OSError(problem if all(problems) else f"process {number}: {problem}")
+
+
+def _together(work: Callable[[], None]) -> Exception | None:
+  """Why one of the processes could not do its part, the same on all."""
+  failure: Exception | None = None
+  try:
+    work()
+  except Exception as error:  # whatever disks and their drivers raise
+    failure = error
+  if distributed.alone():
+    return failure
+  problems = distributed.gather(console.first_line(failure) if failure else "")
+  return failure_of(problems) if any(problems) else None

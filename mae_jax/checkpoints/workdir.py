@@ -1,0 +1,171 @@
+"""A run's directory: that it can be written, and that one run has it.
+
+Where locks work, the second run on a directory is refused. In buckets and on
+network disks without locks the newer run takes over, and the older one finds
+that out before its next checkpoint and stops: on such machines the older one is
+most often a ghost of a host that was taken away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+
+from etils import epath
+
+from mae_jax import distributed
+from mae_jax.utils import storage
+from mae_jax.utils.errors import ConfigError, TrainingError
+
+_OWNER = "run.json"
+_LOCK = ".lock"
+
+
+class Workdir:
+  """A directory that this run holds until it ends.
+
+  Attributes:
+    path: of the directory.
+  """
+
+  def __init__(self, path: epath.Path, identity: str | None = None):
+    """Names a directory; without an identity another process watches it."""
+    self.path = path
+    self._identity = identity
+
+  def check(self) -> None:
+    """Is called before a checkpoint is written.
+
+    Raises:
+      OSError: if the directory is gone or cannot be read.
+      TrainingError: if another run took it over.
+    """
+    if self._identity is None:
+      return
+    try:
+      with storage.reaching(self.path):
+        owner = json.loads((self.path / _OWNER).read_text())
+      who = _describe(owner)
+    except (ValueError, KeyError, TypeError):
+      raise OSError(f"{self.path / _OWNER} is not what was written") from None
+    if owner["run"] != self._identity:
+      raise TrainingError(
+        f"another run took over {self.path}: {who}. This one "
+        "stops and writes nothing more there; start it with another --workdir"
+      )
+
+
+@contextlib.contextmanager
+def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
+  """Makes the directory, and keeps other runs out of it while inside.
+
+  Args:
+    path: the directory; it need not exist.
+    owner: whether this process speaks for the run; the others come later, and
+      look whether they see what it wrote.
+
+  Raises:
+    ConfigError: if it cannot be written, another run has it, or a process has
+      another directory of that name.
+  """
+  if not owner:
+    held = Workdir(storage.absolute(path))
+    _check_shared(held, path, distributed.gather()[0])
+    yield held
+    return
+  path = storage.make_directory(path, "--workdir")
+  if (path / "params").exists():
+    raise ConfigError(
+      f"--workdir={path} is a checkpoint, not the directory of a run: name "
+      f"another, and start from this one with --config.init_from={path}"
+    )
+  with contextlib.ExitStack() as stack:
+    try:
+      if not storage.is_remote(path):
+        stack.enter_context(_lock(path))
+      identity = uuid.uuid4().hex
+      content = {
+        "run": identity,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": datetime.datetime.now().isoformat(timespec="seconds"),
+      }
+      # Of one length, as TensorFlow's client for buckets remembers lengths for
+      # some seconds, and would cut off a longer one that has replaced it.
+      owner_text = json.dumps(content).ljust(storage.RECORD_BYTES)
+      storage.replace(path / _OWNER, owner_text.encode())
+    except OSError as error:
+      raise ConfigError(
+        f"--workdir={path} cannot be written ({error}): name a directory that "
+        "can, with room for the checkpoints"
+      ) from error
+    held = Workdir(path, identity)
+    _check_shared(held, path, distributed.gather(identity)[0])
+    yield held
+
+
+def _check_shared(held: Workdir, given: epath.PathLike, identity: str) -> None:
+  """Writes and reads where all processes must."""
+  if distributed.alone():
+    return
+  problem = ""
+  try:
+    found = _seen(held.path, identity)
+    if found != identity:
+      problem = "does not see"
+    else:
+      storage.probe(held.path)
+  except OSError as error:
+    problem = f"cannot write ({error.strerror or error}) to"
+  for number, each in enumerate(distributed.gather(problem)):
+    if each:
+      raise ConfigError(
+        f"process {number} {each} --workdir={given}: it must be on a disk that "
+        "all hosts share, at the same path and writable, or in a bucket"
+      )
+
+
+def _seen(path: epath.Path, identity: str) -> str | None:
+  """Which run a process sees there; network disks show files a little late."""
+  found = None
+  for _ in range(20):
+    try:
+      with storage.reaching(path):
+        found = json.loads((path / _OWNER).read_text())["run"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+      found = None
+    if found == identity:
+      break
+    time.sleep(0.25)
+  return found
+
+
+@contextlib.contextmanager
+def _lock(path: epath.Path) -> Iterator[None]:
+  # The system lets go of the lock when the process ends, however it ends.
+  with open(path / _LOCK, "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      try:
+        who = _describe(json.loads((path / _OWNER).read_text()))
+      except (OSError, ValueError, KeyError):
+        who = "it is just starting"
+      raise ConfigError(
+        f"--workdir={path} is in use by another run ({who}): wait for it, stop "
+        "it, or name another directory"
+      ) from None
+    except OSError:  # a network disk without locks: see the module
+      pass
+    yield
+
+
+def _describe(owner: dict) -> str:
+  return f"process {owner['pid']} on {owner['host']} since {owner['since']}"

@@ -1,0 +1,56 @@
+"""A run's settings: what there is, what is allowed, how they are overridden."""
+
+from mae_jax.config.overrides import config_dict, parse_arg
+from mae_jax.config.schema import (
+  MAY_CHANGE,
+  UNITS,
+  ClassifyConfig,
+  Config,
+  DataConfig,
+  DiscriminatorConfig,
+  Duration,
+  EvalConfig,
+  LabelEfficiencyConfig,
+  MeshConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+  fixed_changes,
+  leaves,
+  to_dict,
+)
+from mae_jax.config.validate import (
+  check_key,
+  from_config_dict,
+  lookup,
+  nearest,
+  one_of,
+)
+
+__all__ = [
+  "MAY_CHANGE",
+  "UNITS",
+  "ClassifyConfig",
+  "Config",
+  "DataConfig",
+  "DiscriminatorConfig",
+  "Duration",
+  "EvalConfig",
+  "LabelEfficiencyConfig",
+  "MeshConfig",
+  "ModelConfig",
+  "ObjectiveConfig",
+  "OptimConfig",
+  "TrainConfig",
+  "check_key",
+  "config_dict",
+  "fixed_changes",
+  "from_config_dict",
+  "leaves",
+  "lookup",
+  "nearest",
+  "one_of",
+  "parse_arg",
+  "to_dict",
+]

@@ -1,0 +1,10 @@
+"""Weights of other programs: the reference, transformers and timm.
+
+`names` says what they call things, `reading` and `writing` go by it, and
+`loading` is what the rest of the project starts from.
+"""
+
+from mae_jax.conversion.load import load_any, locate, read_run
+from mae_jax.conversion.model_info import NO_HINTS, Hints, unnamed
+
+__all__ = ["NO_HINTS", "Hints", "load_any", "locate", "read_run", "unnamed"]

@@ -1,0 +1,81 @@
+"""The reference's own `.pth` files: `{"model": state_dict, "args": ...}`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+from typing import Any
+
+from mae_jax.conversion import (
+  infer_architecture,
+  model_info,
+  name_maps,
+  tensor_files,
+)
+
+
+def describe(
+  found: tensor_files.Header,
+  path: pathlib.Path,
+  base: model_info.Facts | None,
+) -> model_info.Facts:
+  """What a file says of its network.
+
+  Args:
+    found: its tensors.
+    path: of it, for messages.
+    base: what our own metadata says, if it has any.
+  """
+  known = infer_architecture.read(found.shapes, name_maps.FACEBOOK, str(path))
+  known |= head(found)
+  if base is None:
+    # Pixels were normalised so in all that the reference trains.
+    if known["channels"] == 3:
+      known |= model_info.IMAGENET
+      known["presumed"] |= model_info.IMAGENET.keys()
+    return model_info.Facts(**(known | _arguments(found.extra)))
+  return merge(base, known)
+
+
+def merge(base: model_info.Facts, known: dict[str, Any]) -> model_info.Facts:
+  """What metadata says, where tensors do not say it."""
+  unknown = {"heads", "image_size", "decoder", "presumed"}
+  changes = {key: value for key, value in known.items() if key not in unknown}
+  decoder = known["decoder"]
+  if decoder is not None and base.decoder is not None:
+    decoder = dataclasses.replace(decoder, heads=base.decoder.heads)
+  changes["decoder"] = decoder
+  if not known["classes"]:
+    changes["class_names"] = ()
+  return dataclasses.replace(base, **changes)
+
+
+def head(found: tensor_files.Header) -> dict[str, Any]:
+  """The fields that the tensors of a head tell."""
+  for kind, path in (
+    (model_info.CLASSIFIER, "model/head"),
+    (model_info.PROBE, "head"),
+  ):
+    weight = found.shapes.get(f"{name_maps.FACEBOOK[path]}.weight")
+    if weight:
+      mean = f"{name_maps.FACEBOOK['model/fc_norm']}.weight" in found.shapes
+      return {
+        "kind": kind,
+        "classes": weight[0],
+        "pooling": "mean" if mean else "cls",
+      }
+  return {"classes": 0}
+
+
+def _arguments(extra: Any) -> dict[str, Any]:
+  """What the reference's training script keeps of its command line."""
+  args = extra.get("args")
+  if not isinstance(args, argparse.Namespace):
+    return {}
+  result = {}
+  if isinstance(getattr(args, "norm_pix_loss", None), bool):
+    result["norm_pix"] = args.norm_pix_loss
+  if isinstance(getattr(args, "mask_ratio", None), float):
+    result["mask_ratio"] = args.mask_ratio
+  return result

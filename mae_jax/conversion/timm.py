@@ -1,0 +1,115 @@
+"""Weights of timm's vision_transformer.py, as `.safetensors` or `.bin`.
+
+Names are the reference's, without a decoder. `config.json` beside them, as on
+the Hub, tells how images are prepared.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from mae_jax.conversion import (
+  facebook,
+  infer_architecture,
+  json_fields,
+  model_info,
+  name_maps,
+  tensor_files,
+)
+from mae_jax.utils.errors import ConfigError
+
+CONFIG = "config.json"
+
+
+def is_config(content: Any) -> bool:
+  """Whether the content of a config.json is timm's."""
+  return isinstance(content, dict) and "architecture" in content
+
+
+def describe(
+  found: tensor_files.Header,
+  path: pathlib.Path,
+  base: model_info.Facts | None,
+) -> model_info.Facts:
+  """As `facebook.describe`."""
+  known = infer_architecture.read(found.shapes, name_maps.FACEBOOK, str(path))
+  known |= facebook.head(found)
+  if base is not None:
+    return facebook.merge(base, known)
+  return model_info.Facts(**(known | _config(path, known)))
+
+
+def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
+  directory = path if path.is_dir() else path.parent
+  file = directory / CONFIG
+  if not file.is_file():
+    return {}
+  content = json_fields.read(file)
+  if not is_config(content):
+    return {}
+  prepared = json_fields.mapping(content, "pretrained_cfg", file)
+  pool = content.get("global_pool", prepared.get("global_pool", "token"))
+  if known["classes"] and pool == "avg" and known["pooling"] == "cls":
+    raise ConfigError(
+      f"{file} says that normalised tokens are averaged (global_pool=avg, and "
+      "there is no fc_norm), which no classifier here does: take the encoder "
+      "alone with --encoder_only"
+    )
+  result: dict[str, Any] = {
+    name: json_fields.numbers(prepared, name, file)
+    for name in ("mean", "std")
+    if prepared.get(name) is not None
+  }
+  if prepared.get("crop_pct") is not None:
+    result["eval_crop"] = json_fields.number(prepared, "crop_pct", file)
+  names_there = prepared.get("label_names", content.get("label_names"))
+  if known["classes"] and isinstance(names_there, list) and names_there:
+    if len(names_there) != known["classes"]:
+      raise ConfigError(
+        f"{file} has {len(names_there)} label_names, and the head "
+        f"{known['classes']} classes: mend them, or take them out"
+      )
+    result["class_names"] = tuple(names_there)
+  return result
+
+
+def create_model(found: model_info.Facts, file: str) -> str:
+  """The Python that loads a file of these weights, strictly."""
+  assert found.image_size
+  size = {"B": "base", "L": "large", "H": "huge", "S": "small", "Ti": "tiny"}
+  named = size.get(found.size)
+  patch = found.patch_size[0] if len(set(found.patch_size)) == 1 else None
+  known = {
+    ("tiny", 16),
+    ("small", 16),
+    ("base", 16),
+    ("large", 16),
+    ("huge", 14),
+  }
+  arguments: dict[str, Any] = {}
+  if (named, patch) in known:
+    model = f"vit_{named}_patch{patch}_224"
+  else:
+    model = "vit_base_patch16_224"
+    arguments = {
+      "patch_size": patch or found.patch_size,
+      "embed_dim": found.width,
+      "depth": found.depth,
+      "num_heads": found.heads,
+      "mlp_ratio": found.mlp_dim / found.width,
+    }
+  if found.image_size != (224, 224):
+    arguments["img_size"] = found.image_size
+  if found.channels != 3:
+    arguments["in_chans"] = found.channels
+  arguments["num_classes"] = found.classes
+  arguments["global_pool"] = (
+    "avg" if found.classes and found.pooling == "mean" else "token"
+  )
+  text = "".join(f", {key}={value!r}" for key, value in arguments.items())
+  if found.norm_eps != 1e-6:
+    text += f", norm_layer=partial(torch.nn.LayerNorm, eps={found.norm_eps:g})"
+  if found.activation != "gelu":
+    text += f", act_layer=...  # {found.activation}"
+  return f'timm.create_model("{model}"{text}, checkpoint_path={file!r})'

@@ -1,0 +1,210 @@
+"""A few labelled images of each class, out of any source."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import heapq
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from mae_jax.data import pipeline, record_shards, tf_iterator
+from mae_jax.data.sources import Indexed, Records, Source
+from mae_jax.data.sources.base import Record
+from mae_jax.utils import console, rng
+from mae_jax.utils.errors import ConfigError
+
+
+def choose(
+  labels: np.ndarray, shots: int, random: np.random.Generator
+) -> np.ndarray:
+  """Positions of `shots` examples a class, of all where there are no more.
+
+  Args:
+    labels: [N] class numbers.
+    shots: how many; 0 for all.
+    random: decides which.
+
+  Returns:
+    Sorted positions.
+  """
+  if not shots:
+    return np.arange(len(labels))
+  order = random.permutation(len(labels))
+  grouped = order[np.argsort(labels[order], kind="stable")]
+  _, first, count = np.unique(
+    labels[grouped], return_index=True, return_counts=True
+  )
+  place = np.arange(len(labels)) - np.repeat(first, count)  # in its class
+  return np.sort(grouped[place < shots])
+
+
+Choice = tuple[int, int]  # how many images a class, and which: the seed
+
+
+def few(source: Source, shots: int, seed: int) -> Source:
+  """A source of `shots` examples a class, a function of the seed.
+
+  Args:
+    source: of labelled images.
+    shots: how many; 0 for all.
+    seed: decides which.
+
+  Raises:
+    ConfigError: if there are no labels, or a file of records is damaged.
+  """
+  return several(source, [(shots, seed)])[0]
+
+
+def several(source: Source, choices: Sequence[Choice]) -> list[Source]:
+  """`few` of each choice.
+
+  Record files are read once for all of them, without decoding an image, and the
+  files of the images chosen are kept in memory.
+
+  Raises:
+    ConfigError: as `few` does.
+  """
+  wanted = dict.fromkeys(choice for choice in choices if choice[0])
+  if wanted and not source.class_names:
+    raise ConfigError(
+      f"data.shots={next(iter(wanted))[0]} takes so many images a class, and "
+      "these have no labels: set --config.data.shots=0"
+    )
+  found: dict[Choice, Indexed] = {}
+  if isinstance(source, Indexed):
+    for choice in wanted:
+      assert source.labels is not None
+      chosen = choose(source.labels, choice[0], _random(choice))
+      found[choice] = _of_indexed(source, chosen)
+  elif wanted:
+    found = _of_records(source, list(wanted))
+  return [found.get(choice, source) for choice in choices]
+
+
+def present(source: Source) -> np.ndarray:
+  """The labels that occur, sorted.
+
+  Record files are read until each class has been seen: of a large set that has
+  all of them, that is a small part.
+  """
+  if isinstance(source, Indexed):
+    assert source.labels is not None
+    return np.unique(source.labels)
+  seen: set[int] = set()
+  with contextlib.closing(_read(source, "label")) as labels:
+    for (label,) in labels:
+      seen.add(int(label))
+      if len(seen) == len(source.class_names or ()):
+        break
+  return np.array(sorted(seen), np.int64)
+
+
+def _random(choice: Choice) -> np.random.Generator:
+  return np.random.default_rng([choice[1], rng.stream_id("data/shots")])
+
+
+def _of_indexed(source: Indexed, chosen: np.ndarray) -> Indexed:
+  assert source.labels is not None
+  load, table = source.load, tf.constant(chosen, tf.int64)
+  return dataclasses.replace(
+    source,
+    num_examples=len(chosen),
+    labels=source.labels[chosen],
+    load=lambda index: load(tf.gather(table, index)),
+  )
+
+
+def _of_records(
+  source: Records, choices: Sequence[Choice]
+) -> dict[Choice, Indexed]:
+  # The members of a class that come first in a random order of all.
+  total = source.num_examples
+  orders = [_random(choice).permutation(total) for choice in choices]
+  kept: list[dict[int, list[tuple[int, int, bytes]]]] = [{} for _ in choices]
+  records = _read(source, "id", "label", "image")
+  for number, record in zip(range(total), records, strict=True):
+    id_, label, image = int(record[0]), int(record[1]), bytes(record[2])
+    for (shots, _), order, heaps in zip(choices, orders, kept, strict=True):
+      heap = heaps.setdefault(label, [])
+      # Of a heap the smallest goes, and that is to be the last in the order.
+      (heapq.heappushpop if len(heap) == shots else heapq.heappush)(
+        heap, (-int(order[number]), id_, image)
+      )
+  return {
+    choice: _in_memory(
+      source,
+      sorted(
+        (id_, label, image)
+        for label, heap in heaps.items()
+        for _, id_, image in heap
+      ),
+    )
+    for choice, heaps in zip(choices, kept, strict=True)
+  }
+
+
+def _in_memory(
+  source: Records, found: Sequence[tuple[int, int, bytes]]
+) -> Indexed:
+  """A source of some records: id, label and image file of each."""
+  ids, classes, images = zip(*found, strict=True)
+  id_table = tf.constant(ids, tf.int64)
+  label_table = tf.constant(classes, tf.int64)
+  image_table = tf.constant(images)
+
+  def load(index: tf.Tensor) -> Record:
+    return {
+      "image": image_table[index],
+      "label": label_table[index],
+      "id": id_table[index],
+    }
+
+  return Indexed(
+    num_examples=len(found),
+    class_names=source.class_names,
+    load=load,
+    identity=source.identity,
+    name=source.name,
+    labels=np.asarray(classes),
+  )
+
+
+def _read(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
+  """What of each record is named, in the order of the files.
+
+  Args:
+    source: the record files.
+    *names: of "id", "label" and "image", its file.
+  """
+
+  def parse(id_: tf.Tensor, serialised: tf.Tensor, _: tf.Tensor) -> Record:
+    record = source.parse(serialised) | {"id": id_}
+    return {name: record[name] for name in names}
+
+  _, elements = record_shards.eval_stream(
+    source, lanes=1, batch_size=1, rows=np.arange(1)
+  )
+  parsed = elements.map(
+    tf.autograph.experimental.do_not_convert(parse),
+    num_parallel_calls=tf.data.AUTOTUNE,
+    deterministic=True,
+  )
+  shown = tqdm.tqdm(
+    tf_iterator.numpy_batches(parsed.prefetch(tf.data.AUTOTUNE)),
+    total=source.num_examples,
+    desc="reading labels",
+    unit="images",
+    file=console.STDERR,
+    leave=False,
+    delay=2,
+  )
+  try:
+    for record in shown:
+      yield tuple(record[name] for name in names)
+  except tf.errors.OpError as error:
+    raise ConfigError(str(pipeline.damage(source, error))) from error

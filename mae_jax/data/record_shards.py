@@ -1,0 +1,231 @@
+"""Record files as independent lanes, side by side in every batch.
+
+The records are divided into lanes, each an endless stream in its own order, and
+lane i gives rows i * B / n .. (i + 1) * B / n - 1 of every batch. A process
+reads the lanes of its rows and nothing else, and yet a batch is the same on any
+number of processes.
+
+Lanes that share a file each read past what comes before their part of it: with
+many more lanes than files, fewer lanes are faster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from mae_jax.config import DataConfig
+from mae_jax.data.sources import base
+from mae_jax.utils import rng
+from mae_jax.utils.errors import ConfigError
+
+INT64_MAX = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """The pieces of all lanes, one after the other, as tensors."""
+
+  path: tf.Tensor  # [pieces]
+  first_id: tf.Tensor
+  skip: tf.Tensor
+  take: tf.Tensor
+  stride: tf.Tensor
+  first: tf.Tensor  # [lanes], the lane's first piece
+  count: tf.Tensor  # [lanes], its pieces
+  records: tf.Tensor  # [lanes], its records
+
+  @classmethod
+  def of(cls, source: base.Records, lanes: int) -> _Table:
+    parts = source.split(lanes)
+    pieces = [piece for part in parts for piece in part]
+    counts = np.array([len(part) for part in parts], np.int64)
+
+    first_id = source.first_ids(pieces)
+
+    def column(name: str) -> tf.Tensor:
+      return tf.constant([getattr(each, name) for each in pieces], tf.int64)
+
+    return cls(
+      path=tf.constant([piece.path for piece in pieces]),
+      first_id=tf.constant(first_id, tf.int64),
+      skip=column("skip"),
+      take=column("take"),
+      stride=column("stride"),
+      first=tf.constant(np.cumsum(counts) - counts),
+      count=tf.constant(counts),
+      records=tf.constant(
+        [sum(piece.take for piece in part) for part in parts], tf.int64
+      ),
+    )
+
+  def read(self, piece: tf.Tensor) -> tf.data.Dataset:
+    """The ids and serialised examples of one piece, in order."""
+    records = tf.data.TFRecordDataset(self.path[piece], buffer_size=1 << 20)
+    records = records.skip(self.skip[piece])
+    records = records.shard(self.stride[piece], 0)
+    records = records.take(self.take[piece])
+    # A file that was cut between two records would only seem to end early.
+    whole = tf.data.experimental.assert_cardinality(self.take[piece])
+    ids = tf.data.Dataset.range(
+      self.first_id[piece], INT64_MAX, self.stride[piece]
+    )
+    return tf.data.Dataset.zip(ids, records.apply(whole))
+
+
+def num_lanes(wanted: int, batch_size: int, num_examples: int) -> int:
+  """The most lanes, up to `wanted`, that divide a batch and are not empty."""
+  most = max(1, min(wanted, batch_size, num_examples))
+  return next(n for n in range(most, 0, -1) if batch_size % n == 0)
+
+
+def train_stream(
+  source: base.Records,
+  data: DataConfig,
+  *,
+  seed: int,
+  rows: np.ndarray,
+  start_step: int,
+) -> tf.data.Dataset:
+  """Endless (id, serialised example) of the rows of each batch, in order.
+
+  Each epoch of a lane reads its files in a random order through a shuffle
+  buffer, and holds each of its records once.
+
+  Args:
+    source: the records.
+    data: `batch_size`, `lanes`, and `shuffle_buffer` for all lanes together.
+    seed: of the order.
+    rows: increasing row numbers, of whole lanes.
+    start_step: batches to leave out at the front; whole epochs of a lane cost
+      nothing, records of its current one are read but not decoded.
+
+  Raises:
+    ConfigError: if the rows cut a lane in two.
+  """
+  lanes = num_lanes(data.lanes, data.batch_size, source.num_examples)
+  share = data.batch_size // lanes
+  mine = np.unique(rows // share)
+  if len(rows) != len(mine) * share:
+    raise ConfigError(
+      f"data.lanes={data.lanes} makes {lanes} lanes of data.batch_size="
+      f"{data.batch_size} and {source.num_examples} examples, {share} rows "
+      f"each, but this process reads {len(rows)} rows (from {rows[0]}) and "
+      "would cut one: set data.lanes to the number of devices or a multiple of "
+      "it that divides data.batch_size and is at most the number of examples"
+    )
+  table = _Table.of(source, lanes)
+  buffer = max(1, data.shuffle_buffer // lanes)
+  consumed = start_step * share
+
+  def epoch_stream(lane: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
+    stream = tf.constant([seed, rng.stream_id("lanes")], tf.int64)
+    stream = tf.random.fold_in(tf.random.fold_in(stream, lane), epoch)
+    draws = tf.random.stateless_uniform(
+      [4], stream, minval=None, maxval=None, dtype=tf.int64
+    )
+    order = tf.raw_ops.RandomIndexShuffle(
+      index=tf.range(table.count[lane]),
+      seed=draws[:3],
+      max_index=table.count[lane] - 1,
+      rounds=16,
+    )
+    pieces = tf.data.Dataset.from_tensor_slices(table.first[lane] + order)
+    return pieces.flat_map(table.read).shuffle(
+      buffer, seed=draws[3], reshuffle_each_iteration=False
+    )
+
+  def lane_stream(lane: tf.Tensor) -> tf.data.Dataset:
+    epochs = tf.data.Dataset.range(consumed // table.records[lane], INT64_MAX)
+    stream = epochs.flat_map(lambda epoch: epoch_stream(lane, epoch))
+    return stream.skip(consumed % table.records[lane])
+
+  return _side_by_side(mine, share, lane_stream)
+
+
+def eval_stream(
+  source: base.Records,
+  *,
+  lanes: int,
+  batch_size: int,
+  rows: np.ndarray,
+) -> tuple[int, tf.data.Dataset]:
+  """One pass over the records, in order within each lane.
+
+  Args:
+    source: the records.
+    lanes: at most so many; here a lane may be empty.
+    batch_size: B.
+    rows: increasing row numbers; of a lane that is cut, all is read.
+
+  Returns:
+    The number of batches, the same for any rows, and the rows' elements of each
+    in order: id, serialised example and True, or 0, b"" and False for padding.
+  """
+  lanes = num_lanes(lanes, batch_size, batch_size)
+  share = batch_size // lanes
+  mine = np.unique(rows // share)
+  table = _Table.of(source, lanes)
+  batches = -(-int(np.max(table.records)) // share)
+  padding = tf.data.Dataset.from_tensors(
+    (tf.constant(0, tf.int64), b"", False)
+  ).repeat()
+
+  def lane_stream(lane: tf.Tensor) -> tf.data.Dataset:
+    pieces = tf.data.Dataset.range(
+      table.first[lane], table.first[lane] + table.count[lane]
+    )
+    records = pieces.flat_map(table.read).map(lambda *record: (*record, True))
+    return records.concatenate(padding).take(batches * share)
+
+  stream = _side_by_side(mine, share, lane_stream)
+  read = (mine[:, None] * share + np.arange(share)).reshape(-1)
+  wanted = tf.data.Dataset.from_tensor_slices(np.isin(read, rows)).repeat()
+  stream = tf.data.Dataset.zip(wanted, stream)
+  stream = stream.filter(lambda keep, _: keep)
+  return batches, stream.map(lambda _, element: element)
+
+
+def damaged(source: base.Records) -> str | None:
+  """The first file that does not hold the records it should; reads them all."""
+  wanted = dict.fromkeys(source.files, 0)
+  for piece in source.pieces:
+    last = piece.skip + (piece.take - 1) * piece.stride
+    wanted[piece.path] = max(wanted[piece.path], last + 1)
+
+  def count(path: tf.Tensor) -> tf.Tensor:
+    def records(path: tf.Tensor) -> tf.Tensor:
+      zero = tf.constant(0, tf.int64)
+      records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
+      return records.reduce(zero, lambda number, _: number + 1)
+
+    # As in `decode`: of a file that fails, -1 takes the place.
+    found = tf.data.Dataset.from_tensors(path).map(records)
+    found = found.ignore_errors(log_warning=False)
+    none = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64))
+    return found.concatenate(none).take(1).get_single_element()
+
+  paths = tf.data.Dataset.from_tensor_slices(list(wanted))
+  counts = paths.map(count, num_parallel_calls=tf.data.AUTOTUNE)
+  for path, found in zip(wanted, counts.as_numpy_iterator(), strict=True):
+    if found < wanted[path]:
+      return path
+  return None
+
+
+def _side_by_side(
+  mine: np.ndarray,
+  share: int,
+  lane_stream: Callable[[tf.Tensor], tf.data.Dataset],
+) -> tf.data.Dataset:
+  return tf.data.Dataset.from_tensor_slices(mine).interleave(
+    # Nothing here needs AutoGraph, whose conversion takes seconds.
+    tf.autograph.experimental.do_not_convert(lane_stream),
+    cycle_length=len(mine),
+    block_length=share,
+    num_parallel_calls=tf.data.AUTOTUNE,
+    deterministic=True,
+  )

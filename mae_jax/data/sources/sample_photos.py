@@ -1,0 +1,90 @@
+"""Photographs that come with scikit-learn and scikit-image, no download."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from mae_jax.config import DataConfig
+from mae_jax.data.sources import base
+from mae_jax.utils.errors import ConfigError
+
+TRAIN = (
+  "astronaut.png", "brick.png", "camera.png", "china.jpg", "coffee.png",
+  "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg",
+  "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+EVAL = ("chelsea.png", "flower.jpg")
+_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
+TILE = 160  # pixels, height and width
+_SHORT = 256  # what the shorter side of a photograph is made first
+_STRIDE = 48
+
+
+def open_photos(data: DataConfig, split: base.Split) -> base.Indexed:
+  """Overlapping squares of twelve photographs, or of two held out.
+
+  They have no labels, and no names of splits: `data.train_split` is not looked
+  at.
+
+  Raises:
+    ConfigError: if data.channels is neither 1 nor 3.
+  """
+  base.check_channels(data)
+  names = TRAIN if split == "train" else EVAL
+  mode = "L" if data.channels == 1 else "RGB"
+  tiles = np.stack(
+    [tile for name in names for tile in _tiles(_photo(name, mode))]
+  ).reshape(-1, TILE, TILE, data.channels)
+  table = tf.constant(tiles)  # [N, TILE, TILE, C]
+
+  def load(indices: tf.Tensor) -> base.Record:
+    return {
+      "image": tf.gather(table, indices),
+      "label": tf.fill(tf.shape(indices), tf.constant(-1, tf.int64)),
+    }
+
+  return base.Indexed(
+    num_examples=len(tiles),
+    class_names=None,
+    load=load,
+    # The packages may one day have others by these names.
+    identity={"images": len(tiles), "pixels": base.digest([tiles.tobytes()])},
+    image_shape=(TILE, TILE, data.channels),
+  )
+
+
+def _path(name: str) -> pathlib.Path:
+  """Where a photograph is; nothing of the packages need be imported for it."""
+  for package, folder in _FOLDERS.items():
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    for place in spec.submodule_search_locations or ():
+      path = pathlib.Path(place, folder, name)
+      if path.exists():
+        return path
+  raise ConfigError(
+    "data.source=photos: neither scikit-learn nor scikit-image, as installed, "
+    f"has {name}: install them in the versions of constraints.txt"
+  )
+
+
+def _photo(name: str, mode: str) -> np.ndarray:
+  """[H, W] or [H, W, 3]."""
+  with Image.open(_path(name)) as file:
+    image = file.convert(mode)
+  scale = _SHORT / min(image.size)
+  width, height = (round(scale * side) for side in image.size)
+  return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _tiles(photo: np.ndarray) -> Iterator[np.ndarray]:
+  height, width = photo.shape[:2]
+  for top in range(0, height - TILE + 1, _STRIDE):
+    for left in range(0, width - TILE + 1, _STRIDE):
+      yield photo[top : top + TILE, left : left + TILE]

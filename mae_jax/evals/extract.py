@@ -1,0 +1,130 @@
+"""Features of a whole stream of images, gathered on every host."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.sharding import Mesh
+
+from mae_jax.config import DataConfig
+from mae_jax.data import pipeline, sources
+from mae_jax.data.bad_images import Unreadable
+from mae_jax.distributed import sharding, vote
+from mae_jax.utils import console, signals
+
+
+def of_source(
+  apply: Callable[[Any, Mapping[str, jax.Array]], Any],
+  params: Any,
+  source: sources.Source,
+  data: DataConfig,
+  *,
+  mesh: Mesh,
+  batch_size: int,
+  limit: int = 0,
+  unreadable: Unreadable | None = None,
+) -> tuple[Any, np.ndarray, int]:
+  """Runs `apply(params, batch)` over the images of a source, each once.
+
+  Args:
+    apply: see `extract`.
+    params: its first argument.
+    source: the images.
+    data: how they are prepared.
+    mesh: the devices.
+    batch_size: B, over all processes.
+    limit: at most so many images; 0 for all.
+    unreadable: is told of those that cannot be read.
+
+  Returns:
+    As `extract`.
+  """
+  batches = pipeline.eval_batches(
+    source,
+    data,
+    batch_size=batch_size,
+    rows=sharding.local_rows(mesh, batch_size),
+    limit=limit,
+    unreadable=unreadable,
+  )
+  return extract(
+    apply,
+    params,
+    batches,
+    mesh=mesh,
+    batch_size=batch_size,
+    total=source.subset(limit).num_examples,
+  )
+
+
+def extract(
+  apply: Callable[[Any, Mapping[str, jax.Array]], Any],
+  params: Any,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  *,
+  mesh: Mesh,
+  batch_size: int,
+  total: int | None = None,
+) -> tuple[Any, np.ndarray, int]:
+  """Runs `apply(params, batch)` over an evaluation stream.
+
+  Args:
+    apply: a jitted function whose outputs, a tree of [B, ...], are replicated,
+      so that every process can read them.
+    params: its first argument.
+    batches: of "image", "label", "mask" (0 = padding, or cannot be read) and
+      "readable" (False for the latter), this process's rows.
+    mesh: the devices.
+    batch_size: B, over all processes.
+    total: how many images there are, for the progress bar.
+
+  Returns:
+    The tree with all real examples in a row, [N, ...], their labels [N], and
+    how many could not be read.
+
+  Raises:
+    Stopped: if one of several processes was asked to stop, on all of them.
+  """
+  gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+  outputs, labels, unreadable = [], [], 0
+  votes = None if signals.asked() is None else vote.Ballot(mesh, 1)
+  with _progress_bar(total) as bar:
+    for batch in sharding.prefetch(mesh, batches, batch_size, ahead=1):
+      out = apply(params, batch)
+      if votes:
+        votes.cast(bool(signals.asked()))
+        if any(votes.count()):
+          raise signals.Stopped
+      label, mask, readable = jax.device_get(
+        gather((batch["label"], batch["mask"], batch["readable"]))
+      )
+      real, bad = mask > 0, int((~readable).sum())
+      outputs.append(
+        jax.tree.map(lambda x, real=real: np.asarray(x)[real], out)
+      )
+      labels.append(label[real])
+      unreadable += bad
+      bar.update(int(real.sum()) + bad)
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *outputs)
+  return joined, np.concatenate(labels), unreadable
+
+
+def _progress_bar(total: int | None) -> tqdm.tqdm:
+  """Of images, where it takes longer than a moment; it leaves no trace."""
+  return tqdm.tqdm(
+    total=total,
+    desc="evaluating",
+    unit="image",
+    file=console.STDERR,
+    disable=jax.process_index() != 0,
+    leave=False,
+    delay=2,
+    dynamic_ncols=True,
+    # A log file need not hold every movement of the bar.
+    mininterval=0.2 if sys.stderr.isatty() else 20,
+  )

@@ -1,0 +1,48 @@
+"""Named sizes: "L/16" -> dimensions."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from mae_jax.config import lookup
+from mae_jax.utils.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Dims:
+  """The dimensions of a stack of transformer blocks."""
+
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+
+
+VARIANTS = {
+  "Ti": Dims(192, 12, 3, 768),
+  "S": Dims(384, 12, 6, 1536),
+  "B": Dims(768, 12, 12, 3072),
+  "L": Dims(1024, 24, 16, 4096),
+  "H": Dims(1280, 32, 16, 5120),
+  # Zhai et al. 2021 (arXiv 2106.04560), table 2.
+  "g": Dims(1408, 40, 16, 6144),
+  # ViT-2B of Singh et al. 2023 (arXiv 2303.13496), table 1.
+  "2B": Dims(2560, 24, 32, 10240),
+}
+
+
+def parse(variant: str) -> tuple[Dims, int]:
+  """Dimensions and patch size of a name such as "L/16" or "g/14".
+
+  Raises:
+    ConfigError: if the name is not of that form or the size is not known.
+  """
+  match = re.fullmatch(r"(\w+)/([1-9]\d*)", variant)
+  if not match:
+    raise ConfigError(
+      f"model.variant={variant!r} is not a size and a patch, for instance "
+      f"'L/16'; sizes are {', '.join(VARIANTS)}"
+    )
+  dims = lookup(VARIANTS, match[1], "model.variant")
+  return dims, int(match[2])

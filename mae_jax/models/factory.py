@@ -1,0 +1,401 @@
+"""Checked networks from a config."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mae_jax.config import Config, DataConfig, ModelConfig, lookup
+from mae_jax.models import (
+  architecture,
+  discriminator,
+  losses,
+  mae,
+  masked_input,
+  masking,
+  patchify,
+  targets,
+  transformer,
+  vit,
+)
+from mae_jax.utils.errors import ConfigError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Beyond any use: the position table alone would fill the host's memory.
+MAX_PATCHES = 2**20
+# In place of a platform: a program that any of them may run, also from a file.
+ANYWHERE = "anywhere"
+# Of attention's logits. Measured on CPU, ViT-B's decoder, 16 images: 2 MB at a
+# time 55 ms, 5 MB 47, 10 MB 53, all 80. Elsewhere for want of memory: compiled
+# for TPUs, parts cost traffic, and no recipe has so many.
+_CPU_ATTENTION_MB = 6
+_ATTENTION_MB = 2048
+
+
+def masked_autoencoder(
+  config: Config, platform: str = "cpu"
+) -> mae.MaskedAutoencoder:
+  """Builds the network of a pre-training run.
+
+  Args:
+    config: the whole run.
+    platform: what it will run on ("cpu", "gpu", "tpu", ANYWHERE): decides what
+      the config leaves open of how it is computed, and no parameter.
+
+  Raises:
+    ConfigError: if sizes do not fit together.
+  """
+  model = config.model
+  shown = _encoder(config, platform)
+  decoder = architecture.Dims(
+    width=model.decoder_width,
+    depth=model.decoder_depth,
+    heads=model.decoder_heads,
+    mlp_dim=model.decoder_mlp_dim or 4 * model.decoder_width,
+  )
+  _check_dims(decoder, "model.decoder_")
+  grid = _checked_grid(config, shown.patch_size)
+  objective = config.objective
+  for name, table in (("loss", losses.ERRORS), ("loss_on", losses.SCORED)):
+    value = getattr(objective, name)
+    lookup(table, value, f"objective.{name}")
+  target = _target(config, math.prod(shown.patch_size) * config.data.channels)
+  build = lookup(masked_input.HIDDEN, objective.hidden, "objective.hidden")
+  network = build(
+    encoder=shown,
+    decoder=mae.Decoder(
+      grid=grid,
+      target_dim=target.dim,
+      **_stack(config, decoder, platform),
+    ),
+    target=target,
+    mask_ratio=objective.mask_ratio,
+    mask=_strategy(config, objective.mask, "mask"),
+    loss=objective.loss,
+    loss_on=objective.loss_on,
+    terms=_terms(config),
+  )
+  _check_draw(network, config)
+  return network
+
+
+def variants_of_mask(
+  network: mae.MaskedAutoencoder, config: Config
+) -> list[list[mae.MaskedAutoencoder]]:
+  """The network with each mask that training takes, by ratio and strategy.
+
+  Raises:
+    ConfigError: if there is no such mask.
+  """
+  objective = config.objective
+  ratios = objective.mask_ratios or (objective.mask_ratio,)
+  strategies = [
+    _strategy(config, name, "masks") for name in objective.masks
+  ] or [network.mask]
+  found = [
+    [network.clone(mask_ratio=ratio, mask=strategy) for strategy in strategies]
+    for ratio in ratios
+  ]
+  several = "mask_ratios" if objective.mask_ratios else "mask_ratio"
+  for each in itertools.chain(*found):
+    _check_draw(each, config, several)
+  return found
+
+
+def _target(config: Config, patch_dim: int) -> targets.Target:
+  objective = config.objective
+  build = lookup(targets.TARGETS, objective.target, "objective.target")
+  if (objective.hidden, objective.loss_on, objective.target) == (
+    "pixel_noise",
+    "masked",
+    "pca",
+  ):
+    raise ConfigError(
+      "objective.hidden='pixel_noise' hides parts of patches, of which "
+      "objective.target='pca' has no share: set objective.loss_on='all', or "
+      "objective.hidden='noise' for whole patches"
+    )
+  with _named_settings():
+    return build(patch_dim, objective.pca_components)
+
+
+def _terms(
+  config: Config,
+) -> tuple[tuple[str, float, mae.Term], ...]:
+  objective = config.objective
+  if objective.contrast == "none":
+    return ()
+  known = dict.fromkeys(["none", *losses.CONTRASTS])
+  lookup(known, objective.contrast, "objective.contrast")
+  if objective.hidden == "pixel_noise":
+    raise ConfigError(
+      f"objective.contrast={objective.contrast!r} takes whole hidden patches, "
+      "of which objective.hidden='pixel_noise' has none: set objective.hidden="
+      "'noise'"
+    )
+  if objective.contrast == "batch" and config.optim.accum_steps > 1:
+    raise ConfigError(
+      "objective.contrast='batch' compares all images of a batch, of which "
+      f"optim.accum_steps={config.optim.accum_steps} holds a part at a time: "
+      "set optim.accum_steps=1, or objective.contrast='image'"
+    )
+  if objective.contrast == "batch" and not objective.contrast_patches:
+    raise ConfigError(
+      "objective.contrast='batch' compares patches with those of all images, "
+      "which grows with the square of the batch: say how many of an image take "
+      "part, for instance objective.contrast_patches=4"
+    )
+  term = losses.CONTRASTS[objective.contrast](
+    objective.contrast_temperature, objective.contrast_patches
+  )
+  return (("contrast", objective.contrast_weight, term),)
+
+
+def build_discriminator(config: Config) -> discriminator.Discriminator:
+  """Builds what a run with an adversary trains besides.
+
+  Raises:
+    ConfigError: if images are too small for it.
+  """
+  settings, size = config.adversary, config.data.image_size
+  build = lookup(
+    discriminator.DISCRIMINATORS, settings.judges, "adversary.judges"
+  )
+  if 2**settings.depth > min(size):
+    raise ConfigError(
+      f"adversary.depth={settings.depth} halves images of data.image_size="
+      f"{size} to nothing: use at most {min(size).bit_length() - 1}"
+    )
+  return build(settings.width, settings.depth, DTYPES[config.model.dtype])
+
+
+def _strategy(config: Config, name: str, setting: str) -> masking.Strategy:
+  objective, rows = config.objective, config.objective.mask_rows
+  if rows and "given" not in (objective.mask, *objective.masks):
+    raise ConfigError(
+      "objective.mask_rows draws masks that are not used: set objective.mask="
+      "'given'"
+    )
+  known = masking.STRATEGIES | {
+    "given": functools.partial(masking.given_noise, rows)
+  }
+  return lookup(known, name, f"objective.{setting}")
+
+
+def _check_draw(
+  network: mae.MaskedAutoencoder,
+  config: Config,
+  setting: str = "mask_ratio",
+) -> None:
+  """Whether there are such masks, and enough to compare: nothing is drawn."""
+  shape = (1, *config.data.image_size, config.data.channels)
+  length = math.prod(network.decoder.grid)
+  with _named_settings(mask_ratio=setting):
+    try:
+      jax.eval_shape(lambda: network.draw(jax.random.key(0), shape))
+    except ValueError as error:
+      # Of several ratios, the one that it is about.
+      ratio = f"mask_ratio={network.mask_ratio}"
+      text = str(error)
+      raise ValueError(text if ratio in text else f"{ratio}: {text}") from None
+    hidden = length - masking.num_kept(length, network.mask_ratio)
+    for _, _, term in network.terms:
+      term.check(hidden, config.data.batch_size)
+
+
+def classifier(
+  config: Config, num_classes: int, platform: str = "cpu"
+) -> vit.VisionTransformer:
+  """Builds the network of a fine-tuning run.
+
+  Args:
+    config: the whole run.
+    num_classes: of the head.
+    platform: as above.
+
+  Raises:
+    ConfigError: if sizes do not fit together.
+  """
+  settings = config.classify
+  lookup(vit.POOLINGS, settings.pooling, "classify.pooling")
+  built = encoder(config, platform)
+  frozen = vit.first_trained(settings.trained, built.depth)
+  return vit.VisionTransformer(
+    built.clone(final_norm=settings.pooling == "cls", frozen=frozen),
+    num_classes,
+    pooling=settings.pooling,
+    head_std=settings.head_std,
+  )
+
+
+def encoder(config: Config, platform: str = "cpu") -> mae.Encoder:
+  """Builds the encoder of a labelled task, with positions of its own.
+
+  Raises:
+    ConfigError: if sizes do not fit together.
+  """
+  built = _encoder(config, platform)
+  _checked_grid(config, built.patch_size)
+  return built.clone(learned_positions=True)
+
+
+def computed(
+  network: mae.Encoder, config: Config, platform: str
+) -> mae.Encoder:
+  """An encoder with the same parameters, computed as a config says.
+
+  Args:
+    network: the encoder.
+    config: how; what it says of sizes has no part in it.
+    platform: as above.
+
+  Raises:
+    ConfigError: if a setting has no such value.
+  """
+  return network.clone(**_computation(config.model, network.depth, platform))
+
+
+def _encoder(config: Config, platform: str) -> mae.Encoder:
+  model = config.model
+  named, square = architecture.parse(model.variant)
+  dims = dataclasses.replace(
+    named,
+    **{
+      field.name: value
+      for field in dataclasses.fields(named)
+      if (value := getattr(model, field.name)) is not None
+    },
+  )
+  _check_dims(dims, "model.")
+  _check_pixels(config.data)
+  return mae.Encoder(
+    patch_size=model.patch_size or (square, square),
+    **_stack(config, dims, platform),
+  )
+
+
+def _stack(
+  config: Config, dims: architecture.Dims, platform: str
+) -> dict[str, Any]:
+  computation = _computation(config.model, dims.depth, platform)
+  settings = {"norm_eps": config.model.norm_eps, **computation}
+  return dataclasses.asdict(dims) | settings
+
+
+def _computation(
+  model: ModelConfig, depth: int, platform: str
+) -> dict[str, Any]:
+  """What changes no parameter."""
+  dtype = lookup(DTYPES, model.dtype, "model.dtype")
+  # Compiled for TPUs, a step that keeps products alone needs a third of the
+  # memory, and half of the traffic, of one that keeps everything.
+  remat = {"auto": "none" if platform == "cpu" else "dots"}.get(
+    model.remat, model.remat
+  )
+  lookup(
+    dict.fromkeys(["auto", *transformer.REMAT_POLICIES]), remat, "model.remat"
+  )
+  # Measured: on CPU a scan that is not unrolled is 11-17 % slower; elsewhere
+  # unrolling doubles the time to compile.
+  unroll = model.unroll or (depth if platform == "cpu" else 1)
+  lookup(transformer.ACTIVATIONS, model.activation, "model.activation")
+  if platform == ANYWHERE:
+    # Of any number of images, parts cannot be counted. Unrolled, a program of
+    # ViT-B copies all weights while it runs (330 MB of temporaries against 30,
+    # on CPU), takes four times as long to compile, and is no faster.
+    return {
+      "dtype": dtype,
+      "remat": "none",
+      "unroll": 1,
+      "activation": transformer.PORTABLE.get(
+        model.activation, model.activation
+      ),
+      "part_bytes": 0,
+    }
+  return {
+    "dtype": dtype,
+    "remat": remat,
+    "unroll": unroll,
+    "activation": model.activation,
+    "part_bytes": _part_bytes(model.attention_mb, platform),
+  }
+
+
+def _part_bytes(attention_mb: float | None, platform: str) -> int:
+  if attention_mb is None:
+    attention_mb = _CPU_ATTENTION_MB if platform == "cpu" else _ATTENTION_MB
+  return math.ceil(1e6 * attention_mb)
+
+
+@contextlib.contextmanager
+def _named_settings(**others: str) -> Iterator[None]:
+  """Gives what models complain of the names of settings, which they lack."""
+  try:
+    yield
+  except ValueError as error:
+    text = str(error)
+    for section, name in (
+      ("data", "image_size"),
+      ("model", "patch_size"),
+      ("objective", "mask_ratio"),
+      ("objective", "mask_rows"),
+      ("objective", "pca_components"),
+      ("objective", "target"),
+      ("objective", "contrast_patches"),
+    ):
+      setting = others.get(name, name)
+      text = text.replace(f"{name}=", f"{section}.{setting}=")
+    raise ConfigError(text) from None
+
+
+def _checked_grid(
+  config: Config, patch_size: tuple[int, int]
+) -> tuple[int, int]:
+  with _named_settings():
+    grid = patchify.grid_size(config.data.image_size, patch_size)
+  if grid[0] * grid[1] > MAX_PATCHES:
+    raise ConfigError(
+      f"data.image_size={config.data.image_size} has {grid[0] * grid[1]} "
+      f"patches of model.patch_size={patch_size}, more than {MAX_PATCHES}: use "
+      "larger patches or smaller images"
+    )
+  return grid
+
+
+def _check_pixels(data: DataConfig) -> None:
+  # Three means would turn a grey image into a colour one, by broadcasting.
+  for name in ("mean", "std"):
+    values = getattr(data, name)
+    if len(values) not in (1, data.channels):
+      raise ConfigError(
+        f"data.{name}={values} has {len(values)} values for "
+        f"data.channels={data.channels}: give one, or one a channel"
+      )
+
+
+def _check_dims(dims: architecture.Dims, prefix: str) -> None:
+  for field in dataclasses.fields(dims):
+    if getattr(dims, field.name) < 1:
+      raise ConfigError(
+        f"{prefix}{field.name}={getattr(dims, field.name)} must be positive"
+      )
+  if dims.width % 4:
+    raise ConfigError(
+      f"{prefix}width={dims.width} is not a multiple of 4, which sin-cos "
+      f"positions need; use {dims.width // 4 * 4 + 4}"
+    )
+  if dims.width % dims.heads:
+    divisors = [n for n in range(1, dims.width + 1) if dims.width % n == 0]
+    near = sorted(divisors, key=lambda n: abs(n - dims.heads))[:2]
+    raise ConfigError(
+      f"{prefix}heads={dims.heads} does not divide {prefix}width={dims.width}; "
+      f"the nearest that do are {' and '.join(map(str, near))}"
+    )

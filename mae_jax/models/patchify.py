@@ -1,0 +1,84 @@
+"""Images to rows of patches and back.
+
+Pixel-major with channels last inside a patch, as in the reference: the kernel
+of the patch embedding and the rows of the prediction depend on this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import einops
+import jax
+import jax.numpy as jnp
+
+
+def grid_size(
+  image_size: Sequence[int], patch_size: tuple[int, int]
+) -> tuple[int, int]:
+  """Rows and columns of patches.
+
+  Args:
+    image_size: height and width in pixels.
+    patch_size: height and width of a patch in pixels.
+
+  Raises:
+    ValueError: if a side is not a whole number of patches.
+  """
+  for side, patch in zip(image_size, patch_size, strict=True):
+    if side % patch:
+      below = side // patch * patch
+      nearest = f"{below} and {below + patch}" if below else f"{patch}"
+      raise ValueError(
+        f"image_size={side} is not a multiple of patch_size={patch}; "
+        f"the nearest are {nearest}"
+      )
+  return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+
+def patchify(images: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
+  """Cuts images into patches, row by row.
+
+  Args:
+    images: [B, H, W, C].
+    patch_size: height p and width q of a patch.
+
+  Returns:
+    [B, L, p * q * C], where L = (H / p) * (W / q).
+  """
+  grid_size(images.shape[1:3], patch_size)
+  p, q = patch_size
+  # Pixels of a row and their channels as one axis: with an axis of 3 or of the
+  # grid last, a TPU pads what it moves nine times over.
+  rows = einops.rearrange(images, "b h w c -> b h (w c)")
+  return einops.rearrange(
+    rows, "b (h p) (w s) -> b (h w) (p s)", p=p, s=q * images.shape[-1]
+  )
+
+
+def unpatchify(
+  patches: jax.Array, patch_size: tuple[int, int], image_size: tuple[int, int]
+) -> jax.Array:
+  """Puts patches together again: the inverse of `patchify`.
+
+  Args:
+    patches: [B, L, p * q * C].
+    patch_size: height p and width q of a patch.
+    image_size: height H and width W of the images.
+
+  Returns:
+    [B, H, W, C].
+  """
+  h, w = grid_size(image_size, patch_size)
+  p, q = patch_size
+  return einops.rearrange(
+    patches, "b (h w) (p q c) -> b (h p) (w q) c", h=h, w=w, p=p, q=q
+  )
+
+
+def normalize(
+  images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> jax.Array:
+  """[..., C] uint8 -> float32, (x / 255 - mean) / std channel by channel."""
+  scaled = images.astype(jnp.float32) / 255
+  return (scaled - jnp.asarray(mean)) / jnp.asarray(std)

@@ -1,1 +1,0 @@
-"""What runs on the devices: a new state, and one step of each task."""

@@ -1,0 +1,1 @@
+"""Commands: what is done with a checkpoint or a workdir."""

@@ -1,0 +1,263 @@
+"""What an encoder looks at in images, and how it tells their parts apart.
+
+python -m mae_jax attention --checkpoint=WORKDIR --images=DIR --out=pictures
+
+Of each image: the attention of each head, the rollout of all blocks, and the
+three principal components of patch features as colours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import matplotlib as mpl
+import numpy as np
+import tqdm
+
+from mae_jax.config import DataConfig, MeshConfig, lookup
+from mae_jax.distributed import sharding
+from mae_jax.evals import attention_rollout
+from mae_jax.models import patchify
+from mae_jax.tools import cli, feature_extractor, output_folder
+from mae_jax.tools import photo as photos
+from mae_jax.utils import console, image_grid
+from mae_jax.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+  from mae_jax.data import sources
+
+_ROWS = 24  # images of the large sheet
+_FITTED = 64  # images that colours are fitted on
+_STRENGTH = 0.7  # of a map over its image
+_SUMMARY = ("original", "mean of heads", "rollout", "features")
+
+
+def write(
+  checkpoint: str,
+  images: str,
+  out: str,
+  *,
+  layer: int | None = None,
+  query: tuple[int, int] | None = None,
+  fit: str = "crop",
+  image_size: tuple[int, int] | None = None,
+) -> None:
+  """Writes pictures of images to a folder.
+
+  Args:
+    checkpoint: see `dialects.load_any`.
+    images: a folder or one file.
+    out: a folder, which appears when all is done.
+    layer: the block whose attention is shown, from 1; None for the last.
+      Rollout and features are those after it.
+    query: row and column, from 1, of the patch whose attention is shown; None
+      for the class token.
+    fit: a name in `photos.FITS`.
+    image_size: height and width; None for the checkpoint's.
+
+  Raises:
+    ConfigError: if something cannot work, or no image can be read. `out` is as
+      it was.
+  """
+  began = time.monotonic()
+  settings = dict(locals())
+  del settings["began"], settings["out"]
+  lookup(dict.fromkeys(photos.FITS), fit, "--fit")
+  cli.check(checkpoint, images, 1)
+  cli.check_apart(images, out)
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  with output_folder.replacing(out, "attention", settings) as album:
+    network = feature_extractor.from_checkpoint(
+      checkpoint, mesh, pool="all", layer=layer, image_size=image_size
+    )
+    data, params = network.data, network.params["encoder"]
+    grid = patchify.grid_size(data.image_size, network.encoder.patch_size)
+    token = _token(query, grid)
+    asking = f"patch {query[0]},{query[1]}" if query else "class token"
+    source = cli.open_images(images, data)
+    watch = attention_rollout.watcher(network.encoder, data)
+    total = source.num_examples
+    few = min(total, _FITTED)
+    features = [
+      watch(params, photo.shown).patches
+      for _, photo in _readable(source, images, data, fit, few)
+    ]
+    if not features:
+      raise ConfigError(
+        f"none of the first {few} images can be read: the warnings above say "
+        "why; mend or replace them"
+      )
+    colours = attention_rollout.Colours(np.concatenate(features))
+    summary: list[list[np.ndarray]] = []
+    names: list[list[str]] = []
+    done = 0
+    with cli.progress_bar(total) as bar:
+      for name, photo in _readable(source, images, data, fit, total, bar, few):
+        seen = watch(params, photo.shown)
+        cells = _cells(photo.shown, seen, token, grid, colours)
+        for kind, cell in cells.items():
+          album.png(f"images/{name}/{kind.replace(' ', '_')}.png", cell)
+        album.png(f"images/{name}/{output_folder.SHEET}", _wrapped(cells))
+        if len(summary) < _ROWS:
+          summary.append([cells[kind] for kind in _SUMMARY])
+          names.append([name, f"block {network.layer}, {asking}", "", ""])
+        done += 1
+    album.png(output_folder.SHEET, image_grid.sheet(summary, _SUMMARY, names))
+  first = "" if len(names) == done else f", of the first {len(names)}"
+  cli.say(
+    f"{out}: attention of block {network.layer} in "
+    f"{cli.readable(done, total)}, in {time.monotonic() - began:.1f} s; "
+    f"three colours show {100 * colours.shares.sum():.0f} % of the features' "
+    f"variance; look at {os.path.join(out, output_folder.SHEET)}{first}"
+  )
+
+
+def _readable(
+  source: sources.Indexed,
+  images: str,
+  data: DataConfig,
+  fit: str,
+  count: int,
+  bar: tqdm.tqdm | None = None,
+  told: int = 0,
+) -> Iterator[tuple[str, photos.Photo]]:
+  """The first images that can be read; of the first `told` no warning."""
+  for index in range(count):
+    name = source.name(index)
+    path = photos.path_of(images, name)
+    try:
+      whole = photos.read(path, data.channels, data.upright)
+    except photos.UnreadableError as error:
+      if index >= told:
+        console.warn(f"{path} cannot be read ({error}): it is left out")
+    else:
+      yield name, photos.fit(whole, data, fit)
+    if bar is not None:
+      bar.update()
+
+
+def _cells(
+  shown: np.ndarray,
+  seen: attention_rollout.Seen,
+  token: int,
+  grid: tuple[int, int],
+  colours: attention_rollout.Colours,
+) -> dict[str, np.ndarray]:
+  """Pictures by what they are, uint8 [H, W, C]."""
+  weights = seen.weights[-1][:, token, 1:]  # [heads, L]
+  cells = {"original": shown}
+  cells["mean of heads"] = overlay(shown, weights.mean(axis=0), grid, token)
+  cells["rollout"] = overlay(
+    shown, attention_rollout.rollout(seen.weights), grid
+  )
+  picture = colours(seen.patches).reshape(*grid, 3)
+  for axis in range(2):
+    picture = picture.repeat(shown.shape[axis] // grid[axis], axis=axis)
+  cells["features"] = picture
+  for number, each in enumerate(weights, 1):
+    cells[f"head {number}"] = overlay(shown, each, grid, token)
+  return cells
+
+
+def overlay(
+  image: np.ndarray, values: np.ndarray, grid: tuple[int, int], token: int = 0
+) -> np.ndarray:
+  """A map over an image, from its least value to its greatest.
+
+  Args:
+    image: uint8 [H, W, C].
+    values: [L], one a patch.
+    grid: rows and columns of patches.
+    token: a patch that is framed in white, 1 for the first; 0 for none.
+
+  Returns:
+    uint8 [H, W, 3].
+  """
+  low, high = values.min(), values.max()
+  scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
+  picture = np.round(255 * scaled).astype(np.uint8).reshape(*grid, 1)
+  smooth = photos.resize(picture, image.shape[:2])[..., 0]
+  heat = mpl.colormaps["inferno"](smooth)[..., :3]
+  grey = image.mean(axis=-1, keepdims=True) / 255
+  mixed = _STRENGTH * heat + (1 - _STRENGTH) * grey
+  out = np.round(255 * mixed).astype(np.uint8)
+  if token:
+    row, column = divmod(token - 1, grid[1])
+    height, width = (a // b for a, b in zip(image.shape, grid, strict=False))
+    patch = out[row * height :, column * width :][:height, :width]
+    patch[[0, -1]] = 255
+    patch[:, [0, -1]] = 255
+  return out
+
+
+def _wrapped(cells: dict[str, np.ndarray]) -> np.ndarray:
+  """All pictures of an image, four in a row, each with its name below."""
+  names = list(cells)
+  names += [""] * (-len(names) % 4)
+  rows = [names[start : start + 4] for start in range(0, len(names), 4)]
+  return image_grid.sheet(
+    [[cells.get(name) for name in row] for row in rows], [""] * 4, rows
+  )
+
+
+def _token(query: tuple[int, int] | None, grid: tuple[int, int]) -> int:
+  if query is None:
+    return 0
+  row, column = query
+  if not (1 <= row <= grid[0] and 1 <= column <= grid[1]):
+    raise ConfigError(
+      f"--query={row},{column}: the image has {grid[0]} rows and {grid[1]} "
+      "columns of patches; the first is 1,1"
+    )
+  return 1 + (row - 1) * grid[1] + column - 1
+
+
+def _query(text: str) -> tuple[int, int]:
+  try:
+    row, column = map(int, text.split(","))
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is no patch: write its row and column, as 3,7"
+    ) from None
+  return row, column
+
+
+def parser() -> cli.Parser:
+  """The flags."""
+  flags = cli.Parser(
+    "attention",
+    "Pictures of what an encoder looks at: attention of each head, rollout "
+    "over all blocks (Abnar and Zuidema 2020), and three principal components "
+    "of patch features as colours, the same for all images.",
+  )
+  flags.add_checkpoint()
+  flags.add_pictures()
+  flags.add_argument(
+    "--layer",
+    type=int,
+    help="the block whose attention is shown, 1 for the first (default: the "
+    "last); rollout and features are those after it",
+  )
+  flags.add_argument(
+    "--query",
+    type=_query,
+    help="row and column of the patch whose attention is shown, 1,1 for the "
+    "first (default: the class token)",
+  )
+  flags.add_argument(
+    "--image_size",
+    type=cli.size,
+    help="224, or height and width as 192,256 (default: the checkpoint's); "
+    "larger images give finer maps",
+  )
+  return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command."""
+  cli.main(parser(), write, argv)

@@ -1,0 +1,260 @@
+"""An encoder or a classifier as files that serve without this project.
+
+  python -m mae_jax export --checkpoint=WORKDIR --out=DIR
+
+DIR holds a program from uint8 images [batch, H, W, C], of any batch size, to
+features or logits; the weights it reads; and `export.json`, which says what it
+is. Once written it is read from disk again and compared with the network it was
+made of.
+"""
+
+from __future__ import annotations
+
+import gc
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from etils import epath
+
+from mae_jax import conversion
+from mae_jax.config import lookup
+from mae_jax.models import classifiers, factory
+from mae_jax.tools import cli, feature_extractor
+from mae_jax.tools.export import exportable as network_lib
+from mae_jax.tools.export import manifest, stablehlo, verify
+from mae_jax.tools.export import quantize as weights_lib
+from mae_jax.utils import atomic_write, storage
+from mae_jax.utils.errors import ConfigError
+
+
+class Format(Protocol):
+  """A module that writes a network and reads it again."""
+
+  def write(
+    self,
+    folder: epath.Path,
+    call: Callable[[Any, jax.Array], jax.Array],
+    weights: weights_lib.Weights,
+    image_shape: tuple[int, ...],
+    output: str,
+  ) -> dict[str, Any]:
+    """See `stablehlo.write`."""
+
+  def load(self, folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """See `stablehlo.load`."""
+
+
+def _savedmodel() -> Format:
+  from mae_jax.tools.export import savedmodel
+
+  return savedmodel
+
+
+FORMATS: dict[str, Callable[[], Format]] = {
+  "stablehlo": lambda: stablehlo,
+  "savedmodel": _savedmodel,
+}
+WHAT = ("classifier", "features")
+
+
+def write(
+  checkpoint: str,
+  out: str,
+  *,
+  format: str = "stablehlo",
+  what: str | None = None,
+  weights: str = "float32",
+  dtype: str | None = None,
+  pool: str | None = None,
+  layer: int | None = None,
+  image_size: tuple[int, int] | None = None,
+) -> None:
+  """Writes a network, reads it again and compares.
+
+  Args:
+    checkpoint: see `dialects.load_any`.
+    out: a folder, which appears when all is done, in the place of an earlier
+      export.
+    format: a name in FORMATS.
+    what: a name in WHAT; None for a classifier if there is a head.
+    weights: a name in `weights.KINDS`.
+    dtype: of activations; None for the checkpoint's.
+    pool: of features, see `extractor.from_checkpoint`; None for "mean".
+    layer: likewise.
+    image_size: likewise.
+
+  Raises:
+    ConfigError: if something cannot work. `out` is as it was.
+    TrainingError: if what was written does not do what the network does;
+      likewise.
+  """
+  began = time.monotonic()
+  make_format = lookup(FORMATS, format, "--format")
+  lookup(weights_lib.KINDS, weights, "--weights")
+  if what is not None:
+    lookup(dict.fromkeys(WHAT), what, "--what")
+  if dtype is not None:
+    lookup(factory.DTYPES, dtype, "--dtype")
+  if pool is not None:
+    lookup(feature_extractor.POOLS, pool, "--pool")
+  with storage.reaching(checkpoint):
+    # Of a run that goes on, the second reading might find another.
+    step = conversion.locate(checkpoint)
+    run = conversion.read_run(step)
+  asked = {"pool": pool, "layer": layer, "image_size": image_size}
+  what = _checked_what(what, run.config.task, checkpoint, asked)
+  dtype = dtype or run.config.model.dtype
+  about = {
+    "checkpoint": str(step),
+    "task": run.config.task,
+    "what": what,
+    "format": format,
+    "weights": weights,
+    "activations": dtype,
+  }
+  with atomic_write.replacing_folder(out, manifest.describes) as folder:
+    lines = _fill(folder, make_format(), step, about, asked)
+    total = _size(folder)
+  cli.say(f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s")
+  for line in lines:
+    cli.say(line)
+
+
+def _fill(
+  folder: epath.Path,
+  form: Format,
+  step: epath.Path,
+  about: dict[str, Any],
+  asked: dict[str, Any],
+) -> list[str]:
+  """Writes and compares; returns what there is to say of it."""
+  kind, dtype = about["weights"], about["activations"]
+  network = _open(step, about["what"], dtype, asked)
+  stored = weights_lib.store(network.params, kind)
+  size = sum(each.nbytes for each in stored.values())
+  atomic_write.check_space(str(folder), size)
+  call = _caller(network.apply)
+  images = verify.random_images(network.image_shape)
+  wanted = verify.values(call, stored, images)
+  exact = wanted
+  if kind != "float32":
+    exact = verify.values(network.apply, network.params, images)
+  facts = about | manifest.facts(network, wanted[0].shape[1:])
+  facts |= form.write(folder, call, stored, network.image_shape, network.output)
+  # Before the weights are read again; TensorFlow's functions know themselves.
+  del network, stored
+  gc.collect()
+  serve = form.load(folder)
+  apart = verify.check([serve(each) for each in images], wanted, dtype)
+  rounded = verify.difference(wanted, exact)
+  measured = {"largest_difference": apart, "rounding_of_weights": rounded}
+  manifest.write(folder, facts | measured)
+  shape = ", ".join(map(str, facts["output"]["shape"]))
+  lines = [
+    f"{facts['output']['name']} [{shape}], {kind} weights of "
+    f"{_megabytes(size)}",
+    f"read again, its values differ from the network's by {apart:.1e} at most; "
+    f"they go up to {verify.largest(wanted):.3g}",
+  ]
+  if kind != "float32":
+    lines.append(
+      f"those of float32 weights differ from them by {rounded:.1e} at most"
+    )
+  return lines
+
+
+def _open(
+  step: epath.Path, what: str, dtype: str, asked: dict[str, Any]
+) -> network_lib.Network:
+  with storage.reaching(step):
+    if what == "classifier":
+      return network_lib.classifier(step, dtype=dtype)
+    return network_lib.features(step, dtype=dtype, **asked)
+
+
+def _checked_what(
+  what: str | None, task: str, checkpoint: str, asked: dict[str, Any]
+) -> str:
+  """What is exported; refuses what cannot be, before anything is read."""
+  has_head = task in classifiers.CLASSIFIERS
+  if what == "classifier" and not has_head:
+    raise ConfigError(
+      f"--what=classifier: {checkpoint} has no head, since it is of a run of "
+      f"task={task}: ask for --what=features, or fine-tune or probe it first"
+    )
+  what = what or ("classifier" if has_head else "features")
+  for name, value in asked.items():
+    if what == "classifier" and value is not None:
+      raise ConfigError(
+        f"--{name}={value} is about features, and this is a classifier: leave "
+        "it out, or add --what=features"
+      )
+  return what
+
+
+def _caller(
+  apply: Callable[[Any, jax.Array], jax.Array],
+) -> Callable[[Any, jax.Array], jax.Array]:
+  return lambda stored, images: apply(weights_lib.restore(stored), images)
+
+
+def _size(folder: epath.Path) -> int:
+  files = pathlib.Path(folder).rglob("*")
+  return sum(each.stat().st_size for each in files if each.is_file())
+
+
+def _megabytes(size: int) -> str:
+  return f"{size / 1e6:.3g} MB"
+
+
+def parser() -> cli.Parser:
+  """The flags."""
+  flags = cli.Parser(
+    "export",
+    "Writes a network as files that serve without this project: from uint8 "
+    "images [batch, height, width, channels] of any batch size to features, or "
+    "to the logits of a fine-tuned or probed network. Normalisation is inside.",
+  )
+  flags.add_checkpoint()
+  flags.add_argument(
+    "--out",
+    required=True,
+    help="a folder on a disk; it appears when all is done, in the place of an "
+    "earlier export",
+  )
+  flags.add_argument(
+    "--format",
+    default="stablehlo",
+    help="stablehlo, for jax.export, or savedmodel, for TensorFlow (default: "
+    "stablehlo)",
+  )
+  flags.add_argument(
+    "--what",
+    help="classifier or features (default: classifier if the checkpoint has a "
+    "head)",
+  )
+  flags.add_argument(
+    "--weights",
+    default="float32",
+    help="how kernels are stored: float32, bfloat16, or int8 with a scale for "
+    "each output channel; float32 is made of them inside (default: float32)",
+  )
+  flags.add_argument(
+    "--dtype",
+    help="float32 or bfloat16, in which activations are computed (default: as "
+    "the checkpoint's run did)",
+  )
+  flags.add_features()
+  return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command."""
+  # Everything is done on the host: no accelerator is needed, or taken from
+  # whoever uses it, and what is compared is not rounded by one.
+  jax.config.update("jax_platforms", "cpu")
+  cli.main(parser(), write, argv)

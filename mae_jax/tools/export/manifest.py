@@ -1,0 +1,59 @@
+"""The file beside an export that says what it is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from mae_jax.tools.export import exportable as network_lib
+
+NAME = "export.json"
+_MAKER = "mae_jax.tools.export"
+_PACKAGES = ("mae_jax", "jax", "jaxlib", "flax")
+
+
+def facts(
+  network: network_lib.Network, output_shape: tuple[int, ...]
+) -> dict[str, Any]:
+  """What there is to say of a network; `output_shape` is of one image."""
+  data = network.data
+  return {
+    "input": {
+      "name": "images",
+      "shape": ["batch", *network.image_shape],
+      "dtype": "uint8",
+    },
+    "output": {
+      "name": network.output,
+      "shape": ["batch", *output_shape],
+      "dtype": "float32",
+    },
+    # Done by the program: these are for whoever wonders.
+    "normalised_inside": {"mean": list(data.mean), "std": list(data.std)},
+    **network.facts,
+  }
+
+
+def write(folder: epath.Path, content: Mapping[str, Any]) -> None:
+  """Writes it, with a list of all else in the folder."""
+  content = {
+    "made_by": _MAKER,
+    "files": sorted(each.name for each in folder.iterdir()),
+    **content,
+    "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+  }
+  (folder / NAME).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def describes(folder: epath.Path) -> bool:
+  """Whether a folder is an export, and nothing was added to it."""
+  try:
+    content = json.loads((folder / NAME).read_text())
+    made, files = content["made_by"], {NAME, *content["files"]}
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+  return made == _MAKER and {each.name for each in folder.iterdir()} <= files

@@ -1,0 +1,80 @@
+"""SavedModel: the same program inside TensorFlow, its weights as variables.
+
+Imported when that format is asked for: TensorFlow takes seconds to load.
+"""
+
+from __future__ import annotations
+
+# Before TensorFlow: it keeps it quiet, and off the accelerators.
+import mae_jax.data  # noqa: F401
+
+# isort: split
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow as tf
+from etils import epath
+from jax.experimental import jax2tf
+
+from mae_jax.tools.export import quantize as weights_lib
+from mae_jax.tools.export.stablehlo import PLATFORMS
+from mae_jax.utils import storage
+
+SIGNATURE, INPUT = "serving_default", "images"
+
+
+def write(
+  folder: epath.Path,
+  call: Callable[[Any, jax.Array], jax.Array],
+  weights: weights_lib.Weights,
+  image_shape: tuple[int, ...],
+  output: str,
+) -> dict[str, Any]:
+  """Writes it; see `stablehlo.write`.
+
+  Args:
+    folder: where to.
+    call: from weights and uint8 images [B, ...] to [B, ...].
+    weights: its first argument.
+    image_shape: of one image.
+    output: the name of the signature's value.
+  """
+  converted = jax2tf.convert(
+    call,
+    polymorphic_shapes=[None, "(batch, ...)"],
+    with_gradient=False,
+    native_serialization_platforms=PLATFORMS,
+  )
+  module = tf.Module()
+  with tf.device("CPU"):
+    module.weights = {
+      name: tf.Variable(np.asarray(value), trainable=False, name=name)
+      for name, value in weights.items()
+    }
+  images = tf.TensorSpec([None, *image_shape], tf.uint8, name=INPUT)
+
+  @tf.function(input_signature=[images], autograph=False)
+  def serve(images: Any) -> dict[str, Any]:
+    return {output: converted(dict(module.weights), images)}
+
+  module.serve = serve
+  with storage.reaching(folder):
+    tf.saved_model.save(
+      module, str(folder), signatures={SIGNATURE: module.serve}
+    )
+  return {"platforms": list(PLATFORMS), "signature": SIGNATURE}
+
+
+def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
+  """The function of images that was written."""
+  module = tf.saved_model.load(str(folder))
+  serve = module.signatures[SIGNATURE]
+
+  def call(images: np.ndarray) -> np.ndarray:
+    assert module  # its variables live as long as it does
+    (value,) = serve(**{INPUT: tf.constant(images)}).values()
+    return value.numpy()
+
+  return call

@@ -1,0 +1,333 @@
+"""Says what is in the data of a config, and what is wrong with it.
+
+python -m mae_jax inspect --config=FILE [--config.data.path=DIR]
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tqdm
+from absl import app, flags
+from etils import epath
+from ml_collections import config_flags
+from PIL import Image
+
+from mae_jax.config import Config, DataConfig, from_config_dict, overrides
+from mae_jax.data import sources, survey
+from mae_jax.data.sources import folder
+from mae_jax.utils import atomic_write, console, image_grid, storage
+from mae_jax.utils.errors import ConfigError
+
+overrides.register_parsers()
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The recipe, e.g. configs/vit_l.py.", lock_config=True
+)
+_LIMIT = flags.DEFINE_integer(
+  "limit", 5000, "Images to look at, from all over the data; 0 for all."
+)
+_OUT = flags.DEFINE_string(
+  "out", "samples.png", "The picture of training samples, which is replaced."
+)
+_DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
+
+_COLUMNS = 8  # of the picture
+_FAR = 0.1  # from a configured mean or std to the one found: a warning
+_CLASSES = 5  # largest and smallest that are named
+_NAMED = 5  # classes of a warning
+_UNEVEN = 10  # times as many images in one class as in another: a warning
+
+
+def report(config: Config, limit: int, out: str) -> None:
+  """Prints what is in the data, and writes samples to a picture.
+
+  Args:
+    config: the run; its `data` is looked at.
+    limit: images to look at; 0 for all.
+    out: a .png file.
+
+  Raises:
+    ConfigError: if there are no data, or none that can be read.
+  """
+  data = config.data
+  if limit < 0:
+    raise ConfigError(f"--limit={limit} must be at least 0")
+  atomic_write.check_suffix(out, ".png")
+  with atomic_write.replacing(out) as file:
+    source = sources.open_source(data, "train")
+    held_out = sources.open_source(data, "eval")
+    _say_number(source, held_out)
+    with _bar(source.subset(limit).num_examples) as bar:
+      found, unread = look(source, limit, data, bar.update)
+    if not len(found.sizes):
+      raise ConfigError(
+        f"none of {found.looked_at} images can be read:\n"
+        f"{found.unreadable.listing()}"
+      )
+    _say_images(found, data)
+    _say_classes(found, unread, source.class_names)
+    rate, samples = survey.rate(source, data)
+    _sheet(samples).save(file, format="png")
+  _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
+  _say("samples", out)
+  _say("found, as flags", " ".join(_settings(found)))
+  for warning in warnings(found, data, source.class_names):
+    console.warn(warning)
+
+
+def _say(name: str, text: str) -> None:
+  console.say(f"{name:<20}{text}")
+
+
+def _say_number(
+  source: sources.Source, held_out: sources.Source | None
+) -> None:
+  number = f"{source.num_examples:,} to train on"
+  if held_out is not None:
+    number += f", {held_out.num_examples:,} held out"
+  _say("images", number)
+
+
+def look(
+  source: sources.Source,
+  limit: int,
+  data: DataConfig,
+  tell: Callable[[int], object] = lambda number: None,
+) -> tuple[survey.Survey, collections.Counter[int]]:
+  """Looks at images, and tells classes with what cannot be read from others.
+
+  Args:
+    source: of any kind.
+    limit: images to look at; 0 for all.
+    data: see `survey.survey`.
+    tell: see there.
+
+  Returns:
+    What was found, `labels` without what cannot be read; and how many of each
+    label cannot. Of records nothing says the latter, and they stay in `labels`.
+
+  Raises:
+    TrainingError: if a file of records is damaged.
+  """
+  if not isinstance(source, sources.Indexed) or source.labels is None:
+    return survey.survey(
+      source.subset(limit), data, tell
+    ), collections.Counter()
+  few, known, name_of = source.subset(limit), source.labels, source.name
+  unread: collections.Counter[int] = collections.Counter()
+
+  def name(index: int) -> str:  # is asked for what cannot be read
+    unread[int(known[index])] += 1
+    return name_of(index)
+
+  found = survey.survey(dataclasses.replace(few, name=name), data, tell)
+  labels = collections.Counter(found.labels)
+  labels.subtract(unread)
+  return dataclasses.replace(found, labels=labels), unread
+
+
+def _bar(total: int) -> tqdm.tqdm:
+  return tqdm.tqdm(
+    total=total,
+    unit="image",
+    file=console.STDERR,
+    dynamic_ncols=True,
+    leave=False,
+    mininterval=0.2 if sys.stderr.isatty() else 20,
+  )
+
+
+def _say_images(found: survey.Survey, data: DataConfig) -> None:
+  _say("looked at", f"{found.looked_at:,} of those to train on")
+  number = len(found.unreadable.names)
+  _say("cannot be read", f"{number:,}")
+  if number:
+    console.say(found.unreadable.listing())
+  for name, values in zip(("height", "width"), found.sizes.T, strict=True):
+    low, middle, high = np.percentile(values, (0, 50, 100)).round().astype(int)
+    _say(name, f"median {middle}, from {low} to {high}")
+  height, width = data.image_size
+  share, crops = _enlarged(found, data)
+  _say(
+    "enlarged",
+    f"{share:.0%} of the images, {crops:.0%} in their smallest crops",
+  )
+  _say("shown as", f"{height} x {width}, of {data.channels} channels")
+  if data.channels > 1:
+    _say("grey", f"{found.grey / len(found.sizes):.1%} have equal channels")
+  for name, values in (("mean", found.mean), ("std", found.std)):
+    configured = _numbers(getattr(data, name))
+    _say(name, f"{_numbers(values)} (configured: {configured})")
+
+
+def _enlarged(found: survey.Survey, data: DataConfig) -> tuple[float, float]:
+  """Shares of images that are enlarged: whole, and in the smallest crops."""
+  keep = data.crop_fixed or float(np.sqrt(data.crop_scale[0]))
+  size = data.image_size
+  return found.enlarged(size), found.enlarged(size, keep)
+
+
+def _say_classes(
+  found: survey.Survey,
+  unread: collections.Counter[int],
+  names: tuple[str, ...] | None,
+) -> None:
+  if not names:
+    _say("classes", "none: images without labels")
+    return
+  ordered = found.labels.most_common()
+  absent = len(names) - len(ordered)
+  text = f"{len(names):,}" + f", {absent:,} not seen" * bool(absent)
+  if not unread and (number := len(found.unreadable.names)):
+    text += f"; their sizes count what cannot be read too ({number:,})"
+  _say("classes", text)
+  shown = ordered
+  if len(ordered) > 2 * _CLASSES:
+    shown = ordered[:_CLASSES] + ordered[-_CLASSES:]
+  for label, count in shown:
+    share = f"{count / found.labels.total():.1%}"
+    if unread[label]:
+      share += f", and {unread[label]:,} that cannot be read"
+    console.say(f"  {names[label]:<18}{count:>9,}  {share}")
+
+
+def _numbers(values: np.ndarray | tuple[float, ...]) -> str:
+  return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _settings(found: survey.Survey) -> list[str]:
+  """Flags to paste."""
+  return [
+    f"--config.data.{name}={','.join(f'{value:.4f}' for value in values)}"
+    for name, values in (("mean", found.mean), ("std", found.std))
+  ]
+
+
+def warnings(
+  found: survey.Survey,
+  data: DataConfig,
+  names: tuple[str, ...] | None,
+) -> list[str]:
+  """What is probably not meant, a line each.
+
+  Args:
+    found: in the data.
+    data: as it is configured.
+    names: of the classes; None for none.
+  """
+  told = []
+  size = f"{data.image_size[0]} x {data.image_size[1]}"
+  share, _ = _enlarged(found, data)
+  if share > 0.01:
+    told.append(
+      f"{share:.0%} of the images are smaller than {size}: they are enlarged, "
+      "which shows the network nothing new; set data.image_size (and "
+      "model.variant's patch size) to fit most of them"
+    )
+  flags = " ".join(_settings(found))
+  for name in ("mean", "std"):
+    configured = np.broadcast_to(getattr(data, name), found.mean.shape)
+    seen = getattr(found, name)
+    if (np.abs(configured - seen) > _FAR).any():
+      told.append(
+        f"data.{name}={getattr(data, name)}, but the images have "
+        f"{_numbers(seen)}: unless weights are loaded that were trained with "
+        f"it, set {flags}"
+      )
+  number = len(found.unreadable.names)
+  if number / found.looked_at > data.max_unreadable:
+    told.append(
+      f"{number / found.looked_at:.1%} of the images cannot be read, and a run "
+      f"stops at data.max_unreadable={data.max_unreadable:.1%}: mend or remove "
+      "them"
+    )
+  if data.channels == 3 and found.grey == len(found.sizes):
+    told.append(
+      "all images are grey: data.channels=1, with one mean and std, takes a "
+      "third of the work of the first layer"
+    )
+  return told + _of_classes(found.labels, data, names)
+
+
+def _of_classes(
+  labels: collections.Counter[int],
+  data: DataConfig,
+  names: tuple[str, ...] | None,
+) -> list[str]:
+  if not names:
+    return []
+  told = []
+  if empty := _empty_folders(data, names):
+    told.append(
+      f"no image is in {_listed('folder', empty)} of data.path={data.path}, "
+      "which makes no class: put images there, or remove it"
+    )
+  if unread := [names[label] for label, count in labels.items() if not count]:
+    told.append(
+      f"none of the images looked at of {_listed('class', unread)} can be "
+      "read: mend or replace them"
+    )
+  ordered = [each for each in labels.most_common() if each[1]]
+  if len(ordered) > 1:
+    (most, high), *_, (least, low) = ordered
+    if high > _UNEVEN * low:
+      told.append(
+        f"class {names[most]} has {high / low:.0f} times as many images as "
+        f"{names[least]}"
+      )
+  return told
+
+
+def _empty_folders(data: DataConfig, names: tuple[str, ...]) -> list[str]:
+  """Class folders without an image, of which the source says nothing."""
+  if data.source != "folder":
+    return []
+  root = epath.Path(data.path).expanduser()
+  with storage.reaching(root):
+    train = root / "train"
+    inside, ignore = (
+      (train, ()) if train.is_dir() else (root, folder.EVAL_FOLDERS)
+    )
+    return sorted(
+      each.name
+      for each in inside.iterdir()
+      if each.name not in (*names, *ignore)
+      and not each.name.startswith(".")
+      and each.is_dir()
+    )
+
+
+def _listed(kind: str, names: list[str]) -> str:
+  text = f"{kind} {', '.join(names[:_NAMED])}"
+  return text + f" and {len(names) - _NAMED:,} more" * (len(names) > _NAMED)
+
+
+def _sheet(samples: np.ndarray) -> Image.Image:
+  empty = -len(samples) % _COLUMNS
+  cells = [*samples, *[None] * empty]
+  rows = [cells[k : k + _COLUMNS] for k in range(0, len(cells), _COLUMNS)]
+  return Image.fromarray(image_grid.sheet(rows, [""] * _COLUMNS))
+
+
+def _main(argv: list[str]) -> None:
+  with overrides.one_line(argv, _DEBUG.value):
+    config = from_config_dict(_CONFIG.value)
+    report(config, _LIMIT.value, os.path.expanduser(_OUT.value))
+
+
+def _parse(argv: list[str]) -> list[str]:
+  return overrides.parse(argv, _CONFIG)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command."""
+  app.run(
+    _main,
+    argv=["inspect", *argv] if argv is not None else None,
+    flags_parser=_parse,
+  )

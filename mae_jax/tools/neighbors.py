@@ -1,0 +1,247 @@
+"""The images of a folder that are nearest to some, by an encoder's features.
+
+python -m mae_jax neighbors --checkpoint=WORKDIR --images=DIR --query=FILE \
+  --out=pictures
+
+Writes a sheet, a row for each query, and `neighbors.csv`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.config import DataConfig, MeshConfig, lookup
+from mae_jax.distributed import sharding
+from mae_jax.tools import cli, feature_extractor, output_folder, photo
+from mae_jax.utils import image_grid
+from mae_jax.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+  from mae_jax.data import sources
+
+TABLE = "neighbors.csv"
+COLUMNS = ("query", "rank", "file", "similarity")
+_QUERIES = 64
+_COLUMNS = 12  # neighbours on the sheet; all are in the table
+
+
+class Neighbor(NamedTuple):
+  """An image, and the cosine of its features with the query's."""
+
+  name: str
+  similarity: float
+
+
+def write(
+  checkpoint: str,
+  images: str,
+  query: str,
+  out: str,
+  *,
+  count: int = 7,
+  pool: str = "mean",
+  layer: int | None = None,
+  image_size: tuple[int, int] | None = None,
+  batch_size: int = 64,
+  mesh: Mesh | None = None,
+) -> None:
+  """Writes the neighbours of images to a folder.
+
+  Args:
+    checkpoint: see `dialects.load_any`.
+    images: a folder.
+    query: a folder or one file, which may be among them: no image is its own
+      neighbour.
+    out: a folder, which appears when all is done.
+    count: neighbours of each, at most.
+    pool: a name in `extractor.POOLS`, for the cosine of features.
+    layer: see `extractor.from_checkpoint`.
+    image_size: height and width; None for the checkpoint's.
+    batch_size: images at a time.
+    mesh: the devices; None for all.
+
+  Raises:
+    ConfigError: if something cannot work, or no image can be read. `out` is as
+      it was.
+  """
+  began = time.monotonic()
+  cli.at_least("count", count)
+  lookup(feature_extractor.POOLS, pool, "--pool")
+  cli.check(checkpoint, images, batch_size)
+  cli.check_apart(images, out)
+  if not query or not os.path.exists(query):
+    raise ConfigError(f"--query={query}: there is no such folder or file")
+  mesh = mesh or sharding.make_mesh(MeshConfig())
+  settings = {
+    "checkpoint": checkpoint,
+    "images": images,
+    "query": query,
+    "count": count,
+    "pool": pool,
+    "layer": layer,
+    "image_size": image_size,
+  }
+  with output_folder.replacing(out, "neighbors", settings) as album:
+    network = feature_extractor.from_checkpoint(
+      checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
+    )
+    asked = cli.open_images(query, network.data)
+    if asked.num_examples > _QUERIES:
+      raise ConfigError(
+        f"--query={query} has {asked.num_examples} images, more than the "
+        f"{_QUERIES} that a sheet has room for: name a folder of fewer"
+      )
+    source = cli.open_images(images, network.data)
+
+    def stream(which: sources.Indexed) -> Iterator[tuple[str, np.ndarray]]:
+      """Names and features of unit length, of those that can be read."""
+      names = map(which.name, range(which.num_examples))
+      for features, readable in cli.stream(
+        network.apply,
+        network.params,
+        which,
+        network.data,
+        mesh=mesh,
+        batch_size=batch_size,
+      ):
+        rows = np.reshape(features, (len(readable), -1))
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
+        for row, good in zip(rows, readable, strict=True):
+          name = next(names)
+          if good:
+            yield name, row
+
+    def same(one: str, other: str) -> bool:
+      paths = photo.path_of(query, one), photo.path_of(images, other)
+      return os.path.realpath(paths[0]) == os.path.realpath(paths[1])
+
+    queries = dict(stream(asked))
+    among = 0
+
+    def counted() -> Iterator[tuple[str, np.ndarray]]:
+      nonlocal among
+      for pair in stream(source):
+        among += 1
+        yield pair
+
+    found = nearest(queries, counted(), count, same)
+    if not any(found.values()):
+      raise ConfigError(
+        f"--images={images} has nothing but the query: name a folder of others"
+      )
+    album.png(output_folder.SHEET, _sheet(found, query, images, network.data))
+    rows = [
+      (name, rank, near.name, f"{near.similarity:.6f}")
+      for name, neighbors in found.items()
+      for rank, near in enumerate(neighbors, 1)
+    ]
+    album.table(TABLE, [COLUMNS, *rows])
+  nearer = f", of the nearest {_COLUMNS}" if count > _COLUMNS else ""
+  cli.say(
+    f"{out}: neighbours of {cli.readable(len(found), asked.num_examples)} "
+    f"among {cli.readable(among, source.num_examples)}, in "
+    f"{time.monotonic() - began:.1f} s; look at "
+    f"{os.path.join(out, output_folder.SHEET)}{nearer}"
+  )
+
+
+def nearest(
+  queries: Mapping[str, np.ndarray],
+  others: Iterable[tuple[str, np.ndarray]],
+  count: int,
+  same: Callable[[str, str], bool],
+) -> dict[str, list[Neighbor]]:
+  """Those whose features point most nearly the same way.
+
+  Args:
+    queries: features [D] of unit length by name.
+    others: names and features; no more of them are held than are asked for.
+    count: how many, at most.
+    same: whether a query and one of the others are the same image.
+
+  Returns:
+    For each query, nearest first.
+  """
+  found: dict[str, list[Neighbor]] = {name: [] for name in queries}
+  for name, row in others:
+    for query, wanted in queries.items():
+      if not same(query, name):
+        bisect.insort(
+          found[query],
+          Neighbor(name, float(row @ wanted)),
+          key=lambda each: -each.similarity,
+        )
+        del found[query][count:]
+  return found
+
+
+def _sheet(
+  found: Mapping[str, Sequence[Neighbor]],
+  query: str,
+  images: str,
+  data: DataConfig,
+) -> np.ndarray:
+  found = {name: near[:_COLUMNS] for name, near in found.items()}
+  columns = max(map(len, found.values()))
+  rows, words = [], []
+  for name, neighbors in found.items():
+    empty = columns - len(neighbors)
+    rows.append(
+      [
+        _shown(query, name, data),
+        *(_shown(images, near.name, data) for near in neighbors),
+        *[None] * empty,
+      ]
+    )
+    words.append(
+      [
+        name,
+        *(f"{near.similarity:.3f}\n{near.name}" for near in neighbors),
+        *[""] * empty,
+      ]
+    )
+  return image_grid.sheet(
+    rows, ["query", *map(str, range(1, columns + 1))], words
+  )
+
+
+def _shown(images: str, name: str, data: DataConfig) -> np.ndarray:
+  whole = photo.read(photo.path_of(images, name), data.channels, data.upright)
+  return photo.fit(whole, data).shown
+
+
+def parser() -> cli.Parser:
+  """The flags."""
+  flags = cli.Parser(
+    "neighbors",
+    "The images of a folder whose features are nearest to those of others, by "
+    "their cosine: a sheet of them, and a table.",
+  )
+  flags.add_images()
+  flags.add_argument(
+    "--query",
+    required=True,
+    type=os.path.expanduser,
+    help=f"the image whose neighbours are wanted, or a folder of at most "
+    f"{_QUERIES}",
+  )
+  flags.add_folder()
+  flags.add_argument(
+    "--count", type=int, default=7, help="neighbours of each (default: 7)"
+  )
+  flags.add_features()
+  flags.set_defaults(pool="mean")
+  return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command."""
+  cli.main(parser(), write, argv)

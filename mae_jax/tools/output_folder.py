@@ -1,0 +1,95 @@
+"""Folders of pictures, which appear when they are done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from mae_jax.utils import atomic_write, image_grid
+
+MANIFEST = "made_by.json"
+SHEET = "sheet.png"
+
+
+class Album:
+  """A folder that is being filled; see `replacing`."""
+
+  def __init__(
+    self, folder: epath.Path, tool: str, settings: Mapping[str, Any]
+  ):
+    self._folder = folder
+    self._content = {"tool": tool, "settings": dict(settings)}
+    self._files: list[str] = []
+
+  def png(self, name: str, picture: np.ndarray) -> None:
+    """Writes uint8 [H, W, C]; C other than 1 and 3 as the channels' mean."""
+    with self._open(name) as file:
+      as_image(picture).save(file, format="png")
+
+  def table(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a .csv file, of which the first row is the columns' names."""
+    with self._open(name) as file:
+      atomic_write.write_rows(file, rows)
+
+  def close(self) -> None:
+    """Writes what made it."""
+    content = self._content | {"files": self._files}
+    (self._folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+  @contextlib.contextmanager
+  def _open(self, name: str) -> Iterator[Any]:
+    path = self._folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+      yield file
+    self._files.append(name)
+
+
+@contextlib.contextmanager
+def replacing(
+  out: str, tool: str, settings: Mapping[str, Any]
+) -> Iterator[Album]:
+  """A folder of pictures that appears when the block ends well.
+
+  Args:
+    out: the folder; see `output.replacing_folder`. One that the same tool
+      filled is replaced.
+    tool: the name of its module.
+    settings: what else is written to MANIFEST, as JSON content.
+
+  Raises:
+    ConfigError: if it cannot be made, or holds other things.
+  """
+
+  def is_ours(folder: epath.Path) -> bool:
+    try:
+      content = json.loads((folder / MANIFEST).read_bytes())
+      known = {MANIFEST, *content["files"]}
+      tools = content["tool"]
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
+    found = (
+      os.path.relpath(os.path.join(above, name), folder)
+      for above, _, names in os.walk(folder)
+      for name in names
+    )
+    return tools == tool and all(name in known for name in found)
+
+  with atomic_write.replacing_folder(out, is_ours) as folder:
+    album = Album(folder, tool, settings)
+    yield album
+    album.close()
+
+
+def as_image(picture: np.ndarray) -> Image.Image:
+  """Of uint8 [H, W, C]; C other than 1 and 3 as the mean of the channels."""
+  if picture.shape[-1] == 1:
+    return Image.fromarray(picture[..., 0])
+  return Image.fromarray(image_grid.as_colour(picture))

@@ -1,0 +1,254 @@
+"""Single photographs of any size, for tools that show what comes of them.
+
+Read whole and upright by Pillow, without TensorFlow, as its import takes
+longer than the work. Which part of a photograph the network is shown, and where
+that lies in it, is kept: what is painted goes back to its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from mae_jax.config import DataConfig, lookup
+from mae_jax.data import image_io
+
+Size = tuple[int, int]
+FITS = ("crop", "squash")
+
+
+class UnreadableError(Exception):
+  """A file is no image, for the reason that is the message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+  """A photograph, and the part of it that is shown to a network.
+
+  Attributes:
+    whole: uint8 [H, W, C], upright.
+    box: top, left, height and width in it, in pixels and parts of pixels.
+    shown: uint8 [h, w, C], the box as the network sees it.
+  """
+
+  whole: np.ndarray
+  box: tuple[float, float, float, float]
+  shown: np.ndarray
+
+
+def read(path: epath.PathLike, channels: int, upright: bool) -> np.ndarray:
+  """The pixels of an image file.
+
+  Args:
+    path: on a disk or in a bucket.
+    channels: 1 or 3; more for arrays (.npy) alone.
+    upright: whether the EXIF tag of orientation is followed.
+
+  Returns:
+    uint8 [H, W, C].
+
+  Raises:
+    UnreadableError: if it cannot be read.
+  """
+  return decode(*image_io.read(os.fsencode(path)), channels, upright)
+
+
+def path_of(images: str, name: str) -> str:
+  """Where an image of a source is.
+
+  Args:
+    images: what --images names, a folder or one file.
+    name: as the source has it.
+  """
+  folder = epath.Path(images).is_dir()
+  return os.path.join(images, name) if folder else images
+
+
+def decode(
+  data: bytes, failed: bytes, channels: int, upright: bool
+) -> np.ndarray:
+  """As `read`, of the bytes of a file, or why there are none."""
+  shape, _, failed = image_io.look(data, failed, channels, upright)
+  image, reason = image_io.load(
+    data, failed, np.array([0, 0, *shape]), channels, upright
+  )
+  if reason:
+    raise UnreadableError(reason.decode(errors="replace"))
+  return image
+
+
+def lost(path: epath.PathLike, channels: int) -> str:
+  """What of a file is not in its pixels as `read` gives them, in words."""
+  data, failed = image_io.read(os.fsencode(path))
+  if failed or data.startswith(image_io.NPY):
+    return ""
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      mode, bands = image.mode, image.getbands()
+      profile = "icc_profile" in image.info
+  except Exception:  # `read` will say so
+    return ""
+  grey = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;")
+  known = {
+    "its colours, as the network takes one channel": channels == 1 and not grey,
+    "its alpha": "A" in bands,
+    "more than 8 bits": mode == "F" or mode.startswith("I"),
+    "its colour profile": profile,
+  }
+  return ", ".join(text for text, is_so in known.items() if is_so)
+
+
+def fit(image: np.ndarray, data: DataConfig, how: str = "crop") -> Photo:
+  """Makes a photograph what the network takes.
+
+  Args:
+    image: uint8 [H, W, C].
+    data: the size of images, and how much evaluation keeps of them.
+    how: "crop", the middle, as in evaluation; "squash", all of it, whatever
+      that does to its aspect.
+  """
+  height, width = image.shape[:2]
+  if how == "squash":
+    box = (0.0, 0.0, float(height), float(width))
+  else:
+    lookup(dict.fromkeys(FITS), how, "--fit")
+    rows, columns = data.image_size
+    # Pixels of the photograph for one that is shown.
+    scale = min(
+      height / round(rows / data.eval_crop),
+      width / round(columns / data.eval_crop),
+    )
+    size = rows * scale, columns * scale
+    box = ((height - size[0]) / 2, (width - size[1]) / 2, *size)
+  return Photo(image, box, resize(image, data.image_size, box))
+
+
+def resize(
+  image: np.ndarray,
+  size: Size,
+  box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+  """A box of uint8 [H, W, C] as [h, w, C], bicubic with antialiasing.
+
+  Args:
+    image: to take it from.
+    size: h and w; of a box that has this size already, its very pixels.
+    box: top, left, height and width; None for all.
+  """
+  top, left, height, width = box or (0, 0, *image.shape[:2])
+  # Rounding must not take it over the edge.
+  place = (
+    max(left, 0),
+    max(top, 0),
+    min(left + width, image.shape[1]),
+    min(top + height, image.shape[0]),
+  )
+  planes = (
+    [image] if image.shape[-1] == 3 else np.split(image, image.shape[-1], -1)
+  )
+  resized = [
+    np.asarray(
+      Image.fromarray(plane if plane.shape[-1] == 3 else plane[..., 0]).resize(
+        size[::-1], Image.Resampling.BICUBIC, box=place
+      )
+    ).reshape(*size, -1)
+    for plane in planes
+  ]
+  return np.concatenate(resized, axis=-1)
+
+
+def read_mask(path: epath.PathLike) -> np.ndarray:
+  """What is missing of a photograph, painted white in a picture of its size.
+
+  Returns:
+    bool [H, W].
+
+  Raises:
+    UnreadableError: if it cannot be read.
+  """
+  return read(path, 1, True)[..., 0] > 127
+
+
+def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:
+  """The patches in which anything is missing.
+
+  Args:
+    missing: bool [H, W], of the whole photograph.
+    photo: as it is shown.
+    grid: rows and columns of patches.
+
+  Returns:
+    bool [rows, columns].
+  """
+  top, left, height, width = photo.box
+  ends = []
+  for start, extent, count, length in (
+    (top, height, grid[0], missing.shape[0]),
+    (left, width, grid[1], missing.shape[1]),
+  ):
+    edges = start + extent * np.arange(count + 1) / count
+    first = np.floor(edges[:-1] + 1e-6).astype(int).clip(0, length - 1)
+    last = np.ceil(edges[1:] - 1e-6).astype(int).clip(1, length)
+    ends.append((first, last))
+  # [H + 1, W + 1]: how much is missing above and to the left.
+  total = np.zeros(np.add(missing.shape, 1), np.int64)
+  total[1:, 1:] = missing.astype(np.int64).cumsum(0).cumsum(1)
+  (y0, y1), (x0, x1) = ends
+  inside = total[np.ix_(y1, x1)] - total[np.ix_(y0, x1)]
+  inside += total[np.ix_(y0, x0)] - total[np.ix_(y1, x0)]
+  return inside > 0
+
+
+def outside(missing: np.ndarray, photo: Photo) -> bool:
+  """Whether anything is missing where nothing is shown; see `snap`."""
+  top, left, height, width = photo.box
+  inside = missing.copy()
+  inside[
+    max(int(np.floor(top + 1e-6)), 0) : int(np.ceil(top + height - 1e-6)),
+    max(int(np.floor(left + 1e-6)), 0) : int(np.ceil(left + width - 1e-6)),
+  ] = False
+  return bool(inside.any())
+
+
+def paste(photo: Photo, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+  """The whole photograph, with its hidden patches painted.
+
+  Args:
+    photo: as it is shown.
+    painted: uint8 [h, w, C].
+    hidden: bool [rows, columns] of patches.
+
+  Returns:
+    uint8 [H, W, C]; what is not hidden is the photograph's, bit for bit.
+  """
+  top, left, height, width = photo.box
+  rows, columns = photo.whole.shape[:2]
+  y0, x0 = max(int(np.floor(top)), 0), max(int(np.floor(left)), 0)
+  y1 = min(int(np.ceil(top + height)), rows)
+  x1 = min(int(np.ceil(left + width)), columns)
+  size = y1 - y0, x1 - x0
+  # Of each pixel there, the patch that its middle is in.
+  y = (np.arange(y0, y1) + 0.5 - top) / height * hidden.shape[0]
+  x = (np.arange(x0, x1) + 0.5 - left) / width * hidden.shape[1]
+  inside = ((y >= 0) & (y < hidden.shape[0]))[:, None] & (
+    (x >= 0) & (x < hidden.shape[1])
+  )[None]
+  y = np.floor(y).astype(int).clip(0, hidden.shape[0] - 1)
+  x = np.floor(x).astype(int).clip(0, hidden.shape[1] - 1)
+  cover = (hidden[np.ix_(y, x)] & inside)[..., None]
+  result = photo.whole.copy()
+  part = result[y0:y1, x0:x1]
+  scale = painted.shape[0] / height, painted.shape[1] / width
+  box = (
+    (y0 - top) * scale[0],
+    (x0 - left) * scale[1],
+    size[0] * scale[0],
+    size[1] * scale[1],
+  )
+  part[...] = np.where(cover, resize(painted, size, box), part)
+  return result

@@ -1,0 +1,164 @@
+"""Compiles a planned run, and reads off the program what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from mae_jax.tools.plan import hlo_costs as costs_lib
+from mae_jax.tools.plan import planned_step as plan_program
+from mae_jax.train import step as program_lib
+from mae_jax.utils import console, errors, hardware
+from mae_jax.utils.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes of a chip's main memory.
+
+  Attributes:
+    params: its part of the parameters.
+    opt_state: its part of the optimiser's state.
+    batch: its part of a batch.
+    peak: the most that is in use at any time, the program itself included; of
+      what does not fit, what the compiler says it would need, or 0.
+  """
+
+  params: int
+  opt_state: int
+  batch: int
+  peak: int
+
+  @property
+  def rest(self) -> int:
+    """Activations, gradients and copies at the peak."""
+    return self.peak - self.params - self.opt_state - self.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """A compiled run.
+
+  Attributes:
+    planned: the run.
+    chip: of its devices.
+    num_params: of the whole model.
+    memory: of a chip.
+    fits: whether the compiler found room.
+    costs: of a step on a chip; None if the program's text cannot be had.
+    compile_seconds: on this machine.
+  """
+
+  planned: plan_program.Planned
+  chip: hardware.Chip
+  num_params: int
+  memory: Memory
+  fits: bool
+  costs: costs_lib.Costs | None
+  compile_seconds: float
+
+
+# Without a device Triton's search for tiles fails, and nothing can be tuned.
+_OPTIONS = {
+  "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
+}
+
+
+def lower(planned: plan_program.Planned, state: Any = None) -> Any:
+  """The train step as XLA is given it, a `jax.stages.Lowered`."""
+  state = program_lib.abstract_state(planned) if state is None else state
+  step = program_lib.jit_step(
+    planned.train_step,
+    planned.mesh,
+    state,
+    overlap=planned.config.mesh.overlap,
+  )
+  with jax.set_mesh(planned.mesh):
+    return step.lower(state, planned.batch())
+
+
+def measure(planned: plan_program.Planned, chip: hardware.Chip) -> Measured:
+  """Compiles the train step; too little memory is a result."""
+  state = program_lib.abstract_state(planned)
+  batch = planned.batch()
+  params, opt_state = _share(state.params), _share(state.opt_state)
+  held = params + opt_state + _share(batch)
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  begin = time.monotonic()
+  costs = None
+  try:
+    options = _OPTIONS.get(planned.mesh.devices.flat[0].platform)
+    compiled = lower(planned, state).compile(compiler_options=options)
+    peak, fits = _peak(compiled), True
+    costs = _costs(compiled, planned.mesh.size)
+  except jax.errors.JaxRuntimeError as error:
+    if not errors.is_out_of_memory(error):
+      raise
+    peak, fits = _wanted(str(error), held), False
+  if peak > chip.hbm_bytes:  # the CUDA compiler does not refuse
+    fits = False
+  return Measured(
+    planned,
+    chip,
+    num_params,
+    Memory(params, opt_state, _share(batch), peak),
+    fits,
+    costs,
+    time.monotonic() - begin,
+  )
+
+
+def _share(tree: Any) -> int:
+  """Bytes that one device holds of a tree."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def _peak(compiled: Any) -> int:
+  found = compiled.memory_analysis()
+  return int(found.peak_memory_in_bytes + found.generated_code_size_in_bytes)
+
+
+def _costs(compiled: Any, devices: int) -> costs_lib.Costs | None:
+  try:
+    return costs_lib.of_program(compiled.as_text(), devices)
+  except jax.errors.JaxRuntimeError as error:  # has been seen on v5p
+    console.warn(
+      f"the compiled program cannot be read ({console.first_line(error)}): no "
+      "flops, traffic or collectives"
+    )
+    return None
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+
+
+def _wanted(text: str, held: int) -> int:
+  """What the compiler says it would need; 0 if it does not say.
+
+  Args:
+    text: of its error.
+    held: bytes that a chip holds before the step.
+
+  Raises:
+    ConfigError: if what it lacks is not main memory.
+  """
+  if found := re.search(rf"Used {_SIZE} of {_SIZE} (\w+)", text):
+    if found[5] != "hbm":
+      raise ConfigError(
+        f"the compiler finds no room on the chip ({found[0]}), whatever main "
+        "memory there is: try --config.mesh.overlap=False, another model.remat "
+        "or fewer images a chip"
+      )
+    return int(float(found[1]) * _UNITS[found[2]])
+  if found := re.search(rf"required for HLO temporaries \({_SIZE}\)", text):
+    return held + int(float(found[1]) * _UNITS[found[2]])
+  return 0

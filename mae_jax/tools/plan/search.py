@@ -1,0 +1,108 @@
+"""Finds the settings under which a run is fastest and fits.
+
+Accumulation only ever costs time: it is tried where memory asks for it. What
+the backward pass recomputes costs products and saves memory and its traffic,
+so that every policy is tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from mae_jax.config import Config
+from mae_jax.models import transformer
+from mae_jax.tools.plan import compile_step, roofline
+
+REMAT = tuple(transformer.REMAT_POLICIES)
+
+Measure = Callable[[Config], compile_step.Measured]
+
+
+def candidates(devices: int) -> list[int]:
+  """Sizes of `mesh.fsdp` worth a try: every second power of two, and all."""
+  powers = [4**n for n in range(devices.bit_length()) if devices % 4**n == 0]
+  return sorted({*powers, devices})
+
+
+def search(
+  config: Config,
+  devices: int,
+  measured: Measure,
+  batches: Sequence[int] = (),
+) -> Iterator[compile_step.Measured]:
+  """Compiles one setting after the other, and gives each as it is done.
+
+  Args:
+    config: of the run.
+    devices: of the mesh.
+    measured: compiles.
+    batches: sizes of the global batch to try; the recipe's if there are none.
+  """
+  for batch in batches or (config.data.batch_size,):
+    for fsdp in candidates(devices):
+      yield from _fit(_changed(config, batch, fsdp), devices, measured)
+
+
+def best(
+  found: Sequence[compile_step.Measured],
+) -> compile_step.Measured | None:
+  """The one with most images a second; None if there is none."""
+  rates = [
+    (known.images_per_second, -each.memory.peak, number)
+    for number, each in enumerate(found)
+    if each.fits and (known := roofline.estimate(each))
+  ]
+  return found[max(rates)[-1]] if rates else None
+
+
+def why_none(found: Sequence[compile_step.Measured], slice_: str) -> str:
+  """What there is to say, and to do, when there is no best one."""
+  if any(each.fits for each in found):
+    return (
+      "what fits cannot be compared, as the compiled programs cannot be read: "
+      "take a line above that is not too much"
+    )
+  return (
+    f"nothing of this fits {slice_}: take more chips, chips with more memory, "
+    "or a smaller data.batch_size"
+  )
+
+
+def _fit(
+  config: Config, devices: int, measured: Measure
+) -> Iterator[compile_step.Measured]:
+  """For each policy the least accumulation that fits."""
+  share = config.data.batch_size // devices
+  for remat in REMAT:
+    accum = 1
+    # A batch that is compared with itself has no parts.
+    most = 1 if config.objective.contrast == "batch" else share
+    while accum <= most and share % accum == 0:
+      result = measured(_set(config, remat, accum))
+      yield result
+      if result.fits:
+        break
+      accum *= 2
+
+
+def _changed(config: Config, batch: int, fsdp: int) -> Config:
+  lr = config.optim.lr
+  assert lr is not None  # config_dict has filled it in.
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, batch_size=batch),
+    mesh=dataclasses.replace(config.mesh, fsdp=fsdp),
+    # The rate follows the batch; it has no say in speed.
+    optim=dataclasses.replace(
+      config.optim, lr=lr * batch / config.data.batch_size
+    ),
+  )
+
+
+def _set(config: Config, remat: str, accum: int) -> Config:
+  return dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, remat=remat),
+    optim=dataclasses.replace(config.optim, accum_steps=accum),
+  )

@@ -1,0 +1,202 @@
+"""What a fine-tuned or probed network sees in images.
+
+python -m mae_jax predict --checkpoint=WORKDIR --images=DIR --out=x.csv
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.config import MeshConfig
+from mae_jax.distributed import sharding
+from mae_jax.evals import load_model
+from mae_jax.tools import cli
+from mae_jax.utils import atomic_write, storage
+from mae_jax.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+  from mae_jax.data import sources
+
+COLUMNS = ("file", "rank", "class", "label", "probability")
+_SHOWN = 20  # images that are printed when all are in a file
+
+
+class Prediction(NamedTuple):
+  """The likeliest classes of an image, best first.
+
+  Attributes:
+    file: its path, as `Indexed.name` gives it.
+    labels: int [k].
+    probabilities: float32 [k], of the softmax over all classes.
+  """
+
+  file: str
+  labels: np.ndarray
+  probabilities: np.ndarray
+
+
+def write(
+  checkpoint: str,
+  images: str,
+  out: str | None = None,
+  *,
+  top: int = 5,
+  class_names: str | None = None,
+  batch_size: int = 64,
+  mesh: Mesh | None = None,
+) -> None:
+  """Prints the likeliest classes of images, and writes them to a file.
+
+  Args:
+    checkpoint: see `dialects.load_any`.
+    images: a folder or one file.
+    out: a .csv file of COLUMNS, replaced when all is done; None for none. It
+      has no row for an image that cannot be read.
+    top: how many classes an image, at most; the rank of the first is 1.
+    class_names: a file with a name a line, in the order of labels; None for the
+      names in the checkpoint.
+    batch_size: images at a time.
+    mesh: the devices; None for all.
+
+  Raises:
+    ConfigError: if something cannot work, or no image can be read. `out` is as
+      it was.
+  """
+  began = time.monotonic()
+  cli.at_least("top", top)
+  if out is not None:
+    atomic_write.check_suffix(out, ".csv")
+  given = (
+    None if class_names is None else cli.lines(class_names, "--class_names")
+  )
+  cli.check(checkpoint, images, batch_size)
+  mesh = mesh or sharding.make_mesh(MeshConfig())
+  with contextlib.ExitStack() as stack:
+    file = (
+      None if out is None else stack.enter_context(atomic_write.replacing(out))
+    )
+    with storage.reaching(checkpoint):
+      found = load_model.load_classifier(checkpoint, mesh)
+    names = found.run.class_names
+    if given is not None:
+      names = _checked(given, len(names), f"--class_names={class_names}")
+    source = cli.open_images(images, found.run.config.data)
+    results = predictions(
+      found, source, top=top, mesh=mesh, batch_size=batch_size
+    )
+    done = _tell(results, names, file)
+  total = source.num_examples
+  if out is not None and done > _SHOWN:
+    cli.say(f"and {done - _SHOWN} more, which are in {out}")
+  text = f"{cli.count(total, total - done)} in {time.monotonic() - began:.1f} s"
+  cli.say(text if out is None else f"{text}; all predictions are in {out}")
+
+
+def predictions(
+  found: load_model.Restored,
+  source: sources.Indexed,
+  *,
+  top: int,
+  mesh: Mesh,
+  batch_size: int,
+) -> Iterator[Prediction]:
+  """Those of all images that can be read, in their order.
+
+  Args:
+    found: of `restored.load_classifier`.
+    source: the images.
+    top: k, or more than there are classes.
+    mesh: the devices.
+    batch_size: see `tools.stream`.
+  """
+  classifier = found.classifier
+  assert classifier is not None
+  k = min(top, len(found.run.class_names))
+
+  @jax.jit
+  def best(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    scores = jax.nn.softmax(classifier.logits(params, pixels))
+    values, labels = jax.lax.top_k(scores, k)
+    return labels, values
+
+  start = 0
+  for (labels, values), readable in cli.stream(
+    best,
+    found.params,
+    source,
+    found.run.config.data,
+    mesh=mesh,
+    batch_size=batch_size,
+  ):
+    for row in np.flatnonzero(readable):
+      name = source.name(start + int(row))
+      yield Prediction(name, labels[row], values[row])
+    start += len(readable)
+
+
+def _tell(
+  results: Iterable[Prediction], names: Sequence[str], file: IO[bytes] | None
+) -> int:
+  """Prints and writes; returns how many."""
+  if file is not None:
+    atomic_write.write_rows(file, [COLUMNS])
+  done = 0
+  for each in results:
+    pairs = list(zip(each.labels, each.probabilities, strict=True))
+    if file is None or done < _SHOWN:
+      found = ", ".join(f"{names[x]} {100 * p:.1f} %" for x, p in pairs)
+      cli.say(f"{each.file}: {found}")
+    if file is not None:
+      rows = [
+        (each.file, rank, names[label], label, probability)
+        for rank, (label, probability) in enumerate(pairs, 1)
+      ]
+      atomic_write.write_rows(file, rows)
+    done += 1
+  return done
+
+
+def _checked(names: list[str], wanted: int, flag: str) -> list[str]:
+  if len(names) != wanted:
+    raise ConfigError(
+      f"{flag} has {len(names)} lines, but the head has {wanted} classes: "
+      "write the name of each on a line, in the order of labels"
+    )
+  return names
+
+
+def parser() -> cli.Parser:
+  """The flags."""
+  flags = cli.Parser(
+    "predict",
+    "Prints the likeliest classes of images, by a fine-tuned network or a "
+    "linear probe.",
+  )
+  flags.add_images()
+  flags.add_argument(
+    "--out",
+    help="a .csv file, on a disk or in a bucket (gs://...), with the columns "
+    f"{', '.join(COLUMNS)}; it appears when all is done. Then only the first "
+    f"{_SHOWN} images are printed",
+  )
+  flags.add_argument(
+    "--top", type=int, default=5, help="classes an image (default: 5)"
+  )
+  flags.add_argument(
+    "--class_names",
+    help="a text file with the name of a class a line, in the order of labels "
+    "(default: the names in the checkpoint, those of the training data)",
+  )
+  return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command."""
+  cli.main(parser(), write, argv)

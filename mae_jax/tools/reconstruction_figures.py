@@ -1,0 +1,412 @@
+"""What `reconstruct` shows of an image: pictures, scores and sheets of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from etils import epath
+
+from mae_jax.config import lookup
+from mae_jax.evals import image_metrics, reconstruction
+from mae_jax.tools import cli, reconstructor
+from mae_jax.tools import photo as photos
+from mae_jax.utils import console, image_grid
+from mae_jax.utils.errors import ConfigError
+
+FILLS = ("once", "multipass")
+_ERROR = 128  # of 255: what the brightest colour of an error map stands for
+_TITLES = {
+  "original": "original",
+  "truth": "truth",
+  "masked": "masked",
+  "reconstruction": "reconstruction",
+  "pasted": "visible pasted in",
+  "error": f"error, 0 to {_ERROR} of 255",
+} | {name: name for name in image_metrics.BASELINES}
+_PAINTED = ("reconstruction", "pasted", "error")
+_WARNINGS = {
+  "true": "uses ground truth",
+  "raw": "normalised, as predicted",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The flags of the same names, see `reconstruct.write`."""
+
+  mask_ratio: tuple[float, ...] = ()
+  strategy: str = "random"
+  masks: int = 1
+  seed: int = 0
+  mask: str | None = None
+  truth: str | None = None
+  fill: str = "once"
+  fit: str = "crop"
+  statistics: str = "visible"
+  baselines: bool = False
+
+  def check(self) -> None:
+    """What can be said at once.
+
+    Raises:
+      ConfigError: if something cannot work.
+    """
+    cli.at_least("masks", self.masks)
+    if self.strategy == "grid" and self.masks > 1:
+      raise ConfigError(
+        f"--masks={self.masks}: all masks of --strategy=grid are the same: "
+        "leave --masks out"
+      )
+    for name, known in (
+      ("fill", FILLS),
+      ("fit", photos.FITS),
+      ("statistics", reconstruction.STATISTICS),
+    ):
+      value = getattr(self, name)
+      lookup(dict.fromkeys(known), value, f"--{name}")
+    for name in ("mask", "truth"):
+      path = getattr(self, name)
+      if path is not None and not (path and epath.Path(path).exists()):
+        raise ConfigError(f"--{name}={path}: there is no such file or folder")
+    if self.truth is not None and self.mask is None:
+      raise ConfigError(
+        "--truth is for --mask: without it the images themselves are the truth"
+      )
+    given = (self.mask_ratio, self.strategy, self.masks, self.seed)
+    if self.mask is not None and given != ((), "random", 1, 0):
+      raise ConfigError(
+        "--mask says what is hidden: leave --mask_ratio, --strategy, --masks "
+        "and --seed out"
+      )
+    if self.mask is not None and self.statistics == "true" and not self.truth:
+      raise ConfigError(
+        "--statistics=true takes statistics of what is hidden, and with --mask "
+        "that is damaged: add --truth, the image without damage"
+      )
+    if not 0 <= self.seed < 2**31:
+      raise ConfigError(f"--seed={self.seed} is not in 0 to {2**31 - 1}")
+    for number, ratio in enumerate(self.mask_ratio):
+      if not 0 < ratio < 1 or ratio in self.mask_ratio[:number]:
+        raise ConfigError(
+          f"--mask_ratio={','.join(map(str, self.mask_ratio))}: write shares "
+          "between 0 and 1, each once"
+        )
+
+  def to_dict(self) -> dict[str, Any]:
+    """As JSON content."""
+    return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """What came of one image and one mask.
+
+  Attributes:
+    file: the image, as its source names it.
+    name: of the mask, for people.
+    hidden: bool [L], the patches.
+    cells: pictures uint8 [h, w, C] by the names of `_TITLES`.
+    scores: of some of them, where the truth is known.
+    restored: uint8 [H, W, C] the whole photograph, painted; None without a
+      mask of the user's.
+  """
+
+  file: str
+  name: str
+  hidden: np.ndarray
+  cells: dict[str, np.ndarray]
+  scores: dict[str, image_metrics.Score]
+  restored: np.ndarray | None = None
+
+  def __str__(self) -> str:
+    text = f"{self.name}: {self.hidden.sum()} of {self.hidden.size} patches"
+    found = [f"{name} {_words(score)}" for name, score in self.scores.items()]
+    return "; ".join([f"{text} hidden", *found])
+
+  def below(self, name: str) -> str:
+    """What stands below a cell."""
+    if name in ("original", "masked"):
+      return self.name if name == "masked" else self.file
+    return _words(self.scores[name], "\n") if name in self.scores else ""
+
+
+class Studio:
+  """Makes pictures with one network and one choice of settings."""
+
+  def __init__(self, network: reconstructor.Painter, settings: Settings):
+    """Draws a mask of each kind, so that a wrong one is told at once."""
+    self._network, self._settings = network, settings
+    self._ratios = settings.mask_ratio or (network.mask_ratio,)
+    if settings.mask is None:
+      for ratio in self._ratios:
+        network.masks(settings.strategy, ratio, 1, settings.seed)
+    if settings.statistics != "visible" and not network.normalized:
+      raise ConfigError(
+        f"--statistics={settings.statistics} is for networks that predict "
+        "normalised patches, and this one predicts pixels: leave it out"
+      )
+
+  def pictures(
+    self, path: epath.PathLike, name: str, index: int
+  ) -> list[Picture]:
+    """Of one image, with each mask.
+
+    Args:
+      path: of the image.
+      name: by which masks and truths are found.
+      index: which masks are drawn.
+
+    Raises:
+      UnreadableError: if it, its mask or its truth cannot be read.
+      ConfigError: if they do not fit together.
+    """
+    photo = self._photo(path)
+    truth: np.ndarray | None = photo.shown
+    if self._settings.mask is None:
+      masks = list(self._drawn(index))
+    else:
+      if lost := photos.lost(path, self._network.data.channels):
+        console.warn(f"{path}: restored.png is without {lost}")
+      masks = [("mask", self._given(photo, name))]
+      truth = self._truth(photo, name)
+    return [
+      self._picture(name, photo, truth, word, hidden) for word, hidden in masks
+    ]
+
+  def check_given(self, named: Iterable[tuple[epath.PathLike, str]]) -> None:
+    """Looks whether masks and truths of the user's fit their images.
+
+    Before any is painted, which takes far longer.
+
+    Args:
+      named: the path of each image, and its name; see `pictures`.
+
+    Raises:
+      ConfigError: if there is none for an image, or it does not fit.
+    """
+    if self._settings.mask is None:
+      return
+    for path, name in named:
+      with contextlib.suppress(photos.UnreadableError):  # told when it is due
+        photo = self._photo(path)
+        self._given(photo, name)
+        self._truth(photo, name)
+
+  def sheet(self, groups: Sequence[Sequence[Picture]]) -> np.ndarray:
+    """Pictures of images side by side.
+
+    Args:
+      groups: of each image those with each mask. Of one image, or with one
+        mask, all their cells are shown; else what was shown and what was
+        painted.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    if len(groups) == 1 or len(groups[0]) == 1:
+      pictures = [picture for group in groups for picture in group]
+      names = [name for name in _TITLES if name in pictures[0].cells]
+      return image_grid.sheet(
+        [[each.cells[name] for name in names] for each in pictures],
+        [self._title(name) for name in names],
+        [[each.below(name) for name in names] for each in pictures],
+        [self._title(name) for name in _PAINTED] if self._warning else (),
+      )
+    rows, words = [], []
+    for group in groups:
+      pairs = [(each, name) for each in group for name in ("masked", "pasted")]
+      rows.append(
+        [
+          group[0].cells["original"],
+          *(each.cells[name] for each, name in pairs),
+        ]
+      )
+      words.append([group[0].file, *(each.below(name) for each, name in pairs)])
+    titles = [self._title(name) for name in ("masked", "pasted")]
+    return image_grid.sheet(
+      rows,
+      ["original", *titles * len(groups[0])],
+      words,
+      titles[1:] if self._warning else (),
+    )
+
+  @functools.cached_property
+  def _warning(self) -> str:
+    if not self._network.normalized:
+      return ""
+    return _WARNINGS.get(self._settings.statistics, "")
+
+  def _title(self, name: str) -> str:
+    warning = self._warning if name in _PAINTED else ""
+    return f"{_TITLES[name]}\n{warning}" if warning else _TITLES[name]
+
+  def _photo(self, path: epath.PathLike) -> photos.Photo:
+    data = self._network.data
+    whole = photos.read(path, data.channels, data.upright)
+    return photos.fit(whole, data, self._settings.fit)
+
+  def _drawn(self, index: int) -> Iterator[tuple[str, np.ndarray]]:
+    settings = self._settings
+    for ratio in self._ratios:
+      drawn = self._network.masks(
+        settings.strategy, ratio, settings.masks, settings.seed, index
+      )
+      for number, hidden in enumerate(drawn, 1):
+        after = f", mask {number}" if len(drawn) > 1 else ""
+        yield f"{100 * ratio:.4g} % {settings.strategy}{after}", hidden
+
+  def _given(self, photo: photos.Photo, name: str) -> np.ndarray:
+    path = _beside(self._settings.mask, name, "mask")
+    with _readable(path, "--mask"):
+      missing = photos.read_mask(path)
+    _check_size(path, missing, photo, "--mask")
+    if photos.outside(missing, photo):
+      raise ConfigError(
+        f"--mask: {path} has white where --fit={self._settings.fit} shows the "
+        f"network nothing of {name}: --fit=squash shows it all"
+      )
+    hidden = photos.snap(missing, photo, self._network.grid).reshape(-1)
+    if hidden.all() or not hidden.any():
+      remedy = "leave some black" if hidden.all() else "paint it white"
+      raise ConfigError(
+        f"--mask: {path} has white in {hidden.sum()} of the {hidden.size} "
+        f"patches of {name}: what is missing is white, and {remedy}"
+      )
+    return hidden
+
+  def _truth(self, photo: photos.Photo, name: str) -> np.ndarray | None:
+    if self._settings.truth is None:
+      return None
+    path = _beside(self._settings.truth, name, "truth")
+    with _readable(path, "--truth"):
+      truth = self._photo(path)
+    _check_size(path, truth.whole, photo, "--truth")
+    return truth.shown
+
+  def _picture(
+    self,
+    file: str,
+    photo: photos.Photo,
+    truth: np.ndarray | None,
+    word: str,
+    hidden: np.ndarray,
+  ) -> Picture:
+    settings, shown = self._settings, photo.shown
+    multipass = settings.fill == "multipass"
+    painted = self._network.paint(
+      shown[None],
+      hidden[None],
+      truth=None if truth is None else truth[None],
+      statistics=settings.statistics,
+      passes=self._passes(hidden) if multipass else 1,
+    )
+    pasted = painted.pasted(shown[None])[0]
+    cells = {
+      "original": shown,
+      "masked": painted.masked(shown[None])[0],
+      "reconstruction": painted.reconstruction[0],
+      "pasted": pasted,
+    }
+    # By several passes all was painted, and nothing from itself.
+    best = "reconstruction" if multipass else "pasted"
+    measured = [best]
+    if settings.truth is not None and truth is not None:
+      cells["truth"] = truth
+    if settings.baselines:
+      for name, paint in image_metrics.BASELINES.items():
+        cells[name] = paint(shown, painted.hidden[0])
+        measured.append(name)
+    found = {}
+    if truth is not None:
+      cells["error"] = error_map(cells[best], truth)
+      found = {
+        name: image_metrics.score(cells[name], truth, painted.hidden[0])
+        for name in measured
+      }
+    restored = None
+    if settings.mask is not None:
+      grid = hidden.reshape(self._network.grid)
+      restored = photos.paste(photo, pasted, grid)
+    return Picture(file, word, hidden, cells, found, restored)
+
+  def _passes(self, hidden: np.ndarray) -> int:
+    """As many as show the share of patches that it was trained with."""
+    shown = 1 - self._network.mask_ratio
+    return max(2, round((~hidden).mean() / shown))
+
+
+@contextlib.contextmanager
+def _readable(path: str, flag: str) -> Iterator[None]:
+  """An image without its mask or truth is a mistake, and no bad image."""
+  try:
+    yield
+  except photos.UnreadableError as error:
+    raise ConfigError(
+      f"{flag}: {path} cannot be read ({error}): mend or replace it"
+    ) from None
+
+
+def error_map(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
+  """How far uint8 [H, W, C] are apart, as colours uint8 [H, W, 3]."""
+  error = np.abs(picture.astype(np.float64) - truth).mean(axis=-1) / _ERROR
+  colours = mpl.colormaps["magma"](np.clip(error, 0, 1))[..., :3]
+  return np.round(255 * colours).astype(np.uint8)
+
+
+def _words(score: image_metrics.Score, between: str = ", ") -> str:
+  return (
+    f"PSNR {score.psnr:.1f} dB, hidden {score.psnr_hidden:.1f}{between}"
+    f"SSIM {score.ssim:.2f}"
+  )
+
+
+def _check_size(
+  path: str, array: np.ndarray, photo: photos.Photo, flag: str
+) -> None:
+  found, wanted = array.shape[:2], photo.whole.shape[:2]
+  if found != wanted:
+    raise ConfigError(
+      f"{flag}: {path} is of {found[1]} x {found[0]} pixels, but the image of "
+      f"{wanted[1]} x {wanted[0]}: make them equal"
+    )
+
+
+def _beside(given: str | None, name: str, flag: str) -> str:
+  """The file that belongs to an image: the one given, or one of its folder."""
+  assert given is not None
+  folder = epath.Path(given)
+  if not folder.is_dir():
+    return given
+  place = folder / name
+  if place.exists():
+    return os.fspath(place)
+  # Where TensorFlow is imported, which nothing else here needs.
+  from mae_jax.data.sources import listing
+
+  stem = os.path.splitext(place.name)[0]
+  found = []
+  if place.parent.is_dir():
+    found = [
+      each
+      for each in sorted(place.parent.iterdir())
+      if os.path.splitext(each.name)[0] == stem
+      and each.name.lower().endswith(listing.SUFFIXES)
+    ]
+  if len(found) == 1:
+    return os.fspath(found[0])
+  if found:
+    raise ConfigError(
+      f"--{flag}={given} has more than one file for {name}: "
+      f"{', '.join(each.name for each in found)}; leave one"
+    )
+  raise ConfigError(
+    f"--{flag}={given} has no file for {name}: add one by that name, of any "
+    "suffix"
+  )

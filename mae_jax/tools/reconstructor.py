@@ -1,0 +1,185 @@
+"""A pre-trained network that paints what is hidden of images."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from mae_jax import conversion
+from mae_jax.config import lookup
+from mae_jax.evals import load_model, reconstruction
+from mae_jax.models import masking, patchify
+from mae_jax.utils import rng
+from mae_jax.utils.errors import ConfigError
+
+
+class Painter:
+  """Shows a network parts of images, and makes pictures of what it predicts.
+
+  Attributes:
+    data: how images are prepared.
+    patch_size: height and width of a patch.
+    grid: rows and columns of patches, L in all.
+    mask_ratio: that it was trained with.
+    normalized: whether it predicts normalised patches.
+  """
+
+  def __init__(
+    self,
+    checkpoint: epath.PathLike,
+    mesh: Mesh,
+    hints: conversion.Hints = conversion.NO_HINTS,
+  ):
+    """Reads a checkpoint; see `restored.load_autoencoder`."""
+    self._model, self._variables, run = load_model.load_autoencoder(
+      checkpoint, mesh, hints
+    )
+    # It paints little, and a program for each number of patches is compiled.
+    self._model = self._model.clone(
+      encoder=self._model.encoder.clone(unroll=1),
+      decoder=self._model.decoder.clone(unroll=1),
+    )
+    self._mesh = mesh
+    self.data = run.config.data
+    self.patch_size = self._model.encoder.patch_size
+    self.grid = patchify.grid_size(self.data.image_size, self.patch_size)
+    self.mask_ratio = run.config.objective.mask_ratio
+    self.normalized = self._model.target.normalized
+
+  def masks(
+    self,
+    strategy: str,
+    mask_ratio: float,
+    count: int,
+    seed: int,
+    index: int = 0,
+  ) -> np.ndarray:
+    """Draws what to hide.
+
+    Args:
+      strategy: a name in `masking.STRATEGIES`.
+      mask_ratio: share of patches hidden.
+      count: of masks, all different but for "grid".
+      seed: of all.
+      index: of the image among others.
+
+    Returns:
+      bool [count, L], as many in each.
+
+    Raises:
+      ConfigError: if there is no such strategy, or no such mask.
+    """
+    draw = lookup(masking.STRATEGIES, strategy, "--strategy")
+    try:
+      keep = masking.num_kept(self.grid[0] * self.grid[1], mask_ratio)
+      noise = draw(rng.key(seed, "reconstruct", index), count, self.grid, keep)
+    except ValueError as error:
+      text = str(error).replace("mask_ratio", "--mask_ratio")
+      raise ConfigError(text) from None
+    return np.asarray(masking.random_masking(noise, keep).mask) > 0
+
+  def predict(self, pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """What the network makes of images.
+
+    Args:
+      pixels: uint8 [B, H, W, C] of the size it was trained with.
+      hidden: bool [B, L], the patches it is not shown, as many of each.
+
+    Returns:
+      [B, L, P] predicted patches, in the scale of its target.
+
+    Raises:
+      ValueError: if not as many are hidden of each, or all are.
+    """
+    counts = set((~hidden).sum(axis=1).tolist())
+    if len(counts) != 1 or 0 in counts:
+      raise ValueError(f"of the images {sorted(counts)} patches are shown")
+    with jax.set_mesh(self._mesh):
+      return np.asarray(
+        self._apply(self._variables, pixels, hidden, num_keep=counts.pop())
+      )
+
+  def paint(
+    self,
+    pixels: np.ndarray,
+    hidden: np.ndarray,
+    *,
+    truth: np.ndarray | None = None,
+    statistics: str = "visible",
+    passes: int = 1,
+  ) -> reconstruction.Painted:
+    """Predictions as pictures.
+
+    Args:
+      pixels: see `predict`.
+      hidden: see `predict`.
+      truth: images of the same shape, for "true" statistics; None for `pixels`
+        themselves.
+      statistics: see `reconstruction.to_pixels`.
+      passes: if more than one, what is visible is parted in so many, of which
+        the network is shown one at a time; a patch is the mean of what it was
+        painted as when it was hidden. The result says of `hidden` what was
+        hidden in all passes.
+
+    Raises:
+      ConfigError: if there are fewer visible patches than passes.
+    """
+    if statistics != "true" or truth is None:
+      truth = pixels
+    painted = [
+      reconstruction.paint(
+        truth,
+        self.predict(pixels, mask),
+        mask.astype(np.float32),
+        patch_size=self.patch_size,
+        mean=self.data.mean,
+        std=self.data.std,
+        normalized=self.normalized,
+        statistics=statistics,
+      )
+      for mask in (_parted(hidden, passes) if passes > 1 else [hidden])
+    ]
+    if passes == 1:
+      return painted[0]
+    weights = np.stack([each.hidden for each in painted])[..., None]
+    total = np.stack([each.reconstruction for each in painted]) * weights
+    mean = total.sum(axis=0, dtype=np.float64) / weights.sum(axis=0)
+    cover = hidden.reshape(-1, *self.grid).repeat(self.patch_size[0], axis=1)
+    return reconstruction.Painted(
+      np.round(mean).astype(np.uint8), cover.repeat(self.patch_size[1], axis=2)
+    )
+
+  @functools.cached_property
+  def _apply(self) -> Any:
+    def apply(
+      variables: Any, pixels: jax.Array, hidden: jax.Array, *, num_keep: int
+    ) -> jax.Array:
+      x = patchify.normalize(pixels, self.data.mean, self.data.std)
+      masked = masking.random_masking(hidden.astype(jnp.float32), num_keep)
+      out: Any = self._model.apply(variables, x, masked, method="reconstruct")
+      return out
+
+    return jax.jit(apply, static_argnames="num_keep")
+
+
+def _parted(hidden: np.ndarray, passes: int) -> list[np.ndarray]:
+  """Masks that show each visible patch once, but for what is left over."""
+  shown = int((~hidden[0]).sum()) // passes
+  if not shown:
+    raise ConfigError(
+      f"--fill=multipass: {int((~hidden[0]).sum())} visible patches cannot be "
+      f"parted in {passes}: hide less"
+    )
+  random = np.random.default_rng(0)
+  masks = [np.ones_like(hidden) for _ in range(passes)]
+  for row, covered in enumerate(hidden):
+    order = random.permutation(np.flatnonzero(~covered))
+    for number, mask in enumerate(masks):
+      mask[row, order[number * shown : (number + 1) * shown]] = False
+  return masks

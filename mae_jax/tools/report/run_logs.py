@@ -1,0 +1,236 @@
+"""What a workdir tells of its run: logs, pictures, settings, environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import reprlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from mae_jax import checkpoints
+from mae_jax.config import Config, from_config_dict, overrides
+from mae_jax.train import metrics, run_info
+from mae_jax.utils import storage
+from mae_jax.utils.errors import ConfigError
+
+# Settings that name a file or directory, of a recipe with its arguments.
+_PATHS = (
+  "compare.pretrain",
+  "data.data_dir",
+  "data.path",
+  "init_from",
+  "train.compile_cache",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run, as far as it has come.
+
+  Attributes:
+    name: of the workdir, for people.
+    records: of metrics.jsonl, in the order of steps.
+    pictures: PNG files by tag and step.
+    config: its settings; None if nothing says them.
+    recipe: the file they are compared with, as it was named; None for none.
+    started: what `about` says of the last start.
+  """
+
+  name: str
+  records: list[dict[str, Any]]
+  pictures: dict[str, dict[int, bytes]]
+  config: Config | None
+  recipe: str | None
+  started: Mapping[str, Any]
+
+  def series(self, key: str) -> tuple[list[int], list[float | None]]:
+    """Steps and values of a scalar, where it was logged."""
+    pairs = [(x["step"], x[key]) for x in self.records if key in x]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+  def last(self, key: str) -> float | None:
+    """The last value of a scalar."""
+    _, values = self.series(key)
+    return values[-1] if values else None
+
+  def directory(self) -> str:
+    """Where it was started; if nothing says it, where this program was."""
+    command, recipe = self.started.get("command"), self.started.get("recipe")
+    if isinstance(command, list) and isinstance(recipe, str):
+      named = overrides.recipe_of([str(word) for word in command]) or ""
+      tail = os.path.join("", os.path.normpath(named))
+      if not os.path.isabs(named) and recipe.endswith(f"/{tail}"):
+        return recipe.removesuffix(tail)
+    return os.getcwd()
+
+
+def read(workdir: str, recipe: str | None = None) -> Run:
+  """Reads a workdir, of a run that has ended or not.
+
+  Args:
+    workdir: the directory, on a disk or in a bucket.
+    recipe: as --config names it; None for what the run was started with.
+
+  Raises:
+    ConfigError: if there is no run, or a line of its log is none.
+  """
+  path = storage.absolute(workdir)
+  log = path / "metrics.jsonl"
+  with storage.reaching(path):
+    _check(workdir, path)
+    records = _records(log)
+    if not records:
+      raise ConfigError(
+        f"--workdir={workdir} has logged nothing yet: wait until it has"
+      )
+    pictures = _pictures(path / "tensorboard")
+  started = run_info.read(path)
+  return Run(
+    os.fspath(workdir).rstrip("/"),
+    records,
+    pictures,
+    _config(path, started),
+    recipe or started.get("recipe"),
+    started,
+  )
+
+
+def recipe_config(run: Run) -> Config | None:
+  """What the recipe of a run says; None if it is not here any more."""
+  if run.recipe is None:
+    return None
+  try:
+    return overrides.recipe(run.recipe)
+  except ConfigError:
+    return None
+
+
+def same(key: str, values: Sequence[tuple[Any, str]]) -> bool:
+  """Whether a setting is the same everywhere.
+
+  Args:
+    key: of the setting.
+    values: each with the directory that paths in it start from.
+
+  Returns:
+    Whether values are equal, or name the same file, one of them absolutely and
+    the other not.
+  """
+  first, _ = values[0]
+  if all(value == first for value, _ in values):
+    return True
+  if key not in _PATHS or not all(value for value, _ in values):
+    return False
+  return len({_absolute(*each) for each in values}) == 1
+
+
+def _absolute(text: str, directory: str) -> str:
+  if storage.is_remote(text):
+    return text
+  path, colon, arguments = text.partition(":")
+  path = os.path.join(directory, os.path.expanduser(path))
+  return f"{os.path.realpath(path)}{colon}{arguments}"
+
+
+def _check(workdir: str, path: epath.Path) -> None:
+  """Refuses what is no directory of a run, and says what it is instead."""
+  if not path.exists():
+    raise ConfigError(f"--workdir={workdir}: there is no such directory")
+  if not path.is_dir():
+    raise ConfigError(
+      f"--workdir={workdir} is a file: name the directory of a run"
+    )
+  if (path / "metrics.jsonl").exists():
+    return
+  if (path / "evaluation.json").exists():
+    tables = sorted(each.name for each in path.glob("*.csv"))
+    raise ConfigError(
+      f"--workdir={workdir} is of an evaluation, which has no curves to "
+      f"report: its figures are in {' and '.join(['evaluation.json', *tables])}"
+    )
+  raise ConfigError(
+    f"--workdir={workdir} has no metrics.jsonl: name the directory of a "
+    "run, or wait until it has logged a line"
+  )
+
+
+def _records(log: epath.Path) -> list[dict[str, Any]]:
+  found = []
+  *lines, rest = log.read_bytes().split(b"\n")
+  for number, line in enumerate([*lines, rest], 1):
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+      # The last line of a run that goes on, or was cut, may be half a line.
+      if number > len(lines):
+        break
+      problem: str | None = str(error)
+    else:
+      problem = _problem(record)
+    if problem:
+      raise ConfigError(
+        f"{log} line {number} is not a record of this project ({problem}): "
+        "remove that line, not the file"
+      )
+    found.append(
+      {
+        key: value if key == "step" else _finite(value)
+        for key, value in record.items()
+      }
+    )
+  return found
+
+
+def _problem(record: Any) -> str | None:
+  """What is wrong with a line of the log; None for nothing."""
+  if not isinstance(record, dict):
+    return f"it is {reprlib.repr(record)}, not a step with its values"
+  if "step" not in record:
+    return "it has no step"
+  step = record["step"]
+  if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+    return f"its step is {reprlib.repr(step)}, not a whole number"
+  for key, value in record.items():
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not number:
+      return f"{key} is {reprlib.repr(value)}, not a number"
+  return None
+
+
+def _finite(value: float | None) -> float | None:
+  """A number as the log has it; None for NaN, as there."""
+  if value is None or abs(value) > sys.float_info.max or math.isnan(value):
+    return None
+  return float(value)
+
+
+def _pictures(board: epath.Path) -> dict[str, dict[int, bytes]]:
+  found: dict[str, dict[int, bytes]] = {}
+  if not board.is_dir():
+    return found
+  for path in sorted(board.iterdir()):
+    if ".tfevents." not in path.name:
+      continue
+    for _, event in metrics.events(path.read_bytes()):
+      for value in event.summary.value:
+        if value.HasField("image"):
+          steps = found.setdefault(value.tag, {})
+          steps[event.step] = value.image.encoded_image_string
+  return found
+
+
+def _config(workdir: epath.Path, started: Mapping[str, Any]) -> Config | None:
+  try:
+    if "config" in started:
+      return from_config_dict(started["config"])
+    return checkpoints.read_run(workdir).config
+  except ConfigError:  # of another version, or nothing was saved
+    return None

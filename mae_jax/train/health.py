@@ -1,0 +1,187 @@
+"""Looks at each step's counters, and tells and stops what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import einops
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from mae_jax.config import Config
+from mae_jax.utils import console, storage
+
+
+class Unreadable(Protocol):
+  """What the data knows of the images that it could not read."""
+
+  def listing(self, limit: int) -> str:
+    """Some of their names, with reasons."""
+
+
+COUNTS = ("skipped", "skipped_in_a_row", "loss_spikes", "unreadable")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """Why a run cannot go on.
+
+  Attributes:
+    step: after which it was seen.
+    text: for the user, with the way out.
+    keep_inputs: whether what that step was given may be to blame.
+    keep_state: whether what was learned is worth a checkpoint.
+  """
+
+  step: int
+  text: str
+  keep_inputs: bool = False
+  keep_state: bool = True
+
+
+class Watch:
+  """Follows the counters of a run from step to step."""
+
+  def __init__(
+    self,
+    config: Config,
+    num_examples: int,
+    unreadable: Unreadable,
+    health: Any,
+    workdir: epath.Path,
+  ):
+    """Starts from what was counted before.
+
+    Args:
+      config: of the run.
+      num_examples: size of the training set.
+      unreadable: names what was counted.
+      health: of the state the run starts with.
+      workdir: where checkpoints are.
+    """
+    self._config, self._workdir = config, workdir
+    self._num_examples = num_examples
+    self._unreadable = unreadable
+    self._skipped, self._spikes = int(health.skipped), int(health.spikes)
+    # Of the epoch under way; a run that goes on counts from where it does, as
+    # files may have been mended.
+    self._epoch: int | None = None
+    self._before = int(health.unreadable)
+
+  def look(self, step: int, values: Mapping[str, jax.Array]) -> Problem | None:
+    """Tells what is new after a step; waits for it."""
+    if not values:  # before the first step
+      return None
+    counts = {name: values[name] for name in COUNTS}
+    now = {k: int(v) for k, v in jax.device_get(counts).items()}
+    if now["skipped"] > self._skipped and _worth_a_line(now["skipped"]):
+      console.warn(
+        f"step {step} is left out, as it is not finite: loss "
+        f"{float(values['loss']):g}, gradient norm "
+        f"{float(values['grad_norm']):g} ({now['skipped']} such so far)",
+        shared=True,
+      )
+    if now["loss_spikes"] > self._spikes and _worth_a_line(now["loss_spikes"]):
+      console.warn(
+        f"loss spike at step {step}: {float(values['loss']):.4g} is more than "
+        f"train.spike_factor={self._config.train.spike_factor:g} times the "
+        f"running mean ({now['loss_spikes']} such so far)",
+        shared=True,
+      )
+    self._skipped, self._spikes = now["skipped"], now["loss_spikes"]
+    return self.lost(
+      step, now["skipped_in_a_row"]
+    ) or self._too_many_unreadable(step, now)
+
+  def lost(self, step: int, skipped_in_a_row: int) -> Problem | None:
+    """Whether too many steps in a row were not finite."""
+    limit = self._config.train.max_bad_steps
+    if skipped_in_a_row < limit:
+      return None
+    return Problem(
+      step,
+      f"loss or gradient was not finite for train.max_bad_steps={limit} steps "
+      "in a row. They changed nothing, and what was learned before is saved: "
+      "lower optim.blr, set optim.grad_clip or use model.dtype=float32, and "
+      "start another --workdir from it with "
+      f"--config.init_from={self._workdir}",
+      keep_inputs=True,
+    )
+
+  def _too_many_unreadable(
+    self, step: int, now: Mapping[str, int]
+  ) -> Problem | None:
+    batch, total = self._config.data.batch_size, self._num_examples
+    if self._epoch is None:
+      self._epoch = (step - 1) * batch // total
+    last = (step * batch - 1) // total
+    epochs, share = last - self._epoch + 1, self._config.data.max_unreadable
+    count = now["unreadable"] - self._before
+    if last > self._epoch:  # by epochs: the same files come again in each
+      self._epoch, self._before = last, now["unreadable"]
+    if not count or count <= share * total * epochs:
+      return None
+    return Problem(
+      step,
+      f"images could not be read {count} times in one epoch, which is more "
+      f"than data.max_unreadable={share:g} of {total}. Put whole files in "
+      "their places, or raise data.max_unreadable, and run the same command "
+      "again: it goes on from the last checkpoint, before most of them\n"
+      f"{self._unreadable.listing(50)}",
+      keep_state=False,
+    )
+
+
+def _worth_a_line(count: int) -> bool:
+  """Ten times, then ever more seldom."""
+  return count <= 10 or count & (count - 1) == 0
+
+
+def save_inputs(
+  workdir: epath.Path, step: int, batch: Mapping[str, jax.Array]
+) -> epath.Path:
+  """Writes what a step was given, as arrays and as a picture.
+
+  Args:
+    workdir: where to.
+    step: its number.
+    batch: global arrays [B, ...]; this process writes the rows it holds.
+
+  Returns:
+    The path of the `.npz` file.
+  """
+  local = {name: _local_rows(array) for name, array in batch.items()}
+  part = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
+  path = workdir / f"bad_step_{step}{part}.npz"
+  buffer = io.BytesIO()
+  arrays: dict[str, Any] = {"step": np.asarray(step), **local}
+  np.savez_compressed(buffer, **arrays)
+  storage.replace(path, buffer.getvalue())
+  picture = io.BytesIO()
+  _contact_sheet(local["image"]).save(picture, format="png")
+  storage.replace(path.with_suffix(".png"), picture.getvalue())
+  return path
+
+
+def _local_rows(array: jax.Array) -> np.ndarray:
+  parts = {
+    shard.index[0].start or 0: shard.data for shard in array.addressable_shards
+  }
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def _contact_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
+  """Up to eight rows of [n, H, W, C] uint8; of other than 3 channels, one."""
+  images = images[: columns * columns]
+  if images.shape[-1] != 3:
+    images = np.repeat(images[..., :1], 3, axis=-1)
+  blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
+  grid = np.concatenate([images, blank])
+  return Image.fromarray(
+    einops.rearrange(grid, "(r c) h w d -> (r h) (c w) d", c=columns)
+  )

@@ -1,0 +1,453 @@
+"""An encoder out of any checkpoint, made to fit the network that trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from mae_jax import checkpoints, conversion
+from mae_jax.config import Config, ModelConfig, ObjectiveConfig
+from mae_jax.models import (
+  classifiers,
+  factory,
+  mae,
+  patchify,
+  pos_embed,
+  resize_patches,
+  targets,
+)
+from mae_jax.utils import console
+from mae_jax.utils.errors import ConfigError
+
+_ROUNDING = 1e-6  # of tables of positions
+_ARCHITECTURE = (
+  "width",
+  "depth",
+  "heads",
+  "mlp_dim",
+  "patch_size",
+  "norm_eps",
+  "activation",
+)
+
+
+def adapted_to(config: Config) -> int | None:
+  """The channels to adapt patches to, if `init_adapt` asks for it."""
+  return config.data.channels if config.init_adapt else None
+
+
+def load_encoder(
+  path: epath.PathLike,
+  like: Any,
+  mesh: Mesh,
+  grid: tuple[int, int],
+  encoder: mae.Encoder,
+  hints: conversion.Hints = conversion.NO_HINTS,
+  *,
+  channels: int | None = None,
+) -> Any:
+  """The encoder of a pre-trained or fine-tuned checkpoint.
+
+  Averaged parameters are preferred. Positions are those of the checkpoint, the
+  fixed table if it has no others, interpolated if the grid of patches is
+  another one. A final norm that is not wanted is left out.
+
+  Args:
+    path: see `dialects.load_any`.
+    like: the encoder's tree wanted, of ShapeDtypeStructs with shardings.
+    mesh: the devices.
+    grid: rows and columns of patches of the images to come.
+    encoder: the network that is to have it.
+    hints: what is known of the checkpoint's network besides.
+    channels: of the images to come, if patches are to be adapted to these.
+
+  Returns:
+    The tree `like`, filled.
+
+  Raises:
+    ConfigError: if there is no checkpoint, it is damaged, or its encoder is of
+      another architecture.
+  """
+  hints = dataclasses.replace(hints, no_decoder=True)
+  params, run = conversion.load_any(path, mesh, hints)
+  check_network(path, run, encoder, adapted=channels is not None)
+  _tell_pixels(path, run, hints)
+  found = dict(classifiers.trained(params)["encoder"])
+  if channels is not None:
+    found = _embedding(found, run.config, encoder.patch_size, channels)
+  if "norm" not in like:
+    found.pop("norm", None)
+  elif "norm" not in found:
+    raise ConfigError(
+      f"the encoder of {path} was fine-tuned with mean pooling and has no "
+      "final norm, which is needed here: start from the pre-trained one, or "
+      "fine-tune with --config.classify.pooling=mean"
+    )
+  if "pos_embed" in like:
+    found["pos_embed"] = _positions(found, run.config, grid)
+  _check_channels(path, found, like, encoder)
+  checkpoints.check_shapes(path, {"encoder": found}, {"encoder": like})
+  return jax.tree.map(
+    lambda leaf, to: jax.device_put(leaf, to.sharding), found, dict(like)
+  )
+
+
+def load_autoencoder(
+  path: epath.PathLike,
+  like: Any,
+  mesh: Mesh,
+  model: mae.MaskedAutoencoder,
+  hints: conversion.Hints,
+  objective: ObjectiveConfig,
+  *,
+  channels: int | None = None,
+) -> Any:
+  """A whole pre-trained network, to go on from.
+
+  Args:
+    path: see `dialects.load_any`.
+    like: the parameters wanted, by role.
+    mesh: the devices.
+    model: the network that is to have them.
+    hints: what is known of the checkpoint's network besides.
+    objective: that it is to be trained with.
+    channels: of the images to come, if patches are to be adapted to these.
+
+  Returns:
+    The network's part of `like`, filled: what is trained besides, is not.
+
+  Raises:
+    ConfigError: if there is no checkpoint, it is damaged, or of another
+      network.
+  """
+  params, run = conversion.load_any(path, mesh, hints)
+  found = dict(params[classifiers.MODEL])
+  if "decoder" not in found:
+    raise ConfigError(
+      f"{path} has no decoder, which pre-training goes on with: name weights "
+      "that have one (the reference's files whose names end in _full)"
+      + _afresh(objective)
+    )
+  # What differs is named by its setting, before shapes are compared.
+  _check_objective(path, run.config, params, like, model.encoder, objective)
+  check_network(path, run, model.encoder, adapted=channels is not None)
+  _tell_pixels(path, run, hints)
+  for part, width in (
+    ("encoder", model.encoder.width),
+    ("decoder", model.decoder.width),
+  ):
+    found[part] = _without_fixed(path, part, found[part], run.config, width)
+  if channels is not None:
+    size = model.encoder.patch_size
+    found["encoder"] = _embedding(found["encoder"], run.config, size, channels)
+    if targets.FITTED not in params:
+      found["decoder"] = _prediction(
+        found["decoder"], run.config, size, channels
+      )
+    _tell_frozen(path, run.config, size, channels, objective)
+  _check_decoder(path, run.config.model, model.decoder)
+  _tell_objective(path, run.config.objective, objective)
+  _check_channels(
+    path, found["encoder"], like[classifiers.MODEL]["encoder"], model.encoder
+  )
+  found = {classifiers.MODEL: found}
+  if targets.FITTED in like:
+    found[targets.FITTED] = params[targets.FITTED]
+  checkpoints.check_shapes(path, found, {role: like[role] for role in found})
+  return jax.tree.map(
+    lambda leaf, to: jax.device_put(leaf, to.sharding),
+    found,
+    {role: dict(like[role]) for role in found},
+  )
+
+
+def _check_decoder(
+  path: epath.PathLike, before: ModelConfig, decoder: mae.Decoder
+) -> None:
+  """Compares what two decoders are, of which shapes tell only a part.
+
+  Raises:
+    ConfigError: naming the settings.
+  """
+  wrong = [
+    name
+    for name in ("width", "depth", "heads", "mlp_dim")
+    if _decoders(before, name) != getattr(decoder, name)
+  ]
+  if wrong:
+    told = {f"model.decoder_{x}": _decoders(before, x) for x in wrong}
+    there = " ".join(f"{name}={value}" for name, value in told.items())
+    here = ", ".join(str(getattr(decoder, name)) for name in wrong)
+    raise ConfigError(
+      f"the decoder of {path} has {there}, not {here}: set "
+      + " ".join(_flag(name, value) for name, value in told.items())
+    )
+
+
+def _decoders(config: ModelConfig, name: str) -> int:
+  value: int = getattr(config, f"decoder_{name}")
+  return value or 4 * config.decoder_width  # as `build` fills it in
+
+
+def _check_objective(
+  path: epath.PathLike,
+  config: Config,
+  params: Any,
+  like: Any,
+  encoder: mae.Encoder,
+  now: ObjectiveConfig,
+) -> None:
+  """Refuses a decoder that was to do something else.
+
+  Raises:
+    ConfigError: naming the setting.
+  """
+  before = config.objective
+  if (targets.FITTED in params) != (targets.FITTED in like):
+    raise ConfigError(
+      f"{path} was trained with objective.target={before.target}, and its "
+      "decoder predicts something else: set "
+      f"--config.objective.target={before.target}{_afresh(now)}"
+    )
+  token = "encoder_mask_token"
+  if (token in params[classifiers.MODEL]) != (token in like[classifiers.MODEL]):
+    raise ConfigError(
+      f"{path} was trained with objective.hidden={before.hidden}, which has "
+      f"other parameters: set --config.objective.hidden={before.hidden}"
+      f"{_afresh(now)}"
+    )
+  if targets.FITTED not in like:
+    return
+  old, size = _patch(config), encoder.patch_size
+  if old != resize_patches.Patch(
+    *size, _channels(like[classifiers.MODEL]["encoder"], size)
+  ):
+    raise ConfigError(
+      f"{path} was trained with objective.target={before.target}, fitted to "
+      f"patches of {old.height} x {old.width} x {old.channels}, which cannot "
+      f"be adapted: set {_flag('model.patch_size', old[:2])} "
+      f"{_flag('data.channels', old.channels)}{_afresh(now)}"
+    )
+  if before.pca_components != now.pca_components:
+    raise ConfigError(
+      f"{path} was trained with objective.pca_components="
+      f"{before.pca_components}, not {now.pca_components}: set "
+      f"{_flag('objective.pca_components', before.pca_components)}"
+      f"{_afresh(now)}"
+    )
+
+
+def _afresh(objective: ObjectiveConfig) -> str:
+  """The other way out, where there is one: a frozen encoder needs a start."""
+  if objective.trained == "decoder":
+    return ""
+  return ", or leave init_from empty to start from scratch"
+
+
+def _tell_frozen(
+  path: epath.PathLike,
+  config: Config,
+  patch_size: tuple[int, int],
+  channels: int,
+  objective: ObjectiveConfig,
+) -> None:
+  """Warns of an encoder that is adapted, and then never trained."""
+  changed = _patch(config) != resize_patches.Patch(*patch_size, channels)
+  if changed and objective.trained == "decoder" and jax.process_index() == 0:
+    console.warn(
+      f"the encoder of {path} is adapted to other patches, and stays as that "
+      "makes it, as objective.trained='decoder': to train it too, set "
+      "--config.objective.trained=all"
+    )
+
+
+def _tell_objective(
+  path: epath.PathLike, before: ObjectiveConfig, now: ObjectiveConfig
+) -> None:
+  """Warns of a decoder that did something else, of the same shapes."""
+  for name in ("target", "hidden"):
+    old, new = getattr(before, name), getattr(now, name)
+    if old != new and jax.process_index() == 0:
+      console.warn(
+        f"{path} was trained with objective.{name}={old}, and goes on with "
+        f"{new}: if that is not meant, set --config.objective.{name}={old}"
+      )
+
+
+def _without_fixed(
+  path: epath.PathLike,
+  part: str,
+  params: Any,
+  config: Config,
+  width: int,
+) -> Any:
+  """Parameters without a table that is, but for rounding, the fixed one."""
+  if "pos_embed" not in params:
+    return params
+  table = np.asarray(jax.device_get(params["pos_embed"]))
+  fixed = np.asarray(
+    pos_embed.with_cls(pos_embed.sincos_2d(_grid(config), width))
+  )
+  if table.shape != fixed.shape or not np.allclose(table, fixed, 0, _ROUNDING):
+    raise ConfigError(
+      f"{path}: its {part} has positions other than the sin-cos table, which "
+      "pre-training has fixed: fine-tune it, or convert it with --positions="
+      "sincos (python -m mae_jax convert)"
+    )
+  return {name: leaf for name, leaf in params.items() if name != "pos_embed"}
+
+
+def check_network(
+  path: epath.PathLike,
+  run: checkpoints.Run,
+  encoder: mae.Encoder,
+  *,
+  adapted: bool = False,
+) -> None:
+  """Compares what two encoders are, of which shapes tell only a part.
+
+  Patches may differ if they are adapted.
+
+  Raises:
+    ConfigError: if they differ.
+  """
+  before = factory.encoder(run.config)
+  old, new = (
+    {name: getattr(each, name) for name in _ARCHITECTURE}
+    for each in (before, encoder)
+  )
+  wrong = [
+    name
+    for name in _ARCHITECTURE
+    if old[name] != new[name] and not (adapted and name == "patch_size")
+  ]
+  if wrong:
+    said = ", ".join(f"model.{x}={old[x]}, not {new[x]}" for x in wrong)
+    flags = " ".join(_flag(f"model.{x}", old[x]) for x in wrong)
+    raise ConfigError(
+      f"the encoder of {path} has {said}: set {flags}"
+      + (", or --config.init_adapt=true" if wrong == ["patch_size"] else "")
+    )
+
+
+def _flag(name: str, value: Any) -> str:
+  """Of the command line, without brackets, which a shell would read."""
+  several = isinstance(value, tuple)
+  text = ",".join(map(str, value)) if several else str(value)
+  return f"--config.{name}={text}"
+
+
+def _tell_pixels(
+  path: epath.PathLike, run: checkpoints.Run, hints: conversion.Hints
+) -> None:
+  """Warns of other pixels than an encoder was trained with."""
+  data = run.config.data
+  old = {"mean": data.mean, "std": data.std}
+  new = {"mean": hints.mean, "std": hints.std}
+  if any(value is None for value in new.values()) or all(
+    _per_channel(old[x], data.channels) == _per_channel(new[x], data.channels)
+    for x in old
+  ):
+    return
+  if jax.process_index() == 0:
+    flags = " ".join(_flag(f"data.{name}", old[name]) for name in old)
+    console.warn(
+      f"{path} was trained with pixels of mean {old['mean']} and std "
+      f"{old['std']}, and these have {new['mean']} and {new['std']}: if that "
+      f"is not meant, set {flags}"
+    )
+
+
+def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
+  return tuple(values) * (channels if len(values) == 1 else 1)
+
+
+def _check_channels(
+  path: epath.PathLike, found: Any, like: Any, encoder: mae.Encoder
+) -> None:
+  old, new = (_channels(tree, encoder.patch_size) for tree in (found, like))
+  if old != new:
+    raise ConfigError(
+      f"the encoder of {path} has data.channels={old}, not {new}: set "
+      f"--config.data.channels={old}, with as many numbers in data.mean and "
+      "data.std, or --config.init_adapt=true"
+    )
+
+
+def _channels(encoder: Any, patch_size: tuple[int, int]) -> int:
+  """Of the images that an encoder's parameters take."""
+  rows: int = encoder["patch_embed"]["kernel"].shape[0]
+  return rows // math.prod(patch_size)
+
+
+def _positions(
+  encoder: Any, config: Config, grid: tuple[int, int]
+) -> np.ndarray:
+  """[1, 1 + L, D] on the new grid, from what the checkpoint has."""
+  before = _grid(config)
+  if "pos_embed" in encoder:
+    table = np.asarray(jax.device_get(encoder["pos_embed"]))
+  else:
+    own = encoder["cls_token"].shape[-1]
+    table = np.asarray(pos_embed.with_cls(pos_embed.sincos_2d(before, own)))
+  resized = pos_embed.resize(table[:, 1:], before, grid)
+  return np.concatenate([table[:, :1], resized], axis=1)
+
+
+def _grid(config: Config) -> tuple[int, int]:
+  return patchify.grid_size(
+    config.data.image_size, factory.encoder(config).patch_size
+  )
+
+
+def _patch(config: Config) -> resize_patches.Patch:
+  return resize_patches.Patch(
+    *factory.encoder(config).patch_size, config.data.channels
+  )
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+  """All of an array, of which other processes may hold parts."""
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _alike(array: np.ndarray) -> Any:
+  """The first process's array: hosts may round differently."""
+  return multihost_utils.broadcast_one_to_all(array)
+
+
+def _embedding(
+  encoder: Any,
+  config: Config,
+  patch_size: tuple[int, int],
+  channels: int,
+) -> dict[str, Any]:
+  """The encoder of a config, with an embedding for other patches."""
+  old, new = _patch(config), resize_patches.Patch(*patch_size, channels)
+  embed = dict(encoder["patch_embed"])
+  embed["kernel"] = _alike(
+    resize_patches.embedding(_whole(embed["kernel"]), old, new)
+  )
+  return {**encoder, "patch_embed": embed}
+
+
+def _prediction(
+  decoder: Any,
+  config: Config,
+  patch_size: tuple[int, int],
+  channels: int,
+) -> dict[str, Any]:
+  """The decoder of a config, with predictions of other patches."""
+  old, new = _patch(config), resize_patches.Patch(*patch_size, channels)
+  pred = {
+    name: _alike(resize_patches.prediction(_whole(values), old, new))
+    for name, values in decoder["pred"].items()
+  }
+  return {**decoder, "pred": pred}

@@ -1,0 +1,318 @@
+"""What pre-training makes small: the network's loss, with an opponent or not.
+
+An objective names the parameters that are trained, makes those that are not the
+network's, and turns images into a loss. The step does not know which it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mae_jax.config import Config, lookup
+from mae_jax.models import (
+  discriminator,
+  factory,
+  flops,
+  losses,
+  mae,
+  masking,
+  patchify,
+)
+from mae_jax.train import optim
+from mae_jax.utils.errors import ConfigError
+
+ROLE = "model"  # the network's parameters in the state
+OPPONENT = discriminator.ROLE
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """How parameters of a role are trained.
+
+  Attributes:
+    tx: gives the direction.
+    lr_fn: step -> learning rate.
+  """
+
+  tx: optax.GradientTransformation
+  lr_fn: optax.Schedule
+
+
+class Reconstruction:
+  """The loss of the network alone.
+
+  Attributes:
+    trained: by role, the network's first.
+  """
+
+  trained: dict[str, Trained]
+
+  def __init__(
+    self,
+    config: Config,
+    model: mae.MaskedAutoencoder,
+    lr_fn: optax.Schedule,
+    total_steps: int,
+  ):
+    """Binds what does not change from step to step.
+
+    Args:
+      config: of the run.
+      model: the network.
+      lr_fn: step -> learning rate.
+      total_steps: where training ends.
+
+    Raises:
+      ConfigError: if a name is not known.
+    """
+    del total_steps
+    name = config.objective.trained
+    self._frozen = lookup(FROZEN, name, "objective.trained")
+    # Also where nobody judges: a name that is wrong stays so.
+    self._game = lookup(GAMES, config.adversary.loss, "adversary.loss")
+    self._batch_size = config.data.batch_size
+    self._model = model
+    self._shape = (*config.data.image_size, config.data.channels)
+    self.trained = {
+      ROLE: Trained(optim.adamw(config.optim, frozen=self._frozen), lr_fn)
+    }
+
+  def init(self, key: Callable[[str], jax.Array]) -> dict[str, Any]:
+    """New parameters by role, from a key for each purpose."""
+    keys = {"params": key("init"), "mask": key("mask")}
+    variables: Any = self._model.init(keys, jnp.zeros((1, *self._shape)))
+    return {ROLE: variables.pop("params"), **variables}
+
+  def loss(
+    self,
+    model: mae.MaskedAutoencoder,
+    params: Mapping[str, Any],
+    images: jax.Array,
+    noise: Any,
+    step: jax.Array,
+  ) -> tuple[jax.Array, Metrics]:
+    """The mean loss of images [B, H, W, C], and what it is made of."""
+    del step
+    out = self._forward(model, params, images, noise)
+    return out.loss, {f"loss_{name}": x for name, x in out.parts.items()}
+
+  def flops(self, model: mae.MaskedAutoencoder, channels: int) -> int:
+    """Of a training step on one image, counted on paper."""
+    total = flops.train_step(model, channels)
+    if self._frozen:  # two of three parts are the backward pass
+      total -= 2 * flops.encoder_part(model, channels)
+    length = math.prod(model.decoder.grid)
+    for _, _, term in model.terms:
+      hidden = length - masking.num_kept(length, model.mask_ratio)
+      width = model.decoder.target_dim
+      total += term.flops(hidden, width, self._batch_size)
+    return total
+
+  def _forward(
+    self,
+    model: mae.MaskedAutoencoder,
+    params: Mapping[str, Any],
+    images: jax.Array,
+    noise: Any,
+  ) -> mae.MaeOutput:
+    variables = mae.variables(params)
+    held = {
+      name: jax.lax.stop_gradient(part) if name in self._frozen else part
+      for name, part in variables["params"].items()
+    }
+    out: Any = model.apply(variables | {"params": held}, images, noise)
+    return out
+
+
+# Parts of the network that stay as they are, by what is trained.
+FROZEN: dict[str, tuple[str, ...]] = {
+  "all": (),
+  "decoder": ("encoder", "encoder_mask_token"),
+}
+
+# What a discriminator pays for its scores of real images and of others, and
+# what the network pays for the latter, by name. Hinge: Lim and Ye 2017, arXiv
+# 1705.02894; non-saturating: Goodfellow et al. 2014, arXiv 1406.2661.
+Scores = Callable[[jax.Array, jax.Array], jax.Array]
+GAMES: dict[str, tuple[Scores, Callable[[jax.Array], jax.Array]]] = {
+  "hinge": (
+    lambda real, fake: (
+      jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()
+    ),
+    lambda fake: -fake.mean(),
+  ),
+  "non_saturating": (
+    lambda real, fake: (
+      jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
+    ),
+    lambda fake: jax.nn.softplus(-fake).mean(),
+  ),
+}
+
+
+class Adversarial(Reconstruction):
+  """With a discriminator that is trained in the same step.
+
+  It is shown images as they are, and with hidden patches as the network paints
+  them. The network's loss has what that costs it, by a weight that is ramped
+  in; its own has a penalty of its gradient at real images (R1: Mescheder et al.
+  2018, arXiv 1801.04406).
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    model: mae.MaskedAutoencoder,
+    lr_fn: optax.Schedule,
+    total_steps: int,
+  ):
+    """As `Reconstruction`.
+
+    Raises:
+      ConfigError: also if a setting of `adversary` cannot work.
+    """
+    super().__init__(config, model, lr_fn, total_steps)
+    settings = config.adversary
+    self._settings = settings
+    self._opponent = factory.build_discriminator(config)
+    begin, full = (share * total_steps for share in settings.ramp)
+    if begin > full:
+      raise ConfigError(
+        f"adversary.ramp={settings.ramp} ends before it begins: write the "
+        "smaller share of training first"
+      )
+    self._ramp = optax.linear_schedule(
+      0.0, settings.weight, max(round(full - begin), 1), round(begin)
+    )
+    assert config.optim.lr is not None  # config_dict has filled it in
+    relative = settings.lr / config.optim.lr if config.optim.lr else 0.0
+    self.trained[OPPONENT] = Trained(
+      optax.scale_by_adam(b1=settings.b1, b2=settings.b2),
+      lambda step: relative * lr_fn(step),
+    )
+
+  def init(self, key: Callable[[str], jax.Array]) -> dict[str, Any]:
+    """As `Reconstruction.init`, with the discriminator's."""
+    images = jnp.zeros((1, *self._shape))
+    variables = self._opponent.init(key(OPPONENT), images)
+    return super().init(key) | {OPPONENT: variables["params"]}
+
+  def loss(
+    self,
+    model: mae.MaskedAutoencoder,
+    params: Mapping[str, Any],
+    images: jax.Array,
+    noise: Any,
+    step: jax.Array,
+  ) -> tuple[jax.Array, Metrics]:
+    """Both losses in one sum, of which each role has its own gradient alone."""
+    out = self._forward(model, params, images, noise)
+    painted = paint(model, params, images, out)
+    opponent = params[OPPONENT]
+    fixed = jax.lax.stop_gradient(opponent)
+    weight = self._ramp(step)
+    of_scores, of_fakes = self._game
+    fooling = of_fakes(self._score(fixed, painted))
+    real = self._score(opponent, images)
+    fake = self._score(opponent, jax.lax.stop_gradient(painted))
+    telling = of_scores(real, fake)
+    penalty = jnp.zeros(())
+    if self._settings.gradient_penalty:
+      penalty = self._settings.gradient_penalty * gradient_penalty(
+        lambda x: self._score(opponent, x), images
+      )
+    loss = out.loss + weight * fooling
+    return loss + telling + penalty, {
+      "loss": loss,  # the network's own
+      "loss_reconstruction": out.loss,
+      **{f"loss_{name}": x for name, x in out.parts.items()},
+      "loss_fooling": fooling,
+      "loss_telling": telling,
+      "gradient_penalty": penalty,
+      "score_real": real.mean(),
+      "score_fake": fake.mean(),
+      "adversary_weight": weight,
+    }
+
+  def flops(self, model: mae.MaskedAutoencoder, channels: int) -> int:
+    """As `Reconstruction.flops`; products of the discriminator's.
+
+    Of forward passes, seven: two, their backward passes, and the gradient by
+    what was painted; the penalty's gradient and its derivatives are four more.
+    """
+    forward = discriminator.forward_flops(
+      self._opponent, (self._shape[0], self._shape[1]), channels
+    )
+    times = 11 if self._settings.gradient_penalty else 7
+    return super().flops(model, channels) + times * forward
+
+  def _score(self, params: Any, images: jax.Array) -> jax.Array:
+    scores: Any = self._opponent.apply({"params": params}, images)
+    return scores
+
+
+def paint(
+  model: mae.MaskedAutoencoder,
+  params: Mapping[str, Any],
+  images: jax.Array,
+  out: mae.MaeOutput,
+) -> jax.Array:
+  """Images [B, H, W, C] with hidden patches as they were predicted.
+
+  Predictions of normalised patches are given the true mean and deviation: what
+  is judged is the structure, which alone the network predicts.
+  """
+  patch_size = model.encoder.patch_size
+  true = patchify.patchify(images, patch_size)  # [B, L, P]
+  variables = mae.variables(params)
+  pred: Any = model.apply(variables, out.pred, method="to_patches")
+  if model.target.normalized:
+    mean, std = losses.patch_statistics(true)
+    pred = pred * std + mean
+  mask = out.mask if out.mask.ndim == 3 else out.mask[:, :, None]
+  size = images.shape[1], images.shape[2]
+  return patchify.unpatchify(jnp.where(mask > 0, pred, true), patch_size, size)
+
+
+def gradient_penalty(
+  score: Callable[[jax.Array], jax.Array], images: jax.Array
+) -> jax.Array:
+  """R1: half the mean squared norm of the gradient of scores at images.
+
+  The derivative of half of |g|^2, where g is that gradient, is that of the
+  scores' change along a g that stays as it is. So nothing is derived backward
+  twice, of which XLA's convolutions on CPU take ten times as long.
+
+  Args:
+    score: [B, H, W, C] -> [B, S], each of its own image alone; those of an
+      image are averaged.
+    images: [B, H, W, C]; by them, the penalty has no derivative.
+
+  Returns:
+    A float32 scalar.
+  """
+
+  def mean(x: jax.Array) -> jax.Array:
+    return score(x).mean(axis=1)  # [B]
+
+  images = jax.lax.stop_gradient(images)
+  grads = jax.lax.stop_gradient(jax.grad(lambda x: mean(x).sum())(images))
+  _, along = jax.jvp(mean, (images,), (grads,))  # [B], |g|^2 of each image
+  total = along.mean()
+  return total - 0.5 * jax.lax.stop_gradient(total)
+
+
+# By `adversary.judges`.
+OBJECTIVES: dict[str, type[Reconstruction]] = {
+  "none": Reconstruction,
+  **dict.fromkeys(discriminator.DISCRIMINATORS, Adversarial),
+}

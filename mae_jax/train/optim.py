@@ -1,0 +1,170 @@
+"""Schedules, decay masks and the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mae_jax.config import OptimConfig
+from mae_jax.utils.errors import ConfigError
+
+# One-dimensional parameters and biases are not decayed. Blocks are stacked, so
+# that a bias has two axes here: the rule goes by name. Class and mask token are
+# decayed, as in the reference.
+NOT_DECAYED = ("bias", "scale")
+# In fine-tuning these are not decayed either.
+FINETUNE_NOT_DECAYED = (*NOT_DECAYED, "cls_token", "pos_embed")
+
+LARS_TRUST = 0.001
+LARS_MOMENTUM = 0.9
+
+
+def decay_mask(params: Any, skip: Container[str] = NOT_DECAYED) -> Any:
+  """True for every parameter that weight decay applies to."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key not in skip, params
+  )
+
+
+def layer_scales(params: Any, decay: float) -> Any:
+  """What layer-wise decay multiplies each learning rate by.
+
+  decay^(depth + 1 - id), where id is 0 for the embeddings, i + 1 for block i,
+  and depth + 1 for what comes after the blocks (Clark et al. 2020, arXiv
+  2003.10555; ids as in the reference).
+
+  Args:
+    params: of a `vit.VisionTransformer`; ShapeDtypeStructs will do.
+    decay: 1 for equal rates.
+
+  Returns:
+    A float32 array for each parameter, that broadcasts to it: of stacked blocks
+    [depth, 1, ...], of the others a scalar.
+  """
+  depth = jax.tree.leaves(params["encoder"]["stack"])[0].shape[0]
+  powers = decay ** np.arange(depth + 1, -1, -1.0)  # by id
+
+  def scale(path: Any, leaf: Any) -> np.ndarray | np.float32:
+    part = [key.key for key in path]
+    if part[:2] == ["encoder", "stack"]:
+      blocks = powers[1:-1].reshape(-1, *[1] * (len(leaf.shape) - 1))
+      return blocks.astype(np.float32)
+    embeds = part[0] == "encoder" and part[1] != "norm"
+    return np.float32(powers[0 if embeds else -1])
+
+  return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def scale_by_tree(scales: Any) -> optax.GradientTransformation:
+  """Multiplies each update by its own factor."""
+  return optax.stateless(
+    lambda updates, _: jax.tree.map(jnp.multiply, updates, scales)
+  )
+
+
+def lars(config: OptimConfig) -> optax.GradientTransformation:
+  """LARS without its learning rate, in the order of the reference.
+
+  Decay, then the trust ratio (kernels only), then momentum; the rate comes
+  last, so that a change of it does not change what the momentum holds. You et
+  al. 2017, arXiv 1708.03888; `optax.lars` has the rate before the momentum.
+  """
+
+  def kernels(params: Any) -> Any:
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+  return optax.chain(
+    optax.add_decayed_weights(config.weight_decay, mask=kernels),
+    optax.masked(
+      optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST), kernels
+    ),
+    optax.trace(LARS_MOMENTUM),
+  )
+
+
+def learning_rate(
+  config: OptimConfig, total_steps: int, warmup_steps: int
+) -> optax.Schedule:
+  """Linear warm-up from 0, then half a cosine to `min_lr`, step by step.
+
+  Args:
+    config: peak `lr` and `min_lr`.
+    total_steps: where the cosine ends.
+    warmup_steps: where the peak is.
+
+  Raises:
+    ConfigError: if the warm-up does not end before the training does.
+  """
+  if total_steps < 1:
+    raise ConfigError(
+      f"training lasts {total_steps} steps: lengthen train.length"
+    )
+  if total_steps >= 2**31:
+    raise ConfigError(
+      f"training lasts {total_steps} steps, more than the {2**31 - 1} that are "
+      "counted: shorten train.length"
+    )
+  if not 0 <= warmup_steps < total_steps:
+    raise ConfigError(
+      f"optim.warmup={config.warmup!r} is {warmup_steps} steps and the whole "
+      f"training {total_steps}: shorten optim.warmup or lengthen train.length"
+    )
+  assert config.lr is not None  # config_dict has filled it in.
+  if config.min_lr > config.lr:
+    raise ConfigError(
+      f"optim.min_lr={config.min_lr}, where the cosine ends, is above "
+      f"optim.lr={config.lr}, where it begins"
+    )
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0 if warmup_steps else config.lr,
+    peak_value=config.lr,
+    warmup_steps=warmup_steps,
+    decay_steps=total_steps,
+    end_value=config.min_lr,
+  )
+
+
+def adamw(
+  config: OptimConfig,
+  not_decayed: Container[str] = NOT_DECAYED,
+  scales: Any = None,
+  frozen: Sequence[str] = (),
+) -> optax.GradientTransformation:
+  """AdamW without its learning rate: `step = -lr * update`.
+
+  The rate is left to the train step, so that it is a function of the step
+  number alone (a skipped step does not delay the schedule) and the logged rate
+  is the one used.
+
+  Args:
+    config: moments, decay and clipping.
+    not_decayed: names of parameters.
+    scales: see `layer_scales`; None for equal rates. It multiplies the decay
+      too.
+    frozen: modules whose parameters are not changed.
+  """
+  clip = (
+    optax.identity()  # so that a run may go on with clipping, or without
+    if config.grad_clip is None
+    else optax.clip_by_global_norm(config.grad_clip)
+  )
+  tx = optax.chain(
+    clip,
+    optax.scale_by_adam(b1=config.b1, b2=config.b2),
+    optax.add_decayed_weights(
+      config.weight_decay, mask=lambda params: decay_mask(params, not_decayed)
+    ),
+    *([] if scales is None else [scale_by_tree(scales)]),
+  )
+  if not frozen:
+    return tx
+  # What is frozen has no moments.
+  return optax.partition(
+    {True: optax.set_to_zero(), False: tx},
+    lambda params: {name: name in frozen for name in params},
+  )

@@ -1,0 +1,1 @@
+"""One file a task: what it trains, and its train step."""

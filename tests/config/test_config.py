@@ -1,0 +1,621 @@
+"""Settings: parsed from the command line, checked, and saved without loss.
+
+Every recipe under `configs/` loads, survives that, and builds its model and
+optimiser, without any data.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from mae_jax.config import (
+  ABOVE,
+  AT_LEAST,
+  AT_MOST,
+  BELOW,
+  DURATIONS,
+  Config,
+  Duration,
+  __file__,
+  check_key,
+  config_dict,
+  from_config_dict,
+  leaves,
+  lookup,
+  overrides,
+  parse_arg,
+  to_dict,
+)
+from mae_jax.models import architecture, factory
+from mae_jax.train import optim
+from mae_jax.train.tasks import pretrain
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import tiny
+
+RECIPES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+# By task: what builds its network.
+BUILDERS = {
+  "pretrain": factory.masked_autoencoder,
+  "finetune": lambda config: factory.classifier(config, 1000),
+  "linprobe": factory.encoder,
+  "compare": factory.encoder,
+}
+
+
+def unset() -> Config:
+  """The tiny config as a recipe writes it: `lr` is left to `blr`."""
+  config = tiny.config()
+  return dataclasses.replace(
+    config, optim=dataclasses.replace(config.optim, lr=None)
+  )
+
+
+overrides.register_parsers()
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """What `main` makes of command line arguments."""
+
+  def run(*args: str) -> Config:
+    argv = ["main", *(f"--config.{arg}" for arg in args)]
+    monkeypatch.setattr(sys, "argv", argv)  # config_flags reads it
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict(
+      "config", config_dict(unset()), flag_values=values
+    )
+    values(argv)
+    return from_config_dict(holder.value)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  ("text", "amount", "unit", "steps"),
+  [
+    ("1500 steps", 1500, "steps", 1500),
+    ("1 step", 1, "steps", 1),
+    ("0 steps", 0, "steps", 0),
+    ("2 epochs", 2, "epochs", 31),  # 2 * 1000 / 64 = 31.25
+    ("1 epoch", 1, "epochs", 15),
+    ("0.1epochs", 0.1, "epochs", 1),
+    ("51_200 examples", 51200, "examples", 800),
+    ("64 examples", 64, "examples", 1),
+    ("63 examples", 63, "examples", 0),
+    (" 1e3  steps ", 1000, "steps", 1000),
+  ],
+)
+def test_duration(text: str, amount: float, unit: str, steps: int):
+  duration = Duration.parse(text)
+  assert duration == Duration(amount, unit)
+  assert duration.steps(num_examples=1000, batch_size=64) == steps
+
+
+def test_duration_is_not_cut_by_rounding():
+  for tenths in range(1, 100):
+    duration = Duration.parse(f"{tenths / 10} epochs")
+    assert duration.steps(num_examples=1000, batch_size=1) == 100 * tenths
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "",
+    "5",
+    "steps",
+    "five steps",
+    "5 hours",
+    "-1 epochs",
+    "nan steps",
+    "inf steps",
+    "5 stepss",
+    "5 6 steps",
+    "5 steps 6",
+  ],
+)
+def test_what_is_no_duration(text: str):
+  with pytest.raises(ConfigError, match="is not a duration: write") as error:
+    Duration.parse(text, "train.length")
+  assert f"train.length={text!r}" in str(error.value)
+  assert "steps, epochs, examples" in str(error.value)
+
+
+def test_nothing_changes_without_arguments(parse):
+  wanted = unset()
+  lr = wanted.optim.blr * wanted.data.batch_size / 256
+  optim = dataclasses.replace(wanted.optim, lr=lr)
+  assert parse() == dataclasses.replace(wanted, optim=optim)
+
+
+@pytest.mark.parametrize(
+  ("arg", "wanted"),
+  [
+    ("data.image_size=32", (32, 32)),  # one number makes a square
+    ("data.image_size=(32,16)", (32, 16)),
+    ("data.mean=(0.1,)", (0.1,)),
+    ("data.crop_scale=(0.5,1)", (0.5, 1.0)),
+    ("data.flip=true", True),
+    ("data.path=gs://bucket/images", "gs://bucket/images"),
+    # None in the recipe, with a type of its own all the same:
+    ("model.width=64", 64),
+    ("model.patch_size=(4,2)", (4, 2)),
+    ("model.patch_size=4", (4, 4)),
+    ("optim.grad_clip=1.5", 1.5),
+    ("optim.grad_clip=1", 1.0),
+    ("optim.blr=1", 1.0),
+    ("eval.shots=50", (50,)),
+    ("eval.shots=(10,50,0)", (10, 50, 0)),
+    ("train.length=3 epochs", "3 epochs"),
+    ("data.image_size=32,16", (32, 16)),
+    ("data.image_size=[32,16]", (32, 16)),
+  ],
+)
+def test_override(parse, arg: str, wanted):
+  section, field = arg.partition("=")[0].split(".")
+  value = getattr(getattr(parse(arg), section), field)
+  assert value == wanted
+  assert type(value) is type(wanted)
+
+
+def test_of_a_tuple_given_twice_the_last_one_counts(parse):
+  config = parse("data.image_size=8", "data.image_size=16")
+  assert config.data.image_size == (16, 16)
+
+
+@pytest.mark.parametrize(
+  ("key", "text"),
+  [
+    ("data.batchsize", "config.data.batchsize .* did you mean 'batch_size'"),
+    ("batch_size", "config.batch_size .* mean 'config.data.batch_size'"),
+    ("dta.batch_size", "config.dta is not known: did you mean 'data'"),
+    ("data", "config.data is a section: .* instance config.data.source"),
+    ("data.mean.x", "data.mean.x is not known: set the whole config.data.mean"),
+    ("", "config. is not known"),
+  ],
+)
+def test_the_name_of_no_setting(key: str, text: str):
+  with pytest.raises(ConfigError, match=text):
+    check_key(key)
+  check_key("data.batch_size")
+
+
+def test_no_setting_is_dead():
+  """Each is read somewhere, as an attribute of its name."""
+  package = pathlib.Path(__file__).parent
+  read = {
+    node.attr
+    for path in package.rglob("*.py")
+    if path.name != "config.py"
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+  }
+  # `build` copies those of these that are set over the variant's.
+  read |= {field.name for field in dataclasses.fields(architecture.Dims)}
+  # `prepared` makes the name from the split's; `config_dict` makes lr of blr.
+  read |= {"train_split", "blr"}
+  settings = to_dict(tiny.config())
+  names = {
+    name: value if isinstance(value, dict) else {name}
+    for name, value in settings.items()
+  }
+  dead = {
+    f"{section}.{field}"
+    for section, fields in names.items()
+    for field in fields
+    if field not in read
+  }
+  assert dead == set()
+
+
+def test_lr_follows_blr_and_the_batch(parse):
+  assert parse("data.batch_size=512").optim.lr == pytest.approx(1e-2 * 2)
+  changed = parse("optim.blr=0.5", "data.batch_size=64")
+  assert changed.optim.lr == pytest.approx(0.5 / 4)
+  swapped = parse("data.batch_size=64", "optim.blr=0.5")
+  assert swapped == changed
+
+
+def test_an_explicit_lr_wins(parse):
+  assert parse("optim.lr=0.25", "data.batch_size=512").optim.lr == 0.25
+  assert parse("data.batch_size=512", "optim.lr=0.25").optim.lr == 0.25
+  fixed = dataclasses.replace(
+    unset(), optim=dataclasses.replace(unset().optim, lr=0.125)
+  )
+  values = config_dict(fixed)
+  values.data.batch_size = 512
+  assert from_config_dict(values).optim.lr == 0.125
+
+
+@pytest.mark.parametrize(
+  "arg", ["model.width=6.5", "data.flip=maybe", "optim.blr=high"]
+)
+def test_a_value_of_another_type_on_the_command_line(parse, arg: str):
+  with pytest.raises(flags.IllegalFlagValueError):
+    parse(arg)
+
+
+def test_a_misspelt_key_on_the_command_line(parse):
+  with pytest.raises(AttributeError, match=r"Did you mean .*batch_size"):
+    parse("data.batchsize=2")
+
+
+def test_the_dict_is_locked():
+  values = config_dict(unset())
+  with pytest.raises(AttributeError, match="locked"):
+    values.model.widht = 3
+  with pytest.raises(TypeError):
+    values.data.batch_size = "many"
+
+
+def plain() -> dict:
+  return to_dict(tiny.config())
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "text"),
+  [
+    (
+      ("data", "batchsize"),
+      3,
+      "config.data.batchsize is not known: did you mean 'batch_size'",
+    ),
+    (("taks",), "x", "config.taks is not known: did you mean 'task'"),
+    (("data", "zzz"), 1, "config.data.zzz is not known: known are batch_size,"),
+    (("model", "width"), "x", "config.model.width='x' is a str, not a int"),
+    (("model", "depth"), True, "config.model.depth=True is a bool, not a int"),
+    (("optim", "blr"), True, "config.optim.blr=True is a bool, not a float"),
+    (("data", "flip"), 1, "config.data.flip=1 is a int, not a bool"),
+    (("model", "depth"), 2.0, "config.model.depth=2.0 is a float, not a int"),
+    (("task",), None, "config.task=None is a NoneType, not a str"),
+    (
+      ("data", "image_size"),
+      (8, 8, 8),
+      r"config.data.image_size=\(8, 8, 8\) must have 2 items",
+    ),
+    (("data", "mean"), ("x",), "config.data.mean='x' is a str, not a float"),
+    (
+      ("data", "width"),
+      8,
+      "config.data.width is not known: did you mean 'config.model.width'",
+    ),
+    (("data", 3), 1, "config.data.3 is not known: known are batch_size"),
+    (("data", "a\nb"), 1, r"config.data.'a\\nb' is not known: known are"),
+    (("model", "width"), "x" * 1000, "='xx[x]{100,190}... is a str"),
+  ],
+)
+def test_wrong_values_are_refused(path, value, text: str):
+  values = plain()
+  section = values
+  for key in path[:-1]:
+    section = section[key]
+  section[path[-1]] = value
+  with pytest.raises(ConfigError, match=text):
+    from_config_dict(values)
+
+
+def test_a_missing_key_is_refused_unless_it_has_a_default():
+  values = plain()
+  del values["eval"], values["model"]["unroll"]
+  assert from_config_dict(values).model.unroll == 0
+  del values["data"]["batch_size"]
+  with pytest.raises(ConfigError, match="batch_size is missing"):
+    from_config_dict(values)
+
+
+@pytest.mark.parametrize(
+  "section", ["data", "model", "objective", "optim", "train", "mesh", "eval"]
+)
+def test_a_section_that_is_no_section(section: str):
+  values = plain() | {section: 3}
+  with pytest.raises(ConfigError, match=f"config.{section}=3 is not a sect"):
+    from_config_dict(values)
+
+
+def test_json_there_and_back():
+  config = tiny.config(
+    model={"patch_size": (4, 2)}, optim={"grad_clip": 1.0}, init_from="a/b"
+  )
+  assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_argument_of_a_config_file():
+  assert vars(parse_arg(None, epochs=800)) == {"epochs": 800}
+  assert vars(parse_arg("", epochs=800)) == {"epochs": 800}
+  arg = parse_arg("epochs=1600,size=x=y,rate=2", epochs=8, size="", rate=0.1)
+  assert vars(arg) == {"epochs": 1600, "size": "x=y", "rate": 2.0}
+  assert isinstance(arg.rate, float)
+
+
+@pytest.mark.parametrize(
+  ("arg", "text"),
+  [
+    (
+      "epoch=3",
+      "'epoch=3' is not known: write key=value.* one of epochs, size",
+    ),
+    ("epochs", "'epochs' is not known: write key=value"),
+    ("epochs=many", "epochs='many' is not of type int"),
+    ("epochs=1.5", "epochs='1.5' is not of type int"),
+  ],
+)
+def test_wrong_argument_of_a_config_file(arg: str, text: str):
+  with pytest.raises(ConfigError, match=text):
+    parse_arg(arg, epochs=800, size="L")
+
+
+def test_lookup():
+  assert lookup({"a": 1}, "a", "task") == 1
+  with pytest.raises(ConfigError, match="task='pretrian' is not known: did "):
+    lookup({"pretrain": 1, "finetune": 2}, "pretrian", "task")
+
+
+def test_there_are_recipes():
+  assert RECIPES
+
+
+# Base learning rate, layer decay, drop path, erasing, epochs: REFERENCE of the
+# paper's code, and He et al. 2021, table 9.
+FINETUNE = {
+  ("b", "code"): (5e-4, 0.65, 0.1, 0.25, 100),
+  ("l", "code"): (1e-3, 0.75, 0.2, 0.25, 50),
+  ("h", "code"): (1e-3, 0.75, 0.3, 0.25, 50),
+  ("b", "paper"): (1e-3, 0.75, 0.1, 0, 100),
+  ("l", "paper"): (1e-3, 0.75, 0.1, 0, 50),
+  ("h", "paper"): (1e-3, 0.75, 0.2, 0, 50),
+}
+
+
+@pytest.mark.parametrize(("size", "recipe"), FINETUNE)
+def test_fine_tuning_recipes(size: str, recipe: str):
+  path = f"configs/finetune_vit_{size}.py:recipe={recipe}"
+  config = overrides.recipe(path)
+  optim, classify = config.optim, config.classify
+  assert (
+    optim.blr,
+    optim.layer_decay,
+    classify.drop_path,
+    classify.erasing,
+    Duration.parse(config.train.length).amount,
+  ) == FINETUNE[size, recipe]
+  assert (optim.b1, optim.b2, optim.weight_decay) == (0.9, 0.999, 0.05)
+  assert (optim.min_lr, optim.warmup) == (1e-6, "5 epochs")
+  assert config.data.batch_size == 1024
+  assert (config.data.randaugment, config.data.randaugment_std) == (9, 0.5)
+  assert (classify.mixup, classify.cutmix, classify.mix_switch) == (0.8, 1, 0.5)
+  assert (classify.smoothing, classify.pooling) == (0.1, "mean")
+  assert config.data.eval_crop == 224 / 256
+  large = overrides.recipe(f"{path},size=448")
+  assert large.data.image_size == (448, 448)
+  assert large.data.eval_crop == 1
+
+
+@pytest.mark.parametrize("recipe", ["code", "paper"])
+@pytest.mark.parametrize("size", "blh")
+def test_linear_probe_recipes(size: str, recipe: str):
+  config = overrides.recipe(f"configs/linprobe_vit_{size}.py:recipe={recipe}")
+  epochs = 90 if size == "b" or recipe == "paper" else 50
+  assert config.train.length == f"{epochs} epochs"
+  assert (config.optim.blr, config.optim.weight_decay) == (0.1, 0)
+  assert (config.optim.min_lr, config.optim.warmup) == (0, "10 epochs")
+  assert config.data.batch_size == 16384
+  assert config.data.crop_clipped
+  assert (config.classify.pooling, config.classify.head_std) == ("cls", 0.01)
+  assert config.classify.norm_group == 512
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipe(path: pathlib.Path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  command = f"python -m mae_jax.main --config=configs/{path.name}"
+  assert command in module.__doc__
+  values = module.get_config()
+  assert isinstance(values, ml_collections.ConfigDict)
+  assert values.is_locked
+  config = from_config_dict(values)
+  assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
+  values.data.batch_size *= 2
+  doubled = from_config_dict(values).optim.lr
+  assert doubled == pytest.approx(2 * config.optim.lr)
+  for field, text in {
+    "eval.every": config.eval.every,
+    "train.log_every": config.train.log_every,
+    "train.save_every": config.train.save_every,
+  }.items():
+    assert Duration.parse(text, field).steps(1000, 10) >= 0
+  total, warmup = (
+    Duration.parse(text).steps(1_281_167, config.data.batch_size)
+    for text in (config.train.length, config.optim.warmup)
+  )
+  rate = optim.learning_rate(config.optim, total, warmup)(warmup)
+  assert float(rate) == pytest.approx(config.optim.lr)
+  model = BUILDERS[config.task](config)
+  images = jnp.zeros((1, *config.data.image_size, config.data.channels))
+  keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}
+  init = functools.partial(model.init, method=model.__call__)
+  params = jax.eval_shape(init, keys, images)["params"]
+  state = jax.eval_shape(optim.adamw(config.optim).init, params)
+  assert len(jax.tree.leaves(state)) > 2 * len(jax.tree.leaves(params))
+  with pytest.raises(ConfigError, match="config argument"):
+    module.get_config("nonsense=1")
+
+
+@pytest.mark.parametrize(
+  ("section", "field", "value", "complaint"),
+  [
+    ("data", "batch_size", 0, "data.batch_size=0 must be at least 1"),
+    ("data", "channels", 0, "must be at least 1"),
+    ("data", "image_size", (0, 8), "must be at least 1"),
+    ("data", "lanes", 0, "must be at least 1"),
+    ("data", "prefetch", -1, "must be at least 0"),
+    ("data", "std", (0.5, 0.0), r"std=\(0.5, 0.0\) must be at least 1e-06"),
+    ("data", "batch_size", 2**63, "must be at most 1048576"),
+    ("data", "eval_crop", 1e-30, "must be at least 0.1"),
+    ("data", "eval_crop", 1.1, "must be at most 1"),
+    ("data", "lanes", 2**31, "must be at most 2147483647"),
+    ("eval", "every", "1 weeks", "eval.every='1 weeks' is not a duration"),
+    ("eval", "max_train", 1, "eval.max_train=1 lets a probe see one image"),
+    ("mesh", "cpu_devices", 10**5, "must be at most 1024"),
+    ("model", "width", 10**9, "must be at most 65536"),
+    ("objective", "mask_ratio", -1e300, "must be at least 0"),
+    ("optim", "blr", 10**400, "is not a finite number"),
+    ("optim", "blr", 1e300, "must be at most 1e"),
+    ("train", "length", "1e300 epochs", "length='1e300 epochs' is not a dur"),
+    ("train", "seed", 2**32, "must be at most 2147483647"),
+    ("data", "mean", (float("nan"),), "is not a finite number"),
+    ("eval", "draws", 0, "must be at least 1"),
+    ("eval", "images", -1, "must be at least 0"),
+    ("eval", "knn_k", 0, "must be at least 1"),
+    ("eval", "knn_temperature", 0.0, "must be above 0"),
+    ("eval", "shots", (5, -1), "must be at least 0"),
+    ("eval", "probe_l2", -1.0, "must be above 0"),
+    ("model", "patch_size", (0, 2), "must be at least 1"),
+    ("model", "unroll", -1, "must be at least 0"),
+    ("objective", "mask_ratio", float("nan"), "is not a finite number"),
+    ("optim", "b1", 1.0, "must be below 1"),
+    ("optim", "b2", -0.1, "must be at least 0"),
+    ("optim", "blr", -1.0, "must be at least 0"),
+    ("optim", "lr", float("inf"), "is not a finite number"),
+    ("optim", "grad_clip", 0.0, "must be above 0"),
+    ("train", "keep", 0, "must be at least 1"),
+    ("train", "max_bad_steps", 0, "must be at least 1"),
+    ("train", "save_minutes", -1.0, "must be at least 0"),
+  ],
+)
+def test_values_out_of_range_are_refused(section, field, value, complaint):
+  values = to_dict(tiny.config())
+  values[section][field] = value
+  with pytest.raises(ConfigError, match=complaint):
+    from_config_dict(values)
+
+
+def test_every_bound_is_of_a_setting():
+  known = {
+    f"{section}.{field}"
+    for section, fields in to_dict(tiny.config()).items()
+    if isinstance(fields, dict)
+    for field in fields
+  }
+  bounds = {*AT_LEAST, *ABOVE, *BELOW, *AT_MOST, *DURATIONS}
+  assert bounds <= known
+
+
+def test_an_interval_is_never_rounded_to_never():
+  parse = Duration.parse
+  assert parse("1 epochs").interval(10, 64) == 1
+  assert parse("1 epochs").steps(10, 64) == 0
+  assert parse("0 epochs").interval(10, 64) == 0
+  assert parse("800 epochs").steps(1281167, 4096) == 250227  # as the README
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_a_lane_of_imagenet_is_never_more_than_a_device_of_a_pod(name):
+  """Then any order of the devices gives each process whole lanes."""
+  data = importlib.import_module(f"configs.{name}").get_config().data
+  assert data.batch_size % data.lanes == 0
+  for devices in (1, 8, 64, 128, 256):
+    assert data.batch_size // devices % (data.batch_size // data.lanes) == 0
+
+
+@pytest.mark.parametrize("data", ["imagenet", "digits", "photos"])
+@pytest.mark.parametrize(
+  "change",
+  [
+    *("decoder_depth=12", "decoder_width=128", "hidden=mask_tokens"),
+    *("target=raw", "target=norm_pix", "target=pca"),
+    *("crop=none", "crop=fixed", "crop=random", "crop=jitter"),
+    *("mask=random75", "mask=block50", "mask=block75", "mask=grid75"),
+    *("mask=middle", "ratios=50/75,varies=staged", "masks=random/block"),
+    *("contrast=batch", "adversary=image", "loss=l1,loss_on=all"),
+    "trained=decoder",
+  ],
+)
+def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
+  """The paper's table 1 and more: other settings stay the recipe's."""
+  path = f"configs/ablations.py:{change},data={data}"
+  config = overrides.recipe(path)
+  base = overrides.recipe(f"configs/ablations.py:data={data}")
+  steps = pretrain.program(
+    config, factory.masked_autoencoder(config), lambda step: 0.0, 10
+  )
+  jax.eval_shape(steps.init)
+  before, after = dict(leaves(base)), dict(leaves(config))
+  changed = {name for name in after if after[name] != before[name]}
+  assert changed <= {
+    *("model.decoder_depth", "model.decoder_width"),
+    "objective.contrast_patches",
+    *("objective.hidden", "objective.target", "objective.mask"),
+    *("objective.mask_ratio", "objective.contrast", "objective.loss"),
+    *("objective.loss_on", "objective.trained", "objective.varies"),
+    *("objective.masks", "objective.mask_ratios", "objective.mask_rows"),
+    *("adversary.judges", "adversary.depth", "adversary.width"),
+    *("data.crop_scale", "data.crop_ratio", "data.flip"),
+    *("data.crop_fixed", "data.color_jitter"),
+  }
+  assert changed or change.partition("=")[2] in (
+    *("norm_pix", "raw", "random", "random75"),
+  )
+
+
+@pytest.mark.parametrize(
+  ("arg", "text"),
+  [
+    ("data=mnist", "data='mnist' is not known: use imagenet or digits or"),
+    ("mask=block", "mask='block' is not a strategy and a percentage"),
+    ("crop=small", "crop='small' is not known: use random or jitter or"),
+    ("decoder=1", "key is one of data, decoder_depth, decoder_width, mask"),
+  ],
+)
+def test_changes_that_are_none(arg: str, text: str):
+  with pytest.raises(ConfigError, match=text):
+    overrides.recipe(f"configs/ablations.py:{arg}")
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "norm_pix"), (False, "raw")])
+def test_a_stored_config_of_before_is_read(old: bool, new: str):
+  values = to_dict(tiny.config())
+  del values["objective"]["target"]
+  values["objective"]["norm_pix_loss"] = old
+  assert from_config_dict(values).objective.target == new
+
+
+def test_a_setting_of_before_is_told():
+  with pytest.raises(ConfigError, match=r"target=norm_pix or .*target=raw$"):
+    check_key("objective.norm_pix_loss")
+
+
+@pytest.mark.parametrize(
+  ("text", "wanted"),
+  [
+    ("random,block", ("random", "block")),
+    ("grid", ("grid",)),
+    ("('random', 'block')", ("random", "block")),
+  ],
+)
+def test_words_are_written_with_commas(parse, text: str, wanted):
+  assert parse(f"objective.masks={text}").objective.masks == wanted
+
+
+@pytest.mark.parametrize("text", ["0110,1111", "1010,1111", "0000,0101", "1,0"])
+def test_rows_of_a_mask_keep_their_zeros(parse, text: str):
+  found = parse(f"objective.mask_rows={text}").objective.mask_rows
+  assert ",".join(found) == text
+
+
+def test_an_adaptation_of_nothing_is_refused():
+  with pytest.raises(ConfigError, match="init_from, which is not set"):
+    tiny.config(init_adapt=True)

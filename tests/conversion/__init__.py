@@ -1,0 +1,1 @@
+"""Tests of mae_jax.conversion and of the tool in front of it."""

@@ -1,1 +1,0 @@
-"""Tests of mae_jax.dialects and of the tool in front of it."""

@@ -1,0 +1,74 @@
+"""What processes do when one of them cannot, with the others' words made up."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from mae_jax import checkpoints, distributed
+from mae_jax.config import EvalConfig
+from mae_jax.train import step
+from tests.helpers import runs, tiny
+
+_CONFIG = tiny.config(
+  train={"length": "4 steps", "save_every": "2 steps"},
+  data={"eval_split": ""},
+  eval=EvalConfig(images=0),
+)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  where = tmp_path_factory.mktemp("run")
+  runs.train(_CONFIG, where)
+  return where
+
+
+def restore(workdir):
+  mesh = runs.devices_mesh()
+  task = runs.TASKS["pretrain"](_CONFIG, mesh)
+  run = checkpoints.Run(_CONFIG, task.data_identity, task.class_names)
+  return checkpoints.restore_newest(workdir, run, step.abstract_state(task))
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_checkpoint_that_another_process_cannot_read(
+  workdir, tmp_path, monkeypatch, capsys, failing
+):
+  """All go to the one before; at reading, or when sums are compared."""
+  copy = shutil.copytree(workdir, tmp_path / "copy")
+  calls = 0
+
+  def gather(text=""):
+    nonlocal calls
+    calls += 1
+    # The first round tells the steps; of newest and older, two rounds each.
+    return [text, "the file is gone" if calls == 1 + failing else ""]
+
+  monkeypatch.setattr(distributed, "gather", gather)
+  state = restore(copy)
+  assert int(state.step) == 2
+  names = sorted(path.name for path in (copy / "checkpoints").iterdir())
+  assert names[0] == "2"
+  assert names[1].startswith("4.broken-")
+  assert "(process 1: the file is gone)" in capsys.readouterr().err
+
+
+def test_only_the_first_process_sets_aside(workdir, tmp_path, monkeypatch):
+  copy = shutil.copytree(workdir, tmp_path / "copy")
+  (copy / "checkpoints" / "4" / "loop" / "metadata").write_text("{")
+  monkeypatch.setattr("mae_jax.utils.console._process", 1)
+  assert int(restore(copy).step) == 2
+  assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_the_first_process_says_which_checkpoints_there_are(
+  workdir, monkeypatch
+):
+  """On a network disk another one may not see the newest yet."""
+  words = iter(["[2]"])
+  monkeypatch.setattr(
+    distributed, "gather", lambda text="": [next(words, ""), text]
+  )
+  assert int(restore(workdir).step) == 2

@@ -1,0 +1,241 @@
+"""Runs of several processes against those of one, with as many devices."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from bench.lib import kills
+from tests.helpers import process_groups
+
+
+def losses(workdir):
+  found = {
+    line["step"]: line["loss"]
+    for line in kills.records(workdir)
+    if "loss" in line
+  }
+  assert sorted(found) == list(range(1, 25))
+  return np.array([found[step] for step in sorted(found)])
+
+
+def evaluations(workdir):
+  """Each number of both evaluations, by step and name."""
+  return {
+    (line["step"], name): value
+    for line in kills.records(workdir)
+    for name, value in line.items()
+    if name.startswith("eval_")
+  }
+
+
+@pytest.fixture(scope="session")
+def single(nursery, tmp_path_factory):
+  """A run of one process with four devices."""
+  workdir = tmp_path_factory.mktemp("single")
+  args = [*process_groups.SETTINGS, f"--workdir={workdir}"]
+  life = nursery.start([*args, "--config.mesh.cpu_devices=4"])
+  assert life.wait() == 0, life.log.read_text()
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def double(nursery, tmp_path_factory):
+  """The same of two processes with two devices each."""
+  workdir = tmp_path_factory.mktemp("double")
+  args = [*process_groups.SETTINGS, f"--workdir={workdir}"]
+  team = process_groups.Team(nursery, 2, args, devices=2)
+  assert team.wait() == [0, 0], team.all_told()
+  assert "step" not in team.told(1)  # one of them speaks
+  return workdir
+
+
+def check_same(workdir, single):
+  np.testing.assert_allclose(losses(workdir), losses(single), rtol=1e-5)
+  found, expected = evaluations(workdir), evaluations(single)
+  assert found.keys() == expected.keys()
+  for each, value in expected.items():
+    # Of 360 held-out digits, of which one may change sides.
+    rtol, atol = (1e-5, 0) if each[1] == "eval_loss" else (0, 0.006)
+    np.testing.assert_allclose(found[each], value, rtol, atol, err_msg=each)
+
+
+def test_two_processes_train_as_one_does(double, single):
+  check_same(double, single)
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one_does(nursery, single, tmp_path):
+  args = [
+    *process_groups.SETTINGS,
+    f"--workdir={tmp_path}",
+    "--config.mesh.fsdp=2",
+  ]
+  team = process_groups.Team(nursery, 4, args)
+  assert team.wait() == [0] * 4, team.all_told()
+  check_same(tmp_path, single)
+
+
+@pytest.mark.slow
+def test_two_processes_with_all_other_objectives(nursery, tmp_path):
+  """Components, InfoNCE over the batch, masks in turn, and a discriminator."""
+  args = [
+    *process_groups.SETTINGS,
+    "--config.train.length=6 steps",
+    "--config.optim.warmup=2 steps",
+    "--config.eval.images=0",
+    "--config.data.eval_split=",
+    "--config.model.unroll=1",
+    "--config.objective.hidden=noise",
+    "--config.objective.target=pca",
+    "--config.objective.pca_components=2",
+    "--config.objective.masks=('random','block')",
+    "--config.objective.contrast=batch",
+    "--config.objective.contrast_patches=2",
+    "--config.adversary.judges=patch",
+    "--config.adversary.width=8",
+    "--config.adversary.depth=2",
+  ]
+  compared = {"loss", "loss_contrast", "loss_fooling", "loss_telling"}
+  one, two = tmp_path / "one", tmp_path / "two"
+  life = nursery.start(
+    [*args, f"--workdir={one}", "--config.mesh.cpu_devices=4"]
+  )
+  team = process_groups.Team(nursery, 2, [*args, f"--workdir={two}"], devices=2)
+  assert team.wait() == [0, 0], team.all_told()
+  assert life.wait() == 0, life.log.read_text()
+  every, wanted = (
+    [line for line in kills.records(x) if "loss" in line] for x in (two, one)
+  )
+  assert len(wanted) == 6
+  for found, expected in zip(every, wanted, strict=True):
+    assert found.keys() == expected.keys()
+    assert compared <= expected.keys()
+    for name in compared:
+      np.testing.assert_allclose(
+        found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name
+      )
+
+
+@pytest.mark.slow
+def test_goes_on_in_one_process(nursery, double, single, tmp_path):
+  cut = shutil.copytree(double, tmp_path / "cut")
+  for step in (18, 24):
+    shutil.rmtree(cut / "checkpoints" / str(step))
+  args = [
+    *process_groups.SETTINGS,
+    f"--workdir={cut}",
+    "--config.mesh.fsdp=2",
+    "--config.mesh.cpu_devices=2",
+  ]
+  life = nursery.start(args)
+  assert life.wait() == 0, life.log.read_text()
+  assert "resuming at step 12 of 24" in life.log.read_text()
+  check_same(cut, single)
+
+
+def test_a_workdir_that_one_does_not_see_is_told(nursery, tmp_path):
+  team = process_groups.Team(
+    nursery,
+    2,
+    process_groups.SETTINGS,
+    own=[[f"--workdir={tmp_path / name}"] for name in ("one", "other")],
+  )
+  assert team.wait() == [1, 1], team.all_told()
+  told = team.told(0)
+  assert f"process 1 does not see --workdir={tmp_path / 'one'}: it mu" in told
+  assert not (tmp_path / "one" / "checkpoints").exists()
+
+
+def test_one_mistake_is_told_once(nursery, tmp_path):
+  args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
+  team = process_groups.Team(nursery, 2, [*args, "--config.data.batch_size=31"])
+  assert team.wait() == [1, 1], team.all_told()
+  assert team.all_told().count("error:") == 1
+  assert team.told(0).startswith("error: data.batch_size=31 is not a multiple")
+
+
+@pytest.mark.parametrize(
+  ("name", "one", "other"),
+  [
+    ("train.seed", 0, 1),
+    ("train.save_every", "6 steps", "7 steps"),
+  ],
+)
+def test_other_settings_are_told(nursery, tmp_path, name, one, other):
+  args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
+  own = [[f"--config.{name}={value}"] for value in (one, other)]
+  team = process_groups.Team(nursery, 2, args, own=own)
+  assert team.wait(90) == [1, 1], team.all_told()
+  assert team.all_told().count("error:") == 1
+  assert (
+    f"error: the processes have other settings: {name} is {one!r} on process 0 "
+    f"and {other!r} on process 1"
+  ) in team.told(0)
+
+
+def test_other_images_are_told(nursery, tmp_path):
+  for host, count in (("one", 8), ("other", 9)):
+    (tmp_path / host).mkdir()
+    for number in range(count):
+      np.save(tmp_path / host / f"{number}.npy", np.zeros((9, 9, 1), np.uint8))
+  args = [
+    *process_groups.SETTINGS,
+    f"--workdir={tmp_path / 'run'}",
+    "--config.data.source=folder",
+  ]
+  own = [[f"--config.data.path={tmp_path / host}"] for host in ("one", "other")]
+  team = process_groups.Team(nursery, 2, args, own=own)
+  assert team.wait(90) == [1, 1], team.all_told()
+  assert "error: the processes see other images for train: images" in (
+    team.told(0)
+  )
+
+
+def test_a_mistake_of_one_ends_all(nursery, tmp_path):
+  args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
+  wrong = ["--config.init_from=nowhere"]
+  team = process_groups.Team(nursery, 2, args, own=[[], wrong])
+  assert team.wait() == [1, 1], team.all_told()
+  assert "there is no checkpoint in nowhere" in team.told(1)
+  assert "process 1 on " in team.told(0)
+  assert "failed: there is no checkpoint in nowhere" in team.told(0)
+
+
+@pytest.mark.slow
+def test_a_failure_of_one_while_training_ends_all(nursery, tmp_path):
+  """Process 1 alone takes an image that cannot be read for one too many."""
+  random = np.random.default_rng(0)
+  folder = tmp_path / "images"
+  folder.mkdir()
+  for number in range(8):
+    pixels = random.integers(0, 256, (9, 9, 1), np.uint8)
+    np.save(folder / f"{number}.npy", pixels)
+  (folder / "8.npy").write_bytes(b"none")
+  args = [
+    *process_groups.SETTINGS,
+    f"--workdir={tmp_path / 'run'}",
+    "--config.data.source=folder",
+    f"--config.data.path={folder}",
+    "--config.data.max_unreadable=1",
+  ]
+  strict = ["--config.data.max_unreadable=0"]
+  team = process_groups.Team(nursery, 2, args, own=[[], strict])
+  assert team.wait() == [1, 1], team.all_told()
+  assert "process 1: error: stopped at step" in team.told(1)
+  assert " failed: stopped at step" in team.told(0)
+
+
+def test_who_does_not_come_ends_those_who_did(nursery, tmp_path):
+  args = [
+    *process_groups.SETTINGS,
+    f"--workdir={tmp_path}",
+    "--start_seconds=3",
+  ]
+  team = process_groups.Team(nursery, 3, args, only=[0, 2])
+  assert team.wait(60) == [1, 1]
+  assert team.told(0).startswith("error: 2 of 3 processes came within")
+  assert "process 1 did not" in team.told(0)
+  assert team.told(2).count("\n") == 1

@@ -1,0 +1,61 @@
+"""What the data do not allow an evaluation is said, and does not end a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_jax.config import EvalConfig
+from mae_jax.train.tasks import pretrain
+from tests.helpers import runs, tiny
+
+
+def make(root, **classes: int) -> str:
+  """Grey images, so many of each class, in train/ and once more in val/."""
+  for split in ("train", "val"):
+    for name, count in classes.items():
+      (root / split / name).mkdir(parents=True)
+      for k in range(count):
+        image = Image.fromarray(np.full((8, 8), 9 * k, np.uint8))
+        image.save(root / split / name / f"{k}.png")
+  return str(root)
+
+
+def task(**changes) -> pretrain.Pretraining:
+  sections = {"eval": {"images": 0}} | changes
+  data = {"source": "folder", "batch_size": 4} | sections.pop("data", {})
+  return pretrain.Pretraining(
+    tiny.config(data=data, **sections), runs.devices_mesh()
+  )
+
+
+def test_one_class_no_held_out_part_or_nothing_left_out(tmp_path):
+  one = make(tmp_path / "one", cat=2)
+  assert task(data={"path": one}).evaluate.left_out == (
+    "no probes: all images are of one class, cat"
+  )
+  two = make(tmp_path / "two", cat=2, dog=1)
+  assert task(data={"path": two}).evaluate.left_out == ""
+  for changes, why in (
+    ({"path": two, "eval_split": ""}, "data.eval_split is empty"),
+    ({"path": f"{two}/train/cat"}, "data.source='folder' found none"),
+  ):
+    left_out = task(data=changes).evaluate.left_out
+    assert left_out.startswith("no held-out loss and no probes: there are no")
+    assert left_out.endswith(why)
+
+
+@pytest.mark.parametrize(("most", "probed"), [(2, False), (0, True)])
+def test_a_training_part_of_one_class_does_not_end_the_run(
+  tmp_path, most, probed
+):
+  path = make(tmp_path, cat=5, dog=1)
+  settings = EvalConfig(images=0, max_train=most)
+  evaluate = task(data={"path": path}, eval=settings).evaluate
+  report = evaluate({"model": tiny.params()})
+  assert np.isfinite(report.scalars["eval_loss"])
+  assert ("eval_knn_all/MAE" in report.scalars) == probed
+  assert probed or report.text == (
+    "no probes: all 2 training images of eval.max_train=2 are of one class"
+  )

@@ -1,0 +1,77 @@
+"""What the tests of the tools on images share."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from mae_jax.config import DataConfig
+from mae_jax.data import preprocess
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def write_images(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
+  """Coloured images, each of another size."""
+  for number, name in enumerate(names):
+    random = np.random.default_rng(number)
+    height, width = random.integers(9, 40, 2)
+    coarse = random.integers(0, 256, (4, 4, 3), np.uint8)
+    image = Image.fromarray(coarse).resize((int(width), int(height)))
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+  return root
+
+
+def pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
+  """One image as in evaluation, uint8 [1, H, W, C], by no stream."""
+  image, reason = preprocess.center_crop(
+    {"file": tf.constant(os.fsencode(path))},
+    size=data.image_size,
+    keep=data.eval_crop,
+    channels=data.channels,
+    upright=data.upright,
+  )
+  assert reason == b""
+  return image.numpy()[None]
+
+
+def prepared(path: pathlib.Path, data: DataConfig) -> np.ndarray:
+  """The same as float32, normalised."""
+  scaled = pixels(path, data).astype(np.float32) / 255
+  return (scaled - np.float32(data.mean)) / np.float32(data.std)
+
+
+def command(
+  tool: str,
+  *args: object,
+  environ: Mapping[str, str] | None = None,
+  timeout: float = 300,
+) -> subprocess.CompletedProcess:
+  """Runs a tool as a user does."""
+  return python("-m", "mae_jax", tool, *args, environ=environ, timeout=timeout)
+
+
+def python(
+  *args: object,
+  environ: Mapping[str, str] | None = None,
+  timeout: float = 300,
+) -> subprocess.CompletedProcess:
+  """Runs Python in a process of its own, at the root and on the CPU."""
+  return subprocess.run(
+    [sys.executable, *map(str, args)],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"} | (environ or {}),
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+    check=False,
+  )

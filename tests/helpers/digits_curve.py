@@ -1,0 +1,58 @@
+"""Writes the loss curves of the digits recipe that `test_curve` holds fast.
+
+    python -m tests.train.curve
+
+With a seed behind it, it prints the curve of that one alone. Run it when a
+change moves the curve on purpose, and say so in the changelog.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import jax
+
+from configs import digits
+from mae_jax.config import Config, from_config_dict
+from mae_jax.distributed import sharding
+from mae_jax.train import loop
+from mae_jax.train.tasks import pretrain
+
+FILE = pathlib.Path(__file__).with_name("digits_curve.json")
+SEEDS = (0, 1, 2)
+
+
+def recipe(seed: int) -> Config:
+  """The digits recipe as the file says, without probes and pictures."""
+  config = digits.get_config()
+  config.train.seed = seed
+  config.train.log_every = "50 steps"
+  config.eval.images = 0
+  config.data.eval_split = ""
+  return from_config_dict(config)
+
+
+def losses(seed: int) -> dict[str, float]:
+  """Trains the whole recipe; the training loss at each logged step."""
+  config = recipe(seed)
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  with tempfile.TemporaryDirectory() as workdir:
+    loop.run(pretrain.Pretraining(config, mesh), config, mesh, workdir)
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  return {
+    str(each["step"]): round(each["loss"], 5)
+    for each in records
+    if "loss" in each  # the last line has the evaluation's
+  }
+
+
+if __name__ == "__main__":
+  if sys.argv[1:]:
+    print(json.dumps(losses(int(sys.argv[1]))))
+  else:
+    curves = {str(seed): losses(seed) for seed in SEEDS}
+    FILE.write_text(json.dumps(curves, indent=1) + "\n")

@@ -1,0 +1,89 @@
+"""Starts one command in several processes, as hosts would."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Sequence
+
+from bench.lib import kills, processes
+
+HEARTBEAT = 6  # seconds
+SETTINGS = (
+  *kills.SETTINGS,
+  "--config.train.length=24 steps",
+  "--config.train.log_every=1 steps",
+  "--config.train.save_every=6 steps",
+  "--config.eval.every=12 steps",
+)
+
+
+def free_port() -> int:
+  """One that nobody listens at, and that the system gives nobody by itself."""
+  while True:
+    port = random.randrange(10_000, 30_000)
+    try:
+      with socket.create_server(("", port)):
+        return port
+    except OSError:
+      continue
+
+
+class Team:
+  """The processes of one run.
+
+  Attributes:
+    lives: of each, by its number.
+  """
+
+  def __init__(
+    self,
+    nursery: processes.Nursery,
+    count: int,
+    args: Sequence[str],
+    *,
+    devices: int = 1,
+    only: Sequence[int] | None = None,
+    own: Sequence[Sequence[str]] = (),
+  ):
+    """Starts them.
+
+    Args:
+      nursery: what forks.
+      count: how many processes there are to be.
+      args: the command line of all.
+      devices: of each process.
+      only: which of them are started; None for all.
+      own: further arguments of each.
+    """
+    where = f"--coordinator=127.0.0.1:{free_port()}"
+    self.lives = {
+      number: nursery.start(
+        [
+          *args,
+          f"--config.mesh.cpu_devices={devices}",
+          f"--heartbeat_seconds={HEARTBEAT}",
+          where,
+          f"--num_processes={count}",
+          f"--process_id={number}",
+          *(own[number] if own else ()),
+        ]
+      )
+      for number in (range(count) if only is None else only)
+    }
+
+  def wait(self, timeout: float = 600) -> list[int]:
+    """Their exit codes."""
+    end = time.monotonic() + timeout
+    return [
+      life.wait(max(1, end - time.monotonic())) for life in self.lives.values()
+    ]
+
+  def told(self, number: int) -> str:
+    """What a process printed."""
+    return self.lives[number].log.read_text()
+
+  def all_told(self) -> str:
+    """What all of them printed."""
+    return "\n".join(f"--- {n}\n{self.told(n)}" for n in self.lives)

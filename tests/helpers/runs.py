@@ -1,0 +1,89 @@
+"""Short runs for tests: whole ones, and their train step alone."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mae_jax import checkpoints
+from mae_jax.config import Config, EvalConfig, MeshConfig
+from mae_jax.distributed import sharding
+from mae_jax.train import loop, step
+from mae_jax.train.tasks import finetune, linprobe, pretrain
+from tests.helpers import tiny
+
+TASKS: dict[str, Callable[[Config, jax.sharding.Mesh], Any]] = {
+  "pretrain": pretrain.Pretraining,
+  "finetune": finetune.Finetuning,
+  "linprobe": linprobe.LinearProbe,
+}
+
+
+def devices_mesh(devices: int = 1, fsdp: int = 1) -> jax.sharding.Mesh:
+  """A mesh of the first of the test's devices."""
+  return sharding.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:devices])
+
+
+def train(config: Config, workdir: pathlib.Path, **mesh: int):
+  """A whole run through the loop; returns its report."""
+  where = devices_mesh(**mesh)
+  task = TASKS[config.task](config, where)
+  return loop.run(task, config, where, workdir)
+
+
+def pretrained(workdir: pathlib.Path) -> pathlib.Path:
+  """The workdir of three steps of pre-training, for who wants any network."""
+  config = tiny.config(
+    train={"length": "3 steps"},
+    eval=EvalConfig(images=0),
+    data={"eval_split": ""},
+  )
+  train(config, workdir)
+  return workdir
+
+
+def steps(
+  config: Config, count: int, batch: Any = None, **mesh: int
+) -> tuple[checkpoints.TrainState, np.ndarray]:
+  """The state after `count` train steps, and the loss of each; see `told`."""
+  state, values = told(config, count, batch, **mesh)
+  return state, np.asarray([each["loss"] for each in values])
+
+
+def told(
+  config: Config, count: int, batch: Any = None, **mesh: int
+) -> tuple[checkpoints.TrainState, list[dict[str, float]]]:
+  """The state after `count` train steps, and all that each tells.
+
+  Args:
+    config: the run.
+    count: how many steps.
+    batch: the one batch of all steps; None for the task's own stream.
+    **mesh: see `devices_mesh`.
+  """
+  where = devices_mesh(**mesh)
+  task = TASKS[config.task](config, where)
+  shapes = step.abstract_state(task)
+  shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  state = task.fit(jax.jit(task.init, out_shardings=shardings)())
+  stream = task.train_batches(0) if batch is None else iter(lambda: batch, 0)
+  values = []
+  with jax.set_mesh(where):
+    train_step = step.jit_step(task.train_step, where, state)
+    for _ in range(count):
+      local = next(stream)
+      placed = sharding.to_global(where, local, config.data.batch_size)
+      state, found = train_step(state, placed)
+      values.append({name: float(value) for name, value in found.items()})
+  return state, values
+
+
+def params(workdir: pathlib.Path, config: Config) -> Any:
+  """The parameters of the newest checkpoint, on the host."""
+  mesh = devices_mesh()
+  shapes = step.abstract_state(TASKS[config.task](config, mesh))
+  return jax.device_get(checkpoints.load_params(workdir, shapes.params))

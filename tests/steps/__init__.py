@@ -1,1 +1,0 @@
-"""Tests of mae_jax.steps."""

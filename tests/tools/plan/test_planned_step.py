@@ -1,0 +1,75 @@
+"""What is planned is what `main` would train."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from mae_jax.config import Config
+from mae_jax.distributed import sharding
+from mae_jax.tools.plan import planned_step
+from mae_jax.train import step as program_lib
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import runs, tiny
+
+
+def planned(config: Config, examples: int, classes: int):
+  mesh = sharding.make_mesh(config.mesh, jax.devices())
+  return planned_step.planned(config, mesh, examples, classes)
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune", "linprobe"])
+def test_the_same_program_as_a_run_with_data(task: str):
+  config = tiny.config(
+    task=task,
+    mesh={"fsdp": 2},
+    data={"batch_size": 32},
+    classify={"norm_group": 16},
+  )
+  mesh = sharding.make_mesh(config.mesh, jax.devices())
+  run = runs.TASKS[task](config, mesh)
+  found = planned(config, run.num_examples, 10)
+  assert found.total_steps == run.total_steps
+  assert found.program.flops_per_image == run.flops_per_image
+  state = program_lib.abstract_state(run)
+  assert program_lib.abstract_state(found) == state
+  batch = next(run.train_batches(0))
+  placed = sharding.to_global(mesh, batch, config.data.batch_size)
+  assert {k: (v.shape, v.dtype, v.sharding) for k, v in placed.items()} == {
+    k: (v.shape, v.dtype, v.sharding) for k, v in found.batch().items()
+  }
+  texts = []
+  with jax.set_mesh(mesh):
+    for each in (run, found):
+      step = program_lib.jit_step(each.train_step, mesh, state)
+      texts.append(step.lower(state, found.batch()).as_text())
+  assert texts[0] == texts[1]
+
+
+def test_tokens():
+  config = tiny.config(data={"batch_size": 8})
+  assert planned(config, 100, 10).tokens == (5, 17)
+  config = tiny.config(task="finetune", data={"batch_size": 8})
+  assert planned(config, 100, 10).tokens == (17,)
+
+
+@pytest.mark.parametrize(
+  ("sections", "text"),
+  [
+    ({"task": "compare"}, "task='compare' has no train step to plan"),
+    ({"data": {"batch_size": 12}}, "batch_size=12 is not a multiple of the 8"),
+    (
+      {"data": {"batch_size": 8}, "optim": {"accum_steps": 2}},
+      "accum_steps=2 does not divide",
+    ),
+    ({"train": {"length": "0 steps"}}, "training lasts 0 steps"),
+    (
+      {"task": "linprobe", "classify": {"mixup": 0.8}},
+      "classify.mixup=0.8 is a setting of fine-tuning",
+    ),
+  ],
+)
+def test_what_cannot_be_planned_is_told(sections, text: str):
+  config = tiny.config(**({"data": {"batch_size": 32}} | sections))
+  with pytest.raises(ConfigError, match=text):
+    planned(config, 1000, 10)

@@ -1,0 +1,128 @@
+"""What compiled train steps hold and exchange, on a mesh of eight devices."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import pytest
+
+from mae_jax.tools.plan import compile_step
+from mae_jax.train import step as program_lib
+from tests.helpers import compiled_steps
+
+MESHES = {"data": 1, "both": 4, "fsdp": 8}
+
+
+@functools.cache
+def step(fsdp: int, accum_steps: int = 1) -> compile_step.Measured:
+  return compiled_steps.measured(
+    compiled_steps.config(
+      mesh={"fsdp": fsdp}, optim={"accum_steps": accum_steps}
+    )
+  )
+
+
+def params_bytes(
+  found: compile_step.Measured, split: bool | None = None
+) -> int:
+  """Of all parameters, or those that are split over fsdp, or those not."""
+  state = program_lib.abstract_state(found.planned)
+  return sum(
+    math.prod(leaf.shape) * 4
+    for leaf in jax.tree.leaves(state.params)
+    if split is None or split == ("fsdp" in leaf.sharding.spec)
+  )
+
+
+@pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
+def test_parameters_and_optimizer_are_held_in_parts(fsdp: int):
+  found = step(fsdp)
+  split, whole = params_bytes(found, True), params_bytes(found, False)
+  held = split // fsdp + whole if fsdp > 1 else split + whole
+  memory = found.memory
+  assert memory.params == held
+  assert 2 * held <= memory.opt_state < 2 * held + 64  # and a counter
+  # What the program itself says it is given.
+  with jax.set_mesh(found.planned.mesh):
+    state = program_lib.abstract_state(found.planned)
+    compiled = (
+      program_lib.jit_step(found.planned.train_step, found.planned.mesh, state)
+      .lower(state, found.planned.batch())
+      .compile()
+    )
+  given = compiled.memory_analysis().argument_size_in_bytes
+  parts = memory.params + memory.opt_state + memory.batch
+  # Labels are not used in pre-training; a step has counters besides.
+  assert abs(given - parts) < 256
+  # The state's memory is taken over.
+  alias = compiled.memory_analysis().alias_size_in_bytes
+  assert alias >= memory.params + memory.opt_state
+
+
+@pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
+def test_only_parameters_are_gathered(fsdp: int):
+  """For the forward pass and again for the backward pass, layer by layer."""
+  found = step(fsdp)
+  assert found.costs is not None
+  gathers = [c for c in found.costs.collectives if c.kind == "all-gather"]
+  if fsdp == 1:
+    assert not gathers
+    return
+  for each in gathers:
+    assert each.group == fsdp, each
+  split = params_bytes(found, True)
+  total = sum(each.times * each.bytes for each in gathers)
+  assert split <= total <= 2 * split
+  # No more at a time than the largest kernel of one layer.
+  assert max(each.bytes for each in gathers) <= 64 * 3 * 64 * 4
+  kinds = {each.kind for each in found.costs.collectives}
+  assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}
+
+
+@pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
+def test_gradients_are_reduced_once(fsdp: int):
+  found = step(fsdp)
+  assert found.costs is not None
+  reduced = sum(
+    each.times * each.bytes
+    for each in found.costs.collectives
+    if each.kind in ("all-reduce", "reduce-scatter")
+  )
+  split, whole = params_bytes(found, True), params_bytes(found, False)
+  # In parts: over fsdp the whole of it, over data the part that is left.
+  both = 1 < fsdp < 8
+  wanted = split + whole + (split // fsdp if both else 0)
+  # Loss, norms and counters are scalars.
+  assert wanted <= reduced < 1.02 * wanted + 512
+
+
+def test_accumulation_reduces_micro_batches():
+  """Each part of a batch is reduced, and computes its share of the flops."""
+  once, twice = step(1), step(1, accum_steps=2)
+  assert once.costs is not None
+  assert twice.costs is not None
+  assert twice.costs.flops == once.costs.flops
+  assert twice.costs.sent == pytest.approx(2 * once.costs.sent, rel=0.02)
+
+
+@pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
+def test_flops_are_those_on_paper(fsdp: int):
+  found = step(fsdp)
+  assert found.costs is not None
+  on_paper = found.planned.program.flops_per_image * 64 / 8
+  assert found.costs.flops == pytest.approx(on_paper, rel=0.03)
+  assert found.costs.unknown_loops == 0
+
+
+def test_flops_do_not_depend_on_unrolling():
+  rolled, unrolled = (
+    compiled_steps.measured(
+      compiled_steps.config(model={"depth": 3, "unroll": unroll})
+    )
+    for unroll in (1, 3)
+  )
+  assert rolled.costs is not None
+  assert unrolled.costs is not None
+  assert rolled.costs.flops == unrolled.costs.flops

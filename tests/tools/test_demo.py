@@ -1,0 +1,281 @@
+"""The server of the demo page: what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import socket
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_jax.tools import reconstructor
+from mae_jax.tools.demo import __main__ as command
+from mae_jax.tools.demo import server
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import commands, runs
+
+# None is what is left out of a wish.
+DRAWN = {"hidden": None, "strategy": "random", "mask_ratio": 0.5, "seed": 0}
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  return runs.pretrained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def network(workdir):
+  return reconstructor.Painter(workdir, runs.devices_mesh(1))
+
+
+@pytest.fixture(scope="module")
+def opened(network):
+  """The server, while it answers."""
+  found = server.Server(network, "127.0.0.1", 0)
+  thread = threading.Thread(target=found.serve_forever, daemon=True)
+  thread.start()
+  yield found
+  found.shutdown()
+  found.server_close()
+  thread.join()
+
+
+def ask(opened, method: str, path: str, body: bytes | None = None, **headers):
+  """The status, and what was answered."""
+  connection = http.client.HTTPConnection(
+    "127.0.0.1", opened.server_port, timeout=60
+  )
+  connection.request(method, path, body, headers)
+  response = connection.getresponse()
+  content = response.read()
+  connection.close()
+  if response.headers["Content-Type"] == "application/json":
+    return response.status, json.loads(content)
+  return response.status, content
+
+
+def png(array: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(array).save(buffer, "png")
+  return buffer.getvalue()
+
+
+def picture(uri: str) -> np.ndarray:
+  data = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+  return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_an_image_is_painted_as_by_the_network(opened, network):
+  image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+  status, given = ask(opened, "POST", "/image", png(image))
+  assert status == 200
+  np.testing.assert_array_equal(picture(given["shown"]), image)
+  for number in (0, 3, 15):
+    hidden = [int(place < number) for place in range(16)]
+    asked = {
+      "image": given["image"], "hidden": hidden, "statistics": "visible",
+    }  # fmt: skip
+    body = json.dumps(asked).encode()
+    status, answer = ask(opened, "POST", "/paint", body)
+    assert status == 200, answer
+    assert answer["hidden"] == hidden
+    assert not answer["uses_truth"]
+    wanted = network.paint(image[None, ..., None], np.array([hidden], bool))
+    pasted = wanted.pasted(image[None, ..., None])[0, ..., 0]
+    pictures = answer["pictures"]
+    np.testing.assert_array_equal(picture(pictures["pasted"]), pasted)
+    assert (answer["score"] is None) == (number == 0)
+
+
+def test_masks_are_drawn_and_ground_truth_is_said(opened, network):
+  _, given = ask(opened, "GET", "/example")
+  asked = {
+    "image": given["image"],
+    "strategy": "grid",
+    "mask_ratio": 0.75,
+    "seed": 1,
+    "statistics": "true",
+  }
+  status, answer = ask(opened, "POST", "/paint", json.dumps(asked).encode())
+  assert status == 200, answer
+  assert sum(answer["hidden"]) == 12
+  assert answer["uses_truth"] == network.normalized
+  status, about = ask(opened, "GET", "/model")
+  assert (about["rows"], about["columns"]) == (4, 4)
+
+
+def test_the_page(opened):
+  status, content = ask(opened, "GET", "/")
+  assert status == 200
+  assert b"<title>mae_jax" in content
+  assert ask(opened, "GET", "/?x=1") == (200, content)
+  connection = http.client.HTTPConnection("127.0.0.1", opened.server_port)
+  connection.request("HEAD", "/")
+  response = connection.getresponse()
+  assert response.status == 200
+  assert response.headers["Content-Length"] == str(len(content))
+  response.read()
+  # Nothing but the head was sent, and the connection stays.
+  connection.request("GET", "/")
+  assert connection.getresponse().read() == content
+  connection.close()
+
+
+@pytest.mark.parametrize(
+  ("body", "status", "told"),
+  [
+    (b"no image", 415, "this is no image"),
+    (b"", 415, "this is no image"),
+    (b"\x89PNG\r\n\x1a\n half", 415, "this is no image"),
+  ],
+)
+def test_what_is_no_image_is_refused(opened, body, status: int, told: str):
+  found, answer = ask(opened, "POST", "/image", body)
+  assert found == status
+  assert told in answer["error"]
+
+
+def test_too_large_is_refused_before_it_is_read(opened):
+  connection = socket.create_connection(("127.0.0.1", opened.server_port))
+  with connection:
+    connection.sendall(
+      b"POST /image HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+      b"Content-Length: 99999999999\r\n\r\n"
+    )
+    assert b" 413 " in connection.recv(4096).splitlines()[0]
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+  opened, monkeypatch
+):
+  monkeypatch.setattr(server, "MAX_PIXELS", 100)
+  image = png(np.zeros((11, 10), np.uint8))
+  status, answer = ask(opened, "POST", "/image", image)
+  assert status == 413
+  assert "11 x 10 pixels" in answer["error"]
+
+
+def test_without_a_length_it_is_refused(opened):
+  connection = socket.create_connection(("127.0.0.1", opened.server_port))
+  with connection:
+    connection.sendall(b"POST /image HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b" 411 " in connection.recv(4096).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+  ("change", "status", "told"),
+  [
+    ({"image": "none"}, 404, "not remembered"),
+    ({"image": None}, 400, "image is missing: write what /image gave"),
+    ({"image": []}, 400, "image=[] is not what /image gave"),
+    ({"hidden": [1, 0]}, 400, "hidden has 2 patches, and 4 x 4 are there"),
+    ({"hidden": [1] * 16}, 400, "leave one at least"),
+    ({"hidden": "x"}, 400, "hidden='x' is not a list of 16 numbers"),
+    ({"hidden": [0] * 15 + [2]}, 400, "hidden has 2 at 15, not 0 or 1"),
+    ({"hidden": [[0]] * 16}, 400, "hidden has [0] at 0, not 0 or 1"),
+    ({"hidden": None}, 400, "strategy is missing: write random or block or"),
+    (DRAWN | {"strategy": "stripes"}, 400, "strategy='stripes' is not known"),
+    (DRAWN | {"mask_ratio": None}, 400, "mask_ratio is missing: write a numb"),
+    (DRAWN | {"mask_ratio": 7}, 400, "mask_ratio=7 is not a number above 0"),
+    (DRAWN | {"mask_ratio": 10**999}, 400, "is not a number above 0 and belo"),
+    (DRAWN | {"mask_ratio": NAN}, 400, "mask_ratio=nan is not a number abov"),
+    (DRAWN | {"mask_ratio": True}, 400, "mask_ratio=True is not a number abo"),
+    (DRAWN | {"mask_ratio": "much"}, 400, "mask_ratio='much' is not a number"),
+    (DRAWN | {"mask_ratio": 0.99}, 400, "mask_ratio=0.99 keeps 0 of 16"),
+    (DRAWN | {"seed": None}, 400, "seed is missing: write a whole number"),
+    (DRAWN | {"seed": -1}, 400, "seed=-1 is not a whole number from 0"),
+    (DRAWN | {"seed": 1.5}, 400, "seed=1.5 is not a whole number from 0"),
+    ({"statistics": None}, 400, "statistics is missing: write visible or true"),
+    ({"statistics": "mean"}, 400, "statistics='mean' is not known: write vis"),
+  ],
+)
+def test_wrong_wishes_are_refused(opened, change, status: int, told: str):
+  _, given = ask(opened, "GET", "/example")
+  asked = {"image": given["image"], "statistics": "visible"}
+  asked |= {"hidden": [1, 0] * 8} | change
+  body = {key: value for key, value in asked.items() if value is not None}
+  found, answer = ask(opened, "POST", "/paint", json.dumps(body).encode())
+  assert found == status
+  assert told in answer["error"]
+  assert "--" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+  ("body", "told"),
+  [
+    (b"{", "this is no JSON"),
+    (b"\xff\xfe\xff", "this is no JSON"),
+    (b"[]", "[] is no object with an image"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"image":' * 100_000, "nested too deeply"),
+    (b'{"image": %s}' % (b"[" * 900 + b"]" * 900), "image"),
+  ],
+)
+def test_what_is_no_wish_is_refused(opened, body: bytes, told: str):
+  status, answer = ask(opened, "POST", "/paint", body)
+  assert status == 400
+  assert told in answer["error"]
+
+
+def test_other_sites_and_names_are_refused(opened):
+  assert ask(opened, "GET", "/", Host="evil.example")[0] == 403
+  assert ask(opened, "GET", "/example", Origin="http://evil.example")[0] == 403
+  here = f"127.0.0.1:{opened.server_port}"
+  assert ask(opened, "GET", "/model", Origin=f"http://{here}")[0] == 200
+  for path in ("/../etc/passwd", "/page.html", "/nothing"):
+    assert ask(opened, "GET", path)[0] == 404
+  assert ask(opened, "POST", "/model", b"")[0] == 404
+
+
+def test_old_images_are_forgotten(opened):
+  names = [ask(opened, "GET", "/example")[1]["image"] for _ in range(20)]
+  assert len(set(names)) == 20
+  hidden = {"hidden": [1, 0] * 8, "statistics": "raw"}
+  for name, status in ((names[0], 404), (names[-1], 200)):
+    body = json.dumps(hidden | {"image": name}).encode()
+    assert ask(opened, "POST", "/paint", body)[0] == status
+
+
+def test_it_listens_on_this_machine_alone(opened):
+  assert opened.server_address[0] == "127.0.0.1"
+  assert command.parser().parse_args(["--checkpoint=x"]).host == "127.0.0.1"
+
+
+def test_a_taken_port_is_told(opened, workdir):
+  found = commands.command(
+    "demo", f"--checkpoint={workdir}", f"--port={opened.server_port}"
+  )
+  assert found.returncode == 1
+  assert f"--port={opened.server_port} cannot be listened on" in found.stderr
+  assert "name another port" in found.stderr
+  assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("host", "port", "told"),
+  [
+    ("127.0.0.1", 99999, "--port=99999 is not in 0..65535: name another port"),
+    ("127.0.0.1", -1, "--port=-1 is not in 0..65535: name another port"),
+    # For documentation, RFC 5737: of no machine.
+    ("192.0.2.1", 0, "--host=192.0.2.1 cannot be listened on"),
+    ("no.such.invalid", 0, "--host=no.such.invalid cannot be listened on"),
+    ("a..b", 0, "--host=a..b cannot be listened on"),
+  ],
+)
+def test_where_none_can_listen_is_told(network, host, port: int, told: str):
+  with pytest.raises(ConfigError) as error:
+    server.Server(network, host, port)
+  assert str(error.value).startswith(told)
+  remedy = "name another host" if "host" in told else "0 for any that is free"
+  assert remedy in str(error.value)
+
+
+def test_a_port_that_is_none_is_told_before_a_network_is_read():
+  with pytest.raises(ConfigError, match="--port=99999"):
+    command.run("/no/such/network", port=99999)

@@ -1,0 +1,268 @@
+"""The data doctor: what it says of data that are known."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import datasets
+
+from mae_jax.config import Config, DataConfig
+from mae_jax.data import bad_images, sources
+from mae_jax.tools import inspect_data, survey
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import commands, tfds_data, tiny
+
+SIZES = ((40, 30), (50, 60), (24, 24))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Two classes of colours, one of two grey images; and what is broken."""
+  root = tmp_path_factory.mktemp("images")
+  random = np.random.default_rng(0)
+  for name, count, channels in (("few", 2, 1), ("many", 30, 3)):
+    (root / name).mkdir()
+    for number in range(count):
+      size = SIZES[number % 3]
+      array = random.integers(0, 256, (*size, channels), np.uint8)
+      array = np.broadcast_to(array, (*size, 3))
+      Image.fromarray(array).save(root / name / f"{number:02}.png")
+  (root / "many" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+  return root
+
+
+def folder_config(folder, **data) -> Config:
+  settings = {
+    "source": "folder",
+    "path": str(folder),
+    "channels": 3,
+    "mean": (0.5,),
+    "std": (0.3,),
+    "image_size": (24, 24),
+    "batch_size": 8,
+  }
+  return tiny.config(data=settings | data)
+
+
+def arrays(folder) -> list[np.ndarray]:
+  return [
+    np.asarray(Image.open(path).convert("RGB")) / 255
+    for path in sorted(folder.rglob("[0-9]*.png"))
+  ]
+
+
+def look(data: DataConfig) -> survey.Survey:
+  return survey.survey(sources.open_source(data, "train"), data)
+
+
+def test_numbers_are_those_of_a_plain_loop(folder):
+  found = look(folder_config(folder).data)
+  images = arrays(folder)
+  sizes = sorted(image.shape[:2] for image in images)
+  assert sorted(map(tuple, found.sizes)) == sizes
+  # Each image counts as much as any other.
+  mean = np.mean([image.mean(axis=(0, 1)) for image in images], axis=0)
+  square = np.mean([(image**2).mean(axis=(0, 1)) for image in images], axis=0)
+  np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
+  np.testing.assert_allclose(found.std, np.sqrt(square - mean**2), rtol=1e-9)
+  assert found.grey == 2
+  assert found.labels == {0: 2, 1: 31}
+  assert len(found.unreadable.names) == 1
+  assert "many/broken.png" in found.unreadable.listing()
+  assert found.looked_at == 33
+  assert found.enlarged((25, 10)) == sum(h < 25 for h, _ in sizes) / 32
+  assert found.enlarged((24, 24)) == 0
+  assert (
+    found.enlarged((24, 24), 0.9)
+    == sum(min(size) * 0.9 < 24 for size in sizes) / 32
+  )
+
+
+def test_arrays(monkeypatch):
+  data = tiny.config().data
+  found = look(data)
+  images = datasets.load_digits().images
+  assert set(map(tuple, found.sizes)) == {(8, 8)}
+  assert found.labels.total() == len(found.sizes) == 1437
+  assert found.grey == 0
+  assert found.mean == pytest.approx(images.mean() / 16, abs=0.01)
+  assert found.std == pytest.approx(images.std() / 16, abs=0.01)
+
+
+def test_records(tmp_path):
+  features = tfds_data.tfds.features
+  tfds_data.prepare(
+    tmp_path,
+    "shapes",
+    {
+      "image": features.Image(shape=(None, None, 3)),
+      "label": features.ClassLabel(num_classes=9),
+      "file_name": features.Text(),
+    },
+    {"train": tfds_data.shapes(9)},
+    num_shards=2,
+  )
+  data = tiny.config(
+    data={
+      "source": "tfds",
+      "name": "shapes",
+      "data_dir": str(tmp_path),
+      "channels": 3,
+      "eval_split": "",
+    }
+  ).data
+  found = look(data)
+  assert sorted(found.sizes[:, 0]) == sorted(6 + k % 3 for k in range(9))
+  assert found.labels == dict.fromkeys(range(9), 1)
+  np.testing.assert_allclose(found.mean, 8 / 255)
+  assert found.grey == 9
+
+
+def test_samples_are_those_of_training(folder):
+  data = folder_config(folder).data
+  rate, samples = survey.rate(sources.open_source(data, "train"), data, 0)
+  assert rate > 0
+  assert samples.shape == (64, 24, 24, 3)
+
+
+def test_report(folder, tmp_path, capsys):
+  config = folder_config(folder, image_size=(32, 32), mean=(0.1,))
+  out = tmp_path / "out" / "samples.png"
+  inspect_data.report(config, 0, str(out))
+  told = capsys.readouterr()
+  for text in (
+    "images              33 to train on",
+    "looked at           33 of those",
+    "cannot be read      1",
+    "many/broken.png",
+    "height              median 40, from 24 to 50",
+    "few                       2  6.2%\n",
+    "many                     30  93.8%, and 1 that cannot be read\n",
+    "(configured: 0.1000)",
+    "(configured: 0.3000)",
+    "--config.data.mean=0.49",
+  ):
+    assert text in told.out
+  for text in (
+    "66% of the images are smaller than 32 x 32",
+    "data.mean=(0.1,), but the images have 0.",
+    "3.0% of the images cannot be read, and a run stops at",
+    "class many has 15 times as many images as few",
+  ):
+    assert text in told.err
+  assert "data.std=(" not in told.err
+  picture = np.asarray(Image.open(out))
+  assert picture.std() > 10
+
+
+@pytest.mark.parametrize(
+  ("crops", "enlarged"),
+  [
+    ({"crop_scale": (0.5, 1.0)}, "0%"),  # of 64 pixels, 45 at least
+    ({"crop_fixed": 0.6}, "0%"),
+    ({"crop_fixed": 0.4}, "100%"),
+  ],
+)
+def test_what_is_right_has_no_warning(crops, enlarged: str, tmp_path, capsys):
+  (tmp_path / "a").mkdir()
+  random = np.random.default_rng(0)
+  for number in range(4):
+    array = random.integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "a" / f"{number}.png")
+  config = folder_config(tmp_path, image_size=(32, 32), batch_size=4, **crops)
+  inspect_data.report(config, 0, str(tmp_path / "x.png"))
+  told = capsys.readouterr()
+  assert "warning" not in told.err
+  assert f"0% of the images, {enlarged} in their smallest crops" in told.out
+
+
+def test_classes_without_a_good_image_are_named(tmp_path, capsys):
+  train = tmp_path / "train"
+  for name in ("a", "b", "bad", "none", "void", ".hidden"):
+    (train / name).mkdir(parents=True)
+  (train / "none" / "notes.txt").write_text("no image")
+  for name, count in (("a", 4), ("b", 5)):
+    for number in range(count):
+      array = np.full((30, 30, 3), 40 * number, np.uint8)
+      Image.fromarray(array).save(train / name / f"{number}.png")
+  for number in range(2):
+    (train / "bad" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+  config = folder_config(tmp_path, batch_size=4, max_unreadable=0.5)
+  inspect_data.report(config, 0, str(tmp_path / "x.png"))
+  told = capsys.readouterr()
+  assert "classes             3\n" in told.out
+  assert "bad                       0  0.0%, and 2 that cannot be" in told.out
+  assert f"in folder none, void of data.path={tmp_path}, which" in told.err
+  assert "the images looked at of class bad can be read: mend" in told.err
+  assert "times as many" not in told.err
+  # Of some of the images too: numbers are those of all.
+  few, unread = inspect_data.look(
+    sources.open_source(config.data, "train"), 6, config.data
+  )
+  assert few.looked_at == 6
+  assert few.labels + unread == {0: 3, 1: 2, 2: 1}
+  assert unread == {2: 1}
+
+
+def test_records_say_that_sizes_are_with_what_cannot_be_read(capsys):
+  found = survey.Survey(
+    np.ones((3, 2)), np.zeros(3), np.zeros(3), 0,
+    collections.Counter({0: 3, 1: 1}), bad_images.Unreadable(shown=0),
+  )  # fmt: skip
+  found.unreadable.report("x", "torn")
+  inspect_data._say_classes(found, collections.Counter(), ("a", "b"))
+  assert (
+    "2; their sizes count what cannot be read too (1)\n"
+    in capsys.readouterr().out
+  )
+
+
+def test_the_settings_can_be_pasted(folder, tmp_path):
+  out = tmp_path / "x.png"
+  flags = ("--config=configs/digits.py", f"--out={out}")
+  found = commands.command("inspect", *flags)
+  assert found.returncode == 0, found.stderr
+  assert found.stderr.count("warning") == 0
+  assert "0% of the images, 100% in their smallest crops" in found.stdout
+  (line,) = (x for x in found.stdout.splitlines() if "as flags" in x)
+  pasted = line.split()[3:]
+  assert [flag.partition("=")[0] for flag in pasted] == [
+    "--config.data.mean", "--config.data.std",
+  ]  # fmt: skip
+  again = commands.command("inspect", *flags, *pasted, "--limit=10")
+  assert again.returncode == 0, again.stderr
+  assert "looked at           10 of" in again.stdout
+
+
+@pytest.mark.parametrize(
+  ("flags", "told"),
+  [
+    (("--config=configs/digits.py", "--limit=-1"), "--limit=-1 must be"),
+    (("--config=configs/digits.py", "--out=x.jpg"), "does not end in .png"),
+    ((), "--config is missing"),
+    (("--config=configs/digits.py", "x"), "'x' is not a flag"),
+    (
+      ("--config=configs/vit_b.py", "--config.data.source=folder",
+       "--config.data.path=/nowhere"),
+      "/nowhere",
+    ),
+  ],
+)  # fmt: skip
+def test_mistakes_are_one_line(flags, told: str):
+  found = commands.command("inspect", *flags)
+  assert found.returncode == 1
+  assert told in found.stderr
+  assert found.stderr.count("\n") == 1
+
+
+def test_nothing_that_can_be_read(tmp_path):
+  for number in range(3):
+    (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+  config = folder_config(tmp_path)
+  out = tmp_path / "x.png"
+  with pytest.raises(ConfigError, match="none of 3 images"):
+    inspect_data.report(config, 0, str(out))
+  assert not out.exists()

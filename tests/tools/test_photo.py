@@ -1,0 +1,145 @@
+"""Photographs of any size, what is shown of them, and what goes back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from mae_jax.data import preprocess
+from mae_jax.tools import photo as photos
+from tests.helpers import tiny
+
+DATA = dataclasses.replace(
+  tiny.config().data, image_size=(24, 32), channels=3, eval_crop=0.8
+)
+
+
+def draw(height: int, width: int, channels: int = 3) -> np.ndarray:
+  """Smooth, as photographs are."""
+  random = np.random.default_rng(height)
+  coarse = random.integers(0, 256, (4, 4, channels), np.uint8)
+  return photos.resize(coarse, (height, width))
+
+
+@pytest.mark.parametrize("size", [(240, 320), (50, 300), (300, 40), (31, 37)])
+def test_the_crop_is_that_of_evaluation(size, tmp_path):
+  image = draw(*size)
+  Image.fromarray(image).save(tmp_path / "x.png")
+  photo = photos.fit(photos.read(tmp_path / "x.png", 3, True), DATA)
+  wanted, reason = preprocess.center_crop(
+    {"file": str(tmp_path / "x.png").encode()},
+    size=DATA.image_size,
+    keep=DATA.eval_crop,
+    channels=3,
+    upright=True,
+  )
+  assert reason == b""
+  np.testing.assert_array_equal(photo.whole, image)
+  assert photo.shown.shape == (24, 32, 3)
+  # That one is of whole pixels, and this one is not.
+  assert np.abs(photo.shown.astype(int) - wanted.numpy()).mean() < 4
+
+
+def test_what_has_the_size_is_shown_as_it_is():
+  data = dataclasses.replace(DATA, eval_crop=1.0)
+  for how in photos.FITS:
+    image = draw(24, 32)
+    photo = photos.fit(image, data, how)
+    assert photo.box == (0, 0, 24, 32)
+    np.testing.assert_array_equal(photo.shown, image)
+
+
+def test_squashed_all_is_shown():
+  image = draw(100, 37)
+  photo = photos.fit(image, DATA, "squash")
+  assert photo.box == (0, 0, 100, 37)
+  wanted = Image.fromarray(image).resize((32, 24), Image.Resampling.BICUBIC)
+  np.testing.assert_array_equal(photo.shown, np.asarray(wanted))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (2000, 3)])
+def test_any_size_and_number_of_channels(size, channels: int):
+  for how in photos.FITS:
+    photo = photos.fit(draw(*size, channels), DATA, how)
+    assert photo.shown.shape == (24, 32, channels)
+    assert photo.shown.dtype == np.uint8
+
+
+@pytest.mark.parametrize("how", photos.FITS)
+@pytest.mark.parametrize("size", [(24, 32), (97, 61), (400, 300), (9, 5)])
+def test_only_hidden_patches_are_painted(size, how: str):
+  image = draw(*size)
+  photo = photos.fit(image, DATA, how)
+  hidden = np.random.default_rng(0).random((3, 4)) < 0.5
+  painted = np.zeros_like(photo.shown)
+  painted[...] = (255, 0, 255)
+  whole = photos.paste(photo, painted, hidden)
+  top, left, height, width = photo.box
+  for y in range(size[0]):
+    for x in range(size[1]):
+      row = int(np.floor((y + 0.5 - top) / height * 3))
+      column = int(np.floor((x + 0.5 - left) / width * 4))
+      inside = 0 <= row < 3 and 0 <= column < 4
+      wanted = image[y, x]
+      if inside and hidden[row, column]:
+        wanted = (255, 0, 255)
+      assert tuple(whole[y, x]) == tuple(wanted)
+
+
+def test_what_is_painted_lands_where_it_was():
+  """A photograph painted with itself stays nearly itself."""
+  image = skimage.data.chelsea()
+  photo = photos.fit(image, DATA, "squash")
+  whole = photos.paste(photo, photo.shown, np.ones((3, 4), bool))
+  blurred = photos.resize(photo.shown, image.shape[:2])
+  np.testing.assert_array_equal(whole, blurred)
+
+
+@pytest.mark.parametrize("how", photos.FITS)
+def test_a_patch_is_hidden_if_any_of_it_is_missing(how: str):
+  image = draw(240, 320)
+  photo = photos.fit(image, DATA, how)
+  top, left, height, width = photo.box
+  random = np.random.default_rng(0)
+  for _ in range(50):
+    missing = np.zeros((240, 320), bool)
+    y, x = random.integers(240), random.integers(320)
+    missing[y, x] = True
+    found = photos.snap(missing, photo, (3, 4))
+    for row in range(3):
+      for column in range(4):
+        y0, x0 = top + row * height / 3, left + column * width / 4
+        touched = y0 - 1 < y < y0 + height / 3 and x0 - 1 < x < x0 + width / 4
+        # Its pixel reaches from y to y + 1.
+        assert found[row, column] == touched
+
+
+def test_masks_snap_to_patches_exactly():
+  photo = photos.fit(draw(24, 32), dataclasses.replace(DATA, eval_crop=1.0))
+  missing = np.zeros((24, 32), bool)
+  missing[8:16, 8:24] = True
+  wanted = np.zeros((3, 4), bool)
+  wanted[1, 1:3] = True
+  np.testing.assert_array_equal(photos.snap(missing, photo, (3, 4)), wanted)
+
+
+def test_masks_are_read_as_grey(tmp_path):
+  picture = np.zeros((4, 5, 3), np.uint8)
+  picture[1, 2] = 255
+  Image.fromarray(picture).save(tmp_path / "m.png")
+  mask = photos.read_mask(tmp_path / "m.png")
+  assert mask.dtype == bool
+  assert list(zip(*np.nonzero(mask), strict=True)) == [(1, 2)]
+
+
+def test_a_file_that_is_none_is_told(tmp_path):
+  (tmp_path / "x.png").write_bytes(b"no image")
+  with pytest.raises(photos.UnreadableError, match=r"Unidentified|no image"):
+    photos.read(tmp_path / "x.png", 3, True)
+  with pytest.raises(photos.UnreadableError, match="No such file"):
+    photos.read(tmp_path / "y.png", 3, True)

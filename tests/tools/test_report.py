@@ -1,0 +1,337 @@
+"""The page of runs: what is in it, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from mae_jax.tools.report import __main__ as command
+from mae_jax.tools.report import data_summary, page, run_logs
+from mae_jax.train import run_info
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import commands, fake_logs, tiny
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+  root = tmp_path_factory.mktemp("runs")
+  fake_logs.write(root / "one", tiny.config(), fake_logs.EVALUATED)
+  other = tiny.config(optim={"blr": 2e-2}, data={"mean": (0.9,)})
+  fake_logs.write(root / "<two>", other, ())
+  return root
+
+
+@pytest.fixture(scope="module")
+def written(workdirs, tmp_path_factory):
+  out = tmp_path_factory.mktemp("out") / "report.html"
+  both = [str(workdirs / "one"), str(workdirs / "<two>")]
+  command.write(both, str(out), recipe="configs/digits.py", look_at=100)
+  return out.read_text()
+
+
+def charts(text: str) -> dict:
+  (found,) = re.findall(r"^const charts = (.*);$", text, re.MULTILINE)
+  return json.loads(found)
+
+
+def test_charts_have_every_logged_value(workdirs, written):
+  drawn, spreads = {}, {}
+  for chart in charts(written).values():
+    title = chart["layout"]["title"]["text"]
+    for trace in chart["data"]:
+      drawn[title, trace["name"]] = trace["x"], trace["y"]
+      spreads[title, trace["name"]] = trace["error_y"]["array"]
+  lines = (workdirs / "one" / "metrics.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  for title, name, key in (
+    ("loss", "one, training", "loss"),
+    ("loss", "one, held out", "eval_loss"),
+    ("learning rate", "one", "lr"),
+    ("gradient norm", "one", "grad_norm"),
+    ("images a second", "one", "images_per_second"),
+  ):
+    wanted = [(x["step"], x[key]) for x in records if key in x]
+    assert wanted
+    assert list(zip(*drawn[title, name], strict=True)) == wanted
+  assert ("loss", "<two>, training") in drawn
+  # Accuracy of probes too, with what it varies by.
+  titles = {title for title, _ in drawn}
+  wanted = [x[std] for x in records if (std := "eval_linear_2_std/MAE") in x]
+  assert len(wanted) == 2
+  title = "linear probe, 2 labels a class, accuracy"
+  assert spreads[title, "one, MAE"] == wanted
+  assert not spreads["loss", "one, training"]
+  assert {title, "unreadable images"} <= titles
+  # Of what there was none, there is a line.
+  assert "skipped steps" not in titles
+  assert '<p class="note">no skipped steps</p>' in written
+
+
+def test_pictures_are_those_that_were_logged(workdirs, written):
+  (found,) = re.findall(r"^const sliders = (.*);$", written, re.MULTILINE)
+  (slider,) = json.loads(found).values()
+  assert slider["steps"] == [3, 6]
+  board = workdirs / "one" / "tensorboard"
+  (events,) = (path.read_bytes() for path in board.iterdir())
+  for uri in slider["images"]:
+    picture = base64.b64decode(uri.partition(",")[2])
+    assert picture in events
+    assert Image.open(io.BytesIO(picture)).size == (448, 112)
+
+
+def of(*records: dict, started: dict | None = None, **fields) -> run_logs.Run:
+  found = {"pictures": {}, "config": None, "recipe": None} | fields
+  return run_logs.Run("run", list(records), started=started or {}, **found)
+
+
+def rendered(*found: run_logs.Run) -> str:
+  return html.unescape(page.render(found, []))
+
+
+def test_names_are_words():
+  counts = dict.fromkeys(page.COUNTS, 1.0)
+  record = {
+    "eval_linear_1/MAE": 0.5,
+    "eval_knn_all/MAE": 0.5,
+    "eval_top1": 0.5,
+    "eval_top1/from_scratch_5": 0.4,
+    "eval_top1/pre-trained_all": 0.4,
+    "lr_encoder": 0.1,
+    "something_else": 1.0,
+  }
+  drawn = charts(rendered(of({"step": 7} | record | counts)))
+  titles = {x["layout"]["title"]["text"]: x["data"] for x in drawn.values()}
+  assert list(titles) == [
+    "linear probe, 1 label a class, accuracy",
+    "kNN, all labels, accuracy",
+    "top-1 accuracy",
+    "learning rate, encoder",
+    "something else",
+    *page.COUNTS.values(),
+  ]
+  names = [trace["name"] for trace in titles["top-1 accuracy"]]
+  assert names[1:] == [
+    "run, from scratch, 5 labels a class", "run, pre-trained, all labels",
+  ]  # fmt: skip
+
+
+def test_an_axis_has_whole_steps_only():
+  (one,) = charts(rendered(of({"step": 2500, "loss": 1.0}))).values()
+  axis = one["layout"]["xaxis"]
+  assert axis["range"] == [2499, 2501]
+  assert (axis["dtick"], axis["tickformat"]) == (1, ",d")
+  records = [{"step": step, "loss": 1.0} for step in (50, 2500)]
+  (more,) = charts(rendered(of(*records))).values()
+  assert not {"range", "dtick"} & set(more["layout"]["xaxis"])
+
+
+def test_counts_of_nothing_are_a_line():
+  nothing = {"step": 1} | dict.fromkeys(page.COUNTS, 0.0)
+  text = rendered(of(nothing))
+  assert charts(text) == {}
+  assert (
+    "no loss spikes, skipped steps, unreadable images or unreadable held-out "
+    "images<"
+  ) in text
+  # One run that has it is enough for a chart of all.
+  text = rendered(of(nothing), of(nothing | {"skipped": 2.0}))
+  assert len(charts(text)) == 1
+
+
+def test_summary_has_the_task_and_the_accuracy():
+  text = rendered(
+    of({"step": 4, "eval_top1": 0.9111}, config=tiny.config(task="finetune")),
+    of({"step": 1234}),
+  )
+  cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", text.partition("</table>")[0])
+  assert [x for x in cells if "dot" not in x] == [
+    "run", "task", "step", "loss", "held-out loss", "held-out top-1",
+    "images a second", "started",
+    "finetune", "4", "", "", "91.1 %", "", "",
+    "", "1,234", "", "", "", "", "",
+  ]  # fmt: skip
+  assert "top-1" not in rendered(of({"step": 4}))
+
+
+def test_environment_has_no_empty_rows():
+  record = {"step": 4}
+  text = rendered(of(record, started={"cores": 2}), of(record))
+  table = text.partition("<h2>Environment</h2>")[2].partition("</table>")[0]
+  assert re.findall(r"<tr><th>(.*?)</th>", table) == ["", "cores"]
+  text = rendered(of(record))
+  assert "no run has an about.json" in text
+  assert "<table>" not in text.partition("<h2>Environment</h2>")[2]
+
+
+def test_settings_that_differ_are_marked(written):
+  (table,) = re.findall(r'<table id="changed">.*?</table>', written, re.DOTALL)
+  text = html.unescape(table)
+  assert "<code>optim.blr</code>" in text
+  assert 'class="changed"' in table
+  assert "(recipe: '2500 steps')" in text
+  rest = written.partition("all other settings")[2]
+  assert "<code>data.channels</code>" in rest
+  assert "<code>optim.blr</code>" not in rest
+
+
+def test_a_path_is_the_same_however_it_is_named(tmp_path, monkeypatch):
+  home = tmp_path / "home"
+  home.mkdir()
+  (tmp_path / "link").symlink_to(home)
+  # A recipe that names another by where it is itself, as digits_finetune.py.
+  (home / "recipe.py").write_text(
+    "import dataclasses, pathlib\n"
+    "from mae_jax import config as c\n"
+    "from tests import tiny\n"
+    "def get_config(arg=None):\n"
+    "  here = pathlib.Path(__file__).with_name('first.py')\n"
+    "  compare = c.Compare(pretrain=f'{here}:steps=9')\n"
+    "  config = dataclasses.replace(tiny.config(), compare=compare)\n"
+    "  return c.config_dict(config)\n"
+  )
+
+  def differing(pretrain: str, named: str = "recipe.py") -> list[str]:
+    workdir = tmp_path / "run"
+    if workdir.exists():
+      shutil.rmtree(workdir)
+    config = tiny.config(compare={"pretrain": pretrain})
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("sys.argv", ["main.py", f"--config={named}"])
+    fake_logs.write(workdir, config, ())
+    monkeypatch.chdir(tmp_path)
+    run = run_logs.read(str(workdir))
+    text = html.unescape(page.render([run], [data_summary.of(run, "x", 0)]))
+    table = re.findall(r'<table id="changed">.*?</table>', text, re.DOTALL)
+    assert (": no setting differs" in text) == (not table)
+    return re.findall("<code>(.*?)</code>", "".join(table))
+
+  same = ("first.py:steps=9", "./first.py:steps=9", f"{home}/first.py:steps=9")
+  for pretrain in (*same, f"{tmp_path}/link/first.py:steps=9"):
+    assert differing(pretrain) == []
+  assert differing("first.py:steps=9", f"{home}/../home/recipe.py") == [
+    "compare.pretrain"  # of a relative path nothing says where it starts
+  ]
+  for pretrain in ("first.py:steps=8", "other.py:steps=9", "home/first.py", ""):
+    assert differing(pretrain) == ["compare.pretrain"]
+
+
+def test_data_and_environment(written):
+  text = html.unescape(written)
+  assert "images to train on" in text
+  assert "2 images replaced in training, as they cannot be read" in text
+  assert "data.mean=(0.9,), but the images have 0.3" in text
+  assert "cpu (cpu)" in text
+  assert f"<td>{run_info._version('jax')}</td>" in text
+
+
+def test_it_needs_no_network_and_names_are_escaped(written):
+  body = re.sub(r"<script>.*?</script>", "", written, flags=re.DOTALL)
+  assert not re.search(r"(src|href)=\"(?!data:)", body)
+  assert "<two>" not in body
+  assert "&lt;two&gt;" in body
+  data = written[written.index("const charts") :]
+  assert "<two>" not in data
+
+
+def test_a_run_that_goes_on_may_have_half_a_line(workdirs, tmp_path):
+  log = (workdirs / "one" / "metrics.jsonl").read_text()
+  (tmp_path / "metrics.jsonl").write_text(log + '{"step": 7, "lo')
+  found = run_logs.read(str(tmp_path))
+  assert len(found.records) == len(log.splitlines())
+  assert found.config is None
+  assert found.pictures == {}
+  text = page.render([found], [data_summary.of(found, "x", 0)])
+  assert "its settings are of another version, or not there" in text
+  (tmp_path / "metrics.jsonl").write_text(log.rstrip("\n"))  # an editor's
+  assert len(run_logs.read(str(tmp_path)).records) == len(log.splitlines())
+
+
+@pytest.mark.parametrize(
+  ("line", "told"),
+  [
+    ("{}", "it has no step"),
+    ('{"loss": 1.0}', "it has no step"),
+    ('{"step": null}', "its step is None, not a whole number"),
+    ('{"step": "abc"}', "its step is 'abc', not a whole number"),
+    ('{"step": true}', "its step is True, not a whole number"),
+    ('{"step": -1}', "its step is -1, not a whole number"),
+    ('{"step": 6, "loss": "high"}', "loss is 'high', not a number"),
+    ('{"step": 3, "loss": {"a": 1}}', "loss is {'a': 1}, not a number"),
+    ("[1]", r"it is \[1\], not a step"),
+    ('{"step": 3, "lo', "Unterminated string"),
+    ("[" * 100_000, "recursion"),
+  ],
+)
+def test_what_is_no_record_is_named(tmp_path, line: str, told: str):
+  log = tmp_path / "metrics.jsonl"
+  record = '{"step": 1, "loss": 1.0}\n'
+  error = rf"{log} line 2 is not a record of this project \(.*{told}.*\): "
+  # In the last line as in any other, if it is whole.
+  for rest in ("", record):
+    log.write_text(record + line + "\n" + rest)
+    with pytest.raises(ConfigError, match=error) as raised:
+      run_logs.read(str(tmp_path))
+    assert "remove that line, not the file" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_not_finite_is_a_gap(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text(
+    '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1e400}\n'
+    f'{{"step": 3, "loss": 1{"0" * 400}}}\n{{"step": 4, "loss": null}}\n'
+    '{"step": 5, "loss": 2}\n'
+  )
+  found = run_logs.read(str(tmp_path))
+  assert found.series("loss") == ([1, 2, 3, 4, 5], [None] * 4 + [2.0])
+
+
+def test_a_directory_that_is_of_no_run_is_told_as_what_it_is(tmp_path):
+  def told() -> str:
+    with pytest.raises(ConfigError) as raised:
+      run_logs.read(str(tmp_path))
+    return str(raised.value).removeprefix(f"--workdir={tmp_path} ")
+
+  assert told().startswith("has no metrics.jsonl")
+  (tmp_path / "evaluation.json").write_text("{}")
+  (tmp_path / "per_class.csv").write_text("")
+  assert told() == (
+    "is of an evaluation, which has no curves to report: its figures are in "
+    "evaluation.json and per_class.csv"
+  )
+  for torn in ("", "\n", '{"step": 1, "lo'):
+    (tmp_path / "metrics.jsonl").write_text(torn)
+    assert told().startswith("has logged nothing yet")
+
+
+def test_names_are_short_and_differ():
+  assert page.short_names(["a/b"]) == ["b"]
+  assert page.short_names(["a/b", "c/b", "c/d"]) == ["a/b", "c/b", "c/d"]
+  assert page.short_names(["r/x", "r/y"]) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+  ("flags", "told"),
+  [
+    (("--workdir=/nowhere",), "--workdir=/nowhere: there is no such directory"),
+    (("--workdir=README.md",), "--workdir=README.md is a file: name the"),
+    (("--workdir=a,",), "--workdir=a, has an empty name in its list"),
+    (("--workdir=",), "--workdir= has an empty name: name the directory"),
+    (("--workdir=a,a/",), "names a run twice"),
+    (("--workdir=a", "--recipe=/none.py"), "recipe /none.py is not a file"),
+    (("--workdir=a", "--out=x.pdf"), "does not end in .html"),
+    (("--workdir=a", "--look_at=-1"), "--look_at=-1 must be at least 0"),
+  ],
+)
+def test_mistakes_are_one_line(flags, told: str, tmp_path):
+  found = commands.command("report", f"--out={tmp_path}/r.html", *flags)
+  assert found.returncode == 1
+  assert told in found.stderr
+  assert found.stderr.count("\n") == 1
+  assert not (tmp_path / "r.html").exists()

@@ -1,0 +1,108 @@
+"""Starting from a network of other patches, sizes or channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from mae_jax.config import Config, EvalConfig
+from mae_jax.models import resize_patches
+from mae_jax.tools import reconstructor
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import runs, tiny
+
+COLOUR = {
+  "source": "photos",
+  "channels": 3,
+  "mean": (0.3,) * 3,
+  "std": (0.4,) * 3,
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+  """The workdir of a network of 2 x 2 grey pixels."""
+  return runs.pretrained(tmp_path_factory.mktemp("start"))
+
+
+def still(
+  workdir: Any, data: dict[str, Any] | None = None, **settings: Any
+) -> Config:
+  """A run of larger patches that begins there and learns nothing."""
+  return tiny.config(
+    data={"image_size": (16, 16), "eval_split": "", **(data or {})},
+    model={"patch_size": (4, 4)},
+    train={"length": "1 steps"},
+    eval=EvalConfig(images=0),
+    init_from=str(workdir),
+    optim={"blr": 0.0, "warmup": "0 steps"},
+    **settings,
+  )
+
+
+def test_pre_training_goes_on_with_patches_four_times_as_large(start, tmp_path):
+  config = still(start, COLOUR, init_adapt=True)
+  runs.train(config, tmp_path)
+  found = runs.params(tmp_path, config)["model"]
+  before = runs.params(start, tiny.config())["model"]
+  old, new = resize_patches.Patch(2, 2, 1), resize_patches.Patch(4, 4, 3)
+  kernels = [x["encoder"]["patch_embed"]["kernel"] for x in (before, found)]
+  np.testing.assert_array_equal(
+    kernels[1], resize_patches.embedding(kernels[0], old, new)
+  )
+  for name in ("kernel", "bias"):
+    first, second = (x["decoder"]["pred"][name] for x in (before, found))
+    np.testing.assert_array_equal(
+      second, resize_patches.prediction(first, old, new)
+    )
+  first, second = (
+    x["encoder"]["stack"]["blocks"]["mlp"]["fc1"]["kernel"]
+    for x in (before, found)
+  )
+  np.testing.assert_array_equal(first, second)
+
+
+def test_an_encoder_that_stays_as_adapted_is_told(start, tmp_path, capsys):
+  alone = still(start, init_adapt=True, objective={"trained": "decoder"})
+  runs.train(alone, tmp_path)
+  told = capsys.readouterr()
+  assert "adapted to other patches, and stays as that" in told.err + told.out
+
+
+def test_pre_training_goes_on_with_larger_images(start, tmp_path):
+  """Nothing but the fixed table of positions is another one."""
+  config = tiny.changed(
+    still(start), model={"patch_size": (2, 2)}, data={"image_size": (12, 16)}
+  )
+  runs.train(config, tmp_path)
+  found = runs.params(tmp_path, config)
+  before = runs.params(start, tiny.config())
+  jax.tree.map(np.testing.assert_array_equal, found, before)
+  network = reconstructor.Painter(tmp_path, runs.devices_mesh())
+  pixels = np.zeros((2, 12, 16, 1), np.uint8)
+  hidden = network.masks("random", 0.5, 2, seed=0)
+  assert network.predict(pixels, hidden).shape == (2, 48, 4)
+
+
+def test_fine_tuning_too(start, tmp_path):
+  config = still(start, task="finetune", init_adapt=True)
+  runs.train(config, tmp_path)
+  found = runs.params(tmp_path, config)["model"]["encoder"]
+  before = runs.params(start, tiny.config())["model"]["encoder"]
+  np.testing.assert_array_equal(
+    found["patch_embed"]["kernel"],
+    resize_patches.embedding(
+      before["patch_embed"]["kernel"],
+      resize_patches.Patch(2, 2, 1),
+      resize_patches.Patch(4, 4, 1),
+    ),
+  )
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_not_unless_it_is_asked_for(start, tmp_path, task: str):
+  with pytest.raises(ConfigError, match=r"or --config.init_adapt="):
+    runs.train(still(start, task=task), tmp_path)

@@ -1,0 +1,188 @@
+"""The adversarial step: who learns from what; a decoder trained alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mae_jax.models import discriminator, factory, flops
+from mae_jax.train import objectives
+from mae_jax.utils import rng
+from mae_jax.utils.errors import ConfigError
+from tests.helpers import numpy_reference, tiny
+
+TOTAL = 20
+
+
+def adversarial(target: str = "norm_pix", **settings: Any):
+  """The objective, its network and random parameters."""
+  config = tiny.config(
+    objective={"target": target},
+    adversary={
+      "judges": "patch",
+      "width": 8,
+      "depth": 2,
+      "ramp": (0.25, 0.75),
+      "weight": 0.5,
+      "gradient_penalty": 3.0,
+      **settings,
+    },
+  )
+  model = factory.masked_autoencoder(config)
+  objective = objectives.Adversarial(config, model, lambda step: 1e-3, TOTAL)
+  return objective, model, objective.init(lambda name: rng.key(0, name))
+
+
+def given() -> tuple[np.ndarray, np.ndarray]:
+  random = np.random.default_rng(0)
+  images = random.normal(size=(4, 8, 8, 1)).astype(np.float32)
+  return images, random.uniform(size=(4, 16)).astype(np.float32)
+
+
+JUDGES = {
+  "patch": discriminator.Discriminator,
+  "image": discriminator.ImageDiscriminator,
+}
+
+
+@pytest.mark.parametrize(
+  ("step", "game", "judges"),
+  [
+    (0, "hinge", "patch"),
+    (10, "hinge", "patch"),
+    (20, "hinge", "image"),
+    (20, "non_saturating", "patch"),
+  ],
+)
+def test_each_learns_from_its_own_loss_alone(step: int, game: str, judges: str):
+  objective, model, params = adversarial(loss=game, judges=judges)
+  images, noise = given()
+  opponent = JUDGES[judges](8, 2)
+  soft = jax.nn.softplus
+  weight = 0.5 * np.clip((step / TOTAL - 0.25) / 0.5, 0, 1)
+
+  def score(rival, x):
+    return opponent.apply({"params": rival}, x)
+
+  def of_network(network):
+    out = model.apply({"params": network}, images, noise)
+    painted = objectives.paint(model, {"model": network}, images, out)
+    found = score(params["discriminator"], painted)
+    fooled = -found if game == "hinge" else soft(-found)
+    return out.loss + weight * fooled.mean()
+
+  def of_opponent(rival):
+    out = model.apply({"params": params["model"]}, images, noise)
+    fake = score(rival, objectives.paint(model, params, images, out))
+    real = score(rival, images)
+    if game == "hinge":
+      told = jnp.maximum(0, 1 - real).mean() + jnp.maximum(0, 1 + fake).mean()
+    else:
+      told = soft(-real).mean() + soft(fake).mean()
+    slopes = jax.grad(lambda x: score(rival, x).mean(axis=1).sum())(images)
+    return told + 3 * 0.5 * (slopes**2).sum(axis=(1, 2, 3)).mean()
+
+  (total, metrics), grads = jax.jit(
+    jax.value_and_grad(objective.loss, argnums=1, has_aux=True),
+    static_argnums=0,
+  )(model, params, images, noise, step)
+  own, wanted = jax.jit(jax.value_and_grad(of_network))(params["model"])
+  telling, theirs = jax.jit(jax.value_and_grad(of_opponent))(
+    params["discriminator"]
+  )
+  np.testing.assert_allclose(metrics["loss"], own, rtol=1e-5)
+  np.testing.assert_allclose(total, own + telling, rtol=1e-5)
+  np.testing.assert_allclose(metrics["adversary_weight"], weight, atol=1e-6)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+  jax.tree.map(close, grads["model"], wanted)
+  jax.tree.map(close, grads["discriminator"], theirs)
+
+
+@pytest.mark.parametrize("target", ["norm_pix", "raw"])
+def test_what_is_judged_has_the_visible_patches_and_true_statistics(target):
+  _, model, params = adversarial(target)
+  images, noise = given()
+  out = model.apply({"params": params["model"]}, images, noise)
+  painted = objectives.paint(model, params, images, out)
+  cut = numpy_reference.patchify(np.asarray(painted), (2, 2))
+  true, mask = numpy_reference.patchify(images, (2, 2)), np.asarray(out.mask)
+  np.testing.assert_array_equal(cut[mask == 0], true[mask == 0])
+  pred = np.asarray(out.pred)
+  if target == "norm_pix":
+    std = np.sqrt(true.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
+    pred = pred * std + true.mean(axis=-1, keepdims=True)
+  np.testing.assert_allclose(cut[mask == 1], pred[mask == 1], rtol=1e-5)
+
+
+def test_a_penalty_of_zero_is_none():
+  objective, model, params = adversarial(gradient_penalty=0.0)
+  images, noise = given()
+  _, metrics = objective.loss(model, params, images, noise, jnp.int32(3))
+  assert metrics["gradient_penalty"] == 0
+
+
+def test_the_discriminator_has_an_adam_and_a_rate_of_its_own():
+  config = tiny.config(
+    adversary={"judges": "patch", "depth": 2, "lr": 3e-3, "b1": 0.3, "b2": 0.7}
+  )
+  model = factory.masked_autoencoder(config)
+  # Half of the peak of the network's: half of the peak of its own.
+  trained = objectives.Adversarial(
+    config, model, lambda step: 0.5 * config.optim.lr, TOTAL
+  ).trained["discriminator"]
+  assert trained.lr_fn(7) == pytest.approx(1.5e-3)
+  grads = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+  theirs = torch.zeros(5, requires_grad=True)
+  adam = torch.optim.Adam([theirs], lr=1.5e-3, betas=(0.3, 0.7))
+  ours = jnp.zeros(5)
+  state = trained.tx.init(ours)
+  for grad in grads:
+    theirs.grad = torch.tensor(grad)
+    adam.step()
+    direction, state = trained.tx.update(grad, state, ours)
+    ours -= trained.lr_fn(0) * direction
+  np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("changes", "text"),
+  [
+    ({"judges": "pixel"}, "adversary.judges='pixel' is not known"),
+    ({"loss": "wgan"}, "adversary.loss='wgan' is not known: known are hinge"),
+    ({"depth": 4}, r"adversary.depth=4 halves .*\(8, 8\) to .* at most 3"),
+    (
+      {"ramp": (0.5, 0.2)},
+      r"adversary.ramp=\(0.5, 0.2\) ends before it",
+    ),
+    ({"ramp": (0.5, 1.2)}, r"adversary.ramp=\(0.5, 1.2\) must be at most 1"),
+  ],
+)
+def test_settings_that_cannot_work(changes, text: str):
+  with pytest.raises(ConfigError, match=text):
+    adversarial(**changes)
+
+
+def test_a_frozen_encoder_has_no_moments_and_no_backward_pass():
+  config = tiny.config(objective={"trained": "decoder"})
+  model = factory.masked_autoencoder(config)
+  objective, plain = (
+    objectives.Reconstruction(each, model, lambda step: 1e-3, TOTAL)
+    for each in (config, tiny.config())
+  )
+  assert objective.flops(model, 1) == plain.flops(
+    model, 1
+  ) - 2 * flops.encoder_part(model, 1)
+  params = jax.eval_shape(lambda: objective.init(lambda name: rng.key(0, name)))
+  held = sum(
+    leaf.size
+    for leaf in jax.tree.leaves(
+      jax.eval_shape(objective.trained["model"].tx.init, params["model"])
+    )
+  )
+  decoder = sum(x.size for x in jax.tree.leaves(params["model"]["decoder"]))
+  assert held == 2 * decoder + 1  # and the count of steps

@@ -1,0 +1,171 @@
+"""What a start waits for: no TensorFlow where there are no images to read."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mae_jax.train import metrics
+from mae_jax.utils import startup
+from tests import test_imports
+from tests.helpers import tiny
+from tests.tools import test_export
+
+# Runs the module named first, and fails if it has imported TensorFlow.
+WITHOUT = """
+import runpy, sys
+del sys.argv[0]
+try:
+  runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+finally:
+  assert "tensorflow" not in sys.modules, "Traceback"
+"""
+
+
+def run(module, *args):
+  return subprocess.run(
+    [sys.executable, "-c", WITHOUT, f"mae_jax.{module}", *map(str, args)],
+    cwd=test_imports.PACKAGE.parent,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+MAIN = ("main", "--config=configs/digits.py")
+EVALUATE = ("main", "--config=configs/digits_finetune.py")
+EVALUATE += ("--config.task=evaluate",)
+
+
+@pytest.mark.parametrize(
+  ("args", "complaint"),
+  [
+    ((*MAIN, "--config.task=pretrian"), "'pretrian' is not known"),
+    ((*MAIN, "--config.train.compile_cache=setup.py"), "cannot be made"),
+    ((*MAIN, "--config.mesh.fsdp=many"), "write a whole number"),
+    ((*EVALUATE, "--config.eval.measure=x"), "eval.measure='x' is not known"),
+    (EVALUATE, "init_from is empty"),
+    ((*EVALUATE, "--config.init_from=/nowhere"), "/nowhere"),
+    (("plan", MAIN[1], "--topology=v9"), "v9"),
+    (("convert", "--to=jax", "/nowhere.pth", "out"), "/nowhere.pth"),
+    (("features", "--checkpoint=/nowhere", "--images=.", "--out=x.npz"), "/no"),
+    (("predict", "--checkpoint=/nowhere", "--images=.", "--out=x.csv"), "/no"),
+    (("export", "--checkpoint=/nowhere", "--out=x"), "/nowhere"),
+  ],
+)
+def test_a_mistake_does_not_wait_for_tensorflow(tmp_path, args, complaint):
+  workdir = [f"--workdir={tmp_path}"] if args[0] == "main" else []
+  done = run(*args, *workdir)
+  assert done.returncode == 1, done.stdout
+  assert "Traceback" not in done.stderr
+  assert complaint in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("tool", ["convert", "export", "features"])
+def test_help_does_not_wait_for_tensorflow(tool):
+  done = run(tool, "--help")
+  assert done.returncode == 0, done.stderr
+  assert "usage" in done.stdout
+
+
+def test_stablehlo_is_exported_without_tensorflow(tmp_path):
+  built, params = test_export.random_classifier(tiny.config(task="finetune"))
+  workdir = test_export.save(built.config, tmp_path / "run", params)
+  done = run("export", f"--checkpoint={workdir}", f"--out={tmp_path / 'out'}")
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "out" / "program.bin").exists()
+
+
+def test_only_the_data_and_what_shows_images_need_tensorflow():
+  """At their top, or through what they import at theirs."""
+  needed = {"mae_jax.data", "mae_jax.tools.export.savedmodel"}
+  found = {
+    name: top_level(name, path) for name, path in test_imports.modules().items()
+  }
+  while True:
+    # A package comes before its modules.
+    more = {
+      name
+      for name, names in found.items()
+      if any(x == y or x.startswith(f"{y}.") for x in names for y in needed)
+      or any(name.startswith(f"{x}.") for x in needed)
+    } - needed
+    if not more:
+      break
+    needed |= more
+  parts = {name.split(".")[1] for name in needed}
+  assert parts == {"data", "evals", "train", "export"}
+  assert not needed & {"mae_jax.evals.load_model", "mae_jax.train.init_from"}
+  assert {x for x in needed if x.startswith("mae_jax.tools.export")} == {
+    "mae_jax.tools.export.savedmodel"
+  }
+
+
+def top_level(name, path):
+  """What a module imports when it is imported itself."""
+  tree = ast.parse(path.read_text())
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+      isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ):
+      node.body = [ast.Pass()]
+  return test_imports.imports(name, ast.unparse(tree))
+
+
+def test_to_import_the_tasks_needs_no_more():
+  code = (
+    "import sys, mae_jax.train.tasks.label_efficiency\n"
+    "import mae_jax.train.tasks.pretrain\n"
+    "print(sorted({x.partition('.')[0] for x in sys.modules}))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=test_imports.PACKAGE.parent,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=True,
+  )
+  loaded = ast.literal_eval(done.stdout.splitlines()[-1])
+  assert {"jax", "tensorflow", "tensorboardX"} <= set(loaded)
+  assert not {"torch", "keras", "sklearn", "transformers"} & set(loaded)
+
+
+def test_what_is_left_out_can_be_imported_later(monkeypatch):
+  monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+  with startup.without("colorsys", "ast"):
+    with pytest.raises(ImportError):
+      import colorsys
+    assert sys.modules["ast"] is ast  # it was there
+  import colorsys
+
+  assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)
+
+
+def test_the_parts_of_a_start_are_the_whole():
+  startup.begin()
+  for part in ("data", "state", "data"):
+    startup.ended(part)
+  found = startup.first_step()
+  total = found.pop("start_seconds")
+  assert list(found) == ["start_imports", "start_data", "start_state"]
+  assert sum(found.values()) == pytest.approx(total)
+  # This process has imported JAX, and has not run for a day.
+  assert 0.3 < found["start_imports"] < 86400
+  assert startup.first_step() == {}  # there is one start
+  startup.ended("data")
+  assert startup.first_step() == {}
+
+
+def test_a_start_is_told_in_a_line():
+  seconds = {"start_seconds": 3.14, "start_imports": 3.0, "start_data": 0.04}
+  assert startup.told(seconds | {"start_compile": 0.1}) == (
+    "first step after 3.1 s: importing 3.0, compiling and a step 0.1"
+  )
+  assert set(seconds) < set(metrics.TIMING)

@@ -1,0 +1,53 @@
+"""What a disk and a bucket have in common."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import pytest
+import tensorflow as tf
+
+from mae_jax.utils import errors, storage
+from mae_jax.utils.errors import ConfigError
+
+
+def test_errors_of_the_buckets_client_are_the_disks():
+  with (
+    pytest.raises(OSError, match="no permission") as caught,
+    storage.reaching("gs://bucket/run"),
+  ):
+    raise tf.errors.PermissionDeniedError(None, None, "no permission\nat all")
+  assert caught.value.filename == "gs://bucket/run"
+  assert caught.value.strerror == "no permission"
+  line = errors.explain(caught.value)
+  assert line.startswith("gs://bucket/run: no permission: see that")
+
+
+@pytest.mark.parametrize(
+  "error", [ValueError("x"), KeyError("y"), OSError(errno.ENOSPC, "full")]
+)
+def test_other_errors_stay_what_they_are(error):
+  with pytest.raises(type(error)) as caught, storage.reaching("somewhere"):
+    raise error
+  assert caught.value is error
+
+
+def test_a_missing_library_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+  with pytest.raises(ConfigError) as caught:
+    storage.make_directory("gs://bucket/run", "--workdir")
+  assert str(caught.value).startswith("--workdir=gs://bucket/run needs google-")
+  assert "pip install 'mae_jax[gcs]'" in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://", "gs:///run"])
+def test_an_address_that_is_none(address):
+  with pytest.raises(ConfigError, match="gs://BUCKET/DIRECTORY"):
+    storage.make_directory(address, "--workdir")
+
+
+def test_a_path_of_its_own(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert str(storage.absolute("a")) == f"{tmp_path}/a"
+  assert str(storage.absolute("gs://bucket/a")) == "gs://bucket/a"
