@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train demo test test-fast lint bench reliability weights conversion step \
-  growth start pipeline table2 tpu plan ablations adversary clean
+  growth start pipeline table2 tpu plan ablations discriminator clean
 
 train: .venv/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
@@ -32,7 +32,7 @@ lint: .venv/test
 
 # All of it takes hours, on a machine that does nothing else.
 # `pipeline` reads what `plan` has written.
-bench: step growth plan pipeline start table2 tpu ablations adversary weights \
+bench: step growth plan pipeline start table2 tpu ablations discriminator weights \
   conversion reliability
 
 reliability: .venv/test
@@ -53,20 +53,20 @@ step: .venv/test
 growth: .venv/test
 	$(BIN)/python -m bench.growth
 
-WHOLE := adversary=patch adversary=image loss_on=all target=norm_pix \
-  hidden=mask_tokens contrast=image
+WHOLE := discriminator=patch discriminator=image loss_on=all target=norm_pix \
+  masked_input=mask_tokens contrast=image
 
 ablations: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --length="600 steps"
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations \
 	  --out=bench/results/ablations_whole.md $(WHOLE)
 
-adversary: .venv/test
+discriminator: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \
-	  --seeds=1 --second="1000 steps" --out=bench/results/adversary.md trained=decoder \
-	  trained=decoder,adversary=patch,weight=0.01 \
-	  trained=decoder,adversary=patch,weight=0.03 \
-	  trained=decoder,adversary=patch
+	  --seeds=1 --second="1000 steps" --out=bench/results/discriminator.md trainable=decoder \
+	  trainable=decoder,discriminator=patch,weight=0.01 \
+	  trainable=decoder,discriminator=patch,weight=0.03 \
+	  trainable=decoder,discriminator=patch
 
 weights: .venv/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights

@@ -4,7 +4,7 @@
 
 Each CHANGE is an argument of `configs/ablations.py`, such as decoder_depth=8 or
 "mask=block50,loss=l1"; without any, it is those of DEFAULT. The recipe itself
-is always the first, and what trained=decoder starts from. Every seed of every
+is always the first, and what trainable=decoder starts from. Every seed of every
 change is a run of `mae_jax.main` in --workdir, --jobs at a time: what was cut
 goes on there, and what is done is only read. It writes
 `bench/results/ablations.md`, `bench/results/ablations.svg` and, of what
@@ -41,9 +41,9 @@ UNTRAINED, RAW = "not trained", "raw pixels"
 DEFAULT = (
   "decoder_depth=4",
   "decoder_width=96",
-  "hidden=mask_tokens",
-  "hidden=noise",
-  "hidden=pixel_noise",
+  "masked_input=mask_tokens",
+  "masked_input=noise",
+  "masked_input=pixel_noise",
   "target=norm_pix",
   "target=pca",
   "crop=none",
@@ -54,19 +54,19 @@ DEFAULT = (
   "mask=block75",
   "mask=grid75",
   "mask=middle",
-  "ratios=50/75,varies=drawn",
-  "ratios=50/75,varies=staged",
-  "masks=random/block,varies=drawn",
+  "ratios=50/75,mask_schedule=drawn",
+  "ratios=50/75,mask_schedule=sequential",
+  "mask_strategies=random/block,mask_schedule=drawn",
   "loss=l1",
   "loss=smooth_l1",
   "loss=log_cosh",
   "loss_on=all",
   "contrast=image",
   "contrast=batch",
-  "adversary=patch",
-  "adversary=image",
-  "trained=decoder",
-  "trained=decoder,adversary=patch",
+  "discriminator=patch",
+  "discriminator=image",
+  "trainable=decoder",
+  "trainable=decoder,discriminator=patch",
 )
 # What is told of a run: headings, and names among its metrics.
 PROBES = {
@@ -181,7 +181,7 @@ class Run:
 
 def second_stage(change: str) -> bool:
   """Whether it goes on from the recipe."""
-  return "trained=decoder" in change.split(",")
+  return "trainable=decoder" in change.split(",")
 
 
 Found = Mapping[str, list[dict[str, float]]]  # by change, of each seed
@@ -240,7 +240,7 @@ def text(found: Found, seeds: int, args: argparse.Namespace) -> str:
   if any(map(second_stage, found)):
     second = args.second or "as long once more"
     about.append(
-      "Those with `trained=decoder` go on from the recipe's of the same seed "
+      "Those with `trainable=decoder` go on from the recipe's of the same seed "
       f"(`--config.init_from=` its workdir), {second}."
     )
   if UNTRAINED in found:
@@ -295,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     "--length", default="", help='for instance "500 steps"; "": the recipe\'s'
   )
   parser.add_argument(
-    "--second", help="length of trained=decoder; --length if not given"
+    "--second", help="length of trainable=decoder; --length if not given"
   )
   parser.add_argument(
     "--jobs", type=flags.whole(), default=2, help="runs at a time"
@@ -315,7 +315,7 @@ def _run(args: argparse.Namespace) -> None:
   second = args.length if args.second is None else args.second
   if args.second is not None and not any(map(second_stage, changes)):
     raise ConfigError(
-      f"--second={args.second} is the length of trained=decoder, which no "
+      f"--second={args.second} is the length of trainable=decoder, which no "
       "CHANGE has: leave it out"
     )
   todo = [

@@ -48,7 +48,7 @@ def start(variant: str, path: pathlib.Path) -> None:
   from mae_jax.config import overrides
 
   config = overrides.recipe(f"configs/{RECIPES[variant]}.py")
-  run = checkpoints.Run(config, {})
+  run = checkpoints.CheckpointMetadata(config, {})
   random = np.random.default_rng(0)
   shapes = run_config.shapes(run, model_info.MAE)
 

@@ -6,7 +6,7 @@ It writes `bench/results/growth.md` and `bench/results/growth.svg`. On CPU,
 steps of a small network are taken in turn, with one of image size, depth, width
 and batch changed at a time: medians. For a TPU v5e, steps of ViT-B are
 compiled: peaks of memory, and rooflines. At large images, by how much of
-attention's logits there is at a time (`model.attention_mb`).
+attention's logits there is at a time (`model.attention_chunk_mb`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ MEASURED = (
   "memory",
 )
 COMPILED = ("what changes", "value", "flops", "HBM peak", "step, at least")
-# By how attention's logits are computed there: `model.attention_mb`.
+# By how attention's logits are computed there: `model.attention_chunk_mb`.
 LOGITS: dict[str, float | None] = {
   "whole": 0.0,
   "parts of 2 GB": None,  # the default
@@ -140,7 +140,7 @@ def recipe(batch: int, pixels: int = 224, **model: Any) -> Config:
   )
 
 
-def on_tpu(what: str) -> dict[int, compile_step.Measured]:
+def on_tpu(what: str) -> dict[int, compile_step.CompiledStep]:
   """By the value of what is changed."""
   found = {}
   for value in tqdm.tqdm(TPU[what], what, leave=False):
@@ -156,21 +156,23 @@ def on_tpu(what: str) -> dict[int, compile_step.Measured]:
   return found
 
 
-Large = dict[int, dict[str, compile_step.Measured]]  # by pixels and LOGITS
+Large = dict[int, dict[str, compile_step.CompiledStep]]  # by pixels and LOGITS
 
 
 def large() -> Large:
   """What is compiled for large images."""
   return {
     pixels: {
-      name: plan.compiled(recipe(CHIPS, pixels, attention_mb=limit), SLICE)
+      name: plan.compiled(
+        recipe(CHIPS, pixels, attention_chunk_mb=limit), SLICE
+      )
       for name, limit in tqdm.tqdm(LOGITS.items(), f"{pixels}", leave=False)
     }
     for pixels in tqdm.tqdm(SIZES, "large images", leave=False)
   }
 
 
-def step(found: compile_step.Measured) -> str:
+def step(found: compile_step.CompiledStep) -> str:
   """The roofline's bound."""
   known = roofline.estimate(found) if found.fits else None
   return f"{1e3 * known.step:.1f} ms" if known else ""
@@ -192,7 +194,7 @@ def measured_rows(points: Mapping[str, list[Point]]) -> Iterator[list[str]]:
 
 
 def compiled_rows(
-  found: Mapping[str, Mapping[int, compile_step.Measured]],
+  found: Mapping[str, Mapping[int, compile_step.CompiledStep]],
 ) -> Iterator[list[str]]:
   """Those of COMPILED."""
   for what, some in found.items():
@@ -202,7 +204,7 @@ def compiled_rows(
       yield [what, str(value), f"{share:.1f}x", plan.peak(one), step(one)]
 
 
-def total_flops(found: compile_step.Measured) -> float:
+def total_flops(found: compile_step.CompiledStep) -> float:
   """Of a step on all chips, on paper."""
   planned = found.planned
   return planned.program.flops_per_image * planned.config.data.batch_size
@@ -257,7 +259,7 @@ def draw(
 
 def report(
   points: Mapping[str, list[Point]],
-  grown: Mapping[str, Mapping[int, compile_step.Measured]],
+  grown: Mapping[str, Mapping[int, compile_step.CompiledStep]],
   big: Large,
   rounds: int,
   page: pathlib.Path,
@@ -295,10 +297,10 @@ Pre-training of ViT-B, bfloat16, 224 pixels, {TPU_IMAGES} images a chip of
 ## Large images
 
 The same, one image a chip: with the logits of attention whole
-(`model.attention_mb=0`), in parts of at most 2 GB, which is the default, and of
-at most 128 MB (`mae_jax/models/attention.py`). Whole, they grow with the square
-of the tokens; in parts, what is left grows with the tokens. Small parts are not
-the slower ones: from 1536 pixels on the bound of those of 128 MB is the lower.
+(`model.attention_chunk_mb=0`), in parts of at most 2 GB, which is the default,
+and of at most 128 MB (`mae_jax/models/attention.py`). Whole, they grow with
+the square of the tokens; in parts, what is left grows with the tokens. Small
+parts are not the slower ones: from 1536 pixels on the bound of those of 128 MB is the lower.
 To 512 pixels no logits are larger, and the program is the same.
 
 {report_lib.table(list(large_rows(big)), LARGE)}

@@ -86,19 +86,19 @@ def configured(model: str, fsdp: int, remat: str = "auto") -> Config:
   )
 
 
-def compiled(config: Config, slice_: str) -> compile_step.Measured:
+def compiled(config: Config, slice_: str) -> compile_step.CompiledStep:
   """The run on that slice."""
   where = topology.open_topology(slice_)
   return compile_step.measure(planned_step.on_slice(config, where), where.chip)
 
 
-def peak(found: compile_step.Measured) -> str:
+def peak(found: compile_step.CompiledStep) -> str:
   """Of a chip's memory, and whether it has as much."""
   text = format.gb(found.memory.peak)
   return text if found.fits else f"{text}: no fit"
 
 
-def flops(found: compile_step.Measured) -> tuple[float, float]:
+def flops(found: compile_step.CompiledStep) -> tuple[float, float]:
   """Those of the program an image, and how much more than on paper.
 
   Raises:
@@ -118,7 +118,7 @@ def parts(known: roofline.Estimate) -> str:
   return f"{' / '.join(f'{1e3 * each:.1f}' for each in times)} ms"
 
 
-def row(model: str, slice_: str, found: compile_step.Measured) -> list[str]:
+def row(model: str, slice_: str, found: compile_step.CompiledStep) -> list[str]:
   """The cells of a run under HEADINGS."""
   planned = found.planned
   share = planned.config.data.batch_size // planned.mesh.size

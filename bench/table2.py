@@ -99,7 +99,7 @@ def configured(entry: Entry) -> Config:
   model = dataclasses.replace(config.model, decoder_depth=entry.decoder_depth)
   objective = dataclasses.replace(
     config.objective,
-    hidden="mask_tokens" if entry.mask_tokens else "dropped",
+    masked_input="mask_tokens" if entry.mask_tokens else "dropped",
   )
   return dataclasses.replace(config, model=model, objective=objective)
 
@@ -140,7 +140,7 @@ class Compiled(NamedTuple):
     roofline: the estimate; None if the program does not fit.
   """
 
-  found: compile_step.Measured
+  found: compile_step.CompiledStep
   roofline: estimate.Estimate | None
 
 
@@ -304,7 +304,7 @@ def published() -> str:
   return format.table(rows, headings)
 
 
-def state_traffic(found: compile_step.Measured) -> int:
+def state_traffic(found: compile_step.CompiledStep) -> int:
   """Bytes of parameters and moments, in and out once: no step has less."""
   return 2 * (found.memory.params + found.memory.opt_state)
 

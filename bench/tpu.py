@@ -126,7 +126,7 @@ UNDONE = {
 }
 
 
-def compiled(slice_: str, undone: Undone) -> compile_step.Measured:
+def compiled(slice_: str, undone: Undone) -> compile_step.CompiledStep:
   """The step on that slice, all data parallel."""
   config = tiny.changed(plan.configured("L", 1), **undone.settings)
   with undone.patch():
@@ -134,7 +134,7 @@ def compiled(slice_: str, undone: Undone) -> compile_step.Measured:
     return plan.compiled(config, slice_)
 
 
-def row(slice_: str, name: str, found: compile_step.Measured) -> list[str]:
+def row(slice_: str, name: str, found: compile_step.CompiledStep) -> list[str]:
   """The cells under HEADINGS."""
   costs, known = found.costs, roofline.estimate(found)
   if costs is None or known is None:

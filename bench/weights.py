@@ -63,7 +63,7 @@ def measure(checkpoint: str, kind: str) -> Measured:
     checkpoint: a fine-tuned or probed network.
     kind: of weights.
   """
-  data = checkpoints.read_run(checkpoint).config.data
+  data = checkpoints.read_metadata(checkpoint).config.data
   images = eval_data.held_out(data).source
   assert isinstance(images, sources.Indexed)
   assert images.labels is not None

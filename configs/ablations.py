@@ -17,7 +17,7 @@ linear probe:
                                         65.5 70.0 71.9 73.5 73.3
     decoder_width=128, ..., 1024        84.9 84.8 84.9 84.4 84.3
                                         69.1 71.3 73.5 73.1 73.1
-    hidden=mask_tokens                  84.2 59.6
+    masked_input=mask_tokens            84.2 59.6
     target=raw, norm_pix, pca           84.9 85.4 84.6
                                         73.5 73.9 72.3
     crop=none, fixed, random, jitter    84.0 84.7 84.9 84.3
@@ -30,9 +30,10 @@ target=raw to compare. Tokens of a dVAE as targets are not here: its weights
 would have to be downloaded. The paper does not say how strong its jitter is.
 
 What the table does not have: mask=middle (given by the user: inpainting of the
-middle), ratios=50/75 and masks=random/block with varies=drawn or staged,
-hidden=noise or pixel_noise, loss, loss_on, contrast, adversary and its weight,
-and trained=decoder, which needs --config.init_from.
+middle), ratios=50/75 and mask_strategies=random/block with
+mask_schedule=random or sequential, masked_input=noise or pixel_noise, loss,
+loss_on, contrast, discriminator and its weight, and trainable=decoder, which
+needs --config.init_from.
 """
 
 import pathlib
@@ -48,13 +49,13 @@ RECIPES = {"imagenet": "vit_l", "digits": "digits", "photos": "photos"}
 COMPONENTS = {"imagenet": 96, "digits": 2, "photos": 96}
 # Settings of `objective` under their own names.
 OBJECTIVE = (
-  "varies",
-  "hidden",
+  "mask_schedule",
+  "masked_input",
   "target",
   "loss",
   "loss_on",
   "contrast",
-  "trained",
+  "trainable",
 )
 CROPS = {
   "random": {},
@@ -77,17 +78,17 @@ def get_config(arg: str | None = None):
     decoder_width="",
     mask="",
     target="",
-    masks="",
+    mask_strategies="",
     ratios="",
-    varies="",
-    hidden="",
+    mask_schedule="",
+    masked_input="",
     loss="",
     loss_on="",
     crop="random",
     contrast="",
-    adversary="",
+    discriminator="",
     weight="",
-    trained="",
+    trainable="",
     length="",
   )
   recipe = RECIPES[one_of("data", args.data, RECIPES)]
@@ -109,25 +110,25 @@ def get_config(arg: str | None = None):
     config.objective.mask_ratio = hidden.count("1") / len(hidden)
   elif args.mask:
     config.objective.update(_mask(args.mask))
-  if args.masks:
-    config.objective.masks = tuple(args.masks.split("/"))
+  if args.mask_strategies:
+    config.objective.mask_strategies = tuple(args.mask_strategies.split("/"))
   if args.ratios:
     config.objective.mask_ratios = tuple(
       _percent("ratios", text) for text in args.ratios.split("/")
     )
-  if args.weight and not args.adversary:
+  if args.weight and not args.discriminator:
     raise ConfigError(
-      f"config argument weight={args.weight} is that of an adversary: write "
-      f"adversary=patch,weight={args.weight}, or image"
+      f"config argument weight={args.weight} is that of a discriminator: write "
+      f"discriminator=patch,weight={args.weight}, or image"
     )
-  if args.adversary:
-    config.adversary.judges = args.adversary
+  if args.discriminator:
+    config.discriminator.type = args.discriminator
     if args.weight:
-      config.adversary.weight = _number("weight", args.weight, float)
+      config.discriminator.weight = _number("weight", args.weight, float)
     side = min(config.data.image_size)
-    config.adversary.depth = min(4, side.bit_length() - 2)
+    config.discriminator.depth = min(4, side.bit_length() - 2)
     if args.data != "imagenet":
-      config.adversary.width = 16  # a CPU takes seconds for a step of 64
+      config.discriminator.width = 16  # a CPU takes seconds for a step of 64
   config.data.update(CROPS[one_of("crop", args.crop, CROPS)])
   if args.length:
     config.train.length = args.length

@@ -41,8 +41,8 @@ def get_config(arg: str | None = None):
   parse_arg(arg)
   return config_dict(
     Config(
-      task="compare",
-      compare=LabelEfficiencyConfig(
+      task="label_efficiency",
+      label_efficiency=LabelEfficiencyConfig(
         task="finetune",
         pretrain=f"{DIGITS}:steps=1000",
         shots=(5, 10, 0),

@@ -42,7 +42,7 @@ def get_config(arg: str | None = None):
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         randaugment=9.0,
-        lanes=256,
+        record_shards=256,
         shuffle_buffer=32768,
       ),
       model=ModelConfig(variant="L/16", dtype="bfloat16"),
@@ -60,7 +60,7 @@ def get_config(arg: str | None = None):
         length="50 epochs",
         log_every="50 steps",
         save_every="1 epochs",
-        save_minutes=30.0,
+        save_every_minutes=30.0,
       ),
       eval=EvalConfig(every="1 epochs"),
       classify=ClassifyConfig(

@@ -36,7 +36,7 @@ def get_config(arg: str | None = None):
         eval_crop=224 / 256,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        lanes=256,  # a lane is then the rows of one device of a 256-chip pod
+        record_shards=256,  # one for each chip of a 256-chip pod
         shuffle_buffer=32768,
       ),
       model=ModelConfig(
@@ -58,10 +58,10 @@ def get_config(arg: str | None = None):
         length=f"{args.epochs} epochs",
         log_every="50 steps",
         save_every="5 epochs",
-        save_minutes=30.0,
+        save_every_minutes=30.0,
       ),
       eval=EvalConfig(
-        every="100 epochs", shots=(10,), max_train=20000, draws=1
+        every="100 epochs", shots=(10,), max_train=20000, num_trials=1
       ),
     )
   )

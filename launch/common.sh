@@ -177,13 +177,13 @@ check_bucket() { # why
 }
 
 # How long main may take to save after SIGTERM, in whole seconds.
-stop_seconds() {
+shutdown_timeout() {
   local value
-  value=$(main_flag config.train.stop_seconds)
+  value=$(main_flag config.train.shutdown_timeout)
   value=${value:-120}
   case $value in
     *[!0-9.]* | .* | *.*.*)
-      die "--config.train.stop_seconds=$value is not a number of seconds"
+      die "--config.train.shutdown_timeout=$value is not a number of seconds"
       ;;
   esac
   printf '%s' "$((${value%%.*} + 1))"

@@ -109,7 +109,7 @@ check_jobset() {
       *$'\n'*) die "$(quote "$each") has a line break, which no flag needs" ;;
     esac
   done
-  stop=$(stop_seconds)
+  stop=$(shutdown_timeout)
   # shellcheck disable=SC2034 # for the template
   GRACE=$((stop + 60))
 }

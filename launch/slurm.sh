@@ -104,7 +104,7 @@ check_flags() {
   check_main "$CHECKOUT"
   limit=$(seconds_of "$TIME") ||
     die "--time=$TIME is not a time of Slurm's: write, for example, 24:00:00"
-  stop=$(stop_seconds)
+  stop=$(shutdown_timeout)
   [ "$SAVE_BEFORE" -gt "$((stop + 60))" ] ||
     die "--save-before=$SAVE_BEFORE is too short: main may take $stop s to" \
       "save, and Slurm a minute to tell it; at least $((stop + 61))"

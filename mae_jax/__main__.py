@@ -16,47 +16,47 @@ COMMANDS = {
     "Evaluates a checkpoint: `train` with task=evaluate.",
   ),
   "inspect": (
-    "mae_jax.tools.cli.inspect_data",
+    "mae_jax.tools.inspect_data",
     "Checks the images of a config and shows samples.",
   ),
   "plan": (
-    "mae_jax.tools.cli.plan.command",
+    "mae_jax.tools.plan.command",
     "Compiles a config for a TPU slice or GPUs; predicts memory and speed.",
   ),
   "report": (
-    "mae_jax.tools.cli.report.command",
+    "mae_jax.tools.report.command",
     "Writes one HTML page about one or more runs.",
   ),
   "reconstruct": (
-    "mae_jax.tools.cli.reconstruct",
+    "mae_jax.tools.reconstruct",
     "Reconstructs masked images and writes pictures.",
   ),
   "demo": (
-    "mae_jax.tools.cli.demo.command",
+    "mae_jax.tools.demo.command",
     "Serves a web page that masks and reconstructs an image.",
   ),
   "features": (
-    "mae_jax.tools.cli.features",
+    "mae_jax.tools.features",
     "Writes the encoder's features of images to a file.",
   ),
   "predict": (
-    "mae_jax.tools.cli.predict",
+    "mae_jax.tools.predict",
     "Prints the most likely classes of images.",
   ),
   "neighbors": (
-    "mae_jax.tools.cli.neighbors",
+    "mae_jax.tools.neighbors",
     "Finds the nearest images in feature space.",
   ),
   "attention": (
-    "mae_jax.tools.cli.attention_maps",
+    "mae_jax.tools.attention_maps",
     "Writes pictures of the encoder's attention.",
   ),
   "convert": (
-    "mae_jax.tools.cli.convert",
+    "mae_jax.tools.convert",
     "Converts weights from and to facebook, transformers and timm.",
   ),
   "export": (
-    "mae_jax.tools.cli.export.command",
+    "mae_jax.tools.export.command",
     "Exports an encoder or a classifier to StableHLO or SavedModel.",
   ),
 }

@@ -55,7 +55,7 @@ _HEARTBEAT_SECONDS = flags.DEFINE_float(
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 
 
-Run: TypeAlias = Callable[[Config, str, signals.Interrupts], None]
+Run: TypeAlias = Callable[[Config, str, signals.StopSignals], None]
 
 
 def _pretrain() -> Run:
@@ -80,8 +80,8 @@ def _compare() -> Run:
   from mae_jax.train.tasks import finetune, label_efficiency, linprobe, pretrain
 
   kinds = {
-    "finetune": finetune.Finetuning,
-    "linprobe": linprobe.LinearProbe,
+    "finetune": finetune.FinetuneTask,
+    "linprobe": linprobe.LinprobeTask,
   }
   return functools.partial(
     label_efficiency.run, kinds=kinds, pretrain=pretrain.run
@@ -100,7 +100,7 @@ TASKS: dict[str, Callable[[], Run]] = {
   "pretrain": _pretrain,
   "finetune": _finetune,
   "linprobe": _linprobe,
-  "compare": _compare,
+  "label_efficiency": _compare,
   "evaluate": _evaluate,
 }
 
@@ -125,7 +125,7 @@ def _unraisable(error: Any) -> None:
 
 def _main(argv: list[str]) -> None:
   """Runs the task that the config names."""
-  startup.begin()
+  startup.start_timer()
   # JAX tells of each kind of device that it did not find, Orbax shows whole
   # traces of what is told in a line below.
   logging.set_verbosity(logging.FATAL)
@@ -139,14 +139,14 @@ def _main(argv: list[str]) -> None:
     if not _WORKDIR.value:
       raise ConfigError("--workdir is missing: name a directory")
     storage.make_directory(_WORKDIR.value, "--workdir")
-    compile_cache.keep(config.train.compile_cache)
-    place = distributed.find(
+    compile_cache.enable(config.train.compile_cache)
+    place = distributed.detect(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
     if config.mesh.cpu_devices:
       _split_cpu(config.mesh.cpu_devices)
-    stop = signals.Interrupts(
-      config.train.stop_seconds,
+    stop = signals.StopSignals(
+      config.train.shutdown_timeout,
       together=place is not None,
       on_leave=distributed.leaving,
     )
@@ -157,21 +157,21 @@ def _main(argv: list[str]) -> None:
         start_seconds=_START_SECONDS.value,
         heartbeat=_HEARTBEAT_SECONDS.value,
       )
-      distributed.agree_on_settings(config)
-      startup.ended("processes")
+      distributed.check_same_settings(config)
+      startup.mark("processes")
     run = imported()
-    startup.ended("imports")
+    startup.mark("imports")
     run(config, _WORKDIR.value, stop)
-  except signals.Stopped as stopped:
+  except signals.RunInterrupted as stopped:
     if console.is_first():
-      console.say(str(stopped))
+      console.info(str(stopped))
     distributed.finish(signals.EXIT_CODE)
     sys.exit(signals.EXIT_CODE)
   except Exception as error:
     distributed.lost(error)
     line = errors.explain(error)
     if _DEBUG.value or line is None:
-      if not distributed.alone():
+      if not distributed.single_process():
         traceback.print_exc()
         distributed.fail(1, line or console.first_line(error))
       raise

@@ -64,7 +64,9 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
   words = shlex.split(line[line.index(PROGRAM) :])
   if words[2] == "mae_jax.tools.convert":
     settings = convert.parser().parse_args(words[3:])
-    assert settings.inspect or (settings.out and settings.to in formats.NAMES)
+    assert settings.inspect or (
+      settings.out and settings.to in formats.FORMAT_NAMES
+    )
     return
   if words[2] == "mae_jax.tools.demo":
     assert demo.parser().parse_args(words[3:]).checkpoint

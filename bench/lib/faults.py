@@ -177,9 +177,9 @@ def _restorer(
   config: Config,
 ) -> Callable[[pathlib.Path], checkpoints.TrainState]:
   mesh = runs.devices_mesh()
-  task = pretrain.Pretraining(config, mesh)
+  task = pretrain.PretrainTask(config, mesh)
   shapes = program.abstract_state(task)
-  run = checkpoints.Run(config, task.data_identity)
+  run = checkpoints.CheckpointMetadata(config, task.data_identity)
 
   def restore(workdir: pathlib.Path) -> checkpoints.TrainState:
     state = checkpoints.restore_newest(workdir, run, shapes)
@@ -249,7 +249,7 @@ def _stream(folder: pathlib.Path) -> dict[str, np.ndarray]:
       data,
       seed=0,
       rows=np.arange(16),
-      unreadable=bad_images.Unreadable(shown=0),
+      unreadable=bad_images.BadImages(shown=0),
     )
   )
 

@@ -55,7 +55,7 @@ class Painted:
 def paint(workdir: pathlib.Path) -> Painted:
   """By a run's network; the same random masks for all that hide as much."""
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  network = reconstructor.Painter(workdir, mesh)
+  network = reconstructor.Reconstructor(workdir, mesh)
   source = sources.open_source(network.data, "eval")
   assert source is not None
   arrays, _, _ = extract.of_source(

@@ -44,7 +44,7 @@ def ours(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
     name="photos",
     data_dir=str(root / "tfds"),
     batch_size=BATCH,
-    lanes=LANES,
+    record_shards=LANES,
     image_size=(SIZE, SIZE),
     crop_scale=SCALE,
     flip=True,

@@ -270,7 +270,7 @@ def _report_phases(view: mmap.mmap) -> None:
 
     setattr(owner, name, wrapped)
 
-  wrap(loop._Runner, "train", "compiling", None)
+  wrap(loop.Trainer, "train", "compiling", None)
   wrap(metrics.Meter, "tick", "stepping", None)
   # It returns while files are written: the phase lasts until the next step.
   wrap(checkpoints.Checkpointer, "save", "saving", None)

@@ -8,12 +8,12 @@ should give back; one that does not is set aside, and the one before it used.
 
 from mae_jax.checkpoints.restore import (
   Arrays,
-  Run,
+  CheckpointMetadata,
   check_shapes,
   find_step,
   load_any,
   load_params,
-  read_run,
+  read_metadata,
   restore_newest,
 )
 from mae_jax.checkpoints.save import Checkpointer, Writer, failure_of
@@ -21,9 +21,9 @@ from mae_jax.checkpoints.state import Health, TrainState
 
 __all__ = [
   "Arrays",
+  "CheckpointMetadata",
   "Checkpointer",
   "Health",
-  "Run",
   "TrainState",
   "Writer",
   "check_shapes",
@@ -31,6 +31,6 @@ __all__ = [
   "find_step",
   "load_any",
   "load_params",
-  "read_run",
+  "read_metadata",
   "restore_newest",
 ]

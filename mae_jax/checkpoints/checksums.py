@@ -81,12 +81,12 @@ def _weights(shape: tuple[int, ...], xp: Any) -> Any:
   return index * np.uint32(2) + np.uint32(1)
 
 
-def seal(content: dict[str, Any]) -> dict[str, Any]:
+def add_crc(content: dict[str, Any]) -> dict[str, Any]:
   """JSON content with its own checksum."""
   return content | {"crc32": crc(content)}
 
 
-def unseal(sealed: dict[str, Any]) -> dict[str, Any]:
+def check_crc(sealed: dict[str, Any]) -> dict[str, Any]:
   """What was sealed.
 
   Raises:

@@ -87,7 +87,7 @@ class Manager:
         raise self._error
       self._writer.wait_until_finished()
     except Exception as error:
-      distributed.post(f"{self._where}/failed", console.first_line(error))
+      distributed.publish(f"{self._where}/failed", console.first_line(error))
       raise
 
   def close(self) -> None:
@@ -98,7 +98,7 @@ class Manager:
     """Waits for the others, unless one has failed; in Orbax's thread."""
     if "async_commit_complete" in key and console.is_first():
       self._drop_old()
-    distributed.meet(
+    distributed.barrier(
       f"{self._where}/{key}", timeout_ms / 1000, f"{self._where}/failed"
     )
 

@@ -25,7 +25,7 @@ from mae_jax.utils.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class CheckpointMetadata:
   """What a checkpoint says of the run it belongs to.
 
   Attributes:
@@ -43,7 +43,7 @@ class Run:
 
 
 def restore_newest(
-  workdir: epath.PathLike, run: Run, like: TrainState
+  workdir: epath.PathLike, run: CheckpointMetadata, like: TrainState
 ) -> TrainState | None:
   """Reads the newest whole checkpoint; broken ones are set aside.
 
@@ -75,10 +75,10 @@ def restore_newest(
         _check_same(_read_run(directory, loop), run, workdir)
         return loop, _read_state(directory, loop, like)
 
-    found, problem = _attempt(read)
+    found, problem = _on_all_processes(read)
     if found is not None:
       # All have read: large arrays are summed up by all devices together.
-      _, problem = _attempt(functools.partial(_verify_state, *found))
+      _, problem = _on_all_processes(functools.partial(_verify_state, *found))
     if problem:
       broken[directory] = problem
       continue
@@ -102,7 +102,7 @@ def restore_newest(
 _Result = TypeVar("_Result")
 
 
-def _attempt(
+def _on_all_processes(
   work: Callable[[], _Result],
 ) -> tuple[_Result | None, str]:
   """What all processes could do, or why one of them could not.
@@ -159,7 +159,9 @@ def load_params(path: epath.PathLike, like: Any) -> Any:
   return _read_params(directory, fit)
 
 
-def load_any(path: epath.PathLike, mesh: Mesh) -> tuple[dict[str, Any], Run]:
+def load_any(
+  path: epath.PathLike, mesh: Mesh
+) -> tuple[dict[str, Any], CheckpointMetadata]:
   """Reads the parameters of a checkpoint, whatever network they are of.
 
   Args:
@@ -183,10 +185,10 @@ def load_any(path: epath.PathLike, mesh: Mesh) -> tuple[dict[str, Any], Run]:
       sharding.state_shardings(mesh, found),
     )
 
-  return _read_params(directory, place), read_run(directory)
+  return _read_params(directory, place), read_metadata(directory)
 
 
-def read_run(path: epath.PathLike) -> Run:
+def read_metadata(path: epath.PathLike) -> CheckpointMetadata:
   """What is known of the run that a checkpoint comes from.
 
   Args:
@@ -338,16 +340,18 @@ def check_shapes(path: epath.PathLike, found: Any, like: Any) -> None:
 
 
 def _read_loop(directory: epath.Path) -> dict[str, Any]:
-  return checksums.unseal(
+  return checksums.check_crc(
     json.loads((directory / "loop" / "metadata").read_text())
   )
 
 
-def _read_run(directory: epath.Path, loop: Mapping[str, Any]) -> Run:
+def _read_run(
+  directory: epath.Path, loop: Mapping[str, Any]
+) -> CheckpointMetadata:
   config = json.loads((directory / "config" / "metadata").read_text())
   if checksums.crc(config) != loop["checksums"]["config"]:
     raise ValueError("the checksum of its config is wrong")
-  return Run(
+  return CheckpointMetadata(
     from_config_dict(config),
     loop["data"],
     tuple(loop["class_names"]),
@@ -367,7 +371,7 @@ def _read_state(
     return jax.device_put(np.asarray(value, to.dtype), to.sharding)
 
   health = {
-    name: place(loop["health"][name], getattr(like.health, name))
+    name: place(_health_value(loop, name), getattr(like.health, name))
     for name in (field.name for field in dataclasses.fields(Health))
   }
   step = place(loop["step"], like.step)
@@ -379,7 +383,7 @@ def _reader() -> ocp.StandardCheckpointer:
 
   One of them may fail, and would leave them waiting.
   """
-  if distributed.alone():
+  if distributed.single_process():
     return ocp.StandardCheckpointer()
   me = jax.process_index()
   return ocp.StandardCheckpointer(
@@ -399,7 +403,9 @@ def _verify(tree: Any, item: str, loop: Mapping[str, Any]) -> None:
     raise ValueError(f"the checksum of its {item} is wrong")
 
 
-def _check_same(before: Run, now: Run, workdir: epath.PathLike) -> None:
+def _check_same(
+  before: CheckpointMetadata, now: CheckpointMetadata, workdir: epath.PathLike
+) -> None:
   changed = fixed_changes(before.config, now.config)
   changed += [
     f"{name} of the training data: was {before.data.get(name)!r}, is "
@@ -409,7 +415,7 @@ def _check_same(before: Run, now: Run, workdir: epath.PathLike) -> None:
   ]
   if changed:
     start = f" (--config.init_from={workdir} starts it from its parameters)"
-    if before.config.task == "compare":  # which are of many networks
+    if before.config.task == "label_efficiency":  # which are of many networks
       start = ""
     raise ConfigError(
       f"--workdir={workdir} holds a run that differs: {'; '.join(changed)}. "
@@ -428,3 +434,10 @@ def _set_aside(directory: epath.Path, reason: str, used: int) -> None:
     f"checkpoint {directory} cannot be read ({reason}): it is set aside as "
     f"{moved.name}, and that of step {used} used"
   )
+
+
+def _health_value(loop: Mapping[str, Any], name: str) -> float:
+  # Checkpoints of version 0.1 have the old name of this counter.
+  old = {"consecutive_skipped": "skipped_in_a_row"}.get(name, name)
+  health = loop["health"]
+  return health[name if name in health else old]

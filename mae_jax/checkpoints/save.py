@@ -15,8 +15,7 @@ from orbax.checkpoint import type_handlers
 
 from mae_jax import distributed
 from mae_jax.checkpoints import checksums, multihost
-from mae_jax.checkpoints import workdir as workdirs
-from mae_jax.checkpoints.restore import Run
+from mae_jax.checkpoints.restore import CheckpointMetadata
 from mae_jax.checkpoints.state import TrainState
 from mae_jax.config import to_dict
 from mae_jax.utils import console, storage
@@ -41,7 +40,7 @@ class Writer:
     self,
     path: epath.PathLike,
     shapes: Mapping[str, tuple[int, ...]],
-    run: Run,
+    run: CheckpointMetadata,
   ) -> None:
     """Writes the items of a step, of which the last one makes it readable.
 
@@ -55,11 +54,11 @@ class Writer:
     """
     directory = storage.absolute(path)
     tree = checksums.nested(
-      {name: _Late(name, x) for name, x in shapes.items()}
+      {name: _TooLate(name, x) for name, x in shapes.items()}
     )
     handler = ocp.PyTreeCheckpointHandler(
       type_handler_registry=type_handlers.create_type_handler_registry(
-        (_Late, _LateHandler(self._take))
+        (_TooLate, _LateHandler(self._take))
       )
     )
     with ocp.Checkpointer(handler) as writer:
@@ -79,10 +78,13 @@ class Writer:
       },
     }
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-      for item, content in (("config", config), ("loop", checksums.seal(loop))):
+      for item, content in (
+        ("config", config),
+        ("loop", checksums.add_crc(loop)),
+      ):
         writer.save(directory / item, args=ocp.args.JsonSave(content))
 
-  def _take(self, late: _Late) -> np.ndarray:
+  def _take(self, late: _TooLate) -> np.ndarray:
     array: np.ndarray = np.ascontiguousarray(self._read(late.name), late.dtype)
     assert array.shape == late.shape, (late.name, array.shape, late.shape)
     self._sums[late.name] = checksums.one(array)
@@ -94,7 +96,7 @@ _FILE_SIZE = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class _Late:
+class _TooLate:
   """An array that is not there yet."""
 
   name: str
@@ -109,7 +111,7 @@ class _Late:
 class _LateHandler(type_handlers.NumpyHandler):
   """Writes them as NumPy's, each when the one before it is written."""
 
-  def __init__(self, take: Callable[[_Late], np.ndarray]):
+  def __init__(self, take: Callable[[_TooLate], np.ndarray]):
     super().__init__()
     self._take = take
 
@@ -131,7 +133,9 @@ class Checkpointer:
   a row ends the run. What was written before stays.
   """
 
-  def __init__(self, workdir: epath.PathLike, keep: int, run: Run):
+  def __init__(
+    self, workdir: epath.PathLike, keep: int, run: CheckpointMetadata
+  ):
     self._root = storage.absolute(workdir) / "checkpoints"
     self._keep, self._run = keep, run
     self._manager: ocp.CheckpointManager | multihost.Manager | None = None
@@ -146,7 +150,7 @@ class Checkpointer:
     if kind is None:
       self.close()
       return
-    if not distributed.alone():
+    if not distributed.single_process():
       return  # the others may know of no error, and do not come to a close
     with contextlib.suppress(Exception):  # the one under way matters more
       self.close()
@@ -182,7 +186,7 @@ class Checkpointer:
     # After an error a manager is of no more use; a new one also clears away
     # what was half written.
     if self._manager is not None:
-      if distributed.alone():  # else others might be waited for
+      if distributed.single_process():  # else others might be waited for
         with contextlib.suppress(Exception):  # the same one again
           self._manager.close()
       self._manager = None
@@ -240,14 +244,14 @@ class Checkpointer:
   def _prepare(self) -> Sequence[int]:
     """Opens what writes; the steps that there are."""
     storage.make_directories(self._root)
-    if not distributed.alone():
+    if not distributed.single_process():
       storage.probe(self._root)
     if self._manager is None:
       self._manager = self._make_manager()
     return self._manager.all_steps()
 
   def _make_manager(self) -> ocp.CheckpointManager | multihost.Manager:
-    if not distributed.alone():
+    if not distributed.single_process():
       return multihost.Manager(self._root, self._keep, self._attempts, ITEMS)
     return ocp.CheckpointManager(
       self._root,
@@ -261,7 +265,7 @@ class Checkpointer:
     self, step: int, state: TrainState, config_crc: int
   ) -> dict[str, Any]:
     # Data and masks are functions of the step: nothing else is needed.
-    return checksums.seal(
+    return checksums.add_crc(
       {
         "step": step,
         "health": {
@@ -313,7 +317,7 @@ def _together(work: Callable[[], None]) -> Exception | None:
     work()
   except Exception as error:  # whatever disks and their drivers raise
     failure = error
-  if distributed.alone():
+  if distributed.single_process():
     return failure
   problems = distributed.gather(console.first_line(failure) if failure else "")
   return failure_of(problems) if any(problems) else None

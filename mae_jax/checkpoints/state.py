@@ -15,14 +15,14 @@ class Health:
 
   Attributes:
     skipped: int32, steps left out because loss or gradient was not finite.
-    skipped_in_a_row: int32, such steps since the last good one.
+    consecutive_skipped: int32, such steps since the last good one.
     spikes: int32, steps whose loss was far above its running mean.
     unreadable: int32, images replaced by a substitute.
     loss_mean: float32, the running mean of the loss; 0 before the first step.
   """
 
   skipped: jax.Array
-  skipped_in_a_row: jax.Array
+  consecutive_skipped: jax.Array
   spikes: jax.Array
   unreadable: jax.Array
   loss_mean: jax.Array

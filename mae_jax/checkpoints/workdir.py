@@ -113,7 +113,7 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
 
 def _check_shared(held: Workdir, given: epath.PathLike, identity: str) -> None:
   """Writes and reads where all processes must."""
-  if distributed.alone():
+  if distributed.single_process():
     return
   problem = ""
   try:

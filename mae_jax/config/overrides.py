@@ -133,7 +133,7 @@ def one_line(
   except KeyboardInterrupt:
     if debug:
       raise
-    console.last_words(stopped)
+    console.final_message(stopped)
     signals.leave(128 + signal.SIGINT)
   except Exception as error:
     line = errors.explain(error)

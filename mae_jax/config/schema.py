@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from mae_jax.utils.errors import ConfigError, shown
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 UNITS = ("steps", "epochs", "examples")
 
@@ -42,8 +42,8 @@ class Duration:
       amount = math.nan
     if unit not in UNITS or not 0 <= amount < 2**63:
       raise ConfigError(
-        f"{field}={shown(text)} is not a duration: write a number and one of "
-        f"{', '.join(UNITS)}, for instance '800 epochs'"
+        f"{field}={abbreviate(text)} is not a duration: write a number and one "
+        f"of {', '.join(UNITS)}, for instance '800 epochs'"
       )
     return cls(amount, unit)
 
@@ -92,11 +92,13 @@ class DataConfig:
   train_split: str = "train"
   eval_split: str = "validation"  # "" for none
   shuffle_buffer: int = 16384  # tfds: records held over all hosts
-  lanes: int = 64  # tfds: independent record streams, shared out over hosts
+  record_shards: int = (
+    64  # tfds: independent record streams, shared out over hosts
+  )
   prefetch: int = 2  # batches waiting on the device
   # Images are turned as their EXIF tag says, as viewers show them; the
   # reference, like torchvision, does not look at it.
-  upright: bool = True
+  exif_rotate: bool = True
   # One box is drawn, and clipped to the image: the reference's linear probe;
   # else the first of ten that fits, as torchvision has it.
   crop_clipped: bool = False
@@ -153,7 +155,7 @@ class ModelConfig:
   unroll: int = 0  # blocks a scan step; 0: all on CPU, 1 elsewhere
   # What attention's logits may take of a device at a time, in MB; more go part
   # by part. 0: no bound; None: 6 on CPU (its cache), 2048 elsewhere.
-  attention_mb: float | None = None
+  attention_chunk_mb: float | None = None
   norm_eps: float = 1e-6  # of every LayerNorm
   activation: str = "gelu"  # a name in mae_jax.models.transformer.ACTIVATIONS
 
@@ -164,19 +166,19 @@ class ObjectiveConfig:
 
   mask_ratio: float = 0.75
   mask: str = "random"  # a name in mae_jax.models.masking.STRATEGIES, or given
-  # Of mask=given: rows of patches (of pixels, with hidden=pixel_noise), 1 =
-  # hidden, of one mask after the other.
+  # Rows of patches for mask=given (of pixels with masked_input=pixel_noise),
+  # 1 = masked; the rows of one mask after those of the other.
   mask_rows: tuple[str, ...] = ()
-  # What training takes instead of the one, batch by batch, as `varies` says;
-  # what is evaluated, drawn or converted keeps to the one.
+  # Training uses these instead, one a batch, as `mask_schedule` says. All
+  # else (evaluation, pictures, conversion) uses `mask_ratio` and `mask`.
   mask_ratios: tuple[float, ...] = ()
-  masks: tuple[str, ...] = ()
-  # drawn | staged (equal parts of training, in order; like the learning rate,
-  # they are other parts if train.length changes)
-  varies: str = "drawn"
+  mask_strategies: tuple[str, ...] = ()
+  # random | sequential (equal parts of training, in order; like the learning
+  # rate, the parts change with train.length)
+  mask_schedule: str = "random"
   # What the encoder sees of hidden patches: a name in
   # mae_jax.models.masked_input.HIDDEN.
-  hidden: str = "dropped"
+  masked_input: str = "dropped"
   target: str = "norm_pix"  # norm_pix | raw | pca, of each patch
   pca_components: int = 96  # of target=pca
   loss: str = "mse"  # of an error: a name in mae_jax.models.losses.ERRORS
@@ -190,17 +192,17 @@ class ObjectiveConfig:
   # Hidden patches of an image that take part; 0: all, but with the batch.
   contrast_patches: int = 0
   # all | decoder (the encoder stays as `init_from` has it)
-  trained: str = "all"
+  trainable: str = "all"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
   """A discriminator that pre-training is to deceive."""
 
-  judges: str = "none"  # none | patch (parts of images) | image (as a whole)
+  type: str = "none"  # none | patch (parts of images) | image (as a whole)
   loss: str = "hinge"  # hinge | non_saturating
   # Of what it costs the network; on photographs, a third of this may be enough
-  # (bench/results/adversary.md).
+  # (bench/results/discriminator.md).
   weight: float = 0.1
   # Shares of training, however long it is by now, at which that weight leaves 0
   # and is reached.
@@ -218,7 +220,7 @@ class ClassifyConfig:
   """The head of a classifier, and how fine-tuning mixes its images."""
 
   pooling: str = "mean"  # mean (of patch tokens, then fc_norm) | cls
-  trained: str = "all"  # all | head | mlp (of the last block) | "4 blocks"
+  trainable: str = "all"  # all | head | mlp (of the last block) | "4 blocks"
   norm_group: int = 512  # examples a mean of the linear probe's BatchNorm takes
   head_std: float = 2e-5  # of the normal that the head's kernel begins with
   drop_path: float = 0.0  # of the last block; rises linearly from 0
@@ -255,11 +257,15 @@ class TrainConfig:
   seed: int = 0
   log_every: str = "50 steps"
   save_every: str = "1 epochs"
-  save_minutes: float = 0.0  # save also after so many minutes; 0 for never
+  save_every_minutes: float = (
+    0.0  # save also after so many minutes; 0 for never
+  )
   keep: int = 3  # checkpoints kept
   max_bad_steps: int = 10  # non-finite steps in a row that stop the run
   spike_factor: float = 3.0  # a loss above so many running means is told
-  stop_seconds: float = 120.0  # to save and leave in after SIGTERM or Ctrl-C
+  shutdown_timeout: float = (
+    120.0  # to save and leave in after SIGTERM or Ctrl-C
+  )
   # A directory, of many runs, where compiled programs are kept for the next
   # start; "": where JAX_COMPILATION_CACHE_DIR says, if it is set.
   compile_cache: str = ""
@@ -282,7 +288,9 @@ class EvalConfig:
 
   every: str = "0 steps"  # a Duration; 0: only at the end
   shots: tuple[int, ...] = (0,)  # a class, that a probe learns from; 0: all
-  draws: int = 10  # random choices of them, over which accuracy is averaged
+  num_trials: int = (
+    10  # random choices of them, over which accuracy is averaged
+  )
   max_train: int = 0  # at most so many training images; 0: all
   pooling: str = "mean"  # of patch tokens: mean | cls | all (side by side)
   knn_k: int = 20
@@ -299,7 +307,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelEfficiencyConfig:
-  """What task=compare trains: runs that differ in start, labels and seed."""
+  """Runs of task=label_efficiency, which differ in start, labels and seed."""
 
   task: str = "finetune"  # of each run: finetune | linprobe
   pretrain: str = ""  # the recipe of the start, unless there is an init_from
@@ -321,8 +329,8 @@ class Config:
   mesh: MeshConfig = MeshConfig()
   eval: EvalConfig = EvalConfig()
   classify: ClassifyConfig = ClassifyConfig()
-  compare: LabelEfficiencyConfig = LabelEfficiencyConfig()
-  adversary: DiscriminatorConfig = DiscriminatorConfig()
+  label_efficiency: LabelEfficiencyConfig = LabelEfficiencyConfig()
+  discriminator: DiscriminatorConfig = DiscriminatorConfig()
   # A checkpoint whose parameters a new run starts from, or weights of the
   # reference, transformers or timm.
   init_from: str = ""
@@ -344,7 +352,7 @@ DURATIONS = (
 # What may differ when a run goes on: how long, where, how it is watched.
 # Everything else makes it another run. Names of settings or whole sections.
 MAY_CHANGE = (
-  "compare.pretrain",
+  "label_efficiency.pretrain",
   "data.data_dir",
   "data.eval_crop",
   "data.eval_split",
@@ -355,7 +363,7 @@ MAY_CHANGE = (
   "init_adapt",
   "init_from",
   "mesh",
-  "model.attention_mb",
+  "model.attention_chunk_mb",
   "model.remat",
   "model.unroll",
   "optim.accum_steps",
@@ -365,9 +373,9 @@ MAY_CHANGE = (
   "train.log_every",
   "train.max_bad_steps",
   "train.save_every",
-  "train.save_minutes",
+  "train.save_every_minutes",
   "train.spike_factor",
-  "train.stop_seconds",
+  "train.shutdown_timeout",
 )
 
 

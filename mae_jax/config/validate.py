@@ -19,18 +19,18 @@ from mae_jax.config.schema import (
   Duration,
   EvalConfig,
 )
-from mae_jax.utils.errors import ConfigError, shown
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 # Bounds of single settings; of a tuple, of each item.
 AT_LEAST: dict[str, float] = {
-  "adversary.b1": 0,
-  "adversary.b2": 0,
-  "adversary.depth": 1,
-  "adversary.gradient_penalty": 0,
-  "adversary.lr": 0,
-  "adversary.ramp": 0,
-  "adversary.weight": 0,
-  "adversary.width": 1,
+  "discriminator.b1": 0,
+  "discriminator.b2": 0,
+  "discriminator.depth": 1,
+  "discriminator.gradient_penalty": 0,
+  "discriminator.lr": 0,
+  "discriminator.ramp": 0,
+  "discriminator.weight": 0,
+  "discriminator.width": 1,
   "classify.cutmix": 0,
   "classify.drop_path": 0,
   "classify.ema": 0,
@@ -41,15 +41,15 @@ AT_LEAST: dict[str, float] = {
   "classify.mixup": 0,
   "classify.norm_group": 2,
   "classify.smoothing": 0,
-  "compare.seeds": 1,
-  "compare.shots": 0,
+  "label_efficiency.seeds": 1,
+  "label_efficiency.shots": 0,
   "data.batch_size": 1,
   "data.channels": 1,
   "data.color_jitter": 0,
   "data.crop_fixed": 0,
   "data.eval_crop": 0.1,  # images are enlarged by its inverse
   "data.image_size": 1,
-  "data.lanes": 1,
+  "data.record_shards": 1,
   "data.max_unreadable": 0,
   "data.prefetch": 0,
   "data.randaugment": 0,
@@ -58,14 +58,14 @@ AT_LEAST: dict[str, float] = {
   "data.shots_seed": 0,
   "data.shuffle_buffer": 1,
   "data.std": 1e-6,
-  "eval.draws": 1,
+  "eval.num_trials": 1,
   "eval.images": 0,
   "eval.knn_k": 1,
   "eval.shots": 0,
   "eval.max_train": 0,
   "mesh.cpu_devices": 0,
   "mesh.fsdp": 1,
-  "model.attention_mb": 0,
+  "model.attention_chunk_mb": 0,
   "model.decoder_mlp_dim": 1,
   "model.patch_size": 1,
   "model.unroll": 0,
@@ -84,7 +84,7 @@ AT_LEAST: dict[str, float] = {
   "optim.weight_decay": 0,
   "train.keep": 1,
   "train.max_bad_steps": 1,
-  "train.save_minutes": 0,
+  "train.save_every_minutes": 0,
   "train.seed": 0,
 }
 
@@ -94,15 +94,15 @@ ABOVE: dict[str, float] = {
   "eval.probe_l2": 0,
   "model.norm_eps": 0,
   "train.spike_factor": 1,
-  "train.stop_seconds": 0,
+  "train.shutdown_timeout": 0,
   "optim.grad_clip": 0,
   "optim.layer_decay": 0,
 }
 
 
 BELOW: dict[str, float] = {
-  "adversary.b1": 1,
-  "adversary.b2": 1,
+  "discriminator.b1": 1,
+  "discriminator.b2": 1,
   "classify.drop_path": 1,
   "classify.ema": 1,
   "classify.smoothing": 1,
@@ -114,10 +114,10 @@ BELOW: dict[str, float] = {
 # Beyond any use, and small enough that the run ends in an error about memory
 # rather than never.
 AT_MOST: dict[str, float] = {
-  "adversary.depth": 14,
-  "adversary.lr": 1e20,
-  "adversary.ramp": 1,
-  "adversary.width": 2**12,
+  "discriminator.depth": 14,
+  "discriminator.lr": 1e20,
+  "discriminator.ramp": 1,
+  "discriminator.width": 2**12,
   "classify.erasing": 1,
   "classify.mix_prob": 1,
   "classify.mix_switch": 1,
@@ -158,13 +158,42 @@ LARGEST_INT = 2**31 - 1
 LARGEST_FLOAT = 3e38
 
 
-# Settings that had another name: what it is now, by the old value.
-RENAMED: dict[str, dict[Any, tuple[str, Any]]] = {
-  "objective.norm_pix_loss": {
-    True: ("target", "norm_pix"),
-    False: ("target", "raw"),
-  },
+# Settings of version 0.1 that have another name or another word as value now.
+RENAMED_SECTIONS = {"adversary": "discriminator", "compare": "label_efficiency"}
+RENAMED = {
+  "classify.trained": "classify.trainable",
+  "data.lanes": "data.record_shards",
+  "data.upright": "data.exif_rotate",
+  "discriminator.judges": "discriminator.type",
+  "eval.draws": "eval.num_trials",
+  "model.attention_mb": "model.attention_chunk_mb",
+  "objective.hidden": "objective.masked_input",
+  "objective.masks": "objective.mask_strategies",
+  "objective.trained": "objective.trainable",
+  "objective.varies": "objective.mask_schedule",
+  "train.save_minutes": "train.save_every_minutes",
+  "train.stop_seconds": "train.shutdown_timeout",
 }
+RENAMED_VALUES: dict[str, dict[Any, Any]] = {
+  "objective.mask_schedule": {"drawn": "random", "staged": "sequential"},
+  "task": {"compare": "label_efficiency"},
+}
+
+
+def current_name(name: str) -> str:
+  """Returns today's full name of a setting, given today's or an older one."""
+  section, dot, key = name.partition(".")
+  name = RENAMED_SECTIONS.get(section, section) + dot + key
+  return RENAMED.get(name, name)
+
+
+def current_setting(name: str, value: Any) -> tuple[str, Any]:
+  """Returns today's name and value of a setting, given older ones."""
+  if name == "objective.norm_pix_loss":
+    return "objective.target", "norm_pix" if value else "raw"
+  name = current_name(name)
+  words = RENAMED_VALUES.get(name, {})
+  return name, words.get(value, value) if isinstance(value, str) else value
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
@@ -178,7 +207,11 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
     values = values.to_dict()
   config = _build(Config, values, "config")
   _check_probes(config.eval)
-  if config.init_adapt and not config.init_from and config.task != "compare":
+  if (
+    config.init_adapt
+    and not config.init_from
+    and config.task != "label_efficiency"
+  ):
     raise ConfigError(
       "init_adapt=True adapts the checkpoint of init_from, which is not set"
     )
@@ -213,7 +246,7 @@ def lookup(table: Mapping[str, Any], name: str, field: str) -> Any:
     told, every = nearest(name, table), f"known are {', '.join(sorted(table))}"
     if told != every:  # what is near may be the opposite of what is meant
       told += f" {every}"
-    raise ConfigError(f"{field}={shown(name)} is not known: {told}")
+    raise ConfigError(f"{field}={abbreviate(name)} is not known: {told}")
   return table[name]
 
 
@@ -230,11 +263,6 @@ def check_key(key: str) -> None:
       raise ConfigError(f"config.{key} is not known: set the whole {path}")
     hints = typing.get_type_hints(kind)
     if name not in hints:
-      if key in RENAMED:
-        raise ConfigError(
-          f"config.{key} has another name: set "
-          + " or ".join(f"{path}.{x}={y}" for x, y in RENAMED[key].values())
-        )
       raise ConfigError(f"{path}.{name} is not known: {_meant(name, hints)}")
     kind, path = hints[name], f"{path}.{name}"
   if dataclasses.is_dataclass(kind):
@@ -256,9 +284,10 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   hints = typing.get_type_hints(cls)
   fields = {field.name: field for field in dataclasses.fields(cls)}
   if not isinstance(values, Mapping):
-    raise ConfigError(f"{path}={shown(values)} is not a section of settings")
-  section = path.removeprefix("config.")
-  values = dict(_renamed(section, *item) for item in values.items())
+    raise ConfigError(
+      f"{path}={abbreviate(values)} is not a section of settings"
+    )
+  values = dict(_current(path, *item) for item in values.items())
   for key in values:
     if key not in fields:
       key = key if str(key).isprintable() else repr(key)
@@ -279,9 +308,12 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   return cls(**built)
 
 
-def _renamed(section: str, key: str, value: Any) -> tuple[str, Any]:
-  names = RENAMED.get(f"{section}.{key}")
-  return names.get(value, (key, value)) if names else (key, value)
+def _current(path: str, key: Any, value: Any) -> tuple[Any, Any]:
+  if not isinstance(key, str):
+    return key, value
+  prefix = f"{path}.".removeprefix("config.")
+  name, value = current_setting(prefix + key, value)
+  return name.removeprefix(prefix), value
 
 
 def _check_bounds(path: str, value: Any) -> None:
@@ -293,7 +325,7 @@ def _check_bounds(path: str, value: Any) -> None:
     if isinstance(item, str) or item is None:
       continue
     if isinstance(item, float) and not math.isfinite(item):
-      raise ConfigError(f"{path}={shown(value)} is not a finite number")
+      raise ConfigError(f"{path}={abbreviate(value)} is not a finite number")
     largest = LARGEST_FLOAT if isinstance(item, float) else LARGEST_INT
     for bound, holds, words in (
       (AT_LEAST.get(name), operator.ge, "at least"),
@@ -303,7 +335,7 @@ def _check_bounds(path: str, value: Any) -> None:
       (-largest, operator.ge, "at least"),
     ):
       if bound is not None and not holds(item, bound):
-        raise ConfigError(f"{path}={shown(value)} must be {words} {bound}")
+        raise ConfigError(f"{path}={abbreviate(value)} must be {words} {bound}")
 
 
 def _check_probes(settings: EvalConfig) -> None:
@@ -328,14 +360,16 @@ def _check(kind: Any, value: Any, path: str) -> Any:
       wanted = 1 + len(rest)
       items = items * wanted if len(items) == 1 else items
       if len(items) != wanted:
-        raise ConfigError(f"{path}={shown(value)} must have {wanted} items")
+        raise ConfigError(
+          f"{path}={abbreviate(value)} must have {wanted} items"
+        )
     return tuple(_check(item, each, path) for each in items)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     # A whole number may be too large for a float, but not for a message.
     value = float(value) if abs(value) < 2**1023 else math.inf
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise ConfigError(
-      f"{path}={shown(value)} is a {type(value).__name__}, not a "
+      f"{path}={abbreviate(value)} is a {type(value).__name__}, not a "
       f"{kind.__name__}"
     )
   return value

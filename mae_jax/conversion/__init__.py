@@ -4,7 +4,14 @@
 `loading` is what the rest of the project starts from.
 """
 
-from mae_jax.conversion.load import load_any, locate, read_run
-from mae_jax.conversion.model_info import NO_HINTS, Hints, unnamed
+from mae_jax.conversion.load import load_any, locate, read_metadata
+from mae_jax.conversion.model_info import NO_OVERRIDES, ModelOverrides, unnamed
 
-__all__ = ["NO_HINTS", "Hints", "load_any", "locate", "read_run", "unnamed"]
+__all__ = [
+  "NO_OVERRIDES",
+  "ModelOverrides",
+  "load_any",
+  "locate",
+  "read_metadata",
+  "unnamed",
+]

@@ -88,7 +88,7 @@ def _check_usual(weights: weights_lib.Weights) -> None:
     ConfigError: with the way to take the encoder alone.
   """
   for name, usual in (
-    ("hidden", ["dropped"]),
+    ("masked_input", ["dropped"]),
     ("target", list(facts_lib.TARGETS)),
   ):
     value = getattr(weights.run.config.objective, name)
@@ -176,7 +176,9 @@ def _check_transformers(weights: weights_lib.Weights) -> None:
 def _without_decoder(weights: weights_lib.Weights) -> weights_lib.Weights:
   prefix = "model/decoder/"
   count = names_lib.size(weights.shapes, prefix)
-  found = facts_lib.with_hints(weights.facts, facts_lib.Hints(no_decoder=True))
+  found = facts_lib.with_overrides(
+    weights.facts, facts_lib.ModelOverrides(no_decoder=True)
+  )
   return dataclasses.replace(
     weights,
     facts=found,
@@ -257,7 +259,7 @@ def _write_facebook(
   weights: weights_lib.Weights, out: str, dtype: np.dtype
 ) -> Sequence[str]:
   torch = tensor_files.import_torch(out)
-  specs, values = _tensors(weights, formats.DIALECTS["facebook"].names)
+  specs, values = _tensors(weights, formats.FORMATS["facebook"].names)
   model = {
     name: tensor_files.as_torch(value, dtype, name)
     for (name, _), value in zip(specs, values, strict=True)
@@ -291,7 +293,7 @@ def _first_error() -> Iterator[None]:
 def _write_safetensors(
   weights: weights_lib.Weights, dialect: str, out: str, dtype: np.dtype
 ) -> None:
-  specs, values = _tensors(weights, formats.DIALECTS[dialect].names)
+  specs, values = _tensors(weights, formats.FORMATS[dialect].names)
   if weights.facts.kind == facts_lib.ENCODER:  # ViTModel has no prefix
     specs = [(name.removeprefix("vit."), shape) for name, shape in specs]
   with atomic_write.replacing(out, _FLAG) as file:

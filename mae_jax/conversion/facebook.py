@@ -18,8 +18,8 @@ from mae_jax.conversion import (
 def describe(
   found: tensor_files.Header,
   path: pathlib.Path,
-  base: model_info.Facts | None,
-) -> model_info.Facts:
+  base: model_info.ModelInfo | None,
+) -> model_info.ModelInfo:
   """What a file says of its network.
 
   Args:
@@ -34,11 +34,13 @@ def describe(
     if known["channels"] == 3:
       known |= model_info.IMAGENET
       known["presumed"] |= model_info.IMAGENET.keys()
-    return model_info.Facts(**(known | _arguments(found.extra)))
+    return model_info.ModelInfo(**(known | _arguments(found.extra)))
   return merge(base, known)
 
 
-def merge(base: model_info.Facts, known: dict[str, Any]) -> model_info.Facts:
+def merge(
+  base: model_info.ModelInfo, known: dict[str, Any]
+) -> model_info.ModelInfo:
   """What metadata says, where tensors do not say it."""
   unknown = {"heads", "image_size", "decoder", "presumed"}
   changes = {key: value for key, value in known.items() if key not in unknown}

@@ -30,7 +30,7 @@ _WRAPPERS = (name_maps.WRAPPERS,)
 
 
 @dataclasses.dataclass(frozen=True)
-class Dialect:
+class WeightFormat:
   """How others keep the weights of a ViT.
 
   Attributes:
@@ -44,8 +44,8 @@ class Dialect:
 
   names: name_maps.Names
   describe: Callable[
-    [tensor_files.Header, pathlib.Path, model_info.Facts | None],
-    model_info.Facts,
+    [tensor_files.Header, pathlib.Path, model_info.ModelInfo | None],
+    model_info.ModelInfo,
   ]
   spellings: Sequence[tuple[str, str]] = _WRAPPERS
   left_out: Sequence[tuple[str, str]] = ()
@@ -55,18 +55,20 @@ class Dialect:
 _COUNTER = (
   (r"^head\.0\.num_batches_tracked$", "BatchNorm's counter of batches"),
 )
-DIALECTS = {
-  "facebook": Dialect(name_maps.FACEBOOK, facebook.describe, left_out=_COUNTER),
-  "transformers": Dialect(
+FORMATS = {
+  "facebook": WeightFormat(
+    name_maps.FACEBOOK, facebook.describe, left_out=_COUNTER
+  ),
+  "transformers": WeightFormat(
     name_maps.TRANSFORMERS,
     transformers.describe,
     spellings=name_maps.SPELLINGS,
     left_out=((r"^vit\.pooler\.", "the pooler, which a MAE does not have"),),
     no_bias=r"\.attention\.attention\.(query|key|value)\.bias$",
   ),
-  "timm": Dialect(name_maps.FACEBOOK, timm.describe),
+  "timm": WeightFormat(name_maps.FACEBOOK, timm.describe),
 }
-NAMES = (JAX, *DIALECTS)
+FORMAT_NAMES = (JAX, *FORMATS)
 
 
 def is_foreign(path: epath.PathLike) -> bool:

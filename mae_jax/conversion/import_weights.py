@@ -26,7 +26,7 @@ METADATA = "mae_jax"  # the key of what only we say
 _SHOWN = 4  # names in an error
 
 
-class Foreign:
+class ForeignCheckpoint:
   """Tensors under their usual names, and what they are."""
 
   def __init__(
@@ -34,11 +34,11 @@ class Foreign:
     path: pathlib.Path,
     found: tensor_files.Tensors,
     dialect: str,
-    hints: facts_lib.Hints,
+    hints: facts_lib.ModelOverrides,
   ):
     self._path, self._tensors = path, found
     self._name, self._hints = dialect, hints
-    self._dialect = formats.DIALECTS[dialect]
+    self._dialect = formats.FORMATS[dialect]
     self._original = {
       _usual(name, self._dialect.spellings): name for name in found.shapes
     }
@@ -65,7 +65,7 @@ class Foreign:
     facts = self._dialect.describe(header, path, base)
     if facts.decoder is None:
       facts = dataclasses.replace(facts, norm_pix=None)
-    self.facts = facts_lib.with_hints(facts, hints)
+    self.facts = facts_lib.with_overrides(facts, hints)
 
   def weights(self) -> weights_lib.Weights:
     """Checked, but for what is only seen when they are read."""
@@ -315,7 +315,7 @@ def _check_finite(array: np.ndarray, name: str, path: pathlib.Path) -> None:
 
 def _own_metadata(
   path: pathlib.Path, found: tensor_files.Tensors
-) -> checkpoints.Run | None:
+) -> checkpoints.CheckpointMetadata | None:
   text = found.extra.get(METADATA)
   if not isinstance(text, str):
     return None

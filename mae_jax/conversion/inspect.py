@@ -29,7 +29,7 @@ def text(
   path: epath.PathLike,
   local: pathlib.Path,
   dialect: str | None,
-  hints: facts_lib.Hints,
+  hints: facts_lib.ModelOverrides,
 ) -> str:
   """The table, whether or not the weights can be converted as they are.
 
@@ -59,7 +59,7 @@ def text(
   return "\n".join(f"{name:{length}}  {value}" for name, value in rows)
 
 
-def _rows(found: facts_lib.Facts) -> Iterator[tuple[str, str]]:
+def _rows(found: facts_lib.ModelInfo) -> Iterator[tuple[str, str]]:
   yield "kind", facts_lib.KINDS[found.kind]
   patch = "x".join(map(str, found.patch_size))
   if len(set(found.patch_size)) == 1:
@@ -143,7 +143,7 @@ def _contents(weights: weights_lib.Weights) -> Iterator[tuple[str, str]]:
     yield "note", note
 
 
-def _missing(found: facts_lib.Facts) -> str:
+def _missing(found: facts_lib.ModelInfo) -> str:
   return {
     facts_lib.ENCODER: "decoder (to reconstruct, or go on pre-training), head",
     facts_lib.MAE: "head (fine-tune or probe it first, to classify)",
@@ -152,5 +152,5 @@ def _missing(found: facts_lib.Facts) -> str:
   }[found.kind]
 
 
-def _questions(found: facts_lib.Facts) -> list[str]:
+def _questions(found: facts_lib.ModelInfo) -> list[str]:
   return facts_lib.open_questions(found)

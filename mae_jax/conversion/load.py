@@ -33,7 +33,7 @@ def open_weights(
   local: pathlib.Path | None = None,
   *,
   dialect: str | None = None,
-  hints: facts_lib.Hints = facts_lib.NO_HINTS,
+  hints: facts_lib.ModelOverrides = facts_lib.NO_OVERRIDES,
 ) -> weights_lib.Weights:
   """Opens weights.
 
@@ -53,15 +53,17 @@ def open_weights(
   assert local is not None
   found = formats.open_tensors(local)
   dialect = dialect or formats.detect(local, found)
-  return import_weights.Foreign(local, found, dialect, hints).weights()
+  return import_weights.ForeignCheckpoint(
+    local, found, dialect, hints
+  ).weights()
 
 
 def describe(
   path: epath.PathLike,
   local: pathlib.Path,
   dialect: str | None,
-  hints: facts_lib.Hints,
-) -> tuple[str, facts_lib.Facts]:
+  hints: facts_lib.ModelOverrides,
+) -> tuple[str, facts_lib.ModelInfo]:
   """The dialect and what is known of weights, whether or not that is enough.
 
   Raises:
@@ -73,7 +75,9 @@ def describe(
     return formats.JAX, native.open_checkpoint(path, hints).facts
   found = formats.open_tensors(local)
   dialect = dialect or formats.detect(local, found)
-  return dialect, import_weights.Foreign(local, found, dialect, hints).facts
+  return dialect, import_weights.ForeignCheckpoint(
+    local, found, dialect, hints
+  ).facts
 
 
 def arrays(weights: weights_lib.Weights) -> Iterator[tuple[str, np.ndarray]]:
@@ -95,24 +99,24 @@ def locate(path: epath.PathLike) -> epath.Path:
   return storage.absolute(path)
 
 
-def read_run(path: epath.PathLike) -> checkpoints.Run:
+def read_metadata(path: epath.PathLike) -> checkpoints.CheckpointMetadata:
   """What is known of the run that parameters come from; as `load_any` has it.
 
   Raises:
     ConfigError: if there are none, or they are damaged.
   """
   if not formats.is_foreign(path):
-    return checkpoints.read_run(path)
+    return checkpoints.read_metadata(path)
   with formats.local(path) as local:
-    hints = model_info.Hints(no_decoder=True)
+    hints = model_info.ModelOverrides(no_decoder=True)
     return open_weights(path, local, hints=hints).run
 
 
 def load_any(
   path: epath.PathLike,
   mesh: Mesh,
-  hints: model_info.Hints = model_info.NO_HINTS,
-) -> tuple[dict[str, Any], checkpoints.Run]:
+  hints: model_info.ModelOverrides = model_info.NO_OVERRIDES,
+) -> tuple[dict[str, Any], checkpoints.CheckpointMetadata]:
   """Reads the parameters of any network.
 
   Args:
@@ -144,7 +148,7 @@ def load_any(
     }
   if jax.process_index() == 0:
     found = model_info.KINDS[weights.facts.kind]
-    console.say(f"{path}: {weights.dialect}, {found}")
+    console.info(f"{path}: {weights.dialect}, {found}")
     for note in weights.notes:
       console.warn(f"{path}: {note}")
   return checksums.nested(placed), weights.run

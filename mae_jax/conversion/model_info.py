@@ -33,7 +33,7 @@ TARGETS = {"norm_pix": True, "raw": False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Facts:
+class ModelInfo:
   """What is known of a network; None for what is not.
 
   Attributes:
@@ -97,7 +97,7 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Hints:
+class ModelOverrides:
   """What a user, or the config that a network is for, says of it.
 
   None for nothing. `target` and `positions` are words of the command line.
@@ -121,7 +121,7 @@ class Hints:
   no_decoder: bool = False
 
   @classmethod
-  def of_config(cls, config: Config) -> Hints:
+  def of_config(cls, config: Config) -> ModelOverrides:
     """What a config says of the network that is to start from a file."""
     model = factory.encoder(config)
     return cls(
@@ -135,7 +135,7 @@ class Hints:
     )
 
 
-NO_HINTS = Hints()
+NO_OVERRIDES = ModelOverrides()
 
 
 def unnamed(classes: int) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ def known_decoder_heads(width: int) -> int | None:
   return _DECODER_HEADS.get(width)
 
 
-def with_hints(facts: Facts, hints: Hints) -> Facts:
+def with_overrides(facts: ModelInfo, hints: ModelOverrides) -> ModelInfo:
   """What the file leaves open, filled in by the hints.
 
   Only what it does not say may be said of it, but for the class names and the
@@ -194,7 +194,7 @@ def with_hints(facts: Facts, hints: Hints) -> Facts:
 
 
 def _filled(
-  name: str, known: Any, hint: Any, facts: Facts, hints: Hints
+  name: str, known: Any, hint: Any, facts: ModelInfo, hints: ModelOverrides
 ) -> Any:
   """What is known, or what the user says where that is less."""
   if hint is None or known == hint:
@@ -211,7 +211,7 @@ def _filled(
   return known
 
 
-def _encoder_of(facts: Facts) -> Facts:
+def _encoder_of(facts: ModelInfo) -> ModelInfo:
   if facts.kind == CLASSIFIER and facts.pooling == "mean":
     raise ConfigError(
       "--encoder_only: an encoder that was fine-tuned with mean pooling has no "
@@ -223,7 +223,7 @@ def _encoder_of(facts: Facts) -> Facts:
   )
 
 
-def _check_no_decoder(hints: Hints) -> None:
+def _check_no_decoder(hints: ModelOverrides) -> None:
   for name in ("target", "decoder_heads"):
     value = getattr(hints, name)
     if value is not None:
@@ -248,7 +248,7 @@ def _check_names(names: Sequence[str], classes: int) -> None:
     )
 
 
-def open_questions(facts: Facts) -> list[str]:
+def open_questions(facts: ModelInfo) -> list[str]:
   """What must be known and is not, each with the flag that says it."""
   sized = f"{facts.width} wide with {facts.depth} blocks"
   decoder = facts.decoder
@@ -283,12 +283,12 @@ def open_questions(facts: Facts) -> list[str]:
   return [text for asked, text in questions if asked]
 
 
-def is_fixed(facts: Facts) -> bool:
+def is_fixed(facts: ModelInfo) -> bool:
   """Whether positions are a table that could be replaced."""
   return facts.kind in (ENCODER, MAE)
 
 
-def check_fixed(facts: Facts, what: str) -> None:
+def check_fixed(facts: ModelInfo, what: str) -> None:
   """Raises ConfigError if positions are not a table that could be replaced."""
   if not is_fixed(facts):
     raise ConfigError(

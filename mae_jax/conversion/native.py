@@ -15,7 +15,7 @@ from mae_jax.models import classifiers, discriminator
 
 
 def open_checkpoint(
-  path: epath.PathLike, hints: facts_lib.Hints
+  path: epath.PathLike, hints: facts_lib.ModelOverrides
 ) -> weights_lib.Weights:
   """Opens a checkpoint; of averaged parameters, the averages.
 
@@ -27,7 +27,10 @@ def open_checkpoint(
     ConfigError: if there is none, it is damaged, or a hint contradicts it.
   """
   directory = checkpoints.find_step(path)
-  run, arrays = checkpoints.read_run(directory), checkpoints.Arrays(directory)
+  run, arrays = (
+    checkpoints.read_metadata(directory),
+    checkpoints.Arrays(directory),
+  )
   task = run.config.task
   run_config.check_one(path, run)
   role, notes = classifiers.MODEL, []
@@ -51,7 +54,7 @@ def open_checkpoint(
     "finetune": facts_lib.CLASSIFIER,
     "linprobe": facts_lib.PROBE,
   }[task]
-  facts = facts_lib.with_hints(run_config.from_run(run, kind), hints)
+  facts = facts_lib.with_overrides(run_config.from_run(run, kind), hints)
   if facts.kind == facts_lib.ENCODER:
     origin = {k: v for k, v in origin.items() if k.startswith("model/encoder/")}
   if hints.positions == "sincos":

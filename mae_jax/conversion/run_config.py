@@ -29,7 +29,7 @@ from mae_jax.conversion.model_info import (
   PROBE,
   TARGETS,
   TASKS,
-  Facts,
+  ModelInfo,
   open_questions,
   unnamed,
 )
@@ -44,8 +44,10 @@ _NETWORK = (*_DIMS, "patch_size", "decoder", "norm_eps", "activation")
 
 
 def to_run(
-  facts: Facts, what: str, base: checkpoints.Run | None = None
-) -> checkpoints.Run:
+  facts: ModelInfo,
+  what: str,
+  base: checkpoints.CheckpointMetadata | None = None,
+) -> checkpoints.CheckpointMetadata:
   """The run of a checkpoint with such a network.
 
   Args:
@@ -95,11 +97,11 @@ def to_run(
   config = from_config_dict(to_dict(config))
   names = facts.class_names or unnamed(facts.classes)
   if base is None:
-    return checkpoints.Run(config, {}, names)
+    return checkpoints.CheckpointMetadata(config, {}, names)
   return dataclasses.replace(base, config=config, class_names=names)
 
 
-def _untrained(facts: Facts) -> Config:
+def _untrained(facts: ModelInfo) -> Config:
   assert facts.image_size is not None
   assert facts.mean is not None
   assert facts.std is not None
@@ -124,7 +126,7 @@ def _untrained(facts: Facts) -> Config:
   )
 
 
-def _model(facts: Facts) -> ModelConfig:
+def _model(facts: ModelInfo) -> ModelConfig:
   size, patch = facts.size, facts.patch_size
   dims = {name: getattr(facts, name) for name in _DIMS}
   return ModelConfig(
@@ -150,7 +152,7 @@ def _decoder_settings(dims: architecture.Dims | None) -> dict[str, Any]:
   }
 
 
-def from_run(run: checkpoints.Run, kind: str) -> Facts:
+def from_run(run: checkpoints.CheckpointMetadata, kind: str) -> ModelInfo:
   """What is known of a network that was trained here."""
   config = run.config
   encoder = factory.encoder(config)
@@ -160,7 +162,7 @@ def from_run(run: checkpoints.Run, kind: str) -> Facts:
     dims = architecture.Dims(
       decoder.width, decoder.depth, decoder.heads, decoder.mlp_dim
     )
-  return Facts(
+  return ModelInfo(
     kind=kind,
     width=encoder.width,
     depth=encoder.depth,
@@ -183,7 +185,9 @@ def from_run(run: checkpoints.Run, kind: str) -> Facts:
   )
 
 
-def shapes(run: checkpoints.Run, kind: str) -> dict[str, tuple[int, ...]]:
+def shapes(
+  run: checkpoints.CheckpointMetadata, kind: str
+) -> dict[str, tuple[int, ...]]:
   """The arrays of such a network, by path; fixed positions are not among them.
 
   Raises:
@@ -209,7 +213,9 @@ def shapes(run: checkpoints.Run, kind: str) -> dict[str, tuple[int, ...]]:
   return {path: leaf.shape for path, leaf in checksums.flat(tree).items()}
 
 
-def check_one(path: epath.PathLike, run: checkpoints.Run) -> None:
+def check_one(
+  path: epath.PathLike, run: checkpoints.CheckpointMetadata
+) -> None:
   """Refuses a run whose checkpoints are no single network.
 
   Raises:
@@ -224,7 +230,7 @@ def check_one(path: epath.PathLike, run: checkpoints.Run) -> None:
     )
 
 
-def metadata(run: checkpoints.Run) -> dict[str, Any]:
+def metadata(run: checkpoints.CheckpointMetadata) -> dict[str, Any]:
   """What our own files say of a run besides, as JSON content.
 
   Weights are given away: where files were on this machine stays here.
@@ -233,7 +239,7 @@ def metadata(run: checkpoints.Run) -> dict[str, Any]:
     run.config,
     init_from="",
     data=dataclasses.replace(run.config.data, path="", data_dir=""),
-    compare=LabelEfficiencyConfig(),
+    label_efficiency=LabelEfficiencyConfig(),
   )
   return {
     "config": to_dict(config),
@@ -242,13 +248,15 @@ def metadata(run: checkpoints.Run) -> dict[str, Any]:
   }
 
 
-def run_of_metadata(content: Mapping[str, Any]) -> checkpoints.Run:
+def run_of_metadata(
+  content: Mapping[str, Any],
+) -> checkpoints.CheckpointMetadata:
   """The reverse.
 
   Raises:
     ConfigError: if it is not of this version.
   """
-  return checkpoints.Run(
+  return checkpoints.CheckpointMetadata(
     from_config_dict(content["config"]),
     content["data"],
     tuple(content["class_names"]),

@@ -30,14 +30,14 @@ def is_config(content: Any) -> bool:
 def describe(
   found: tensor_files.Header,
   path: pathlib.Path,
-  base: model_info.Facts | None,
-) -> model_info.Facts:
+  base: model_info.ModelInfo | None,
+) -> model_info.ModelInfo:
   """As `facebook.describe`."""
   known = infer_architecture.read(found.shapes, name_maps.FACEBOOK, str(path))
   known |= facebook.head(found)
   if base is not None:
     return facebook.merge(base, known)
-  return model_info.Facts(**(known | _config(path, known)))
+  return model_info.ModelInfo(**(known | _config(path, known)))
 
 
 def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   return result
 
 
-def create_model(found: model_info.Facts, file: str) -> str:
+def create_model(found: model_info.ModelInfo, file: str) -> str:
   """The Python that loads a file of these weights, strictly."""
   assert found.image_size
   size = {"B": "base", "L": "large", "H": "huge", "S": "small", "Ti": "tiny"}

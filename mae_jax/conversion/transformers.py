@@ -59,8 +59,8 @@ def is_config(content: Any) -> bool:
 def describe(
   found: tensor_files.Header,
   path: pathlib.Path,
-  base: model_info.Facts | None,
-) -> model_info.Facts:
+  base: model_info.ModelInfo | None,
+) -> model_info.ModelInfo:
   """What a directory says of its network; see `facebook.describe`."""
   config = _DEFAULTS | json_fields.read(path / CONFIG)
   if config["model_type"] not in MODEL_TYPES:
@@ -81,7 +81,7 @@ def describe(
     }
   known |= _preprocessor(path / PREPROCESSOR)
   if base is None:
-    return model_info.Facts(pooling="cls", **known)
+    return model_info.ModelInfo(pooling="cls", **known)
   return dataclasses.replace(
     base, **{key: value for key, value in known.items() if key != "eval_crop"}
   )
@@ -158,7 +158,7 @@ def _preprocessor(path: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def files(found: model_info.Facts, dtype: str) -> dict[str, dict[str, Any]]:
+def files(found: model_info.ModelInfo, dtype: str) -> dict[str, dict[str, Any]]:
   """What is written beside the weights: JSON content by file name.
 
   Args:

@@ -37,8 +37,8 @@ class Weights:
 
   what: str
   dialect: str
-  facts: facts_lib.Facts
-  run: checkpoints.Run
+  facts: facts_lib.ModelInfo
+  run: checkpoints.CheckpointMetadata
   dtype: np.dtype
   shapes: Mapping[str, tuple[int, ...]]
   read: Callable[[str], np.ndarray]
@@ -46,7 +46,7 @@ class Weights:
   notes: tuple[str, ...] = ()
 
 
-def fixed_table(found: facts_lib.Facts, part: str) -> np.ndarray:
+def fixed_table(found: facts_lib.ModelInfo, part: str) -> np.ndarray:
   """[1, 1 + L, D] float32: the sin-cos positions of encoder or decoder."""
   assert found.image_size
   width = found.width

@@ -20,7 +20,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 # Keras and what it imports would take half a second or more.
-with startup.without("keras", "tf_keras"):
+with startup.hide_packages("keras", "tf_keras"):
   import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")

@@ -7,7 +7,7 @@ import threading
 from mae_jax.utils import console
 
 
-class Unreadable:
+class BadImages:
   """Collects names of images, from any thread.
 
   Attributes:

@@ -23,7 +23,7 @@ def decode(
   record: dict[str, tf.Tensor],
   *,
   channels: int,
-  upright: bool,
+  exif_rotate: bool,
   box: Box | None = None,
   may_fail: bool = False,
 ) -> _Result:
@@ -32,17 +32,17 @@ def decode(
   Args:
     record: "image", the bytes of a file, or "file", its path.
     channels: 1 or 3, or the number of channels of .npy files.
-    upright: whether the EXIF tag of orientation is followed.
+    exif_rotate: whether the EXIF tag of orientation is followed.
     box: from the image's [height, width] to the integers top, left, height,
       width; None for the whole image.
     may_fail: whether an image that cannot be read may be an error, as the
-      caller has an `attempt` of its own.
+      caller has an `map_with_fallback` of its own.
 
   Returns:
     uint8 [height, width, channels], and the scalar string "", or the reason why
     the image cannot be read, and then the image is a black pixel.
   """
-  how = _Decoder(channels, upright, box)
+  how = _Decoder(channels, exif_rotate, box)
   is_file = "file" in record
   given = record["file" if is_file else "image"]
 
@@ -54,12 +54,12 @@ def decode(
       return how.by_pillow(*tf.numpy_function(image_io.read, [given], _STRINGS))
     return how.by_pillow(given, tf.constant(b""))
 
-  result = quick(given) if may_fail else attempt(given, quick, slow)
+  result = quick(given) if may_fail else map_with_fallback(given, quick, slow)
   image, reason = result
   return tf.ensure_shape(image, [None, None, channels]), reason
 
 
-def attempt(
+def map_with_fallback(
   given: Any, quick: Callable[[Any], Any], slow: Callable[[Any], Any]
 ) -> Any:
   """What `quick` makes of some tensors, or if that fails, what `slow` does.
@@ -75,8 +75,8 @@ def attempt(
 class _Decoder:
   """The two ways to decode the bytes of a file."""
 
-  def __init__(self, channels: int, upright: bool, box: Box | None):
-    self._channels, self._upright, self._box = channels, upright, box
+  def __init__(self, channels: int, exif_rotate: bool, box: Box | None):
+    self._channels, self._upright, self._box = channels, exif_rotate, box
 
   def by_either(self, data: tf.Tensor) -> _Result:
     """By TensorFlow if that gives the same; may fail."""
@@ -156,7 +156,7 @@ def _jpeg_shape(data: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.identity(shape[:2]), [2])
 
 
-def _is_plain(data: tf.Tensor, upright: bool) -> tf.Tensor:
+def _is_plain(data: tf.Tensor, exif_rotate: bool) -> tf.Tensor:
   """Whether these are the bytes of a JPEG of which nothing need be asked.
 
   It ends as it should, and no segment beside the usual first one (APP0) stands
@@ -164,7 +164,7 @@ def _is_plain(data: tf.Tensor, upright: bool) -> tf.Tensor:
   """
   end = tf.strings.substr(data, tf.strings.length(data) - 2, 2)
   whole = tf.io.is_jpeg(data) & (end == b"\xff\xd9")
-  if not upright:
+  if not exif_rotate:
     return whole
 
   def byte(place: Any) -> tf.Tensor:

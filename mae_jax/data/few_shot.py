@@ -19,7 +19,7 @@ from mae_jax.utils import console, rng
 from mae_jax.utils.errors import ConfigError
 
 
-def choose(
+def choose_per_class(
   labels: np.ndarray, shots: int, random: np.random.Generator
 ) -> np.ndarray:
   """Positions of `shots` examples a class, of all where there are no more.
@@ -46,7 +46,7 @@ def choose(
 Choice = tuple[int, int]  # how many images a class, and which: the seed
 
 
-def few(source: Source, shots: int, seed: int) -> Source:
+def limit_per_class(source: Source, shots: int, seed: int) -> Source:
   """A source of `shots` examples a class, a function of the seed.
 
   Args:
@@ -57,10 +57,10 @@ def few(source: Source, shots: int, seed: int) -> Source:
   Raises:
     ConfigError: if there are no labels, or a file of records is damaged.
   """
-  return several(source, [(shots, seed)])[0]
+  return few_shot_subsets(source, [(shots, seed)])[0]
 
 
-def several(source: Source, choices: Sequence[Choice]) -> list[Source]:
+def few_shot_subsets(source: Source, choices: Sequence[Choice]) -> list[Source]:
   """`few` of each choice.
 
   Record files are read once for all of them, without decoding an image, and the
@@ -79,7 +79,7 @@ def several(source: Source, choices: Sequence[Choice]) -> list[Source]:
   if isinstance(source, Indexed):
     for choice in wanted:
       assert source.labels is not None
-      chosen = choose(source.labels, choice[0], _random(choice))
+      chosen = choose_per_class(source.labels, choice[0], _random(choice))
       found[choice] = _of_indexed(source, chosen)
   elif wanted:
     found = _of_records(source, list(wanted))
@@ -187,7 +187,7 @@ def _read(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
     return {name: record[name] for name in names}
 
   _, elements = record_shards.eval_stream(
-    source, lanes=1, batch_size=1, rows=np.arange(1)
+    source, record_shards=1, batch_size=1, rows=np.arange(1)
   )
   parsed = elements.map(
     tf.autograph.experimental.do_not_convert(parse),

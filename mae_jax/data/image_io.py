@@ -52,7 +52,7 @@ def read(path: bytes) -> tuple[bytes, bytes]:
 
 
 def look(
-  data: bytes, failed: bytes, channels: int, upright: bool
+  data: bytes, failed: bytes, channels: int, exif_rotate: bool
 ) -> tuple[np.ndarray, np.bool_, bytes]:
   """What a file holds, without decoding it.
 
@@ -60,7 +60,7 @@ def look(
     data: the file's bytes.
     failed: why there are none, or "".
     channels: that `load` will be asked for.
-    upright: likewise.
+    exif_rotate: likewise.
 
   Returns:
     Height and width int32 [2] of what `load` gives; whether TensorFlow decodes
@@ -72,7 +72,7 @@ def look(
       shape = _array(data, channels).shape[:2]
       return np.array(shape, np.int32), np.False_, b""
     image = _open(data, channels)
-    turn = _turn(image, data, upright)
+    turn = _turn(image, data, exif_rotate)
     width, height = image.size
     if turn in (5, 6, 7, 8):
       width, height = height, width
@@ -83,7 +83,7 @@ def look(
 
 
 def load(
-  data: bytes, failed: bytes, box: np.ndarray, channels: int, upright: bool
+  data: bytes, failed: bytes, box: np.ndarray, channels: int, exif_rotate: bool
 ) -> tuple[np.ndarray, bytes]:
   """Decodes one box of a file.
 
@@ -92,7 +92,7 @@ def load(
     failed: why it cannot be read, or "".
     box: integers [4]: top, left, height, width.
     channels: 1 or 3; more for arrays (.npy) alone.
-    upright: whether to turn the image as its EXIF tag says. Pillow turns a
+    exif_rotate: whether to turn the image as its EXIF tag says. Pillow turns a
       TIFF in any case.
 
   Returns:
@@ -105,7 +105,7 @@ def load(
       array = _array(data, channels)
       return _cut(array, top, left, height, width, channels), b""
     image = _open(data, channels)
-    turn = _turn(image, data, upright)
+    turn = _turn(image, data, exif_rotate)
     bits = _bits(image)  # before `load` lets go of the tags
     image.load()
     if turn in _TURNS:
@@ -170,10 +170,10 @@ def _check_size(width: int, height: int) -> None:
     )
 
 
-def _turn(image: Any, data: bytes, upright: bool) -> int:
+def _turn(image: Any, data: bytes, exif_rotate: bool) -> int:
   # Pillow turns TIFF itself; and to find out that a PNG has no tag it would
   # decode all of it.
-  if not upright or image.format == "TIFF":
+  if not exif_rotate or image.format == "TIFF":
     return 1
   if image.format == "PNG" and b"eXIf" not in data and b"xmp" not in data:
     return 1

@@ -23,7 +23,7 @@ from mae_jax.data import (
   sampling,
   tf_iterator,
 )
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import Indexed, Records, Source
 from mae_jax.utils.errors import ConfigError, TrainingError
 
@@ -40,7 +40,7 @@ def train_batches(
   seed: int,
   rows: np.ndarray,
   start_step: int = 0,
-  unreadable: Unreadable | None = None,
+  unreadable: BadImages | None = None,
 ) -> Iterator[Batch]:
   """Endless augmented batches.
 
@@ -77,7 +77,7 @@ def side_by_side(
   *,
   rows: np.ndarray,
   start_step: int = 0,
-  unreadable: Unreadable | None = None,
+  unreadable: BadImages | None = None,
 ) -> Iterator[Batch]:
   """Several streams of `train_batches`, step by step.
 
@@ -214,7 +214,9 @@ def _several(
       parallel_iterations=1,
     )
 
-  return decode.attempt(plans, each(may_fail=True), each(may_fail=False))
+  return decode.map_with_fallback(
+    plans, each(may_fail=True), each(may_fail=False)
+  )
 
 
 def eval_batches(
@@ -224,7 +226,7 @@ def eval_batches(
   batch_size: int,
   rows: np.ndarray,
   limit: int = 0,
-  unreadable: Unreadable | None = None,
+  unreadable: BadImages | None = None,
 ) -> Iterator[Batch]:
   """One pass in a fixed order, without augmentation; nothing is dropped.
 
@@ -256,7 +258,7 @@ def eval_batches(
   if isinstance(source, Records):
     records = source
     num, elements = record_shards.eval_stream(
-      source, lanes=data.lanes, batch_size=batch_size, rows=rows
+      source, record_shards=data.record_shards, batch_size=batch_size, rows=rows
     )
 
     def recorded(
@@ -303,7 +305,7 @@ def check_readable(source: Source, data: DataConfig) -> None:
   if isinstance(source, Indexed) and source.image_shape:
     return
   number = min(8, source.num_examples)
-  found = Unreadable(shown=0)
+  found = BadImages(shown=0)
   try:
     batches = eval_batches(
       source,
@@ -372,7 +374,7 @@ def _augment(
     clipped=data.crop_clipped,
     fixed=data.crop_fixed,
     channels=data.channels,
-    upright=data.upright,
+    exif_rotate=data.exif_rotate,
     may_fail=may_fail,
   )
   readable = reason == b""
@@ -435,7 +437,7 @@ def _or_zeros(
       size=data.image_size,
       keep=data.eval_crop,
       channels=data.channels,
-      upright=data.upright,
+      exif_rotate=data.exif_rotate,
     )
     readable = reason == b""
     label = tf.where(readable, tf.cast(record["label"], tf.int32), 0)
@@ -476,15 +478,15 @@ def _map(
 
 
 def _iterate(
-  batches: tf.data.Dataset, source: Source, unreadable: Unreadable | None
+  batches: tf.data.Dataset, source: Source, unreadable: BadImages | None
 ) -> Iterator[Batch]:
   return tf_iterator.closed_at_exit(_reported(batches, source, unreadable))
 
 
 def _reported(
-  batches: tf.data.Dataset, source: Source, unreadable: Unreadable | None
+  batches: tf.data.Dataset, source: Source, unreadable: BadImages | None
 ) -> Generator[Batch]:
-  unreadable = Unreadable(shown=0) if unreadable is None else unreadable
+  unreadable = BadImages(shown=0) if unreadable is None else unreadable
   try:
     for batch in tf_iterator.numpy_batches(batches.prefetch(tf.data.AUTOTUNE)):
       none = np.zeros(0)  # of a source of arrays

@@ -116,7 +116,7 @@ def random_resized_crop(
   clipped: bool = False,
   fixed: float = 0.0,
   channels: int,
-  upright: bool,
+  exif_rotate: bool,
   may_fail: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Crops an image file to `crop_box` and resizes the crop, bicubic.
@@ -132,7 +132,7 @@ def random_resized_crop(
     clipped: see `crop_box`.
     fixed: see `crop_box`.
     channels: see `decode`.
-    upright: see `decode`.
+    exif_rotate: see `decode`.
     may_fail: see `decode`.
 
   Returns:
@@ -143,7 +143,11 @@ def random_resized_crop(
     return crop_box(shape[0], shape[1], draws, scale, ratio, clipped, fixed)
 
   image, reason = decode.decode(
-    record, channels=channels, upright=upright, box=box, may_fail=may_fail
+    record,
+    channels=channels,
+    exif_rotate=exif_rotate,
+    box=box,
+    may_fail=may_fail,
   )
   return _resize(image, size), reason
 
@@ -245,7 +249,7 @@ def center_crop(
   size: Size,
   keep: float,
   channels: int,
-  upright: bool,
+  exif_rotate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Resizes an image file to just cover size / keep, and cuts out the middle.
 
@@ -254,13 +258,15 @@ def center_crop(
     size: height and width of the result.
     keep: the share of the resized image's side that is kept, in (0, 1].
     channels: see `decode`.
-    upright: see `decode`.
+    exif_rotate: see `decode`.
 
   Returns:
     uint8 [height, width, channels], of an image that has this size already,
     with keep = 1, its very pixels; and why it cannot be read, or "".
   """
-  image, reason = decode.decode(record, channels=channels, upright=upright)
+  image, reason = decode.decode(
+    record, channels=channels, exif_rotate=exif_rotate
+  )
   shape = tf.cast(tf.shape(image), tf.int64)
   cover = covering_size(shape[0], shape[1], size, keep)
   top, left = _middle(cover[0], size[0]), _middle(cover[1], size[1])

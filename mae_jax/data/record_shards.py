@@ -1,12 +1,12 @@
-"""Record files as independent lanes, side by side in every batch.
+"""Record files as independent shards, side by side in a batch.
 
-The records are divided into lanes, each an endless stream in its own order, and
-lane i gives rows i * B / n .. (i + 1) * B / n - 1 of every batch. A process
-reads the lanes of its rows and nothing else, and yet a batch is the same on any
-number of processes.
+The records are divided into n shards, each an endless stream in its own order.
+Shard i gives rows i * B / n .. (i + 1) * B / n - 1 of every batch. A process
+reads the shards of its rows and nothing else, and yet a batch is the same on
+any number of processes.
 
-Lanes that share a file each read past what comes before their part of it: with
-many more lanes than files, fewer lanes are faster.
+Shards that share a file each read past what comes before their part of it: with
+many more shards than files, fewer shards are faster.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ INT64_MAX = 2**63 - 1
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-  """The pieces of all lanes, one after the other, as tensors."""
+  """The pieces of all shards, one after the other, as tensors."""
 
   path: tf.Tensor  # [pieces]
   first_id: tf.Tensor
   skip: tf.Tensor
   take: tf.Tensor
   stride: tf.Tensor
-  first: tf.Tensor  # [lanes], the lane's first piece
-  count: tf.Tensor  # [lanes], its pieces
-  records: tf.Tensor  # [lanes], its records
+  first: tf.Tensor  # [num_shards], the shard's first piece
+  count: tf.Tensor  # [num_shards], its pieces
+  records: tf.Tensor  # [num_shards], its records
 
   @classmethod
-  def of(cls, source: base.Records, lanes: int) -> _Table:
-    parts = source.split(lanes)
+  def of(cls, source: base.Records, num_shards: int) -> _Table:
+    parts = source.split(num_shards)
     pieces = [piece for part in parts for piece in part]
     counts = np.array([len(part) for part in parts], np.int64)
 
@@ -76,8 +76,8 @@ class _Table:
     return tf.data.Dataset.zip(ids, records.apply(whole))
 
 
-def num_lanes(wanted: int, batch_size: int, num_examples: int) -> int:
-  """The most lanes, up to `wanted`, that divide a batch and are not empty."""
+def num_record_shards(wanted: int, batch_size: int, num_examples: int) -> int:
+  """The most shards, up to `wanted`, that divide a batch and are not empty."""
   most = max(1, min(wanted, batch_size, num_examples))
   return next(n for n in range(most, 0, -1) if batch_size % n == 0)
 
@@ -92,96 +92,99 @@ def train_stream(
 ) -> tf.data.Dataset:
   """Endless (id, serialised example) of the rows of each batch, in order.
 
-  Each epoch of a lane reads its files in a random order through a shuffle
+  Each epoch of a shard reads its files in a random order through a shuffle
   buffer, and holds each of its records once.
 
   Args:
     source: the records.
-    data: `batch_size`, `lanes`, and `shuffle_buffer` for all lanes together.
+    data: `batch_size`, `record_shards`, and `shuffle_buffer` for all shards.
     seed: of the order.
-    rows: increasing row numbers, of whole lanes.
-    start_step: batches to leave out at the front; whole epochs of a lane cost
+    rows: increasing row numbers, of whole shards.
+    start_step: batches to leave out at the front; whole epochs of a shard cost
       nothing, records of its current one are read but not decoded.
 
   Raises:
-    ConfigError: if the rows cut a lane in two.
+    ConfigError: if the rows cut a shard in two.
   """
-  lanes = num_lanes(data.lanes, data.batch_size, source.num_examples)
-  share = data.batch_size // lanes
+  num_shards = num_record_shards(
+    data.record_shards, data.batch_size, source.num_examples
+  )
+  share = data.batch_size // num_shards
   mine = np.unique(rows // share)
   if len(rows) != len(mine) * share:
     raise ConfigError(
-      f"data.lanes={data.lanes} makes {lanes} lanes of data.batch_size="
-      f"{data.batch_size} and {source.num_examples} examples, {share} rows "
-      f"each, but this process reads {len(rows)} rows (from {rows[0]}) and "
-      "would cut one: set data.lanes to the number of devices or a multiple of "
-      "it that divides data.batch_size and is at most the number of examples"
+      f"data.record_shards={data.record_shards} makes {num_shards} shards of "
+      f"data.batch_size={data.batch_size} and {source.num_examples} examples, "
+      f"{share} rows each, but this process reads {len(rows)} rows (from "
+      f"{rows[0]}) and would cut one: set data.record_shards to the number of "
+      "devices or a multiple of it that divides data.batch_size and is at most "
+      "the number of examples"
     )
-  table = _Table.of(source, lanes)
-  buffer = max(1, data.shuffle_buffer // lanes)
+  table = _Table.of(source, num_shards)
+  buffer = max(1, data.shuffle_buffer // num_shards)
   consumed = start_step * share
 
-  def epoch_stream(lane: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
+  def epoch_stream(shard: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
     stream = tf.constant([seed, rng.stream_id("lanes")], tf.int64)
-    stream = tf.random.fold_in(tf.random.fold_in(stream, lane), epoch)
+    stream = tf.random.fold_in(tf.random.fold_in(stream, shard), epoch)
     draws = tf.random.stateless_uniform(
       [4], stream, minval=None, maxval=None, dtype=tf.int64
     )
     order = tf.raw_ops.RandomIndexShuffle(
-      index=tf.range(table.count[lane]),
+      index=tf.range(table.count[shard]),
       seed=draws[:3],
-      max_index=table.count[lane] - 1,
+      max_index=table.count[shard] - 1,
       rounds=16,
     )
-    pieces = tf.data.Dataset.from_tensor_slices(table.first[lane] + order)
+    pieces = tf.data.Dataset.from_tensor_slices(table.first[shard] + order)
     return pieces.flat_map(table.read).shuffle(
       buffer, seed=draws[3], reshuffle_each_iteration=False
     )
 
-  def lane_stream(lane: tf.Tensor) -> tf.data.Dataset:
-    epochs = tf.data.Dataset.range(consumed // table.records[lane], INT64_MAX)
-    stream = epochs.flat_map(lambda epoch: epoch_stream(lane, epoch))
-    return stream.skip(consumed % table.records[lane])
+  def shard_stream(shard: tf.Tensor) -> tf.data.Dataset:
+    epochs = tf.data.Dataset.range(consumed // table.records[shard], INT64_MAX)
+    stream = epochs.flat_map(lambda epoch: epoch_stream(shard, epoch))
+    return stream.skip(consumed % table.records[shard])
 
-  return _side_by_side(mine, share, lane_stream)
+  return _side_by_side(mine, share, shard_stream)
 
 
 def eval_stream(
   source: base.Records,
   *,
-  lanes: int,
+  record_shards: int,
   batch_size: int,
   rows: np.ndarray,
 ) -> tuple[int, tf.data.Dataset]:
-  """One pass over the records, in order within each lane.
+  """One pass over the records, in order within each shard.
 
   Args:
     source: the records.
-    lanes: at most so many; here a lane may be empty.
+    record_shards: at most so many; here a shard may be empty.
     batch_size: B.
-    rows: increasing row numbers; of a lane that is cut, all is read.
+    rows: increasing row numbers; of a shard that is cut, all is read.
 
   Returns:
     The number of batches, the same for any rows, and the rows' elements of each
     in order: id, serialised example and True, or 0, b"" and False for padding.
   """
-  lanes = num_lanes(lanes, batch_size, batch_size)
-  share = batch_size // lanes
+  num_shards = num_record_shards(record_shards, batch_size, batch_size)
+  share = batch_size // num_shards
   mine = np.unique(rows // share)
-  table = _Table.of(source, lanes)
+  table = _Table.of(source, num_shards)
   batches = -(-int(np.max(table.records)) // share)
   padding = tf.data.Dataset.from_tensors(
     (tf.constant(0, tf.int64), b"", False)
   ).repeat()
 
-  def lane_stream(lane: tf.Tensor) -> tf.data.Dataset:
+  def shard_stream(shard: tf.Tensor) -> tf.data.Dataset:
     pieces = tf.data.Dataset.range(
-      table.first[lane], table.first[lane] + table.count[lane]
+      table.first[shard], table.first[shard] + table.count[shard]
     )
     records = pieces.flat_map(table.read).map(lambda *record: (*record, True))
     return records.concatenate(padding).take(batches * share)
 
-  stream = _side_by_side(mine, share, lane_stream)
+  stream = _side_by_side(mine, share, shard_stream)
   read = (mine[:, None] * share + np.arange(share)).reshape(-1)
   wanted = tf.data.Dataset.from_tensor_slices(np.isin(read, rows)).repeat()
   stream = tf.data.Dataset.zip(wanted, stream)
@@ -219,11 +222,11 @@ def damaged(source: base.Records) -> str | None:
 def _side_by_side(
   mine: np.ndarray,
   share: int,
-  lane_stream: Callable[[tf.Tensor], tf.data.Dataset],
+  shard_stream: Callable[[tf.Tensor], tf.data.Dataset],
 ) -> tf.data.Dataset:
   return tf.data.Dataset.from_tensor_slices(mine).interleave(
     # Nothing here needs AutoGraph, whose conversion takes seconds.
-    tf.autograph.experimental.do_not_convert(lane_stream),
+    tf.autograph.experimental.do_not_convert(shard_stream),
     cycle_length=len(mine),
     block_length=share,
     num_parallel_calls=tf.data.AUTOTUNE,

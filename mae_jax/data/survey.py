@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from mae_jax.config import DataConfig
 from mae_jax.data import decode, pipeline, record_shards, tf_iterator
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import Indexed, Source
 
 _Tensors = dict[str, tf.Tensor]
@@ -38,7 +38,7 @@ class Survey:
   std: np.ndarray
   grey: int
   labels: collections.Counter[int]
-  unreadable: Unreadable
+  unreadable: BadImages
 
   @property
   def looked_at(self) -> int:
@@ -65,13 +65,13 @@ def survey(
 
   Args:
     source: of any kind; `subset` makes it smaller.
-    data: `channels` and `upright`.
+    data: `channels` and `exif_rotate`.
     tell: is told how many images were looked at since.
 
   Raises:
     TrainingError: if a file of records is damaged.
   """
-  unreadable = Unreadable(shown=0)
+  unreadable = BadImages(shown=0)
   sizes: list[np.ndarray] = []
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
@@ -108,7 +108,7 @@ def _looks(
   else:
     parse = source.parse
     _, elements = record_shards.eval_stream(
-      source, lanes=1, batch_size=1, rows=np.zeros(1, np.int64)
+      source, record_shards=1, batch_size=1, rows=np.zeros(1, np.int64)
     )
     real = elements.filter(lambda id_, serialised, real: real)
     looks = _of_files(
@@ -123,7 +123,7 @@ def _looks(
 def _of_files(records: tf.data.Dataset, data: DataConfig) -> tf.data.Dataset:
   def look(record: _Tensors) -> _Tensors:
     image, reason = decode.decode(
-      record, channels=data.channels, upright=data.upright
+      record, channels=data.channels, exif_rotate=data.exif_rotate
     )
     return {
       "size": tf.shape(image)[:2],
@@ -185,10 +185,14 @@ def rate(
   """
   size = min(SAMPLES, data.batch_size)
   few = dataclasses.replace(
-    data, batch_size=size, lanes=record_shards.num_lanes(data.lanes, size, size)
+    data,
+    batch_size=size,
+    record_shards=record_shards.num_record_shards(
+      data.record_shards, size, size
+    ),
   )
   batches = pipeline.train_batches(
-    source, few, seed=0, rows=np.arange(size), unreadable=Unreadable(shown=0)
+    source, few, seed=0, rows=np.arange(size), unreadable=BadImages(shown=0)
   )
   samples = [next(batches)["image"]]
   begin, count = time.monotonic(), 0

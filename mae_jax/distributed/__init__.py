@@ -17,34 +17,34 @@ silent, or fails, ends the run of all within bounded time, in one line that
 names it: an accelerator would wait for a peer that is gone for ever.
 """
 
-from mae_jax.distributed.cluster import Place, find
-from mae_jax.distributed.consistency import agree_on_data, agree_on_settings
+from mae_jax.distributed.cluster import ProcessInfo, detect
+from mae_jax.distributed.consistency import check_same_data, check_same_settings
 from mae_jax.distributed.processes import (
   LOST_CODE,
-  alone,
+  barrier,
   fail,
   finish,
   gather,
   leaving,
   lost,
-  meet,
-  post,
+  publish,
+  single_process,
   start,
 )
 
 __all__ = [
   "LOST_CODE",
-  "Place",
-  "agree_on_data",
-  "agree_on_settings",
-  "alone",
+  "ProcessInfo",
+  "barrier",
+  "check_same_data",
+  "check_same_settings",
+  "detect",
   "fail",
-  "find",
   "finish",
   "gather",
   "leaving",
   "lost",
-  "meet",
-  "post",
+  "publish",
+  "single_process",
   "start",
 ]

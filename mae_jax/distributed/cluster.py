@@ -17,7 +17,7 @@ _INDEX = "JOB_COMPLETION_INDEX"  # which Kubernetes numbers the pods of a job by
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessInfo:
   """A process among several.
 
   Attributes:
@@ -34,12 +34,12 @@ class Place:
   local_device_ids: tuple[int, ...] | None = None
 
 
-def find(
+def detect(
   coordinator: str | None,
   num_processes: int | None,
   process_id: int | None,
   environ: Mapping[str, str] = os.environ,
-) -> Place | None:
+) -> ProcessInfo | None:
   """The place of this process; None if it is the only one.
 
   Args:
@@ -68,7 +68,7 @@ def find(
 
 def _checked(
   names: tuple[str, ...], values: tuple[object, ...], numbers: str
-) -> Place | None:
+) -> ProcessInfo | None:
   missing = [
     name
     for name, value in zip(names, values, strict=True)
@@ -103,10 +103,10 @@ def _checked(
       f"{names[2]}={number} is not one of {names[1]}={count} processes: they "
       f"are numbered 0 to {count - 1}"
     )
-  return Place(str(values[0]), count, number) if count > 1 else None
+  return ProcessInfo(str(values[0]), count, number) if count > 1 else None
 
 
-def _detected(environ: Mapping[str, str]) -> Place | None:
+def _detected(environ: Mapping[str, str]) -> ProcessInfo | None:
   """What JAX knows of TPU pods, Slurm and Open MPI."""
   # There is no public way to ask how many there are without joining them.
   from jax._src import clusters
@@ -132,7 +132,7 @@ def _detected(environ: Mapping[str, str]) -> Place | None:
       f"what started this process on several hosts is not understood ({error}):"
       f" say who is who with {', '.join(_FLAGS)}"
     ) from error
-  return Place(
+  return ProcessInfo(
     environ.get("JAX_COORDINATOR_ADDRESS", address),
     kind.get_process_count(),
     number,

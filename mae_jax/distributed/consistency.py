@@ -26,7 +26,7 @@ MAY_DIFFER = (
 )
 
 
-def agree_on_settings(config: Config) -> None:
+def check_same_settings(config: Config) -> None:
   """All processes must come to it.
 
   Raises:
@@ -42,7 +42,9 @@ def agree_on_settings(config: Config) -> None:
     )
 
 
-def agree_on_data(split: str, identity: Mapping[str, int | str] | None) -> None:
+def check_same_data(
+  split: str, identity: Mapping[str, int | str] | None
+) -> None:
   """Likewise, of the images of a split; None if there are none.
 
   Raises:
@@ -58,7 +60,7 @@ def agree_on_data(split: str, identity: Mapping[str, int | str] | None) -> None:
 
 def _difference(mine: Mapping[str, Any]) -> str:
   """What differs between process 0 and the first that is unlike it."""
-  if processes.alone():
+  if processes.single_process():
     return ""
   first, *others = map(json.loads, processes.gather(json.dumps(mine)))
   for number, other in enumerate(others, 1):

@@ -11,7 +11,7 @@ _SAY = "mae/say/"
 _DAY = 24 * 3600 * 1000  # milliseconds; the watch ends the process before
 
 
-class Board:
+class KeyValueStore:
   """Notes of all processes, which process 0 keeps."""
 
   def __init__(self, process_id: int, num_processes: int):

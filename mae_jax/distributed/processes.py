@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import jax
 
 from mae_jax.distributed import rendezvous
-from mae_jax.distributed.cluster import Place
-from mae_jax.distributed.kv_store import Board
+from mae_jax.distributed.cluster import ProcessInfo
+from mae_jax.distributed.kv_store import KeyValueStore
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
@@ -34,10 +34,12 @@ _PARTING = 10.0  # that process 0 waits for the others to hear of its end
 # JAX's own verdict ends a process without a word; it comes if ours does not.
 _BEHIND = 20
 
-_team: _Team | None = None
+_team: ProcessGroup | None = None
 
 
-def start(place: Place, *, start_seconds: float, heartbeat: float) -> None:
+def start(
+  place: ProcessInfo, *, start_seconds: float, heartbeat: float
+) -> None:
   """Joins the others; before anything uses a device.
 
   Args:
@@ -71,13 +73,13 @@ def start(place: Place, *, start_seconds: float, heartbeat: float) -> None:
       f"the processes could not join at {place.coordinator} "
       f"({console.first_line(error)}): name another address of process 0"
     ) from error
-  _team = _Team(place, heartbeat)
+  _team = ProcessGroup(place, heartbeat)
   _team.watch()
   jax.devices()  # the topologies are told now
   _team.catch_abort()
 
 
-def alone() -> bool:
+def single_process() -> bool:
   """Whether this is the only process."""
   return _team is None
 
@@ -89,13 +91,13 @@ def gather(text: str = "") -> list[str]:
   return _team.board.gather(text)
 
 
-def post(where: str, value: Any) -> None:
+def publish(where: str, value: Any) -> None:
   """Leaves a note, JSON, for those that `meet` the others with it in mind."""
   if _team is not None:
     _team.board.post(where, value)
 
 
-def meet(where: str, seconds: float, unless: str) -> None:
+def barrier(where: str, seconds: float, unless: str) -> None:
   """Waits for the others at a place.
 
   It may be called by any thread; no two places of a run share a name.
@@ -153,15 +155,15 @@ def _is_of_peers(error: BaseException) -> bool:
   )
 
 
-class _Team:
+class ProcessGroup:
   """The others as this process sees them.
 
   Attributes:
     board: what they tell.
   """
 
-  def __init__(self, place: Place, heartbeat: float):
-    self.board = Board(place.process_id, place.num_processes)
+  def __init__(self, place: ProcessInfo, heartbeat: float):
+    self.board = KeyValueStore(place.process_id, place.num_processes)
     self._me, self._place, self._heartbeat = place.process_id, place, heartbeat
     self._leaving = threading.Lock()
     self._ended = threading.Event()
@@ -253,7 +255,7 @@ class _Team:
     self._code = code
     _within(_PARTING + 5, code)
     if line:
-      console.last_words(line)
+      console.final_message(line)
     self._part(note)
     _flush()
     os._exit(code)
@@ -345,7 +347,7 @@ class _Team:
         pass
     except OSError:
       name = self._notes.get("host", {}).get(0, "?")
-      console.last_words(f"error: process 0 on {name} is gone: {_AGAIN}")
+      console.final_message(f"error: process 0 on {name} is gone: {_AGAIN}")
       _flush()
       os._exit(LOST_CODE)
     # Another abort: it takes its course when this returns.

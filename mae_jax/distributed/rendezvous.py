@@ -13,14 +13,14 @@ import selectors
 import socket
 import time
 
-from mae_jax.distributed.cluster import Place
+from mae_jax.distributed.cluster import ProcessInfo
 from mae_jax.utils.errors import ConfigError
 
 _AGAIN = 0.5  # seconds between two calls
 _MOST = 200  # bytes of a call
 
 
-def answer_all(place: Place, seconds: float) -> None:
+def answer_all(place: ProcessInfo, seconds: float) -> None:
   """Meets the others, for at most so many seconds.
 
   Raises:
@@ -32,7 +32,7 @@ def answer_all(place: Place, seconds: float) -> None:
     _call(place, time.monotonic() + seconds, seconds)
 
 
-def _listen(place: Place, end: float, seconds: float) -> None:
+def _listen(place: ProcessInfo, end: float, seconds: float) -> None:
   port = int(place.coordinator.rpartition(":")[2])
   callers: dict[int, socket.socket] = {}
   with contextlib.ExitStack() as stack:
@@ -77,7 +77,7 @@ def _server(port: int) -> socket.socket:
   return socket.create_server(("", port), backlog=1024)
 
 
-def _hear(caller: socket.socket, place: Place) -> int | None:
+def _hear(caller: socket.socket, place: ProcessInfo) -> int | None:
   """The number of who calls; None if it is not one of the others."""
   caller.settimeout(2.0)
   try:
@@ -110,7 +110,7 @@ def _say(caller: socket.socket, word: str) -> None:
 
 
 def _missing(
-  place: Place, callers: dict[int, socket.socket], seconds: float
+  place: ProcessInfo, callers: dict[int, socket.socket], seconds: float
 ) -> str:
   here = {0, *(n for n, each in callers.items() if not _hung_up(each))}
   gone = sorted(set(range(place.num_processes)) - here)
@@ -122,7 +122,7 @@ def _missing(
   )
 
 
-def _call(place: Place, end: float, seconds: float) -> None:
+def _call(place: ProcessInfo, end: float, seconds: float) -> None:
   host, _, port = place.coordinator.rpartition(":")
   told = {
     "process_id": place.process_id,

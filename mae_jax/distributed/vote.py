@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from mae_jax.distributed import sharding
 
 
-class Ballot:
+class AsyncVote:
   """Votes of all processes, which all of them count alike."""
 
   def __init__(self, mesh: Mesh, questions: int):

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from mae_jax import conversion
 from mae_jax.config import Config, DataConfig, nearest
 from mae_jax.data import sources
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.evals import extract, results
-from mae_jax.utils.errors import ConfigError, shown
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +101,14 @@ def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
   if twice:
     raise ConfigError(
       f"the checkpoint has {len(twice)} class names more than once, such as "
-      f"{shown(min(twice))}, so that names do not tell classes "
+      f"{abbreviate(min(twice))}, so that names do not tell classes "
       "apart: convert it with other --class_names (python -m mae_jax convert)"
     )
   place = {name: number for number, name in enumerate(known)}
   unknown = [name for name in names if name not in place]
   if unknown:
     raise ConfigError(
-      f"the data have the class {shown(unknown[0])}, one of "
+      f"the data have the class {abbreviate(unknown[0])}, one of "
       f"{len(unknown)} of their {len(names)} that are not among the "
       f"{len(known)} which the checkpoint learned: "
       f"{nearest(unknown[0], known)}; give classes the names they "
@@ -160,7 +160,7 @@ class Scorer:
     source: sources.Source,
     *,
     allowed: np.ndarray | None = None,
-    unreadable: Unreadable | None = None,
+    unreadable: BadImages | None = None,
   ) -> Scores:
     """What became of each image.
 
@@ -200,7 +200,7 @@ class Evaluation:
     logits: Callable[[Any, jax.Array], jax.Array],
     source: sources.Source | None,
     class_names: Sequence[str],
-    unreadable: Unreadable | None = None,
+    unreadable: BadImages | None = None,
   ):
     """Binds what does not change from one evaluation to the next.
 

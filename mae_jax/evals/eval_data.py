@@ -15,7 +15,7 @@ _LOOKED_AT = 8  # images, before the long work
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class EvalSplit:
   """Images that can be evaluated.
 
   Attributes:
@@ -58,7 +58,7 @@ class Part:
     }
 
 
-def held_out(data: DataConfig) -> Part:
+def held_out(data: DataConfig) -> EvalSplit:
   """Opens the held-out part; of a folder without one, what there is.
 
   Raises:
@@ -75,8 +75,8 @@ def held_out(data: DataConfig) -> Part:
       "tfds": f"{data.name}, split {data.eval_split!r}",
       "folder": f"{data.path}, its held-out part",
     }.get(data.source, f"{data.source}, the held-out part")
-    return Part(_labelled(source), called, data)
-  return Part(
+    return EvalSplit(_labelled(source), called, data)
+  return EvalSplit(
     _labelled(sources.open_source(data, "train")),
     f"{data.path} (it has no folder val, validation or test: evaluated is all "
     "that training would take)",
@@ -84,7 +84,7 @@ def held_out(data: DataConfig) -> Part:
   )
 
 
-def check_images(part: Part) -> None:
+def check_images(part: EvalSplit) -> None:
   """Looks at a few images, so that what is wrong is told at once.
 
   Raises:
@@ -102,7 +102,7 @@ def check_images(part: Part) -> None:
     check_labels(batch["label"], part)
 
 
-def check_labels(labels: np.ndarray, part: Part) -> None:
+def check_labels(labels: np.ndarray, part: EvalSplit) -> None:
   """Refuses images without a label, which some splits of TFDS have.
 
   Raises:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mae_jax.config import DataConfig
 from mae_jax.data import pipeline, sources
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding, vote
 from mae_jax.utils import console, signals
 
@@ -27,7 +27,7 @@ def of_source(
   mesh: Mesh,
   batch_size: int,
   limit: int = 0,
-  unreadable: Unreadable | None = None,
+  unreadable: BadImages | None = None,
 ) -> tuple[Any, np.ndarray, int]:
   """Runs `apply(params, batch)` over the images of a source, each once.
 
@@ -92,14 +92,14 @@ def extract(
   """
   gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
   outputs, labels, unreadable = [], [], 0
-  votes = None if signals.asked() is None else vote.Ballot(mesh, 1)
+  votes = None if signals.asked() is None else vote.AsyncVote(mesh, 1)
   with _progress_bar(total) as bar:
     for batch in sharding.prefetch(mesh, batches, batch_size, ahead=1):
       out = apply(params, batch)
       if votes:
         votes.cast(bool(signals.asked()))
         if any(votes.count()):
-          raise signals.Stopped
+          raise signals.RunInterrupted
       label, mask, readable = jax.device_get(
         gather((batch["label"], batch["mask"], batch["readable"]))
       )

@@ -13,7 +13,7 @@ from mae_jax.evals import results
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class Trial:
   """One of the runs.
 
   Attributes:
@@ -31,7 +31,7 @@ _ASIDE = 0.08  # of the way from one number of labels to the next
 Groups = dict[str, dict[int, np.ndarray]]  # start, shots -> one each seed
 
 
-def compare(members: Sequence[Member], top1: np.ndarray) -> results.Report:
+def compare(members: Sequence[Trial], top1: np.ndarray) -> results.Report:
   """Means and standard deviations over seeds.
 
   Args:

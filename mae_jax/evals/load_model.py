@@ -13,7 +13,7 @@ from mae_jax import checkpoints, conversion
 from mae_jax.config import Config, leaves
 from mae_jax.models import classifiers, factory, mae
 from mae_jax.utils import storage
-from mae_jax.utils.errors import ConfigError, shown
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Restored:
   """
 
   params: dict[str, Any]
-  run: checkpoints.Run
+  run: checkpoints.CheckpointMetadata
   encoder: mae.Encoder
   classifier: classifiers.Classifier | None
 
@@ -41,7 +41,7 @@ class Restored:
 def load(
   path: epath.PathLike,
   mesh: Mesh,
-  hints: conversion.Hints = conversion.NO_HINTS,
+  hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
 ) -> Restored:
   """Reads a checkpoint of any task, or weights of another program.
 
@@ -73,8 +73,8 @@ def load(
 def load_autoencoder(
   path: epath.PathLike,
   mesh: Mesh,
-  hints: conversion.Hints = conversion.NO_HINTS,
-) -> tuple[mae.MaskedAutoencoder, Any, checkpoints.Run]:
+  hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
+) -> tuple[mae.MaskedAutoencoder, Any, checkpoints.CheckpointMetadata]:
   """Reads a checkpoint of pre-training, or such weights of another program.
 
   Args:
@@ -112,7 +112,7 @@ def load_autoencoder(
 def load_classifier(
   path: epath.PathLike,
   mesh: Mesh,
-  hints: conversion.Hints = conversion.NO_HINTS,
+  hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
 ) -> Restored:
   """As `load`, where a head is needed.
 
@@ -212,7 +212,7 @@ def load_for_evaluation(config: Config, mesh: Mesh, *, head: bool) -> Suited:
   # Of a run that goes on, the second reading might find another.
   step = locate(config)
   with storage.reaching(config.init_from):
-    found = read(step, mesh, conversion.Hints.of_config(config))
+    found = read(step, mesh, conversion.ModelOverrides.of_config(config))
   platform = mesh.devices.flat[0].platform
   before = found.run.config
   settings = [*_SHOWN, *(("classify.pooling",) if head else ())]
@@ -222,7 +222,7 @@ def load_for_evaluation(config: Config, mesh: Mesh, *, head: bool) -> Suited:
     settings += [f"model.{name}" for name in _ARCHITECTURE]
   old, new = dict(leaves(before)), dict(leaves(config))
   wrong = [
-    f"{name} is {shown(new[name])}, was {old[name]!r}"
+    f"{name} is {abbreviate(new[name])}, was {old[name]!r}"
     for name in settings
     if new[name] != old[name]
   ]
@@ -236,7 +236,7 @@ def load_for_evaluation(config: Config, mesh: Mesh, *, head: bool) -> Suited:
     dtype=config.model.dtype,
     remat=config.model.remat,
     unroll=config.model.unroll,
-    attention_mb=config.model.attention_mb,
+    attention_chunk_mb=config.model.attention_chunk_mb,
   )
   merged = dataclasses.replace(
     before, data=config.data, model=model, eval=config.eval

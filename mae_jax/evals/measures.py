@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from mae_jax.checkpoints import checksums
 from mae_jax.config import Config, DataConfig, lookup, to_dict
 from mae_jax.data import few_shot, sources
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import tfds
 from mae_jax.evals import (
   classification,
@@ -56,14 +56,14 @@ class Network:
     self._scorer = classification.Scorer(
       config.data, mesh, checkpoint.classifier.logits, self.class_names
     )
-    self._unreadable = Unreadable()
+    self._unreadable = BadImages()
 
   @property
   def checksum(self) -> int:
     """Of the parameters."""
     return checksums.checksum(self._params)
 
-  def open(self, data: DataConfig) -> eval_data.Part:
+  def open(self, data: DataConfig) -> eval_data.EvalSplit:
     """The images to evaluate.
 
     Raises:
@@ -80,7 +80,9 @@ class Network:
       )
     return images
 
-  def score(self, images: eval_data.Part) -> tuple[classification.Scores, int]:
+  def score(
+    self, images: eval_data.EvalSplit
+  ) -> tuple[classification.Scores, int]:
     """What became of each image, and how many classes an answer could be.
 
     Raises:
@@ -102,7 +104,7 @@ class Network:
       )
     return scores, int(allowed.sum())
 
-  def _present(self, images: eval_data.Part) -> np.ndarray:
+  def _present(self, images: eval_data.EvalSplit) -> np.ndarray:
     """Which classes of the head have a label, bool [N]."""
     numbers = classification.match(images.class_names, self.class_names)
     labels = few_shot.present(images.source)
@@ -130,7 +132,9 @@ class Head:
     eval_data.check_images(self._images)
     self.about = f"{self._network.about} on {self._images.about}"
 
-  def __call__(self, kept: partial_results.Parts) -> results.Outcome:
+  def __call__(
+    self, kept: partial_results.PartialResults
+  ) -> results.EvalResult:
     """Top-1, top-5, loss, and the accuracy of each class."""
     del kept  # it is one part
     scores, answers = self._network.score(self._images)
@@ -150,7 +154,7 @@ class Head:
       "classes_present": len(classes),
       "answers": answers,
     }
-    return results.Outcome(
+    return results.EvalResult(
       "\n".join([*lines, "", per_class.table(classes)]),
       scalars,
       facts,
@@ -195,11 +199,13 @@ class Corruptions:
       "settings": {key: settings[key] for key in ("data", "model", "eval")},
     }
 
-  def __call__(self, kept: partial_results.Parts) -> results.Outcome:
+  def __call__(
+    self, kept: partial_results.PartialResults
+  ) -> results.EvalResult:
     """A table, and the means if all is there."""
     kept.begin(self._identity)
     if kept.done and jax.process_index() == 0:
-      console.say(f"{len(kept.done)} of the configs were done before")
+      console.info(f"{len(kept.done)} of the configs were done before")
     errors, counts, unreadable = {}, {}, 0
     for key, images in self._images.items():
       name = robustness.config_name(key)
@@ -213,18 +219,18 @@ class Corruptions:
     if unreadable:
       text += f"\n{unreadable} images could not be read"
       scalars["eval_unreadable"] = float(unreadable)
-    return results.Outcome(
+    return results.EvalResult(
       text,
       scalars,
       self._facts | {"images": sum(counts.values())},
       {"corruptions.csv": result.csv_file(counts)},
     )
 
-  def _one(self, images: eval_data.Part) -> dict[str, float]:
+  def _one(self, images: eval_data.EvalSplit) -> dict[str, float]:
     scores, _ = self._network.score(images)
     error = 1 - scores.scalars()["eval_top1"]
     if jax.process_index() == 0:
-      console.say(f"{images.what}: top-1 error {100 * error:.1f} %")
+      console.info(f"{images.what}: top-1 error {100 * error:.1f} %")
     return {
       "error": error,
       "images": len(scores.labels),
@@ -251,7 +257,7 @@ class Features:
       config, mesh, self._checkpoint.encoder
     )
     data = config.data
-    self._train = few_shot.few(
+    self._train = few_shot.limit_per_class(
       sources.open_source(data, "train"), data.shots, data.shots_seed
     )
     why = pretraining.left_out(
@@ -268,13 +274,15 @@ class Features:
       f"frozen features of {self._checkpoint.step}, learning from "
       f"{self._seen} training images, on {self._images.about}"
     )
-    self._unreadable = Unreadable()
+    self._unreadable = BadImages()
 
   @property
   def _seen(self) -> int:
     return self._train.subset(self._config.eval.max_train).num_examples
 
-  def __call__(self, kept: partial_results.Parts) -> results.Outcome:
+  def __call__(
+    self, kept: partial_results.PartialResults
+  ) -> results.EvalResult:
     """The table of probes."""
     del kept  # it is one part
     train, _ = self._split(self._train, self._config.eval.max_train)
@@ -296,7 +304,7 @@ class Features:
       "train_images": len(train.labels),
       "pooling": self._config.eval.pooling,
     }
-    return results.Outcome(text, scalars, facts)
+    return results.EvalResult(text, scalars, facts)
 
   def _split(
     self, source: sources.Source, limit: int = 0

@@ -16,7 +16,7 @@ from mae_jax import distributed
 from mae_jax.utils import storage
 
 
-class Parts:
+class PartialResults:
   """Results by name.
 
   Attributes:
@@ -51,7 +51,7 @@ class Parts:
         self.done = dict(content["done"])
     except (OSError, ValueError, KeyError, TypeError):
       pass  # there is none, or it is no such file: everything is done anew
-    if not distributed.alone():  # the owner's word, on all of them
+    if not distributed.single_process():  # the owner's word, on all of them
       self.done = json.loads(distributed.gather(json.dumps(self.done))[0])
 
   def add(self, name: str, result: Any) -> None:

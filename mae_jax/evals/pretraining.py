@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mae_jax.config import Config, EvalConfig, lookup
 from mae_jax.data import sources
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.evals import extract, reconstruction, results
 from mae_jax.evals import probes as few_labels
@@ -34,7 +34,7 @@ class Evaluation:
     model: mae.MaskedAutoencoder,
     train_source: sources.Source,
     eval_source: sources.Source | None,
-    unreadable: Unreadable | None = None,
+    unreadable: BadImages | None = None,
   ):
     """Binds what does not change from one evaluation to the next.
 
@@ -165,7 +165,7 @@ class Evaluation:
     )
     if not len(labels):
       return None
-    painted = reconstruction.paint(
+    painted = reconstruction.to_images(
       arrays["images"],
       arrays["pred"],
       arrays["mask"],

@@ -68,8 +68,10 @@ def few_labels(train: Split, test: Split, config: EvalConfig) -> list[Accuracy]:
   # 0 stands for all, and so does what is more than there are.
   for count in dict.fromkeys(n if n < most else 0 for n in config.shots):
     subsets = [
-      few_shot.choose(train.labels, count, np.random.default_rng([count, draw]))
-      for draw in range(config.draws if count else 1)
+      few_shot.choose_per_class(
+        train.labels, count, np.random.default_rng([count, draw])
+      )
+      for draw in range(config.num_trials if count else 1)
     ]
     for name, features in train.features.items():
       held_out = (test.features[name], test.labels)

@@ -23,7 +23,7 @@ GREY = 128  # of the hidden patches, of 255
 STATISTICS = ("visible", "true", "raw")
 
 
-class Painted(NamedTuple):
+class Reconstructed(NamedTuple):
   """What a model made of the hidden patches of images.
 
   Attributes:
@@ -99,7 +99,7 @@ def _visible_statistics(
   return mean, np.sqrt(square / np.maximum(count - 1, 1) + losses.NORM_PIX_EPS)
 
 
-def paint(
+def to_images(
   images: np.ndarray,
   pred: np.ndarray,
   mask: np.ndarray,
@@ -109,7 +109,7 @@ def paint(
   std: tuple[float, ...],
   normalized: bool,
   statistics: str = "visible",
-) -> Painted:
+) -> Reconstructed:
   """Predictions as pictures.
 
   Args:
@@ -136,12 +136,12 @@ def paint(
   pixels = np.clip(pixels * std_ + mean_, 0, 1)
   cover = np.broadcast_to(mask.reshape(*mask.shape[:2], -1), target.shape)
   cover = np.asarray(patchify.unpatchify(jnp.asarray(cover), patch_size, size))
-  return Painted(
+  return Reconstructed(
     np.round(pixels * 255).astype(np.uint8), cover.max(axis=-1) > 0
   )
 
 
-def sheet(images: np.ndarray, painted: Painted) -> np.ndarray:
+def sheet(images: np.ndarray, painted: Reconstructed) -> np.ndarray:
   """Lays out a row an image, with TITLES above.
 
   Args:

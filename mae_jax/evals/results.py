@@ -25,7 +25,7 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class EvalResult:
   """What was found.
 
   Attributes:

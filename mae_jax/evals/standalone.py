@@ -31,7 +31,9 @@ class Measure(Protocol):
   def about(self) -> str:
     """What is evaluated: what of which checkpoint, on how many images."""
 
-  def __call__(self, kept: partial_results.Parts) -> results.Outcome:
+  def __call__(
+    self, kept: partial_results.PartialResults
+  ) -> results.EvalResult:
     """Does the long work; what `kept` has of it, if it has parts, is done."""
 
 
@@ -58,7 +60,7 @@ MEASURES: dict[str, Callable[[Config, Mesh], Measure]] = {
 }
 
 
-def run(config: Config, workdir: str, stop: signals.Interrupts) -> None:
+def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
   """Evaluates, prints and writes.
 
   Args:
@@ -81,22 +83,24 @@ def run(config: Config, workdir: str, stop: signals.Interrupts) -> None:
   with workdirs.hold(workdir, owner=first) as held:
     if first:
       _tell(measure, config.data)
-    kept = partial_results.Parts(held.path / _PARTS, held.check, owner=first)
+    kept = partial_results.PartialResults(
+      held.path / _PARTS, held.check, owner=first
+    )
     try:
       with stop.interruptible(), jax.set_mesh(mesh):
         found = measure(kept)
-    except signals.Stopped:
-      raise signals.Stopped(_stopped(kept)) from None
+    except signals.RunInterrupted:
+      raise signals.RunInterrupted(_stopped(kept)) from None
     if first:
-      console.say(found.text)
+      console.info(found.text)
       held.check()
       with storage.reaching(held.path):
         _write(held.path, found, config.eval)
         kept.forget()
-      console.say(f"written to {held.path}: {', '.join(_names(found))}")
+      console.info(f"written to {held.path}: {', '.join(_names(found))}")
 
 
-def _stopped(kept: partial_results.Parts) -> str:
+def _stopped(kept: partial_results.PartialResults) -> str:
   if kept.done:
     return (
       f"stopped before the end of the evaluation, with {len(kept.done)} of its "
@@ -111,15 +115,15 @@ def _stopped(kept: partial_results.Parts) -> str:
 def _tell(measure: Measure, data: DataConfig) -> None:
   if note := robustness.note(data):
     console.warn(note)
-  console.say(f"evaluating {measure.about}")
+  console.info(f"evaluating {measure.about}")
 
 
-def _names(found: results.Outcome) -> list[str]:
+def _names(found: results.EvalResult) -> list[str]:
   return [*found.files, "evaluation.json"]
 
 
 def _write(
-  directory: epath.Path, found: results.Outcome, settings: EvalConfig
+  directory: epath.Path, found: results.EvalResult, settings: EvalConfig
 ) -> None:
   for name, table in found.files.items():
     storage.replace(directory / name, table)

@@ -64,11 +64,16 @@ def masked_autoencoder(
   _check_dims(decoder, "model.decoder_")
   grid = _checked_grid(config, shown.patch_size)
   objective = config.objective
-  for name, table in (("loss", losses.ERRORS), ("loss_on", losses.SCORED)):
+  for name, table in (
+    ("loss", losses.PIXEL_LOSSES),
+    ("loss_on", losses.LOSS_REGIONS),
+  ):
     value = getattr(objective, name)
     lookup(table, value, f"objective.{name}")
   target = _target(config, math.prod(shown.patch_size) * config.data.channels)
-  build = lookup(masked_input.HIDDEN, objective.hidden, "objective.hidden")
+  build = lookup(
+    masked_input.MASKED_INPUTS, objective.masked_input, "objective.masked_input"
+  )
   network = build(
     encoder=shown,
     decoder=mae.Decoder(
@@ -98,7 +103,8 @@ def variants_of_mask(
   objective = config.objective
   ratios = objective.mask_ratios or (objective.mask_ratio,)
   strategies = [
-    _strategy(config, name, "masks") for name in objective.masks
+    _strategy(config, name, "mask_strategies")
+    for name in objective.mask_strategies
   ] or [network.mask]
   found = [
     [network.clone(mask_ratio=ratio, mask=strategy) for strategy in strategies]
@@ -113,15 +119,15 @@ def variants_of_mask(
 def _target(config: Config, patch_dim: int) -> targets.Target:
   objective = config.objective
   build = lookup(targets.TARGETS, objective.target, "objective.target")
-  if (objective.hidden, objective.loss_on, objective.target) == (
+  if (objective.masked_input, objective.loss_on, objective.target) == (
     "pixel_noise",
     "masked",
     "pca",
   ):
     raise ConfigError(
-      "objective.hidden='pixel_noise' hides parts of patches, of which "
+      "objective.masked_input='pixel_noise' hides parts of patches, of which "
       "objective.target='pca' has no share: set objective.loss_on='all', or "
-      "objective.hidden='noise' for whole patches"
+      "objective.masked_input='noise' for whole patches"
     )
   with _named_settings():
     return build(patch_dim, objective.pca_components)
@@ -129,17 +135,17 @@ def _target(config: Config, patch_dim: int) -> targets.Target:
 
 def _terms(
   config: Config,
-) -> tuple[tuple[str, float, mae.Term], ...]:
+) -> tuple[tuple[str, float, mae.AuxiliaryLoss], ...]:
   objective = config.objective
   if objective.contrast == "none":
     return ()
-  known = dict.fromkeys(["none", *losses.CONTRASTS])
+  known = dict.fromkeys(["none", *losses.CONTRASTIVE_LOSSES])
   lookup(known, objective.contrast, "objective.contrast")
-  if objective.hidden == "pixel_noise":
+  if objective.masked_input == "pixel_noise":
     raise ConfigError(
       f"objective.contrast={objective.contrast!r} takes whole hidden patches, "
-      "of which objective.hidden='pixel_noise' has none: set objective.hidden="
-      "'noise'"
+      "of which objective.masked_input='pixel_noise' has none: set "
+      "objective.masked_input='noise'"
     )
   if objective.contrast == "batch" and config.optim.accum_steps > 1:
     raise ConfigError(
@@ -153,25 +159,25 @@ def _terms(
       "which grows with the square of the batch: say how many of an image take "
       "part, for instance objective.contrast_patches=4"
     )
-  term = losses.CONTRASTS[objective.contrast](
+  term = losses.CONTRASTIVE_LOSSES[objective.contrast](
     objective.contrast_temperature, objective.contrast_patches
   )
   return (("contrast", objective.contrast_weight, term),)
 
 
 def build_discriminator(config: Config) -> discriminator.Discriminator:
-  """Builds what a run with an adversary trains besides.
+  """Builds what a run with an discriminator trains besides.
 
   Raises:
     ConfigError: if images are too small for it.
   """
-  settings, size = config.adversary, config.data.image_size
+  settings, size = config.discriminator, config.data.image_size
   build = lookup(
-    discriminator.DISCRIMINATORS, settings.judges, "adversary.judges"
+    discriminator.DISCRIMINATORS, settings.type, "discriminator.type"
   )
   if 2**settings.depth > min(size):
     raise ConfigError(
-      f"adversary.depth={settings.depth} halves images of data.image_size="
+      f"discriminator.depth={settings.depth} halves images of data.image_size="
       f"{size} to nothing: use at most {min(size).bit_length() - 1}"
     )
   return build(settings.width, settings.depth, DTYPES[config.model.dtype])
@@ -179,7 +185,7 @@ def build_discriminator(config: Config) -> discriminator.Discriminator:
 
 def _strategy(config: Config, name: str, setting: str) -> masking.Strategy:
   objective, rows = config.objective, config.objective.mask_rows
-  if rows and "given" not in (objective.mask, *objective.masks):
+  if rows and "given" not in (objective.mask, *objective.mask_strategies):
     raise ConfigError(
       "objective.mask_rows draws masks that are not used: set objective.mask="
       "'given'"
@@ -227,7 +233,7 @@ def classifier(
   settings = config.classify
   lookup(vit.POOLINGS, settings.pooling, "classify.pooling")
   built = encoder(config, platform)
-  frozen = vit.first_trained(settings.trained, built.depth)
+  frozen = vit.first_trained(settings.trainable, built.depth)
   return vit.VisionTransformer(
     built.clone(final_norm=settings.pooling == "cls", frozen=frozen),
     num_classes,
@@ -325,14 +331,16 @@ def _computation(
     "remat": remat,
     "unroll": unroll,
     "activation": model.activation,
-    "part_bytes": _part_bytes(model.attention_mb, platform),
+    "part_bytes": _part_bytes(model.attention_chunk_mb, platform),
   }
 
 
-def _part_bytes(attention_mb: float | None, platform: str) -> int:
-  if attention_mb is None:
-    attention_mb = _CPU_ATTENTION_MB if platform == "cpu" else _ATTENTION_MB
-  return math.ceil(1e6 * attention_mb)
+def _part_bytes(attention_chunk_mb: float | None, platform: str) -> int:
+  if attention_chunk_mb is None:
+    attention_chunk_mb = (
+      _CPU_ATTENTION_MB if platform == "cpu" else _ATTENTION_MB
+    )
+  return math.ceil(1e6 * attention_chunk_mb)
 
 
 @contextlib.contextmanager

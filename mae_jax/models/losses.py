@@ -40,14 +40,14 @@ def normalize_patches(patches: jax.Array) -> jax.Array:
 
 # What a difference costs, by name. "smooth_l1" is half its square up to 1 and
 # straight beyond, as PyTorch's with beta = 1.
-ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {
+PIXEL_LOSSES: dict[str, Callable[[jax.Array], jax.Array]] = {
   "mse": jnp.square,
   "l1": jnp.abs,
   "smooth_l1": optax.losses.huber_loss,
   "log_cosh": optax.losses.log_cosh,
 }
 # Which patches, or pixels, count, by name: weights from the mask and the costs.
-SCORED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+LOSS_REGIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   "masked": lambda mask, costs: mask,
   "all": lambda mask, costs: jnp.ones_like(costs),
 }
@@ -73,10 +73,10 @@ def reconstruction(
   Returns:
     A float32 scalar.
   """
-  costs = ERRORS[error](pred - target).astype(jnp.float32)
+  costs = PIXEL_LOSSES[error](pred - target).astype(jnp.float32)
   if mask.ndim == 2:
     costs = costs.mean(axis=-1)
-  weights = SCORED[scored](mask, costs)
+  weights = LOSS_REGIONS[scored](mask, costs)
   return (costs * weights).sum() / weights.sum()
 
 
@@ -125,7 +125,7 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrast:
+class InfoNCE:
   """Each reconstructed patch is to find its own original among its image's.
 
   Attributes:
@@ -182,7 +182,7 @@ class Contrast:
     return info_nce(pred, target, self.temperature)
 
 
-class BatchContrast(Contrast):
+class BatchInfoNCE(InfoNCE):
   """The same among the originals of all images of the global batch."""
 
   def others(self, count: int, batch: int) -> int:
@@ -200,7 +200,7 @@ class BatchContrast(Contrast):
 
 
 # By where the others are.
-CONTRASTS: dict[str, type[Contrast]] = {
-  "image": Contrast,
-  "batch": BatchContrast,
+CONTRASTIVE_LOSSES: dict[str, type[InfoNCE]] = {
+  "image": InfoNCE,
+  "batch": BatchInfoNCE,
 }

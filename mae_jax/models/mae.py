@@ -42,7 +42,7 @@ POOLINGS: dict[str, Callable[[Tokens], jax.Array]] = {
 }
 
 
-class Term(Protocol):
+class AuxiliaryLoss(Protocol):
   """What costs besides an error of each patch."""
 
   def __call__(
@@ -239,8 +239,8 @@ class MaskedAutoencoder(nn.Module):
     target: what is to be predicted of a patch.
     mask_ratio: share of patches hidden.
     mask: how patches to hide are chosen.
-    loss: what an error costs, a name in `losses.ERRORS`.
-    loss_on: of which patches, a name in `losses.SCORED`.
+    loss: what an error costs, a name in `losses.PIXEL_LOSSES`.
+    loss_on: of which patches, a name in `losses.LOSS_REGIONS`.
     terms: what else costs: names, weights and the terms.
   """
 
@@ -251,7 +251,7 @@ class MaskedAutoencoder(nn.Module):
   mask: masking.Strategy = masking.random_noise
   loss: str = "mse"
   loss_on: str = "masked"
-  terms: tuple[tuple[str, float, Term], ...] = ()
+  terms: tuple[tuple[str, float, AuxiliaryLoss], ...] = ()
 
   def __call__(self, images: jax.Array, noise: Any = None) -> MaeOutput:
     """Masks, encodes, decodes and scores.

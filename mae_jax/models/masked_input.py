@@ -29,7 +29,7 @@ class _SeesAll(mae.MaskedAutoencoder):
     self, tokens: mae.Tokens, masked: masking.Masking
   ) -> jax.Array:
     """Tokens of all patches, in order -> predictions [B, L, T]."""
-    return self.decoder(tokens, masking.nothing_hidden(masked))
+    return self.decoder(tokens, masking.no_masking(masked))
 
 
 class WithMaskTokens(_SeesAll):
@@ -60,7 +60,7 @@ class WithMaskTokens(_SeesAll):
     return self.encoder(images, hide=hide)
 
 
-class Noised(_SeesAll):
+class PatchNoise(_SeesAll):
   """Hidden patches are noise, of the images' own mean and deviation."""
 
   @nn.nowrap
@@ -96,7 +96,7 @@ class Noised(_SeesAll):
     return self.encoder(images * (1 - mask) + noise * mask)
 
 
-class PixelNoised(Noised):
+class PixelNoise(PatchNoise):
   """The same, but what is hidden are pixels, wherever they are.
 
   `mask_ratio` is a share of pixels, and `mask` chooses among them; those that
@@ -124,9 +124,9 @@ class PixelNoised(Noised):
 
 
 # What the encoder sees of hidden patches, by name.
-HIDDEN: dict[str, type[mae.MaskedAutoencoder]] = {
+MASKED_INPUTS: dict[str, type[mae.MaskedAutoencoder]] = {
   "dropped": mae.MaskedAutoencoder,
   "mask_tokens": WithMaskTokens,
-  "noise": Noised,
-  "pixel_noise": PixelNoised,
+  "noise": PatchNoise,
+  "pixel_noise": PixelNoise,
 }

@@ -265,7 +265,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def nothing_hidden(masked: Masking) -> Masking:
+def no_masking(masked: Masking) -> Masking:
   """All L patches in order, for a decoder that is to fill in none of them."""
   length = masked.mask.shape[1]
   order = jnp.broadcast_to(jnp.arange(length), masked.mask.shape[:2])

@@ -35,8 +35,8 @@ def first_trained(trained: str, depth: int) -> int:
   match = re.fullmatch(r"(\d{1,4}) ?blocks?", trained)
   if not match or not 1 <= int(match[1]) <= depth:
     raise ConfigError(
-      f"classify.trained={trained!r} is not known: use all, head, mlp, or the "
-      f"number of last blocks, '1 blocks' to '{depth} blocks'"
+      f"classify.trainable={trained!r} is not known: use all, head, mlp, or "
+      f"the number of last blocks, '1 blocks' to '{depth} blocks'"
     )
   return depth - int(match[1])
 

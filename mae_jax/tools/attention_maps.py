@@ -109,7 +109,7 @@ def write(
         done += 1
     album.png(output_folder.SHEET, image_grid.sheet(summary, _SUMMARY, names))
   first = "" if len(names) == done else f", of the first {len(names)}"
-  cli.say(
+  cli.info(
     f"{out}: attention of block {network.layer} in "
     f"{cli.readable(done, total)}, in {time.monotonic() - began:.1f} s; "
     f"three colours show {100 * colours.shares.sum():.0f} % of the features' "
@@ -131,7 +131,7 @@ def _readable(
     name = source.name(index)
     path = photos.path_of(images, name)
     try:
-      whole = photos.read(path, data.channels, data.upright)
+      whole = photos.read(path, data.channels, data.exif_rotate)
     except photos.UnreadableError as error:
       if index >= told:
         console.warn(f"{path} cannot be read ({error}): it is left out")

@@ -158,7 +158,7 @@ def main(
   try:
     work(**settings)
   except KeyboardInterrupt:
-    console.last_words("stopped: nothing is written")
+    console.final_message("stopped: nothing is written")
     signals.leave(128 + signal.SIGINT)
   except Exception as error:
     line = _explain(error, "batch_size" in settings)
@@ -282,7 +282,7 @@ def stream(
     ConfigError: at the end, if no image could be read.
   """
   from mae_jax.data import pipeline
-  from mae_jax.data.bad_images import Unreadable
+  from mae_jax.data.bad_images import BadImages
 
   left = source.num_examples
   # A few images need no full batch.
@@ -292,7 +292,7 @@ def stream(
     data,
     batch_size=size,
     rows=sharding.local_rows(mesh, size),
-    unreadable=Unreadable(),
+    unreadable=BadImages(),
   )
   anything = False
   with progress_bar(left) as bar:
@@ -325,16 +325,16 @@ def progress_bar(total: int) -> tqdm.tqdm:
   )
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
   """Prints to standard output without breaking the progress bar."""
   # A name that the stream has no letters for is escaped.
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
   text = text.encode(encoding, "backslashreplace").decode(encoding)
   if _is_terminal(sys.stdout) and _is_terminal(sys.stderr):
     with tqdm.tqdm.external_write_mode(file=console.STDERR):
-      console.say(text)
+      console.info(text)
   else:
-    console.say(text)
+    console.info(text)
 
 
 def _is_terminal(stream: Any) -> bool:

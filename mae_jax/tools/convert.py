@@ -51,7 +51,7 @@ def convert(
     ConfigError: if something cannot work. Nothing is left behind.
   """
   began = time.monotonic()
-  known = facts_lib.Hints(
+  known = facts_lib.ModelOverrides(
     class_names=None
     if class_names is None
     else cli.lines(class_names, "--class_names"),
@@ -59,8 +59,8 @@ def convert(
     **hints,
   )
   for name, value, words in (
-    ("from", dialect, formats.NAMES),
-    ("to", to, formats.NAMES),
+    ("from", dialect, formats.FORMAT_NAMES),
+    ("to", to, formats.FORMAT_NAMES),
     ("dtype", dtype, export_weights.DTYPES),
     ("target", known.target, facts_lib.TARGETS),
     ("positions", known.positions, load.POSITIONS),
@@ -73,12 +73,12 @@ def convert(
     if to or out:
       raise ConfigError("--inspect writes nothing: leave --to and OUT out")
     with formats.local(source) as local:
-      cli.say(inspection.text(source, local, dialect, known))
+      cli.info(inspection.text(source, local, dialect, known))
     return
   if out is None or to is None:
     raise ConfigError(
       f"{'OUT' if out is None else '--to'} is missing: write --to=FORMAT "
-      f"SOURCE OUT, where FORMAT is {', '.join(formats.NAMES)}"
+      f"SOURCE OUT, where FORMAT is {', '.join(formats.FORMAT_NAMES)}"
     )
   export_weights.check_out(out, to)
   with formats.local(source) as local:
@@ -87,12 +87,12 @@ def convert(
     with _progress_bar(total) as bar:
       notes = export_weights.write(weights, to, out, dtype, bar.update)
   found = facts_lib.KINDS[weights.facts.kind]
-  cli.say(
+  cli.info(
     f"{source} ({weights.dialect}, {found}, {total / 1e6:.3g} M parameters) is "
     f"written to {out} ({to}) in {time.monotonic() - began:.1f} s"
   )
   for note in notes:
-    cli.say(f"- {note}")
+    cli.info(f"- {note}")
 
 
 def _progress_bar(total: int) -> tqdm.tqdm:
@@ -137,7 +137,7 @@ def parser() -> cli.Parser:
     help="what is written: a directory (jax, transformers), a .pth (facebook), "
     "a .safetensors (timm)",
   )
-  names = ", ".join(formats.NAMES)
+  names = ", ".join(formats.FORMAT_NAMES)
   flags.add_argument(
     "--from",
     dest="dialect",

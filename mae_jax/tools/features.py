@@ -90,7 +90,7 @@ def write(
       npz.add("features", shape, np.float32, rows())
       npz.add("readable", shape[:1], np.bool_, readable)
   bad = int((~np.concatenate(readable)).sum())
-  cli.say(
+  cli.info(
     f"{out}: features {list(shape)} after block {network.layer} of "
     f"{cli.count(shape[0], bad)}, in {time.monotonic() - began:.1f} s"
   )

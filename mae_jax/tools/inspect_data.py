@@ -81,7 +81,7 @@ def report(config: Config, limit: int, out: str) -> None:
 
 
 def _say(name: str, text: str) -> None:
-  console.say(f"{name:<20}{text}")
+  console.info(f"{name:<20}{text}")
 
 
 def _say_number(
@@ -147,7 +147,7 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
   number = len(found.unreadable.names)
   _say("cannot be read", f"{number:,}")
   if number:
-    console.say(found.unreadable.listing())
+    console.info(found.unreadable.listing())
   for name, values in zip(("height", "width"), found.sizes.T, strict=True):
     low, middle, high = np.percentile(values, (0, 50, 100)).round().astype(int)
     _say(name, f"median {middle}, from {low} to {high}")
@@ -193,7 +193,7 @@ def _say_classes(
     share = f"{count / found.labels.total():.1%}"
     if unread[label]:
       share += f", and {unread[label]:,} that cannot be read"
-    console.say(f"  {names[label]:<18}{count:>9,}  {share}")
+    console.info(f"  {names[label]:<18}{count:>9,}  {share}")
 
 
 def _numbers(values: np.ndarray | tuple[float, ...]) -> str:

@@ -145,7 +145,7 @@ def write(
     ]
     album.table(TABLE, [COLUMNS, *rows])
   nearer = f", of the nearest {_COLUMNS}" if count > _COLUMNS else ""
-  cli.say(
+  cli.info(
     f"{out}: neighbours of {cli.readable(len(found), asked.num_examples)} "
     f"among {cli.readable(among, source.num_examples)}, in "
     f"{time.monotonic() - began:.1f} s; look at "
@@ -214,7 +214,9 @@ def _sheet(
 
 
 def _shown(images: str, name: str, data: DataConfig) -> np.ndarray:
-  whole = photo.read(photo.path_of(images, name), data.channels, data.upright)
+  whole = photo.read(
+    photo.path_of(images, name), data.channels, data.exif_rotate
+  )
   return photo.fit(whole, data).shown
 
 

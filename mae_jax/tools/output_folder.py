@@ -18,7 +18,7 @@ MANIFEST = "made_by.json"
 SHEET = "sheet.png"
 
 
-class Album:
+class OutputFolder:
   """A folder that is being filled; see `replacing`."""
 
   def __init__(
@@ -55,7 +55,7 @@ class Album:
 @contextlib.contextmanager
 def replacing(
   out: str, tool: str, settings: Mapping[str, Any]
-) -> Iterator[Album]:
+) -> Iterator[OutputFolder]:
   """A folder of pictures that appears when the block ends well.
 
   Args:
@@ -83,7 +83,7 @@ def replacing(
     return tools == tool and all(name in known for name in found)
 
   with atomic_write.replacing_folder(out, is_ours) as folder:
-    album = Album(folder, tool, settings)
+    album = OutputFolder(folder, tool, settings)
     yield album
     album.close()
 

@@ -1,6 +1,6 @@
 """Single photographs of any size, for tools that show what comes of them.
 
-Read whole and upright by Pillow, without TensorFlow, as its import takes
+Read whole and exif_rotate by Pillow, without TensorFlow, as its import takes
 longer than the work. Which part of a photograph the network is shown, and where
 that lies in it, is kept: what is painted goes back to its place.
 """
@@ -31,7 +31,7 @@ class Photo:
   """A photograph, and the part of it that is shown to a network.
 
   Attributes:
-    whole: uint8 [H, W, C], upright.
+    whole: uint8 [H, W, C], exif_rotate.
     box: top, left, height and width in it, in pixels and parts of pixels.
     shown: uint8 [h, w, C], the box as the network sees it.
   """
@@ -41,13 +41,13 @@ class Photo:
   shown: np.ndarray
 
 
-def read(path: epath.PathLike, channels: int, upright: bool) -> np.ndarray:
+def read(path: epath.PathLike, channels: int, exif_rotate: bool) -> np.ndarray:
   """The pixels of an image file.
 
   Args:
     path: on a disk or in a bucket.
     channels: 1 or 3; more for arrays (.npy) alone.
-    upright: whether the EXIF tag of orientation is followed.
+    exif_rotate: whether the EXIF tag of orientation is followed.
 
   Returns:
     uint8 [H, W, C].
@@ -55,7 +55,7 @@ def read(path: epath.PathLike, channels: int, upright: bool) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
-  return decode(*image_io.read(os.fsencode(path)), channels, upright)
+  return decode(*image_io.read(os.fsencode(path)), channels, exif_rotate)
 
 
 def path_of(images: str, name: str) -> str:
@@ -70,12 +70,12 @@ def path_of(images: str, name: str) -> str:
 
 
 def decode(
-  data: bytes, failed: bytes, channels: int, upright: bool
+  data: bytes, failed: bytes, channels: int, exif_rotate: bool
 ) -> np.ndarray:
   """As `read`, of the bytes of a file, or why there are none."""
-  shape, _, failed = image_io.look(data, failed, channels, upright)
+  shape, _, failed = image_io.look(data, failed, channels, exif_rotate)
   image, reason = image_io.load(
-    data, failed, np.array([0, 0, *shape]), channels, upright
+    data, failed, np.array([0, 0, *shape]), channels, exif_rotate
   )
   if reason:
     raise UnreadableError(reason.decode(errors="replace"))

@@ -94,9 +94,9 @@ def write(
     done = _tell(results, names, file)
   total = source.num_examples
   if out is not None and done > _SHOWN:
-    cli.say(f"and {done - _SHOWN} more, which are in {out}")
+    cli.info(f"and {done - _SHOWN} more, which are in {out}")
   text = f"{cli.count(total, total - done)} in {time.monotonic() - began:.1f} s"
-  cli.say(text if out is None else f"{text}; all predictions are in {out}")
+  cli.info(text if out is None else f"{text}; all predictions are in {out}")
 
 
 def predictions(
@@ -152,7 +152,7 @@ def _tell(
     pairs = list(zip(each.labels, each.probabilities, strict=True))
     if file is None or done < _SHOWN:
       found = ", ".join(f"{names[x]} {100 * p:.1f} %" for x, p in pairs)
-      cli.say(f"{each.file}: {found}")
+      cli.info(f"{each.file}: {found}")
     if file is not None:
       rows = [
         (each.file, rank, names[label], label, probability)

@@ -94,15 +94,15 @@ def write(
   cli.check(checkpoint, images, 1)
   cli.check_apart(images, out)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  hints = conversion.Hints(target=target, insist=target is not None)
+  hints = conversion.ModelOverrides(target=target, insist=target is not None)
   told = {"checkpoint": checkpoint, "images": images} | settings.to_dict()
   with output_folder.replacing(out, "reconstruct", told) as album:
-    network = reconstructor.Painter(checkpoint, mesh, hints)
+    network = reconstructor.Reconstructor(checkpoint, mesh, hints)
     if target is not None and model_info.TARGETS[target] != network.normalized:
       raise ConfigError(
         f"--target={target} contradicts {checkpoint}: leave the flag out"
       )
-    studio = studio_lib.Studio(network, settings)
+    studio = studio_lib.FigureMaker(network, settings)
     source = cli.open_images(images, network.data)
     pages = _Pages(album, studio)
     total = source.num_examples
@@ -127,7 +127,7 @@ def write(
         "or replace them"
       )
     pages.close()
-  cli.say(
+  cli.info(
     f"{out}: pictures of {cli.readable(pages.number, total)} in "
     f"{time.monotonic() - began:.1f} s, {painting / pages.number:.2f} s an "
     f"image; look at {os.path.join(out, output_folder.SHEET)}{pages.shown}"
@@ -141,7 +141,9 @@ class _Pages:
     number: of images so far.
   """
 
-  def __init__(self, album: output_folder.Album, studio: studio_lib.Studio):
+  def __init__(
+    self, album: output_folder.OutputFolder, studio: studio_lib.FigureMaker
+  ):
     self._album, self._studio = album, studio
     self._shown: list[Sequence[studio_lib.Picture]] = []
     self._rows: list[Sequence[Any]] = [COLUMNS]
@@ -165,7 +167,7 @@ class _Pages:
         for method, score in picture.scores.items()
       ]
       if self.number <= _TOLD:
-        cli.say(f"{name}, {picture}")
+        cli.info(f"{name}, {picture}")
     self._album.png(
       f"{place}/{output_folder.SHEET}", self._studio.sheet([pictures])
     )

@@ -137,10 +137,10 @@ class Picture:
     return _words(self.scores[name], "\n") if name in self.scores else ""
 
 
-class Studio:
+class FigureMaker:
   """Makes pictures with one network and one choice of settings."""
 
-  def __init__(self, network: reconstructor.Painter, settings: Settings):
+  def __init__(self, network: reconstructor.Reconstructor, settings: Settings):
     """Draws a mask of each kind, so that a wrong one is told at once."""
     self._network, self._settings = network, settings
     self._ratios = settings.mask_ratio or (network.mask_ratio,)
@@ -249,7 +249,7 @@ class Studio:
 
   def _photo(self, path: epath.PathLike) -> photos.Photo:
     data = self._network.data
-    whole = photos.read(path, data.channels, data.upright)
+    whole = photos.read(path, data.channels, data.exif_rotate)
     return photos.fit(whole, data, self._settings.fit)
 
   def _drawn(self, index: int) -> Iterator[tuple[str, np.ndarray]]:

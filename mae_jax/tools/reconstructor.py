@@ -19,7 +19,7 @@ from mae_jax.utils import rng
 from mae_jax.utils.errors import ConfigError
 
 
-class Painter:
+class Reconstructor:
   """Shows a network parts of images, and makes pictures of what it predicts.
 
   Attributes:
@@ -34,7 +34,7 @@ class Painter:
     self,
     checkpoint: epath.PathLike,
     mesh: Mesh,
-    hints: conversion.Hints = conversion.NO_HINTS,
+    hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
   ):
     """Reads a checkpoint; see `restored.load_autoencoder`."""
     self._model, self._variables, run = load_model.load_autoencoder(
@@ -113,7 +113,7 @@ class Painter:
     truth: np.ndarray | None = None,
     statistics: str = "visible",
     passes: int = 1,
-  ) -> reconstruction.Painted:
+  ) -> reconstruction.Reconstructed:
     """Predictions as pictures.
 
     Args:
@@ -133,7 +133,7 @@ class Painter:
     if statistics != "true" or truth is None:
       truth = pixels
     painted = [
-      reconstruction.paint(
+      reconstruction.to_images(
         truth,
         self.predict(pixels, mask),
         mask.astype(np.float32),
@@ -151,7 +151,7 @@ class Painter:
     total = np.stack([each.reconstruction for each in painted]) * weights
     mean = total.sum(axis=0, dtype=np.float64) / weights.sum(axis=0)
     cover = hidden.reshape(-1, *self.grid).repeat(self.patch_size[0], axis=1)
-    return reconstruction.Painted(
+    return reconstruction.Reconstructed(
       np.round(mean).astype(np.uint8), cover.repeat(self.patch_size[1], axis=2)
     )
 

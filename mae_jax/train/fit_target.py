@@ -42,7 +42,7 @@ def fit(
   """
   data, count = config.data, -(-IMAGES // config.data.batch_size)
   if jax.process_index() == 0:
-    console.say(
+    console.info(
       f"fitting objective.target={config.objective.target!r} on "
       f"{count * data.batch_size} images"
     )

@@ -24,7 +24,7 @@ class Unreadable(Protocol):
     """Some of their names, with reasons."""
 
 
-COUNTS = ("skipped", "skipped_in_a_row", "loss_spikes", "unreadable")
+COUNTS = ("skipped", "consecutive_skipped", "loss_spikes", "unreadable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Problem:
   keep_state: bool = True
 
 
-class Watch:
+class HealthMonitor:
   """Follows the counters of a run from step to step."""
 
   def __init__(
@@ -95,13 +95,13 @@ class Watch:
       )
     self._skipped, self._spikes = now["skipped"], now["loss_spikes"]
     return self.lost(
-      step, now["skipped_in_a_row"]
+      step, now["consecutive_skipped"]
     ) or self._too_many_unreadable(step, now)
 
-  def lost(self, step: int, skipped_in_a_row: int) -> Problem | None:
+  def lost(self, step: int, consecutive_skipped: int) -> Problem | None:
     """Whether too many steps in a row were not finite."""
     limit = self._config.train.max_bad_steps
-    if skipped_in_a_row < limit:
+    if consecutive_skipped < limit:
       return None
     return Problem(
       step,

@@ -38,7 +38,7 @@ _ARCHITECTURE = (
 )
 
 
-def adapted_to(config: Config) -> int | None:
+def adaptable_channels(config: Config) -> int | None:
   """The channels to adapt patches to, if `init_adapt` asks for it."""
   return config.data.channels if config.init_adapt else None
 
@@ -49,7 +49,7 @@ def load_encoder(
   mesh: Mesh,
   grid: tuple[int, int],
   encoder: mae.Encoder,
-  hints: conversion.Hints = conversion.NO_HINTS,
+  hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
   *,
   channels: int | None = None,
 ) -> Any:
@@ -104,7 +104,7 @@ def load_autoencoder(
   like: Any,
   mesh: Mesh,
   model: mae.MaskedAutoencoder,
-  hints: conversion.Hints,
+  hints: conversion.ModelOverrides,
   objective: ObjectiveConfig,
   *,
   channels: int | None = None,
@@ -219,8 +219,9 @@ def _check_objective(
   token = "encoder_mask_token"
   if (token in params[classifiers.MODEL]) != (token in like[classifiers.MODEL]):
     raise ConfigError(
-      f"{path} was trained with objective.hidden={before.hidden}, which has "
-      f"other parameters: set --config.objective.hidden={before.hidden}"
+      f"{path} was trained with objective.masked_input={before.masked_input}, "
+      "which has other parameters: set "
+      f"--config.objective.masked_input={before.masked_input}"
       f"{_afresh(now)}"
     )
   if targets.FITTED not in like:
@@ -246,7 +247,7 @@ def _check_objective(
 
 def _afresh(objective: ObjectiveConfig) -> str:
   """The other way out, where there is one: a frozen encoder needs a start."""
-  if objective.trained == "decoder":
+  if objective.trainable == "decoder":
     return ""
   return ", or leave init_from empty to start from scratch"
 
@@ -260,11 +261,11 @@ def _tell_frozen(
 ) -> None:
   """Warns of an encoder that is adapted, and then never trained."""
   changed = _patch(config) != resize_patches.Patch(*patch_size, channels)
-  if changed and objective.trained == "decoder" and jax.process_index() == 0:
+  if changed and objective.trainable == "decoder" and jax.process_index() == 0:
     console.warn(
       f"the encoder of {path} is adapted to other patches, and stays as that "
-      "makes it, as objective.trained='decoder': to train it too, set "
-      "--config.objective.trained=all"
+      "makes it, as objective.trainable='decoder': to train it too, set "
+      "--config.objective.trainable=all"
     )
 
 
@@ -272,7 +273,7 @@ def _tell_objective(
   path: epath.PathLike, before: ObjectiveConfig, now: ObjectiveConfig
 ) -> None:
   """Warns of a decoder that did something else, of the same shapes."""
-  for name in ("target", "hidden"):
+  for name in ("target", "masked_input"):
     old, new = getattr(before, name), getattr(now, name)
     if old != new and jax.process_index() == 0:
       console.warn(
@@ -306,7 +307,7 @@ def _without_fixed(
 
 def check_network(
   path: epath.PathLike,
-  run: checkpoints.Run,
+  run: checkpoints.CheckpointMetadata,
   encoder: mae.Encoder,
   *,
   adapted: bool = False,
@@ -345,7 +346,9 @@ def _flag(name: str, value: Any) -> str:
 
 
 def _tell_pixels(
-  path: epath.PathLike, run: checkpoints.Run, hints: conversion.Hints
+  path: epath.PathLike,
+  run: checkpoints.CheckpointMetadata,
+  hints: conversion.ModelOverrides,
 ) -> None:
   """Warns of other pixels than an encoder was trained with."""
   data = run.config.data

@@ -27,7 +27,7 @@ from mae_jax.utils import signals as interrupts_lib
 from mae_jax.utils.errors import TrainingError
 
 
-class Task(program.Placed, Protocol):
+class Task(program.ShardedStep, Protocol):
   """What the loop asks of a task."""
 
   @property
@@ -87,7 +87,9 @@ def initial_state(
   named by `init_from`; scratch.
   """
   shapes = program.abstract_state(task)
-  run = checkpoints.Run(config, task.data_identity, task.class_names)
+  run = checkpoints.CheckpointMetadata(
+    config, task.data_identity, task.class_names
+  )
   restored = checkpoints.restore_newest(workdir, run, shapes)
   if restored is not None:
     return restored
@@ -104,7 +106,7 @@ def run(
   config: Config,
   mesh: Mesh,
   workdir: epath.PathLike,
-  interrupts: interrupts_lib.Interrupts | None = None,
+  interrupts: interrupts_lib.StopSignals | None = None,
 ) -> results.Report:
   """Trains to the end, and says how it went.
 
@@ -129,10 +131,10 @@ def run(
     with storage.reaching(held.path):
       state = initial_state(task, config, mesh, held.path)
     start = int(state.step)
-    startup.ended("state")
+    startup.mark("state")
     if first:
       origin = f"starting from {config.init_from or 'scratch'} with"
-      console.say(
+      console.info(
         f"{'resuming at' if start else origin} step {start} of "
         f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
         f"device(s); metrics and checkpoints go to {workdir}"
@@ -148,33 +150,35 @@ def run(
       checkpoints.Checkpointer(
         held.path,
         config.train.keep,
-        checkpoints.Run(config, task.data_identity, task.class_names),
+        checkpoints.CheckpointMetadata(
+          config, task.data_identity, task.class_names
+        ),
       )
     )
-    runner = _Runner(
+    runner = Trainer(
       task,
       config,
       mesh,
       held,
-      interrupts or interrupts_lib.Interrupts(),
+      interrupts or interrupts_lib.StopSignals(),
       writer,
       checkpointer,
     )
     with jax.set_mesh(mesh):
       result = runner.train(state, start)
   if first:
-    console.say(runner.summary(result))
+    console.info(runner.summary(result))
   return result
 
 
 def _tell_about(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
   try:
-    run_info.write(workdir, config, mesh)
+    run_info.write_run_info(workdir, config, mesh)
   except OSError as error:  # training does without
     console.warn(f"{workdir / run_info.FILE} cannot be written: {error}")
 
 
-class _Runner:
+class Trainer:
   """The loop and what it drives."""
 
   def __init__(
@@ -183,16 +187,18 @@ class _Runner:
     config: Config,
     mesh: Mesh,
     held: workdirs.Workdir,
-    interrupts: interrupts_lib.Interrupts,
+    interrupts: interrupts_lib.StopSignals,
     writer: metrics.Writer,
     checkpointer: checkpoints.Checkpointer,
   ):
     self._task, self._config, self._mesh = task, config, mesh
     self._held, self._interrupts = held, interrupts
     self._writer, self._checkpointer = writer, checkpointer
-    self._due = _Due(task, config)
+    self._due = Schedule(task, config)
     # Of several processes, on whether to stop and whether it is time to save.
-    self._votes = None if distributed.alone() else vote.Ballot(mesh, 2)
+    self._votes = (
+      None if distributed.single_process() else vote.AsyncVote(mesh, 2)
+    )
     self._stop = self._late = False
     self._meter = metrics.Meter(
       mesh.devices, config.data.batch_size, task.flops_per_image
@@ -209,15 +215,15 @@ class _Runner:
     (evaluated, *_) = distributed.gather("yes" * self._writer.evaluated)
     if start and self._due.evaluate(start) and not evaluated:
       self._evaluate(state)  # the run was stopped before it
-      startup.ended("evaluation")
-    watch = watch_lib.Watch(
+      startup.mark("evaluation")
+    watch = watch_lib.HealthMonitor(
       self._config,
       task.num_examples,
       task.unreadable,
       state.health,
       self._held.path,
     )
-    if problem := watch.lost(start, int(state.health.skipped_in_a_row)):
+    if problem := watch.lost(start, int(state.health.consecutive_skipped)):
       raise TrainingError(f"step {start}: {problem.text}")
     train_step = program.jit_step(
       task.train_step, self._mesh, state, overlap=self._config.mesh.overlap
@@ -235,10 +241,10 @@ class _Runner:
           batch, previous = next(batches), self._values
         except Exception:
           # Of several processes the others are in a step, and cannot save.
-          if self._step > start and distributed.alone():
+          if self._step > start and distributed.single_process():
             self._save(state, wait=True)  # training was not in vain
           raise
-        startup.ended("images")
+        startup.mark("images")
         state, self._values = train_step(state, batch)
         if self._votes:
           self._votes.cast(self._interrupts.requested, self._due.late())
@@ -277,18 +283,18 @@ class _Runner:
       with self._meter.paused(self._values):
         try:
           self._evaluate(state)
-        except interrupts_lib.Stopped:
+        except interrupts_lib.RunInterrupted:
           self._interrupts.agreed()
           stop = True
         except Exception:
-          if distributed.alone():  # as above
+          if distributed.single_process():  # as above
             self._save(state, wait=True)
           raise
     if self._due.save(self._step, self._late) or stop:
       with self._meter.paused(self._values):
         self._save(state, wait=stop or last)
     if stop:
-      raise interrupts_lib.Stopped(
+      raise interrupts_lib.RunInterrupted(
         f"stopped after step {self._step} of {self._task.total_steps}, which "
         "is saved: the same command goes on from there"
       )
@@ -303,10 +309,10 @@ class _Runner:
       self._interrupts.agreed()
 
   def _tell_start(self) -> None:
-    startup.ended("compile")
+    startup.mark("compile")
     self._start = startup.first_step()
     if self._start:
-      self._writer.say(startup.told(self._start))
+      self._writer.say(startup.describe(self._start))
 
   def _log(self) -> None:
     if self._due.log(self._step):
@@ -391,8 +397,11 @@ class _Runner:
     return "\n".join(lines)
 
 
-class _Due:
-  """Says what is due after a step; after the last one, everything is."""
+class Schedule:
+  """Decides after which steps to log, evaluate and save.
+
+  After the last step everything is due.
+  """
 
   def __init__(self, task: Task, config: Config):
     train = config.train
@@ -400,13 +409,15 @@ class _Due:
     self._log = task.interval(train.log_every, "train.log_every")
     self._save = task.interval(train.save_every, "train.save_every")
     self._evaluate = task.interval(config.eval.every, "eval.every")
-    self._save_seconds = 60 * train.save_minutes
+    self._save_seconds = 60 * train.save_every_minutes
     self._saved_at, self._saved_step = time.monotonic(), 0
 
   def log(self, step: int) -> bool:
+    """Whether to log after `step`."""
     return self._due(self._log, step)
 
   def evaluate(self, step: int) -> bool:
+    """Whether to evaluate after `step`."""
     return self._due(self._evaluate, step)
 
   def late(self) -> bool:
@@ -415,6 +426,7 @@ class _Due:
     return 0 < self._save_seconds < waited
 
   def save(self, step: int, late: bool) -> bool:
+    """Whether to save after `step`; `late`: what the processes agreed on."""
     # A vote that was cast before the last save is about that one.
     late = late and step > self._saved_step + 1
     due = self._due(self._save, step) or late

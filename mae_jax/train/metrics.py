@@ -24,7 +24,7 @@ from mae_jax.utils import console, hardware, log_file, startup, storage
 from mae_jax.utils.errors import ConfigError
 
 # Seconds, for kinds of writers that are not used here.
-with startup.without("torch", "google.cloud.storage", "boto3"):
+with startup.hide_packages("torch", "google.cloud.storage", "boto3"):
   from tensorboardX import record_writer, summary
   from tensorboardX.proto import event_pb2
 
@@ -116,7 +116,7 @@ class Writer:
     """Prints a line without breaking the bar."""
     if self._enabled:
       with tqdm.tqdm.external_write_mode(file=console.STDERR):
-        console.say(text)
+        console.info(text)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Logs scalars of a step everywhere and shows the first on the bar."""

@@ -35,7 +35,7 @@ Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class RoleOptimizer:
   """How parameters of a role are trained.
 
   Attributes:
@@ -54,7 +54,7 @@ class Reconstruction:
     trained: by role, the network's first.
   """
 
-  trained: dict[str, Trained]
+  trained: dict[str, RoleOptimizer]
 
   def __init__(
     self,
@@ -75,15 +75,17 @@ class Reconstruction:
       ConfigError: if a name is not known.
     """
     del total_steps
-    name = config.objective.trained
-    self._frozen = lookup(FROZEN, name, "objective.trained")
+    name = config.objective.trainable
+    self._frozen = lookup(FROZEN, name, "objective.trainable")
     # Also where nobody judges: a name that is wrong stays so.
-    self._game = lookup(GAMES, config.adversary.loss, "adversary.loss")
+    self._game = lookup(
+      GAN_LOSSES, config.discriminator.loss, "discriminator.loss"
+    )
     self._batch_size = config.data.batch_size
     self._model = model
     self._shape = (*config.data.image_size, config.data.channels)
-    self.trained = {
-      ROLE: Trained(optim.adamw(config.optim, frozen=self._frozen), lr_fn)
+    self.optimizers = {
+      ROLE: RoleOptimizer(optim.adamw(config.optim, frozen=self._frozen), lr_fn)
     }
 
   def init(self, key: Callable[[str], jax.Array]) -> dict[str, Any]:
@@ -143,7 +145,7 @@ FROZEN: dict[str, tuple[str, ...]] = {
 # what the network pays for the latter, by name. Hinge: Lim and Ye 2017, arXiv
 # 1705.02894; non-saturating: Goodfellow et al. 2014, arXiv 1406.2661.
 Scores = Callable[[jax.Array, jax.Array], jax.Array]
-GAMES: dict[str, tuple[Scores, Callable[[jax.Array], jax.Array]]] = {
+GAN_LOSSES: dict[str, tuple[Scores, Callable[[jax.Array], jax.Array]]] = {
   "hinge": (
     lambda real, fake: (
       jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()
@@ -178,16 +180,16 @@ class Adversarial(Reconstruction):
     """As `Reconstruction`.
 
     Raises:
-      ConfigError: also if a setting of `adversary` cannot work.
+      ConfigError: also if a setting of `discriminator` cannot work.
     """
     super().__init__(config, model, lr_fn, total_steps)
-    settings = config.adversary
+    settings = config.discriminator
     self._settings = settings
     self._opponent = factory.build_discriminator(config)
     begin, full = (share * total_steps for share in settings.ramp)
     if begin > full:
       raise ConfigError(
-        f"adversary.ramp={settings.ramp} ends before it begins: write the "
+        f"discriminator.ramp={settings.ramp} ends before it begins: write the "
         "smaller share of training first"
       )
     self._ramp = optax.linear_schedule(
@@ -195,7 +197,7 @@ class Adversarial(Reconstruction):
     )
     assert config.optim.lr is not None  # config_dict has filled it in
     relative = settings.lr / config.optim.lr if config.optim.lr else 0.0
-    self.trained[OPPONENT] = Trained(
+    self.optimizers[OPPONENT] = RoleOptimizer(
       optax.scale_by_adam(b1=settings.b1, b2=settings.b2),
       lambda step: relative * lr_fn(step),
     )
@@ -216,7 +218,7 @@ class Adversarial(Reconstruction):
   ) -> tuple[jax.Array, Metrics]:
     """Both losses in one sum, of which each role has its own gradient alone."""
     out = self._forward(model, params, images, noise)
-    painted = paint(model, params, images, out)
+    painted = generated_image(model, params, images, out)
     opponent = params[OPPONENT]
     fixed = jax.lax.stop_gradient(opponent)
     weight = self._ramp(step)
@@ -235,8 +237,8 @@ class Adversarial(Reconstruction):
       "loss": loss,  # the network's own
       "loss_reconstruction": out.loss,
       **{f"loss_{name}": x for name, x in out.parts.items()},
-      "loss_fooling": fooling,
-      "loss_telling": telling,
+      "loss_generator": fooling,
+      "loss_discriminator": telling,
       "gradient_penalty": penalty,
       "score_real": real.mean(),
       "score_fake": fake.mean(),
@@ -260,7 +262,7 @@ class Adversarial(Reconstruction):
     return scores
 
 
-def paint(
+def generated_image(
   model: mae.MaskedAutoencoder,
   params: Mapping[str, Any],
   images: jax.Array,
@@ -311,7 +313,7 @@ def gradient_penalty(
   return total - 0.5 * jax.lax.stop_gradient(total)
 
 
-# By `adversary.judges`.
+# By `discriminator.type`.
 OBJECTIVES: dict[str, type[Reconstruction]] = {
   "none": Reconstruction,
   **dict.fromkeys(discriminator.DISCRIMINATORS, Adversarial),

@@ -25,7 +25,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def write(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
+def write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
   """Writes FILE, in place of that of an earlier start.
 
   Raises:

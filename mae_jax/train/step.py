@@ -80,7 +80,7 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
   return jnp.moveaxis(sharding.constrain_batch(x), 1, 0)
 
 
-class Move(NamedTuple):
+class RoleUpdate(NamedTuple):
   """How parameters of a role are to be changed.
 
   Attributes:
@@ -103,11 +103,13 @@ def update(
   grads: Any,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
   """`update_all` of one role."""
-  return update_all(state, {role: Move(tx, lr, grads)}, loss)
+  return update_all(state, {role: RoleUpdate(tx, lr, grads)}, loss)
 
 
 def update_all(
-  state: checkpoints.TrainState, moves: Mapping[str, Move], loss: jax.Array
+  state: checkpoints.TrainState,
+  moves: Mapping[str, RoleUpdate],
+  loss: jax.Array,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
   """One optimiser step, skipped where loss or gradient is not finite.
 
@@ -155,13 +157,13 @@ def update_all(
     health=dataclasses.replace(
       health,
       skipped=health.skipped + ~good,
-      skipped_in_a_row=jnp.where(good, 0, health.skipped_in_a_row + 1),
+      consecutive_skipped=jnp.where(good, 0, health.consecutive_skipped + 1),
     ),
   )
   return state, metrics
 
 
-def watch(
+def update_health(
   health: checkpoints.Health,
   loss: jax.Array,
   readable: jax.Array,
@@ -187,11 +189,11 @@ def watch(
   )
 
 
-def counts(health: checkpoints.Health) -> dict[str, jax.Array]:
+def health_metrics(health: checkpoints.Health) -> dict[str, jax.Array]:
   """The counters of a step as metrics."""
   return {
     "skipped": health.skipped,
-    "skipped_in_a_row": health.skipped_in_a_row,
+    "consecutive_skipped": health.consecutive_skipped,
     "loss_spikes": health.spikes,
     "unreadable": health.unreadable,
   }
@@ -217,7 +219,7 @@ _WITHOUT_ROOM = ("TPU v2", "TPU v3", "TPU v4")
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class TaskStep:
   """What a task asks of the devices.
 
   Attributes:
@@ -246,16 +248,16 @@ def init_classifier(
   )
 
 
-class Placed(Protocol):
+class ShardedStep(Protocol):
   """A program, and where its state lives."""
 
   @property
   def init(self) -> Init:
-    """See `Program`."""
+    """See `TaskStep`."""
 
   @property
   def train_step(self) -> Step:
-    """See `Program`."""
+    """See `TaskStep`."""
 
   def state_shardings(
     self, state: checkpoints.TrainState
@@ -263,7 +265,7 @@ class Placed(Protocol):
     """Where each array of a state lives."""
 
 
-def abstract_state(task: Placed) -> checkpoints.TrainState:
+def abstract_state(task: ShardedStep) -> checkpoints.TrainState:
   """The state as ShapeDtypeStructs, each with its sharding."""
   shapes = jax.eval_shape(task.init)
   return jax.tree.map(

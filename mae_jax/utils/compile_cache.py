@@ -10,7 +10,7 @@ from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
 
-def keep(directory: str) -> None:
+def enable(directory: str) -> None:
   """From now on what is compiled is kept there, and looked for.
 
   Of several processes the first one writes, and all read.

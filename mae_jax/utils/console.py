@@ -51,7 +51,7 @@ def is_first() -> bool:
   return _process == 0
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
   """Prints to standard output."""
   try:
     print(_shown(text), flush=True)
@@ -70,7 +70,7 @@ def warn(text: str, *, shared: bool = False) -> None:
     tqdm.tqdm.write(f"{prefix()}warning: {_shown(text)}", file=STDERR)
 
 
-def last_words(text: str) -> None:
+def final_message(text: str) -> None:
   """Prints why the process ends; also while another thread is printing."""
   # A progress bar leaves its line open.
   above = "\n" if getattr(tqdm.tqdm, "_instances", None) else ""

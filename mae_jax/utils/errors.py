@@ -17,7 +17,7 @@ class TrainingError(RuntimeError):
   """Training cannot go on; the message says what is kept and what to do."""
 
 
-def shown(value: Any) -> str:
+def abbreviate(value: Any) -> str:
   """A value in a message, cut where it is long."""
   text = repr(value)
   return text if len(text) <= 200 else f"{text[:190]}..."

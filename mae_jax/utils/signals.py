@@ -26,14 +26,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ECHO_SECONDS = 0.5
 
 
-class Stopped(BaseException):
+class RunInterrupted(BaseException):
   """The run was asked to end; the message says what is saved.
 
   Like KeyboardInterrupt it passes by what catches any other exception.
   """
 
 
-class Interrupts:
+class StopSignals:
   """What was asked of this process by signals.
 
   Attributes:
@@ -104,7 +104,7 @@ class Interrupts:
     self._interruptible = True
     try:
       if self.requested:
-        raise Stopped
+        raise RunInterrupted
       yield
     finally:
       self._interruptible = False
@@ -118,7 +118,7 @@ class Interrupts:
     self.requested = True
     if self._interruptible:
       self._interruptible = False  # no second one while the first unwinds
-      raise Stopped
+      raise RunInterrupted
 
   def _listen(self, pipe: int) -> None:
     first: float | None = None
@@ -151,7 +151,7 @@ class Interrupts:
   def _out_of_time(self) -> None:
     self._leave(
       EXIT_CODE,
-      f"not saved within train.stop_seconds={self.grace_seconds:g}; the "
+      f"not saved within train.shutdown_timeout={self.grace_seconds:g}; the "
       "checkpoints saved before are whole",
     )
 
@@ -161,7 +161,7 @@ class Interrupts:
     os._exit(code)
 
 
-_interrupting: Interrupts | None = None
+_interrupting: StopSignals | None = None
 
 
 def asked() -> bool | None:

@@ -30,15 +30,15 @@ _last: float | None = None
 _parts: dict[str, float] = {}
 
 
-def begin() -> None:
+def start_timer() -> None:
   """Starts the clock, back when the process did: until now it has imported."""
   global _began, _last
   _began = _last = time.monotonic() - _age()
   _parts.clear()
-  ended("imports")
+  mark("imports")
 
 
-def ended(part: str) -> None:
+def mark(part: str) -> None:
   """The time since the last call was spent on this part."""
   global _last
   if _last is not None:
@@ -63,7 +63,7 @@ def first_step() -> dict[str, float]:
   return seconds
 
 
-def told(seconds: dict[str, float]) -> str:
+def describe(seconds: dict[str, float]) -> str:
   """What `first_step` returned, in a line; what took no time is left out."""
   parts = {part: seconds.get(f"start_{part}", 0.0) for part in PARTS}
   return f"first step after {seconds['start_seconds']:.1f} s: " + ", ".join(
@@ -84,7 +84,7 @@ def _age() -> float:
 
 
 @contextlib.contextmanager
-def without(*packages: str) -> Iterator[None]:
+def hide_packages(*packages: str) -> Iterator[None]:
   """What is imported inside finds these as if they were not installed.
 
   For those that would be used if they were there, but can do without. Later

@@ -50,8 +50,8 @@ def test_wrong_changes_are_told_before_any_work(tmp_path):
     ("mask=block5", "'block5' is not a strategy and a percentage"),
     ("ratios=50/5", "ratios='5' is not a percentage"),
     ("loss=l1,loss=mse", "config argument loss is given twice"),
-    ("adversary=patch,weight=x", "weight='x' is not of type float"),
-    ("weight=0.5", "weight=0.5 is that of an adversary"),
+    ("discriminator=patch,weight=x", "weight='x' is not of type float"),
+    ("weight=0.5", "weight=0.5 is that of an discriminator"),
     ("foo=1", "'foo=1' is not known"),
     ("mask=grid33", "a grid cannot keep"),
   ):
@@ -71,7 +71,7 @@ def test_a_run_is_measured_and_told(tmp_path):
   run = ablations.Run("loss=l1", "digits", "", 1, tmp_path)
   config = tiny.config(
     train={"length": "3 steps"},
-    eval=EvalConfig(shots=(5, 0), draws=1, images=0),
+    eval=EvalConfig(shots=(5, 0), num_trials=1, images=0),
   )
   runs.train(config, run.workdir)
   held = figures.paint(run.workdir)
@@ -93,7 +93,7 @@ def test_a_run_is_measured_and_told(tmp_path):
   assert (width, height) == (1020, 360)
   assert "--config=configs/ablations.py:loss=l1,data=digits" in run.args
   assert not any("init_from" in arg for arg in run.args)
-  second = ablations.Run("trained=decoder", "digits", "", 1, tmp_path)
+  second = ablations.Run("trainable=decoder", "digits", "", 1, tmp_path)
   recipe = ablations.Run(ablations.RECIPE, "digits", "", 1, tmp_path)
   assert f"--config.init_from={recipe.workdir}" in second.args
 

@@ -26,7 +26,9 @@ from mae_jax.utils.errors import ConfigError, TrainingError
 from tests.helpers import tiny
 from tests.helpers.disks import full_disk
 
-RUN = checkpoints.Run(tiny.config(), {"images": 9, "names": "abc"})
+RUN = checkpoints.CheckpointMetadata(
+  tiny.config(), {"images": 9, "names": "abc"}
+)
 
 
 @pytest.fixture
@@ -235,7 +237,7 @@ def test_what_differs_is_named_and_refused(saved, state):
     train={"seed": 3, "length": "9 epochs"},
     data={"crop_scale": (0.5, 1.0)},
   )
-  run = checkpoints.Run(config, {"images": 8, "names": "abc"})
+  run = checkpoints.CheckpointMetadata(config, {"images": 8, "names": "abc"})
   with pytest.raises(ConfigError) as error:
     checkpoints.restore_newest(saved, run, like(state))
   text = str(error.value)
@@ -263,7 +265,7 @@ def test_what_differs_is_named_and_refused(saved, state):
   ],
 )
 def test_what_may_differ(saved, state, changes):
-  run = checkpoints.Run(tiny.config(**changes), RUN.data)
+  run = checkpoints.CheckpointMetadata(tiny.config(**changes), RUN.data)
   assert checkpoints.restore_newest(saved, run, like(state)).step == 7
 
 

@@ -51,7 +51,7 @@ BUILDERS = {
   "pretrain": factory.masked_autoencoder,
   "finetune": lambda config: factory.classifier(config, 1000),
   "linprobe": factory.encoder,
-  "compare": factory.encoder,
+  "label_efficiency": factory.encoder,
 }
 
 
@@ -460,13 +460,13 @@ def test_recipe(path: pathlib.Path):
     ("data", "batch_size", 0, "data.batch_size=0 must be at least 1"),
     ("data", "channels", 0, "must be at least 1"),
     ("data", "image_size", (0, 8), "must be at least 1"),
-    ("data", "lanes", 0, "must be at least 1"),
+    ("data", "record_shards", 0, "must be at least 1"),
     ("data", "prefetch", -1, "must be at least 0"),
     ("data", "std", (0.5, 0.0), r"std=\(0.5, 0.0\) must be at least 1e-06"),
     ("data", "batch_size", 2**63, "must be at most 1048576"),
     ("data", "eval_crop", 1e-30, "must be at least 0.1"),
     ("data", "eval_crop", 1.1, "must be at most 1"),
-    ("data", "lanes", 2**31, "must be at most 2147483647"),
+    ("data", "record_shards", 2**31, "must be at most 2147483647"),
     ("eval", "every", "1 weeks", "eval.every='1 weeks' is not a duration"),
     ("eval", "max_train", 1, "eval.max_train=1 lets a probe see one image"),
     ("mesh", "cpu_devices", 10**5, "must be at most 1024"),
@@ -477,7 +477,7 @@ def test_recipe(path: pathlib.Path):
     ("train", "length", "1e300 epochs", "length='1e300 epochs' is not a dur"),
     ("train", "seed", 2**32, "must be at most 2147483647"),
     ("data", "mean", (float("nan"),), "is not a finite number"),
-    ("eval", "draws", 0, "must be at least 1"),
+    ("eval", "num_trials", 0, "must be at least 1"),
     ("eval", "images", -1, "must be at least 0"),
     ("eval", "knn_k", 0, "must be at least 1"),
     ("eval", "knn_temperature", 0.0, "must be above 0"),
@@ -493,7 +493,7 @@ def test_recipe(path: pathlib.Path):
     ("optim", "grad_clip", 0.0, "must be above 0"),
     ("train", "keep", 0, "must be at least 1"),
     ("train", "max_bad_steps", 0, "must be at least 1"),
-    ("train", "save_minutes", -1.0, "must be at least 0"),
+    ("train", "save_every_minutes", -1.0, "must be at least 0"),
   ],
 )
 def test_values_out_of_range_are_refused(section, field, value, complaint):
@@ -526,22 +526,28 @@ def test_an_interval_is_never_rounded_to_never():
 def test_a_lane_of_imagenet_is_never_more_than_a_device_of_a_pod(name):
   """Then any order of the devices gives each process whole lanes."""
   data = importlib.import_module(f"configs.{name}").get_config().data
-  assert data.batch_size % data.lanes == 0
+  assert data.batch_size % data.record_shards == 0
   for devices in (1, 8, 64, 128, 256):
-    assert data.batch_size // devices % (data.batch_size // data.lanes) == 0
+    assert (
+      data.batch_size // devices % (data.batch_size // data.record_shards) == 0
+    )
 
 
 @pytest.mark.parametrize("data", ["imagenet", "digits", "photos"])
 @pytest.mark.parametrize(
   "change",
   [
-    *("decoder_depth=12", "decoder_width=128", "hidden=mask_tokens"),
+    *("decoder_depth=12", "decoder_width=128", "masked_input=mask_tokens"),
     *("target=raw", "target=norm_pix", "target=pca"),
     *("crop=none", "crop=fixed", "crop=random", "crop=jitter"),
     *("mask=random75", "mask=block50", "mask=block75", "mask=grid75"),
-    *("mask=middle", "ratios=50/75,varies=staged", "masks=random/block"),
-    *("contrast=batch", "adversary=image", "loss=l1,loss_on=all"),
-    "trained=decoder",
+    *(
+      "mask=middle",
+      "ratios=50/75,mask_schedule=sequential",
+      "mask_strategies=random/block",
+    ),
+    *("contrast=batch", "discriminator=image", "loss=l1,loss_on=all"),
+    "trainable=decoder",
   ],
 )
 def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
@@ -558,11 +564,15 @@ def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
   assert changed <= {
     *("model.decoder_depth", "model.decoder_width"),
     "objective.contrast_patches",
-    *("objective.hidden", "objective.target", "objective.mask"),
+    *("objective.masked_input", "objective.target", "objective.mask"),
     *("objective.mask_ratio", "objective.contrast", "objective.loss"),
-    *("objective.loss_on", "objective.trained", "objective.varies"),
-    *("objective.masks", "objective.mask_ratios", "objective.mask_rows"),
-    *("adversary.judges", "adversary.depth", "adversary.width"),
+    *("objective.loss_on", "objective.trainable", "objective.mask_schedule"),
+    *(
+      "objective.mask_strategies",
+      "objective.mask_ratios",
+      "objective.mask_rows",
+    ),
+    *("discriminator.type", "discriminator.depth", "discriminator.width"),
     *("data.crop_scale", "data.crop_ratio", "data.flip"),
     *("data.crop_fixed", "data.color_jitter"),
   }
@@ -607,7 +617,10 @@ def test_a_setting_of_before_is_told():
   ],
 )
 def test_words_are_written_with_commas(parse, text: str, wanted):
-  assert parse(f"objective.masks={text}").objective.masks == wanted
+  assert (
+    parse(f"objective.mask_strategies={text}").objective.mask_strategies
+    == wanted
+  )
 
 
 @pytest.mark.parametrize("text", ["0110,1111", "1010,1111", "0000,0101", "1,0"])

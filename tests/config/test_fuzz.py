@@ -231,7 +231,9 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "classify.mix_prob": UNIT,
   "classify.ema": UNIT,
   "classify.erasing": UNIT,
-  "classify.trained": st.sampled_from(["all", "head", "mlp", "1 blocks", "9"]),
+  "classify.trainable": st.sampled_from(
+    ["all", "head", "mlp", "1 blocks", "9"]
+  ),
   "classify.norm_group": st.integers(1, 64),
   "data.batch_size": st.one_of(st.sampled_from([8, 16]), st.integers(1, 64)),
   "data.image_size": SIZES,
@@ -239,7 +241,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "data.crop_ratio": RANGES,
   "data.flip": st.booleans(),
   "data.max_unreadable": UNIT,
-  "data.upright": st.booleans(),
+  "data.exif_rotate": st.booleans(),
   "data.eval_crop": UNIT,
   "data.mean": PIXELS,
   "data.std": PIXELS,
@@ -249,7 +251,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "data.shots": SMALL,
   "data.shots_seed": SMALL,
   "data.shuffle_buffer": st.integers(0, 2**31),
-  "data.lanes": st.integers(0, 2**31),
+  "data.record_shards": st.integers(0, 2**31),
   "data.prefetch": SMALL,
   "data.crop_clipped": st.booleans(),
   "data.crop_fixed": UNIT,
@@ -267,7 +269,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "model.decoder_heads": SMALL,
   "model.decoder_mlp_dim": st.integers(0, 64),
   "model.dtype": st.sampled_from(["float32", "bfloat16", "float16", "int8"]),
-  "model.attention_mb": st.one_of(
+  "model.attention_chunk_mb": st.one_of(
     st.none(), st.floats(0, 1e9), st.integers(-1, 2)
   ),
   "model.remat": st.sampled_from(["auto", "none", "dots", "full", "all"]),
@@ -281,11 +283,11 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
     st.sampled_from(["0110", "1111", "1010", "01"]), max_size=8
   ).map(tuple),
   "objective.mask_ratios": st.lists(UNIT, max_size=3).map(tuple),
-  "objective.masks": st.lists(
+  "objective.mask_strategies": st.lists(
     st.sampled_from(["random", "block", "grid", "given", "none"]), max_size=2
   ).map(tuple),
-  "objective.varies": st.sampled_from(["drawn", "staged", "often"]),
-  "objective.hidden": st.sampled_from(
+  "objective.mask_schedule": st.sampled_from(["random", "sequential", "often"]),
+  "objective.masked_input": st.sampled_from(
     ["dropped", "mask_tokens", "noise", "pixel_noise", "zero"]
   ),
   "objective.pca_components": SMALL,
@@ -293,17 +295,17 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "objective.contrast_weight": POSITIVE,
   "objective.contrast_temperature": POSITIVE,
   "objective.contrast_patches": SMALL,
-  "objective.trained": st.sampled_from(["all", "decoder", "encoder"]),
-  "adversary.judges": st.sampled_from(["none", "patch", "image", "pixel"]),
-  "adversary.loss": st.sampled_from(["hinge", "non_saturating", "wgan"]),
-  "adversary.weight": POSITIVE,
-  "adversary.ramp": RANGES,
-  "adversary.gradient_penalty": POSITIVE,
-  "adversary.width": SMALL,
-  "adversary.depth": SMALL,
-  "adversary.lr": POSITIVE,
-  "adversary.b1": UNIT,
-  "adversary.b2": UNIT,
+  "objective.trainable": st.sampled_from(["all", "decoder", "encoder"]),
+  "discriminator.type": st.sampled_from(["none", "patch", "image", "pixel"]),
+  "discriminator.loss": st.sampled_from(["hinge", "non_saturating", "wgan"]),
+  "discriminator.weight": POSITIVE,
+  "discriminator.ramp": RANGES,
+  "discriminator.gradient_penalty": POSITIVE,
+  "discriminator.width": SMALL,
+  "discriminator.depth": SMALL,
+  "discriminator.lr": POSITIVE,
+  "discriminator.b1": UNIT,
+  "discriminator.b2": UNIT,
   "init_adapt": st.booleans(),
   "objective.loss": st.sampled_from(["mse", "l1", "smooth_l1", "hinge"]),
   "objective.loss_on": st.sampled_from(["masked", "all", "visible"]),
@@ -321,15 +323,15 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "train.seed": st.one_of(SMALL, st.sampled_from([2**31 - 1, 2**32])),
   "train.log_every": DURATIONS,
   "train.save_every": DURATIONS,
-  "train.save_minutes": POSITIVE,
+  "train.save_every_minutes": POSITIVE,
   "train.keep": SMALL,
   "train.max_bad_steps": SMALL,
   "train.spike_factor": st.floats(1.1, 100),
-  "train.stop_seconds": st.floats(1, 100),
+  "train.shutdown_timeout": st.floats(1, 100),
   "mesh.fsdp": SMALL,
   "eval.every": DURATIONS,
   "eval.shots": st.lists(st.integers(0, 3000), max_size=3).map(tuple),
-  "eval.draws": st.integers(0, 3),
+  "eval.num_trials": st.integers(0, 3),
   "eval.max_train": st.integers(0, 40),
   "eval.pooling": st.sampled_from(["mean", "cls", "all", "max"]),
   "eval.knn_k": st.integers(0, 3000),
@@ -339,13 +341,21 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "eval.images": SMALL,
   "eval.measure": st.sampled_from(["head", "features", "legs"]),
   "eval.classes": st.sampled_from(["auto", "all", "present", "some"]),
-  "compare.task": st.sampled_from(["finetune", "linprobe", "pretrain"]),
-  "compare.scratch": st.booleans(),
-  "compare.shots": st.lists(st.integers(0, 9), max_size=3).map(tuple),
-  "compare.seeds": SMALL,
+  "label_efficiency.task": st.sampled_from(
+    ["finetune", "linprobe", "pretrain"]
+  ),
+  "label_efficiency.scratch": st.booleans(),
+  "label_efficiency.shots": st.lists(st.integers(0, 9), max_size=3).map(tuple),
+  "label_efficiency.seeds": SMALL,
 }
 NOT_FUZZED = {
-  *("init_from", "compare.pretrain", "data.source", "data.name", "data.path"),
+  *(
+    "init_from",
+    "label_efficiency.pretrain",
+    "data.source",
+    "data.name",
+    "data.path",
+  ),
   *("data.data_dir", "mesh.cpu_devices", "train.compile_cache"),
   "mesh.overlap",
 }
@@ -437,7 +447,7 @@ def test_plausible_values_for_longer(photos, changes, source, devices):
 
 def check_run(changes, source, devices, photos, workdir: pathlib.Path):
   short = {"train.length": "2 steps", "optim.warmup": "1 steps"}
-  small = {"eval.draws": 1, "eval.max_train": 40}
+  small = {"eval.num_trials": 1, "eval.max_train": 40}
   try:
     config = changed(small | changes | short, source, photos)
     mesh = {"devices": devices, "fsdp": config.mesh.fsdp}

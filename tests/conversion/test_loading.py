@@ -49,9 +49,9 @@ def initial(config: Config) -> checkpoints.TrainState:
   """The state that a run starts with, on two devices that share parameters."""
   mesh = runs.devices_mesh(2, fsdp=2)
   kinds = {
-    "pretrain": pretrain.Pretraining,
-    "finetune": finetune.Finetuning,
-    "linprobe": linprobe.LinearProbe,
+    "pretrain": pretrain.PretrainTask,
+    "finetune": finetune.FinetuneTask,
+    "linprobe": linprobe.LinprobeTask,
   }
   task = kinds[config.task](config, mesh)
   with jax.set_mesh(mesh):
@@ -113,14 +113,14 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
   np.testing.assert_array_equal(found["decoder"]["pred"]["kernel"], kernel)
   # Nor in a comparison, whose members all start from the encoder.
   config = tiny.config(
-    task="compare",
-    compare=LabelEfficiencyConfig(shots=(2,), seeds=1),
+    task="label_efficiency",
+    label_efficiency=LabelEfficiencyConfig(shots=(2,), seeds=1),
     init_from=str(tmp_path / "x.pth"),
     eval=EvalConfig(shots=(), images=0),
   )
   mesh = runs.devices_mesh()
-  task = label_efficiency.Comparison(
-    config, mesh, {"finetune": finetune.Finetuning}
+  task = label_efficiency.LabelEfficiencyTask(
+    config, mesh, {"finetune": finetune.FinetuneTask}
   )
   with jax.set_mesh(mesh):
     state = loop.initial_state(task, config, mesh, "/nowhere")
@@ -154,10 +154,10 @@ def test_another_objective_is_told(
   path = str(foreign(tmp_path, "mae", "jax"))
   initial(tiny.config(init_from=path))
   assert "was trained with objective" not in capsys.readouterr().err
-  objective = {"target": "raw", "hidden": "noise"}
+  objective = {"target": "raw", "masked_input": "noise"}
   initial(tiny.config(init_from=path, objective=objective))
   told = capsys.readouterr().err
-  for old in ("target=norm_pix", "hidden=dropped"):
+  for old in ("target=norm_pix", "masked_input=dropped"):
     assert f"was trained with objective.{old}, and goes on" in told
     assert f"set --config.objective.{old}" in told
 
@@ -236,7 +236,7 @@ def test_features_need_no_target(tmp_path: pathlib.Path):
   """A decoder that is not used is not asked about."""
   model = facebook_model.randomise(facebook_model.MODELS["mae"]())
   torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
-  hints = conversion.Hints(heads=4, no_decoder=True)
+  hints = conversion.ModelOverrides(heads=4, no_decoder=True)
   params, run = conversion.load_any(
     tmp_path / "x.pth", runs.devices_mesh(), hints
   )
@@ -270,7 +270,9 @@ def test_class_names_are_given(tmp_path: pathlib.Path):
     heads=4,
     class_names=str(names),
   )
-  assert checkpoints.read_run(out).class_names == sample_checkpoints.CLASSES
+  assert (
+    checkpoints.read_metadata(out).class_names == sample_checkpoints.CLASSES
+  )
   names.write_text("a\nb")
   for kind, text, flags in (
     ("mean", "has 2 lines, and the head 5", {"heads": 4}),

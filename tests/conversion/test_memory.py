@@ -40,7 +40,7 @@ def convert(source: pathlib.Path, out: pathlib.Path, to: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peaks(tmp_path: pathlib.Path):
   config = tiny.big("B/16")
-  run = checkpoints.Run(config, {})
+  run = checkpoints.CheckpointMetadata(config, {})
   shapes = run_config.shapes(run, model_info.MAE)
   size = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
   random = np.random.default_rng(0)

@@ -250,7 +250,7 @@ def test_the_arguments_of_the_reference_are_read(tmp_path: pathlib.Path):
   args = argparse.Namespace(norm_pix_loss=False, mask_ratio=0.5, output="x")
   file = write(tmp_path / "x.pth", model=state("mae"), args=args, epoch=3)
   convert.convert(str(file), str(tmp_path / "a"), to="jax", **HEADS)
-  objective = checkpoints.read_run(tmp_path / "a").config.objective
+  objective = checkpoints.read_metadata(tmp_path / "a").config.objective
   assert objective == ObjectiveConfig(mask_ratio=0.5, target="raw")
   args.output = pathlib.PurePosixPath("x")
   other = write(tmp_path / "y.pth", model=state("mae"), args=args)
@@ -368,7 +368,7 @@ def test_the_eps_of_transformers_is_kept_or_corrected(
   for flags, eps in (({}, 1e-12), ({"norm_eps": 1e-6}, 1e-6)):
     out = tmp_path / str(eps)
     convert.convert(str(tmp_path / "a"), str(out), to="jax", **pixels, **flags)
-    assert checkpoints.read_run(out).config.model.norm_eps == eps
+    assert checkpoints.read_metadata(out).config.model.norm_eps == eps
   capsys.readouterr()
   convert.convert(
     str(tmp_path / "1e-12"), str(tmp_path / "x.safetensors"), to="timm"
@@ -438,7 +438,7 @@ def test_how_pixels_are_normalised(
     refused(tmp_path / "a", tmp_path, pixels, **flags)
     return
   convert.convert(str(tmp_path / "a"), str(tmp_path / "b"), to="jax", **flags)
-  data = checkpoints.read_run(tmp_path / "b").config.data
+  data = checkpoints.read_metadata(tmp_path / "b").config.data
   assert (data.mean, data.std) == pixels
 
 
@@ -450,7 +450,7 @@ def test_classes_of_which_only_some_have_names(
   content = json.loads(file.read_text())
   file.write_text(json.dumps(content | {"id2label": {"1": "dog"}}))
   convert.convert(str(tmp_path / "a"), str(tmp_path / "b"), to="jax")
-  names = checkpoints.read_run(tmp_path / "b").class_names
+  names = checkpoints.read_metadata(tmp_path / "b").class_names
   assert names == ("LABEL_0", "dog", "LABEL_2", "LABEL_3", "LABEL_4")
   file.write_text(json.dumps(content | {"id2label": ["dog"]}))
   refused(tmp_path / "a", tmp_path, r"id2label=\['dog'\], which is not an obj")
@@ -729,7 +729,7 @@ def test_what_is_only_usual_may_be_said(tmp_path: pathlib.Path):
     ("b", {"heads": 6, "mean": (0.5,), "std": (0.3,)}, 6, (0.5,)),
   ):
     convert.convert(str(file), str(tmp_path / name), to="jax", **flags)
-    config = checkpoints.read_run(tmp_path / name).config
+    config = checkpoints.read_metadata(tmp_path / name).config
     assert factory.encoder(config).heads == heads
     assert config.data.mean == mean
 

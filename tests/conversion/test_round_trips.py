@@ -88,7 +88,7 @@ def save(path: pathlib.Path, kind: str, dtype: str) -> pathlib.Path:
   rounded = sample_checkpoints.in_bfloat16(
     sample_checkpoints.params(kind, sample_checkpoints.config(kind))
   )
-  before = checkpoints.read_run(path / "float32")
+  before = checkpoints.read_metadata(path / "float32")
   sample_checkpoints.save_tree(path / dtype, rounded, before)
   return path / dtype
 
@@ -110,7 +110,10 @@ def test_there_across_and_back(
     "torch.int64",  # BatchNorm's counter
   }
   assert_same(arrays(end), arrays(start))
-  before, after = checkpoints.read_run(start), checkpoints.read_run(end)
+  before, after = (
+    checkpoints.read_metadata(start),
+    checkpoints.read_metadata(end),
+  )
   assert after.config == before.config
   assert after.class_names == before.class_names
   assert after.data == before.data
@@ -186,7 +189,7 @@ def test_what_a_config_leaves_out_is_the_default(tmp_path: pathlib.Path):
   pixels = {"mean": (0.5,), "std": (0.25,)}
   ours = run(tmp_path / "theirs", tmp_path / "ours", "jax", **pixels)
   x, _ = model_outputs.images()
-  config = checkpoints.read_run(ours).config
+  config = checkpoints.read_metadata(ours).config
   assert config.objective.mask_ratio == 0.75
   assert config.objective.target == "raw"
   loaded = type(model).from_pretrained(
@@ -228,7 +231,10 @@ def test_rectangles(to: str, tmp_path: pathlib.Path):
   out = run(start, tmp_path / f"out{SUFFIX[to]}", to)
   end = run(out, tmp_path / "end", "jax")
   assert_same(arrays(end), arrays(start))
-  assert checkpoints.read_run(end).config == checkpoints.read_run(start).config
+  assert (
+    checkpoints.read_metadata(end).config
+    == checkpoints.read_metadata(start).config
+  )
   if to == "facebook":
     state = torch.load(out, weights_only=False)["model"]
   else:
@@ -247,7 +253,7 @@ def test_averaged_parameters_are_taken(tmp_path: pathlib.Path):
   }
   assert wanted
   assert_same(arrays(end), wanted)
-  assert checkpoints.read_run(end).config.classify.ema == 0
+  assert checkpoints.read_metadata(end).config.classify.ema == 0
 
 
 def test_the_encoder_alone(tmp_path: pathlib.Path):
@@ -263,9 +269,9 @@ def test_the_encoder_alone(tmp_path: pathlib.Path):
     file = run(start, tmp_path / f"{kind}.pth", "facebook")
     b = run(file, tmp_path / f"{kind}_b", "jax", encoder_only=True)
     assert_same(arrays(b), wanted)
-    before = checkpoints.read_run(start).config
+    before = checkpoints.read_metadata(start).config
     for path in (a, b):
-      after = checkpoints.read_run(path).config
+      after = checkpoints.read_metadata(path).config
       assert (after.model, after.task) == (before.model, "pretrain")
 
 

@@ -90,7 +90,7 @@ def any_settings(settings, photo_dir, prepared_dir):
       "eval_split": "test",
       "channels": 3,
       "shuffle_buffer": 24,
-      "lanes": 4,
+      "record_shards": 4,
     },
   }
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mae_jax.data import pipeline, sources
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.utils.errors import ConfigError, TrainingError
 from tests.data.conftest import encode, take
 from tests.helpers.tfds_data import prepare
@@ -58,7 +58,7 @@ def train(source, data, number, **how):
 def test_training_puts_a_uniform_image_in_their_place(folders, opened, capsys):
   whole = train(*opened(folders[0]), 4)
   source, data = opened(folders[1])
-  found = Unreadable()
+  found = BadImages()
   spoilt = train(source, data, 4, unreadable=found)  # two epochs
   assert sum((~batch["readable"]).sum() for batch in spoilt) == 2 * len(BAD)
   for one, other in zip(whole, spoilt, strict=True):
@@ -131,14 +131,14 @@ def records(tmp_path, settings):
   prepare(tmp_path, "dots", features, {"train": examples}, num_shards=2)
   data = settings(
     source="tfds", name="dots", data_dir=str(tmp_path), channels=3,
-    batch_size=4, lanes=2, mean=MEAN,
+    batch_size=4, record_shards=2, mean=MEAN,
   )  # fmt: skip
   return sources.open_source(data, "train"), data
 
 
 def test_records_are_named_by_file_and_number(records):
   source, data = records
-  found = Unreadable()
+  found = BadImages()
   batches = train(source, data, 6, unreadable=found)
   assert sum((~batch["readable"]).sum() for batch in batches) == 2
   (name,) = found.names
@@ -184,7 +184,7 @@ def test_streams_may_be_dropped_while_pillow_works(folders, opened):
 
 
 def test_names_are_said_once_and_not_for_ever(capsys):
-  found = Unreadable(shown=2)
+  found = BadImages(shown=2)
   for name in "aabcd":
     found.report(name, "it is empty")
   assert found.names == ("a", "b", "c", "d")

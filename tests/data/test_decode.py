@@ -17,24 +17,24 @@ from tests.data.conftest import encode
 
 
 @functools.cache
-def _decoder(channels, upright):
+def _decoder(channels, exif_rotate):
   return tf.function(
     lambda data: decode.decode(
-      {"image": data}, channels=channels, upright=upright
+      {"image": data}, channels=channels, exif_rotate=exif_rotate
     ),
     autograph=False,
     input_signature=[tf.TensorSpec([], tf.string)],
   )
 
 
-def read(data, channels=3, upright=True):
+def read(data, channels=3, exif_rotate=True):
   """The image, and the reason or ""."""
-  image, reason = _decoder(channels, upright)(tf.constant(data))
+  image, reason = _decoder(channels, exif_rotate)(tf.constant(data))
   return image.numpy(), reason.numpy().decode()
 
 
-def decoded(data, channels=3, upright=True):
-  image, reason = read(data, channels, upright)
+def decoded(data, channels=3, exif_rotate=True):
+  image, reason = read(data, channels, exif_rotate)
   assert reason == ""
   assert image.dtype == np.uint8
   return image
@@ -122,11 +122,11 @@ def test_images_are_turned_upright(photo, form, turn):
   exif[0x112] = turn
   data = encode(photo, format=form, exif=exif, quality=90)
   stored = Image.open(io.BytesIO(data))
-  upright = np.asarray(ImageOps.exif_transpose(stored))
-  np.testing.assert_array_equal(decoded(data), upright)
-  raw = decoded(data, upright=False)
+  exif_rotate = np.asarray(ImageOps.exif_transpose(stored))
+  np.testing.assert_array_equal(decoded(data), exif_rotate)
+  raw = decoded(data, exif_rotate=False)
   if form == "tiff":  # which Pillow turns by itself
-    np.testing.assert_array_equal(raw, upright)
+    np.testing.assert_array_equal(raw, exif_rotate)
   else:
     np.testing.assert_array_equal(raw, by_pillow(data, 3))
 
@@ -138,7 +138,7 @@ def test_a_crop_of_a_turned_image(photo):
   found, reason = decode.decode(
     {"image": tf.constant(data)},
     channels=3,
-    upright=True,
+    exif_rotate=True,
     box=lambda shape: tf.stack([shape[0] - 5, 2, 5, 7]),
   )
   assert reason == b""
@@ -223,7 +223,7 @@ def test_a_file_that_is_not_there(tmp_path):
   (tmp_path / "folder.jpg").mkdir()
   for name, words in (("a.jpg", "No such file"), ("folder.jpg", "Is a dir")):
     record = {"file": tf.constant(str(tmp_path / name))}
-    _, reason = decode.decode(record, channels=3, upright=True)
+    _, reason = decode.decode(record, channels=3, exif_rotate=True)
     assert words in reason.numpy().decode()
 
 

@@ -22,7 +22,7 @@ LABELS = np.random.default_rng(0).permutation(
 
 
 def choose(count: int, seed: int = 0) -> np.ndarray:
-  return few_shot.choose(LABELS, count, np.random.default_rng(seed))
+  return few_shot.choose_per_class(LABELS, count, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 25, 60])
@@ -108,7 +108,7 @@ def test_a_source_of_few(kind, tmp_path, records):
   assert few_shot.present(source).tolist() == sorted(whole)
   found = []
   for seed in (0, 1, 0):
-    few = few_shot.few(source, 3, seed)
+    few = few_shot.limit_per_class(source, 3, seed)
     chosen = examples(few, data)
     assert few.num_examples == len(chosen)
     assert not collections.Counter(chosen) - everything
@@ -117,7 +117,7 @@ def test_a_source_of_few(kind, tmp_path, records):
     }
     found.append(chosen)
   assert found[0] == found[2] != found[1]
-  assert few_shot.few(source, 0, 0) is source
+  assert few_shot.limit_per_class(source, 0, 0) is source
 
 
 def counting(source, read: list):
@@ -136,10 +136,10 @@ def counting(source, read: list):
 def test_record_files_are_read_once_for_several_choices(records):
   source, read = sources.open_source(records, "train"), []
   choices = [(2, 0), (3, 0), (0, 0), (2, 1), (2, 0)]
-  found = few_shot.several(counting(source, read), choices)
+  found = few_shot.few_shot_subsets(counting(source, read), choices)
   assert len(read) == 40
   for (count, seed), few in zip(choices, found, strict=True):
-    alone = few_shot.few(source, count, seed)
+    alone = few_shot.limit_per_class(source, count, seed)
     assert examples(few, records) == examples(alone, records)
 
 
@@ -152,7 +152,7 @@ def test_of_record_files_no_more_is_read_than_shows_each_class(records):
 
 
 def test_a_few_of_record_files_can_be_trained_on(records):
-  few = few_shot.few(sources.open_source(records, "train"), 2, 0)
+  few = few_shot.limit_per_class(sources.open_source(records, "train"), 2, 0)
   batch = next(pipeline.train_batches(few, records, seed=0, rows=np.arange(32)))
   assert set(batch["label"]) == {0, 1, 2}
   assert batch["readable"].all()
@@ -164,7 +164,7 @@ def test_labels_are_needed(tmp_path):
   data = tiny.config(data={"source": "folder", "path": str(tmp_path)}).data
   source = sources.open_source(data, "train")
   with pytest.raises(ConfigError, match=r"data.shots=5 takes .* no l"):
-    few_shot.few(source, 5, 0)
+    few_shot.limit_per_class(source, 5, 0)
 
 
 def test_a_damaged_file_of_records_is_named(records, tmp_path):
@@ -181,4 +181,4 @@ def test_a_damaged_file_of_records_is_named(records, tmp_path):
     pieces, source.class_names, source.parse, source.shuffled
   )
   with pytest.raises(ConfigError, match=r"broken.tfrecord is damag"):
-    few_shot.few(damaged, 2, 0)
+    few_shot.limit_per_class(damaged, 2, 0)

@@ -196,11 +196,11 @@ def test_half_of_the_images_are_mirrored(settings):
 def lane_labels(data, steps):
   """The labels that each lane gave, in order, over so many steps."""
   labels = np.stack([batch["label"] for batch in train(data, steps)])
-  return labels.reshape(steps, data.lanes, -1).swapaxes(0, 1)
+  return labels.reshape(steps, data.record_shards, -1).swapaxes(0, 1)
 
 
 def test_a_lane_reads_each_record_once_an_epoch(any_settings):
-  data = any_settings("tfds", batch_size=4, lanes=4)
+  data = any_settings("tfds", batch_size=4, record_shards=4)
   lanes = lane_labels(data, 41).reshape(4, -1)
   sizes = [13, 13, 13, 14]  # 53 records
   firsts = []
@@ -214,7 +214,7 @@ def test_a_lane_reads_each_record_once_an_epoch(any_settings):
 
 
 def test_one_lane_of_several_files(any_settings):
-  data = any_settings("tfds", batch_size=5, lanes=1, shuffle_buffer=4)
+  data = any_settings("tfds", batch_size=5, record_shards=1, shuffle_buffer=4)
   labels = lane_labels(data, 22).reshape(-1)
   for epoch in (labels[:TRAIN], labels[TRAIN : 2 * TRAIN]):
     assert sorted(epoch) == list(range(TRAIN))
@@ -222,14 +222,14 @@ def test_one_lane_of_several_files(any_settings):
 
 def test_lanes_divide_the_batch(any_settings):
   """Of 64 lanes wanted, 12 fit a batch of 12: three processes can share."""
-  data = any_settings("tfds", batch_size=12, lanes=64)
+  data = any_settings("tfds", batch_size=12, record_shards=64)
   whole = train(data, 3)
   third = train(data, 3, rows=np.arange(4, 8))
   assert_same(third, [{k: v[4:8] for k, v in b.items()} for b in whole])
 
 
 def test_rows_that_cut_a_lane_are_refused(any_settings):
-  data = any_settings("tfds", lanes=2)
+  data = any_settings("tfds", record_shards=2)
   with pytest.raises(ConfigError, match=r"2 lanes.*number of devices"):
     train(data, 1, rows=np.arange(2))
 
@@ -259,7 +259,7 @@ def test_evaluation_gives_every_example_once(any_settings, source, batch_size):
 @pytest.mark.parametrize("source", SOURCES)
 def test_processes_share_an_evaluation(any_settings, source):
   """Also of unequal parts, and of record files with lanes cut in two."""
-  data = any_settings(source, lanes=2)
+  data = any_settings(source, record_shards=2)
   whole = evaluate(data)
   for parts in (np.split(np.arange(8), 4), np.split(np.arange(8), [1, 3])):
     found = [evaluate(data, rows=rows) for rows in parts]
@@ -351,7 +351,7 @@ def test_side_by_side_are_the_streams_themselves(kind, tmp_path):
   source = sources.open_source(settings, "train")
   rows = np.arange(3, 9)
   pairs = [(source, 0), (source.subset(5), 1), (source, 2)]
-  told = [bad_images.Unreadable(shown=0) for _ in range(2)]
+  told = [bad_images.BadImages(shown=0) for _ in range(2)]
   together = pipeline.side_by_side(
     pairs, settings, rows=rows, start_step=2, unreadable=told[0]
   )

@@ -20,7 +20,7 @@ BICUBIC = Image.Resampling.BICUBIC
 def random_resized_crop(encoded, draws, **how):
   record = {"image": tf.constant(encoded)}
   image, reason = preprocess.random_resized_crop(
-    record, tf.constant(draws), upright=True, **how
+    record, tf.constant(draws), exif_rotate=True, **how
   )
   assert reason == b""
   return image.numpy()
@@ -28,7 +28,7 @@ def random_resized_crop(encoded, draws, **how):
 
 def center_crop(encoded, **how):
   record = {"image": tf.constant(encoded)}
-  image, reason = preprocess.center_crop(record, upright=True, **how)
+  image, reason = preprocess.center_crop(record, exif_rotate=True, **how)
   assert reason == b""
   return image.numpy()
 
@@ -36,7 +36,7 @@ def center_crop(encoded, **how):
 def decoded(encoded, channels, box=None):
   record = {"image": tf.constant(encoded)}
   image, reason = decode.decode(
-    record, channels=channels, upright=True, box=box
+    record, channels=channels, exif_rotate=True, box=box
   )
   assert reason == b""
   return image.numpy()

@@ -43,7 +43,11 @@ def settings(tmp_path_factory, photo_dir):  # noqa: F811
   prepare(directory, "three", features, splits, num_shards=3)
   prepare(directory, "one", features, splits, num_shards=1)
   colour = COMMON | {"channels": 3}
-  records = {"source": "tfds", "data_dir": str(directory), "lanes": BATCH}
+  records = {
+    "source": "tfds",
+    "data_dir": str(directory),
+    "record_shards": BATCH,
+  }
   return {
     "digits": COMMON | {"source": "digits", "channels": 1},
     "folder": colour | {"source": "folder", "path": str(photo_dir)},

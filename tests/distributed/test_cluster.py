@@ -30,7 +30,7 @@ def find(monkeypatch, environ, *flags):
     monkeypatch.delenv(name, raising=False)
   for name, value in environ.items():
     monkeypatch.setenv(name, value)
-  return distributed.find(*(flags or (None, None, None)))
+  return distributed.detect(*(flags or (None, None, None)))
 
 
 def test_a_laptop_is_alone(monkeypatch):
@@ -43,7 +43,7 @@ def test_a_laptop_is_alone(monkeypatch):
 
 def test_flags(monkeypatch):
   found = find(monkeypatch, SLURM, "10.0.0.1:8476", 4, 2)
-  assert found == distributed.Place("10.0.0.1:8476", 4, 2)
+  assert found == distributed.ProcessInfo("10.0.0.1:8476", 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_kubernetes_numbers_its_pods(monkeypatch):
     "JOB_COMPLETION_INDEX": "3",
   }
   found = find(monkeypatch, environ)
-  assert found == distributed.Place("mae-workers-0-0.mae:8476", 4, 3)
+  assert found == distributed.ProcessInfo("mae-workers-0-0.mae:8476", 4, 3)
   monkeypatch.delenv("JOB_COMPLETION_INDEX")
   with pytest.raises(ConfigError, match="JAX_PROCESS_ID is missing"):
-    distributed.find(None, None, None)
+    distributed.detect(None, None, None)
   monkeypatch.setenv("JAX_PROCESS_ID", "two")
   with pytest.raises(ConfigError, match="JAX_PROCESS_ID=two must"):
-    distributed.find(None, None, None)
+    distributed.detect(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def answers(places, seconds=1.0):
 
 def places(count, numbers):
   where = f"127.0.0.1:{process_groups.free_port()}"
-  return [place_lib.Place(where, count, n) for n in numbers]
+  return [place_lib.ProcessInfo(where, count, n) for n in numbers]
 
 
 def test_all_answer_and_go_on():
@@ -154,7 +154,7 @@ def test_two_of_one_number_are_told():
 
 def test_other_numbers_of_processes_are_told():
   first, second = places(2, (0, 1))
-  second = place_lib.Place(second.coordinator, 3, 1)
+  second = place_lib.ProcessInfo(second.coordinator, 3, 1)
   told = answers([first, second], 5)
   assert "--num_processes=3, and process 0 as one of 2" in told[0]
   assert "started as one of 2" in told[1]

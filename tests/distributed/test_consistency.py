@@ -28,7 +28,9 @@ def workdir(tmp_path_factory):
 def restore(workdir):
   mesh = runs.devices_mesh()
   task = runs.TASKS["pretrain"](_CONFIG, mesh)
-  run = checkpoints.Run(_CONFIG, task.data_identity, task.class_names)
+  run = checkpoints.CheckpointMetadata(
+    _CONFIG, task.data_identity, task.class_names
+  )
   return checkpoints.restore_newest(workdir, run, step.abstract_state(task))
 
 

@@ -88,17 +88,17 @@ def test_two_processes_with_all_other_objectives(nursery, tmp_path):
     "--config.eval.images=0",
     "--config.data.eval_split=",
     "--config.model.unroll=1",
-    "--config.objective.hidden=noise",
+    "--config.objective.masked_input=noise",
     "--config.objective.target=pca",
     "--config.objective.pca_components=2",
-    "--config.objective.masks=('random','block')",
+    "--config.objective.mask_strategies=('random','block')",
     "--config.objective.contrast=batch",
     "--config.objective.contrast_patches=2",
-    "--config.adversary.judges=patch",
-    "--config.adversary.width=8",
-    "--config.adversary.depth=2",
+    "--config.discriminator.type=patch",
+    "--config.discriminator.width=8",
+    "--config.discriminator.depth=2",
   ]
-  compared = {"loss", "loss_contrast", "loss_fooling", "loss_telling"}
+  compared = {"loss", "loss_contrast", "loss_generator", "loss_discriminator"}
   one, two = tmp_path / "one", tmp_path / "two"
   life = nursery.start(
     [*args, f"--workdir={one}", "--config.mesh.cpu_devices=4"]

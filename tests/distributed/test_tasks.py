@@ -41,9 +41,12 @@ def test_every_task_runs(nursery, tmp_path):
   run("pre", *PRETRAIN)
   assert "starting from" in run("again", *PRETRAIN, start("pre"))
   told = run(
-    "compare",
+    "label_efficiency",
     *(*LINPROBE, *SHORT, start("pre")),
-    *("--config.compare.seeds=1", "--config.compare.shots=5,0"),
+    *(
+      "--config.label_efficiency.seeds=1",
+      "--config.label_efficiency.shots=5,0",
+    ),
   )
   assert "from scratch" in told
   probe = ("--config.task=linprobe", "--config.classify.norm_group=32")

@@ -8,7 +8,7 @@ import pytest
 from mae_jax.evals import label_efficiency_report
 
 MEMBERS = [
-  label_efficiency_report.Member(start, shots, seed)
+  label_efficiency_report.Trial(start, shots, seed)
   for start in ("pre-trained", "from scratch")
   for shots in (5, 0)
   for seed in range(3)

@@ -14,7 +14,7 @@ ABOUT = {"parameters": 7, "shots": (1, 2)}
 
 
 def opened(path, about=ABOUT, *, owner=True, check=lambda: None):
-  result = partial_results.Parts(epath.Path(path), check, owner=owner)
+  result = partial_results.PartialResults(epath.Path(path), check, owner=owner)
   result.begin(about)
   return result
 

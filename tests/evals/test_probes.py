@@ -26,7 +26,7 @@ def split(seed: int, count: int) -> probes.Split:
 
 def test_accuracies_of_each_choice_and_classifier():
   config = dataclasses.replace(
-    tiny.config().eval, shots=(2, 0), draws=3, knn_k=4
+    tiny.config().eval, shots=(2, 0), num_trials=3, knn_k=4
   )
   train, test = split(1, 60), split(2, 90)
   result = probes.few_labels(train, test, config)
@@ -42,7 +42,7 @@ def test_accuracies_of_each_choice_and_classifier():
     linear, near = [], []
     for each in range(3):
       rng = np.random.default_rng([2, each])
-      subset = few_shot.choose(train.labels, 2, rng)
+      subset = few_shot.choose_per_class(train.labels, 2, rng)
       seen = (train.features[name][subset], train.labels[subset])
       linear.append(probes.probe_accuracy(seen, held_out, l2=config.probe_l2))
       near.append(
@@ -60,7 +60,9 @@ def test_accuracies_of_each_choice_and_classifier():
 
 
 def test_as_many_labels_as_there_are_is_all_and_said_once():
-  config = dataclasses.replace(tiny.config().eval, shots=(20, 0, 33), draws=2)
+  config = dataclasses.replace(
+    tiny.config().eval, shots=(20, 0, 33), num_trials=2
+  )
   result = probes.few_labels(split(1, 60), split(2, 30), config)
   assert {each.row for each in result} == {"linear_all", "knn_all"}
 

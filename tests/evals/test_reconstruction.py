@@ -40,7 +40,7 @@ def statistics(channels: int) -> dict:
 
 def panels(images, pred, mask, **choice) -> np.ndarray:
   """[B, 4, H, W, C]: original, masked, reconstruction, pasted."""
-  painted = reconstruction.paint(
+  painted = reconstruction.to_images(
     images,
     pred.astype(np.float32),
     mask,
@@ -174,7 +174,7 @@ def test_unknown_statistics_are_told():
 
 def test_the_sheet_of_an_evaluation():
   images, _, hidden = draw(1)
-  painted = reconstruction.Painted(255 - images, hidden[..., 0])
+  painted = reconstruction.Reconstructed(255 - images, hidden[..., 0])
   sheet = reconstruction.sheet(images, painted)
   scale = 10  # at least 112 wide
   height, width = SIZE[0] * scale, SIZE[1] * scale

@@ -50,7 +50,7 @@ def digits():
 @pytest.fixture(scope="module")
 def logits(trained):
   """From uint8 images to scores, float64 [N, 10], on one device."""
-  task = finetune.Finetuning(_FINETUNE, runs.devices_mesh())
+  task = finetune.FinetuneTask(_FINETUNE, runs.devices_mesh())
   params = runs.params(trained[0], _FINETUNE)["model"]
   model = task.train_step.keywords["model"]
 
@@ -70,7 +70,7 @@ def config(init_from, **sections) -> Config:
 
 def run(settings, workdir) -> dict:
   """Evaluates; what evaluation.json says, with "scalars"."""
-  standalone.run(settings, str(workdir), signals.Interrupts())
+  standalone.run(settings, str(workdir), signals.StopSignals())
   return json.loads((workdir / "evaluation.json").read_text())
 
 
@@ -197,7 +197,12 @@ def test_answers_are_restricted_to_classes_that_are_present(
   pixels, labels = (array[np.isin(digits[1], few)] for array in digits)
   pixels = np.roll(pixels, 2, axis=2)  # so that answers are wrong
   write_set(tmp_path, name.partition(":")[0], "test", pixels, labels)
-  data = {"source": "tfds", "name": name, "data_dir": str(tmp_path), "lanes": 3}
+  data = {
+    "source": "tfds",
+    "name": name,
+    "data_dir": str(tmp_path),
+    "record_shards": 3,
+  }
   settings = config(trained[0], data=data, eval=EvalConfig(classes=classes))
   found = run(settings, tmp_path / "run")
   wanted = plain(logits(pixels), labels, few if restricted else range(10))
@@ -291,11 +296,13 @@ def test_corruptions_go_on_where_they_were_cut(
   def cut(self, images):
     seen.append(images.what)
     if len(seen) == 2:
-      raise signals.Stopped("now")
+      raise signals.RunInterrupted("now")
     return score(self, images)
 
   monkeypatch.setattr(measures.Network, "score", cut)
-  with pytest.raises(signals.Stopped, match="with 1 of its parts done: the"):
+  with pytest.raises(
+    signals.RunInterrupted, match="with 1 of its parts done: the"
+  ):
     run(settings, tmp_path / "cut")
   assert not (tmp_path / "cut" / "evaluation.json").exists()
   kept = (tmp_path / "cut" / "evaluation.parts.json").read_bytes()
@@ -438,7 +445,7 @@ def test_features_are_worth_what_pre_training_said(
   trained, tmp_path, capsys, monkeypatch
 ):
   probes = EvalConfig(
-    shots=(2, 0), draws=2, images=0, max_train=100, raw_pixels=True
+    shots=(2, 0), num_trials=2, images=0, max_train=100, raw_pixels=True
   )
   settings = tiny.config(train={"length": "3 steps"}, eval=probes)
   report = runs.train(settings, tmp_path / "run")
@@ -461,9 +468,11 @@ def test_features_are_worth_what_pre_training_said(
 
 
 def test_a_signal_ends_it_and_nothing_is_written(trained, tmp_path):
-  stop = signals.Interrupts()
+  stop = signals.StopSignals()
   stop.requested = True
-  with pytest.raises(signals.Stopped, match="nothing is written: the same"):
+  with pytest.raises(
+    signals.RunInterrupted, match="nothing is written: the same"
+  ):
     standalone.run(config(trained[0]), str(tmp_path), stop)
   assert not (tmp_path / "evaluation.json").exists()
 

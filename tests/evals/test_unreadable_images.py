@@ -22,10 +22,10 @@ def make(root, **classes: int) -> str:
   return str(root)
 
 
-def task(**changes) -> pretrain.Pretraining:
+def task(**changes) -> pretrain.PretrainTask:
   sections = {"eval": {"images": 0}} | changes
   data = {"source": "folder", "batch_size": 4} | sections.pop("data", {})
-  return pretrain.Pretraining(
+  return pretrain.PretrainTask(
     tiny.config(data=data, **sections), runs.devices_mesh()
   )
 

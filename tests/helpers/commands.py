@@ -38,7 +38,7 @@ def pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
     size=data.image_size,
     keep=data.eval_crop,
     channels=data.channels,
-    upright=data.upright,
+    exif_rotate=data.exif_rotate,
   )
   assert reason == b""
   return image.numpy()[None]

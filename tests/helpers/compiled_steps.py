@@ -24,7 +24,7 @@ def config(**sections: Any) -> Config:
   return tiny.config(**sections)
 
 
-def measured(settings: Config, devices: int = 8) -> compile_step.Measured:
+def measured(settings: Config, devices: int = 8) -> compile_step.CompiledStep:
   """The step of `settings`, compiled for the first devices."""
   mesh = sharding.make_mesh(settings.mesh, jax.devices()[:devices])
   planned = planned_step.planned(settings, mesh, 1000, 10)

@@ -40,7 +40,7 @@ def losses(seed: int) -> dict[str, float]:
   config = recipe(seed)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   with tempfile.TemporaryDirectory() as workdir:
-    loop.run(pretrain.Pretraining(config, mesh), config, mesh, workdir)
+    loop.run(pretrain.PretrainTask(config, mesh), config, mesh, workdir)
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
   records = [json.loads(line) for line in lines]
   return {

@@ -47,7 +47,7 @@ def main() -> None:
   where, count, number, settings, out = sys.argv[1:]
   jax.config.update("jax_num_cpu_devices", 1)
   distributed.start(
-    distributed.Place(where, int(count), int(number)),
+    distributed.ProcessInfo(where, int(count), int(number)),
     start_seconds=120,
     heartbeat=30,
   )

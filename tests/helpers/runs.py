@@ -17,9 +17,9 @@ from mae_jax.train.tasks import finetune, linprobe, pretrain
 from tests.helpers import tiny
 
 TASKS: dict[str, Callable[[Config, jax.sharding.Mesh], Any]] = {
-  "pretrain": pretrain.Pretraining,
-  "finetune": finetune.Finetuning,
-  "linprobe": linprobe.LinearProbe,
+  "pretrain": pretrain.PretrainTask,
+  "finetune": finetune.FinetuneTask,
+  "linprobe": linprobe.LinprobeTask,
 }
 
 

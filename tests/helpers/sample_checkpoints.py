@@ -86,12 +86,16 @@ def save(
   """Writes a checkpoint of a kind in KINDS."""
   settings = config(kind, **sections)
   names = CLASSES if kind in ("mean", "cls", "probe") else ()
-  run = checkpoints.Run(settings, {"name": "photos", "examples": 7}, names)
+  run = checkpoints.CheckpointMetadata(
+    settings, {"name": "photos", "examples": 7}, names
+  )
   save_tree(path, params(kind, settings, seed), run)
   return path
 
 
-def save_tree(path: pathlib.Path, tree: Any, run: checkpoints.Run) -> None:
+def save_tree(
+  path: pathlib.Path, tree: Any, run: checkpoints.CheckpointMetadata
+) -> None:
   """Writes a tree by role."""
   flat = checksums.flat(tree)
   shapes = {name: leaf.shape for name, leaf in flat.items()}

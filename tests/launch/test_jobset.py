@@ -57,7 +57,7 @@ def test_exit_codes_restarts_and_the_time_to_save(world, flags, hosts):
 
 
 def test_the_time_to_save_follows_the_setting_of_main(world):
-  main = [*MAIN, "--config.train.stop_seconds=300.5"]
+  main = [*MAIN, "--config.train.shutdown_timeout=300.5"]
   _, pod, _ = parts(render(world, *TPU, "--", *main))
   assert pod["terminationGracePeriodSeconds"] >= 360.5
 

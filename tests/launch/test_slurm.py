@@ -226,7 +226,7 @@ def test_a_mistake_is_one_line_before_any_call(cluster, flags, said):
 
 
 def test_time_to_save_follows_the_setting_of_main(cluster):
-  long = ["--config.train.stop_seconds=600"]
+  long = ["--config.train.shutdown_timeout=600"]
   done = cluster.run(*submit(cluster), *long)
   assert done.returncode == 1
   assert "at least 662" in done.stderr

@@ -92,10 +92,10 @@ def test_the_penalty_and_its_gradient_are_those_of_pytorch(network):
     )
 
 
-@pytest.mark.parametrize("game", objectives.GAMES)
+@pytest.mark.parametrize("game", objectives.GAN_LOSSES)
 def test_games_and_their_gradients_are_those_of_pytorch(game: str):
   real, fake = 2 * draw(5, 7), 2 * draw(5, 7, seed=1)
-  telling, fooling = objectives.GAMES[game]
+  telling, fooling = objectives.GAN_LOSSES[game]
   theirs = [torch.tensor(x, requires_grad=True) for x in (real, fake)]
   if game == "hinge":
     wanted = F.relu(1 - theirs[0]).mean() + F.relu(1 + theirs[1]).mean()

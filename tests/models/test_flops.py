@@ -86,7 +86,7 @@ def test_flops_are_the_compilers(backward: bool):
 @pytest.mark.parametrize("trained", ["all", "1 blocks", "head"])
 def test_flops_of_fine_tuning_are_those_of_the_products(trained: str):
   """But for a few: of the lowest layer no gradient by its input is taken."""
-  classify = ClassifyConfig(trained=trained)
+  classify = ClassifyConfig(trainable=trained)
   config = tiny.config(
     model={"width": 64, "mlp_dim": 256, "depth": 2}, classify=classify
   )

@@ -43,7 +43,7 @@ def test_hidden_patches_are_compared_within_images_or_the_batch(count: int):
   within = np.mean([nce(a, b) for a, b in zip(*picked, strict=True)])
   across = nce(*(np.concatenate(rows) for rows in picked))
   for kind, wanted in (("image", within), ("batch", across)):
-    term = losses.CONTRASTS[kind](TEMPERATURE, count)
+    term = losses.CONTRASTIVE_LOSSES[kind](TEMPERATURE, count)
     np.testing.assert_allclose(term(pred, target, hidden), wanted, rtol=1e-5)
     # What is visible has no part in it.
     shown = (np.asarray(hidden.mask) == 0)[..., None]
@@ -87,14 +87,14 @@ def test_a_share_of_it_is_part_of_the_loss(kind: str):
 
 def test_originals_cost_nothing_next_to_others():
   target, hidden = draw(1), masked()
-  term = losses.CONTRASTS["batch"](0.01, 0)
+  term = losses.CONTRASTIVE_LOSSES["batch"](0.01, 0)
   assert term(5 * target, target, hidden) < 1e-3
   assert term(-target, target, hidden) > 50
 
 
-@pytest.mark.parametrize("kind", losses.CONTRASTS)
+@pytest.mark.parametrize("kind", losses.CONTRASTIVE_LOSSES)
 def test_flops_on_paper_are_the_compilers(kind: str):
-  term = losses.CONTRASTS[kind](TEMPERATURE, 0)
+  term = losses.CONTRASTIVE_LOSSES[kind](TEMPERATURE, 0)
   pred, target = (np.repeat(draw(n), 20, axis=2) for n in (0, 1))
   step = jax.jit(jax.value_and_grad(lambda x: term(x, target, masked())))
   counted = step.lower(pred).cost_analysis()["flops"]

@@ -86,8 +86,8 @@ TORCH = {
 }
 
 
-@pytest.mark.parametrize("scored", losses.SCORED)
-@pytest.mark.parametrize("error", losses.ERRORS)
+@pytest.mark.parametrize("scored", losses.LOSS_REGIONS)
+@pytest.mark.parametrize("error", losses.PIXEL_LOSSES)
 def test_every_loss_and_its_gradient_equal_pytorchs(error: str, scored: str):
   pred, target, mask = draw(4)
   pred *= 2  # on both sides of 1, where the smooth loss bends
@@ -106,7 +106,7 @@ def test_every_loss_and_its_gradient_equal_pytorchs(error: str, scored: str):
   np.testing.assert_allclose(gradient, theirs.grad, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("error", losses.ERRORS)
+@pytest.mark.parametrize("error", losses.PIXEL_LOSSES)
 def test_large_errors_are_finite(error: str):
   far = jnp.full((1, 1, 3), 1e4)
   value, gradient = jax.value_and_grad(losses.reconstruction)(

@@ -18,7 +18,7 @@ BATCH = 4
 
 def network(hidden: str, **objective: Any) -> mae.MaskedAutoencoder:
   """The tiny network with random parameters."""
-  model = tiny.model(objective={"hidden": hidden, **objective})
+  model = tiny.model(objective={"masked_input": hidden, **objective})
   keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}
   shapes = jax.eval_shape(model.init, keys, jnp.zeros((1, 8, 8, 1)))
   return model.bind({"params": tiny.random_params(shapes["params"])})
@@ -107,7 +107,7 @@ def test_single_pixels_are_noise_and_they_alone_cost():
 
 @pytest.mark.parametrize("hidden", ["noise", "pixel_noise"])
 def test_noise_has_the_deviation_of_the_images_and_is_another_each_time(hidden):
-  model = tiny.model(objective={"hidden": hidden})
+  model = tiny.model(objective={"masked_input": hidden})
   first, second = (
     np.asarray(model.draw(jax.random.key(k), (64, 8, 8, 1))[1]) for k in (0, 1)
   )
@@ -116,7 +116,7 @@ def test_noise_has_the_deviation_of_the_images_and_is_another_each_time(hidden):
   assert abs((first * second).mean()) < 0.05
 
 
-@pytest.mark.parametrize("hidden", masked_input.HIDDEN)
+@pytest.mark.parametrize("hidden", masked_input.MASKED_INPUTS)
 def test_every_parameter_but_the_unused_token_is_learned(hidden: str):
   """And none of them is of the encoder that MAE does not have."""
   plain, model = tiny.model(), network(hidden)

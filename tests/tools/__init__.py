@@ -1,1 +1,1 @@
-"""Tests of mae_jax.tools.cli."""
+"""Tests of mae_jax.tools."""

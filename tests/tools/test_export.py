@@ -53,7 +53,7 @@ def save(config, workdir, params):
   """A checkpoint of a network that was never trained."""
   names = () if config.task == "pretrain" else CLASSES
   state = checkpoints.TrainState.create(params, {"model": jnp.zeros(1)})
-  run = checkpoints.Run(config, {}, names)
+  run = checkpoints.CheckpointMetadata(config, {}, names)
   with checkpoints.Checkpointer(workdir, 1, run) as writer:
     writer.save(1, state, wait=True)
   return workdir
@@ -82,7 +82,7 @@ def pretrained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory):
   """Network, parameters and workdir; averaged, and in part frozen."""
-  settings = ClassifyConfig(ema=0.5, trained="mlp")
+  settings = ClassifyConfig(ema=0.5, trainable="mlp")
   built, params = random_classifier(
     tiny.config(task="finetune", classify=settings)
   )
@@ -492,7 +492,7 @@ def test_the_measure_of_accuracy(finetuned, tmp_path):
 
 def held_out_digits():
   from mae_jax.data import pipeline
-  from mae_jax.data.bad_images import Unreadable
+  from mae_jax.data.bad_images import BadImages
   from mae_jax.data.sources import open_source
 
   data = tiny.config().data
@@ -502,6 +502,6 @@ def held_out_digits():
     data,
     batch_size=360,
     rows=np.arange(360),
-    unreadable=Unreadable(),
+    unreadable=BadImages(),
   )
   return next(iter(batches))["image"]

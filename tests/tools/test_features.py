@@ -64,7 +64,7 @@ def pretrained(tmp_path_factory):
 def finetuned(pretrained, tmp_path_factory):
   """Of each pooling: the run's settings and workdir."""
   result = {}
-  for pooling, more in (("mean", {"ema": 0.5}), ("cls", {"trained": "mlp"})):
+  for pooling, more in (("mean", {"ema": 0.5}), ("cls", {"trainable": "mlp"})):
     workdir = tmp_path_factory.mktemp(pooling)
     settings = labelled("finetune", pretrained, pooling=pooling, **more)
     runs.train(settings, workdir)
@@ -224,7 +224,7 @@ def test_another_size_has_the_positions_of_fine_tuning(
   data = dataclasses.replace(settings.data, image_size=(12, 8))
   settings = dataclasses.replace(settings, data=data)
   mesh = runs.devices_mesh()
-  task = finetune.Finetuning(settings, mesh)
+  task = finetune.FinetuneTask(settings, mesh)
   state = loop.initial_state(task, settings, mesh, tmp_path / "none")
   params = jax.device_get(state.params["model"]["encoder"])
   encoder = factory.classifier(settings, 10).encoder

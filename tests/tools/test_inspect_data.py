@@ -210,7 +210,7 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
 def test_records_say_that_sizes_are_with_what_cannot_be_read(capsys):
   found = survey.Survey(
     np.ones((3, 2)), np.zeros(3), np.zeros(3), 0,
-    collections.Counter({0: 3, 1: 1}), bad_images.Unreadable(shown=0),
+    collections.Counter({0: 3, 1: 1}), bad_images.BadImages(shown=0),
   )  # fmt: skip
   found.unreadable.report("x", "torn")
   inspect_data._say_classes(found, collections.Counter(), ("a", "b"))

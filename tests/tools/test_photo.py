@@ -35,7 +35,7 @@ def test_the_crop_is_that_of_evaluation(size, tmp_path):
     size=DATA.image_size,
     keep=DATA.eval_crop,
     channels=3,
-    upright=True,
+    exif_rotate=True,
   )
   assert reason == b""
   np.testing.assert_array_equal(photo.whole, image)

@@ -32,13 +32,13 @@ def compiler():
   return Compiler()
 
 
-def close(warmer: precompile.Warmer, compiler: Compiler) -> None:
+def close(warmer: precompile.Precompiler, compiler: Compiler) -> None:
   compiler.may_end.release(1000)
   warmer.close()
 
 
 def test_the_nearest_first_from_where_one_is(compiler):
-  warmer = precompile.Warmer(compiler, 100, 25)
+  warmer = precompile.Precompiler(compiler, 100, 25)
   assert [compiler.next() for _ in range(4)] == [25, 24, 26, 23]
   assert compiler.begun.get(timeout=20) == 27  # and does not end yet
   with warmer.serving(60):
@@ -53,7 +53,7 @@ def test_the_nearest_first_from_where_one_is(compiler):
 
 def test_each_once_and_no_more_than_may_be_asked(compiler):
   compiler.may_end.release(1000)
-  warmer = precompile.Warmer(compiler, 16, 6)
+  warmer = precompile.Precompiler(compiler, 16, 6)
   found = [compiler.next() for _ in range(16)]
   assert sorted(found) == list(range(1, 17))
   with pytest.raises(queue.Empty):
@@ -63,7 +63,7 @@ def test_each_once_and_no_more_than_may_be_asked(compiler):
 
 def test_far_from_what_was_asked_nothing_is_compiled(compiler):
   compiler.may_end.release(1000)
-  warmer = precompile.Warmer(compiler, 196, 49)
+  warmer = precompile.Precompiler(compiler, 196, 49)
   found = [compiler.next() for _ in range(65)]
   assert sorted(found) == list(range(49 - 32, 49 + 33))
   with pytest.raises(queue.Empty):
@@ -72,7 +72,7 @@ def test_far_from_what_was_asked_nothing_is_compiled(compiler):
 
 
 def test_closed_it_ends_after_the_compilation_under_way(compiler):
-  warmer = precompile.Warmer(compiler, 16, 6)
+  warmer = precompile.Precompiler(compiler, 16, 6)
   assert compiler.begun.get(timeout=20) == 6
   closer = threading.Thread(target=warmer.close)
   closer.start()

@@ -153,7 +153,7 @@ def test_true_statistics_are_labelled_in_the_picture(
     run(workdirs["raw"], images / "a.png", tmp_path / "x", statistics="true")
 
 
-def perfect(network: reconstructor.Painter, monkeypatch) -> None:
+def perfect(network: reconstructor.Reconstructor, monkeypatch) -> None:
   """Makes it predict what it was not shown, as its targets are."""
 
   def predict(pixels, hidden):
@@ -172,7 +172,7 @@ def test_a_perfect_network_paints_the_original(
   workdirs, target: str, passes: int, monkeypatch
 ):
   mesh = sharding.make_mesh(MeshConfig(), runs.devices_mesh(1).devices.flat)
-  network = reconstructor.Painter(workdirs[target], mesh)
+  network = reconstructor.Reconstructor(workdirs[target], mesh)
   perfect(network, monkeypatch)
   pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
   hidden = network.masks("random", 0.5, 2, 0)
@@ -183,7 +183,7 @@ def test_a_perfect_network_paints_the_original(
 
 def test_multipass_paints_each_patch_unseen(workdirs, monkeypatch):
   mesh = sharding.make_mesh(MeshConfig(), runs.devices_mesh(1).devices.flat)
-  network = reconstructor.Painter(workdirs["raw"], mesh)
+  network = reconstructor.Reconstructor(workdirs["raw"], mesh)
   shown = []
   predict = network.predict
   monkeypatch.setattr(
@@ -362,7 +362,7 @@ def test_masks_are_looked_at_before_anything_is_painted(
   def paint(*args, **kwargs):
     raise AssertionError("painted")
 
-  monkeypatch.setattr(reconstructor.Painter, "paint", paint)
+  monkeypatch.setattr(reconstructor.Reconstructor, "paint", paint)
   choice = {"mask": str(masks), "fit": "squash"}
   with pytest.raises(ConfigError, match=r"no file for"):
     run(workdirs["raw"], images, tmp_path / "out", **choice)

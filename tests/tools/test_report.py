@@ -86,12 +86,14 @@ def test_pictures_are_those_that_were_logged(workdirs, written):
     assert Image.open(io.BytesIO(picture)).size == (448, 112)
 
 
-def of(*records: dict, started: dict | None = None, **fields) -> run_logs.Run:
+def of(
+  *records: dict, started: dict | None = None, **fields
+) -> run_logs.RunLogs:
   found = {"pictures": {}, "config": None, "recipe": None} | fields
-  return run_logs.Run("run", list(records), started=started or {}, **found)
+  return run_logs.RunLogs("run", list(records), started=started or {}, **found)
 
 
-def rendered(*found: run_logs.Run) -> str:
+def rendered(*found: run_logs.RunLogs) -> str:
   return html.unescape(page.render(found, []))
 
 
@@ -201,7 +203,7 @@ def test_a_path_is_the_same_however_it_is_named(tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     if workdir.exists():
       shutil.rmtree(workdir)
-    config = tiny.config(compare={"pretrain": pretrain})
+    config = tiny.config(label_efficiency={"pretrain": pretrain})
     monkeypatch.chdir(home)
     monkeypatch.setattr("sys.argv", ["main.py", f"--config={named}"])
     fake_logs.write(workdir, config, ())
@@ -216,10 +218,10 @@ def test_a_path_is_the_same_however_it_is_named(tmp_path, monkeypatch):
   for pretrain in (*same, f"{tmp_path}/link/first.py:steps=9"):
     assert differing(pretrain) == []
   assert differing("first.py:steps=9", f"{home}/../home/recipe.py") == [
-    "compare.pretrain"  # of a relative path nothing says where it starts
+    "label_efficiency.pretrain"  # relative to a folder that nothing names
   ]
   for pretrain in ("first.py:steps=8", "other.py:steps=9", "home/first.py", ""):
-    assert differing(pretrain) == ["compare.pretrain"]
+    assert differing(pretrain) == ["label_efficiency.pretrain"]
 
 
 def test_data_and_environment(written):

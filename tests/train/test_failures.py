@@ -18,7 +18,7 @@ from sklearn import datasets
 from bench.lib import kills
 from mae_jax import checkpoints
 from mae_jax.config import EvalConfig
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.evals import pretraining
 from mae_jax.train import health as watch_lib
 from mae_jax.train import step as update
@@ -92,7 +92,7 @@ def test_the_inputs_of_a_lost_step_are_kept_for_a_look(tmp_path):
   (path,) = tmp_path.glob("bad_step_*.npz")
   assert str(path) in str(stop.value)
   kept = np.load(path)
-  task = pretrain.Pretraining(config, runs.devices_mesh())
+  task = pretrain.PretrainTask(config, runs.devices_mesh())
   given = next(task.train_batches(int(kept["step"]) - 1))
   for name in given:
     np.testing.assert_array_equal(kept[name], given[name])
@@ -135,7 +135,7 @@ def test_a_run_that_lost_its_workdir_to_another_stops(tmp_path, monkeypatch):
   config = tiny.config(
     train={"length": "30 steps", "save_every": "2 steps"}, eval=_NO_EVAL
   )
-  train_batches = pretrain.Pretraining.train_batches
+  train_batches = pretrain.PretrainTask.train_batches
 
   def then_taken(self, start_step):
     for step, batch in enumerate(train_batches(self, start_step)):
@@ -145,7 +145,7 @@ def test_a_run_that_lost_its_workdir_to_another_stops(tmp_path, monkeypatch):
         (tmp_path / "metrics.jsonl").write_text("the newer run's\n")
       yield batch
 
-  monkeypatch.setattr(pretrain.Pretraining, "train_batches", then_taken)
+  monkeypatch.setattr(pretrain.PretrainTask, "train_batches", then_taken)
   with pytest.raises(TrainingError, match="process 7 on other"):
     runs.train(config, tmp_path)
   assert (tmp_path / "metrics.jsonl").read_text() == "the newer run's\n"
@@ -269,7 +269,7 @@ def test_unreadable_images_are_judged_by_the_epoch(
   """At 5 % of twenty, one an epoch is allowed."""
   config = tiny.config(data={"max_unreadable": 0.05, "batch_size": batch_size})
   health = checkpoints.Health.create()
-  watch = watch_lib.Watch(config, 20, Unreadable(), health, tmp_path)
+  watch = watch_lib.HealthMonitor(config, 20, BadImages(), health, tmp_path)
   found = None
   for step, count in enumerate(counts, 1):
     values = dict.fromkeys(watch_lib.COUNTS, jnp.int32(0))
@@ -303,14 +303,14 @@ def test_a_stream_that_breaks_does_not_lose_the_steps_before(
     eval=_NO_EVAL,
   )
   runs.train(config, tmp_path / "whole")
-  train_batches = pretrain.Pretraining.train_batches
+  train_batches = pretrain.PretrainTask.train_batches
 
   def then_broken(self, start_step):
     yield from itertools.islice(train_batches(self, start_step), 6)
     raise TrainingError("a damaged file")
 
   with monkeypatch.context() as patch:
-    patch.setattr(pretrain.Pretraining, "train_batches", then_broken)
+    patch.setattr(pretrain.PretrainTask, "train_batches", then_broken)
     with pytest.raises(TrainingError, match="a damaged file"):
       runs.train(config, tmp_path / "run")
   steps = [int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()]

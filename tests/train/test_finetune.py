@@ -25,7 +25,7 @@ from tests.helpers import runs, tfds_data, tiny
 
 _PRETRAIN = tiny.config(
   train={"length": "3 steps", "log_every": "1 steps"},
-  eval=EvalConfig(shots=(2,), draws=1, images=0),
+  eval=EvalConfig(shots=(2,), num_trials=1, images=0),
 )
 # Everything random at once.
 _MIXED = ClassifyConfig(
@@ -52,7 +52,7 @@ def pretrained(tmp_path_factory):
 
 def loaded(settings: Config, workdir) -> checkpoints.TrainState:
   mesh = runs.devices_mesh()
-  task = finetune.Finetuning(settings, mesh)
+  task = finetune.FinetuneTask(settings, mesh)
   return loop.initial_state(task, settings, mesh, workdir)
 
 
@@ -176,7 +176,7 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
     optim={"lr": 3e-3},
   )
   report = runs.train(settings, tmp_path)
-  task = finetune.Finetuning(settings, runs.devices_mesh())
+  task = finetune.FinetuneTask(settings, runs.devices_mesh())
   params = runs.params(tmp_path, settings)["model"]
   model = task.train_step.keywords["model"]
   batches = pipeline.eval_batches(
@@ -236,7 +236,7 @@ def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
   settings = config(data=data | {"batch_size": 8, "eval_split": "test"})
   text = "images of data.eval_split='test' have no label: name another split"
   with pytest.raises(ConfigError, match=text):
-    finetune.Finetuning(settings, runs.devices_mesh())
+    finetune.FinetuneTask(settings, runs.devices_mesh())
 
 
 def test_images_without_labels_are_refused(tmp_path):
@@ -246,13 +246,13 @@ def test_images_without_labels_are_refused(tmp_path):
     data={"source": "folder", "path": str(tmp_path), "batch_size": 2}
   )
   with pytest.raises(ConfigError, match="have no labels, which"):
-    finetune.Finetuning(settings, runs.devices_mesh())
+    finetune.FinetuneTask(settings, runs.devices_mesh())
 
 
 @pytest.mark.parametrize("trained", ["head", "mlp", "1 blocks"])
 def test_what_is_frozen_keeps_every_bit(trained: str):
   """Under weight decay too, and everything else moves."""
-  classify = ClassifyConfig(drop_path=0.3, trained=trained)
+  classify = ClassifyConfig(drop_path=0.3, trainable=trained)
   settings = config(classify=classify, optim={"lr": 1e-2, "weight_decay": 0.3})
   before, _ = runs.steps(settings, 0)
   after, _ = runs.steps(settings, 3)
@@ -277,10 +277,12 @@ def may_change(name: str, block: int, trained: str) -> bool:
 
 @pytest.mark.parametrize("trained", ["3 blocks", "0 blocks", "most", "-1"])
 def test_what_is_trained_must_be_known(trained: str):
-  settings = config(classify=ClassifyConfig(trained=trained))
-  text = f"classify.trained='{trained}' is not known: .*'1 blocks' to '2 blocks"
+  settings = config(classify=ClassifyConfig(trainable=trained))
+  text = (
+    f"classify.trainable='{trained}' is not known: .*'1 blocks' to '2 blocks"
+  )
   with pytest.raises(ConfigError, match=text):
-    finetune.Finetuning(settings, runs.devices_mesh())
+    finetune.FinetuneTask(settings, runs.devices_mesh())
 
 
 @pytest.mark.slow
@@ -306,7 +308,7 @@ def test_averaged_parameters_follow_and_are_what_is_used(tmp_path):
 
   report = runs.train(settings, tmp_path)
   saved = runs.params(tmp_path, settings)
-  task = finetune.Finetuning(settings, runs.devices_mesh())
+  task = finetune.FinetuneTask(settings, runs.devices_mesh())
   scores = task.evaluate({"model": saved["averaged"]}).scalars
   assert report.scalars == scores
   assert scores != task.evaluate({"model": saved["model"]}).scalars

@@ -66,7 +66,7 @@ def test_pre_training_goes_on_with_patches_four_times_as_large(start, tmp_path):
 
 
 def test_an_encoder_that_stays_as_adapted_is_told(start, tmp_path, capsys):
-  alone = still(start, init_adapt=True, objective={"trained": "decoder"})
+  alone = still(start, init_adapt=True, objective={"trainable": "decoder"})
   runs.train(alone, tmp_path)
   told = capsys.readouterr()
   assert "adapted to other patches, and stays as that" in told.err + told.out
@@ -81,7 +81,7 @@ def test_pre_training_goes_on_with_larger_images(start, tmp_path):
   found = runs.params(tmp_path, config)
   before = runs.params(start, tiny.config())
   jax.tree.map(np.testing.assert_array_equal, found, before)
-  network = reconstructor.Painter(tmp_path, runs.devices_mesh())
+  network = reconstructor.Reconstructor(tmp_path, runs.devices_mesh())
   pixels = np.zeros((2, 12, 16, 1), np.uint8)
   hidden = network.masks("random", 0.5, 2, seed=0)
   assert network.predict(pixels, hidden).shape == (2, 48, 4)

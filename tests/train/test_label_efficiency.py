@@ -27,8 +27,8 @@ from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 
 KINDS = {
-  "finetune": finetune.Finetuning,
-  "linprobe": linprobe.LinearProbe,
+  "finetune": finetune.FinetuneTask,
+  "linprobe": linprobe.LinprobeTask,
 }
 _PRETRAIN = tiny.config(
   train={"length": "3 steps"}, eval=EvalConfig(shots=(), images=0)
@@ -37,8 +37,8 @@ _PRETRAIN = tiny.config(
 
 def config(**sections) -> Config:
   sections = {
-    "task": "compare",
-    "compare": LabelEfficiencyConfig(shots=(2, 0), seeds=2),
+    "task": "label_efficiency",
+    "label_efficiency": LabelEfficiencyConfig(shots=(2, 0), seeds=2),
     "train": {
       "length": "4 steps",
       "log_every": "1 steps",
@@ -60,13 +60,13 @@ def pretrained(tmp_path_factory):
 
 def train(settings: Config, workdir, **mesh):
   where = runs.devices_mesh(**mesh)
-  task = label_efficiency.Comparison(settings, where, KINDS)
+  task = label_efficiency.LabelEfficiencyTask(settings, where, KINDS)
   report = loop.run(task, settings, where, workdir)
   return report, params(settings, workdir, where)
 
 
 def params(settings: Config, workdir, where):
-  task = label_efficiency.Comparison(settings, where, KINDS)
+  task = label_efficiency.LabelEfficiencyTask(settings, where, KINDS)
   shapes = program.abstract_state(task)
   restored = loop.initial_state(task, settings, where, workdir)
   assert jax.tree.structure(restored) == jax.tree.structure(shapes)
@@ -89,7 +89,7 @@ def close(mine, its) -> None:
 def test_a_member_is_the_run_it_would_be_alone(whole, number):
   _, settings, _, members = whole
   mesh = runs.devices_mesh()
-  task = label_efficiency.Comparison(settings, mesh, KINDS)
+  task = label_efficiency.LabelEfficiencyTask(settings, mesh, KINDS)
   member = task.members[number]
   assert (member.start == label_efficiency.PRETRAINED) == (number < 4)
   assert member.shots == (2, 2, 0, 0)[number % 4]
@@ -101,9 +101,9 @@ def test_a_member_is_the_run_it_would_be_alone(whole, number):
     data=dataclasses.replace(settings.data, shots=member.shots),
     train=dataclasses.replace(settings.train, seed=member.seed),
   )
-  one = finetune.Finetuning(alone, mesh)
-  one.train_source = few_shot.few(
-    finetune.Finetuning(
+  one = finetune.FinetuneTask(alone, mesh)
+  one.train_source = few_shot.limit_per_class(
+    finetune.FinetuneTask(
       dataclasses.replace(alone, data=dataclasses.replace(alone.data, shots=0)),
       mesh,
     ).train_source,
@@ -132,8 +132,8 @@ def test_a_member_is_the_run_it_would_be_alone(whole, number):
 def test_the_report_is_of_the_members(whole):
   _, settings, report, members = whole
   mesh = runs.devices_mesh()
-  task = label_efficiency.Comparison(settings, mesh, KINDS)
-  one = finetune.Finetuning(
+  task = label_efficiency.LabelEfficiencyTask(settings, mesh, KINDS)
+  one = finetune.FinetuneTask(
     dataclasses.replace(settings, task="finetune"), mesh
   )
   top1 = [
@@ -179,7 +179,7 @@ def test_any_devices_give_the_same(whole, tmp_path):
 def test_members_that_devices_do_not_divide(pretrained, tmp_path):
   settings = config(
     init_from=pretrained,
-    compare=LabelEfficiencyConfig(shots=(2,), seeds=3, scratch=False),
+    label_efficiency=LabelEfficiencyConfig(shots=(2,), seeds=3, scratch=False),
     train={"length": "3 steps"},
   )
   report, alone = train(settings, tmp_path / "one")
@@ -204,14 +204,14 @@ def test_the_whole_chain(tmp_path):
     "  return c.config_dict(tiny.config(train=length))\n"
   )
   settings = config(
-    compare=LabelEfficiencyConfig(
+    label_efficiency=LabelEfficiencyConfig(
       task="linprobe", pretrain=f"{recipe}:steps=3", shots=(3,), seeds=2
     ),
     optim={"lr": 1.0, "weight_decay": 0.0},
     classify=ClassifyConfig(head_std=0.1, norm_group=32),
   )
   workdir = str(tmp_path / "run")
-  stop = signals.Interrupts()
+  stop = signals.StopSignals()
   label_efficiency.run(settings, workdir, stop, KINDS, pretrain.run)
   records = kills.records(tmp_path / "run")
   assert records[-1]["step"] == 4
@@ -235,17 +235,21 @@ def test_the_whole_chain(tmp_path):
 @pytest.mark.parametrize(
   ("compare_settings", "text"),
   [
-    ({"task": "pretrain"}, "compare.task='pretrain' is not known: known are"),
-    ({"shots": ()}, r"compare.shots=\(\) compares nothing"),
+    (
+      {"task": "pretrain"},
+      "label_efficiency.task='pretrain' is not known: known are",
+    ),
+    ({"shots": ()}, r"label_efficiency.shots=\(\) compares nothing"),
     ({}, "nothing to start from: set --config.init_from=CHECKPOINT"),
     ({"pretrain": "nowhere.py"}, "recipe nowhere.py is not a file"),
     (
       {"pretrain": "configs/digits.py:steps=5"},
-      "compare.pretrain=configs/digits.py:steps=5: optim.warmup='200 steps' is",
+      "label_efficiency.pretrain=configs/digits.py:steps=5: "
+      "optim.warmup='200 steps' is",
     ),
     (
       {"pretrain": "configs/digits_finetune.py"},
-      "is of task=compare: name a recipe that pre-trains",
+      "is of task=label_efficiency: name a recipe that pre-trains",
     ),
   ],
 )
@@ -255,7 +259,7 @@ def test_a_mistake_is_one_line(tmp_path, compare_settings, text):
   )
   with pytest.raises(ConfigError, match=text):
     label_efficiency.run(
-      settings, str(tmp_path), signals.Interrupts(), KINDS, pretrain.run
+      settings, str(tmp_path), signals.StopSignals(), KINDS, pretrain.run
     )
   assert not list(tmp_path.iterdir())
 
@@ -270,7 +274,7 @@ def test_pre_training_on_other_images_is_refused(tmp_path):
   text = r"has data.image_size=\(8, 8\), and the comparison \(12, 12\)"
   with pytest.raises(ConfigError, match=text):
     label_efficiency.run(
-      settings, str(tmp_path), signals.Interrupts(), KINDS, pretrain.run
+      settings, str(tmp_path), signals.StopSignals(), KINDS, pretrain.run
     )
 
 
@@ -287,4 +291,4 @@ def test_a_comparison_is_no_start_and_names_its_own(whole, tmp_path):
 def test_held_out_images_are_needed(tmp_path):
   settings = config(data={"eval_split": ""})
   with pytest.raises(ConfigError, match="no held-out images to com"):
-    label_efficiency.Comparison(settings, runs.devices_mesh(), KINDS)
+    label_efficiency.LabelEfficiencyTask(settings, runs.devices_mesh(), KINDS)

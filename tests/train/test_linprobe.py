@@ -16,7 +16,7 @@ from tests.helpers import runs, tiny
 
 _PRETRAIN = tiny.config(
   train={"length": "3 steps"},
-  eval=EvalConfig(shots=(2,), draws=1, images=0),
+  eval=EvalConfig(shots=(2,), num_trials=1, images=0),
 )
 
 
@@ -78,7 +78,7 @@ def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
 @pytest.mark.parametrize(
   ("section", "name", "value"),
   [
-    ("classify", "trained", "1 blocks"),
+    ("classify", "trainable", "1 blocks"),
     ("classify", "ema", 0.9),
     ("classify", "mixup", 0.8),
     ("optim", "grad_clip", 1.0),
@@ -89,11 +89,11 @@ def test_settings_of_fine_tuning_are_refused(section, name, value):
   settings = config(**{section: {name: value}})
   text = f"{section}.{name}={value!r} is a setting of fine-tuning"
   with pytest.raises(ConfigError, match=text):
-    linprobe.LinearProbe(settings, runs.devices_mesh())
+    linprobe.LinprobeTask(settings, runs.devices_mesh())
 
 
 def test_groups_must_divide_the_batch():
   settings = config(classify=ClassifyConfig(norm_group=12))
   text = "classify.norm_group=12 does not divide data.batch_size=32: use a div"
   with pytest.raises(ConfigError, match=text):
-    linprobe.LinearProbe(settings, runs.devices_mesh())
+    linprobe.LinprobeTask(settings, runs.devices_mesh())

@@ -23,8 +23,8 @@ def adversarial(target: str = "norm_pix", **settings: Any):
   """The objective, its network and random parameters."""
   config = tiny.config(
     objective={"target": target},
-    adversary={
-      "judges": "patch",
+    discriminator={
+      "type": "patch",
       "width": 8,
       "depth": 2,
       "ramp": (0.25, 0.75),
@@ -51,7 +51,7 @@ JUDGES = {
 
 
 @pytest.mark.parametrize(
-  ("step", "game", "judges"),
+  ("step", "game", "type"),
   [
     (0, "hinge", "patch"),
     (10, "hinge", "patch"),
@@ -60,7 +60,7 @@ JUDGES = {
   ],
 )
 def test_each_learns_from_its_own_loss_alone(step: int, game: str, judges: str):
-  objective, model, params = adversarial(loss=game, judges=judges)
+  objective, model, params = adversarial(loss=game, type=judges)
   images, noise = given()
   opponent = JUDGES[judges](8, 2)
   soft = jax.nn.softplus
@@ -71,14 +71,14 @@ def test_each_learns_from_its_own_loss_alone(step: int, game: str, judges: str):
 
   def of_network(network):
     out = model.apply({"params": network}, images, noise)
-    painted = objectives.paint(model, {"model": network}, images, out)
+    painted = objectives.generated_image(model, {"model": network}, images, out)
     found = score(params["discriminator"], painted)
     fooled = -found if game == "hinge" else soft(-found)
     return out.loss + weight * fooled.mean()
 
   def of_opponent(rival):
     out = model.apply({"params": params["model"]}, images, noise)
-    fake = score(rival, objectives.paint(model, params, images, out))
+    fake = score(rival, objectives.generated_image(model, params, images, out))
     real = score(rival, images)
     if game == "hinge":
       told = jnp.maximum(0, 1 - real).mean() + jnp.maximum(0, 1 + fake).mean()
@@ -108,7 +108,7 @@ def test_what_is_judged_has_the_visible_patches_and_true_statistics(target):
   _, model, params = adversarial(target)
   images, noise = given()
   out = model.apply({"params": params["model"]}, images, noise)
-  painted = objectives.paint(model, params, images, out)
+  painted = objectives.generated_image(model, params, images, out)
   cut = numpy_reference.patchify(np.asarray(painted), (2, 2))
   true, mask = numpy_reference.patchify(images, (2, 2)), np.asarray(out.mask)
   np.testing.assert_array_equal(cut[mask == 0], true[mask == 0])
@@ -128,13 +128,19 @@ def test_a_penalty_of_zero_is_none():
 
 def test_the_discriminator_has_an_adam_and_a_rate_of_its_own():
   config = tiny.config(
-    adversary={"judges": "patch", "depth": 2, "lr": 3e-3, "b1": 0.3, "b2": 0.7}
+    discriminator={
+      "type": "patch",
+      "depth": 2,
+      "lr": 3e-3,
+      "b1": 0.3,
+      "b2": 0.7,
+    }
   )
   model = factory.masked_autoencoder(config)
   # Half of the peak of the network's: half of the peak of its own.
   trained = objectives.Adversarial(
     config, model, lambda step: 0.5 * config.optim.lr, TOTAL
-  ).trained["discriminator"]
+  ).optimizers["discriminator"]
   assert trained.lr_fn(7) == pytest.approx(1.5e-3)
   grads = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
   theirs = torch.zeros(5, requires_grad=True)
@@ -152,14 +158,20 @@ def test_the_discriminator_has_an_adam_and_a_rate_of_its_own():
 @pytest.mark.parametrize(
   ("changes", "text"),
   [
-    ({"judges": "pixel"}, "adversary.judges='pixel' is not known"),
-    ({"loss": "wgan"}, "adversary.loss='wgan' is not known: known are hinge"),
-    ({"depth": 4}, r"adversary.depth=4 halves .*\(8, 8\) to .* at most 3"),
+    ({"type": "pixel"}, "discriminator.type='pixel' is not known"),
+    (
+      {"loss": "wgan"},
+      "discriminator.loss='wgan' is not known: known are hinge",
+    ),
+    ({"depth": 4}, r"discriminator.depth=4 halves .*\(8, 8\) to .* at most 3"),
     (
       {"ramp": (0.5, 0.2)},
-      r"adversary.ramp=\(0.5, 0.2\) ends before it",
+      r"discriminator.ramp=\(0.5, 0.2\) ends before it",
     ),
-    ({"ramp": (0.5, 1.2)}, r"adversary.ramp=\(0.5, 1.2\) must be at most 1"),
+    (
+      {"ramp": (0.5, 1.2)},
+      r"discriminator.ramp=\(0.5, 1.2\) must be at most 1",
+    ),
   ],
 )
 def test_settings_that_cannot_work(changes, text: str):
@@ -168,7 +180,7 @@ def test_settings_that_cannot_work(changes, text: str):
 
 
 def test_a_frozen_encoder_has_no_moments_and_no_backward_pass():
-  config = tiny.config(objective={"trained": "decoder"})
+  config = tiny.config(objective={"trainable": "decoder"})
   model = factory.masked_autoencoder(config)
   objective, plain = (
     objectives.Reconstruction(each, model, lambda step: 1e-3, TOTAL)
@@ -181,7 +193,7 @@ def test_a_frozen_encoder_has_no_moments_and_no_backward_pass():
   held = sum(
     leaf.size
     for leaf in jax.tree.leaves(
-      jax.eval_shape(objective.trained["model"].tx.init, params["model"])
+      jax.eval_shape(objective.optimizers["model"].tx.init, params["model"])
     )
   )
   decoder = sum(x.size for x in jax.tree.leaves(params["model"]["decoder"]))

@@ -25,14 +25,14 @@ from tests.helpers import runs, tiny
 # Each setting at least once: they do not know of each other.
 OBJECTIVES: dict[str, dict[str, Any]] = {
   "learned": {
-    "hidden": "mask_tokens",
+    "masked_input": "mask_tokens",
     "target": "pca",
     "pca_components": 3,
     "mask_ratios": (0.5, 0.75),
-    "masks": ("grid", "random"),
+    "mask_strategies": ("grid", "random"),
   },
   "noise": {
-    "hidden": "noise",
+    "masked_input": "noise",
     "loss_on": "all",
     "mask": "given",
     "mask_rows": ("1010", "1111") * 2,
@@ -40,24 +40,24 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "contrast_patches": 2,
   },
   "pixels": {
-    "hidden": "pixel_noise",
+    "masked_input": "pixel_noise",
     "target": "raw",
     "mask_ratios": (0.5, 0.8),
-    "varies": "staged",
+    "mask_schedule": "sequential",
   },
 }
-OBJECTIVES["adversary"] = {
-  "adversary": {"judges": "patch", "width": 8, "depth": 2, "ramp": (0, 0.5)}
+OBJECTIVES["discriminator"] = {
+  "discriminator": {"type": "patch", "width": 8, "depth": 2, "ramp": (0, 0.5)}
 }
 PCA = {"target": "pca", "pca_components": 3}
 
 
 def settings(
-  adversary: dict[str, Any] | None = None, **objective: Any
+  discriminator: dict[str, Any] | None = None, **objective: Any
 ) -> Config:
   """A run of four steps, each of which is logged."""
   return tiny.config(
-    adversary=adversary or {},
+    discriminator=discriminator or {},
     train={
       "length": "4 steps",
       "log_every": "1 steps",
@@ -106,8 +106,8 @@ def which(seed: int, varies: str, total: int) -> list[int]:
     train={"seed": seed},
     objective={
       "mask_ratios": (0.5, 0.75),
-      "masks": ("random", "block", "grid"),
-      "varies": varies,
+      "mask_strategies": ("random", "block", "grid"),
+      "mask_schedule": varies,
     },
   )
   program = steps.program(
@@ -119,14 +119,14 @@ def which(seed: int, varies: str, total: int) -> list[int]:
 
 def test_stages_are_equal_and_in_order():
   # Of 12 steps each ratio has six and each strategy four, in a row.
-  assert which(0, "staged", 12) == [0] * 4 + [1] * 2 + [4] * 2 + [5] * 4
+  assert which(0, "sequential", 12) == [0] * 4 + [1] * 2 + [4] * 2 + [5] * 4
 
 
 @pytest.mark.parametrize(
   ("total", "count"), [(6, 4), (4, 3), (1000, 7), (2, 3)]
 )
 def test_no_stage_is_left_out(total: int, count: int):
-  staged = steps.VARIES["staged"]
+  staged = steps.MASK_SCHEDULES["sequential"]
   found = [int(staged(None, step, total, count)) for step in range(total + 3)]
   assert found == sorted(found)
   lengths = np.bincount(found[:total], minlength=count)
@@ -135,17 +135,17 @@ def test_no_stage_is_left_out(total: int, count: int):
 
 
 def test_draws_are_even_independent_and_of_the_seed():
-  found = which(0, "drawn", 1200)
+  found = which(0, "random", 1200)
   counts = np.bincount(found, minlength=6)
   assert (np.abs(counts - 200) < 5 * np.sqrt(200)).all()
-  assert found == which(0, "drawn", 1200)
-  assert found != which(1, "drawn", 1200)
+  assert found == which(0, "random", 1200)
+  assert found != which(1, "random", 1200)
 
 
 def test_what_is_fitted_is_of_the_training_stream():
   config = settings(**PCA)
   state, _ = runs.steps(config, 0)
-  task = pretrain.Pretraining(config, runs.devices_mesh())
+  task = pretrain.PretrainTask(config, runs.devices_mesh())
   stream = task.train_batches(0)
   rows = np.concatenate([next(stream)["image"] for _ in range(4)])  # of 32
   x = patchify.normalize(rows, config.data.mean, config.data.std)
@@ -170,7 +170,9 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
   # Painted are patches, whatever is predicted of them.
-  network = reconstructor.Painter(tmp_path / "second", runs.devices_mesh())
+  network = reconstructor.Reconstructor(
+    tmp_path / "second", runs.devices_mesh()
+  )
   pixels = np.zeros((2, 8, 8, 1), np.uint8)
   hidden = network.masks("random", 0.5, 2, seed=0)
   assert network.predict(pixels, hidden).shape == (2, 16, 4)
@@ -207,27 +209,36 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
 
 
 def test_an_unknown_game_is_refused_without_an_adversary_too():
-  config = tiny.config(adversary={"loss": "wgan"})
+  config = tiny.config(discriminator={"loss": "wgan"})
   with pytest.raises(ConfigError, match="'wgan' is not known: known"):
-    pretrain.Pretraining(config, sharding.make_mesh(MeshConfig()))
+    pretrain.PretrainTask(config, sharding.make_mesh(MeshConfig()))
 
 
 @pytest.mark.parametrize(
   ("objective", "text"),
   [
-    ({"hidden": "drop"}, "objective.hidden='drop' is not known.*'dropped'"),
+    (
+      {"masked_input": "drop"},
+      "objective.masked_input='drop' is not known.*'dropped'",
+    ),
     ({"target": "pixels"}, "objective.target='pixels' is not known: known"),
-    ({"varies": "often"}, "objective.varies='often' is not known: known are"),
+    (
+      {"mask_schedule": "often"},
+      "objective.mask_schedule='often' is not known: known are",
+    ),
     (
       {"target": "pca"},
       r"objective.pca_components=96 is not in 1..4, the values of a patch",
     ),
     (
-      {"mask_ratios": (0.5, 0.6), "masks": ("random", "grid")},
+      {"mask_ratios": (0.5, 0.6), "mask_strategies": ("random", "grid")},
       "objective.mask_ratios=0.6: a grid cannot keep 6 of 4 x 4 patches.* a "
       "mask_ratio of 0.06, 0.25",
     ),
-    ({"masks": ("random", "gird")}, "masks='gird' is not known.*'grid'"),
+    (
+      {"mask_strategies": ("random", "gird")},
+      "mask_strategies='gird' is not known.*'grid'",
+    ),
     ({"mask_ratios": (0.5, 1.0)}, "objective.mask_ratios=1.0 keeps 0 of 16"),
     ({"mask_rows": ("1010",)}, "mask_rows draws masks that are not used"),
     ({"contrast": "batch"}, "for instance objective.contrast_patches=4"),
@@ -242,24 +253,24 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
     ),
     ({"contrast": "images"}, "contrast='images' is not known.*'image'"),
     (
-      {"contrast": "image", "hidden": "pixel_noise"},
+      {"contrast": "image", "masked_input": "pixel_noise"},
       "objective.contrast='image' takes whole hidden patches",
     ),
     ({"mask": "given"}, "objective.mask_rows= has 0 rows: write 4 a mask"),
     (
-      {"target": "pca", "pca_components": 2, "hidden": "pixel_noise"},
-      "objective.hidden='pixel_noise' .* objective.target='pca'",
+      {"target": "pca", "pca_components": 2, "masked_input": "pixel_noise"},
+      "objective.masked_input='pixel_noise' .* objective.target='pca'",
     ),
   ],
 )
 def test_what_does_not_go_together_is_refused(objective, text: str):
   config = tiny.config(objective=objective)
   with pytest.raises(ConfigError, match=text):
-    pretrain.Pretraining(config, sharding.make_mesh(MeshConfig()))
+    pretrain.PretrainTask(config, sharding.make_mesh(MeshConfig()))
 
 
 def test_a_decoder_alone_wants_a_start(tmp_path):
-  alone = settings(trained="decoder")
+  alone = settings(trainable="decoder")
   with pytest.raises(ConfigError, match="set init_from"):
     runs.train(alone, tmp_path)
   # Of one without a decoder: that it may be left out would be no way out.
@@ -291,7 +302,10 @@ def test_a_decoder_is_trained_alone_and_with_an_adversary(tmp_path):
   """The second stage of the published visualisations: no weight but its own."""
   runs.pretrained(tmp_path / "first")
   config = tiny.changed(
-    settings(trained="decoder", adversary=OBJECTIVES["adversary"]["adversary"]),
+    settings(
+      trainable="decoder",
+      discriminator=OBJECTIVES["discriminator"]["discriminator"],
+    ),
     init_from=str(tmp_path / "first"),
   )
   runs.train(config, tmp_path / "second")

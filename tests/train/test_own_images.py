@@ -25,7 +25,7 @@ def _config(**data):
       "flip": True,
       "mean": (0.5,) * 3,
       "std": (0.25,) * 3,
-      "lanes": 4,
+      "record_shards": 4,
       "eval_split": "validation",
       **data,
     },
@@ -99,7 +99,7 @@ def test_held_out_images_that_cannot_be_read(tmp_path):
   held_out = sorted((tmp_path / "photos" / "val").glob("*/*.jpg"))
   held_out[0].write_bytes(b"")
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  task = pretrain.Pretraining(config, mesh)
+  task = pretrain.PretrainTask(config, mesh)
   state = task.init()
   scalars = task.evaluate(state.params).scalars
   assert scalars["eval_unreadable"] == 1

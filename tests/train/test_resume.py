@@ -16,7 +16,7 @@ from tests.helpers import runs, tiny
 
 _CONFIG = tiny.config(
   train={"length": "4 steps", "log_every": "1 steps", "save_every": "2 steps"},
-  eval=EvalConfig(every="3 steps", shots=(2,), draws=1, images=2),
+  eval=EvalConfig(every="3 steps", shots=(2,), num_trials=1, images=2),
 )
 
 
@@ -49,8 +49,8 @@ def test_the_optimizer_and_the_counters_are_restored_too(whole):
     runs.steps(_CONFIG, 0)[0],
   )
   expected, _ = runs.steps(_CONFIG, 4)
-  task = pretrain.Pretraining(_CONFIG, runs.devices_mesh())
-  run = checkpoints.Run(_CONFIG, task.data_identity)
+  task = pretrain.PretrainTask(_CONFIG, runs.devices_mesh())
+  run = checkpoints.CheckpointMetadata(_CONFIG, task.data_identity)
   restored = checkpoints.restore_newest(whole, run, shapes)
   jax.tree.map(np.testing.assert_array_equal, restored, expected)
   assert int(restored.step) == 4

@@ -138,7 +138,7 @@ def test_a_good_step_by_hand():
   )
   assert bits(after.params["other"]) == bits(state.params["other"])
   assert after.step == 3
-  assert (after.health.skipped, after.health.skipped_in_a_row) == (0, 0)
+  assert (after.health.skipped, after.health.consecutive_skipped) == (0, 0)
   assert set(metrics) == {"loss", "lr", "grad_norm"}
   assert metrics["loss"] == 3.0
   assert metrics["lr"] == pytest.approx(lr)
@@ -156,7 +156,7 @@ def test_a_bad_step_changes_nothing_but_the_counters(kind: str):
   assert bits(after.params) == bits(state.params)
   assert bits(after.opt_state) == bits(state.opt_state)
   assert after.step == 3
-  assert (after.health.skipped, after.health.skipped_in_a_row) == (1, 1)
+  assert (after.health.skipped, after.health.consecutive_skipped) == (1, 1)
   for leaf, old in zip(
     jax.tree.leaves(after), jax.tree.leaves(state), strict=True
   ):
@@ -169,7 +169,7 @@ def test_counters_and_rate_after_bad_steps():
     loss = jnp.nan if bad else 1.0
     state, _ = take(state, jnp.float32(loss), GRADS)
     health = state.health
-    seen.append((int(health.skipped), int(health.skipped_in_a_row)))
+    seen.append((int(health.skipped), int(health.consecutive_skipped)))
   assert seen == [(0, 0), (1, 1), (2, 2), (2, 0), (3, 1), (3, 0)]
   # The schedule goes by the step number: bad steps did not delay it.
   _, metrics = take(state, jnp.float32(1.0), GRADS)
@@ -189,7 +189,7 @@ def watched(*losses, readable=(True, True)):
   """The health after steps of such losses, and its spikes after each."""
   health, spikes = checkpoints.Health.create(), []
   for loss in losses:
-    health = step.watch(
+    health = step.update_health(
       health, jnp.float32(loss), jnp.array(readable), spike_factor=3.0
     )
     spikes.append(int(health.spikes))

@@ -102,17 +102,17 @@ def test_a_relative_directory_is_made(settings, tmp_path, monkeypatch):
   monkeypatch.delenv(
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False
   )
-  compile_cache.keep("a/b")
+  compile_cache.enable("a/b")
   assert settings() == (str(tmp_path / "a" / "b"), 0)
   assert not list((tmp_path / "a" / "b").iterdir())
 
 
 def test_without_it_jax_has_its_own_word(settings, tmp_path, monkeypatch):
   before = settings()
-  compile_cache.keep("")
+  compile_cache.enable("")
   assert settings() == before
   monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
-  compile_cache.keep(str(tmp_path))
+  compile_cache.enable(str(tmp_path))
   assert settings() == (str(tmp_path), before[1])
 
 
@@ -120,12 +120,12 @@ def test_what_cannot_be_written_is_told(settings, tmp_path, monkeypatch):
   before = settings()
   (tmp_path / "file").touch()
   with pytest.raises(ConfigError, match=r"compile_cache=.*be made"):
-    compile_cache.keep(f"{tmp_path}/file/x")
+    compile_cache.enable(f"{tmp_path}/file/x")
 
   def full(path):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
   monkeypatch.setattr(workdirs, "probe", full)
   with pytest.raises(ConfigError, match=r"be written \(No space"):
-    compile_cache.keep(str(tmp_path))
+    compile_cache.enable(str(tmp_path))
   assert settings() == before

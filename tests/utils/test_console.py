@@ -7,7 +7,7 @@ from mae_jax.utils import console
 
 def test_control_characters_are_shown_and_not_done(capsys):
   name = "a\x1b[2Jb\rc\x07.png"
-  console.say(f"{name} is read")
+  console.info(f"{name} is read")
   console.warn(f"{name} cannot be read")
   out, err = capsys.readouterr()
   assert out == "a\\x1b[2Jb\\rc\\x07.png is read\n"
@@ -15,5 +15,5 @@ def test_control_characters_are_shown_and_not_done(capsys):
 
 
 def test_lines_and_letters_stay(capsys):
-  console.say("one\ttwo\nthree: Grün")
+  console.info("one\ttwo\nthree: Grün")
   assert capsys.readouterr().out == "one\ttwo\nthree: Grün\n"

@@ -75,7 +75,7 @@ def test_only_a_later_second_ctrl_c_leaves_at_once(process):
 def test_the_grace_is_bounded(process, number):
   process.send_signal(number)
   assert process.wait(10) == 75
-  assert "train.stop_seconds=0.3" in process.stderr.read()
+  assert "train.shutdown_timeout=0.3" in process.stderr.read()
 
 
 @pytest.mark.parametrize("process", [(0.3, "nothing")], indirect=True)

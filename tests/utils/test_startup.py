@@ -139,7 +139,7 @@ def test_to_import_the_tasks_needs_no_more():
 
 def test_what_is_left_out_can_be_imported_later(monkeypatch):
   monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-  with startup.without("colorsys", "ast"):
+  with startup.hide_packages("colorsys", "ast"):
     with pytest.raises(ImportError):
       import colorsys
     assert sys.modules["ast"] is ast  # it was there
@@ -149,9 +149,9 @@ def test_what_is_left_out_can_be_imported_later(monkeypatch):
 
 
 def test_the_parts_of_a_start_are_the_whole():
-  startup.begin()
+  startup.start_timer()
   for part in ("data", "state", "data"):
-    startup.ended(part)
+    startup.mark(part)
   found = startup.first_step()
   total = found.pop("start_seconds")
   assert list(found) == ["start_imports", "start_data", "start_state"]
@@ -159,13 +159,13 @@ def test_the_parts_of_a_start_are_the_whole():
   # This process has imported JAX, and has not run for a day.
   assert 0.3 < found["start_imports"] < 86400
   assert startup.first_step() == {}  # there is one start
-  startup.ended("data")
+  startup.mark("data")
   assert startup.first_step() == {}
 
 
 def test_a_start_is_told_in_a_line():
   seconds = {"start_seconds": 3.14, "start_imports": 3.0, "start_data": 0.04}
-  assert startup.told(seconds | {"start_compile": 0.1}) == (
+  assert startup.describe(seconds | {"start_compile": 0.1}) == (
     "first step after 3.1 s: importing 3.0, compiling and a step 0.1"
   )
   assert set(seconds) < set(metrics.TIMING)

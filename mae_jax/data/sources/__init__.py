@@ -53,5 +53,5 @@ def open_source(data: DataConfig, split: Split) -> Source | None:
     return None
   with storage.reaching(data.path):
     source = opener(data, split)
-  distributed.agree_on_data(split, source.identity if source else None)
+  distributed.check_same_data(split, source.identity if source else None)
   return source

@@ -39,8 +39,8 @@ def run(
   """
   server.check_port(port)  # before a network is read
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  hints = conversion.Hints(target=target, insist=target is not None)
-  network = reconstructor.Painter(checkpoint, mesh, hints)
+  hints = conversion.ModelOverrides(target=target, insist=target is not None)
+  network = reconstructor.Reconstructor(checkpoint, mesh, hints)
   opened = server.Server(network, host, port)
   with opened:
     address = f"http://{host}:{opened.server_port}/"
@@ -49,12 +49,12 @@ def run(
         f"{address} can be reached from other machines, and nobody is asked "
         "who they are"
       )
-    cli.say(f"{address} shows the page; Ctrl-C ends it")
+    cli.info(f"{address} shows the page; Ctrl-C ends it")
     if browser:
       webbrowser.open(address)
     with contextlib.suppress(KeyboardInterrupt):
       opened.serve_forever()
-  cli.say("ended")
+  cli.info("ended")
 
 
 def parser() -> cli.Parser:

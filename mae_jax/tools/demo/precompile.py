@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 _NEAR = 32  # patches more or fewer than the last that was asked for
 
 
-class Warmer:
+class Precompiler:
   """A thread that compiles, the nearest first, until it is closed."""
 
   def __init__(

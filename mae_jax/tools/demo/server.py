@@ -30,7 +30,7 @@ from mae_jax.models import masking
 from mae_jax.tools import output_folder, reconstruction_figures, reconstructor
 from mae_jax.tools import photo as photos
 from mae_jax.tools.demo import precompile
-from mae_jax.utils.errors import ConfigError, shown
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 MAX_BYTES = 32 << 20  # of an upload
 MAX_PIXELS = 64 << 20
@@ -57,17 +57,17 @@ def _field(asked: dict[str, Any], name: str, kind: Any, wanted: str) -> Any:
     raise _bad(f"{name} is missing: write {wanted}")
   value = asked[name]
   if not isinstance(value, kind) or isinstance(value, bool):
-    raise _bad(f"{name}={shown(value)} is not {wanted}")
+    raise _bad(f"{name}={abbreviate(value)} is not {wanted}")
   return value
 
 
-class Desk:
+class DemoService:
   """The network, and the images it was given.
 
   Its methods take and give JSON content; they raise `_Refused`.
   """
 
-  def __init__(self, network: reconstructor.Painter):
+  def __init__(self, network: reconstructor.Reconstructor):
     """Starts to compile for what may be asked."""
     self._network = network
     self._images: collections.OrderedDict[str, photos.Photo] = (
@@ -76,7 +76,7 @@ class Desk:
     length = network.grid[0] * network.grid[1]
     # Of a network whose masks are of pixels, the ratio may leave no patch.
     usual = min(max(int(length * (1 - network.mask_ratio)), 1), length - 1)
-    self._warmer = precompile.Warmer(self._compile, length, usual)
+    self._warmer = precompile.Precompiler(self._compile, length, usual)
 
   def close(self) -> None:
     """Ends what is under way; a compilation is waited for."""
@@ -99,7 +99,9 @@ class Desk:
   def add(self, data: bytes) -> dict[str, Any]:
     """Takes the bytes of an image file."""
     wanted = self._network.data
-    shape, _, reason = image_io.look(data, b"", wanted.channels, wanted.upright)
+    shape, _, reason = image_io.look(
+      data, b"", wanted.channels, wanted.exif_rotate
+    )
     if not reason and int(shape[0]) * int(shape[1]) > MAX_PIXELS:
       raise _Refused(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -107,7 +109,7 @@ class Desk:
         f"{MAX_PIXELS >> 20} million: make it smaller",
       )
     try:
-      whole = photos.decode(data, reason, wanted.channels, wanted.upright)
+      whole = photos.decode(data, reason, wanted.channels, wanted.exif_rotate)
     except photos.UnreadableError as error:
       raise _Refused(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"this is no image: {error}"
@@ -138,7 +140,7 @@ class Desk:
     "strategy", "mask_ratio" and "seed"; and "statistics".
     """
     if not isinstance(asked, dict):
-      raise _bad(f"{shown(asked)} is no object with an image")
+      raise _bad(f"{abbreviate(asked)} is no object with an image")
     photo = self._images.get(_field(asked, "image", str, "what /image gave"))
     if photo is None:
       raise _Refused(
@@ -165,7 +167,8 @@ class Desk:
     for place, each in enumerate(hidden):
       if each not in (0, 1):
         raise _bad(
-          f"hidden has {shown(each)} at {place}, not 0 or 1: write {wanted}"
+          f"hidden has {abbreviate(each)} at {place}, not 0 or 1: write "
+          f"{wanted}"
         )
     return np.array(hidden, bool)
 
@@ -175,11 +178,11 @@ class Desk:
     above = "a number above 0 and below 1"
     ratio = _field(asked, "mask_ratio", (int, float), above)
     if not 0 < ratio < 1:  # as NaN is not
-      raise _bad(f"mask_ratio={shown(ratio)} is not {above}")
+      raise _bad(f"mask_ratio={abbreviate(ratio)} is not {above}")
     whole = "a whole number from 0 to below 2^32"
     seed = _field(asked, "seed", int, whole)
     if not 0 <= seed < 1 << 32:
-      raise _bad(f"seed={shown(seed)} is not {whole}")
+      raise _bad(f"seed={abbreviate(seed)} is not {whole}")
     try:
       return self._network.masks(strategy, ratio, 1, seed)[0]
     except ConfigError as error:
@@ -355,7 +358,9 @@ class Server(http.server.ThreadingHTTPServer):
 
   daemon_threads = True
 
-  def __init__(self, network: reconstructor.Painter, host: str, port: int):
+  def __init__(
+    self, network: reconstructor.Reconstructor, host: str, port: int
+  ):
     """Listens.
 
     Args:
@@ -382,7 +387,7 @@ class Server(http.server.ThreadingHTTPServer):
         f"{flag} cannot be listened on "
         f"({getattr(error, 'strerror', None) or error}): name {remedy}"
       ) from error
-    self.desk = Desk(network)
+    self.desk = DemoService(network)
     # Elsewhere whoever is meant may have given it any name.
     self.names = LOOPBACK if host in LOOPBACK else ()
 

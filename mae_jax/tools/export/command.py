@@ -104,7 +104,7 @@ def write(
   with storage.reaching(checkpoint):
     # Of a run that goes on, the second reading might find another.
     step = conversion.locate(checkpoint)
-    run = conversion.read_run(step)
+    run = conversion.read_metadata(step)
   asked = {"pool": pool, "layer": layer, "image_size": image_size}
   what = _checked_what(what, run.config.task, checkpoint, asked)
   dtype = dtype or run.config.model.dtype
@@ -119,9 +119,9 @@ def write(
   with atomic_write.replacing_folder(out, manifest.describes) as folder:
     lines = _fill(folder, make_format(), step, about, asked)
     total = _size(folder)
-  cli.say(f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s")
+  cli.info(f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s")
   for line in lines:
-    cli.say(line)
+    cli.info(line)
 
 
 def _fill(

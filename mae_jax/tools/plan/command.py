@@ -56,13 +56,13 @@ def _search(
   for batch in batches:  # before the first of them takes minutes
     sharding.check_batch(mesh, batch, "--batches")
   found = []
-  console.say(
+  console.info(
     f"{config.task} of {config.model.variant} on {where.name}, "
     f"{len(where.devices)} devices; a line for each setting compiled"
   )
   for each in search.search(config, len(where.devices), compile_one, batches):
     cells = format.row(each)
-    console.say(
+    console.info(
       "  ".join(
         f"{name} {cell}"
         for name, cell in zip(format.HEADINGS, cells, strict=True)
@@ -71,17 +71,17 @@ def _search(
       + f"  ({each.compile_seconds:.0f} s)"
     )
     found.append(each)
-  console.say("")
-  console.say(
+  console.info("")
+  console.info(
     format.table([format.row(each) for each in found], format.HEADINGS)
   )
-  console.say("")
+  console.info("")
   chosen = search.best(found)
   if chosen is None:
     raise ConfigError(search.why_none(found, where.name))
-  console.say(format.text(chosen, where))
-  console.say("")
-  console.say(f"The fastest that fits: {format.flags(chosen.planned.config)}")
+  console.info(format.text(chosen, where))
+  console.info("")
+  console.info(f"The fastest that fits: {format.flags(chosen.planned.config)}")
 
 
 def _number(text: str) -> int:
@@ -110,7 +110,7 @@ def _run() -> None:
   except ConfigError as error:
     raise ConfigError(f"--topology={error}") from None
 
-  def compile_one(config: Config) -> compile_step.Measured:
+  def compile_one(config: Config) -> compile_step.CompiledStep:
     planned = planned_step.on_slice(
       config, where, _EXAMPLES.value, _CLASSES.value
     )
@@ -119,7 +119,7 @@ def _run() -> None:
   if _SEARCH.value:
     _search(config, where, compile_one)
   else:
-    console.say(format.text(compile_one(config), where))
+    console.info(format.text(compile_one(config), where))
 
 
 def _main(argv: list[str]) -> None:

@@ -41,7 +41,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class CompiledStep:
   """A compiled run.
 
   Attributes:
@@ -54,7 +54,7 @@ class Measured:
     compile_seconds: on this machine.
   """
 
-  planned: plan_program.Planned
+  planned: plan_program.PlannedStep
   chip: hardware.Chip
   num_params: int
   memory: Memory
@@ -69,7 +69,7 @@ _OPTIONS = {
 }
 
 
-def lower(planned: plan_program.Planned, state: Any = None) -> Any:
+def lower(planned: plan_program.PlannedStep, state: Any = None) -> Any:
   """The train step as XLA is given it, a `jax.stages.Lowered`."""
   state = program_lib.abstract_state(planned) if state is None else state
   step = program_lib.jit_step(
@@ -82,7 +82,9 @@ def lower(planned: plan_program.Planned, state: Any = None) -> Any:
     return step.lower(state, planned.batch())
 
 
-def measure(planned: plan_program.Planned, chip: hardware.Chip) -> Measured:
+def measure(
+  planned: plan_program.PlannedStep, chip: hardware.Chip
+) -> CompiledStep:
   """Compiles the train step; too little memory is a result."""
   state = program_lib.abstract_state(planned)
   batch = planned.batch()
@@ -102,7 +104,7 @@ def measure(planned: plan_program.Planned, chip: hardware.Chip) -> Measured:
     peak, fits = _wanted(str(error), held), False
   if peak > chip.hbm_bytes:  # the CUDA compiler does not refuse
     fits = False
-  return Measured(
+  return CompiledStep(
     planned,
     chip,
     num_params,

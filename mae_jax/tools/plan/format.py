@@ -9,7 +9,7 @@ from mae_jax.tools.plan import compile_step, topology
 from mae_jax.tools.plan import roofline as estimate_lib
 
 
-def text(measured: compile_step.Measured, where: topology.Topology) -> str:
+def text(measured: compile_step.CompiledStep, where: topology.Topology) -> str:
   """All that is known of a compiled run."""
   planned = measured.planned
   config, mesh = planned.config, planned.mesh
@@ -84,7 +84,7 @@ HEADINGS = (
 )
 
 
-def row(measured: compile_step.Measured) -> list[str]:
+def row(measured: compile_step.CompiledStep) -> list[str]:
   """The cells of one run under HEADINGS."""
   config = measured.planned.config
   found = estimate_lib.estimate(measured) if measured.fits else None
@@ -132,7 +132,7 @@ def _tokens(tokens: tuple[int, ...]) -> str:
   )
 
 
-def _flops(measured: compile_step.Measured) -> str:
+def _flops(measured: compile_step.CompiledStep) -> str:
   analytic = measured.planned.program.flops_per_image
   result = f"{analytic:.3e} on paper"
   if measured.costs is None:
@@ -144,7 +144,7 @@ def _flops(measured: compile_step.Measured) -> str:
   return f"{result}, {compiled:.3e} compiled ({change:+.1%})"
 
 
-def _verdict(measured: compile_step.Measured) -> str:
+def _verdict(measured: compile_step.CompiledStep) -> str:
   peak, capacity = measured.memory.peak, measured.chip.hbm_bytes
   if measured.fits:
     share = peak / capacity

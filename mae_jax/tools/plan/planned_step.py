@@ -24,7 +24,7 @@ CLASSES = 1000  # and their classes
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class PlannedStep:
   """A run as its devices see it.
 
   Attributes:
@@ -37,7 +37,7 @@ class Planned:
 
   config: Config
   mesh: Mesh
-  program: program_lib.Program
+  program: program_lib.TaskStep
   total_steps: int
   tokens: tuple[int, ...]
 
@@ -76,7 +76,7 @@ class Planned:
 
 def planned(
   config: Config, mesh: Mesh, num_examples: int, num_classes: int
-) -> Planned:
+) -> PlannedStep:
   """What `main` would build, were the data there.
 
   Args:
@@ -103,7 +103,7 @@ def planned(
   if config.task == "pretrain":
     model = factory.masked_autoencoder(config, platform)
     program = pretrain.program(config, model, lr_fn, total_steps)
-    return Planned(config, mesh, program, total_steps, _tokens(model))
+    return PlannedStep(config, mesh, program, total_steps, _tokens(model))
   if config.task not in classifiers.CLASSIFIERS:
     raise ConfigError(
       f"task={config.task!r} has no train step to plan: use one of pretrain, "
@@ -123,7 +123,7 @@ def planned(
     config.data.image_size, classifier.encoder.patch_size
   )
   tokens = (1 + rows * columns,)
-  return Planned(config, mesh, program, total_steps, tokens)
+  return PlannedStep(config, mesh, program, total_steps, tokens)
 
 
 def on_slice(
@@ -131,7 +131,7 @@ def on_slice(
   where: topology.Topology,
   num_examples: int = IMAGENET,
   num_classes: int = CLASSES,
-) -> Planned:
+) -> PlannedStep:
   """The same on all devices of a slice, as `config.mesh` has them."""
   mesh = sharding.make_mesh(config.mesh, where.devices)
   return planned(config, mesh, num_examples, num_classes)

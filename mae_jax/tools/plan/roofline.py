@@ -49,7 +49,7 @@ class Estimate:
     return max(parts, key=lambda name: parts[name])
 
 
-def estimate(measured: compile_step.Measured) -> Estimate | None:
+def estimate(measured: compile_step.CompiledStep) -> Estimate | None:
   """The roofline of a compiled run; None if its costs are not known."""
   if measured.costs is None:
     return None

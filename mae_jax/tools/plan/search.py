@@ -16,7 +16,7 @@ from mae_jax.tools.plan import compile_step, roofline
 
 REMAT = tuple(transformer.REMAT_POLICIES)
 
-Measure = Callable[[Config], compile_step.Measured]
+Measure = Callable[[Config], compile_step.CompiledStep]
 
 
 def candidates(devices: int) -> list[int]:
@@ -30,7 +30,7 @@ def search(
   devices: int,
   measured: Measure,
   batches: Sequence[int] = (),
-) -> Iterator[compile_step.Measured]:
+) -> Iterator[compile_step.CompiledStep]:
   """Compiles one setting after the other, and gives each as it is done.
 
   Args:
@@ -45,8 +45,8 @@ def search(
 
 
 def best(
-  found: Sequence[compile_step.Measured],
-) -> compile_step.Measured | None:
+  found: Sequence[compile_step.CompiledStep],
+) -> compile_step.CompiledStep | None:
   """The one with most images a second; None if there is none."""
   rates = [
     (known.images_per_second, -each.memory.peak, number)
@@ -56,7 +56,7 @@ def best(
   return found[max(rates)[-1]] if rates else None
 
 
-def why_none(found: Sequence[compile_step.Measured], slice_: str) -> str:
+def why_none(found: Sequence[compile_step.CompiledStep], slice_: str) -> str:
   """What there is to say, and to do, when there is no best one."""
   if any(each.fits for each in found):
     return (
@@ -71,7 +71,7 @@ def why_none(found: Sequence[compile_step.Measured], slice_: str) -> str:
 
 def _fit(
   config: Config, devices: int, measured: Measure
-) -> Iterator[compile_step.Measured]:
+) -> Iterator[compile_step.CompiledStep]:
   """For each policy the least accumulation that fits."""
   share = config.data.batch_size // devices
   for remat in REMAT:

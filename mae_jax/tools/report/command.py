@@ -51,7 +51,7 @@ def write(
       for run, name in zip(found, names, strict=True)
     ]
     file.write(page.render(found, known).encode())
-  cli.say(f"{out}: {', '.join(names)}; open it in a browser")
+  cli.info(f"{out}: {', '.join(names)}; open it in a browser")
 
 
 def parser() -> cli.Parser:

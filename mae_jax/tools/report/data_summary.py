@@ -16,7 +16,7 @@ _COUNTS = {
 }
 
 
-def of(run: run_logs.Run, name: str, look_at: int) -> page.Health:
+def of(run: run_logs.RunLogs, name: str, look_at: int) -> page.Health:
   """What its logs say, and what its data look like if they are here.
 
   Args:

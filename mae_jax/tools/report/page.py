@@ -41,7 +41,7 @@ _NO_TRACE = "start_"  # of one line each
 COUNTS = {
   "loss_spikes": "loss spikes",
   "skipped": "skipped steps",
-  "skipped_in_a_row": "skipped steps in a row",
+  "consecutive_skipped": "skipped steps in a row",
   "unreadable": "unreadable images",
   "eval_unreadable": "unreadable held-out images",
 }
@@ -74,7 +74,7 @@ class Health:
   warnings: list[str]
 
 
-def render(runs: Sequence[runs_lib.Run], health: Sequence[Health]) -> str:
+def render(runs: Sequence[runs_lib.RunLogs], health: Sequence[Health]) -> str:
   """The page.
 
   Args:
@@ -133,7 +133,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _sections(
-  runs: Sequence[runs_lib.Run],
+  runs: Sequence[runs_lib.RunLogs],
 ) -> Iterator[tuple[str, _Charts, str]]:
   """Names, charts as titles with scalars, and what is said in their place."""
   logged = dict.fromkeys(
@@ -176,7 +176,7 @@ def _sections(
 def _none(keys: Sequence[str]) -> str:
   """A line for counts that are zero all through; "" for no counts."""
   # Where no step was skipped, none was in a row.
-  names = [COUNTS[key] for key in keys if key != "skipped_in_a_row"]
+  names = [COUNTS[key] for key in keys if key != "consecutive_skipped"]
   if len(names) > 1:
     names[-2:] = [f"{names[-2]} or {names[-1]}"]
   return f"no {', '.join(names)}" if names else ""
@@ -201,7 +201,7 @@ def _labels(shots: str) -> str:
 
 
 def _traces(
-  runs: Sequence[runs_lib.Run], names: Sequence[str], keys: Sequence[str]
+  runs: Sequence[runs_lib.RunLogs], names: Sequence[str], keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
   for number, (run, name) in enumerate(zip(runs, names, strict=True)):
     for dash, key in enumerate(keys):
@@ -257,7 +257,7 @@ def _layout(title: str, steps: Collection[int]) -> dict[str, Any]:
 
 
 def _sliders(
-  runs: Sequence[runs_lib.Run], names: Sequence[str]
+  runs: Sequence[runs_lib.RunLogs], names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
   for number, (run, name) in enumerate(zip(runs, names, strict=True)):
     for place, (tag, pictures) in enumerate(sorted(run.pictures.items())):
@@ -275,7 +275,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def _summary(
-  runs: Sequence[runs_lib.Run], names: Sequence[str]
+  runs: Sequence[runs_lib.RunLogs], names: Sequence[str]
 ) -> dict[str, Any]:
   columns = {"loss": "loss", "eval_loss": "held-out loss"}
   if any(run.last("eval_top1") is not None for run in runs):
@@ -301,7 +301,7 @@ def _figure(key: str, value: float | None) -> str:
 
 
 def _settings(
-  runs: Sequence[runs_lib.Run], names: Sequence[str]
+  runs: Sequence[runs_lib.RunLogs], names: Sequence[str]
 ) -> dict[str, Any]:
   """Every setting; first those in which a run differs."""
   notes, columns, heads = [], [], []
@@ -343,7 +343,7 @@ class _Column:
   directory: str
 
   @classmethod
-  def of(cls, run: runs_lib.Run, config: Config) -> _Column:
+  def of(cls, run: runs_lib.RunLogs, config: Config) -> _Column:
     recipe = runs_lib.recipe_config(run)
     return cls(
       dict(leaves(config)),
@@ -365,7 +365,7 @@ class _Column:
 
 
 def _environment(
-  runs: Sequence[runs_lib.Run], names: Sequence[str]
+  runs: Sequence[runs_lib.RunLogs], names: Sequence[str]
 ) -> dict[str, Any]:
   rows = []
   for key in ("command", "devices", "processes", "host", "system", "cores"):

@@ -21,7 +21,7 @@ from mae_jax.utils.errors import ConfigError
 
 # Settings that name a file or directory, of a recipe with its arguments.
 _PATHS = (
-  "compare.pretrain",
+  "label_efficiency.pretrain",
   "data.data_dir",
   "data.path",
   "init_from",
@@ -30,7 +30,7 @@ _PATHS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunLogs:
   """A run, as far as it has come.
 
   Attributes:
@@ -70,7 +70,7 @@ class Run:
     return os.getcwd()
 
 
-def read(workdir: str, recipe: str | None = None) -> Run:
+def read(workdir: str, recipe: str | None = None) -> RunLogs:
   """Reads a workdir, of a run that has ended or not.
 
   Args:
@@ -91,7 +91,7 @@ def read(workdir: str, recipe: str | None = None) -> Run:
       )
     pictures = _pictures(path / "tensorboard")
   started = run_info.read(path)
-  return Run(
+  return RunLogs(
     os.fspath(workdir).rstrip("/"),
     records,
     pictures,
@@ -101,7 +101,7 @@ def read(workdir: str, recipe: str | None = None) -> Run:
   )
 
 
-def recipe_config(run: Run) -> Config | None:
+def recipe_config(run: RunLogs) -> Config | None:
   """What the recipe of a run says; None if it is not here any more."""
   if run.recipe is None:
     return None
@@ -231,6 +231,6 @@ def _config(workdir: epath.Path, started: Mapping[str, Any]) -> Config | None:
   try:
     if "config" in started:
       return from_config_dict(started["config"])
-    return checkpoints.read_run(workdir).config
+    return checkpoints.read_metadata(workdir).config
   except ConfigError:  # of another version, or nothing was saved
     return None

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mae_jax import checkpoints, conversion
 from mae_jax.config import Config, Duration
 from mae_jax.data import few_shot, pipeline, sources
-from mae_jax.data.bad_images import Unreadable
+from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.evals import classification, eval_data
 from mae_jax.models import classifiers, patchify
@@ -24,7 +24,7 @@ from mae_jax.utils import startup
 from mae_jax.utils.errors import ConfigError
 
 
-class Images:
+class ImageTask:
   """The images of a run, and how they become steps.
 
   Attributes:
@@ -45,9 +45,9 @@ class Images:
       ConfigError: on any setting of data, lengths or batches that cannot work.
     """
     self._config, self._mesh = config, mesh
-    startup.ended("devices")
+    startup.mark("devices")
     program_lib.check_batch(config, mesh)
-    self.train_source = few_shot.few(
+    self.train_source = few_shot.limit_per_class(
       sources.open_source(config.data, "train"),
       config.data.shots,
       config.data.shots_seed,
@@ -57,7 +57,7 @@ class Images:
     self.num_examples = self.train_source.num_examples
     self.data_identity = self.train_source.identity
     self.class_names: Sequence[str] = self.train_source.class_names or ()
-    self.unreadable = Unreadable()
+    self.unreadable = BadImages()
     self.total_steps = self.steps(config.train.length, "train.length")
     self.lr_fn: optax.Schedule = optim.learning_rate(
       config.optim,
@@ -67,7 +67,7 @@ class Images:
     # Read from when training starts. Made here, since only the pipeline knows
     # whether the settings of the data fit these images and this process.
     self.train_batches(0)
-    startup.ended("data")
+    startup.mark("data")
 
   def steps(self, duration: str, field: str) -> int:
     """A Duration of the config in steps."""
@@ -105,7 +105,7 @@ class Images:
     )
 
 
-class Labelled(Images):
+class ClassificationTask(ImageTask):
   """Learns to tell classes apart, from an encoder that was pre-trained.
 
   Attributes:
@@ -130,7 +130,7 @@ class Labelled(Images):
     ):
       if isinstance(source, sources.Records):
         what = f"data.{name}_split={getattr(config.data, f'{name}_split')!r}"
-        eval_data.check_images(eval_data.Part(source, what, config.data))
+        eval_data.check_images(eval_data.EvalSplit(source, what, config.data))
     build = classifiers.CLASSIFIERS[config.task]
     platform = mesh.devices.flat[0].platform
     self.classifier = build(config, len(self.class_names), platform)
@@ -149,7 +149,7 @@ class Labelled(Images):
     self.init, self.train_step = program.init, program.train_step
     self.flops_per_image = program.flops_per_image
 
-  def seeded(self, seed: jax.Array | int) -> program_lib.Program:
+  def seeded(self, seed: jax.Array | int) -> program_lib.TaskStep:
     """What is compiled of a run with some seed, which may be traced."""
     raise NotImplementedError
 
@@ -162,8 +162,8 @@ class Labelled(Images):
       self._mesh,
       self.grid,
       self.classifier.encoder,
-      conversion.Hints.of_config(self._config),
-      channels=init_from.adapted_to(self._config),
+      conversion.ModelOverrides.of_config(self._config),
+      channels=init_from.adaptable_channels(self._config),
     )
     shardings = jax.tree.map(lambda x: x.sharding, like)
     drawn = jax.jit(lambda: self.init().params, out_shardings=shardings)()

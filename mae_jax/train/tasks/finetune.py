@@ -77,7 +77,7 @@ def train_step(
     x, targets, noise = part
     params = jax.tree.map(
       lambda changes, p: jnp.where(changes, p, jax.lax.stop_gradient(p)),
-      vit.trainable(params, settings.trained),
+      vit.trainable(params, settings.trainable),
       params,
     )
     logits: Any = model.apply({"params": params}, x, noise, settings.drop_path)
@@ -99,11 +99,11 @@ def train_step(
       params[ROLE], params[classifiers.AVERAGED], share
     )
     params = params | {classifiers.AVERAGED: averaged}
-  health = step.watch(
+  health = step.update_health(
     state.health, loss, batch["readable"], config.train.spike_factor
   )
   state = dataclasses.replace(state, params=params, health=health)
-  return state, values | step.counts(health)
+  return state, values | step.health_metrics(health)
 
 
 def program(
@@ -111,7 +111,7 @@ def program(
   classifier: classifiers.FineTuned,
   lr_fn: optax.Schedule,
   seed: jax.Array | int,
-) -> program_lib.Program:
+) -> program_lib.TaskStep:
   """What is compiled of a run.
 
   Args:
@@ -125,11 +125,11 @@ def program(
   scales = jax.tree.map(
     lambda scale, changes: np.float32(scale * changes),
     optim.layer_scales(params, config.optim.layer_decay),
-    vit.trainable(params, config.classify.trained),
+    vit.trainable(params, config.classify.trainable),
   )
   tx = optim.adamw(config.optim, optim.FINETUNE_NOT_DECAYED, scales)
   data, patch_size = config.data, classifier.encoder.patch_size
-  return program_lib.Program(
+  return program_lib.TaskStep(
     init=functools.partial(
       program_lib.init_classifier, classifier, tx, role=ROLE, seed=seed
     ),
@@ -149,17 +149,17 @@ def program(
   )
 
 
-class Finetuning(base.Labelled):
+class FinetuneTask(base.ClassificationTask):
   """The task as `loop.run` drives it."""
 
   classifier: classifiers.FineTuned
 
-  def seeded(self, seed: jax.Array | int) -> program_lib.Program:
+  def seeded(self, seed: jax.Array | int) -> program_lib.TaskStep:
     """As in `task.Labelled`."""
     return program(self._config, self.classifier, self.lr_fn, seed)
 
 
-def run(config: Config, workdir: str, stop: signals.Interrupts) -> None:
+def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
   """Fine-tunes, or goes on where an earlier run in `workdir` stopped."""
   mesh = sharding.make_mesh(config.mesh)
-  loop.run(Finetuning(config, mesh), config, mesh, workdir, stop)
+  loop.run(FinetuneTask(config, mesh), config, mesh, workdir, stop)

@@ -41,10 +41,12 @@ from mae_jax.utils.errors import ConfigError
 
 PRETRAINED, SCRATCH = "pre-trained", "from scratch"
 
-Kinds: TypeAlias = Mapping[str, Callable[[Config, Mesh], base.Labelled]]
+Kinds: TypeAlias = Mapping[
+  str, Callable[[Config, Mesh], base.ClassificationTask]
+]
 
 
-class Comparison:
+class LabelEfficiencyTask:
   """The task as `loop.run` drives it.
 
   Attributes:
@@ -68,12 +70,12 @@ class Comparison:
     Raises:
       ConfigError: on any setting that cannot work.
     """
-    settings = config.compare
-    kind = lookup(kinds, settings.task, "compare.task")
+    settings = config.label_efficiency
+    kind = lookup(kinds, settings.task, "label_efficiency.task")
     if not settings.shots:
       raise ConfigError(
-        "compare.shots=() compares nothing: give it numbers of images a class, "
-        "such as 5,10,0 (0: all)"
+        "label_efficiency.shots=() compares nothing: give it numbers of "
+        "images a class, such as 5,10,0 (0: all)"
       )
     self._config, self._mesh = config, mesh
     self._one = kind(dataclasses.replace(config, task=settings.task), mesh)
@@ -90,7 +92,7 @@ class Comparison:
     )
     starts = (PRETRAINED, SCRATCH) if settings.scratch else (PRETRAINED,)
     self.members = tuple(
-      label_efficiency_report.Member(start, *stream)
+      label_efficiency_report.Trial(start, *stream)
       for start, stream in itertools.product(starts, self._streams)
     )
     self.total_steps = self._one.total_steps
@@ -137,8 +139,8 @@ class Comparison:
       self._mesh,
       self._one.grid,
       self._one.classifier.encoder,
-      conversion.Hints.of_config(self._config),
-      channels=init_from.adapted_to(self._config),
+      conversion.ModelOverrides.of_config(self._config),
+      channels=init_from.adaptable_channels(self._config),
     )
     # Only of the scratch members is what is drawn kept.
     count = len(self._streams)
@@ -168,7 +170,7 @@ class Comparison:
     """
     data = self._config.data
     seeds = [seed for _, seed in self._streams]
-    chosen = few_shot.several(self._one.train_source, self._streams)
+    chosen = few_shot.few_shot_subsets(self._one.train_source, self._streams)
     return pipeline.side_by_side(
       list(zip(chosen, seeds, strict=True)),
       data,
@@ -203,7 +205,7 @@ class Comparison:
     health = jax.tree.map(lambda x: x.max(axis=0), healths)
     means = jax.tree.map(lambda x: x.mean(axis=0), values)
     after = TrainState(state.step + 1, params, opt_state, health)
-    return after, means | step.counts(health)
+    return after, means | step.health_metrics(health)
 
   def _each(self, one: Callable, members: Any, shared: Any) -> Any:
     """`one` of each member, device by device, one after the other."""
@@ -263,13 +265,13 @@ class Comparison:
 def run(
   config: Config,
   workdir: str,
-  stop: signals.Interrupts,
+  stop: signals.StopSignals,
   kinds: Kinds,
-  pretrain: Callable[[Config, str, signals.Interrupts], None],
+  pretrain: Callable[[Config, str, signals.StopSignals], None],
 ) -> None:
   """Compares, or goes on where an earlier run in `workdir` stopped.
 
-  Without `init_from`, the recipe `compare.pretrain` is run first, in
+  Without `init_from`, the recipe `label_efficiency.pretrain` is run first, in
   WORKDIR/pretrain, or goes on there.
 
   Args:
@@ -283,7 +285,7 @@ def run(
     ConfigError: if there is nothing to start from, and as the tasks do.
   """
   mesh = sharding.make_mesh(config.mesh)
-  comparison_task = Comparison(config, mesh, kinds)
+  comparison_task = LabelEfficiencyTask(config, mesh, kinds)
   if not config.init_from and not _has_begun(workdir):
     first = _first(config)
     where = os.path.join(workdir, "pretrain")
@@ -291,7 +293,7 @@ def run(
       pretrain(first, where, stop)
     except ConfigError as error:  # no setting of the comparison's
       raise ConfigError(
-        f"compare.pretrain={config.compare.pretrain}: {error}"
+        f"label_efficiency.pretrain={config.label_efficiency.pretrain}: {error}"
       ) from error
     config = dataclasses.replace(config, init_from=where)
   loop.run(comparison_task, config, mesh, workdir, stop)
@@ -307,23 +309,23 @@ def _has_begun(workdir: str) -> bool:
 
 
 def _first(config: Config) -> Config:
-  recipe = config.compare.pretrain
+  recipe = config.label_efficiency.pretrain
   if not recipe:
     raise ConfigError(
       "there is nothing to start from: set --config.init_from=CHECKPOINT, or "
-      "--config.compare.pretrain=RECIPE to train one first"
+      "--config.label_efficiency.pretrain=RECIPE to train one first"
     )
   first = overrides.recipe(recipe)
   if first.task != "pretrain":
     raise ConfigError(
-      f"compare.pretrain={recipe} is of task={first.task}: name a recipe that "
-      "pre-trains, such as configs/digits.py"
+      f"label_efficiency.pretrain={recipe} is of task={first.task}: name a "
+      "recipe that pre-trains, such as configs/digits.py"
     )
   for name in ("source", "name", "path", "channels", "image_size"):
     old, new = getattr(first.data, name), getattr(config.data, name)
     if old != new:
       raise ConfigError(
-        f"compare.pretrain={recipe} has data.{name}={old!r}, and the "
+        f"label_efficiency.pretrain={recipe} has data.{name}={old!r}, and the "
         f"comparison {new!r}: pre-train on these images first, and set "
         "--config.init_from to that run"
       )

@@ -67,13 +67,13 @@ def train_step(
     name: jnp.where(kept, getattr(stats, name), old)
     for name, old in state.params[STATS].items()
   }
-  health = step.watch(
+  health = step.update_health(
     state.health, loss, batch["readable"], config.train.spike_factor
   )
   state = dataclasses.replace(
     state, health=health, params=state.params | {STATS: statistics}
   )
-  return state, values | step.counts(health)
+  return state, values | step.health_metrics(health)
 
 
 def program(
@@ -81,7 +81,7 @@ def program(
   classifier: classifiers.Probe,
   lr_fn: optax.Schedule,
   seed: jax.Array | int,
-) -> program_lib.Program:
+) -> program_lib.TaskStep:
   """What is compiled of a run.
 
   Args:
@@ -92,7 +92,7 @@ def program(
   """
   tx = optim.lars(config.optim)
   data, patch_size = config.data, classifier.encoder.patch_size
-  return program_lib.Program(
+  return program_lib.TaskStep(
     init=functools.partial(
       program_lib.init_classifier, classifier, tx, role=HEAD, seed=seed
     ),
@@ -154,7 +154,7 @@ def _check_groups(config: Config) -> None:
     )
 
 
-class LinearProbe(base.Labelled):
+class LinprobeTask(base.ClassificationTask):
   """The task as `loop.run` drives it."""
 
   classifier: classifiers.Probe
@@ -168,12 +168,12 @@ class LinearProbe(base.Labelled):
     check(config)
     super().__init__(config, mesh)
 
-  def seeded(self, seed: jax.Array | int) -> program_lib.Program:
+  def seeded(self, seed: jax.Array | int) -> program_lib.TaskStep:
     """As in `task.Labelled`."""
     return program(self._config, self.classifier, self.lr_fn, seed)
 
 
-def run(config: Config, workdir: str, stop: signals.Interrupts) -> None:
+def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
   """Probes, or goes on where an earlier run in `workdir` stopped."""
   mesh = sharding.make_mesh(config.mesh)
-  loop.run(LinearProbe(config, mesh), config, mesh, workdir, stop)
+  loop.run(LinprobeTask(config, mesh), config, mesh, workdir, stop)

@@ -69,22 +69,22 @@ def train_step(
   (loss, metrics), grads = jax.lax.switch(
     which(state.step),
     [functools.partial(taken, model) for model in models],
-    {role: state.params[role] for role in objective.trained},
+    {role: state.params[role] for role in objective.optimizers},
     batch["image"],
   )
   moves = {
-    role: update.Move(how.tx, how.lr_fn(state.step), grads[role])
-    for role, how in objective.trained.items()
+    role: update.RoleUpdate(how.tx, how.lr_fn(state.step), grads[role])
+    for role, how in objective.optimizers.items()
   }
   state, values = update.update_all(state, moves, loss)
   values |= metrics
   # Of more than one part the whole may be below 0, where nothing is a spike.
   watched = values.get("loss_reconstruction", values["loss"])
-  health = update.watch(
+  health = update.update_health(
     state.health, watched, batch["readable"], config.train.spike_factor
   )
   state = dataclasses.replace(state, health=health)
-  return state, values | update.counts(health)
+  return state, values | update.health_metrics(health)
 
 
 def program(
@@ -92,7 +92,7 @@ def program(
   model: mae.MaskedAutoencoder,
   lr_fn: optax.Schedule,
   total_steps: int,
-) -> program_lib.Program:
+) -> program_lib.TaskStep:
   """What is compiled of a run.
 
   Args:
@@ -106,7 +106,9 @@ def program(
   """
   settings, seed = config.objective, config.train.seed
   by_ratio = factory.variants_of_mask(model, config)
-  pick = lookup(VARIES, settings.varies, "objective.varies")
+  pick = lookup(
+    MASK_SCHEDULES, settings.mask_schedule, "objective.mask_schedule"
+  )
 
   def which(step: jax.Array) -> jax.Array | int:
     ratio, strategy = (
@@ -119,7 +121,7 @@ def program(
     return ratio * len(by_ratio[0]) + strategy
 
   kind = lookup(
-    objectives.OBJECTIVES, config.adversary.judges, "adversary.judges"
+    objectives.OBJECTIVES, config.discriminator.type, "discriminator.type"
   )
   objective = kind(config, model, lr_fn, total_steps)
 
@@ -129,12 +131,12 @@ def program(
       params=params,
       opt_state={
         role: how.tx.init(params[role])
-        for role, how in objective.trained.items()
+        for role, how in objective.optimizers.items()
       },
     )
 
   models = list(itertools.chain(*by_ratio))
-  return program_lib.Program(
+  return program_lib.TaskStep(
     init=init,
     train_step=functools.partial(
       train_step,
@@ -151,12 +153,12 @@ def program(
   )
 
 
-def _drawn(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
+def _random(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
   del step, total
   return jax.random.randint(key, (), 0, count)
 
 
-def _staged(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
+def _sequential(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
   del key
   begins = [-(-number * total // count) for number in range(1, count)]
   return sum((step >= begin for begin in begins), jnp.int32(0))
@@ -164,13 +166,13 @@ def _staged(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
 
 # Which of several a step takes, by name: from a key of its own, its number, the
 # number of all steps and that of what there is to take.
-VARIES: dict[str, Callable[[jax.Array, jax.Array, int, int], Any]] = {
-  "drawn": _drawn,
-  "staged": _staged,
+MASK_SCHEDULES: dict[str, Callable[[jax.Array, jax.Array, int, int], Any]] = {
+  "random": _random,
+  "sequential": _sequential,
 }
 
 
-class Pretraining(base.Images):
+class PretrainTask(base.ImageTask):
   """The task as `loop.run` drives it."""
 
   def __init__(self, config: Config, mesh: Mesh):
@@ -202,9 +204,9 @@ class Pretraining(base.Images):
     Raises:
       ConfigError: if what is not trained would stay as it was drawn.
     """
-    if objectives.FROZEN[self._config.objective.trained]:
+    if objectives.FROZEN[self._config.objective.trainable]:
       raise ConfigError(
-        f"objective.trained={self._config.objective.trained!r} leaves the "
+        f"objective.trainable={self._config.objective.trainable!r} leaves the "
         "encoder as it starts, which here is at random: set init_from to a "
         "checkpoint of pre-training"
       )
@@ -229,7 +231,7 @@ class Pretraining(base.Images):
 
   def load(self, path: str, like: Any) -> Any:
     """The network of another pre-training run; an opponent is drawn."""
-    hints = conversion.Hints.of_config(self._config)
+    hints = conversion.ModelOverrides.of_config(self._config)
     found = init_from.load_autoencoder(
       path,
       like,
@@ -237,7 +239,7 @@ class Pretraining(base.Images):
       self._model,
       hints,
       self._config.objective,
-      channels=init_from.adapted_to(self._config),
+      channels=init_from.adaptable_channels(self._config),
     )
     others = {role: like[role] for role in like if role not in found}
     drawn = jax.jit(
@@ -247,10 +249,10 @@ class Pretraining(base.Images):
     return found | drawn
 
 
-def run(config: Config, workdir: str, stop: signals.Interrupts) -> None:
+def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
   """Pre-trains, or goes on where an earlier run in `workdir` stopped."""
   mesh = sharding.make_mesh(config.mesh)
-  pretraining_task = Pretraining(config, mesh)
+  pretraining_task = PretrainTask(config, mesh)
   left_out = pretraining_task.evaluate.left_out
   if left_out and jax.process_index() == 0:
     print(left_out, flush=True)

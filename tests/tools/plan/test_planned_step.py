@@ -56,7 +56,7 @@ def test_tokens():
 @pytest.mark.parametrize(
   ("sections", "text"),
   [
-    ({"task": "compare"}, "task='compare' has no train step to plan"),
+    ({"task": "label_efficiency"}, "task='compare' has no train step to plan"),
     ({"data": {"batch_size": 12}}, "batch_size=12 is not a multiple of the 8"),
     (
       {"data": {"batch_size": 8}, "optim": {"accum_steps": 2}},

@@ -31,7 +31,7 @@ REDUCE = hlo_costs.Collective(
 
 def made_up(
   config: Config | None = None, **changes: Any
-) -> compile_step.Measured:
+) -> compile_step.CompiledStep:
   """A run of 64 images on eight devices, with round costs."""
   config = config or compiled_steps.config(train={"length": "1000 steps"})
   mesh = sharding.make_mesh(config.mesh, jax.devices())
@@ -44,7 +44,7 @@ def made_up(
     "costs": hlo_costs.Costs(2e9, 1e9, (GATHER, REDUCE)),
     "compile_seconds": 1.0,
   }
-  return compile_step.Measured(**(settings | changes))
+  return compile_step.CompiledStep(**(settings | changes))
 
 
 def test_a_step_waits_for_the_slowest():
@@ -82,7 +82,7 @@ def test_without_costs_there_is_no_estimate():
 def fake(need: dict[str, float], kept: list[Config]) -> Any:
   """Memory by what is recomputed, divided by accumulation, of 1 that is had."""
 
-  def measured(config: Config) -> compile_step.Measured:
+  def measured(config: Config) -> compile_step.CompiledStep:
     kept.append(config)
     peak = need[config.model.remat] / config.optim.accum_steps
     slow = {"none": 1.0, "dots": 1.1, "full": 1.4}[config.model.remat]

@@ -16,7 +16,7 @@ MESHES = {"data": 1, "both": 4, "fsdp": 8}
 
 
 @functools.cache
-def step(fsdp: int, accum_steps: int = 1) -> compile_step.Measured:
+def step(fsdp: int, accum_steps: int = 1) -> compile_step.CompiledStep:
   return compiled_steps.measured(
     compiled_steps.config(
       mesh={"fsdp": fsdp}, optim={"accum_steps": accum_steps}
@@ -25,7 +25,7 @@ def step(fsdp: int, accum_steps: int = 1) -> compile_step.Measured:
 
 
 def params_bytes(
-  found: compile_step.Measured, split: bool | None = None
+  found: compile_step.CompiledStep, split: bool | None = None
 ) -> int:
   """Of all parameters, or those that are split over fsdp, or those not."""
   state = program_lib.abstract_state(found.planned)

@@ -33,18 +33,18 @@ def vit_b(**sections) -> Config:
   return tiny.changed(recipe, **sections)
 
 
-def compiled(config: Config, slice_: str) -> compile_step.Measured:
+def compiled(config: Config, slice_: str) -> compile_step.CompiledStep:
   where = topology.open_topology(slice_)
   return compile_step.measure(planned_step.on_slice(config, where), where.chip)
 
 
 @functools.cache
-def step(fsdp: int) -> compile_step.Measured:
+def step(fsdp: int) -> compile_step.CompiledStep:
   """Sixteen chips, 16 images a chip."""
   return compiled(vit_b(mesh={"fsdp": fsdp}), "v5e:4x4")
 
 
-def exchanged(found: compile_step.Measured, *kinds: str) -> int:
+def exchanged(found: compile_step.CompiledStep, *kinds: str) -> int:
   assert found.costs is not None
   return sum(
     each.times * each.bytes
@@ -135,7 +135,7 @@ def test_an_adversary_and_a_contrast_gather_no_more_than_they_compare():
     model=_SOON | {"decoder_depth": 1},
     data=_SMALL,
     objective={"contrast": "batch", "contrast_patches": 4},
-    adversary={"judges": "patch", "width": 16, "depth": 3},
+    discriminator={"type": "patch", "width": 16, "depth": 3},
   )
   found = compiled(config, "v5e:4x4")
   assert found.fits
