@@ -254,7 +254,7 @@ def text(found: Found, seeds: int, args: argparse.Namespace) -> str:
     "where hidden, under random masks of the share that was trained with: rows "
     "with another share compare with nobody, `pixel_noise` never saw a patch "
     "hidden as a whole, and of `norm_pix` mean and deviation are estimated "
-    "from visible patches. Sharpness is the mean difference of neighbouring "
+    "from visible patches. Sharpness is the mean difference of neighboring "
     "pixels of a patch, 1 for the images themselves; noise has it too. Small "
     "networks on little data tell what a setting does here, not what it would "
     "at the size of the paper, whose table stands in `configs/ablations.py`."
@@ -277,7 +277,7 @@ Written by
 
 ![each seed as a point]({args.out.with_suffix(".svg").name})
 
-Each seed is a point, their mean a tick; the grey line is the recipe's mean.
+Each seed is a point, their mean a tick; the gray line is the recipe's mean.
 Below is what networks of one seed paint; where a change hides other patches
 than the recipe, it sees others than shown here.
 

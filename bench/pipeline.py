@@ -433,7 +433,7 @@ def report(
     *pipeline_rows(found),
     "",
     "Each makes batches of 64 crops of 224 x 224 by RandomResizedCrop (0.2, "
-    "1), bicubic, and flips. torchvision normalises too; here the train step "
+    "1), bicubic, and flips. torchvision normalizes too; here the train step "
     "does, on the device. libjpeg-turbo is that of simplejpeg, in threads.",
     "The goal was 1.5 ms an image, on a machine where libjpeg-turbo took 0.92 "
     "and torchvision 3.88: 0.39 of torchvision's time, and 1.63 times that of "
@@ -459,7 +459,7 @@ def report(
     "",
     "Against Pillow, which decodes the whole image, crops it and resizes the "
     "crop (levels of 255). Pillow rounds between its two passes and again "
-    "after; here it is done once. A JPEG's colour at a crop's very edge is "
+    "after; here it is done once. A JPEG's color at a crop's very edge is "
     "interpolated from inside the crop alone.",
     "",
     *pixels,

@@ -58,7 +58,7 @@ HEADINGS = (
   "slice",
   "fsdp",
   "images a chip",
-  "parameters + optimiser",
+  "parameters + optimizer",
   "HBM peak",
   "flops an image, compiled against paper",
   "HBM traffic",

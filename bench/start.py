@@ -371,7 +371,7 @@ threads, to the same moment.
 
 ## A save
 
-Pre-training of ViT-B with its optimiser, {size / 1e9:.2f} GB on disk, on the
+Pre-training of ViT-B with its optimizer, {size / 1e9:.2f} GB on disk, on the
 CPU; 2 images of 32 x 32, so that a step is mostly the update of parameters,
 which wants the cores and the memory that writing wants too. Lost is what the
 {window} steps after a save took more than the {window} after them;

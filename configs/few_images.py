@@ -1,9 +1,9 @@
-"""Pre-training on a folder of a few hundred images, colour or grey.
+"""Pre-training on a folder of a few hundred images, color or gray.
 
     python -m mae_jax.main --config=configs/few_images.py --workdir=runs/few \
       --config.data.path=/data/photos
     python -m mae_jax.main --config=configs/few_images.py:channels=1 \
-      --workdir=runs/few_grey --config.data.path=/data/scans
+      --workdir=runs/few_gray --config.data.path=/data/scans
 
 A small network, since it sees each image thousands of times, and crops of a
 tenth of an image and more, which are most of what there is to learn from. What

@@ -7,7 +7,7 @@ see what a masked autoencoder does with a picture it does not know, after a
 quarter of an hour on two CPU cores and without a download, and far too little
 for features that are worth anything.
 
-What is not as in the paper, and why: the target is raw pixels, so that colours
+What is not as in the paper, and why: the target is raw pixels, so that colors
 are the network's own and not taken from around; the network is small.
 """
 

@@ -41,7 +41,7 @@ class Painted:
   def figures(self) -> dict[str, float]:
     """PSNR and sharpness of hidden patches.
 
-    Sharpness is the mean absolute difference of neighbouring pixels of one
+    Sharpness is the mean absolute difference of neighboring pixels of one
     hidden patch, and 1 for the images themselves; what blurs has less.
     """
     error = self.pasted[self.hidden] / 255.0 - self.images[self.hidden] / 255.0
@@ -83,8 +83,8 @@ def draw(rows: Mapping[str, Painted], path: pathlib.Path) -> None:
   """
   first = next(iter(rows.values()))
   taken = np.linspace(0, len(first.images) - 1, SHOWN).astype(int)
-  grey = np.where(first.hidden[..., None], 127, first.images)
-  pictures = {"held-out images": first.images, "what is seen": grey}
+  gray = np.where(first.hidden[..., None], 127, first.images)
+  pictures = {"held-out images": first.images, "what is seen": gray}
   pictures |= {name: each.pasted for name, each in rows.items()}
   side = 0.9  # inches
   figure = Figure(
@@ -93,7 +93,7 @@ def draw(rows: Mapping[str, Painted], path: pathlib.Path) -> None:
   axes = figure.subplots(len(pictures), SHOWN, squeeze=False)
   for row, (name, every) in zip(axes, pictures.items(), strict=True):
     for cell, image in zip(row, every[taken], strict=True):
-      cell.imshow(image_grid.as_colour(image.astype(np.uint8)))
+      cell.imshow(image_grid.as_color(image.astype(np.uint8)))
       cell.set(xticks=[], yticks=[])
       cell.spines[:].set_visible(False)
     row[0].set_ylabel(name, rotation=0, ha="right", va="center")
@@ -103,7 +103,7 @@ def draw(rows: Mapping[str, Painted], path: pathlib.Path) -> None:
 def edges(
   images: np.ndarray, where: np.ndarray, patch: tuple[int, int]
 ) -> float:
-  """Mean absolute difference of neighbours in a patch, where both count.
+  """Mean absolute difference of neighbors in a patch, where both count.
 
   Between patches there may be seams, which are not sharpness.
 
@@ -115,16 +115,16 @@ def edges(
   x = images.astype(np.float64)
   total, count = 0.0, 0
   for axis in (1, 2):
-    both = np.logical_and(*_neighbours(where, axis))
+    both = np.logical_and(*_neighbors(where, axis))
     inside = np.arange(1, x.shape[axis]) % patch[axis - 1] > 0
     both &= inside[:, None] if axis == 1 else inside
-    first, second = _neighbours(x, axis)
+    first, second = _neighbors(x, axis)
     total += np.abs(first - second)[both].sum()
     count += int(both.sum()) * x.shape[-1]
   return total / count
 
 
-def _neighbours(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbors(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
   length = x.shape[axis]
   first = np.take(x, range(length - 1), axis)
   return first, np.take(x, range(1, length), axis)

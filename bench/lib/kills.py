@@ -3,7 +3,7 @@
 Each life of a run is sent SIGKILL in one phase after another, in random order,
 a random moment after that phase began; then the same command is started again,
 until it ends by itself. Then its metrics, its TensorBoard events, its pictures
-and the checksums of its parameters and optimiser state must be those of a run
+and the checksums of its parameters and optimizer state must be those of a run
 that was never killed; and another run begins, until there were as many kills as
 asked for.
 """

@@ -73,7 +73,7 @@ def pytorch(model: Model, dtype: str, cores: int, compiled: bool) -> Step:
   )
   network = transformers.ViTMAEForPreTraining(config).train()
   assert network.config._attn_implementation == "sdpa"  # the fused one
-  optimiser = torch.optim.AdamW(
+  optimizer = torch.optim.AdamW(
     network.parameters(), LR, BETAS, weight_decay=DECAY, fused=True
   )
   images = torch.from_numpy(photos(model)).permute(0, 3, 1, 2) / 255.0
@@ -88,10 +88,10 @@ def pytorch(model: Model, dtype: str, cores: int, compiled: bool) -> Step:
     loss_of = torch.compile(loss_of)
 
   def step() -> float:
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss = loss_of(images)
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return loss.item()
 
   return step

@@ -39,7 +39,7 @@ class TrainState:
   """Everything that training changes; no functions, no keys.
 
   Attributes:
-    step: int32 scalar, optimiser steps taken.
+    step: int32 scalar, optimizer steps taken.
     params: by role ("model"), then as the module names them.
     opt_state: by role.
     health: counters of what went wrong.

@@ -48,7 +48,7 @@ class Duration:
     return cls(amount, unit)
 
   def steps(self, num_examples: int, batch_size: int) -> int:
-    """The number of optimiser steps, rounded down.
+    """The number of optimizer steps, rounded down.
 
     An epoch is `num_examples` examples, not a number of whole batches: the
     stream of examples runs on across its end and drops nothing.
@@ -78,7 +78,7 @@ class DataConfig:
   image_size: tuple[int, int]  # height, width; one number makes a square
   crop_scale: tuple[float, float]  # share of the area a training crop covers
   flip: bool  # mirror half of the training images
-  eval_crop: float  # part of the resized image kept by evaluation's centre crop
+  eval_crop: float  # part of the resized image kept by evaluation's center crop
   mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
   std: tuple[float, ...]
   channels: int = 3
@@ -109,7 +109,7 @@ class DataConfig:
   color_jitter: float = 0.0
   randaugment: float = 0.0  # magnitude, of 10; 0 for none
   randaugment_std: float = 0.5  # of the magnitude, operation by operation
-  shots: int = 0  # labelled training images a class; 0: all
+  shots: int = 0  # labeled training images a class; 0: all
   shots_seed: int = 0  # which ones
   max_unreadable: float = 0.01  # share of images above which a run stops
 
@@ -235,7 +235,7 @@ class ClassifyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-  """The optimiser and its schedule; `lr` follows blr and batch unless set."""
+  """The optimizer and its schedule; `lr` follows blr and batch unless set."""
 
   blr: float  # base learning rate per 256 examples
   warmup: str  # a Duration
@@ -275,7 +275,7 @@ class TrainConfig:
 class MeshConfig:
   """How devices are laid out: data x fsdp, where data is what remains."""
 
-  fsdp: int = 1  # devices that share one copy of parameters and optimiser
+  fsdp: int = 1  # devices that share one copy of parameters and optimizer
   cpu_devices: int = 0  # XLA devices on a CPU-only host; 0 leaves it to JAX
   # TPU, from v5e: gradients are summed over the devices while others are
   # computed. False leaves its compiler the options it has by itself.
@@ -312,7 +312,7 @@ class LabelEfficiencyConfig:
   task: str = "finetune"  # of each run: finetune | linprobe
   pretrain: str = ""  # the recipe of the start, unless there is an init_from
   scratch: bool = True  # whether as many runs start from scratch
-  shots: tuple[int, ...] = (5, 10, 0)  # labelled images a class; 0: all
+  shots: tuple[int, ...] = (5, 10, 0)  # labeled images a class; 0: all
   seeds: int = 5  # of labels chosen, order and start
 
 

@@ -211,7 +211,7 @@ def _lost(weights: weights_lib.Weights, dialect: str) -> tuple[str, ...]:
       )
   if dialect == "facebook" and found.mean != facts_lib.IMAGENET["mean"]:
     notes.append(
-      f"pixels are normalised with mean {found.mean} and std {found.std}, "
+      f"pixels are normalized with mean {found.mean} and std {found.std}, "
       "which the reference does not read off the file"
     )
   return tuple(notes)

@@ -30,7 +30,7 @@ def describe(
   known = infer_architecture.read(found.shapes, name_maps.FACEBOOK, str(path))
   known |= head(found)
   if base is None:
-    # Pixels were normalised so in all that the reference trains.
+    # Pixels were normalized so in all that the reference trains.
     if known["channels"] == 3:
       known |= model_info.IMAGENET
       known["presumed"] |= model_info.IMAGENET.keys()

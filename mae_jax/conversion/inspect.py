@@ -81,7 +81,7 @@ def _rows(found: facts_lib.ModelInfo) -> Iterator[tuple[str, str]]:
         f"heads, MLP {decoder.mlp_dim}"
       ),
     )
-    target = {True: "normalised patches", False: "raw pixels", None: _NO_PIXELS}
+    target = {True: "normalized patches", False: "raw pixels", None: _NO_PIXELS}
     yield "target", target[found.norm_pix]
   else:
     yield "decoder", "none"

@@ -48,7 +48,7 @@ class ModelInfo:
     decoder: the same of the decoder; None without one.
     norm_eps: of every LayerNorm.
     activation: a name in `transformer.ACTIVATIONS`.
-    norm_pix: whether the decoder predicts normalised patches.
+    norm_pix: whether the decoder predicts normalized patches.
     mask_ratio: it was trained with.
     mean: of pixels in [0, 1], per channel.
     std: likewise.
@@ -275,7 +275,7 @@ def open_questions(facts: ModelInfo) -> list[str]:
     ),
     (
       facts.mean is None or facts.std is None,
-      "how pixels were normalised: convert it with --mean and --std, a number "
+      "how pixels were normalized: convert it with --mean and --std, a number "
       f"for each of {facts.channels} channels or one for all (ImageNet's are "
       "0.485,0.456,0.406 and 0.229,0.224,0.225)",
     ),

@@ -52,7 +52,7 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   pool = content.get("global_pool", prepared.get("global_pool", "token"))
   if known["classes"] and pool == "avg" and known["pooling"] == "cls":
     raise ConfigError(
-      f"{file} says that normalised tokens are averaged (global_pool=avg, and "
+      f"{file} says that normalized tokens are averaged (global_pool=avg, and "
       "there is no fc_norm), which no classifier here does: take the encoder "
       "alone with --encoder_only"
     )

@@ -54,9 +54,9 @@ def rand_augment(
   Returns:
     uint8 of the same shape.
   """
-  grey = image.shape[-1] == 1
-  picture = Image.fromarray(image[..., 0] if grey else image)
-  filled = fill[0] if grey else fill
+  gray = image.shape[-1] == 1
+  picture = Image.fromarray(image[..., 0] if gray else image)
+  filled = fill[0] if gray else fill
   for which, whether, severity, direction in draws.reshape(LAYERS, 4):
     if whether >= PROB:
       continue
@@ -157,7 +157,7 @@ COLOR_JITTER_DRAWS = len(_KINDS) + 1  # a factor each, and the order
 def color_jitter(
   image: np.ndarray, draws: np.ndarray, *, strength: float
 ) -> np.ndarray:
-  """Changes the colours of one image.
+  """Changes the colors of one image.
 
   Args:
     image: uint8 [H, W, 1 or 3].

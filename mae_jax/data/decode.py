@@ -103,7 +103,7 @@ class _Decoder:
     return self._box(shape)
 
   def _by_tensorflow(self, data: tf.Tensor, place: tf.Tensor) -> _Result:
-    # For grey from colour Pillow's rule is followed, not the file's luma.
+    # For gray from color Pillow's rule is followed, not the file's luma.
     quality = {
       "channels": 3 if self._channels == 3 else 0,
       # As accurate as Pillow's decoder; TensorFlow's default is a faster one.
@@ -114,7 +114,7 @@ class _Decoder:
     else:
       image = tf.image.decode_and_crop_jpeg(data, place, **quality)
     if self._channels == 1:
-      image = _to_grey(image)
+      image = _to_gray(image)
     return image, tf.constant(b"")
 
   def _look(
@@ -180,8 +180,8 @@ def _is_plain(data: tf.Tensor, exif_rotate: bool) -> tf.Tensor:
   return whole & (marker < 0xE0)
 
 
-def _to_grey(image: tf.Tensor) -> tf.Tensor:
-  """Grey of uint8 [h, w, 1 or 3] as Pillow's, with which colours agree."""
+def _to_gray(image: tf.Tensor) -> tf.Tensor:
+  """Gray of uint8 [h, w, 1 or 3] as Pillow's, with which colors agree."""
 
   def luma() -> tf.Tensor:
     weights = tf.constant([19595, 38470, 7471])

@@ -1,4 +1,4 @@
-"""A few labelled images of each class, out of any source."""
+"""A few labeled images of each class, out of any source."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def limit_per_class(source: Source, shots: int, seed: int) -> Source:
   """A source of `shots` examples a class, a function of the seed.
 
   Args:
-    source: of labelled images.
+    source: of labeled images.
     shots: how many; 0 for all.
     seed: decides which.
 
@@ -182,8 +182,8 @@ def _read(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
     *names: of "id", "label" and "image", its file.
   """
 
-  def parse(id_: tf.Tensor, serialised: tf.Tensor, _: tf.Tensor) -> Record:
-    record = source.parse(serialised) | {"id": id_}
+  def parse(id_: tf.Tensor, serialized: tf.Tensor, _: tf.Tensor) -> Record:
+    record = source.parse(serialized) | {"id": id_}
     return {name: record[name] for name in names}
 
   _, elements = record_shards.eval_stream(

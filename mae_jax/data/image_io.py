@@ -198,7 +198,7 @@ def _bits(image: Any) -> int:
 
 def _to_channels(image: Any, bits: int, channels: int) -> np.ndarray:
   # Alpha is dropped. What is transparent matters to Pillow when it converts,
-  # and changes no colour.
+  # and changes no color.
   image.info.pop("transparency", None)
   if image.mode.startswith("I;16"):
     # Pillow's own conversion would clip to 255.

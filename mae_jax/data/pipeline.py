@@ -262,9 +262,9 @@ def eval_batches(
     )
 
     def recorded(
-      id_: tf.Tensor, serialised: tf.Tensor, real: tf.Tensor
+      id_: tf.Tensor, serialized: tf.Tensor, real: tf.Tensor
     ) -> _Tensors:
-      return _or_zeros(real, lambda: _parse(records, id_, serialised), data)
+      return _or_zeros(real, lambda: _parse(records, id_, serialized), data)
 
     batches = _map(elements, recorded).batch(len(rows)).take(num)
     return _iterate(batches, source, unreadable)
@@ -358,8 +358,8 @@ def _check(
   return rows
 
 
-def _parse(source: Records, id_: tf.Tensor, serialised: tf.Tensor) -> _Tensors:
-  return source.parse(serialised) | {"id": id_}
+def _parse(source: Records, id_: tf.Tensor, serialized: tf.Tensor) -> _Tensors:
+  return source.parse(serialized) | {"id": id_}
 
 
 def _augment(

@@ -5,7 +5,7 @@ for a whole step at once, as a function of seed, stream name, step and row, and
 a test can inject its own. Files and arrays follow the same rules; arrays go a
 batch at a time because their work is smaller than the cost of a call.
 
-Pixels are uint8 [H, W, C] throughout; normalisation is the model's.
+Pixels are uint8 [H, W, C] throughout; normalization is the model's.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def rand_augment(
     draws: [RAND_AUGMENT_DRAWS] or [n, RAND_AUGMENT_DRAWS].
     magnitude: see there.
     std: see there.
-    mean: of a pixel in [0, 1], one value or one a channel: the fill colour.
+    mean: of a pixel in [0, 1], one value or one a channel: the fill color.
   """
   channels = images.shape[-1]
   fill = tuple(round(255 * each) for each in np.broadcast_to(mean, channels))

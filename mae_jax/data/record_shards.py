@@ -63,7 +63,7 @@ class _Table:
     )
 
   def read(self, piece: tf.Tensor) -> tf.data.Dataset:
-    """The ids and serialised examples of one piece, in order."""
+    """The ids and serialized examples of one piece, in order."""
     records = tf.data.TFRecordDataset(self.path[piece], buffer_size=1 << 20)
     records = records.skip(self.skip[piece])
     records = records.shard(self.stride[piece], 0)
@@ -90,7 +90,7 @@ def train_stream(
   rows: np.ndarray,
   start_step: int,
 ) -> tf.data.Dataset:
-  """Endless (id, serialised example) of the rows of each batch, in order.
+  """Endless (id, serialized example) of the rows of each batch, in order.
 
   Each epoch of a shard reads its files in a random order through a shuffle
   buffer, and holds each of its records once.
@@ -166,7 +166,7 @@ def eval_stream(
 
   Returns:
     The number of batches, the same for any rows, and the rows' elements of each
-    in order: id, serialised example and True, or 0, b"" and False for padding.
+    in order: id, serialized example and True, or 0, b"" and False for padding.
   """
   num_shards = num_record_shards(record_shards, batch_size, batch_size)
   share = batch_size // num_shards

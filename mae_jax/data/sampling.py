@@ -45,7 +45,7 @@ def shuffled(position: tf.Tensor, total: int, seed: int) -> tf.Tensor:
     )
 
   # A small index space sees only a key's low bits, and the default four rounds
-  # leave neighbouring keys correlated: hence hashed keys, and sixteen rounds.
+  # leave neighboring keys correlated: hence hashed keys, and sixteen rounds.
   epochs = tf.range(first, tf.reduce_max(epoch) + 1)
   table = tf.map_fn(keys, epochs, fn_output_signature=tf.int64)
   return tf.raw_ops.RandomIndexShuffle(

@@ -1,4 +1,4 @@
-"""What a data set is like: sizes, colours, classes, and what cannot be read."""
+"""What a data set is like: sizes, colors, classes, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Survey:
     sizes: int [N, 2], heights and widths of those that can be read.
     mean: [C] of pixels in [0, 1].
     std: [C] about that mean.
-    grey: how many have the same value in all channels; 0 of one channel.
+    gray: how many have the same value in all channels; 0 of one channel.
     labels: how many images have each label.
     unreadable: names, with reasons.
   """
@@ -36,7 +36,7 @@ class Survey:
   sizes: np.ndarray
   mean: np.ndarray
   std: np.ndarray
-  grey: int
+  gray: int
   labels: collections.Counter[int]
   unreadable: BadImages
 
@@ -75,7 +75,7 @@ def survey(
   sizes: list[np.ndarray] = []
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
-  grey = 0
+  gray = 0
   for batch in tf_iterator.closed_at_exit(_looks(source, data)):
     good = batch["reason"] == b""
     for place in np.flatnonzero(~good):
@@ -84,13 +84,13 @@ def survey(
     labels.update(batch["label"].tolist())
     sizes.append(batch["size"][good])
     total += batch["moments"][good].sum(axis=0)
-    grey += int(batch["grey"][good].sum())
+    gray += int(batch["gray"][good].sum())
     tell(len(good))
   found = np.concatenate(sizes)
   mean, square = total / max(len(found), 1)
   std = np.sqrt(np.maximum(square - mean**2, 0))
   labels.pop(-1, None)
-  return Survey(found, mean, std, grey, labels, unreadable)
+  return Survey(found, mean, std, gray, labels, unreadable)
 
 
 def _looks(
@@ -110,9 +110,9 @@ def _looks(
     _, elements = record_shards.eval_stream(
       source, record_shards=1, batch_size=1, rows=np.zeros(1, np.int64)
     )
-    real = elements.filter(lambda id_, serialised, real: real)
+    real = elements.filter(lambda id_, serialized, real: real)
     looks = _of_files(
-      real.map(lambda id_, serialised, _: parse(serialised) | {"id": id_}), data
+      real.map(lambda id_, serialized, _: parse(serialized) | {"id": id_}), data
     )
   try:
     yield from tf_iterator.numpy_batches(looks.prefetch(tf.data.AUTOTUNE))
@@ -128,7 +128,7 @@ def _of_files(records: tf.data.Dataset, data: DataConfig) -> tf.data.Dataset:
     return {
       "size": tf.shape(image)[:2],
       "moments": _moments(image, [0, 1]),
-      "grey": _is_grey(image, [0, 1]),
+      "gray": _is_gray(image, [0, 1]),
       "label": tf.cast(record["label"], tf.int64),
       "id": record["id"],
       "reason": reason,
@@ -145,7 +145,7 @@ def _of_arrays(record: _Tensors) -> _Tensors:
   return {
     "size": tf.repeat(tf.shape(images)[None, 1:3], count, axis=0),
     "moments": _moments(images, [1, 2]),
-    "grey": _is_grey(images, [1, 2]),
+    "gray": _is_gray(images, [1, 2]),
     "label": record["label"],
     "id": tf.zeros([count], tf.int64),
     "reason": tf.repeat(tf.constant([b""]), count),
@@ -164,7 +164,7 @@ def _moments(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
   return tf.stack([sums[0] / 255, sums[1] / 255**2], axis=-2)
 
 
-def _is_grey(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
+def _is_gray(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
   if images.shape[-1] == 1:
     return tf.zeros(tf.shape(images)[: axes[0]], tf.bool)
   return tf.reduce_all(images == images[..., :1], axis=[*axes, axes[-1] + 1])

@@ -1,7 +1,7 @@
 """The mesh, where each parameter lives on it, and how a batch gets there.
 
 One mesh of two axes, ("data", "fsdp"): the batch is split over both, parameters
-and optimiser state over "fsdp" by rule. Nothing here or above names a device.
+and optimizer state over "fsdp" by rule. Nothing here or above names a device.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def param_spec(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
   Args:
     path: its keys joined by "/", e.g. "encoder/stack/blocks/mlp/fc1/kernel"; a
-      moment of the optimiser ends in the path of its parameter.
+      moment of the optimizer ends in the path of its parameter.
     shape: its shape.
     fsdp: size of that mesh axis.
 

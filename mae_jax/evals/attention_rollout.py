@@ -1,4 +1,4 @@
-"""What an encoder looks at: attention, its rollout, and features as colours."""
+"""What an encoder looks at: attention, its rollout, and features as colors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def rollout(weights: np.ndarray) -> np.ndarray:
   return row[1:]
 
 
-class Colours:
+class Colors:
   """Three principal components of patch features, as red, green and blue.
 
   Attributes:
@@ -100,7 +100,7 @@ class Colours:
     self._pca = decomposition.PCA(3, svd_solver="full")
     found = self._pca.fit_transform(features)
     self.shares = self._pca.explained_variance_ratio_
-    # A few far off would leave the rest grey.
+    # A few far off would leave the rest gray.
     self._range = np.percentile(found, (1, 99), axis=0)
 
   def __call__(self, features: np.ndarray) -> np.ndarray:

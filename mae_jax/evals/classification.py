@@ -166,7 +166,7 @@ class Scorer:
 
     Args:
       params: by role.
-      source: labelled images.
+      source: labeled images.
       allowed: see `score`.
       unreadable: is told of images that cannot be read.
 

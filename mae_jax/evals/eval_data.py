@@ -19,7 +19,7 @@ class EvalSplit:
   """Images that can be evaluated.
 
   Attributes:
-    source: of labelled images.
+    source: of labeled images.
     what: how they are called, for people.
     data: the section they were opened by.
   """
@@ -75,9 +75,9 @@ def held_out(data: DataConfig) -> EvalSplit:
       "tfds": f"{data.name}, split {data.eval_split!r}",
       "folder": f"{data.path}, its held-out part",
     }.get(data.source, f"{data.source}, the held-out part")
-    return EvalSplit(_labelled(source), called, data)
+    return EvalSplit(_labeled(source), called, data)
   return EvalSplit(
-    _labelled(sources.open_source(data, "train")),
+    _labeled(sources.open_source(data, "train")),
     f"{data.path} (it has no folder val, validation or test: evaluated is all "
     "that training would take)",
     data,
@@ -115,7 +115,7 @@ def check_labels(labels: np.ndarray, part: EvalSplit) -> None:
     )
 
 
-def _labelled(source: sources.Source) -> sources.Source:
+def _labeled(source: sources.Source) -> sources.Source:
   if not source.class_names:
     raise ConfigError(
       "the images to evaluate have no labels: put them in folders named by "

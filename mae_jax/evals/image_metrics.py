@@ -52,7 +52,7 @@ def _psnr(picture: np.ndarray, truth: np.ndarray) -> float:
   return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
-def mean_colour(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+def mean_color(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
   """uint8 [H, W, C] with the mean of what is visible where it is hidden."""
   filled = image.copy()
   filled[hidden] = np.round(image[~hidden].mean(axis=0))
@@ -71,4 +71,4 @@ def biharmonic(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 
 
 # What needs no training, by name.
-BASELINES = {"mean colour": mean_colour, "biharmonic": biharmonic}
+BASELINES = {"mean color": mean_color, "biharmonic": biharmonic}

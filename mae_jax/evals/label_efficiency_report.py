@@ -18,7 +18,7 @@ class Trial:
 
   Attributes:
     start: where it starts, as people read it.
-    shots: labelled images a class; 0 for all.
+    shots: labeled images a class; 0 for all.
     seed: of everything random.
   """
 

@@ -15,7 +15,7 @@ TITLES = {"linear": "linear probe", "knn": "kNN"}
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """A labelled set: named representations [N, D] of the same N examples."""
+  """A labeled set: named representations [N, D] of the same N examples."""
 
   features: Mapping[str, np.ndarray]
   labels: np.ndarray
@@ -131,14 +131,14 @@ def knn_accuracy(
   k: int,
   temperature: float,
 ) -> float:
-  """Accuracy of a vote of cosine neighbours weighted exp(similarity / T).
+  """Accuracy of a vote of cosine neighbors weighted exp(similarity / T).
 
   The classifier of Wu et al. 2018 (arXiv 1805.01978), section 3.4.
 
   Args:
     train: features [N, D] and labels [N].
     test: features [M, D] and labels [M].
-    k: neighbours that vote, at most N.
+    k: neighbors that vote, at most N.
     temperature: T.
 
   Returns:
@@ -165,7 +165,7 @@ def probe_accuracy(
   *,
   l2: float,
 ) -> float:
-  """Accuracy of logistic regression on standardised features.
+  """Accuracy of logistic regression on standardized features.
 
   A quick measure for during and after pre-training; the protocol of the paper
   is a task of its own.

@@ -1,6 +1,6 @@
 """Pictures: original | masked | reconstruction | with visible patches pasted.
 
-A model trained on normalised patches predicts no brightness and no contrast.
+A model trained on normalized patches predicts no brightness and no contrast.
 They are then estimated from the visible patches around, never taken from the
 hidden ones: such a picture would show what the model was not able to know.
 """
@@ -17,8 +17,8 @@ from mae_jax.models import losses, patchify
 from mae_jax.utils import image_grid
 
 TITLES = ("original", "masked", "reconstruction", "visible pasted in")
-GREY = 128  # of the hidden patches, of 255
-# Where mean and deviation of a patch come from that was predicted normalised:
+GRAY = 128  # of the hidden patches, of 255
+# Where mean and deviation of a patch come from that was predicted normalized:
 # the visible patches around, the hidden patch itself, or nowhere.
 STATISTICS = ("visible", "true", "raw")
 
@@ -35,8 +35,8 @@ class Reconstructed(NamedTuple):
   hidden: np.ndarray
 
   def masked(self, images: np.ndarray) -> np.ndarray:
-    """uint8 [B, H, W, C] with grey where they are hidden."""
-    return np.where(self.hidden[..., None], np.uint8(GREY), images)
+    """uint8 [B, H, W, C] with gray where they are hidden."""
+    return np.where(self.hidden[..., None], np.uint8(GRAY), images)
 
   def pasted(self, images: np.ndarray) -> np.ndarray:
     """The images, bit for bit, and the reconstruction where they are hidden."""
@@ -117,7 +117,7 @@ def to_images(
     pred: [B, L, P] predicted patches.
     mask: [B, L], 1 = removed; or of each value [B, L, P].
     patch_size: height and width of a patch.
-    mean: per channel, as the model's input was normalised.
+    mean: per channel, as the model's input was normalized.
     std: likewise.
     normalized: see `to_pixels`.
     statistics: see `to_pixels`.

@@ -25,7 +25,7 @@ CORRUPTED = "imagenet2012_corrupted"
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", CORRUPTED)
 
 # Top-1 error of AlexNet under each corruption, mean over the severities: by it
-# the corruption error is normalised. Published by the authors with the data
+# the corruption error is normalized. Published by the authors with the data
 # set, github.com/hendrycks/robustness.
 ALEXNET = {
   "gaussian_noise": 0.886428,
@@ -101,7 +101,7 @@ def note(data: DataConfig) -> str:
   if data_set(data) != CORRUPTED or data.eval_crop == 1:
     return ""
   return (
-    f"the images of {CORRUPTED} are centre crops already, of which "
+    f"the images of {CORRUPTED} are center crops already, of which "
     f"data.eval_crop={data.eval_crop:g} enlarges the middle: set "
     "--config.data.eval_crop=1 to compare with published numbers"
   )
@@ -140,9 +140,9 @@ class Errors:
     }
     result |= {f"eval_error_mean/{name}": mean for name, mean in means.items()}
     if not self.missing:
-      normalised = [means[name] / alexnet for name, alexnet in ALEXNET.items()]
+      normalized = [means[name] / alexnet for name, alexnet in ALEXNET.items()]
       result["eval_error"] = float(np.mean([means[name] for name in ALEXNET]))
-      result["eval_mce"] = float(np.mean(normalised))
+      result["eval_mce"] = float(np.mean(normalized))
     return result
 
   def table(self) -> str:

@@ -36,7 +36,7 @@ class Statistics:
 def normalize_batch(
   x: jax.Array, stats: Statistics, group: int
 ) -> tuple[jax.Array, Statistics]:
-  """Normalises a batch by its own statistics.
+  """Normalizes a batch by its own statistics.
 
   Args:
     x: [B, D] float32.

@@ -1,4 +1,4 @@
-"""What gives scores to images: the networks that labelled tasks train.
+"""What gives scores to images: the networks that labeled tasks train.
 
 Parameters are kept by role, so that a checkpoint tells what is learned how.
 """
@@ -69,7 +69,7 @@ class FineTuned:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """A linear layer on normalised features of an encoder that is kept.
+  """A linear layer on normalized features of an encoder that is kept.
 
   Attributes:
     encoder: the network in front of the layer.
@@ -106,7 +106,7 @@ class Probe:
     return mae.POOLINGS[self.config.classify.pooling](tokens)
 
   def linear(self, head: Params, x: jax.Array) -> jax.Array:
-    """Normalised features [B, D] -> scores [B, N]."""
+    """Normalized features [B, D] -> scores [B, N]."""
     out: Any = self.head.apply({"params": head}, x)
     return out
 

@@ -243,7 +243,7 @@ def classifier(
 
 
 def encoder(config: Config, platform: str = "cpu") -> mae.Encoder:
-  """Builds the encoder of a labelled task, with positions of its own.
+  """Builds the encoder of a labeled task, with positions of its own.
 
   Raises:
     ConfigError: if sizes do not fit together.
@@ -379,7 +379,7 @@ def _checked_grid(
 
 
 def _check_pixels(data: DataConfig) -> None:
-  # Three means would turn a grey image into a colour one, by broadcasting.
+  # Three means would turn a gray image into a color one, by broadcasting.
   for name in ("mean", "std"):
     values = getattr(data, name)
     if len(values) not in (1, data.channels):

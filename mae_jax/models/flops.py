@@ -1,6 +1,6 @@
 """Floating point operations counted on paper, two a multiply-add.
 
-Only matrix products count, as is usual for model flops utilisation; a backward
+Only matrix products count, as is usual for model flops utilization; a backward
 pass costs twice its forward pass; recomputation does not count.
 """
 

@@ -121,7 +121,7 @@ class Encoder(nn.Module):
     """Encodes images.
 
     Args:
-      images: [B, H, W, C], normalised.
+      images: [B, H, W, C], normalized.
       masked: which patches to show; None for all, in order.
       kept: [depth, B, 2], see `transformer.drop_path`; None for all.
       hide: puts something else in the place of embedded patches [B, L, D],
@@ -257,7 +257,7 @@ class MaskedAutoencoder(nn.Module):
     """Masks, encodes, decodes and scores.
 
     Args:
-      images: [B, H, W, C], normalised.
+      images: [B, H, W, C], normalized.
       noise: [B, L] that decides the mask, see `draw`; drawn from the "mask"
         stream if None.
     """

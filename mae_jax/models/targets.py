@@ -1,7 +1,7 @@
 """What a decoder is to predict of a patch: modules of pixels [..., P].
 
 A target that learns from data (`Fitted`) keeps what it learned in the
-collection FITTED, which belongs to the state and to no optimiser.
+collection FITTED, which belongs to the state and to no optimizer.
 """
 
 from __future__ import annotations

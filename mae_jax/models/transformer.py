@@ -59,7 +59,7 @@ REMAT_POLICIES = {
 
 
 def dense(features: int, dtype: Any, name: str) -> nn.Dense:
-  """A dense layer as the reference initialises all of them."""
+  """A dense layer as the reference initializes all of them."""
   return nn.Dense(
     features,
     dtype=dtype,

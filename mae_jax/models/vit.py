@@ -70,7 +70,7 @@ def trainable(params: Any, trained: str) -> Any:
 class VisionTransformer(nn.Module):
   """A ViT classifier, with names and defaults of the reference.
 
-  With pooling "mean" the patch tokens, not normalised, are averaged and pass
+  With pooling "mean" the patch tokens, not normalized, are averaged and pass
   "fc_norm"; with "cls" the class token has passed the encoder's final norm. So
   the encoder's `final_norm` is set for "cls" alone.
 
@@ -96,7 +96,7 @@ class VisionTransformer(nn.Module):
     """Scores the classes.
 
     Args:
-      images: [B, H, W, C], normalised.
+      images: [B, H, W, C], normalized.
       drop_noise: [B, depth, 2] uniform draws for stochastic depth; None for
         none, as in evaluation.
       drop_rate: of the last block.

@@ -3,7 +3,7 @@
 python -m mae_jax attention --checkpoint=WORKDIR --images=DIR --out=pictures
 
 Of each image: the attention of each head, the rollout of all blocks, and the
-three principal components of patch features as colours.
+three principal components of patch features as colors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
   from mae_jax.data import sources
 
 _ROWS = 24  # images of the large sheet
-_FITTED = 64  # images that colours are fitted on
+_FITTED = 64  # images that colors are fitted on
 _STRENGTH = 0.7  # of a map over its image
 _SUMMARY = ("original", "mean of heads", "rollout", "features")
 
@@ -92,14 +92,14 @@ def write(
         f"none of the first {few} images can be read: the warnings above say "
         "why; mend or replace them"
       )
-    colours = attention_rollout.Colours(np.concatenate(features))
+    colors = attention_rollout.Colors(np.concatenate(features))
     summary: list[list[np.ndarray]] = []
     names: list[list[str]] = []
     done = 0
     with cli.progress_bar(total) as bar:
       for name, photo in _readable(source, images, data, fit, total, bar, few):
         seen = watch(params, photo.shown)
-        cells = _cells(photo.shown, seen, token, grid, colours)
+        cells = _cells(photo.shown, seen, token, grid, colors)
         for kind, cell in cells.items():
           album.png(f"images/{name}/{kind.replace(' ', '_')}.png", cell)
         album.png(f"images/{name}/{output_folder.SHEET}", _wrapped(cells))
@@ -112,7 +112,7 @@ def write(
   cli.info(
     f"{out}: attention of block {network.layer} in "
     f"{cli.readable(done, total)}, in {time.monotonic() - began:.1f} s; "
-    f"three colours show {100 * colours.shares.sum():.0f} % of the features' "
+    f"three colors show {100 * colors.shares.sum():.0f} % of the features' "
     f"variance; look at {os.path.join(out, output_folder.SHEET)}{first}"
   )
 
@@ -146,7 +146,7 @@ def _cells(
   seen: attention_rollout.Seen,
   token: int,
   grid: tuple[int, int],
-  colours: attention_rollout.Colours,
+  colors: attention_rollout.Colors,
 ) -> dict[str, np.ndarray]:
   """Pictures by what they are, uint8 [H, W, C]."""
   weights = seen.weights[-1][:, token, 1:]  # [heads, L]
@@ -155,7 +155,7 @@ def _cells(
   cells["rollout"] = overlay(
     shown, attention_rollout.rollout(seen.weights), grid
   )
-  picture = colours(seen.patches).reshape(*grid, 3)
+  picture = colors(seen.patches).reshape(*grid, 3)
   for axis in range(2):
     picture = picture.repeat(shown.shape[axis] // grid[axis], axis=axis)
   cells["features"] = picture
@@ -183,8 +183,8 @@ def overlay(
   picture = np.round(255 * scaled).astype(np.uint8).reshape(*grid, 1)
   smooth = photos.resize(picture, image.shape[:2])[..., 0]
   heat = mpl.colormaps["inferno"](smooth)[..., :3]
-  grey = image.mean(axis=-1, keepdims=True) / 255
-  mixed = _STRENGTH * heat + (1 - _STRENGTH) * grey
+  gray = image.mean(axis=-1, keepdims=True) / 255
+  mixed = _STRENGTH * heat + (1 - _STRENGTH) * gray
   out = np.round(255 * mixed).astype(np.uint8)
   if token:
     row, column = divmod(token - 1, grid[1])
@@ -233,7 +233,7 @@ def parser() -> cli.Parser:
     "attention",
     "Pictures of what an encoder looks at: attention of each head, rollout "
     "over all blocks (Abnar and Zuidema 2020), and three principal components "
-    "of patch features as colours, the same for all images.",
+    "of patch features as colors, the same for all images.",
   )
   flags.add_checkpoint()
   flags.add_pictures()

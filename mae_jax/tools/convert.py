@@ -169,7 +169,7 @@ def parser() -> cli.Parser:
   )
   said.add_argument(
     "--target",
-    help="what the decoder predicts: norm_pix (normalised patches) or raw",
+    help="what the decoder predicts: norm_pix (normalized patches) or raw",
   )
   said.add_argument(
     "--mean", type=_numbers, help="of pixels in [0, 1], as 0.485,0.456,0.406"

@@ -159,7 +159,7 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
   )
   _say("shown as", f"{height} x {width}, of {data.channels} channels")
   if data.channels > 1:
-    _say("grey", f"{found.grey / len(found.sizes):.1%} have equal channels")
+    _say("gray", f"{found.gray / len(found.sizes):.1%} have equal channels")
   for name, values in (("mean", found.mean), ("std", found.std)):
     configured = _numbers(getattr(data, name))
     _say(name, f"{_numbers(values)} (configured: {configured})")
@@ -246,9 +246,9 @@ def warnings(
       f"stops at data.max_unreadable={data.max_unreadable:.1%}: mend or remove "
       "them"
     )
-  if data.channels == 3 and found.grey == len(found.sizes):
+  if data.channels == 3 and found.gray == len(found.sizes):
     told.append(
-      "all images are grey: data.channels=1, with one mean and std, takes a "
+      "all images are gray: data.channels=1, with one mean and std, takes a "
       "third of the work of the first layer"
     )
   return told + _of_classes(found.labels, data, names)

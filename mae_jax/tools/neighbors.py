@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TABLE = "neighbors.csv"
 COLUMNS = ("query", "rank", "file", "similarity")
 _QUERIES = 64
-_COLUMNS = 12  # neighbours on the sheet; all are in the table
+_COLUMNS = 12  # neighbors on the sheet; all are in the table
 
 
 class Neighbor(NamedTuple):
@@ -52,15 +52,15 @@ def write(
   batch_size: int = 64,
   mesh: Mesh | None = None,
 ) -> None:
-  """Writes the neighbours of images to a folder.
+  """Writes the neighbors of images to a folder.
 
   Args:
     checkpoint: see `dialects.load_any`.
     images: a folder.
     query: a folder or one file, which may be among them: no image is its own
-      neighbour.
+      neighbor.
     out: a folder, which appears when all is done.
-    count: neighbours of each, at most.
+    count: neighbors of each, at most.
     pool: a name in `extractor.POOLS`, for the cosine of features.
     layer: see `extractor.from_checkpoint`.
     image_size: height and width; None for the checkpoint's.
@@ -146,7 +146,7 @@ def write(
     album.table(TABLE, [COLUMNS, *rows])
   nearer = f", of the nearest {_COLUMNS}" if count > _COLUMNS else ""
   cli.info(
-    f"{out}: neighbours of {cli.readable(len(found), asked.num_examples)} "
+    f"{out}: neighbors of {cli.readable(len(found), asked.num_examples)} "
     f"among {cli.readable(among, source.num_examples)}, in "
     f"{time.monotonic() - began:.1f} s; look at "
     f"{os.path.join(out, output_folder.SHEET)}{nearer}"
@@ -232,12 +232,12 @@ def parser() -> cli.Parser:
     "--query",
     required=True,
     type=os.path.expanduser,
-    help=f"the image whose neighbours are wanted, or a folder of at most "
+    help=f"the image whose neighbors are wanted, or a folder of at most "
     f"{_QUERIES}",
   )
   flags.add_folder()
   flags.add_argument(
-    "--count", type=int, default=7, help="neighbours of each (default: 7)"
+    "--count", type=int, default=7, help="neighbors of each (default: 7)"
   )
   flags.add_features()
   flags.set_defaults(pool="mean")

@@ -92,4 +92,4 @@ def as_image(picture: np.ndarray) -> Image.Image:
   """Of uint8 [H, W, C]; C other than 1 and 3 as the mean of the channels."""
   if picture.shape[-1] == 1:
     return Image.fromarray(picture[..., 0])
-  return Image.fromarray(image_grid.as_colour(picture))
+  return Image.fromarray(image_grid.as_color(picture))

@@ -93,12 +93,12 @@ def lost(path: epath.PathLike, channels: int) -> str:
       profile = "icc_profile" in image.info
   except Exception:  # `read` will say so
     return ""
-  grey = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;")
+  gray = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;")
   known = {
-    "its colours, as the network takes one channel": channels == 1 and not grey,
+    "its colors, as the network takes one channel": channels == 1 and not gray,
     "its alpha": "A" in bands,
     "more than 8 bits": mode == "F" or mode.startswith("I"),
-    "its colour profile": profile,
+    "its color profile": profile,
   }
   return ", ".join(text for text, is_so in known.items() if is_so)
 

@@ -252,7 +252,7 @@ def parser() -> cli.Parser:
   paint.add_argument(
     "--statistics",
     default="visible",
-    help="of a network that predicts normalised patches, where their mean and "
+    help="of a network that predicts normalized patches, where their mean and "
     f"deviation come from: {', '.join(reconstruction.STATISTICS)} (default: "
     "visible, from the patches around; true uses ground truth, and the "
     "pictures say so)",
@@ -260,7 +260,7 @@ def parser() -> cli.Parser:
   paint.add_argument(
     "--baselines",
     action="store_true",
-    help="also paint with the mean colour and with scikit-image's biharmonic "
+    help="also paint with the mean color and with scikit-image's biharmonic "
     "inpainting, which takes seconds an image",
   )
   paint.add_argument(

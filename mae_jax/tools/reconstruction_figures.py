@@ -21,7 +21,7 @@ from mae_jax.utils import console, image_grid
 from mae_jax.utils.errors import ConfigError
 
 FILLS = ("once", "multipass")
-_ERROR = 128  # of 255: what the brightest colour of an error map stands for
+_ERROR = 128  # of 255: what the brightest color of an error map stands for
 _TITLES = {
   "original": "original",
   "truth": "truth",
@@ -33,7 +33,7 @@ _TITLES = {
 _PAINTED = ("reconstruction", "pasted", "error")
 _WARNINGS = {
   "true": "uses ground truth",
-  "raw": "normalised, as predicted",
+  "raw": "normalized, as predicted",
 }
 
 
@@ -150,7 +150,7 @@ class FigureMaker:
     if settings.statistics != "visible" and not network.normalized:
       raise ConfigError(
         f"--statistics={settings.statistics} is for networks that predict "
-        "normalised patches, and this one predicts pixels: leave it out"
+        "normalized patches, and this one predicts pixels: leave it out"
       )
 
   def pictures(
@@ -354,10 +354,10 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 
 
 def error_map(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
-  """How far uint8 [H, W, C] are apart, as colours uint8 [H, W, 3]."""
+  """How far uint8 [H, W, C] are apart, as colors uint8 [H, W, 3]."""
   error = np.abs(picture.astype(np.float64) - truth).mean(axis=-1) / _ERROR
-  colours = mpl.colormaps["magma"](np.clip(error, 0, 1))[..., :3]
-  return np.round(255 * colours).astype(np.uint8)
+  colors = mpl.colormaps["magma"](np.clip(error, 0, 1))[..., :3]
+  return np.round(255 * colors).astype(np.uint8)
 
 
 def _words(score: image_metrics.Score, between: str = ", ") -> str:

@@ -27,7 +27,7 @@ class Reconstructor:
     patch_size: height and width of a patch.
     grid: rows and columns of patches, L in all.
     mask_ratio: that it was trained with.
-    normalized: whether it predicts normalised patches.
+    normalized: whether it predicts normalized patches.
   """
 
   def __init__(

@@ -36,7 +36,7 @@ class Task(program.ShardedStep, Protocol):
 
   @property
   def flops_per_image(self) -> int:
-    """Of a training step, for utilisation."""
+    """Of a training step, for utilization."""
 
   @property
   def num_examples(self) -> int:

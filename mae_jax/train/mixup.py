@@ -1,4 +1,4 @@
-"""What fine-tuning does to normalised images on the device, in timm's way.
+"""What fine-tuning does to normalized images on the device, in timm's way.
 
 Mixup (Zhang et al. 2018, arXiv 1710.09412) and cutmix (Yun et al. 2019, arXiv
 1905.04899) draw one lambda a batch, and the partner of an example is the one at
@@ -115,7 +115,7 @@ def random_erasing(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:
 
   Args:
     key: of the step.
-    images: [B, H, W, C], normalised.
+    images: [B, H, W, C], normalized.
     prob: how often an image is erased.
   """
   batch, height, width, channels = images.shape

@@ -270,7 +270,7 @@ def generated_image(
 ) -> jax.Array:
   """Images [B, H, W, C] with hidden patches as they were predicted.
 
-  Predictions of normalised patches are given the true mean and deviation: what
+  Predictions of normalized patches are given the true mean and deviation: what
   is judged is the structure, which alone the network predicts.
   """
   patch_size = model.encoder.patch_size

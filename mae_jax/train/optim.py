@@ -1,4 +1,4 @@
-"""Schedules, decay masks and the optimiser."""
+"""Schedules, decay masks and the optimizer."""
 
 from __future__ import annotations
 

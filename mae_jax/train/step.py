@@ -111,7 +111,7 @@ def update_all(
   moves: Mapping[str, RoleUpdate],
   loss: jax.Array,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
-  """One optimiser step, skipped where loss or gradient is not finite.
+  """One optimizer step, skipped where loss or gradient is not finite.
 
   Args:
     state: before the step.

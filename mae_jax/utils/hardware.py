@@ -26,7 +26,7 @@ class Chip:
     flops: a second, dense bfloat16 products.
     hbm_bytes: of main memory.
     hbm_bandwidth: bytes a second, to and from it.
-    send_bandwidth: bytes a second to its neighbours, over all links together.
+    send_bandwidth: bytes a second to its neighbors, over all links together.
     torus: dimensions of the torus in which the links are; 0 for a switch.
     network_bandwidth: bytes a second to other hosts, where links do not go; of
       a DGX, its network cards shared out. 0 where links go everywhere.

@@ -25,7 +25,7 @@ def sheet(
 
   Args:
     rows: of pictures, uint8 [H, W, C] of one size; C other than 3 is shown as
-      grey, the mean of the channels; None leaves a place empty.
+      gray, the mean of the channels; None leaves a place empty.
     titles: above the columns, each of one or more lines.
     words: below each picture, of one or more lines; None for none.
     alarms: titles that are to stand out.
@@ -52,27 +52,27 @@ def sheet(
   draw = ImageDraw.Draw(canvas)
   for column, title in enumerate(titles):
     left = _GAP + column * (width + _GAP)
-    colour = _ALARM if title in alarms else "black"
-    _write(draw, (left, 2), title, width, colour)
+    color = _ALARM if title in alarms else "black"
+    _write(draw, (left, 2), title, width, color)
     for number, row in enumerate(rows):
       top = header + number * step
       picture = row[column]
       if picture is not None:
-        cell = Image.fromarray(as_colour(picture))
+        cell = Image.fromarray(as_color(picture))
         cell = cell.resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(cell, (left, top))
       if words is not None:
         text = words[number][column]
-        _write(draw, (left, top + height), text, width, "dimgrey")
+        _write(draw, (left, top + height), text, width, "dimgray")
   return np.asarray(canvas)
 
 
-def as_colour(picture: np.ndarray) -> np.ndarray:
-  """uint8 [H, W, C] -> [H, W, 3]; C other than 3 as the mean, in grey."""
+def as_color(picture: np.ndarray) -> np.ndarray:
+  """uint8 [H, W, C] -> [H, W, 3]; C other than 3 as the mean, in gray."""
   if picture.shape[-1] == 3:
     return picture
-  grey = picture.mean(axis=-1, keepdims=True).round().astype(np.uint8)
-  return np.repeat(grey, 3, axis=-1)
+  gray = picture.mean(axis=-1, keepdims=True).round().astype(np.uint8)
+  return np.repeat(gray, 3, axis=-1)
 
 
 def _write(
@@ -80,7 +80,7 @@ def _write(
   place: tuple[int, int],
   text: str,
   width: int,
-  colour: str,
+  color: str,
 ) -> None:
   """Writes lines, in smaller letters where needed, or without their middle."""
   for number, line in enumerate(text.split("\n")):
@@ -95,7 +95,7 @@ def _write(
       kept -= 1
       shown = f"{line[: kept - kept // 2]}...{line[len(line) - kept // 2 :]}"
     draw.text(
-      (place[0], place[1] + number * _LINE), shown, fill=colour, font=font
+      (place[0], place[1] + number * _LINE), shown, fill=color, font=font
     )
 
 

@@ -1,7 +1,7 @@
 """Settings: parsed from the command line, checked, and saved without loss.
 
 Every recipe under `configs/` loads, survives that, and builds its model and
-optimiser, without any data.
+optimizer, without any data.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
     decoder_depth=1,
     decoder_hidden=64,
   )
-  test_refusals.test_outputs.set_tables(facebook_model.randomise(model))
+  test_refusals.test_outputs.set_tables(facebook_model.randomize(model))
   torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
   config = tiny.config(init_from=str(tmp_path / "x.pth"))
   found = jax.device_get(initial(config).params["model"])
@@ -129,7 +129,7 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize("to", ["facebook", "jax"])
-def test_pixels_that_are_normalised_otherwise_are_told(
+def test_pixels_that_are_normalized_otherwise_are_told(
   to: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
   """A run may want them so; it is rarely meant."""
@@ -234,7 +234,7 @@ def test_features_of_a_file(to: str, tmp_path: pathlib.Path):
 
 def test_features_need_no_target(tmp_path: pathlib.Path):
   """A decoder that is not used is not asked about."""
-  model = facebook_model.randomise(facebook_model.MODELS["mae"]())
+  model = facebook_model.randomize(facebook_model.MODELS["mae"]())
   torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
   hints = conversion.ModelOverrides(heads=4, no_decoder=True)
   params, run = conversion.load_any(
@@ -258,7 +258,7 @@ def test_classes_without_names_go_by_number(tmp_path: pathlib.Path):
 
 
 def test_class_names_are_given(tmp_path: pathlib.Path):
-  model = facebook_model.randomise(facebook_model.MODELS["mean"]())
+  model = facebook_model.randomize(facebook_model.MODELS["mean"]())
   torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
   names = tmp_path / "names.txt"
   names.write_text("\n".join(sample_checkpoints.CLASSES))

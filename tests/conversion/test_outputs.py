@@ -77,7 +77,7 @@ def test_to_the_references_layout(kind: str, tmp_path: pathlib.Path):
 @pytest.mark.parametrize("kind", sample_checkpoints.KINDS)
 def test_from_the_references_layout(kind: str, tmp_path: pathlib.Path):
   """Positions of pre-training are fixed and those of classifiers are not."""
-  model = facebook_model.randomise(facebook_model.MODELS[kind]())
+  model = facebook_model.randomize(facebook_model.MODELS[kind]())
   if kind in ("encoder", *AUTOENCODERS):
     set_tables(model)
   file, out = tmp_path / "theirs.pth", tmp_path / "ours"
@@ -143,7 +143,7 @@ def transformers_autoencoder(**changes) -> transformers.ViTMAEForPreTraining:
     | changes
   )
   model = transformers.ViTMAEForPreTraining(config).eval()
-  torch_weights.randomise(model, seed=5)
+  torch_weights.randomize(model, seed=5)
   with torch.no_grad():
     for table in (
       model.vit.embeddings.position_embeddings,
@@ -157,7 +157,7 @@ def transformers_autoencoder(**changes) -> transformers.ViTMAEForPreTraining:
 def transformers_classifier(**changes) -> torch.nn.Module:
   config = transformers.ViTConfig(**torch_config(num_labels=5) | changes)
   model = transformers.ViTForImageClassification(config).eval()
-  torch_weights.randomise(model, seed=6)
+  torch_weights.randomize(model, seed=6)
   return model
 
 

@@ -68,7 +68,7 @@ def refused(source: Any, tmp_path: pathlib.Path, text: str, **flags: Any):
 
 def state(kind: str, **changes: Any) -> dict[str, torch.Tensor]:
   """Of a file as published, with some tensors changed; None takes one away."""
-  model = facebook_model.randomise(facebook_model.MODELS[kind]())
+  model = facebook_model.randomize(facebook_model.MODELS[kind]())
   if kind in ("encoder", "mae", "raw"):
     test_outputs.set_tables(model)
   found = model.state_dict() | changes
@@ -262,8 +262,8 @@ def test_what_is_no_weights(tmp_path: pathlib.Path):
   refused(file, tmp_path, "has 'cls_token' of type int among its weights")
   torch.save([1, 2], file)
   refused(file, tmp_path, "holds a list, not named tensors")
-  quantised = {"cls_token": torch.zeros(1, 1, 48, dtype=torch.int8)}
-  file = write(tmp_path / "y.pth", model=state("encoder", **quantised))
+  quantized = {"cls_token": torch.zeros(1, 1, 48, dtype=torch.int8)}
+  file = write(tmp_path / "y.pth", model=state("encoder", **quantized))
   refused(file, tmp_path, "has tensors of type I8; known are F64", heads=4)
 
 
@@ -287,13 +287,13 @@ def test_what_only_a_person_knows(tmp_path: pathlib.Path):
     refused(file, tmp_path, text, **flags)
     flags |= more
   convert.convert(str(file), str(tmp_path / "a"), to="jax", **flags)
-  # timm's files do not say how pixels are normalised, and the reference's do.
+  # timm's files do not say how pixels are normalized, and the reference's do.
   timm = tmp_path / "x.safetensors"
   save_file(state("encoder"), timm)
   refused(
     timm,
     tmp_path,
-    "how pixels were normalised: convert .* --mean",
+    "how pixels were normalized: convert .* --mean",
     heads=4,
   )
 
@@ -421,12 +421,12 @@ def test_a_config_that_does_not_fit(
   [
     ({"image_mean": 0.5, "image_std": [0.25]}, ((0.5,), (0.25,))),
     ({"do_normalize": False}, ((0.0,), (1.0,))),
-    ({"image_mean": None}, "does not say how pixels were normalised"),
-    ({"rescale_factor": 1 / 127.5}, "does not say how pixels were normalised"),
+    ({"image_mean": None}, "does not say how pixels were normalized"),
+    ({"rescale_factor": 1 / 127.5}, "does not say how pixels were normalized"),
     ({"image_std": ["x"]}, "has image_std=.'x'., which is not a number, or a"),
   ],
 )
-def test_how_pixels_are_normalised(
+def test_how_pixels_are_normalized(
   root: pathlib.Path, change: dict, pixels: Any, tmp_path: pathlib.Path
 ):
   test_outputs.transformers_autoencoder().save_pretrained(tmp_path / "a")
@@ -665,7 +665,7 @@ def test_other_metadata(root: pathlib.Path, tmp_path: pathlib.Path):
 
 def test_the_table(root: pathlib.Path, capsys: pytest.CaptureFixture):
   wanted = {
-    "mae": ("encoder and decoder", "normalised patches", "encoder 0.04"),
+    "mae": ("encoder and decoder", "normalized patches", "encoder 0.04"),
     "raw.pth": ("facebook", "raw pixels", "sin-cos table"),
     "cls_hf": ("transformers", "5 classes, named; on the class token"),
     "encoder.pth": ("encoder only", "decoder (to reconstruct, or go on"),
@@ -721,7 +721,7 @@ def test_flags_that_contradict_the_weights(
 def test_what_is_only_usual_may_be_said(tmp_path: pathlib.Path):
   """Pixels of the reference, and the heads of a size with a name."""
   model = facebook_model.PlainEncoder(width=192, depth=12, hidden=64)
-  table = facebook_model.randomise(model)
+  table = facebook_model.randomize(model)
   test_outputs.set_tables(table)
   file = write(tmp_path / "x.pth", model=table.state_dict())
   for name, flags, heads, mean in (

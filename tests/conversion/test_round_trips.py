@@ -127,7 +127,7 @@ def test_there_across_and_back(
 @pytest.mark.parametrize("kind", sample_checkpoints.KINDS)
 def test_files_of_the_reference(kind: str, dtype, tmp_path: pathlib.Path):
   """As published, without a word of ours; tables too, whose they ever are."""
-  model = facebook_model.randomise(facebook_model.MODELS[kind]()).to(dtype)
+  model = facebook_model.randomize(facebook_model.MODELS[kind]()).to(dtype)
   file = tmp_path / "theirs.pth"
   args = argparse.Namespace(norm_pix_loss=True, resume=None)
   torch.save({"model": model.state_dict(), "args": args}, file)

@@ -32,7 +32,7 @@ def apply(name: str, level: float, sign: int = 1, channels: int = 3):
   )
 
 
-def grey(x: np.ndarray) -> np.ndarray:
+def gray(x: np.ndarray) -> np.ndarray:
   """ITU-R 601, in Pillow's fixed point."""
   weights = np.array([19595, 38470, 7471])
   return ((x.astype(int) @ weights + (1 << 15)) >> 16)[..., None]
@@ -126,8 +126,8 @@ def test_operations_that_blend(level: float, sign: int):
   x, factor = picture(), 1 + sign * 0.9 * level
   starts = {
     "Brightness": np.zeros_like(x, float),
-    "Color": np.broadcast_to(grey(x), x.shape).astype(float),
-    "Contrast": np.full(x.shape, int(grey(x).mean() + 0.5), float),
+    "Color": np.broadcast_to(gray(x), x.shape).astype(float),
+    "Contrast": np.full(x.shape, int(gray(x).mean() + 0.5), float),
   }
   for name, start in starts.items():
     wanted = blend(start, x, factor)
@@ -165,19 +165,19 @@ def test_sharpness(sign: int):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("level", [0.25, 0.9])
 def test_geometry(level: float, sign: int):
-  """Where a ramp of coordinates ends up, inside; the fill colour outside."""
+  """Where a ramp of coordinates ends up, inside; the fill color outside."""
   y, x = np.mgrid[:27, :33].astype(float)
   s = sign * level
-  centre_x, centre_y, angle = 16.5, 13.5, np.deg2rad(30 * s)
-  u, v = x + 0.5 - centre_x, y + 0.5 - centre_y
+  center_x, center_y, angle = 16.5, 13.5, np.deg2rad(30 * s)
+  u, v = x + 0.5 - center_x, y + 0.5 - center_y
   sources = {
     "ShearX": (x + 0.3 * s * (y + 0.5), y),
     "ShearY": (x, y + 0.3 * s * (x + 0.5)),
     "TranslateX": (x + 0.45 * s * 33, y),
     "TranslateY": (x, y + 0.45 * s * 27),
     "Rotate": (
-      np.cos(angle) * u - np.sin(angle) * v + centre_x - 0.5,
-      np.sin(angle) * u + np.cos(angle) * v + centre_y - 0.5,
+      np.cos(angle) * u - np.sin(angle) * v + center_x - 0.5,
+      np.sin(angle) * u + np.cos(angle) * v + center_y - 0.5,
     ),
   }
   ramp = np.stack([5 * x, 7 * y, 3 * (x + y)], axis=-1).astype(np.uint8)
@@ -199,17 +199,17 @@ def test_geometry(level: float, sign: int):
 
 
 @pytest.mark.parametrize("name", augment.OPERATIONS)
-def test_grey_images(name: str):
-  """Are what a colour image of three equal channels would be."""
+def test_gray_images(name: str):
+  """Are what a color image of three equal channels would be."""
   one = picture(1)
   names = list(augment.OPERATIONS)
   draws = np.array([(names.index(name) + 0.5) / 15, 0, 0.5, 0.2] + [0.9] * 4)
-  grey_, colour = (
+  gray_, color = (
     augment.rand_augment(x, draws, magnitude=5, std=0, fill=(90, 90, 90))
     for x in (one, np.repeat(one, 3, axis=-1))
   )
   np.testing.assert_allclose(
-    np.repeat(grey_, 3, axis=-1).astype(int), colour, atol=1
+    np.repeat(gray_, 3, axis=-1).astype(int), color, atol=1
   )
 
 

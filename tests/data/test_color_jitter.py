@@ -1,4 +1,4 @@
-"""Colour jitter against the formulas of its three parts."""
+"""Color jitter against the formulas of its three parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from mae_jax.data import augment, pipeline, preprocess, sources
 from mae_jax.utils.errors import ConfigError
-from tests.data.test_augment import blend, grey, picture
+from tests.data.test_augment import blend, gray, picture
 from tests.helpers import tiny
 
 BRIGHTNESS, CONTRAST, COLOR = 0, 1, 2
@@ -27,7 +27,7 @@ def jittered(x: np.ndarray, factors, order: int, strength: float = 0.4):
 def by_hand(x: np.ndarray, factors, order: int) -> np.ndarray:
   """Rounded after each, as Pillow's images are."""
   for which in ORDERS[order]:
-    luma = grey(x) if x.shape[-1] == 3 else x
+    luma = gray(x) if x.shape[-1] == 3 else x
     start = {
       BRIGHTNESS: np.zeros(x.shape),
       CONTRAST: np.full(x.shape, int(luma.mean() + 0.5), float),

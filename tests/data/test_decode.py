@@ -67,12 +67,12 @@ MODES = {
 )
 def test_pixels_are_pillows(photo, form, mode, channels):
   """Bit for bit, also of JPEG: both decoders are libjpeg-turbo's exact one."""
-  colour = photo
+  color = photo
   if "A" in mode and mode != "LAB":
-    colour = colour.copy()
-    colour.putalpha(Image.linear_gradient("L").resize(photo.size))
+    color = color.copy()
+    color.putalpha(Image.linear_gradient("L").resize(photo.size))
   image = Image.new("LAB", photo.size, (90, 140, 60)) if mode == "LAB" else None
-  data = encode(image or colour.convert(mode), format=form)
+  data = encode(image or color.convert(mode), format=form)
   np.testing.assert_array_equal(
     decoded(data, channels), by_pillow(data, channels)
   )
@@ -100,11 +100,11 @@ def test_kinds_of_jpeg_are_pillows(photos, options, channels):
 
 @pytest.mark.parametrize("form", ["png", "tiff"])
 def test_of_16_bits_the_high_byte_is_read(photos, form):
-  grey = photos[0][..., 0].astype(np.uint16) * 200 + 77
-  data = encode(grey, format=form)
+  gray = photos[0][..., 0].astype(np.uint16) * 200 + 77
+  data = encode(gray, format=form)
   for channels in (1, 3):
     image = decoded(data, channels)
-    expected = np.repeat((grey >> 8)[..., None], channels, -1)
+    expected = np.repeat((gray >> 8)[..., None], channels, -1)
     np.testing.assert_array_equal(image, expected)
 
 
@@ -149,7 +149,7 @@ def test_a_crop_of_a_turned_image(photo):
 
 @pytest.mark.parametrize("form", ["gif", "webp", "tiff", "png"])
 def test_the_first_frame_counts(form):
-  frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
+  frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
   how = {"lossless": True} if form == "webp" else {}
   data = encode(
     frames[0], format=form, save_all=True, append_images=frames[1:], **how
@@ -173,15 +173,15 @@ def npy(array, **options):
 
 def test_arrays(photos):
   photo = photos[0][:20, :30]
-  grey = by_pillow(encode(photo, format="png"), 1)
+  gray = by_pillow(encode(photo, format="png"), 1)
   five = np.arange(20 * 30 * 5).astype(np.uint8).reshape(20, 30, 5)
   wide = five.astype(">u2") * 250
   for array, channels, expected in (
     (photo, 3, photo),
     (np.asfortranarray(photo), 3, photo),
-    (photo, 1, grey),
-    (grey, 1, grey),
-    (grey[..., 0], 3, np.repeat(grey, 3, -1)),
+    (photo, 1, gray),
+    (gray, 1, gray),
+    (gray[..., 0], 3, np.repeat(gray, 3, -1)),
     (five, 5, five),
     (wide, 5, wide >> 8),
   ):

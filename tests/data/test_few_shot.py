@@ -123,8 +123,8 @@ def test_a_source_of_few(kind, tmp_path, records):
 def counting(source, read: list):
   """The same, which notes each record that is parsed."""
 
-  def parse(serialised):
-    record = source.parse(serialised)
+  def parse(serialized):
+    record = source.parse(serialized)
     label = tf.numpy_function(
       lambda x: read.append(int(x)) or x, [record["label"]], tf.int64
     )

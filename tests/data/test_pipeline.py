@@ -166,7 +166,7 @@ def test_randaugment_is_a_function_of_step_and_row(any_settings, source):
 
 
 @pytest.mark.parametrize("source", ["digits", "folder"])
-def test_rows_need_not_be_neighbours(any_settings, source):
+def test_rows_need_not_be_neighbors(any_settings, source):
   data = any_settings(source)
   whole, rows = train(data, 2), np.array([0, 3, 7])
   expected = [{k: v[rows] for k, v in batch.items()} for batch in whole]
@@ -311,7 +311,7 @@ def test_image_size_is_free(settings):
   assert evaluate(data)[0]["image"].shape == (8, 12, 16, 1)
 
 
-def test_grey_from_colour(any_settings):
+def test_gray_from_color(any_settings):
   data = any_settings("folder", channels=1)
   assert train(data, 1)[0]["image"].shape == (8, 12, 10, 1)
   assert evaluate(data)[0]["image"].shape == (8, 12, 10, 1)

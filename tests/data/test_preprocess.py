@@ -234,7 +234,7 @@ def test_random_resized_crop_is_pillows(photos, form):
     image = np.asarray(Image.open(io.BytesIO(encoded)))
     crop = image[top : top + height, left : left + width]
 
-    # Rounded once: equal but for ties, and for the colour of a JPEG crop's
+    # Rounded once: equal but for ties, and for the color of a JPEG crop's
     # very edge, which Pillow, having decoded all, interpolates from outside it.
     exact = np.abs(found.astype(int) - pillow_resize(crop, size, "F"))
     assert exact.max() <= (2 if form == "jpeg" else 1)
@@ -271,7 +271,7 @@ def test_decoding_a_crop_equals_cropping_the_decoded(photos, subsampling):
     expected = whole[top : top + height, left : left + width].astype(int)
     difference = np.abs(crop - expected)
     assert crop.shape == (height, width, 3)
-    # Colour is interpolated from beyond the crop, except at its very edge.
+    # Color is interpolated from beyond the crop, except at its very edge.
     assert difference[1:-1, 1:-1].max(initial=0) == 0
     if subsampling == 0:
       assert difference.max() == 0

@@ -42,7 +42,7 @@ def settings(tmp_path_factory, photo_dir):  # noqa: F811
   splits = {"train": shapes(TRAIN), "test": shapes(TEST)}
   prepare(directory, "three", features, splits, num_shards=3)
   prepare(directory, "one", features, splits, num_shards=1)
-  colour = COMMON | {"channels": 3}
+  color = COMMON | {"channels": 3}
   records = {
     "source": "tfds",
     "data_dir": str(directory),
@@ -50,9 +50,9 @@ def settings(tmp_path_factory, photo_dir):  # noqa: F811
   }
   return {
     "digits": COMMON | {"source": "digits", "channels": 1},
-    "folder": colour | {"source": "folder", "path": str(photo_dir)},
-    "files": colour | records | {"name": "three"},
-    "file": colour | records | {"name": "one", "shuffle_buffer": 24},
+    "folder": color | {"source": "folder", "path": str(photo_dir)},
+    "files": color | records | {"name": "three"},
+    "file": color | records | {"name": "one", "shuffle_buffer": 24},
   }
 
 

@@ -57,15 +57,15 @@ def test_baselines_see_only_what_is_visible(name: str, channels: int):
   np.testing.assert_array_equal(paint(changed, hidden), filled)
 
 
-def test_the_mean_colour():
+def test_the_mean_color():
   image, hidden = draw()
-  filled = image_metrics.mean_colour(image, hidden)
+  filled = image_metrics.mean_color(image, hidden)
   wanted = image[~hidden].mean(axis=0)
   assert np.abs(filled[hidden] - wanted).max() <= 0.5
 
 
 def test_biharmonic_goes_on_with_a_slope():
-  """Where the mean colour is far off."""
+  """Where the mean color is far off."""
   slope = np.arange(20, 180, 8, dtype=np.uint8)
   image = np.broadcast_to(slope[None, :, None], (12, 20, 1))
   hidden = np.zeros((12, 20), bool)

@@ -13,9 +13,9 @@ from mae_jax.evals import probes
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Three overlapping classes, whose lengths differ but tell nothing."""
   random = np.random.default_rng(seed)
-  centres = np.random.default_rng(0).normal(size=(3, 5))
+  centers = np.random.default_rng(0).normal(size=(3, 5))
   labels = random.integers(0, 3, count)
-  features = centres[labels] + 1.2 * random.normal(size=(count, 5))
+  features = centers[labels] + 1.2 * random.normal(size=(count, 5))
   return features * random.uniform(0.1, 9, size=(count, 1)), labels
 
 
@@ -53,7 +53,7 @@ def test_settings_matter():
   assert len(found) == 3
 
 
-def test_more_neighbours_than_examples_are_all_of_them():
+def test_more_neighbors_than_examples_are_all_of_them():
   train, test = draw(7, 1), draw(20, 2)
   got = probes.knn_accuracy(train, test, k=100, temperature=0.07)
   assert got == pytest.approx(vote(train, test, 7, 0.07), abs=1e-9)

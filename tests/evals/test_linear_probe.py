@@ -12,14 +12,14 @@ from mae_jax.evals import probes
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Four overlapping classes in features of very different scale."""
   random = np.random.default_rng(seed)
-  centres = np.random.default_rng(0).normal(size=(4, 12))
+  centers = np.random.default_rng(0).normal(size=(4, 12))
   labels = random.integers(0, 4, count)
-  features = centres[labels] + 1.5 * random.normal(size=(count, 12))
+  features = centers[labels] + 1.5 * random.normal(size=(count, 12))
   return features * np.geomspace(0.01, 100, 12) + 5, labels
 
 
 def optimum(train, test, l2: float) -> float:
-  """Multinomial logistic regression, minimised by PyTorch's L-BFGS."""
+  """Multinomial logistic regression, minimized by PyTorch's L-BFGS."""
   mean, std = train[0].mean(axis=0), train[0].std(axis=0)
   x, held_out = (
     torch.from_numpy((features - mean) / std)
@@ -55,7 +55,7 @@ def test_accuracy_is_the_optimums(l2: float):
   assert 0.4 < got < 0.9
 
 
-def test_regularisation_matters():
+def test_regularization_matters():
   train, test = draw(60, 1), draw(400, 2)
   found = {probes.probe_accuracy(train, test, l2=l2) for l2 in (0.01, 1, 1000)}
   assert len(found) == 3

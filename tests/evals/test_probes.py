@@ -16,8 +16,8 @@ from tests.helpers import tiny
 def split(seed: int, count: int) -> probes.Split:
   random = np.random.default_rng(seed)
   labels = np.arange(count) % 3
-  centres = np.random.default_rng(9).normal(size=(3, 6))
-  good = centres[labels] + 0.6 * random.normal(size=(count, 6))
+  centers = np.random.default_rng(9).normal(size=(3, 6))
+  good = centers[labels] + 0.6 * random.normal(size=(count, 6))
   return probes.Split(
     {"MAE": good, "raw pixels": good + 2 * random.normal(size=good.shape)},
     labels,

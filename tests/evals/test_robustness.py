@@ -75,7 +75,7 @@ def test_means_by_hand():
   """Errors rise by 1 % a severity from 10 %, 12 %, 14 %, ... at the first."""
   found = everything(lambda number, s: 0.10 + 0.02 * number + 0.01 * (s - 1))
   scalars = found.scalars()
-  total = normalised = 0.0
+  total = normalized = 0.0
   alexnet = (
     *(0.886428, 0.894468, 0.922640, 0.819880, 0.826268),
     *(0.785948, 0.798360, 0.866816, 0.826572, 0.819324),
@@ -84,10 +84,10 @@ def test_means_by_hand():
   for number, reference in enumerate(alexnet):
     mean = 0.12 + 0.02 * number
     total += mean
-    normalised += mean / reference
+    normalized += mean / reference
   assert scalars["eval_error"] == pytest.approx(total / 15)
   assert scalars["eval_error"] == pytest.approx(0.26)
-  assert scalars["eval_mce"] == pytest.approx(normalised / 15)
+  assert scalars["eval_mce"] == pytest.approx(normalized / 15)
   assert scalars["eval_error_mean/saturate"] == pytest.approx(0.48)
   assert scalars["eval_error/shot_noise_5"] == pytest.approx(0.16)
   assert len(scalars) == 95 + 19 + 2
@@ -98,7 +98,7 @@ def test_means_by_hand():
   )
   assert lines[-1] == (
     "mean over the 15 corruptions of the benchmark: error 26.0 %, mCE (each by "
-    f"AlexNet's error) {100 * normalised / 15:.1f} %"
+    f"AlexNet's error) {100 * normalized / 15:.1f} %"
   )
 
 

@@ -430,10 +430,10 @@ def test_images_that_cannot_be_scored(trained, digits, tmp_path):
     r"test \(5 examples\)",
     **tfds_set | {"name": "imagenet_a", "eval_split": "validation"},
   )
-  write_set(tmp_path, "unlabelled", "test", pixels[:5], [-1] * 5)
+  write_set(tmp_path, "unlabeled", "test", pixels[:5], [-1] * 5)
   refused(
-    "images of unlabelled, split 'test' have no label: name another split",
-    **tfds_set | {"name": "unlabelled"},
+    "images of unlabeled, split 'test' have no label: name another split",
+    **tfds_set | {"name": "unlabeled"},
   )
   whole = tfds_set | {"name": robustness.CORRUPTED, "eval_split": "validation"}
   refused("none of its configs is prepared in .*: set --config.data.d", **whole)

@@ -12,7 +12,7 @@ from tests.helpers import runs, tiny
 
 
 def make(root, **classes: int) -> str:
-  """Grey images, so many of each class, in train/ and once more in val/."""
+  """Gray images, so many of each class, in train/ and once more in val/."""
   for split in ("train", "val"):
     for name, count in classes.items():
       (root / split / name).mkdir(parents=True)

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def write_images(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-  """Coloured images, each of another size."""
+  """Colored images, each of another size."""
   for number, name in enumerate(names):
     random = np.random.default_rng(number)
     height, width = random.integers(9, 40, 2)
@@ -45,7 +45,7 @@ def pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
 
 
 def prepared(path: pathlib.Path, data: DataConfig) -> np.ndarray:
-  """The same as float32, normalised."""
+  """The same as float32, normalized."""
   scaled = pixels(path, data).astype(np.float32) / 255
   return (scaled - np.float32(data.mean)) / np.float32(data.std)
 

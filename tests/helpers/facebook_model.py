@@ -200,7 +200,7 @@ MODELS = {
 }
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
   """Makes every parameter and statistic random, kernels of order one."""
   random = torch.Generator().manual_seed(seed)
   with torch.no_grad():

@@ -16,7 +16,7 @@ BATCH = 3
 
 
 def images(seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
-  """Normalised images, [B, H, W, C] here and [B, C, H, W] there."""
+  """Normalized images, [B, H, W, C] here and [B, C, H, W] there."""
   size = (BATCH, sample_checkpoints.SIZE, sample_checkpoints.SIZE, 3)
   x = np.random.default_rng(seed).normal(size=size).astype(np.float32)
   return x, torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
@@ -39,7 +39,7 @@ def tokens(path: pathlib.Path, x: np.ndarray) -> np.ndarray:
 
 
 def logits(path: pathlib.Path, x: np.ndarray) -> np.ndarray:
-  """[B, N] of normalised images: the classifier's own `logits` take uint8."""
+  """[B, N] of normalized images: the classifier's own `logits` take uint8."""
   from mae_jax.models import batch_norm, classifiers
 
   found = load_model.load_classifier(path, runs.devices_mesh())

@@ -1,4 +1,4 @@
-"""The smallest useful run, for tests: digits, 8 x 8 grey, in float32."""
+"""The smallest useful run, for tests: digits, 8 x 8 gray, in float32."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def changed(base: Config, **sections: Any) -> Config:
 
 
 def big(variant: str, **model) -> Config:
-  """The network of the paper on 224-pixel colour images."""
+  """The network of the paper on 224-pixel color images."""
   return config(
     data={
       "image_size": (224, 224),

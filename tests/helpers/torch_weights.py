@@ -65,7 +65,7 @@ class Weights:
     }
 
 
-def randomise(model: torch.nn.Module, seed: int) -> None:
+def randomize(model: torch.nn.Module, seed: int) -> None:
   """Makes every parameter random: kernels of order one, no bias zero."""
   random = torch.Generator().manual_seed(seed)
   with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Normalisation equals NumPy."""
+"""Normalization equals NumPy."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_strategies_hide_as_many_and_differ(strategy, grid, keep: int):
 
 
 def borders(hidden: np.ndarray) -> float:
-  """Pairs of neighbours of which one is hidden, of all pairs, on average."""
+  """Pairs of neighbors of which one is hidden, of all pairs, on average."""
   across = hidden[:, :, 1:] != hidden[:, :, :-1]
   down = hidden[:, 1:] != hidden[:, :-1]
   return np.concatenate([across.ravel(), down.ravel()]).mean()
@@ -136,7 +136,7 @@ def borders(hidden: np.ndarray) -> float:
 
 @pytest.mark.parametrize("keep", [98, 49])  # the paper's 50 and 75 %
 def test_blocks_are_blocks(keep: int):
-  """Of random patches, 2 p (1 - p) of all pairs of neighbours differ."""
+  """Of random patches, 2 p (1 - p) of all pairs of neighbors differ."""
   blocks, random = (
     borders(hidden_by(strategy, (14, 14), keep))
     for strategy in ("block", "random")
@@ -193,7 +193,7 @@ def blocks_one_by_one(keep: int, batch: int) -> np.ndarray:
 def test_blocks_are_of_their_areas_and_aspects(keep: int):
   """By their borders.
 
-  Of 98 hidden patches 12.8 % of neighbours differ; 14.7 if blocks may be single
+  Of 98 hidden patches 12.8 % of neighbors differ; 14.7 if blocks may be single
   patches, 12.4 if aspects are from 0.5 to 2, 17.9 if they are from 0.02.
   """
   found = borders(hidden_by("block", (14, 14), keep, batch=1024))

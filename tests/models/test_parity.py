@@ -55,7 +55,7 @@ def torch_model(
     attn_implementation="eager",
   )
   model = transformers.ViTMAEForPreTraining(config).eval()
-  torch_weights.randomise(model, seed=7)
+  torch_weights.randomize(model, seed=7)
   with torch.no_grad():
     for table in (
       model.vit.embeddings.position_embeddings,

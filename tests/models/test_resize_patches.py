@@ -36,14 +36,14 @@ def test_an_enlarged_patch_is_embedded_as_the_patch_was(new):
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (4, 3)])
-def test_a_grey_patch_is_embedded_as_it_was(before: int, after: int):
-  kernel, grey = draw(16 * before, WIDTH), draw(6, 4, 4, 1)
+def test_a_gray_patch_is_embedded_as_it_was(before: int, after: int):
+  kernel, gray = draw(16 * before, WIDTH), draw(6, 4, 4, 1)
   found = resize_patches.embedding(
     kernel,
     resize_patches.Patch(4, 4, before),
     resize_patches.Patch(4, 4, after),
   )
-  was, is_ = (grey.repeat(n, 3).reshape(6, -1) for n in (before, after))
+  was, is_ = (gray.repeat(n, 3).reshape(6, -1) for n in (before, after))
   np.testing.assert_allclose(is_ @ found, was @ kernel, atol=1e-4)
 
 
@@ -60,7 +60,7 @@ def test_predictions_are_resized_as_images(new):
   )
 
 
-def test_a_grey_prediction_is_the_mean_of_the_colours():
+def test_a_gray_prediction_is_the_mean_of_the_colors():
   kernel, tokens = draw(WIDTH, 48), draw(6, WIDTH)
   found = resize_patches.prediction(
     kernel, resize_patches.Patch(4, 4, 3), resize_patches.Patch(4, 4, 1)

@@ -34,7 +34,7 @@ def torch_model() -> transformers.ViTForImageClassification:
     attn_implementation="eager",
   )
   model = transformers.ViTForImageClassification(config).eval()
-  torch_weights.randomise(model, seed=3)
+  torch_weights.randomize(model, seed=3)
   return model
 
 

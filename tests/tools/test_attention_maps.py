@@ -117,38 +117,38 @@ def test_rollout_is_a_product_of_matrices():
   assert total[0].sum() == pytest.approx(1)
 
 
-def test_colours_are_the_principal_components():
+def test_colors_are_the_principal_components():
   random = np.random.default_rng(0)
   features = random.normal(size=(50, 6)) * (9, 5, 3, 0.1, 0.1, 0.1)
-  colours = attention_rollout.Colours(features)
-  assert colours.shares.sum() > 0.99
-  picture = colours(features)
+  colors = attention_rollout.Colors(features)
+  assert colors.shares.sum() > 0.99
+  picture = colors(features)
   assert picture.shape == (50, 3)
   for axis in range(3):
     found = np.corrcoef(picture[:, axis], features[:, axis])[0, 1]
     assert abs(found) > 0.95
   with pytest.raises(ConfigError, match="show more images"):
-    attention_rollout.Colours(features[:3])
+    attention_rollout.Colors(features[:3])
 
 
 def test_an_overlay_is_brightest_where_the_value_is():
-  grey = np.full((8, 8, 1), 100, np.uint8)
+  gray = np.full((8, 8, 1), 100, np.uint8)
   for place in range(4):
     values = np.zeros(4)
     values[place] = 2.0
-    picture = attention_maps.overlay(grey, values, (2, 2)).sum(axis=-1)
+    picture = attention_maps.overlay(gray, values, (2, 2)).sum(axis=-1)
     row, column = divmod(place, 2)
     quarter = np.zeros((8, 8), bool)
     quarter[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = True
     assert picture[quarter].mean() > 1.5 * picture[~quarter].mean()
-  flat = attention_maps.overlay(grey, np.ones(4), (2, 2))
+  flat = attention_maps.overlay(gray, np.ones(4), (2, 2))
   assert (flat == flat[0, 0]).all()
 
 
 def test_the_patch_that_asks_is_framed():
-  grey = np.full((8, 12, 1), 100, np.uint8)
+  gray = np.full((8, 12, 1), 100, np.uint8)
   plain, framed = (
-    attention_maps.overlay(grey, np.arange(4), (2, 2), token)
+    attention_maps.overlay(gray, np.arange(4), (2, 2), token)
     for token in (0, 4)
   )
   frame = np.zeros((8, 12), bool)

@@ -284,7 +284,7 @@ def test_the_manifest(exports, finetuned):
   assert facts["output"]["shape"] == ["batch", len(CLASSES)]
   assert facts["class_names"] == list(CLASSES)
   assert facts["checkpoint"] == str(finetuned[2] / "checkpoints" / "1")
-  assert facts["normalised_inside"] == {"mean": [0.3], "std": [0.4]}
+  assert facts["normalized_inside"] == {"mean": [0.3], "std": [0.4]}
   assert facts["platforms"] == ["cpu", "cuda", "tpu"]
   assert facts["versions"]["jax"] == jax.__version__
   assert 0 < facts["rounding_of_weights"] < 1
@@ -308,7 +308,7 @@ def test_features_of_a_classifier_and_another_dtype(
   assert 1e-4 < apart < 0.03  # rounded indeed
 
 
-def test_quantisation_is_by_channel_and_layer():
+def test_quantization_is_by_channel_and_layer():
   random = np.random.default_rng(0)
   kernel = random.normal(size=(3, 8, 5)).astype(np.float32)
   kernel *= 10.0 ** np.arange(15).reshape(3, 1, 5) / 1e7

@@ -40,7 +40,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def labelled(task, start, **classify):
+def labeled(task, start, **classify):
   settings = {"classify": ClassifyConfig(**classify)}
   return tiny.config(task=task, init_from=str(start), **SMALL, **settings)
 
@@ -66,7 +66,7 @@ def finetuned(pretrained, tmp_path_factory):
   result = {}
   for pooling, more in (("mean", {"ema": 0.5}), ("cls", {"trainable": "mlp"})):
     workdir = tmp_path_factory.mktemp(pooling)
-    settings = labelled("finetune", pretrained, pooling=pooling, **more)
+    settings = labeled("finetune", pretrained, pooling=pooling, **more)
     runs.train(settings, workdir)
     result[pooling] = settings, workdir
   return result
@@ -199,7 +199,7 @@ def test_of_a_fine_tuned_network_what_its_head_sees(
 def test_of_a_linear_probe_what_is_in_front_of_its_batch_norm(
   pretrained, photos, written, tmp_path
 ):
-  settings = labelled("linprobe", pretrained, norm_group=16, head_std=0.1)
+  settings = labeled("linprobe", pretrained, norm_group=16, head_std=0.1)
   runs.train(settings, tmp_path)
   params = runs.params(tmp_path, settings)
   seen = written(tmp_path)["features"]
@@ -218,9 +218,9 @@ def test_another_size_has_the_positions_of_fine_tuning(
 ):
   """Against the encoder with which fine-tuning on such images begins."""
   workdir = pretrained if start == "pretrained" else finetuned[start][1]
-  settings = labelled("finetune", workdir, pooling="cls")
+  settings = labeled("finetune", workdir, pooling="cls")
   if start == "mean":
-    settings = labelled("finetune", workdir, pooling="mean")
+    settings = labeled("finetune", workdir, pooling="mean")
   data = dataclasses.replace(settings.data, image_size=(12, 8))
   settings = dataclasses.replace(settings, data=data)
   mesh = runs.devices_mesh()

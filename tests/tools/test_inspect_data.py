@@ -20,7 +20,7 @@ SIZES = ((40, 30), (50, 60), (24, 24))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Two classes of colours, one of two grey images; and what is broken."""
+  """Two classes of colors, one of two gray images; and what is broken."""
   root = tmp_path_factory.mktemp("images")
   random = np.random.default_rng(0)
   for name, count, channels in (("few", 2, 1), ("many", 30, 3)):
@@ -68,7 +68,7 @@ def test_numbers_are_those_of_a_plain_loop(folder):
   square = np.mean([(image**2).mean(axis=(0, 1)) for image in images], axis=0)
   np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
   np.testing.assert_allclose(found.std, np.sqrt(square - mean**2), rtol=1e-9)
-  assert found.grey == 2
+  assert found.gray == 2
   assert found.labels == {0: 2, 1: 31}
   assert len(found.unreadable.names) == 1
   assert "many/broken.png" in found.unreadable.listing()
@@ -87,7 +87,7 @@ def test_arrays(monkeypatch):
   images = datasets.load_digits().images
   assert set(map(tuple, found.sizes)) == {(8, 8)}
   assert found.labels.total() == len(found.sizes) == 1437
-  assert found.grey == 0
+  assert found.gray == 0
   assert found.mean == pytest.approx(images.mean() / 16, abs=0.01)
   assert found.std == pytest.approx(images.std() / 16, abs=0.01)
 
@@ -118,7 +118,7 @@ def test_records(tmp_path):
   assert sorted(found.sizes[:, 0]) == sorted(6 + k % 3 for k in range(9))
   assert found.labels == dict.fromkeys(range(9), 1)
   np.testing.assert_allclose(found.mean, 8 / 255)
-  assert found.grey == 9
+  assert found.gray == 9
 
 
 def test_samples_are_those_of_training(folder):

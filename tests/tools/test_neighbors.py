@@ -1,4 +1,4 @@
-"""Neighbours by features, against all distances."""
+"""Neighbors by features, against all distances."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_nearest_by_cosine(workdir, images, tmp_path, pool: str):
   wanted = []
   for query in queries:
     cosine = vectors @ vectors[names.index(query)]
-    cosine[names.index(query)] = -2  # no image is its own neighbour
+    cosine[names.index(query)] = -2  # no image is its own neighbor
     for rank, place in enumerate(np.argsort(-cosine)[:4], 1):
       wanted.append((query[2:], str(rank), names[place], cosine[place]))
   got = rows(out)
@@ -70,7 +70,7 @@ def test_a_copy_is_the_nearest(workdir, images, tmp_path):
   assert len(found) == len(NAMES)
 
 
-def test_the_query_alone_has_no_neighbours(workdir, images, tmp_path):
+def test_the_query_alone_has_no_neighbors(workdir, images, tmp_path):
   alone = str(images / NAMES[4])
   with pytest.raises(ConfigError, match="nothing but the query"):
     neighbors.write(str(workdir), alone, alone, str(tmp_path / "out"))
@@ -99,5 +99,5 @@ def test_the_command(workdir, images, tmp_path):
     "--count=2",
   )
   assert found.returncode == 0, found.stderr
-  assert f"{out}: neighbours of 1 image among 11" in found.stdout
+  assert f"{out}: neighbors of 1 image among 11" in found.stdout
   assert len(rows(out)) == 2

@@ -128,7 +128,7 @@ def test_masks_snap_to_patches_exactly():
   np.testing.assert_array_equal(photos.snap(missing, photo, (3, 4)), wanted)
 
 
-def test_masks_are_read_as_grey(tmp_path):
+def test_masks_are_read_as_gray(tmp_path):
   picture = np.zeros((4, 5, 3), np.uint8)
   picture[1, 2] = 255
   Image.fromarray(picture).save(tmp_path / "m.png")

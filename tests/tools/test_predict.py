@@ -21,16 +21,16 @@ NAMES = ("deep/er/2.png", "deep/x.jpg", "é, 1.png")
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labeled(tmp_path_factory):
   """Folders of classes, made in another order than that of their names."""
-  root = tmp_path_factory.mktemp("labelled")
+  root = tmp_path_factory.mktemp("labeled")
   for name in ("cow", "ant", "bee"):
     write_images(root, (f"{name}/{number}.png" for number in range(4)))
   return root
 
 
-def config(task, labelled, **sections):
-  data = {"source": "folder", "path": str(labelled), "batch_size": 8}
+def config(task, labeled, **sections):
+  data = {"source": "folder", "path": str(labeled), "batch_size": 8}
   return tiny.config(
     task=task,
     data=data | {"eval_crop": 0.8},
@@ -41,10 +41,10 @@ def config(task, labelled, **sections):
 
 
 @pytest.fixture(scope="module")
-def trained(labelled, tmp_path_factory):
+def trained(labeled, tmp_path_factory):
   """A run's settings and workdir."""
   workdir = tmp_path_factory.mktemp("trained")
-  settings = config("finetune", labelled)
+  settings = config("finetune", labeled)
   runs.train(settings, workdir)
   return settings, workdir
 
@@ -92,8 +92,8 @@ def test_probabilities_are_those_of_a_plain_loop(trained, photos, rows):
   assert len({row["probability"] for row in found}) > len(CLASSES)
 
 
-def test_a_linear_probe(labelled, photos, rows, tmp_path):
-  settings = config("linprobe", labelled)
+def test_a_linear_probe(labeled, photos, rows, tmp_path):
+  settings = config("linprobe", labeled)
   runs.train(settings, tmp_path / "run")
   params = runs.params(tmp_path / "run", settings)
   probe = classifiers.probe(settings, len(CLASSES), "cpu")

@@ -22,7 +22,7 @@ from tests.helpers import runs, tiny
 from tests.helpers.commands import command, write_images
 
 NAMES = ("a.png", "b/c.jpg", "b/sheet.png")
-COLOUR = {
+COLOR = {
   "image_size": (8, 12),
   "channels": 3,
   "mean": (0.4, 0.5, 0.3),
@@ -37,7 +37,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-  """Networks that predict normalised and raw patches."""
+  """Networks that predict normalized and raw patches."""
   found = {}
   for name in ("norm_pix", "raw"):
     found[name] = tmp_path_factory.mktemp(name)
@@ -131,9 +131,7 @@ def test_masks_ratios_and_strategies(workdirs, images, tmp_path):
   assert blocks["a.png"][0]["variant"] == "75 % block"
 
 
-def test_true_statistics_are_labelled_in_the_picture(
-  workdirs, images, tmp_path
-):
+def test_true_statistics_are_labeled_in_the_picture(workdirs, images, tmp_path):
   """With a red line more, on every sheet, of what they have a part in."""
   sheets = {}
   for statistics in reconstruction.STATISTICS:
@@ -237,7 +235,7 @@ def test_restoring_a_photograph(workdirs, tmp_path):
   np.testing.assert_array_equal(restored[~snapped], damaged[~snapped])
   assert (restored[snapped] != damaged[snapped]).any()
   methods = [row["method"] for row in rows["damaged.png"]]
-  assert methods == ["pasted", "mean colour", "biharmonic"]
+  assert methods == ["pasted", "mean color", "biharmonic"]
   assert {row["hidden"] for row in rows["damaged.png"]} == {"4"}
 
 
@@ -267,7 +265,7 @@ def test_odd_files_give_a_picture_or_a_warning(workdirs, tmp_path, capsys):
 
   exif = Image.Exif()
   exif[0x112] = 6  # lies on its side
-  save("grey.png", "L", (31, 17))
+  save("gray.png", "L", (31, 17))
   save("rgba.png", "RGBA", (20, 33))
   save("turned.jpg", "RGB", (40, 16), exif=exif)
   save("pixel.png", "L", (1, 1))
@@ -280,7 +278,7 @@ def test_odd_files_give_a_picture_or_a_warning(workdirs, tmp_path, capsys):
   run(workdirs["raw"], folder, out)
   made = {path.name for path in (out / "images").iterdir()}
   assert made == {
-    "grey.png", "rgba.png", "turned.jpg", "pixel.png", "thin.png",
+    "gray.png", "rgba.png", "turned.jpg", "pixel.png", "thin.png",
     "large.png", "array.npy",
   }  # fmt: skip
   told = capsys.readouterr()
@@ -399,7 +397,7 @@ def test_what_restoring_loses_is_told(workdirs, tmp_path, capsys):
   Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(mask)
   run(workdirs["raw"], image, tmp_path / "out", mask=str(mask))
   told = capsys.readouterr().err
-  assert "without its colours, as the network takes one channel, its al" in told
+  assert "without its colors, as the network takes one channel, its al" in told
 
 
 def test_with_a_mask_true_statistics_are_of_the_truth(workdirs, tmp_path):

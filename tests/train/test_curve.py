@@ -42,7 +42,7 @@ def test_the_first_hundred_steps():
 
 @pytest.mark.slow
 def test_the_whole_recipe_from_another_seed():
-  # Optimised, as a user's run is: it takes longer than it compiles.
+  # Optimized, as a user's run is: it takes longer than it compiles.
   done = commands.python(
     "-m", "tests.train.curve", 3, environ={"XLA_FLAGS": ""}, timeout=1200
   )

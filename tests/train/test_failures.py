@@ -183,7 +183,7 @@ def test_a_slow_disk_delays_and_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.fixture
 def scans(tmp_path):
-  """Twenty grey images of which two cannot be read, of one class each."""
+  """Twenty gray images of which two cannot be read, of one class each."""
   folder = tmp_path / "scans"
   images = datasets.load_digits().images[:20]
   for number, pixels in enumerate(images):

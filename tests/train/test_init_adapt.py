@@ -14,7 +14,7 @@ from mae_jax.tools import reconstructor
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 
-COLOUR = {
+COLOR = {
   "source": "photos",
   "channels": 3,
   "mean": (0.3,) * 3,
@@ -24,7 +24,7 @@ COLOUR = {
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-  """The workdir of a network of 2 x 2 grey pixels."""
+  """The workdir of a network of 2 x 2 gray pixels."""
   return runs.pretrained(tmp_path_factory.mktemp("start"))
 
 
@@ -44,7 +44,7 @@ def still(
 
 
 def test_pre_training_goes_on_with_patches_four_times_as_large(start, tmp_path):
-  config = still(start, COLOUR, init_adapt=True)
+  config = still(start, COLOR, init_adapt=True)
   runs.train(config, tmp_path)
   found = runs.params(tmp_path, config)["model"]
   before = runs.params(start, tiny.config())["model"]

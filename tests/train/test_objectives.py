@@ -299,7 +299,7 @@ def test_another_decoder_is_told_by_its_settings(tmp_path):
 
 
 def test_a_decoder_is_trained_alone_and_with_an_adversary(tmp_path):
-  """The second stage of the published visualisations: no weight but its own."""
+  """The second stage of the published visualizations: no weight but its own."""
   runs.pretrained(tmp_path / "first")
   config = tiny.changed(
     settings(

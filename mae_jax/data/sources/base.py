@@ -98,7 +98,7 @@ class Records:
   Attributes:
     pieces: what to read, in order.
     class_names: the name of each label, or None if there are no labels.
-    parse: TensorFlow function from a serialised example to a record, but for
+    parse: TensorFlow function from a serialized example to a record, but for
       its `id`, which comes with the example.
     shuffled: whether the files were written in random order, so that the first
       records of a file are as good a sample of it as any.
@@ -189,6 +189,6 @@ def check_channels(data: DataConfig) -> None:
   """Raises ConfigError unless image files can be decoded to data.channels."""
   if data.channels not in (1, 3):
     raise ConfigError(
-      f"data.channels={data.channels}: image files are read as 1 (grey) or 3 "
-      "(colour) channels; set --config.data.channels to one of them"
+      f"data.channels={data.channels}: image files are read as 1 (gray) or 3 "
+      "(color) channels; set --config.data.channels to one of them"
     )

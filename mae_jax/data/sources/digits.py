@@ -20,14 +20,14 @@ def open_digits(data: DataConfig, split: base.Split) -> base.Indexed:
   """
   if data.channels != 1:
     raise ConfigError(
-      f"data.channels={data.channels}: the digits are grey; set "
+      f"data.channels={data.channels}: the digits are gray; set "
       "--config.data.channels=1"
     )
   # Takes as long to import as half of TensorFlow, and is used by no other.
   from sklearn import datasets, model_selection
 
   pixels, labels = datasets.load_digits(return_X_y=True)
-  # Their 17 grey levels, 0..16, over the whole range of a byte.
+  # Their 17 gray levels, 0..16, over the whole range of a byte.
   images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
   rows = model_selection.train_test_split(
     np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0

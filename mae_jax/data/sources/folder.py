@@ -1,4 +1,4 @@
-"""A directory of image files, labelled by the folder they are in, or not.
+"""A directory of image files, labeled by the folder they are in, or not.
 
 Layouts: `DIR/train/CLASS/...` with `DIR/val/CLASS/...`; `DIR/CLASS/...`; and
 both without class folders. DIR may be in a bucket (`gs://...`). What counts as

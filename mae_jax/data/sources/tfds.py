@@ -48,9 +48,9 @@ def open_prepared(data: DataConfig, split: base.Split) -> base.Records:
     label = info.features["label"]
     names = tuple(getattr(label, "names", map(str, range(label.num_classes))))
 
-  def parse(serialised: tf.Tensor) -> base.Record:
+  def parse(serialized: tf.Tensor) -> base.Record:
     example = features.deserialize_example(
-      serialised, decoders={"image": tfds.decode.SkipDecoding()}
+      serialized, decoders={"image": tfds.decode.SkipDecoding()}
     )
     label = example["label"] if names else -1
     return {"image": example["image"], "label": tf.cast(label, tf.int64)}
@@ -132,7 +132,7 @@ def _check_image(info: Any, name: str) -> None:
   ):
     raise ConfigError(
       f"data.name={name!r} has no image feature 'image' but "
-      f"{', '.join(info.features)}: choose a data set of labelled images"
+      f"{', '.join(info.features)}: choose a data set of labeled images"
     )
 
 

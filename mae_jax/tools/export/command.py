@@ -217,7 +217,7 @@ def parser() -> cli.Parser:
     "export",
     "Writes a network as files that serve without this project: from uint8 "
     "images [batch, height, width, channels] of any batch size to features, or "
-    "to the logits of a fine-tuned or probed network. Normalisation is inside.",
+    "to the logits of a fine-tuned or probed network. Normalization is inside.",
   )
   flags.add_checkpoint()
   flags.add_argument(

@@ -33,7 +33,7 @@ def facts(
       "dtype": "float32",
     },
     # Done by the program: these are for whoever wonders.
-    "normalised_inside": {"mean": list(data.mean), "std": list(data.std)},
+    "normalized_inside": {"mean": list(data.mean), "std": list(data.std)},
     **network.facts,
   }
 

@@ -41,7 +41,7 @@ _EXAMPLES = flags.DEFINE_integer(
 _CLASSES = flags.DEFINE_integer(
   "num_classes",
   planned_step.CLASSES,
-  "Of a labelled task; the data are not looked at.",
+  "Of a labeled task; the data are not looked at.",
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 

@@ -23,7 +23,7 @@ class Memory:
 
   Attributes:
     params: its part of the parameters.
-    opt_state: its part of the optimiser's state.
+    opt_state: its part of the optimizer's state.
     batch: its part of a batch.
     peak: the most that is in use at any time, the program itself included; of
       what does not fit, what the compiler says it would need, or 0.

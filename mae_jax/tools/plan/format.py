@@ -159,7 +159,7 @@ def _verdict(measured: compile_step.CompiledStep) -> str:
 def _memory(memory: compile_step.Memory) -> list[str]:
   parts = [
     ("parameters", memory.params),
-    ("optimiser", memory.opt_state),
+    ("optimizer", memory.opt_state),
     ("batch", memory.batch),
   ]
   if memory.peak:

@@ -18,8 +18,8 @@ from mae_jax.config import Config, leaves
 from mae_jax.tools.report import run_logs as runs_lib
 
 _TEMPLATE = pathlib.Path(__file__).with_name("page.html")
-# Of Okabe and Ito, which colour-blind people tell apart.
-_COLOURS = (
+# Of Okabe and Ito, which color-blind people tell apart.
+_COLORS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 )  # fmt: skip
 _SYMBOLS = ("circle", "square-open", "diamond", "x")
@@ -218,7 +218,7 @@ def _traces(
           "x": steps,
           "y": values,
           "name": label,
-          "line": {"color": _colour(number), "dash": _DASHES[dash % 4]},
+          "line": {"color": _color(number), "dash": _DASHES[dash % 4]},
           "marker": {"symbol": _SYMBOLS[dash % 4]},
         }
 
@@ -233,8 +233,8 @@ def _label(key: str) -> str:
   return "held out" if key.startswith("eval_") else "training"
 
 
-def _colour(number: int) -> str:
-  return _COLOURS[number % len(_COLOURS)]
+def _color(number: int) -> str:
+  return _COLORS[number % len(_COLORS)]
 
 
 def _layout(title: str, steps: Collection[int]) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def _summary(
       *(_figure(key, run.last(key)) for key in columns),
       str(run.started.get("started", "")),
     ]
-    rows.append({"name": name, "colour": _colour(number), "cells": cells})
+    rows.append({"name": name, "color": _color(number), "cells": cells})
   heads = ["task", "step", *columns.values(), "started"]
   return {"heads": heads, "rows": rows}
 

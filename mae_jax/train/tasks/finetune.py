@@ -155,7 +155,7 @@ class FinetuneTask(base.ClassificationTask):
   classifier: classifiers.FineTuned
 
   def seeded(self, seed: jax.Array | int) -> program_lib.TaskStep:
-    """As in `task.Labelled`."""
+    """As in `task.Labeled`."""
     return program(self._config, self.classifier, self.lr_fn, seed)
 
 

@@ -23,7 +23,7 @@ from mae_jax.utils import signals
 from mae_jax.utils.errors import ConfigError
 
 # What is trained. The encoder is never changed, and the running statistics are
-# by no optimiser.
+# by no optimizer.
 HEAD, STATS = classifiers.HEAD, classifiers.STATS
 
 
@@ -169,7 +169,7 @@ class LinprobeTask(base.ClassificationTask):
     super().__init__(config, mesh)
 
   def seeded(self, seed: jax.Array | int) -> program_lib.TaskStep:
-    """As in `task.Labelled`."""
+    """As in `task.Labeled`."""
     return program(self._config, self.classifier, self.lr_fn, seed)
 
 

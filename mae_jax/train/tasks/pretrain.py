@@ -44,7 +44,7 @@ def train_step(
     models: the network, with each mask that training takes.
     which: step -> the one of these that it takes.
     objective: what is made small.
-    config: seed, normalisation and accumulation.
+    config: seed, normalization and accumulation.
 
   Returns:
     The state after the step and scalar metrics.

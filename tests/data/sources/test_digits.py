@@ -49,7 +49,7 @@ def test_labels_belong_to_their_images(settings):
   assert [label[tuple(image)] for image in levels] == list(train["label"])
 
 
-def test_colour_is_refused(settings):
+def test_color_is_refused(settings):
   with pytest.raises(ConfigError, match=r"channels=3.*channels=1"):
     sources.open_source(settings(channels=3), "train")
 

@@ -15,7 +15,7 @@ from tests.data.conftest import encode
 
 @pytest.fixture
 def write(tmp_path):
-  """Writes 1-pixel images whose grey level is the order they are given in."""
+  """Writes 1-pixel images whose gray level is the order they are given in."""
 
   def write_images(*names):
     for level, name in enumerate(names):
@@ -29,7 +29,7 @@ def write(tmp_path):
 
 
 def contents(source):
-  """(name, grey level) of each record, in order."""
+  """(name, gray level) of each record, in order."""
   result = []
   for index in range(source.num_examples):
     record = source.load(tf.constant(index, tf.int64))

@@ -13,7 +13,7 @@ from mae_jax.utils.errors import ConfigError
 
 @pytest.fixture
 def tree(tmp_path):
-  """Writes 1-pixel images whose grey level is the order they are given in.
+  """Writes 1-pixel images whose gray level is the order they are given in.
 
   What is named as a text is one.
   """
@@ -38,7 +38,7 @@ def opened(settings, root, split="train", **changes):
 
 
 def contents(source):
-  """(grey level, label) of each record, in order."""
+  """(gray level, label) of each record, in order."""
   result = []
   for index in range(source.num_examples):
     record = source.load(tf.constant(index, tf.int64))

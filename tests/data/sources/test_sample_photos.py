@@ -13,13 +13,13 @@ from tests.data.sources.test_digits import everything
 
 
 @pytest.fixture
-def colour(settings):
+def color(settings):
   three = {"channels": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
   return settings(source="photos", **three)
 
 
-def test_squares_are_of_the_photographs(colour):
-  train = sources.open_source(colour, "train")
+def test_squares_are_of_the_photographs(color):
+  train = sources.open_source(color, "train")
   images = everything(train)["image"]
   assert images.shape == (135, 160, 160, 3)
   assert images.dtype == np.uint8
@@ -30,13 +30,13 @@ def test_squares_are_of_the_photographs(colour):
     np.testing.assert_array_equal(
       image, np.asarray(whole)[top : top + 160, left : left + 160]
     )
-  # Those of grey photographs are grey.
+  # Those of gray photographs are gray.
   assert (np.ptp(images, axis=-1).max(axis=(1, 2)) == 0).sum() == 9 * 4 + 12
 
 
-def test_held_out_photographs_are_others(colour):
+def test_held_out_photographs_are_others(color):
   train, held_out = (
-    everything(sources.open_source(colour, split))["image"]
+    everything(sources.open_source(color, split))["image"]
     for split in ("train", "eval")
   )
   assert len(held_out) == 30
@@ -45,7 +45,7 @@ def test_held_out_photographs_are_others(colour):
   assert not any(row.tobytes() in rows for image in held_out for row in image)
 
 
-def test_they_may_be_read_as_grey(settings):
+def test_they_may_be_read_as_gray(settings):
   train = sources.open_source(settings(source="photos"), "train")
   assert everything(train)["image"].shape == (135, 160, 160, 1)
   assert train.image_shape == (160, 160, 1)
@@ -53,11 +53,11 @@ def test_they_may_be_read_as_grey(settings):
 
 def test_two_channels_are_refused(settings):
   two = settings(source="photos", channels=2, mean=(0.5,) * 2, std=(0.2,) * 2)
-  with pytest.raises(ConfigError, match=r"channels=2.*1 .grey. or 3"):
+  with pytest.raises(ConfigError, match=r"channels=2.*1 .gray. or 3"):
     sources.open_source(two, "train")
 
 
-def test_a_package_without_them_is_told(colour, monkeypatch):
+def test_a_package_without_them_is_told(color, monkeypatch):
   monkeypatch.setattr(sources.photos, "TRAIN", ("nothing.png",))
   with pytest.raises(ConfigError, match=r"has nothing\.png: install"):
-    sources.open_source(colour, "train")
+    sources.open_source(color, "train")
