@@ -300,7 +300,7 @@ The same, one image a chip: with the logits of attention whole
 (`model.attention_chunk_mb=0`), in parts of at most 2 GB, which is the default,
 and of at most 128 MB (`mae_jax/models/attention.py`). Whole, they grow with
 the square of the tokens; in parts, what is left grows with the tokens. Small
-parts are not the slower ones: from 1536 pixels on the bound of those of 128 MB is the lower.
+parts are not slower: from 1536 pixels on, parts of 128 MB have the lower bound.
 To 512 pixels no logits are larger, and the program is the same.
 
 {report_lib.table(list(large_rows(big)), LARGE)}
