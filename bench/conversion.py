@@ -56,7 +56,7 @@ def start(variant: str, path: pathlib.Path) -> None:
     values = random.standard_normal(shapes[name], np.float32)
     return values * np.float32(0.02)
 
-  checkpoints.Writer(draw).write(path, shapes, run)
+  checkpoints.ArrayWriter(draw).write(path, shapes, run)
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
@@ -96,7 +96,7 @@ def size(path: pathlib.Path) -> int:
 
 def same(path: pathlib.Path, other: pathlib.Path) -> bool:
   """Whether all that `path` holds is in `other`, bit for bit."""
-  found, wanted = checkpoints.Arrays(path), checkpoints.Arrays(other)
+  found, wanted = checkpoints.ArrayReader(path), checkpoints.ArrayReader(other)
   return all(
     np.array_equal(found.read(name), wanted.read(name)) for name in found.shapes
   )

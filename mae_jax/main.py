@@ -148,7 +148,7 @@ def _main(argv: list[str]) -> None:
     stop = signals.StopSignals(
       config.train.shutdown_timeout,
       together=place is not None,
-      on_leave=distributed.leaving,
+      on_leave=distributed.announce_exit,
     )
     stop.install()
     if place:
@@ -168,7 +168,7 @@ def _main(argv: list[str]) -> None:
     distributed.finish(signals.EXIT_CODE)
     sys.exit(signals.EXIT_CODE)
   except Exception as error:
-    distributed.lost(error)
+    distributed.exit_if_peer_lost(error)
     line = errors.explain(error)
     if _DEBUG.value or line is None:
       if not distributed.single_process():

@@ -67,7 +67,7 @@ def ours(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
     rows = np.arange(BATCH)
 
     def draws(stream: str, count: int) -> tf.Tensor:
-      return sampling.draws(
+      return sampling.uniform(
         0, stream, step, count=count, batch_size=BATCH, rows=rows
       )
 
@@ -75,7 +75,7 @@ def ours(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
     return {
       "crop": draws("crop", preprocess.CROP_DRAWS),
       "flip": draws("flip", 1)[:, 0],
-      "index": sampling.shuffled(position, folder.num_examples, 0),
+      "index": sampling.shuffled_index(position, folder.num_examples, 0),
     }
 
   def part(end: Callable[[dict[str, tf.Tensor]], tf.Tensor]) -> Feeder:

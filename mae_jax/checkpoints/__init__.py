@@ -7,7 +7,7 @@ should give back; one that does not is set aside, and the one before it used.
 """
 
 from mae_jax.checkpoints.restore import (
-  Arrays,
+  ArrayReader,
   CheckpointMetadata,
   check_shapes,
   find_step,
@@ -16,18 +16,18 @@ from mae_jax.checkpoints.restore import (
   read_metadata,
   restore_newest,
 )
-from mae_jax.checkpoints.save import Checkpointer, Writer, failure_of
+from mae_jax.checkpoints.save import ArrayWriter, Checkpointer, combined_error
 from mae_jax.checkpoints.state import Health, TrainState
 
 __all__ = [
-  "Arrays",
+  "ArrayReader",
+  "ArrayWriter",
   "CheckpointMetadata",
   "Checkpointer",
   "Health",
   "TrainState",
-  "Writer",
   "check_shapes",
-  "failure_of",
+  "combined_error",
   "find_step",
   "load_any",
   "load_params",

@@ -21,17 +21,17 @@ def checksum(tree: Any) -> int:
   """
   sums = {
     name: _host_sum(leaf) if _is_small(leaf) else _device_sum(leaf)
-    for name, leaf in flat(tree).items()
+    for name, leaf in flatten(tree).items()
   }
-  return total(jax.device_get(sums))
+  return combine(jax.device_get(sums))
 
 
-def one(array: np.ndarray) -> int:
+def array_checksum(array: np.ndarray) -> int:
   """The sum of an array, part by part: it may be large, and memory small."""
   result = 0
   flat_array = np.ascontiguousarray(array).reshape(-1)
-  for start in range(0, max(flat_array.size, 1), _PART):
-    part = flat_array[start : start + _PART]
+  for start in range(0, max(flat_array.size, 1), _CHUNK):
+    part = flat_array[start : start + _CHUNK]
     words = part.view(_UNSIGNED[part.dtype.itemsize]).astype(np.uint32)
     index = np.arange(start, start + part.size, dtype=np.uint64)
     odd = (index * 2 + 1).astype(np.uint32)
@@ -39,7 +39,7 @@ def one(array: np.ndarray) -> int:
   return result % (1 << 32)
 
 
-def total(sums: Mapping[str, Any]) -> int:
+def combine(sums: Mapping[str, Any]) -> int:
   """The checksum of a tree by the sums of its arrays."""
   return sum(
     int(each) * (zlib.crc32(name.encode()) | 1) for name, each in sums.items()
@@ -67,7 +67,7 @@ def _device_sum(x: jax.Array) -> jax.Array:
   return jnp.sum(words * _weights(words.shape, jnp), dtype=jnp.uint32)
 
 
-_PART = 1 << 20
+_CHUNK = 1 << 20
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
@@ -83,7 +83,7 @@ def _weights(shape: tuple[int, ...], xp: Any) -> Any:
 
 def add_crc(content: dict[str, Any]) -> dict[str, Any]:
   """JSON content with its own checksum."""
-  return content | {"crc32": crc(content)}
+  return content | {"crc32": json_crc(content)}
 
 
 def check_crc(sealed: dict[str, Any]) -> dict[str, Any]:
@@ -93,17 +93,17 @@ def check_crc(sealed: dict[str, Any]) -> dict[str, Any]:
     ValueError: if it is not what it was.
   """
   content = {key: value for key, value in sealed.items() if key != "crc32"}
-  if crc(content) != sealed["crc32"]:
+  if json_crc(content) != sealed["crc32"]:
     raise ValueError("the checksum of its loop item is wrong")
   return content
 
 
-def crc(content: Any) -> int:
+def json_crc(content: Any) -> int:
   """A checksum of JSON content."""
   return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   """The tree that `flat` made of one of dicts."""
   tree: dict[str, Any] = {}
   for path, leaf in flat.items():
@@ -115,7 +115,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def flat(tree: Any) -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
   """The leaves of a tree by their paths, joined by "/"."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {

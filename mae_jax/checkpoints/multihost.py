@@ -17,7 +17,9 @@ from etils import epath
 from mae_jax import distributed
 from mae_jax.utils import console, storage
 
-_SECONDS = 1200  # Orbax's own, for slow disks; who fails is known at once
+_TIMEOUT_SECONDS = (
+  1200  # Orbax's own, for slow disks; who fails is known at once
+)
 
 
 class Manager:
@@ -41,7 +43,7 @@ class Manager:
     self._where = f"save/{attempt}"
     self._error: Exception | None = None
     if console.is_first():
-      with storage.reaching(root):
+      with storage.os_errors(root):
         for path in root.iterdir():
           if ocp.utils.is_tmp_checkpoint(path):
             path.rmtree()
@@ -58,7 +60,7 @@ class Manager:
         composite_options=ocp.CompositeOptions(multiprocessing_options=own),
       ),
       async_options=ocp.options.AsyncOptions(
-        timeout_secs=_SECONDS, barrier_sync_fn=self._meet
+        timeout_secs=_TIMEOUT_SECONDS, barrier_sync_fn=self._meet
       ),
       multiprocessing_options=own,
     )
@@ -104,7 +106,7 @@ class Manager:
 
   def _drop_old(self) -> None:
     try:
-      with storage.reaching(self._root):
+      with storage.os_errors(self._root):
         for step in sorted(self.all_steps())[: -self._keep]:
           (self._root / str(step)).rmtree()
     except OSError as error:

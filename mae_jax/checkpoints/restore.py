@@ -70,9 +70,9 @@ def restore_newest(
     directory = root / str(step)
 
     def read(directory: epath.Path = directory) -> tuple[Any, TrainState]:
-      with storage.reaching(directory):
+      with storage.os_errors(directory):
         loop = _read_loop(directory)
-        _check_same(_read_run(directory, loop), run, workdir)
+        _check_same(_read_run_metadata(directory, loop), run, workdir)
         return loop, _read_state(directory, loop, like)
 
     found, problem = _on_all_processes(read)
@@ -113,10 +113,12 @@ def _on_all_processes(
   result, problem = None, ""
   try:
     result = work()
-  except _NOT_OF_THE_FILES:
+  except _NOT_FILE_ERRORS:
     raise
   except Exception as error:  # whatever a reader makes of broken files
-    if isinstance(error, OSError) and not isinstance(error, _NO_FILE):
+    if isinstance(error, OSError) and not isinstance(
+      error, _MISSING_FILE_ERRORS
+    ):
       raise  # the disk's, and perhaps for a moment only
     problem = console.first_line(error)
   problems = distributed.gather(problem)
@@ -128,12 +130,16 @@ def _on_all_processes(
   return None, problem
 
 
-_NOT_OF_THE_FILES = (
+_NOT_FILE_ERRORS = (
   ConfigError,
   jax.errors.JaxRuntimeError,
   MemoryError,
 )
-_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_MISSING_FILE_ERRORS = (
+  FileNotFoundError,
+  IsADirectoryError,
+  NotADirectoryError,
+)
 
 
 def load_params(path: epath.PathLike, like: Any) -> Any:
@@ -199,11 +205,11 @@ def read_metadata(path: epath.PathLike) -> CheckpointMetadata:
   """
   directory = find_step(path)
   try:
-    return _read_run(directory, _read_loop(directory))
+    return _read_run_metadata(directory, _read_loop(directory))
   except ConfigError as error:
     raise ConfigError(f"{directory} is of {error}") from error
   except Exception as error:
-    raise _unreadable(directory, error) from error
+    raise _unreadable_error(directory, error) from error
 
 
 def _read_params(
@@ -219,10 +225,10 @@ def _read_params(
   except (ConfigError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:  # whatever a reader makes of broken files
-    raise _unreadable(directory, error) from error
+    raise _unreadable_error(directory, error) from error
 
 
-class Arrays:
+class ArrayReader:
   """The parameters of a checkpoint, read one array at a time.
 
   Attributes:
@@ -244,9 +250,9 @@ class Arrays:
       tree = metadata.item_metadata.tree
       self._wanted = _read_loop(self._directory)["checksums"]["params"]
     except Exception as error:  # whatever a reader makes of broken files
-      raise _unreadable(self._directory, error) from error
+      raise _unreadable_error(self._directory, error) from error
     self.shapes = {
-      name: tuple(leaf.shape) for name, leaf in checksums.flat(tree).items()
+      name: tuple(leaf.shape) for name, leaf in checksums.flatten(tree).items()
     }
     self._sums: dict[str, int] = {}
 
@@ -270,9 +276,9 @@ class Arrays:
           ),
         )
     except Exception as error:  # whatever a reader makes of broken files
-      raise _unreadable(self._directory, error) from error
+      raise _unreadable_error(self._directory, error) from error
     (array,) = jax.tree.leaves(found)
-    self._sums[name] = checksums.one(array)
+    self._sums[name] = checksums.array_checksum(array)
     return np.asarray(array)
 
   def verify(self) -> None:
@@ -283,12 +289,12 @@ class Arrays:
     """
     for name in self.shapes.keys() - self._sums.keys():
       self.read(name)
-    if checksums.total(self._sums) != self._wanted:
+    if checksums.combine(self._sums) != self._wanted:
       error = ValueError("the checksum of its params is wrong")
-      raise _unreadable(self._directory, error)
+      raise _unreadable_error(self._directory, error)
 
 
-def _unreadable(directory: epath.Path, error: Exception) -> ConfigError:
+def _unreadable_error(directory: epath.Path, error: Exception) -> ConfigError:
   return ConfigError(
     f"the parameters in {directory} cannot be read "
     f"({console.first_line(error)}): name the directory of another step"
@@ -321,7 +327,7 @@ def check_shapes(path: epath.PathLike, found: Any, like: Any) -> None:
   Raises:
     ConfigError: naming the first few that differ; `path` is where `found` is.
   """
-  found, wanted = checksums.flat(found), checksums.flat(like)
+  found, wanted = checksums.flatten(found), checksums.flatten(like)
   wrong = [
     *(f"{name} is missing" for name in wanted.keys() - found.keys()),
     *(f"{name} is left over" for name in found.keys() - wanted.keys()),
@@ -345,11 +351,11 @@ def _read_loop(directory: epath.Path) -> dict[str, Any]:
   )
 
 
-def _read_run(
+def _read_run_metadata(
   directory: epath.Path, loop: Mapping[str, Any]
 ) -> CheckpointMetadata:
   config = json.loads((directory / "config" / "metadata").read_text())
-  if checksums.crc(config) != loop["checksums"]["config"]:
+  if checksums.json_crc(config) != loop["checksums"]["config"]:
     raise ValueError("the checksum of its config is wrong")
   return CheckpointMetadata(
     from_config_dict(config),

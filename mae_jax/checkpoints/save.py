@@ -24,7 +24,7 @@ from mae_jax.utils.errors import TrainingError
 ITEMS = ("params", "opt_state", "loop", "config")
 
 
-class Writer:
+class ArrayWriter:
   """Writes parameters that no run trained here, one array at a time.
 
   A checkpoint of ours is one tree to Orbax, which copies all of it to write it:
@@ -53,12 +53,12 @@ class Writer:
       OSError: if it cannot be written.
     """
     directory = storage.absolute(path)
-    tree = checksums.nested(
-      {name: _TooLate(name, x) for name, x in shapes.items()}
+    tree = checksums.unflatten(
+      {name: _LazyArray(name, x) for name, x in shapes.items()}
     )
     handler = ocp.PyTreeCheckpointHandler(
       type_handler_registry=type_handlers.create_type_handler_registry(
-        (_TooLate, _LateHandler(self._take))
+        (_LazyArray, _LazyArrayHandler(self._take))
       )
     )
     with ocp.Checkpointer(handler) as writer:
@@ -73,8 +73,8 @@ class Writer:
       "class_names": list(run.class_names),
       "origin": dict(run.origin),
       "checksums": {
-        "params": checksums.total(self._sums),
-        "config": checksums.crc(config),
+        "params": checksums.combine(self._sums),
+        "config": checksums.json_crc(config),
       },
     }
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
@@ -84,10 +84,10 @@ class Writer:
       ):
         writer.save(directory / item, args=ocp.args.JsonSave(content))
 
-  def _take(self, late: _TooLate) -> np.ndarray:
+  def _take(self, late: _LazyArray) -> np.ndarray:
     array: np.ndarray = np.ascontiguousarray(self._read(late.name), late.dtype)
     assert array.shape == late.shape, (late.name, array.shape, late.shape)
-    self._sums[late.name] = checksums.one(array)
+    self._sums[late.name] = checksums.array_checksum(array)
     return array
 
 
@@ -96,7 +96,7 @@ _FILE_SIZE = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class _TooLate:
+class _LazyArray:
   """An array that is not there yet."""
 
   name: str
@@ -108,10 +108,10 @@ class _TooLate:
     return np.dtype(np.float32)
 
 
-class _LateHandler(type_handlers.NumpyHandler):
+class _LazyArrayHandler(type_handlers.NumpyHandler):
   """Writes them as NumPy's, each when the one before it is written."""
 
-  def __init__(self, take: Callable[[_TooLate], np.ndarray]):
+  def __init__(self, take: Callable[[_LazyArray], np.ndarray]):
     super().__init__()
     self._take = take
 
@@ -218,14 +218,14 @@ class Checkpointer:
     try:
       # One that fails by itself would leave the others waiting.
       known: list[int] = []
-      if error := _together(lambda: known.extend(self._prepare())):
+      if error := _run_on_all(lambda: known.extend(self._prepare())):
         raise error
       assert self._manager is not None
       (done, *_) = distributed.gather("yes" * (step in known))
       if done:
         return
       config = to_dict(self._run.config)
-      loop = self._loop_item(step, state, checksums.crc(config))
+      loop = self._loop_item(step, state, checksums.json_crc(config))
       self._writing = step
       self._manager.save(
         step,
@@ -245,7 +245,7 @@ class Checkpointer:
     """Opens what writes; the steps that there are."""
     storage.make_directories(self._root)
     if not distributed.single_process():
-      storage.probe(self._root)
+      storage.check_writable(self._root)
     if self._manager is None:
       self._manager = self._make_manager()
     return self._manager.all_steps()
@@ -288,7 +288,7 @@ class Checkpointer:
     if self._writing is None or self._manager is None:
       return
     step, self._writing = self._writing, None
-    error = _together(self._manager.wait_until_finished)
+    error = _run_on_all(self._manager.wait_until_finished)
     if error is None:
       self._failures = 0
     else:
@@ -304,13 +304,13 @@ class Checkpointer:
     return f"the last good one is of step {max(steps)}"
 
 
-def failure_of(problems: Sequence[str]) -> OSError:
+def combined_error(problems: Sequence[str]) -> OSError:
   """The error of those that processes told, "" for none."""
   number, problem = next((n, p) for n, p in enumerate(problems) if p)
   return OSError(problem if all(problems) else f"process {number}: {problem}")
 
 
-def _together(work: Callable[[], None]) -> Exception | None:
+def _run_on_all(work: Callable[[], None]) -> Exception | None:
   """Why one of the processes could not do its part, the same on all."""
   failure: Exception | None = None
   try:
@@ -320,4 +320,4 @@ def _together(work: Callable[[], None]) -> Exception | None:
   if distributed.single_process():
     return failure
   problems = distributed.gather(console.first_line(failure) if failure else "")
-  return failure_of(problems) if any(problems) else None
+  return combined_error(problems) if any(problems) else None

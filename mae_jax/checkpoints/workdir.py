@@ -50,7 +50,7 @@ class Workdir:
     if self._identity is None:
       return
     try:
-      with storage.reaching(self.path):
+      with storage.os_errors(self.path):
         owner = json.loads((self.path / _OWNER).read_text())
       who = _describe(owner)
     except (ValueError, KeyError, TypeError):
@@ -100,7 +100,7 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
       # Of one length, as TensorFlow's client for buckets remembers lengths for
       # some seconds, and would cut off a longer one that has replaced it.
       owner_text = json.dumps(content).ljust(storage.RECORD_BYTES)
-      storage.replace(path / _OWNER, owner_text.encode())
+      storage.write_atomic(path / _OWNER, owner_text.encode())
     except OSError as error:
       raise ConfigError(
         f"--workdir={path} cannot be written ({error}): name a directory that "
@@ -117,11 +117,11 @@ def _check_shared(held: Workdir, given: epath.PathLike, identity: str) -> None:
     return
   problem = ""
   try:
-    found = _seen(held.path, identity)
+    found = _read_run_id(held.path, identity)
     if found != identity:
       problem = "does not see"
     else:
-      storage.probe(held.path)
+      storage.check_writable(held.path)
   except OSError as error:
     problem = f"cannot write ({error.strerror or error}) to"
   for number, each in enumerate(distributed.gather(problem)):
@@ -132,12 +132,12 @@ def _check_shared(held: Workdir, given: epath.PathLike, identity: str) -> None:
       )
 
 
-def _seen(path: epath.Path, identity: str) -> str | None:
+def _read_run_id(path: epath.Path, identity: str) -> str | None:
   """Which run a process sees there; network disks show files a little late."""
   found = None
   for _ in range(20):
     try:
-      with storage.reaching(path):
+      with storage.os_errors(path):
         found = json.loads((path / _OWNER).read_text())["run"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
       found = None

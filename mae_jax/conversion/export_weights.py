@@ -244,7 +244,7 @@ def _metadata(weights: weights_lib.Weights) -> dict[str, str]:
 def _write_jax(
   weights: weights_lib.Weights, out: str, dtype: np.dtype
 ) -> Sequence[str]:
-  writer = checkpoints.Writer(weights.read)
+  writer = checkpoints.ArrayWriter(weights.read)
   if storage.is_remote(out):
     writer.write(out, weights.shapes, weights.run)
     weights.finish()
@@ -273,7 +273,7 @@ def _write_facebook(
       norm_pix_loss=bool(weights.facts.norm_pix),
       mask_ratio=weights.facts.mask_ratio,
     )
-  with atomic_write.replacing(out, _FLAG) as file, _first_error():
+  with atomic_write.atomic_file(out, _FLAG) as file, _first_error():
     torch.save(content, file)
   return ()
 
@@ -296,7 +296,7 @@ def _write_safetensors(
   specs, values = _tensors(weights, formats.FORMATS[dialect].names)
   if weights.facts.kind == facts_lib.ENCODER:  # ViTModel has no prefix
     specs = [(name.removeprefix("vit."), shape) for name, shape in specs]
-  with atomic_write.replacing(out, _FLAG) as file:
+  with atomic_write.atomic_file(out, _FLAG) as file:
     tensor_files.write_safetensors(
       file, specs, dtype, values, {"format": "pt"} | _metadata(weights)
     )
@@ -327,7 +327,7 @@ def _write_transformers(
 
 
 def _folder(out: str) -> contextlib.AbstractContextManager[epath.Path]:
-  return atomic_write.replacing_folder(out, lambda _: False, _FLAG)
+  return atomic_write.atomic_folder(out, lambda _: False, _FLAG)
 
 
 _WRITERS: dict[

@@ -87,7 +87,7 @@ def is_foreign(path: epath.PathLike) -> bool:
 
 def check_exists(path: epath.PathLike) -> None:
   """Raises ConfigError if there is no such file or folder."""
-  with storage.reaching(path):
+  with storage.os_errors(path):
     if not storage.absolute(path).exists():
       raise ConfigError(f"{os.fspath(path)}: there is no such file or folder")
 
@@ -101,7 +101,7 @@ def local(path: epath.PathLike) -> Iterator[pathlib.Path]:
   """
   check_exists(path)
   path = storage.absolute(path)
-  with storage.reaching(path):
+  with storage.os_errors(path):
     if not storage.is_remote(path):
       yield pathlib.Path(path)
       return

@@ -151,4 +151,4 @@ def load_any(
     console.info(f"{path}: {weights.dialect}, {found}")
     for note in weights.notes:
       console.warn(f"{path}: {note}")
-  return checksums.nested(placed), weights.run
+  return checksums.unflatten(placed), weights.run

@@ -29,7 +29,7 @@ def open_checkpoint(
   directory = checkpoints.find_step(path)
   run, arrays = (
     checkpoints.read_metadata(directory),
-    checkpoints.Arrays(directory),
+    checkpoints.ArrayReader(directory),
   )
   task = run.config.task
   run_config.check_one(path, run)

@@ -210,7 +210,7 @@ def shapes(
     network = factory.encoder(config).clone(learned_positions=False)
     params = jax.eval_shape(network.init, key, images)["params"]
     tree = {classifiers.MODEL: {"encoder": params}}
-  return {path: leaf.shape for path, leaf in checksums.flat(tree).items()}
+  return {path: leaf.shape for path, leaf in checksums.flatten(tree).items()}
 
 
 def check_one(

@@ -51,7 +51,9 @@ def decode(
 
   def slow(given: tf.Tensor) -> _Result:
     if is_file:
-      return how.by_pillow(*tf.numpy_function(image_io.read, [given], _STRINGS))
+      return how.by_pillow(
+        *tf.numpy_function(image_io.read_bytes, [given], _STRINGS)
+      )
     return how.by_pillow(given, tf.constant(b""))
 
   result = quick(given) if may_fail else map_with_fallback(given, quick, slow)
@@ -114,14 +116,14 @@ class _Decoder:
     else:
       image = tf.image.decode_and_crop_jpeg(data, place, **quality)
     if self._channels == 1:
-      image = _to_gray(image)
+      image = _rgb_to_gray(image)
     return image, tf.constant(b"")
 
   def _look(
     self, data: tf.Tensor, failed: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     shape, plain, failed = tf.numpy_function(
-      lambda data, failed: image_io.look(
+      lambda data, failed: image_io.inspect_image(
         data, failed, self._channels, self._upright
       ),
       [data, failed],
@@ -135,7 +137,7 @@ class _Decoder:
     self, data: tf.Tensor, failed: tf.Tensor, place: tf.Tensor
   ) -> _Result:
     image, failed = tf.numpy_function(
-      lambda data, failed, place: image_io.load(
+      lambda data, failed, place: image_io.load_box(
         data, failed, place, self._channels, self._upright
       ),
       [data, failed, place],
@@ -180,7 +182,7 @@ def _is_plain(data: tf.Tensor, exif_rotate: bool) -> tf.Tensor:
   return whole & (marker < 0xE0)
 
 
-def _to_gray(image: tf.Tensor) -> tf.Tensor:
+def _rgb_to_gray(image: tf.Tensor) -> tf.Tensor:
   """Gray of uint8 [h, w, 1 or 3] as Pillow's, with which colors agree."""
 
   def luma() -> tf.Tensor:

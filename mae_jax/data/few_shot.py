@@ -43,7 +43,7 @@ def choose_per_class(
   return np.sort(grouped[place < shots])
 
 
-Choice = tuple[int, int]  # how many images a class, and which: the seed
+Subset = tuple[int, int]  # how many images a class, and which: the seed
 
 
 def limit_per_class(source: Source, shots: int, seed: int) -> Source:
@@ -60,7 +60,7 @@ def limit_per_class(source: Source, shots: int, seed: int) -> Source:
   return few_shot_subsets(source, [(shots, seed)])[0]
 
 
-def few_shot_subsets(source: Source, choices: Sequence[Choice]) -> list[Source]:
+def few_shot_subsets(source: Source, choices: Sequence[Subset]) -> list[Source]:
   """`few` of each choice.
 
   Record files are read once for all of them, without decoding an image, and the
@@ -75,18 +75,18 @@ def few_shot_subsets(source: Source, choices: Sequence[Choice]) -> list[Source]:
       f"data.shots={next(iter(wanted))[0]} takes so many images a class, and "
       "these have no labels: set --config.data.shots=0"
     )
-  found: dict[Choice, Indexed] = {}
+  found: dict[Subset, Indexed] = {}
   if isinstance(source, Indexed):
     for choice in wanted:
       assert source.labels is not None
-      chosen = choose_per_class(source.labels, choice[0], _random(choice))
-      found[choice] = _of_indexed(source, chosen)
+      chosen = choose_per_class(source.labels, choice[0], _subset_rng(choice))
+      found[choice] = _subset_of_indexed(source, chosen)
   elif wanted:
-    found = _of_records(source, list(wanted))
+    found = _subsets_of_records(source, list(wanted))
   return [found.get(choice, source) for choice in choices]
 
 
-def present(source: Source) -> np.ndarray:
+def labels_present(source: Source) -> np.ndarray:
   """The labels that occur, sorted.
 
   Record files are read until each class has been seen: of a large set that has
@@ -96,7 +96,7 @@ def present(source: Source) -> np.ndarray:
     assert source.labels is not None
     return np.unique(source.labels)
   seen: set[int] = set()
-  with contextlib.closing(_read(source, "label")) as labels:
+  with contextlib.closing(_read_fields(source, "label")) as labels:
     for (label,) in labels:
       seen.add(int(label))
       if len(seen) == len(source.class_names or ()):
@@ -104,11 +104,11 @@ def present(source: Source) -> np.ndarray:
   return np.array(sorted(seen), np.int64)
 
 
-def _random(choice: Choice) -> np.random.Generator:
+def _subset_rng(choice: Subset) -> np.random.Generator:
   return np.random.default_rng([choice[1], rng.stream_id("data/shots")])
 
 
-def _of_indexed(source: Indexed, chosen: np.ndarray) -> Indexed:
+def _subset_of_indexed(source: Indexed, chosen: np.ndarray) -> Indexed:
   assert source.labels is not None
   load, table = source.load, tf.constant(chosen, tf.int64)
   return dataclasses.replace(
@@ -119,14 +119,14 @@ def _of_indexed(source: Indexed, chosen: np.ndarray) -> Indexed:
   )
 
 
-def _of_records(
-  source: Records, choices: Sequence[Choice]
-) -> dict[Choice, Indexed]:
+def _subsets_of_records(
+  source: Records, choices: Sequence[Subset]
+) -> dict[Subset, Indexed]:
   # The members of a class that come first in a random order of all.
   total = source.num_examples
-  orders = [_random(choice).permutation(total) for choice in choices]
+  orders = [_subset_rng(choice).permutation(total) for choice in choices]
   kept: list[dict[int, list[tuple[int, int, bytes]]]] = [{} for _ in choices]
-  records = _read(source, "id", "label", "image")
+  records = _read_fields(source, "id", "label", "image")
   for number, record in zip(range(total), records, strict=True):
     id_, label, image = int(record[0]), int(record[1]), bytes(record[2])
     for (shots, _), order, heaps in zip(choices, orders, kept, strict=True):
@@ -136,7 +136,7 @@ def _of_records(
         heap, (-int(order[number]), id_, image)
       )
   return {
-    choice: _in_memory(
+    choice: _memory_source(
       source,
       sorted(
         (id_, label, image)
@@ -148,7 +148,7 @@ def _of_records(
   }
 
 
-def _in_memory(
+def _memory_source(
   source: Records, found: Sequence[tuple[int, int, bytes]]
 ) -> Indexed:
   """A source of some records: id, label and image file of each."""
@@ -174,7 +174,7 @@ def _in_memory(
   )
 
 
-def _read(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
+def _read_fields(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
   """What of each record is named, in the order of the files.
 
   Args:
@@ -207,4 +207,4 @@ def _read(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
     for record in shown:
       yield tuple(record[name] for name in names)
   except tf.errors.OpError as error:
-    raise ConfigError(str(pipeline.damage(source, error))) from error
+    raise ConfigError(str(pipeline.read_error(source, error))) from error

@@ -18,8 +18,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 1 << 30  # of one image; Pillow's own bound is a sixth of it
 NPY = b"\x93NUMPY"
 
-_ORIENTATION = 0x112  # the EXIF tag
-_TURNS = {
+_ORIENTATION_TAG = 0x112  # the EXIF tag
+_TRANSPOSES = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
   4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -36,11 +36,11 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-class _Refused(Exception):
+class _UnreadableError(Exception):
   """The message is the whole reason."""
 
 
-def read(path: bytes) -> tuple[bytes, bytes]:
+def read_bytes(path: bytes) -> tuple[bytes, bytes]:
   """The bytes of a file, and why there are none ("" if there are)."""
   try:
     if b"://" in path:
@@ -51,7 +51,7 @@ def read(path: bytes) -> tuple[bytes, bytes]:
     return b"", _reason(error)
 
 
-def look(
+def inspect_image(
   data: bytes, failed: bytes, channels: int, exif_rotate: bool
 ) -> tuple[np.ndarray, np.bool_, bytes]:
   """What a file holds, without decoding it.
@@ -69,10 +69,10 @@ def look(
   try:
     _check(data, failed)
     if data.startswith(NPY):
-      shape = _array(data, channels).shape[:2]
+      shape = _parse_npy(data, channels).shape[:2]
       return np.array(shape, np.int32), np.False_, b""
-    image = _open(data, channels)
-    turn = _turn(image, data, exif_rotate)
+    image = _open_image(data, channels)
+    turn = _orientation(image, data, exif_rotate)
     width, height = image.size
     if turn in (5, 6, 7, 8):
       width, height = height, width
@@ -82,7 +82,7 @@ def look(
     return np.ones(2, np.int32), np.False_, _reason(error)
 
 
-def load(
+def load_box(
   data: bytes, failed: bytes, box: np.ndarray, channels: int, exif_rotate: bool
 ) -> tuple[np.ndarray, bytes]:
   """Decodes one box of a file.
@@ -102,14 +102,14 @@ def load(
     _check(data, failed)
     top, left, height, width = (int(side) for side in box)
     if data.startswith(NPY):
-      array = _array(data, channels)
-      return _cut(array, top, left, height, width, channels), b""
-    image = _open(data, channels)
-    turn = _turn(image, data, exif_rotate)
-    bits = _bits(image)  # before `load` lets go of the tags
+      array = _parse_npy(data, channels)
+      return _crop_array(array, top, left, height, width, channels), b""
+    image = _open_image(data, channels)
+    turn = _orientation(image, data, exif_rotate)
+    bits = _bits_per_sample(image)  # before `load` lets go of the tags
     image.load()
-    if turn in _TURNS:
-      image = image.transpose(_TURNS[turn])
+    if turn in _TRANSPOSES:
+      image = image.transpose(_TRANSPOSES[turn])
     image = image.crop((left, top, left + width, top + height))
     return _to_channels(image, bits, channels), b""
   except Exception as error:
@@ -137,27 +137,27 @@ _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II", b"MM", NPY)
 
 def _check(data: bytes, failed: bytes) -> None:
   if failed:
-    raise _Refused(failed.decode(errors="replace"))
+    raise _UnreadableError(failed.decode(errors="replace"))
   if not data:
-    raise _Refused("it is empty")
+    raise _UnreadableError("it is empty")
 
 
-def _open(data: bytes, channels: int) -> Any:
+def _open_image(data: bytes, channels: int) -> Any:
   if channels not in (1, 3):
-    raise _Refused(
+    raise _UnreadableError(
       f"it is not a .npy file, the only kind of data.channels={channels}"
     )
   try:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
   except UnidentifiedImageError:
     kinds = ", ".join(FORMATS)
-    raise _Refused(
+    raise _UnreadableError(
       f"it is not {kinds} or .npy, or a variety of them that Pillow does not "
       f"know: it begins with {data[:12]!r}"
     ) from None
   _check_size(*image.size)
   if image.mode in ("I", "F"):
-    raise _Refused(
+    raise _UnreadableError(
       "its pixels are 32-bit, of no known range: save it with 8 or 16 bits"
     )
   return image
@@ -165,12 +165,12 @@ def _open(data: bytes, channels: int) -> Any:
 
 def _check_size(width: int, height: int) -> None:
   if width * height > MAX_PIXELS:
-    raise _Refused(
+    raise _UnreadableError(
       f"{width} x {height} is more than {MAX_PIXELS} pixels: cut it into tiles"
     )
 
 
-def _turn(image: Any, data: bytes, exif_rotate: bool) -> int:
+def _orientation(image: Any, data: bytes, exif_rotate: bool) -> int:
   # Pillow turns TIFF itself; and to find out that a PNG has no tag it would
   # decode all of it.
   if not exif_rotate or image.format == "TIFF":
@@ -178,10 +178,10 @@ def _turn(image: Any, data: bytes, exif_rotate: bool) -> int:
   if image.format == "PNG" and b"eXIf" not in data and b"xmp" not in data:
     return 1
   try:
-    turn = image.getexif().get(_ORIENTATION, 1)
+    turn = image.getexif().get(_ORIENTATION_TAG, 1)
   except Exception:  # a broken tag turns nothing
     return 1
-  return turn if turn in _TURNS else 1
+  return turn if turn in _TRANSPOSES else 1
 
 
 def _is_plain_jpeg(image: Any, data: bytes) -> bool:
@@ -191,7 +191,7 @@ def _is_plain_jpeg(image: Any, data: bytes) -> bool:
   return data.rfind(b"\xff\xd9", image.fp.tell()) > 0
 
 
-def _bits(image: Any) -> int:
+def _bits_per_sample(image: Any) -> int:
   tags = getattr(image, "tag_v2", None)
   return int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) if tags else 16
 
@@ -208,7 +208,7 @@ def _to_channels(image: Any, bits: int, channels: int) -> np.ndarray:
   return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def _array(data: bytes, channels: int) -> np.ndarray:
+def _parse_npy(data: bytes, channels: int) -> np.ndarray:
   """[H, W, C] of a .npy file, uint8 or uint16."""
   file = io.BytesIO(data)
   version = np.lib.format.read_magic(file)
@@ -218,16 +218,18 @@ def _array(data: bytes, channels: int) -> np.ndarray:
     header = np.lib.format.read_array_header_2_0(file)
   shape, fortran, dtype = header
   if dtype.kind != "u" or dtype.itemsize > 2:
-    raise _Refused(
+    raise _UnreadableError(
       f"it is an array of {dtype}: save it as uint8, or as uint16, of which "
       "the high byte is read"
     )
   if len(shape) not in (2, 3) or 0 in shape:
-    raise _Refused(f"it is an array {list(shape)}: save it as [H, W, C]")
+    raise _UnreadableError(
+      f"it is an array {list(shape)}: save it as [H, W, C]"
+    )
   _check_size(shape[1], shape[0])
   wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
   if wanted > len(data) - file.tell():
-    raise _Refused(
+    raise _UnreadableError(
       f"it is truncated: {len(data) - file.tell()} of {wanted} bytes"
     )
   array = np.frombuffer(data, dtype, wanted // dtype.itemsize, file.tell())
@@ -235,13 +237,13 @@ def _array(data: bytes, channels: int) -> np.ndarray:
   array = array[..., None] if array.ndim == 2 else array
   found = array.shape[-1]
   if found != channels and {found, channels} != {1, 3}:
-    raise _Refused(
+    raise _UnreadableError(
       f"it is an array of {found} channels, but data.channels={channels}"
     )
   return array
 
 
-def _cut(
+def _crop_array(
   array: np.ndarray, top: int, left: int, height: int, width: int, channels: int
 ) -> np.ndarray:
   part = array[top : top + height, left : left + width]
@@ -259,6 +261,6 @@ def _reason(error: Exception) -> bytes:
   text = " ".join(str(error).split())
   if isinstance(error, OSError) and error.strerror:
     text = error.strerror
-  elif not isinstance(error, _Refused):
+  elif not isinstance(error, _UnreadableError):
     text = f"{type(error).__name__}: {text}"
   return text[:300].encode(errors="backslashreplace")

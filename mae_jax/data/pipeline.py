@@ -30,7 +30,7 @@ from mae_jax.utils.errors import ConfigError, TrainingError
 Batch = dict[str, np.ndarray]
 _Tensors = dict[str, tf.Tensor]
 
-_FEW = 8  # images that are tried together: more gain nothing
+_GROUP_SIZE = 8  # images that are tried together: more gain nothing
 
 
 def train_batches(
@@ -67,11 +67,11 @@ def train_batches(
     ConfigError: if the settings contradict the source or the rows cut a lane.
     ValueError: if the rows are not increasing numbers in 0..B-1.
   """
-  batches = _augmented(source, data, seed, rows, start_step)
+  batches = _augmented_dataset(source, data, seed, rows, start_step)
   return _iterate(batches, source, unreadable)
 
 
-def side_by_side(
+def stacked_train_batches(
   streams: Sequence[tuple[Source, int]],
   data: DataConfig,
   *,
@@ -98,7 +98,8 @@ def side_by_side(
     ValueError: likewise.
   """
   batches = [
-    _augmented(source, data, seed, rows, start_step) for source, seed in streams
+    _augmented_dataset(source, data, seed, rows, start_step)
+    for source, seed in streams
   ]
 
   def stack(*batches: _Tensors) -> _Tensors:
@@ -111,14 +112,14 @@ def side_by_side(
   return _iterate(whole, streams[0][0], unreadable)
 
 
-def _augmented(
+def _augmented_dataset(
   source: Source,
   data: DataConfig,
   seed: int,
   rows: np.ndarray,
   start_step: int,
 ) -> tf.data.Dataset:
-  """The batches of `train_batches`, and what `_reported` takes out of them."""
+  """The batches of `train_batches`, and what `_report_unreadable` takes out of them."""
   rows = _check(source, data, rows, data.batch_size)
   steps = tf.data.Dataset.range(start_step, record_shards.INT64_MAX)
 
@@ -126,7 +127,7 @@ def _augmented(
     """What this process's rows hold: which example, and its uniform draws."""
 
     def draws(stream: str, count: int) -> tf.Tensor:
-      return sampling.draws(
+      return sampling.uniform(
         seed, stream, step, count=count, batch_size=data.batch_size, rows=rows
       )
 
@@ -140,7 +141,7 @@ def _augmented(
       result["randaugment"] = draws("randaugment", augment.RAND_AUGMENT_DRAWS)
     if isinstance(source, Indexed):
       position = step * data.batch_size + rows
-      index = sampling.shuffled(position, source.num_examples, seed)
+      index = sampling.shuffled_index(position, source.num_examples, seed)
       result["index"] = tf.ensure_shape(index, rows.shape)
     return result
 
@@ -153,7 +154,7 @@ def _augmented(
 
     return _map(steps, whole)
 
-  few = max(k for k in range(1, _FEW + 1) if len(rows) % k == 0)
+  few = max(k for k in range(1, _GROUP_SIZE + 1) if len(rows) % k == 0)
   parts = len(rows) // few
 
   def divided(step: tf.Tensor) -> _Tensors:
@@ -172,7 +173,8 @@ def _augmented(
   if isinstance(source, Indexed):
     load = source.load
     several = _map(
-      plans, lambda plans: _several(plans, lambda p: load(p["index"]), data)
+      plans,
+      lambda plans: _augment_group(plans, lambda p: load(p["index"]), data),
     )
   else:
     records = record_shards.train_stream(
@@ -180,7 +182,7 @@ def _augmented(
     )
     several = _map(
       tf.data.Dataset.zip(plans, records.batch(few)),
-      lambda plans, record: _several(
+      lambda plans, record: _augment_group(
         plans | {"record": record},
         lambda p: _parse(source, *p["record"]),
         data,
@@ -189,7 +191,7 @@ def _augmented(
   return _map(several.batch(parts, drop_remainder=True), joined)
 
 
-def _several(
+def _augment_group(
   plans: _Tensors, load: Callable[[_Tensors], _Tensors], data: DataConfig
 ) -> _Tensors:
   """A few augmented examples, of plans [n, ...].
@@ -264,7 +266,7 @@ def eval_batches(
     def recorded(
       id_: tf.Tensor, serialized: tf.Tensor, real: tf.Tensor
     ) -> _Tensors:
-      return _or_zeros(real, lambda: _parse(records, id_, serialized), data)
+      return _eval_example(real, lambda: _parse(records, id_, serialized), data)
 
     batches = _map(elements, recorded).batch(len(rows)).take(num)
     return _iterate(batches, source, unreadable)
@@ -290,7 +292,7 @@ def eval_batches(
     return _iterate(_map(positions, whole), source, unreadable)
 
   def indexed(position: tf.Tensor) -> _Tensors:
-    return _or_zeros(position < total, lambda: load(position), data)
+    return _eval_example(position < total, lambda: load(position), data)
 
   batches = _map(positions.unbatch(), indexed).batch(len(rows))
   return _iterate(batches, source, unreadable)
@@ -381,7 +383,7 @@ def _augment(
   mean = np.rint(255 * np.asarray(data.mean)).clip(0, 255).astype(np.uint8)
   # Not tf.where, which takes milliseconds to broadcast.
   image = tf.cond(readable, lambda: image, lambda: tf.zeros_like(image) + mean)
-  result = _finish(image, record["label"], plan, data)
+  result = _augment_pixels(image, record["label"], plan, data)
   return result | {
     "readable": readable,
     "id": record["id"],
@@ -401,11 +403,11 @@ def _augment_arrays(
     clipped=data.crop_clipped,
     fixed=data.crop_fixed,
   )
-  result = _finish(images, record["label"], plans, data)
+  result = _augment_pixels(images, record["label"], plans, data)
   return result | {"readable": tf.ones_like(record["label"], tf.bool)}
 
 
-def _finish(
+def _augment_pixels(
   images: tf.Tensor, labels: tf.Tensor, plans: _Tensors, data: DataConfig
 ) -> _Tensors:
   if data.flip:
@@ -425,7 +427,7 @@ def _finish(
   return {"image": images, "label": tf.cast(labels, tf.int32)}
 
 
-def _or_zeros(
+def _eval_example(
   real: tf.Tensor, load: Callable[[], _Tensors], data: DataConfig
 ) -> _Tensors:
   """One example for evaluation, or padding, for which nothing is read."""
@@ -480,10 +482,12 @@ def _map(
 def _iterate(
   batches: tf.data.Dataset, source: Source, unreadable: BadImages | None
 ) -> Iterator[Batch]:
-  return tf_iterator.closed_at_exit(_reported(batches, source, unreadable))
+  return tf_iterator.close_at_exit(
+    _report_unreadable(batches, source, unreadable)
+  )
 
 
-def _reported(
+def _report_unreadable(
   batches: tf.data.Dataset, source: Source, unreadable: BadImages | None
 ) -> Generator[Batch]:
   unreadable = BadImages(shown=0) if unreadable is None else unreadable
@@ -496,16 +500,16 @@ def _reported(
         unreadable.report(name, reasons.flat[place].decode())
       yield batch
   except tf.errors.OpError as error:
-    raise damage(source, error) from error
+    raise read_error(source, error) from error
 
 
-def damage(source: Source, error: tf.errors.OpError) -> TrainingError:
+def read_error(source: Source, error: tf.errors.OpError) -> TrainingError:
   """What to say of an error that is not one image's."""
   reason = re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", error.message)
   file = None
   if isinstance(source, Records):
     print(f"{reason}: looking for the file", file=sys.stderr, flush=True)
-    file = record_shards.damaged(source)
+    file = record_shards.find_damaged_file(source)
   if file is None:
     return TrainingError(
       f"the images cannot be read: {reason}. What was saved is kept: run the "

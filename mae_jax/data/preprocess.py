@@ -24,7 +24,7 @@ from mae_jax.data import augment as jitter
 TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) a try, then the place
 
-_LARGE = 1 << 24  # pixels
+_MAX_RESIZED_PIXELS = 1 << 24  # pixels
 
 Size = tuple[int, int]
 Range = tuple[float, float]
@@ -203,7 +203,7 @@ def rand_augment(
   channels = images.shape[-1]
   fill = tuple(round(255 * each) for each in np.broadcast_to(mean, channels))
 
-  return _one_by_one(
+  return _map_pillow(
     functools.partial(
       augment.rand_augment, magnitude=magnitude, std=std, fill=fill
     ),
@@ -223,10 +223,10 @@ def color_jitter(
     strength: see there.
   """
   one = functools.partial(jitter.color_jitter, strength=strength)
-  return _one_by_one(one, images, draws)
+  return _map_pillow(one, images, draws)
 
 
-def _one_by_one(
+def _map_pillow(
   one: Callable[[np.ndarray, np.ndarray], np.ndarray],
   images: tf.Tensor,
   draws: tf.Tensor,
@@ -269,7 +269,10 @@ def center_crop(
   )
   shape = tf.cast(tf.shape(image), tf.int64)
   cover = covering_size(shape[0], shape[1], size, keep)
-  top, left = _middle(cover[0], size[0]), _middle(cover[1], size[1])
+  top, left = (
+    _center_offset(cover[0], size[0]),
+    _center_offset(cover[1], size[1]),
+  )
 
   def whole() -> tf.Tensor:
     resized = _resize(image, tf.cast(tf.stack(cover), tf.int32))
@@ -294,7 +297,9 @@ def center_crop(
     )[0]
     return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
 
-  return tf.cond(cover[0] * cover[1] > _LARGE, window, whole), reason
+  return tf.cond(
+    cover[0] * cover[1] > _MAX_RESIZED_PIXELS, window, whole
+  ), reason
 
 
 def center_crop_arrays(
@@ -303,7 +308,11 @@ def center_crop_arrays(
   """`center_crop` of uint8 [n, H, W, C], of which H and W are static."""
   height, width = images.shape[1:3]
   cover = covering_size(height, width, size, keep)
-  window = (_middle(cover[0], size[0]), _middle(cover[1], size[1]), *size)
+  window = (
+    _center_offset(cover[0], size[0]),
+    _center_offset(cover[1], size[1]),
+    *size,
+  )
   whole = tf.constant([[0, 0, height, width]])
   boxes = tf.repeat(whole, tf.shape(images)[0], axis=0)
   return resample.resize_boxes(images, boxes, cover, window)
@@ -374,7 +383,7 @@ def _resize_rows(
   return tf.reshape(resized, [size, -1])
 
 
-def _middle(cover: Any, size: int) -> Any:
+def _center_offset(cover: Any, size: int) -> Any:
   """Where torchvision's CenterCrop begins: half the margin, rounded to even."""
   if not tf.is_tensor(cover):
     return int(np.rint((cover - size) / 2))

@@ -26,7 +26,7 @@ INT64_MAX = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class _Table:
+class _PieceTable:
   """The pieces of all shards, one after the other, as tensors."""
 
   path: tf.Tensor  # [pieces]
@@ -39,7 +39,7 @@ class _Table:
   records: tf.Tensor  # [num_shards], its records
 
   @classmethod
-  def of(cls, source: base.Records, num_shards: int) -> _Table:
+  def of(cls, source: base.Records, num_shards: int) -> _PieceTable:
     parts = source.split(num_shards)
     pieces = [piece for part in parts for piece in part]
     counts = np.array([len(part) for part in parts], np.int64)
@@ -120,7 +120,7 @@ def train_stream(
       "devices or a multiple of it that divides data.batch_size and is at most "
       "the number of examples"
     )
-  table = _Table.of(source, num_shards)
+  table = _PieceTable.of(source, num_shards)
   buffer = max(1, data.shuffle_buffer // num_shards)
   consumed = start_step * share
 
@@ -146,7 +146,7 @@ def train_stream(
     stream = epochs.flat_map(lambda epoch: epoch_stream(shard, epoch))
     return stream.skip(consumed % table.records[shard])
 
-  return _side_by_side(mine, share, shard_stream)
+  return _interleave(mine, share, shard_stream)
 
 
 def eval_stream(
@@ -171,7 +171,7 @@ def eval_stream(
   num_shards = num_record_shards(record_shards, batch_size, batch_size)
   share = batch_size // num_shards
   mine = np.unique(rows // share)
-  table = _Table.of(source, num_shards)
+  table = _PieceTable.of(source, num_shards)
   batches = -(-int(np.max(table.records)) // share)
   padding = tf.data.Dataset.from_tensors(
     (tf.constant(0, tf.int64), b"", False)
@@ -184,7 +184,7 @@ def eval_stream(
     records = pieces.flat_map(table.read).map(lambda *record: (*record, True))
     return records.concatenate(padding).take(batches * share)
 
-  stream = _side_by_side(mine, share, shard_stream)
+  stream = _interleave(mine, share, shard_stream)
   read = (mine[:, None] * share + np.arange(share)).reshape(-1)
   wanted = tf.data.Dataset.from_tensor_slices(np.isin(read, rows)).repeat()
   stream = tf.data.Dataset.zip(wanted, stream)
@@ -192,7 +192,7 @@ def eval_stream(
   return batches, stream.map(lambda _, element: element)
 
 
-def damaged(source: base.Records) -> str | None:
+def find_damaged_file(source: base.Records) -> str | None:
   """The first file that does not hold the records it should; reads them all."""
   wanted = dict.fromkeys(source.files, 0)
   for piece in source.pieces:
@@ -219,7 +219,7 @@ def damaged(source: base.Records) -> str | None:
   return None
 
 
-def _side_by_side(
+def _interleave(
   mine: np.ndarray,
   share: int,
   shard_stream: Callable[[tf.Tensor], tf.data.Dataset],

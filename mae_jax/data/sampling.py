@@ -8,7 +8,7 @@ import tensorflow as tf
 from mae_jax.utils import rng
 
 
-def draws(
+def uniform(
   seed: int,
   stream: str,
   step: tf.Tensor,
@@ -29,7 +29,7 @@ def draws(
   return tf.gather(whole, rows)
 
 
-def shuffled(position: tf.Tensor, total: int, seed: int) -> tf.Tensor:
+def shuffled_index(position: tf.Tensor, total: int, seed: int) -> tf.Tensor:
   """Which example stands at each position [n]; a permutation in each epoch."""
   epoch = position // total
   first = tf.reduce_min(epoch)

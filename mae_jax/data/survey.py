@@ -17,7 +17,7 @@ from mae_jax.data.sources import Indexed, Source
 
 _Tensors = dict[str, tf.Tensor]
 SAMPLES = 64  # that `rate` shows
-_FEW = 16  # images that are looked at together
+_GROUP_SIZE = 16  # images that are looked at together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Survey:
     return float(short.any(axis=1).mean()) if len(self.sizes) else 0.0
 
 
-def survey(
+def survey_images(
   source: Source,
   data: DataConfig,
   tell: Callable[[int], object] = lambda number: None,
@@ -76,7 +76,7 @@ def survey(
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
   gray = 0
-  for batch in tf_iterator.closed_at_exit(_looks(source, data)):
+  for batch in tf_iterator.close_at_exit(_image_stats(source, data)):
     good = batch["reason"] == b""
     for place in np.flatnonzero(~good):
       name = source.name(int(batch["id"][place]))
@@ -93,7 +93,7 @@ def survey(
   return Survey(found, mean, std, gray, labels, unreadable)
 
 
-def _looks(
+def _image_stats(
   source: Source, data: DataConfig
 ) -> Generator[dict[str, np.ndarray]]:
   """What of each image is counted, a few images at a time."""
@@ -102,25 +102,29 @@ def _looks(
     load, shape = source.load, source.image_shape
     numbers = tf.data.Dataset.range(source.num_examples)
     if shape is not None:
-      looks = numbers.batch(_FEW).map(lambda index: _of_arrays(load(index)))
+      looks = numbers.batch(_GROUP_SIZE).map(
+        lambda index: _stats_of_arrays(load(index))
+      )
     else:
-      looks = _of_files(numbers.map(load), data)
+      looks = _stats_of_files(numbers.map(load), data)
   else:
     parse = source.parse
     _, elements = record_shards.eval_stream(
       source, record_shards=1, batch_size=1, rows=np.zeros(1, np.int64)
     )
     real = elements.filter(lambda id_, serialized, real: real)
-    looks = _of_files(
+    looks = _stats_of_files(
       real.map(lambda id_, serialized, _: parse(serialized) | {"id": id_}), data
     )
   try:
     yield from tf_iterator.numpy_batches(looks.prefetch(tf.data.AUTOTUNE))
   except tf.errors.OpError as error:
-    raise pipeline.damage(source, error) from error
+    raise pipeline.read_error(source, error) from error
 
 
-def _of_files(records: tf.data.Dataset, data: DataConfig) -> tf.data.Dataset:
+def _stats_of_files(
+  records: tf.data.Dataset, data: DataConfig
+) -> tf.data.Dataset:
   def look(record: _Tensors) -> _Tensors:
     image, reason = decode.decode(
       record, channels=data.channels, exif_rotate=data.exif_rotate
@@ -136,10 +140,10 @@ def _of_files(records: tf.data.Dataset, data: DataConfig) -> tf.data.Dataset:
 
   unconverted = tf.autograph.experimental.do_not_convert(look)
   looked = records.map(unconverted, num_parallel_calls=tf.data.AUTOTUNE)
-  return looked.batch(_FEW)
+  return looked.batch(_GROUP_SIZE)
 
 
-def _of_arrays(record: _Tensors) -> _Tensors:
+def _stats_of_arrays(record: _Tensors) -> _Tensors:
   images = record["image"]
   count = tf.shape(images)[0]
   return {
@@ -170,7 +174,7 @@ def _is_gray(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
   return tf.reduce_all(images == images[..., :1], axis=[*axes, axes[-1] + 1])
 
 
-def rate(
+def measure_throughput(
   source: Source, data: DataConfig, seconds: float = 5.0
 ) -> tuple[float, np.ndarray]:
   """How fast training batches come.

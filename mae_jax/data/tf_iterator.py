@@ -19,7 +19,7 @@ import tensorflow as tf
 _open: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
-def closed_at_exit(stream: Generator) -> Generator:
+def close_at_exit(stream: Generator) -> Generator:
   """The same, but closed while the interpreter is still whole."""
   _open.add(stream)
   return stream
@@ -34,25 +34,26 @@ def numpy_batches(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
     "output_shapes": [spec.shape for spec in specs],
   }
   iterator = tf.raw_ops.AnonymousIteratorV3(**form)
-  _set(iterator, dataset)
+  _set_dataset(iterator, dataset)
   try:
     while True:
       values = tf.raw_ops.IteratorGetNext(iterator=iterator, **form)
       yield {
-        name: _array(value) for name, value in zip(names, values, strict=True)
+        name: _to_numpy(value)
+        for name, value in zip(names, values, strict=True)
       }
   except tf.errors.OutOfRangeError:
     pass
   finally:
-    _set(iterator, dataset.take(0))
+    _set_dataset(iterator, dataset.take(0))
 
 
-def _set(iterator: tf.Tensor, dataset: tf.data.Dataset) -> None:
+def _set_dataset(iterator: tf.Tensor, dataset: tf.data.Dataset) -> None:
   variant = tf.data.experimental.to_variant(dataset)
   tf.raw_ops.MakeIterator(dataset=variant, iterator=iterator)
 
 
-def _array(value: Any) -> np.ndarray:
+def _to_numpy(value: Any) -> np.ndarray:
   if value.dtype == tf.string:
     return value.numpy()
   array = np.asarray(memoryview(value))

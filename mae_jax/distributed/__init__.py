@@ -20,30 +20,30 @@ names it: an accelerator would wait for a peer that is gone for ever.
 from mae_jax.distributed.cluster import ProcessInfo, detect
 from mae_jax.distributed.consistency import check_same_data, check_same_settings
 from mae_jax.distributed.processes import (
-  LOST_CODE,
+  LOST_PEER_CODE,
+  announce_exit,
   barrier,
+  exit_if_peer_lost,
   fail,
   finish,
   gather,
-  leaving,
-  lost,
   publish,
   single_process,
   start,
 )
 
 __all__ = [
-  "LOST_CODE",
+  "LOST_PEER_CODE",
   "ProcessInfo",
+  "announce_exit",
   "barrier",
   "check_same_data",
   "check_same_settings",
   "detect",
+  "exit_if_peer_lost",
   "fail",
   "finish",
   "gather",
-  "leaving",
-  "lost",
   "publish",
   "single_process",
   "start",

@@ -35,7 +35,7 @@ def check_same_settings(config: Config) -> None:
   mine = {
     name: value for name, value in leaves(config) if name not in MAY_DIFFER
   }
-  if found := _difference(mine):
+  if found := _first_difference(mine):
     raise ConfigError(
       f"the processes have other settings: {found}: start the same command on "
       "all hosts, with the same recipes"
@@ -51,14 +51,14 @@ def check_same_data(
     ConfigError: on all processes, if they see others.
   """
   mine = {"identity": None} if identity is None else dict(identity)
-  if found := _difference(mine):
+  if found := _first_difference(mine):
     raise ConfigError(
       f"the processes see other images for {split}: {found}: each host must "
       "have all of them, and the same ones"
     )
 
 
-def _difference(mine: Mapping[str, Any]) -> str:
+def _first_difference(mine: Mapping[str, Any]) -> str:
   """What differs between process 0 and the first that is unlike it."""
   if processes.single_process():
     return ""

@@ -6,9 +6,11 @@ import json
 import time
 from typing import Any
 
-_WATCH = "mae/watch/"
-_SAY = "mae/say/"
-_DAY = 24 * 3600 * 1000  # milliseconds; the watch ends the process before
+_STATUS_PREFIX = "mae/watch/"
+_GATHER_PREFIX = "mae/say/"
+_BARRIER_TIMEOUT_MS = (
+  24 * 3600 * 1000
+)  # milliseconds; the watch ends the process before
 
 
 class KeyValueStore:
@@ -26,14 +28,16 @@ class KeyValueStore:
   def put(self, kind: str, value: Any) -> None:
     """Writes this process's note of a kind, JSON, over its last one."""
     self._client.key_value_set(
-      f"{_WATCH}{kind}/{self._me}", json.dumps(value), allow_overwrite=True
+      f"{_STATUS_PREFIX}{kind}/{self._me}",
+      json.dumps(value),
+      allow_overwrite=True,
     )
 
   def notes(self) -> dict[str, dict[int, Any]]:
     """All notes, by kind and process."""
     found: dict[str, dict[int, Any]] = {}
-    for key, value in self._client.key_value_dir_get(_WATCH):
-      kind, _, number = key.removeprefix(_WATCH).rpartition("/")
+    for key, value in self._client.key_value_dir_get(_STATUS_PREFIX):
+      kind, _, number = key.removeprefix(_STATUS_PREFIX).rpartition("/")
       found.setdefault(kind, {})[int(number)] = json.loads(value)
     return found
 
@@ -64,13 +68,13 @@ class KeyValueStore:
   def gather(self, text: str) -> list[str]:
     """What each process says at this point, in order; all must come to it."""
     self._round += 1
-    where = f"{_SAY}{self._round}"
+    where = f"{_GATHER_PREFIX}{self._round}"
     self._client.key_value_set(f"{where}/{self._me}", json.dumps(text))
-    self._client.wait_at_barrier(where, _DAY)
+    self._client.wait_at_barrier(where, _BARRIER_TIMEOUT_MS)
     found = {
       int(key.rpartition("/")[2]): json.loads(value)
       for key, value in self._client.key_value_dir_get(f"{where}/")
     }
     if self._me == 0 and self._round > 1:  # which all have read
-      self._client.key_value_delete(f"{_SAY}{self._round - 1}/")
+      self._client.key_value_delete(f"{_GATHER_PREFIX}{self._round - 1}/")
     return [found[number] for number in range(self._count)]

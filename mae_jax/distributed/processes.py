@@ -20,21 +20,23 @@ from mae_jax.distributed.kv_store import KeyValueStore
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
-LOST_CODE = 76  # EX_PROTOCOL of sysexits.h: the other side broke off
-_AGAIN = (
+LOST_PEER_CODE = 76  # EX_PROTOCOL of sysexits.h: the other side broke off
+_RESTART_HINT = (
   "start the same command again on all hosts, and it goes on from the last "
   "checkpoint"
 )
-_BEAT = 1.0  # seconds
+_HEARTBEAT_INTERVAL = 1.0  # seconds
 # After a collective that failed somebody is gone, or about to say why: who is
 # silent for so long is it.
-_HURRY = 10.0
-_GRACE = 2.0  # for an error of one's own, when another process told of one
-_PARTING = 10.0  # that process 0 waits for the others to hear of its end
+_FAILED_COLLECTIVE_TIMEOUT = 10.0
+_OWN_ERROR_GRACE = (
+  2.0  # for an error of one's own, when another process told of one
+)
+_EXIT_TIMEOUT = 10.0  # that process 0 waits for the others to hear of its end
 # JAX's own verdict ends a process without a word; it comes if ours does not.
-_BEHIND = 20
+_JAX_TIMEOUT_MARGIN = 20
 
-_team: ProcessGroup | None = None
+_group: ProcessGroup | None = None
 
 
 def start(
@@ -51,8 +53,8 @@ def start(
     ConfigError: if somebody does not come.
   """
   global _team
-  console.name_process(place.process_id)
-  rendezvous.answer_all(place, start_seconds)
+  console.set_process(place.process_id)
+  rendezvous.wait_for_all(place, start_seconds)
   # It would take SIGTERM for itself.
   jax.config.update("jax_enable_preemption_service", False)
   if jax.config.values["jax_cpu_collectives_implementation"] != "mpi":
@@ -65,7 +67,7 @@ def start(
       local_device_ids=place.local_device_ids,
       cluster_detection_method="deactivate",
       initialization_timeout=max(30, round(start_seconds)),
-      heartbeat_timeout_seconds=round(heartbeat) + _BEHIND,
+      heartbeat_timeout_seconds=round(heartbeat) + _JAX_TIMEOUT_MARGIN,
       shutdown_timeout_seconds=30,
     )
   except (RuntimeError, ValueError) as error:
@@ -73,28 +75,28 @@ def start(
       f"the processes could not join at {place.coordinator} "
       f"({console.first_line(error)}): name another address of process 0"
     ) from error
-  _team = ProcessGroup(place, heartbeat)
-  _team.watch()
+  _group = ProcessGroup(place, heartbeat)
+  _group.watch()
   jax.devices()  # the topologies are told now
-  _team.catch_abort()
+  _group.catch_abort()
 
 
 def single_process() -> bool:
   """Whether this is the only process."""
-  return _team is None
+  return _group is None
 
 
 def gather(text: str = "") -> list[str]:
   """What each process says at this point, in order; all must come to it."""
-  if _team is None:
+  if _group is None:
     return [text]
-  return _team.board.gather(text)
+  return _group.board.gather(text)
 
 
 def publish(where: str, value: Any) -> None:
   """Leaves a note, JSON, for those that `meet` the others with it in mind."""
-  if _team is not None:
-    _team.board.post(where, value)
+  if _group is not None:
+    _group.board.post(where, value)
 
 
 def barrier(where: str, seconds: float, unless: str) -> None:
@@ -106,35 +108,35 @@ def barrier(where: str, seconds: float, unless: str) -> None:
     OSError: with the note that somebody left at the place `unless`.
     TimeoutError: if not all come.
   """
-  if _team is not None:
-    _team.board.meet(where, seconds, unless)
+  if _group is not None:
+    _group.board.meet(where, seconds, unless)
 
 
 def fail(code: int, line: str) -> None:
   """Ends all processes for an error of this one; returns if it is alone."""
-  if _team is not None:
-    _team.fail(code, line)
+  if _group is not None:
+    _group.fail(code, line)
 
 
-def leaving(code: int, text: str) -> None:
+def announce_exit(code: int, text: str) -> None:
   """Tells the others that this one ends at once."""
-  if _team is not None:
-    _team.part(code, text)
+  if _group is not None:
+    _group.part(code, text)
 
 
-def lost(error: BaseException) -> None:
+def exit_if_peer_lost(error: BaseException) -> None:
   """Ends the process if an error comes from one that is gone, and names it."""
-  if _team is not None and _is_of_peers(error):
-    _team.wait_for_verdict(console.first_line(error))
+  if _group is not None and _is_peer_error(error):
+    _group.wait_for_verdict(console.first_line(error))
 
 
 def finish(code: int) -> None:
   """Ends this process when all are done; returns if it is alone."""
-  if _team is not None:
-    _team.finish(code)
+  if _group is not None:
+    _group.finish(code)
 
 
-def _is_of_peers(error: BaseException) -> bool:
+def _is_peer_error(error: BaseException) -> bool:
   text = f"{type(error).__name__} {error}".lower()
   if not isinstance(error, ValueError | RuntimeError | OSError):
     return False
@@ -169,7 +171,7 @@ class ProcessGroup:
     self._ended = threading.Event()
     self._failed_at: float | None = None  # a collective of this process
     self._told_at: float | None = None  # of another's failure
-    self._code = LOST_CODE
+    self._code = LOST_PEER_CODE
     now = time.monotonic()
     self._reached = now
     self._beats = dict.fromkeys(range(place.num_processes), (0, now))
@@ -194,11 +196,11 @@ class ProcessGroup:
           if beat != self._beats[number][0]:
             self._beats[number] = (beat, now)
         self._notes, self._reached = found, now
-      self._ended.wait(_BEAT)
+      self._ended.wait(_HEARTBEAT_INTERVAL)
 
   def _judge(self) -> None:
     last = time.monotonic()
-    while not self._ended.wait(_BEAT / 2):
+    while not self._ended.wait(_HEARTBEAT_INTERVAL / 2):
       now = time.monotonic()
       if now - last > 5:  # it was this process that stood still
         self._reached = now
@@ -206,7 +208,7 @@ class ProcessGroup:
       last = now
       limit = self._heartbeat
       if self._failed_at is not None:
-        limit = min(limit, _HURRY)
+        limit = min(limit, _FAILED_COLLECTIVE_TIMEOUT)
       silent = now - self._reached
       if self._me and silent > limit:
         self._give_up([0], f"does not answer for {silent:.0f} s")
@@ -217,7 +219,7 @@ class ProcessGroup:
       told.pop(self._me, None)  # which `fail` tells
       if told:
         self._told_at = self._told_at or now
-        if now - self._told_at > _GRACE:
+        if now - self._told_at > _OWN_ERROR_GRACE:
           self._follow(told)
 
   def _others(self) -> list[int]:
@@ -231,15 +233,15 @@ class ProcessGroup:
     hosts = self._notes.get("host", {})
     names = " and ".join(f"process {n} on {hosts.get(n, '?')}" for n in gone)
     text = f"{names} is gone ({why})"
-    line = f"error: {text}: {_AGAIN}"
-    self._leave(LOST_CODE, line, note=(LOST_CODE, text))
+    line = f"error: {text}: {_RESTART_HINT}"
+    self._leave(LOST_PEER_CODE, line, note=(LOST_PEER_CODE, text))
 
   def _follow(self, told: dict[int, Any]) -> None:
     """Ends as others do who failed or were stopped."""
-    number = min(told, key=lambda n: (told[n][0] == LOST_CODE, n))
+    number = min(told, key=lambda n: (told[n][0] == LOST_PEER_CODE, n))
     code, text = told[number]
-    if code == LOST_CODE:  # it names who is gone
-      self._leave(code, f"error: {text}: {_AGAIN}")
+    if code == LOST_PEER_CODE:  # it names who is gone
+      self._leave(code, f"error: {text}: {_RESTART_HINT}")
     host = self._notes.get("host", {}).get(number, "?")
     said = "error: " if code == 1 else ""
     verb = "failed" if code == 1 else "ended"
@@ -250,10 +252,10 @@ class ProcessGroup:
   ) -> NoReturn:
     """Says a line and ends, after telling process 0 and being heard by all."""
     if not self._leaving.acquire(blocking=False):
-      time.sleep(_PARTING + 10)  # somebody else is at it
+      time.sleep(_EXIT_TIMEOUT + 10)  # somebody else is at it
       os._exit(code)
     self._code = code
-    _within(_PARTING + 5, code)
+    _exit_within(_EXIT_TIMEOUT + 5, code)
     if line:
       console.final_message(line)
     self._part(note)
@@ -266,13 +268,13 @@ class ProcessGroup:
         self.board.put("failed", note)
       self.board.put("left", True)
     if self._me == 0:  # without it the others would not hear of anything
-      end = time.monotonic() + _PARTING
+      end = time.monotonic() + _EXIT_TIMEOUT
       while time.monotonic() < end and not self._all_left():
         time.sleep(0.1)
       time.sleep(0.5)  # from the note to the end
 
   def _all_left(self) -> bool:
-    silent = time.monotonic() - min(self._heartbeat, _HURRY)
+    silent = time.monotonic() - min(self._heartbeat, _FAILED_COLLECTIVE_TIMEOUT)
     left = {n for kind in ("left", "done") for n in self._notes.get(kind, ())}
     return all(
       n == self._me or n in left or beat < silent
@@ -300,18 +302,18 @@ class ProcessGroup:
     if not self._leaving.acquire(blocking=False):
       return
     self._code = code
-    _within(_PARTING, code)
+    _exit_within(_EXIT_TIMEOUT, code)
     self._part((code, text))
 
   def wait_for_verdict(self, why: str) -> NoReturn:
     """Waits until it is known who is gone."""
     self._failed_at = time.monotonic()
-    time.sleep(self._heartbeat + _GRACE + 5)
+    time.sleep(self._heartbeat + _OWN_ERROR_GRACE + 5)
     self._leave(
-      LOST_CODE,
+      LOST_PEER_CODE,
       f"error: the connection to other processes failed ({why}), and none is "
-      f"gone: see to the network, and {_AGAIN}",
-      note=(LOST_CODE, f"the connection failed ({why})"),
+      f"gone: see to the network, and {_RESTART_HINT}",
+      note=(LOST_PEER_CODE, f"the connection failed ({why})"),
     )
 
   def finish(self, code: int) -> NoReturn:
@@ -323,7 +325,7 @@ class ProcessGroup:
     self._leaving.acquire()
     self._code = code
     self._ended.set()
-    _within(60, code)
+    _exit_within(60, code)
     with contextlib.suppress(Exception):
       jax.distributed.shutdown()
     _flush()
@@ -347,16 +349,18 @@ class ProcessGroup:
         pass
     except OSError:
       name = self._notes.get("host", {}).get(0, "?")
-      console.final_message(f"error: process 0 on {name} is gone: {_AGAIN}")
+      console.final_message(
+        f"error: process 0 on {name} is gone: {_RESTART_HINT}"
+      )
       _flush()
-      os._exit(LOST_CODE)
+      os._exit(LOST_PEER_CODE)
     # Another abort: it takes its course when this returns.
 
 
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
-def _within(seconds: float, code: int) -> None:
+def _exit_within(seconds: float, code: int) -> None:
   """Whatever happens, the process ends by then."""
   timer = threading.Timer(seconds, os._exit, (code,))
   timer.daemon = True

@@ -16,11 +16,11 @@ import time
 from mae_jax.distributed.cluster import ProcessInfo
 from mae_jax.utils.errors import ConfigError
 
-_AGAIN = 0.5  # seconds between two calls
-_MOST = 200  # bytes of a call
+_RETRY_SECONDS = 0.5  # seconds between two calls
+_MAX_BYTES = 200  # bytes of a call
 
 
-def answer_all(place: ProcessInfo, seconds: float) -> None:
+def wait_for_all(place: ProcessInfo, seconds: float) -> None:
   """Meets the others, for at most so many seconds.
 
   Raises:
@@ -29,7 +29,7 @@ def answer_all(place: ProcessInfo, seconds: float) -> None:
   if place.process_id == 0:
     _listen(place, time.monotonic() + seconds, seconds)
   else:
-    _call(place, time.monotonic() + seconds, seconds)
+    _connect(place, time.monotonic() + seconds, seconds)
 
 
 def _listen(place: ProcessInfo, end: float, seconds: float) -> None:
@@ -50,19 +50,19 @@ def _listen(place: ProcessInfo, end: float, seconds: float) -> None:
       if not ready.select(max(0.0, end - time.monotonic())):
         raise ConfigError(_missing(place, callers, seconds))
       caller = stack.enter_context(server.accept()[0])
-      number = _hear(caller, place)
+      number = _read_process_id(caller, place)
       if number is None:
         continue
       known = callers.get(number)
       if known is not None and not _hung_up(known):
-        _say(caller, "twice")
+        _reply(caller, "twice")
         raise ConfigError(
           f"two processes say that they are process {number} of "
           f"{place.num_processes}: give each its own --process_id"
         )
       callers[number] = caller
     for caller in callers.values():
-      _say(caller, "go")
+      _reply(caller, "go")
     # Who hangs up first keeps the port for a while: not the one that needs it.
     for caller in callers.values():
       _hung_up(caller, wait=2.0)
@@ -77,16 +77,16 @@ def _server(port: int) -> socket.socket:
   return socket.create_server(("", port), backlog=1024)
 
 
-def _hear(caller: socket.socket, place: ProcessInfo) -> int | None:
+def _read_process_id(caller: socket.socket, place: ProcessInfo) -> int | None:
   """The number of who calls; None if it is not one of the others."""
   caller.settimeout(2.0)
   try:
-    said = json.loads(caller.recv(_MOST))
+    said = json.loads(caller.recv(_MAX_BYTES))
     number, count = int(said["process_id"]), int(said["num_processes"])
   except (OSError, ValueError, KeyError, TypeError):
     return None
   if count != place.num_processes or not 0 < number < count:
-    _say(caller, f"of {place.num_processes}")
+    _reply(caller, f"of {place.num_processes}")
     raise ConfigError(
       f"process {number} was started as one of --num_processes={count}, and "
       f"process 0 as one of {place.num_processes}: say the same everywhere"
@@ -104,7 +104,7 @@ def _hung_up(caller: socket.socket, wait: float = 0.0) -> bool:
     return not isinstance(error, TimeoutError)
 
 
-def _say(caller: socket.socket, word: str) -> None:
+def _reply(caller: socket.socket, word: str) -> None:
   with contextlib.suppress(OSError):
     caller.sendall(word.encode())
 
@@ -122,7 +122,7 @@ def _missing(
   )
 
 
-def _call(place: ProcessInfo, end: float, seconds: float) -> None:
+def _connect(place: ProcessInfo, end: float, seconds: float) -> None:
   host, _, port = place.coordinator.rpartition(":")
   told = {
     "process_id": place.process_id,
@@ -135,7 +135,7 @@ def _call(place: ProcessInfo, end: float, seconds: float) -> None:
       with socket.create_connection(address, timeout=min(left, 5.0)) as call:
         call.sendall(json.dumps(told).encode())
         reason = ""
-        word = _wait_for_word(call, end)
+        word = _read_reply(call, end)
     except OSError as error:
       reason = error.strerror or str(error)
       word = ""
@@ -152,7 +152,7 @@ def _call(place: ProcessInfo, end: float, seconds: float) -> None:
         f"{place.process_id} of --num_processes={place.num_processes}: say the "
         "same everywhere"
       )
-    time.sleep(_AGAIN)
+    time.sleep(_RETRY_SECONDS)
   if reason:
     raise ConfigError(
       f"process 0 could not be reached at {place.coordinator} within "
@@ -165,7 +165,7 @@ def _call(place: ProcessInfo, end: float, seconds: float) -> None:
   )
 
 
-def _wait_for_word(call: socket.socket, end: float) -> str:
+def _read_reply(call: socket.socket, end: float) -> str:
   # A little longer than process 0, which is to say who is missing.
   call.settimeout(max(0.1, end + 2 - time.monotonic()))
-  return call.recv(_MOST).decode(errors="replace")
+  return call.recv(_MAX_BYTES).decode(errors="replace")

@@ -35,7 +35,7 @@ class Restored:
   @property
   def encoder_params(self) -> Any:
     """Those of `encoder`."""
-    return classifiers.trained(self.params)["encoder"]
+    return classifiers.inference_params(self.params)["encoder"]
 
 
 def load(
@@ -106,7 +106,7 @@ def load_autoencoder(
       learned_positions="pos_embed" in found["decoder"]
     ),
   )
-  return model, mae.variables(params), run
+  return model, mae.apply_variables(params), run
 
 
 def load_classifier(
@@ -173,7 +173,7 @@ class Suited:
   @property
   def encoder(self) -> mae.Encoder:
     """As in `found`, computed as the config says."""
-    return factory.computed(self.found.encoder, self.config, self.platform)
+    return factory.with_computation(self.found.encoder, self.config, self.platform)
 
   @property
   def classifier(self) -> classifiers.Classifier:
@@ -193,7 +193,7 @@ def locate(config: Config) -> epath.Path:
       "init_from is empty: set --config.init_from=CHECKPOINT, a workdir or one "
       "of its checkpoints/<step>, to say what is evaluated"
     )
-  with storage.reaching(config.init_from):
+  with storage.os_errors(config.init_from):
     return conversion.locate(config.init_from)
 
 
@@ -211,7 +211,7 @@ def load_for_evaluation(config: Config, mesh: Mesh, *, head: bool) -> Suited:
   read = load_classifier if head else load
   # Of a run that goes on, the second reading might find another.
   step = locate(config)
-  with storage.reaching(config.init_from):
+  with storage.os_errors(config.init_from):
     found = read(step, mesh, conversion.ModelOverrides.of_config(config))
   platform = mesh.devices.flat[0].platform
   before = found.run.config

@@ -107,7 +107,7 @@ class Network:
   def _present(self, images: eval_data.EvalSplit) -> np.ndarray:
     """Which classes of the head have a label, bool [N]."""
     numbers = classification.match(images.class_names, self.class_names)
-    labels = few_shot.present(images.source)
+    labels = few_shot.labels_present(images.source)
     eval_data.check_labels(labels, images)
     result = np.zeros(len(self.class_names), bool)
     result[numbers[labels]] = True

@@ -45,7 +45,7 @@ class PartialResults:
     """
     self._about = json.loads(json.dumps(about))
     try:
-      with storage.reaching(self._path):
+      with storage.os_errors(self._path):
         content = json.loads(self._path.read_text())
       if content["about"] == self._about:
         self.done = dict(content["done"])
@@ -60,10 +60,10 @@ class PartialResults:
     if self._owner:
       content = {"about": self._about, "done": self.done}
       self._check()
-      storage.replace(self._path, json.dumps(content).encode())
+      storage.write_atomic(self._path, json.dumps(content).encode())
 
   def forget(self) -> None:
     """Is called when the whole is written."""
     if self._owner and self.done:
-      with storage.reaching(self._path):
+      with storage.os_errors(self._path):
         self._path.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ class Evaluation:
     Args:
       params: by role.
     """
-    config, variables = self._config, mae.variables(params)
+    config, variables = self._config, mae.apply_variables(params)
     scalars: dict[str, float] = {}
     pictures: dict[str, np.ndarray] = {}
     text = ""

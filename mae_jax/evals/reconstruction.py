@@ -157,4 +157,4 @@ def sheet(images: np.ndarray, painted: Reconstructed) -> np.ndarray:
     painted.reconstruction,
     painted.pasted(images),
   )
-  return image_grid.sheet(list(zip(*columns, strict=True)), TITLES)
+  return image_grid.draw_grid(list(zip(*columns, strict=True)), TITLES)

@@ -94,7 +94,7 @@ def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
     if first:
       console.info(found.text)
       held.check()
-      with storage.reaching(held.path):
+      with storage.os_errors(held.path):
         _write(held.path, found, config.eval)
         kept.forget()
       console.info(f"written to {held.path}: {', '.join(_names(found))}")
@@ -126,7 +126,7 @@ def _write(
   directory: epath.Path, found: results.EvalResult, settings: EvalConfig
 ) -> None:
   for name, table in found.files.items():
-    storage.replace(directory / name, table)
+    storage.write_atomic(directory / name, table)
   # Last: where it is, the others are of the same evaluation.
   content: dict[str, Any] = {
     "measure": settings.measure,
@@ -139,4 +139,4 @@ def _write(
     },
   }
   text = json.dumps(content, indent=2) + "\n"
-  storage.replace(directory / "evaluation.json", text.encode())
+  storage.write_atomic(directory / "evaluation.json", text.encode())

@@ -30,7 +30,7 @@ def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
     [B, N, D], each row (heads, d). Parts change it by rounding.
   """
   batch, length, _ = qkv.shape
-  whole = functools.partial(_whole, heads=heads)
+  whole = functools.partial(_all_at_once, heads=heads)
   devices = sharding.num_devices()
   if not part_bytes or batch % devices:
     return whole(qkv)
@@ -41,10 +41,10 @@ def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
     return whole(qkv)
   if fitting:
     size = max(n for n in range(1, fitting + 1) if local % n == 0)
-    part = jax.checkpoint(functools.partial(_examples, heads=heads))
+    part = jax.checkpoint(functools.partial(_chunk_of_examples, heads=heads))
   else:
     size, rows = 1, max(1, part_bytes // row_bytes)
-    part = functools.partial(_by_rows, heads=heads, rows=rows)
+    part = functools.partial(_chunks_of_queries, heads=heads, rows=rows)
 
   def in_parts(qkv: jax.Array) -> jax.Array:
     out = jax.lax.map(part, qkv.reshape(-1, size, *qkv.shape[1:]))
@@ -59,29 +59,29 @@ def weights(qkv: jax.Array, heads: int) -> jax.Array:
   return jax.nn.softmax(_logits(q, k), axis=-1)
 
 
-def _whole(qkv: jax.Array, heads: int) -> jax.Array:
+def _all_at_once(qkv: jax.Array, heads: int) -> jax.Array:
   q, k, v = _split(qkv, heads)
   weights = jax.nn.softmax(_logits(q, k), axis=-1)  # [B, heads, N, N]
   return _join(jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v))
 
 
-def _examples(qkv: jax.Array, heads: int) -> jax.Array:
-  return _join(_rows(*_split(qkv, heads)))
+def _chunk_of_examples(qkv: jax.Array, heads: int) -> jax.Array:
+  return _join(_attend_queries(*_split(qkv, heads)))
 
 
-def _by_rows(qkv: jax.Array, heads: int, rows: int) -> jax.Array:
+def _chunks_of_queries(qkv: jax.Array, heads: int, rows: int) -> jax.Array:
   """So many queries at a time, of all heads and examples."""
   q, k, v = _split(qkv, heads)
   batch, heads, length, head_dim = q.shape
   parts = -(-length // rows)
   q = jnp.pad(q, ((0, 0), (0, 0), (0, parts * rows - length), (0, 0)))
   q = jnp.moveaxis(q.reshape(batch, heads, parts, rows, head_dim), 2, 0)
-  out = jax.lax.map(jax.checkpoint(lambda some: _rows(some, k, v)), q)
+  out = jax.lax.map(jax.checkpoint(lambda some: _attend_queries(some, k, v)), q)
   out = jnp.moveaxis(out, 0, 2).reshape(batch, heads, parts * rows, head_dim)
   return _join(out[:, :, :length])
 
 
-def _rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _attend_queries(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """[B, heads, n, d] and twice [B, heads, N, d] -> [B, heads, n, d].
 
   What is divided by the sum of a row is the row's result, not its N weights,

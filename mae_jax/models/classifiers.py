@@ -56,14 +56,14 @@ class FineTuned:
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     """New parameters; averages begin as they do."""
-    params = self.model.init(key, _blank(self.config))["params"]
+    params = self.model.init(key, _blank_images(self.config))["params"]
     averaged = {AVERAGED: params} if self.config.classify.ema else {}
     return {MODEL: params} | averaged
 
   def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
     """By the averaged parameters, if there are any."""
-    x = normalized(pixels, self.config)
-    out: Any = self.model.apply({"params": trained(params)}, x)
+    x = normalize_pixels(pixels, self.config)
+    out: Any = self.model.apply({"params": inference_params(params)}, x)
     return out
 
 
@@ -89,7 +89,7 @@ class Probe:
   def init(self, key: jax.Array) -> dict[str, Any]:
     """New parameters, and the statistics of no batch."""
     key, head_key = jax.random.split(key)
-    blank = _blank(self.config)
+    blank = _blank_images(self.config)
     params = {"encoder": self.encoder.init(key, blank)["params"]}
     x = jax.eval_shape(self.features, {MODEL: params}, blank)
     stats = batch_norm.Statistics.create(x.shape[1])
@@ -101,7 +101,7 @@ class Probe:
 
   def features(self, params: Params, pixels: jax.Array) -> jax.Array:
     """uint8 images [B, H, W, C] -> [B, D] by `classify.pooling`."""
-    x = normalized(pixels, self.config)
+    x = normalize_pixels(pixels, self.config)
     tokens: Any = self.encoder.apply({"params": params[MODEL]["encoder"]}, x)
     return mae.POOLINGS[self.config.classify.pooling](tokens)
 
@@ -146,16 +146,16 @@ CLASSIFIERS: dict[str, Callable[[Config, int, str], FineTuned | Probe]] = {
 }
 
 
-def trained(params: Params) -> Any:
+def inference_params(params: Params) -> Any:
   """What is used after training: the averages, where there are any."""
   return params[AVERAGED if AVERAGED in params else MODEL]
 
 
-def normalized(pixels: jax.Array, config: Config) -> jax.Array:
+def normalize_pixels(pixels: jax.Array, config: Config) -> jax.Array:
   """uint8 images -> what the network is shown."""
   return patchify.normalize(pixels, config.data.mean, config.data.std)
 
 
-def _blank(config: Config) -> jax.Array:
+def _blank_images(config: Config) -> jax.Array:
   shape = (1, *config.data.image_size, config.data.channels)
   return jnp.zeros(shape, jnp.uint8)

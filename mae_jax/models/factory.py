@@ -32,7 +32,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Beyond any use: the position table alone would fill the host's memory.
 MAX_PATCHES = 2**20
 # In place of a platform: a program that any of them may run, also from a file.
-ANYWHERE = "anywhere"
+ANY_PLATFORM = "anywhere"
 # Of attention's logits. Measured on CPU, ViT-B's decoder, 16 images: 2 MB at a
 # time 55 ms, 5 MB 47, 10 MB 53, all 80. Elsewhere for want of memory: compiled
 # for TPUs, parts cost traffic, and no recipe has so many.
@@ -79,20 +79,20 @@ def masked_autoencoder(
     decoder=mae.Decoder(
       grid=grid,
       target_dim=target.dim,
-      **_stack(config, decoder, platform),
+      **_stack_settings(config, decoder, platform),
     ),
     target=target,
     mask_ratio=objective.mask_ratio,
-    mask=_strategy(config, objective.mask, "mask"),
+    mask=_mask_strategy(config, objective.mask, "mask"),
     loss=objective.loss,
     loss_on=objective.loss_on,
-    terms=_terms(config),
+    terms=_auxiliary_losses(config),
   )
-  _check_draw(network, config)
+  _check_masks(network, config)
   return network
 
 
-def variants_of_mask(
+def mask_variants(
   network: mae.MaskedAutoencoder, config: Config
 ) -> list[list[mae.MaskedAutoencoder]]:
   """The network with each mask that training takes, by ratio and strategy.
@@ -103,7 +103,7 @@ def variants_of_mask(
   objective = config.objective
   ratios = objective.mask_ratios or (objective.mask_ratio,)
   strategies = [
-    _strategy(config, name, "mask_strategies")
+    _mask_strategy(config, name, "mask_strategies")
     for name in objective.mask_strategies
   ] or [network.mask]
   found = [
@@ -112,7 +112,7 @@ def variants_of_mask(
   ]
   several = "mask_ratios" if objective.mask_ratios else "mask_ratio"
   for each in itertools.chain(*found):
-    _check_draw(each, config, several)
+    _check_masks(each, config, several)
   return found
 
 
@@ -129,11 +129,11 @@ def _target(config: Config, patch_dim: int) -> targets.Target:
       "objective.target='pca' has no share: set objective.loss_on='all', or "
       "objective.masked_input='noise' for whole patches"
     )
-  with _named_settings():
+  with _name_settings_in_errors():
     return build(patch_dim, objective.pca_components)
 
 
-def _terms(
+def _auxiliary_losses(
   config: Config,
 ) -> tuple[tuple[str, float, mae.AuxiliaryLoss], ...]:
   objective = config.objective
@@ -183,7 +183,7 @@ def build_discriminator(config: Config) -> discriminator.Discriminator:
   return build(settings.width, settings.depth, DTYPES[config.model.dtype])
 
 
-def _strategy(config: Config, name: str, setting: str) -> masking.Strategy:
+def _mask_strategy(config: Config, name: str, setting: str) -> masking.Strategy:
   objective, rows = config.objective, config.objective.mask_rows
   if rows and "given" not in (objective.mask, *objective.mask_strategies):
     raise ConfigError(
@@ -196,7 +196,7 @@ def _strategy(config: Config, name: str, setting: str) -> masking.Strategy:
   return lookup(known, name, f"objective.{setting}")
 
 
-def _check_draw(
+def _check_masks(
   network: mae.MaskedAutoencoder,
   config: Config,
   setting: str = "mask_ratio",
@@ -204,7 +204,7 @@ def _check_draw(
   """Whether there are such masks, and enough to compare: nothing is drawn."""
   shape = (1, *config.data.image_size, config.data.channels)
   length = math.prod(network.decoder.grid)
-  with _named_settings(mask_ratio=setting):
+  with _name_settings_in_errors(mask_ratio=setting):
     try:
       jax.eval_shape(lambda: network.draw(jax.random.key(0), shape))
     except ValueError as error:
@@ -233,7 +233,7 @@ def classifier(
   settings = config.classify
   lookup(vit.POOLINGS, settings.pooling, "classify.pooling")
   built = encoder(config, platform)
-  frozen = vit.first_trained(settings.trainable, built.depth)
+  frozen = vit.num_frozen_blocks(settings.trainable, built.depth)
   return vit.VisionTransformer(
     built.clone(final_norm=settings.pooling == "cls", frozen=frozen),
     num_classes,
@@ -253,7 +253,7 @@ def encoder(config: Config, platform: str = "cpu") -> mae.Encoder:
   return built.clone(learned_positions=True)
 
 
-def computed(
+def with_computation(
   network: mae.Encoder, config: Config, platform: str
 ) -> mae.Encoder:
   """An encoder with the same parameters, computed as a config says.
@@ -266,7 +266,7 @@ def computed(
   Raises:
     ConfigError: if a setting has no such value.
   """
-  return network.clone(**_computation(config.model, network.depth, platform))
+  return network.clone(**_computation_settings(config.model, network.depth, platform))
 
 
 def _encoder(config: Config, platform: str) -> mae.Encoder:
@@ -284,19 +284,19 @@ def _encoder(config: Config, platform: str) -> mae.Encoder:
   _check_pixels(config.data)
   return mae.Encoder(
     patch_size=model.patch_size or (square, square),
-    **_stack(config, dims, platform),
+    **_stack_settings(config, dims, platform),
   )
 
 
-def _stack(
+def _stack_settings(
   config: Config, dims: architecture.Dims, platform: str
 ) -> dict[str, Any]:
-  computation = _computation(config.model, dims.depth, platform)
+  computation = _computation_settings(config.model, dims.depth, platform)
   settings = {"norm_eps": config.model.norm_eps, **computation}
   return dataclasses.asdict(dims) | settings
 
 
-def _computation(
+def _computation_settings(
   model: ModelConfig, depth: int, platform: str
 ) -> dict[str, Any]:
   """What changes no parameter."""
@@ -313,7 +313,7 @@ def _computation(
   # unrolling doubles the time to compile.
   unroll = model.unroll or (depth if platform == "cpu" else 1)
   lookup(transformer.ACTIVATIONS, model.activation, "model.activation")
-  if platform == ANYWHERE:
+  if platform == ANY_PLATFORM:
     # Of any number of images, parts cannot be counted. Unrolled, a program of
     # ViT-B copies all weights while it runs (330 MB of temporaries against 30,
     # on CPU), takes four times as long to compile, and is no faster.
@@ -321,7 +321,7 @@ def _computation(
       "dtype": dtype,
       "remat": "none",
       "unroll": 1,
-      "activation": transformer.PORTABLE.get(
+      "activation": transformer.PORTABLE_ACTIVATIONS.get(
         model.activation, model.activation
       ),
       "part_bytes": 0,
@@ -344,7 +344,7 @@ def _part_bytes(attention_chunk_mb: float | None, platform: str) -> int:
 
 
 @contextlib.contextmanager
-def _named_settings(**others: str) -> Iterator[None]:
+def _name_settings_in_errors(**others: str) -> Iterator[None]:
   """Gives what models complain of the names of settings, which they lack."""
   try:
     yield
@@ -367,7 +367,7 @@ def _named_settings(**others: str) -> Iterator[None]:
 def _checked_grid(
   config: Config, patch_size: tuple[int, int]
 ) -> tuple[int, int]:
-  with _named_settings():
+  with _name_settings_in_errors():
     grid = patchify.grid_size(config.data.image_size, patch_size)
   if grid[0] * grid[1] > MAX_PATCHES:
     raise ConfigError(

@@ -24,7 +24,7 @@ def train_step(model: mae.MaskedAutoencoder, channels: int) -> int:
   length = decoder.grid[0] * decoder.grid[1]
   shown = model.num_shown(length)
   forward = (
-    encoder_part(model, channels)
+    masked_encoder(model, channels)
     + 2 * (1 + shown) * encoder.width * decoder.width
     + stack(1 + length, decoder.width, decoder.depth, decoder.mlp_dim)
     + 2 * length * decoder.width * decoder.target_dim
@@ -32,7 +32,7 @@ def train_step(model: mae.MaskedAutoencoder, channels: int) -> int:
   return 3 * forward
 
 
-def encoder_part(model: mae.MaskedAutoencoder, channels: int) -> int:
+def masked_encoder(model: mae.MaskedAutoencoder, channels: int) -> int:
   """Forward flops of the encoder in pre-training, on one image."""
   encoder, length = model.encoder, math.prod(model.decoder.grid)
   patch = math.prod(encoder.patch_size) * channels
@@ -48,7 +48,7 @@ def classifier_step(
   """Forward and backward flops of fine-tuning on one image."""
   encoder = model.encoder
   head = 2 * encoder.width * model.num_classes
-  forward = encoder_forward(encoder, grid, channels)
+  forward = full_encoder(encoder, grid, channels)
   trained = forward
   if encoder.frozen:
     blocks = encoder.depth - encoder.frozen
@@ -57,7 +57,7 @@ def classifier_step(
   return forward + head + 2 * (trained + head)
 
 
-def encoder_forward(
+def full_encoder(
   encoder: mae.Encoder, grid: tuple[int, int], channels: int
 ) -> int:
   """Forward flops of an encoder that is shown all of one image."""

@@ -97,7 +97,7 @@ def info_nce(
   Returns:
     A float32 scalar.
   """
-  pred, target = _unit(pred), _unit(target)
+  pred, target = _unit_length(pred), _unit_length(target)
   highest = jax.lax.Precision.HIGHEST
   every = jnp.einsum("...it,...jt->...ij", pred, target, precision=highest)
   own = (pred * target).sum(axis=-1)  # [..., N]
@@ -105,7 +105,7 @@ def info_nce(
   return costs.mean()
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _unit_length(x: jax.Array) -> jax.Array:
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)
 

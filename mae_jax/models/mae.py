@@ -349,7 +349,7 @@ class MaskedAutoencoder(nn.Module):
     return self.encoder(images)
 
 
-def variables(params: Mapping[str, Any]) -> dict[str, Any]:
+def apply_variables(params: Mapping[str, Any]) -> dict[str, Any]:
   """What `MaskedAutoencoder.apply` takes, out of parameters by role."""
   learned = {role: params[role] for role in [targets.FITTED] if role in params}
   return {"params": params["model"], **learned}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from mae_jax.models import mae, masking, patchify
 
 
-class _SeesAll(mae.MaskedAutoencoder):
+class _FullLengthInput(mae.MaskedAutoencoder):
   """An encoder that is shown something in the place of each hidden patch."""
 
   @nn.nowrap
@@ -32,7 +32,7 @@ class _SeesAll(mae.MaskedAutoencoder):
     return self.decoder(tokens, masking.no_masking(masked))
 
 
-class WithMaskTokens(_SeesAll):
+class WithMaskTokens(_FullLengthInput):
   """The design that MAE is compared with, of BERT (He et al. 2021, table 1c).
 
   The encoder sees one learned vector in the place of each hidden patch, and the
@@ -60,7 +60,7 @@ class WithMaskTokens(_SeesAll):
     return self.encoder(images, hide=hide)
 
 
-class PatchNoise(_SeesAll):
+class PatchNoise(_FullLengthInput):
   """Hidden patches are noise, of the images' own mean and deviation."""
 
   @nn.nowrap

@@ -46,7 +46,7 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
   Raises:
     ValueError: if that hides no patch or keeps none.
   """
-  keep = _kept(num_patches, mask_ratio)
+  keep = _unchecked_num_kept(num_patches, mask_ratio)
   if not 0 < keep < num_patches:
     # Rounded down, so that the value in the message does keep a patch.
     highest = math.floor(1e4 * (1 - 1 / num_patches) - 1e-6) / 1e4
@@ -62,7 +62,7 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
   return keep
 
 
-def _kept(num_patches: int, mask_ratio: float) -> int:
+def _unchecked_num_kept(num_patches: int, mask_ratio: float) -> int:
   return int(num_patches * (1 - mask_ratio))
 
 
@@ -107,9 +107,9 @@ def random_noise(
   return jax.random.uniform(key, (batch, grid[0] * grid[1]))
 
 
-_BLOCKS = 64  # that are tried
-_SMALLEST = 16  # patches of a block, as in BEiT
-_ASPECT = 0.3  # of the flattest block, as there
+_BLOCK_TRIES = 64  # that are tried
+_MIN_BLOCK_PATCHES = 16  # patches of a block, as in BEiT
+_MIN_ASPECT = 0.3  # of the flattest block, as there
 
 
 def block_noise(
@@ -127,9 +127,9 @@ def block_noise(
 
   def add(hidden: jax.Array, draw: jax.Array) -> tuple[jax.Array, None]:
     left = length - num_keep - hidden.sum()
-    least = jnp.minimum(_SMALLEST, left)
+    least = jnp.minimum(_MIN_BLOCK_PATCHES, left)
     area = least + draw[0] * (left - least)
-    aspect = jnp.exp((2 * draw[1] - 1) * math.log(_ASPECT))
+    aspect = jnp.exp((2 * draw[1] - 1) * math.log(_MIN_ASPECT))
     height = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, rows)
     width = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, columns)
     top = jnp.floor(draw[2] * (rows - height + 1))
@@ -145,7 +145,7 @@ def block_noise(
     return hidden.reshape(length)
 
   keys = jax.random.split(key)
-  draws = jax.random.uniform(keys[0], (batch, _BLOCKS, 4))
+  draws = jax.random.uniform(keys[0], (batch, _BLOCK_TRIES, 4))
   # Each device adds the blocks of its own images.
   hidden = jax.vmap(one)(sharding.constrain_batch(draws))
   return hidden + random_noise(keys[1], batch, grid, num_keep)
@@ -162,7 +162,7 @@ def grid_noise(
   Raises:
     ValueError: if no grid keeps so many patches.
   """
-  patterns = _grids(grid)
+  patterns = _grid_patterns(grid)
   if num_keep not in patterns:
     length = grid[0] * grid[1]
     ratios = [_ratio_keeping(n, length) for n in patterns]
@@ -181,12 +181,12 @@ def _ratio_keeping(num_keep: int, num_patches: int) -> float:
     unit = 10.0**-digits
     for ratio in (exact, exact - unit):  # rounded, or to the other side
       ratio = round(ratio, digits)
-      if _kept(num_patches, ratio) == num_keep:
+      if _unchecked_num_kept(num_patches, ratio) == num_keep:
         return ratio
   raise ValueError(f"no ratio keeps {num_keep} of {num_patches} patches")
 
 
-def _grids(grid: tuple[int, int]) -> dict[int, np.ndarray]:
+def _grid_patterns(grid: tuple[int, int]) -> dict[int, np.ndarray]:
   """What stays, [rows, columns], by the number of patches."""
   row, column = np.indices(grid)
   every = [
@@ -222,12 +222,12 @@ def given_noise(
   count, rest = divmod(len(rows), grid[0])
   if not count or rest:
     raise ValueError(
-      f"mask_rows={_few(rows)} has {len(rows)} rows: write {grid[0]} a mask"
+      f"mask_rows={_shorten_rows(rows)} has {len(rows)} rows: write {grid[0]} a mask"
     )
   for row in rows:
     if len(row) != grid[1] or set(row) - set("01"):
       raise ValueError(
-        f"mask_rows={_few(rows)} has a row {row!r}: write {grid[1]} signs a "
+        f"mask_rows={_shorten_rows(rows)} has a row {row!r}: write {grid[1]} signs a "
         "row, each 0 (shown) or 1 (hidden)"
       )
   hidden = np.array([[sign == "1" for sign in row] for row in rows])
@@ -235,13 +235,13 @@ def given_noise(
   for number, kept in enumerate((~hidden).sum(axis=1).tolist(), 1):
     if not 0 < kept < hidden.shape[1]:
       raise ValueError(
-        f"mask_rows={_few(rows)}: mask {number} shows {kept} of "
+        f"mask_rows={_shorten_rows(rows)}: mask {number} shows {kept} of "
         f"{hidden.shape[1]} patches: each must show one and hide one at least"
       )
     if kept != num_keep:
       ratio = _ratio_keeping(kept, hidden.shape[1])
       raise ValueError(
-        f"mask_rows={_few(rows)}: mask {number} shows {kept} of "
+        f"mask_rows={_shorten_rows(rows)}: mask {number} shows {kept} of "
         f"{hidden.shape[1]} patches, and {num_keep} are to stay: draw all "
         f"so, or set mask_ratio={ratio}"
       )
@@ -251,7 +251,7 @@ def given_noise(
   return chosen + random_noise(keys[1], batch, grid, num_keep)
 
 
-def _few(rows: Sequence[str]) -> str:
+def _shorten_rows(rows: Sequence[str]) -> str:
   shown = ",".join(rows[:3])
   return f"{shown},..." if len(rows) > 3 else shown
 
@@ -274,7 +274,7 @@ def no_masking(masked: Masking) -> Masking:
 
 def visible_only(tokens: jax.Array, masked: Masking) -> jax.Array:
   """The tokens that stay, in shuffled order: [B, L, D] -> [B, K, D]."""
-  return _take(tokens, masked.ids_keep, masked.ids_restore)
+  return _permute(tokens, masked.ids_keep, masked.ids_restore)
 
 
 def unshuffle(
@@ -294,11 +294,11 @@ def unshuffle(
   hidden = masked.ids_restore.shape[1] - kept
   tail = jnp.broadcast_to(mask_token, (batch, hidden, width))
   shuffled = jnp.concatenate([visible, tail], axis=1)
-  return _take(shuffled, masked.ids_restore, masked.ids_shuffle)
+  return _permute(shuffled, masked.ids_restore, masked.ids_shuffle)
 
 
 @jax.custom_vjp
-def _take(tokens: jax.Array, ids: jax.Array, inverse: jax.Array) -> jax.Array:
+def _permute(tokens: jax.Array, ids: jax.Array, inverse: jax.Array) -> jax.Array:
   """[B, L, D] by ids [B, K] -> [B, K, D]; `inverse` [B, L] undoes it.
 
   The gradient of a gather is a scatter, which is slow. Of a permutation, cut
@@ -308,13 +308,13 @@ def _take(tokens: jax.Array, ids: jax.Array, inverse: jax.Array) -> jax.Array:
   return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)
 
 
-def _take_forward(
+def _permute_forward(
   tokens: jax.Array, ids: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  return _take(tokens, ids, inverse), inverse
+  return _permute(tokens, ids, inverse), inverse
 
 
-def _take_backward(
+def _permute_backward(
   inverse: jax.Array, grad: jax.Array
 ) -> tuple[jax.Array, None, None]:
   cut_off = inverse.shape[1] - grad.shape[1]
@@ -322,4 +322,4 @@ def _take_backward(
   return jnp.take_along_axis(grad, inverse[:, :, None], axis=1), None, None
 
 
-_take.defvjp(_take_forward, _take_backward)
+_permute.defvjp(_permute_forward, _permute_backward)

@@ -65,13 +65,13 @@ def resize(
     return np.asarray(table, np.float32)
   width = table.shape[-1]
   cells = np.asarray(table, np.float64).reshape(*table.shape[:-2], *grid, width)
-  rows, columns = (_bicubic(a, b) for a, b in zip(grid, to, strict=True))
+  rows, columns = (_bicubic_matrix(a, b) for a, b in zip(grid, to, strict=True))
   result = np.einsum("yr,xc,...rcd->...yxd", rows, columns, cells)
   result = result.reshape(*table.shape[:-2], to[0] * to[1], width)
   return result.astype(np.float32)
 
 
-def _bicubic(size: int, to: int) -> np.ndarray:
+def _bicubic_matrix(size: int, to: int) -> np.ndarray:
   """[to, size]: what each old place gives to each new one."""
   a = -0.75
   places = (np.arange(to) + 0.5) * size / to - 0.5

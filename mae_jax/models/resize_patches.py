@@ -45,8 +45,8 @@ def embedding(kernel: np.ndarray, old: Patch, new: Patch) -> np.ndarray:
     [P', D] float32.
   """
   by_pixel = kernel.reshape(old.height, old.width, old.channels, -1)
-  by_pixel = _channels(by_pixel, 2, new.channels) * old.channels / new.channels
-  rows, columns = (np.linalg.pinv(_resizing(a, b)) for a, b in _sides(old, new))
+  by_pixel = _change_channels(by_pixel, 2, new.channels) * old.channels / new.channels
+  rows, columns = (np.linalg.pinv(_resize_matrix(a, b)) for a, b in _sides(old, new))
   found = np.einsum("ha,wb,hwcd->abcd", rows, columns, by_pixel)
   return found.reshape(-1, kernel.shape[-1]).astype(np.float32)
 
@@ -66,13 +66,13 @@ def prediction(values: np.ndarray, old: Patch, new: Patch) -> np.ndarray:
     [D, P'] or [P'] float32.
   """
   by_pixel = values.reshape(-1, old.height, old.width, old.channels)
-  by_pixel = _channels(by_pixel, 3, new.channels)
-  rows, columns = (_resizing(a, b) for a, b in _sides(old, new))
+  by_pixel = _change_channels(by_pixel, 3, new.channels)
+  rows, columns = (_resize_matrix(a, b) for a, b in _sides(old, new))
   found = np.einsum("ah,bw,dhwc->dabc", rows, columns, by_pixel)
   return found.reshape(*values.shape[:-1], -1).astype(np.float32)
 
 
-def _channels(x: np.ndarray, axis: int, count: int) -> np.ndarray:
+def _change_channels(x: np.ndarray, axis: int, count: int) -> np.ndarray:
   if x.shape[axis] == count:
     return x
   return np.repeat(x.mean(axis=axis, keepdims=True), count, axis)
@@ -83,7 +83,7 @@ def _sides(old: Patch, new: Patch) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 @functools.cache
-def _resizing(before: int, after: int) -> Any:
+def _resize_matrix(before: int, after: int) -> Any:
   """[after, before]: what makes so many pixels of so many, bilinearly."""
   resized = jax.image.resize(
     jnp.eye(before), (after, before), "bilinear", antialias=True

@@ -84,11 +84,11 @@ class PrincipalComponents(Target):
 
   def __call__(self, patches: jax.Array) -> jax.Array:
     """[..., P] -> [..., T]."""
-    return _exact(patches - self.mean.value, self.basis.value)
+    return _matmul_float32(patches - self.mean.value, self.basis.value)
 
   def to_patches(self, target: jax.Array) -> jax.Array:
     """[..., T] -> [..., P], without what the other components hold."""
-    return _exact(target, self.basis.value.T) + self.mean.value
+    return _matmul_float32(target, self.basis.value.T) + self.mean.value
 
   @nn.nowrap
   def statistics(
@@ -131,7 +131,7 @@ TARGETS: dict[str, Callable[[int, int], Target]] = {
 }
 
 
-def _exact(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _matmul_float32(x: jax.Array, kernel: jax.Array) -> jax.Array:
   # In float32 on any device: it is what predictions are held against.
   return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
 

@@ -43,8 +43,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 # By names that are no settings, for programs that others read: TensorFlow's
 # StableHLO has no erf.
-PORTABLE = {"gelu": "gelu_erfc"}
-FUNCTIONS = ACTIVATIONS | {
+PORTABLE_ACTIVATIONS = {"gelu": "gelu_erfc"}
+ACTIVATION_FUNCTIONS = ACTIVATIONS | {
   "gelu_erfc": functools.partial(jax.nn.gelu, approximate=False)
 }
 
@@ -128,7 +128,7 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, N, D]."""
     hidden = dense(self.mlp_dim, self.dtype, "fc1")(x)
-    hidden = FUNCTIONS[self.activation](hidden)
+    hidden = ACTIVATION_FUNCTIONS[self.activation](hidden)
     return dense(x.shape[-1], self.dtype, "fc2")(hidden)
 
 

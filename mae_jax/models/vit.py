@@ -18,7 +18,7 @@ FC_NORM, HEAD = "fc_norm", "head"
 POOLINGS = {"mean": "of the patch tokens", "cls": "the class token"}
 
 
-def first_trained(trained: str, depth: int) -> int:
+def num_frozen_blocks(trained: str, depth: int) -> int:
   """How many blocks stay as they are.
 
   Args:
@@ -41,7 +41,7 @@ def first_trained(trained: str, depth: int) -> int:
   return depth - int(match[1])
 
 
-def trainable(params: Any, trained: str) -> Any:
+def trainable_mask(params: Any, trained: str) -> Any:
   """Which parameters of a `VisionTransformer` change.
 
   Args:
@@ -52,7 +52,7 @@ def trainable(params: Any, trained: str) -> Any:
     A bool array for each parameter, that broadcasts to it.
   """
   depth = jax.tree.leaves(params["encoder"]["stack"])[0].shape[0]
-  first = first_trained(trained, depth)
+  first = num_frozen_blocks(trained, depth)
 
   def one(path: Any, leaf: Any) -> np.ndarray:
     part = [key.key for key in path]

@@ -107,7 +107,9 @@ def write(
           summary.append([cells[kind] for kind in _SUMMARY])
           names.append([name, f"block {network.layer}, {asking}", "", ""])
         done += 1
-    album.png(output_folder.SHEET, image_grid.sheet(summary, _SUMMARY, names))
+    album.png(
+      output_folder.SHEET, image_grid.draw_grid(summary, _SUMMARY, names)
+    )
   first = "" if len(names) == done else f", of the first {len(names)}"
   cli.info(
     f"{out}: attention of block {network.layer} in "
@@ -200,7 +202,7 @@ def _wrapped(cells: dict[str, np.ndarray]) -> np.ndarray:
   names = list(cells)
   names += [""] * (-len(names) % 4)
   rows = [names[start : start + 4] for start in range(0, len(names), 4)]
-  return image_grid.sheet(
+  return image_grid.draw_grid(
     [[cells.get(name) for name in row] for row in rows], [""] * 4, rows
   )
 

@@ -188,7 +188,7 @@ def lines(path: str, flag: str) -> list[str]:
     ConfigError: if it cannot be read.
   """
   try:
-    with storage.reaching(path):
+    with storage.os_errors(path):
       text = epath.Path(path).read_bytes().decode("utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, "strerror", None) or error
@@ -212,9 +212,9 @@ def check(checkpoint: str, images: str, batch_size: int) -> None:
     ConfigError: if there is no checkpoint or image, or no batch.
   """
   at_least("batch_size", batch_size)
-  with storage.reaching(checkpoint):
+  with storage.os_errors(checkpoint):
     conversion.locate(checkpoint)
-  with storage.reaching(images):
+  with storage.os_errors(images):
     if not images or not epath.Path(images).exists():
       raise ConfigError(f"--images={images}: there is no such folder or file")
 

@@ -82,7 +82,7 @@ def from_checkpoint(
     ConfigError: if there is no checkpoint, or it cannot do what is wanted.
   """
   pooled = lookup(POOLS, pool, "--pool")
-  with storage.reaching(checkpoint):
+  with storage.os_errors(checkpoint):
     # Of a run that goes on, the second reading might find another.
     step = conversion.locate(checkpoint)
     found = load_model.load(step, mesh)
@@ -93,13 +93,13 @@ def from_checkpoint(
       encoder = encoder.clone(learned_positions=True)
       parts["encoder"] = _with_positions(step, encoder, config.data, mesh)
   model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
-  encoder = factory.computed(
+  encoder = factory.with_computation(
     encoder,
     dataclasses.replace(config, model=model),
     platform or mesh.devices.flat[0].platform,
   )
   layer = encoder.depth if layer is None else layer
-  trained = classifiers.trained(found.params)
+  trained = classifiers.inference_params(found.params)
   # What is averaged before its norm is known by nothing but this pooling.
   if layer == encoder.depth and pool == "mean" and vit.FC_NORM in trained:
     parts[vit.FC_NORM] = trained[vit.FC_NORM]

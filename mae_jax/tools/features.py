@@ -61,14 +61,14 @@ def write(
   lookup(feature_extractor.POOLS, pool, "--pool")
   cli.check(checkpoint, images, batch_size)
   mesh = mesh or sharding.make_mesh(MeshConfig())
-  with atomic_write.replacing(out) as file:
+  with atomic_write.atomic_file(out) as file:
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
     )
     source = cli.open_images(images, network.data)
     shape = (source.num_examples, *network.shape)
     atomic_write.check_space(out, 4 * math.prod(shape))
-    with atomic_write.Npz(file) as npz:
+    with atomic_write.NpzWriter(file) as npz:
       # Names first: what is wrong with them is told before the long work.
       _add_names(npz, source)
       readable: list[np.ndarray] = []
@@ -96,7 +96,7 @@ def write(
   )
 
 
-def _add_names(npz: atomic_write.Npz, source: sources.Indexed) -> None:
+def _add_names(npz: atomic_write.NpzWriter, source: sources.Indexed) -> None:
   total = source.num_examples
   longest = max(len(source.name(number)) for number in range(total))
 

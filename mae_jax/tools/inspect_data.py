@@ -58,7 +58,7 @@ def report(config: Config, limit: int, out: str) -> None:
   if limit < 0:
     raise ConfigError(f"--limit={limit} must be at least 0")
   atomic_write.check_suffix(out, ".png")
-  with atomic_write.replacing(out) as file:
+  with atomic_write.atomic_file(out) as file:
     source = sources.open_source(data, "train")
     held_out = sources.open_source(data, "eval")
     _say_number(source, held_out)
@@ -71,7 +71,7 @@ def report(config: Config, limit: int, out: str) -> None:
       )
     _say_images(found, data)
     _say_classes(found, unread, source.class_names)
-    rate, samples = survey.rate(source, data)
+    rate, samples = survey.measure_throughput(source, data)
     _sheet(samples).save(file, format="png")
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
   _say("samples", out)
@@ -104,7 +104,7 @@ def look(
   Args:
     source: of any kind.
     limit: images to look at; 0 for all.
-    data: see `survey.survey`.
+    data: see `survey.survey_images`.
     tell: see there.
 
   Returns:
@@ -115,7 +115,7 @@ def look(
     TrainingError: if a file of records is damaged.
   """
   if not isinstance(source, sources.Indexed) or source.labels is None:
-    return survey.survey(
+    return survey.survey_images(
       source.subset(limit), data, tell
     ), collections.Counter()
   few, known, name_of = source.subset(limit), source.labels, source.name
@@ -125,7 +125,7 @@ def look(
     unread[int(known[index])] += 1
     return name_of(index)
 
-  found = survey.survey(dataclasses.replace(few, name=name), data, tell)
+  found = survey.survey_images(dataclasses.replace(few, name=name), data, tell)
   labels = collections.Counter(found.labels)
   labels.subtract(unread)
   return dataclasses.replace(found, labels=labels), unread
@@ -288,7 +288,7 @@ def _empty_folders(data: DataConfig, names: tuple[str, ...]) -> list[str]:
   if data.source != "folder":
     return []
   root = epath.Path(data.path).expanduser()
-  with storage.reaching(root):
+  with storage.os_errors(root):
     train = root / "train"
     inside, ignore = (
       (train, ()) if train.is_dir() else (root, folder.EVAL_FOLDERS)
@@ -311,7 +311,7 @@ def _sheet(samples: np.ndarray) -> Image.Image:
   empty = -len(samples) % _COLUMNS
   cells = [*samples, *[None] * empty]
   rows = [cells[k : k + _COLUMNS] for k in range(0, len(cells), _COLUMNS)]
-  return Image.fromarray(image_grid.sheet(rows, [""] * _COLUMNS))
+  return Image.fromarray(image_grid.draw_grid(rows, [""] * _COLUMNS))
 
 
 def _main(argv: list[str]) -> None:

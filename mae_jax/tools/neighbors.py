@@ -208,7 +208,7 @@ def _sheet(
         *[""] * empty,
       ]
     )
-  return image_grid.sheet(
+  return image_grid.draw_grid(
     rows, ["query", *map(str, range(1, columns + 1))], words
   )
 

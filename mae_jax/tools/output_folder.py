@@ -82,7 +82,7 @@ def replacing(
     )
     return tools == tool and all(name in known for name in found)
 
-  with atomic_write.replacing_folder(out, is_ours) as folder:
+  with atomic_write.atomic_folder(out, is_ours) as folder:
     album = OutputFolder(folder, tool, settings)
     yield album
     album.close()
@@ -92,4 +92,4 @@ def as_image(picture: np.ndarray) -> Image.Image:
   """Of uint8 [H, W, C]; C other than 1 and 3 as the mean of the channels."""
   if picture.shape[-1] == 1:
     return Image.fromarray(picture[..., 0])
-  return Image.fromarray(image_grid.as_color(picture))
+  return Image.fromarray(image_grid.to_rgb(picture))

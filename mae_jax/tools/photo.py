@@ -55,7 +55,7 @@ def read(path: epath.PathLike, channels: int, exif_rotate: bool) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
-  return decode(*image_io.read(os.fsencode(path)), channels, exif_rotate)
+  return decode(*image_io.read_bytes(os.fsencode(path)), channels, exif_rotate)
 
 
 def path_of(images: str, name: str) -> str:
@@ -73,8 +73,8 @@ def decode(
   data: bytes, failed: bytes, channels: int, exif_rotate: bool
 ) -> np.ndarray:
   """As `read`, of the bytes of a file, or why there are none."""
-  shape, _, failed = image_io.look(data, failed, channels, exif_rotate)
-  image, reason = image_io.load(
+  shape, _, failed = image_io.inspect_image(data, failed, channels, exif_rotate)
+  image, reason = image_io.load_box(
     data, failed, np.array([0, 0, *shape]), channels, exif_rotate
   )
   if reason:
@@ -84,7 +84,7 @@ def decode(
 
 def lost(path: epath.PathLike, channels: int) -> str:
   """What of a file is not in its pixels as `read` gives them, in words."""
-  data, failed = image_io.read(os.fsencode(path))
+  data, failed = image_io.read_bytes(os.fsencode(path))
   if failed or data.startswith(image_io.NPY):
     return ""
   try:

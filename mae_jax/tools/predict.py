@@ -80,9 +80,11 @@ def write(
   mesh = mesh or sharding.make_mesh(MeshConfig())
   with contextlib.ExitStack() as stack:
     file = (
-      None if out is None else stack.enter_context(atomic_write.replacing(out))
+      None
+      if out is None
+      else stack.enter_context(atomic_write.atomic_file(out))
     )
-    with storage.reaching(checkpoint):
+    with storage.os_errors(checkpoint):
       found = load_model.load_classifier(checkpoint, mesh)
     names = found.run.class_names
     if given is not None:

@@ -213,7 +213,7 @@ class FigureMaker:
     if len(groups) == 1 or len(groups[0]) == 1:
       pictures = [picture for group in groups for picture in group]
       names = [name for name in _TITLES if name in pictures[0].cells]
-      return image_grid.sheet(
+      return image_grid.draw_grid(
         [[each.cells[name] for name in names] for each in pictures],
         [self._title(name) for name in names],
         [[each.below(name) for name in names] for each in pictures],
@@ -230,7 +230,7 @@ class FigureMaker:
       )
       words.append([group[0].file, *(each.below(name) for each, name in pairs)])
     titles = [self._title(name) for name in ("masked", "pasted")]
-    return image_grid.sheet(
+    return image_grid.draw_grid(
       rows,
       ["original", *titles * len(groups[0])],
       words,

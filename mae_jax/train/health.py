@@ -161,10 +161,10 @@ def save_inputs(
   buffer = io.BytesIO()
   arrays: dict[str, Any] = {"step": np.asarray(step), **local}
   np.savez_compressed(buffer, **arrays)
-  storage.replace(path, buffer.getvalue())
+  storage.write_atomic(path, buffer.getvalue())
   picture = io.BytesIO()
   _contact_sheet(local["image"]).save(picture, format="png")
-  storage.replace(path.with_suffix(".png"), picture.getvalue())
+  storage.write_atomic(path.with_suffix(".png"), picture.getvalue())
   return path
 
 

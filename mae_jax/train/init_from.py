@@ -79,7 +79,7 @@ def load_encoder(
   params, run = conversion.load_any(path, mesh, hints)
   check_network(path, run, encoder, adapted=channels is not None)
   _tell_pixels(path, run, hints)
-  found = dict(classifiers.trained(params)["encoder"])
+  found = dict(classifiers.inference_params(params)["encoder"])
   if channels is not None:
     found = _embedding(found, run.config, encoder.patch_size, channels)
   if "norm" not in like:

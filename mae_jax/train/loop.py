@@ -128,7 +128,7 @@ def run(
   first = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
     held = stack.enter_context(workdirs.hold(workdir, owner=first))
-    with storage.reaching(held.path):
+    with storage.os_errors(held.path):
       state = initial_state(task, config, mesh, held.path)
     start = int(state.step)
     startup.mark("state")
@@ -139,7 +139,7 @@ def run(
         f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
         f"device(s); metrics and checkpoints go to {workdir}"
       )
-    with storage.reaching(held.path):
+    with storage.os_errors(held.path):
       writer = metrics.Writer(
         held.path, start_step=start, total_steps=task.total_steps, enabled=first
       )
@@ -350,7 +350,9 @@ class Trainer:
       if not any(failures):
         self._checkpointer.save(self._step, state, wait=wait)
         return
-      self._checkpointer.failed(self._step, checkpoints.failure_of(failures))
+      self._checkpointer.failed(
+        self._step, checkpoints.combined_error(failures)
+      )
 
   def _save_pictures(self, result: results.Report) -> None:
     if jax.process_index() != 0:
@@ -359,7 +361,9 @@ class Trainer:
       picture = io.BytesIO()
       Image.fromarray(pixels).save(picture, format="png")
       try:
-        storage.replace(self._held.path / f"{name}.png", picture.getvalue())
+        storage.write_atomic(
+          self._held.path / f"{name}.png", picture.getvalue()
+        )
       except OSError as error:
         console.warn(f"{name}.png could not be written: {error}")
 

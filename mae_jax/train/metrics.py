@@ -223,7 +223,7 @@ def _cut_lines(path: epath.Path, step: int) -> list[dict[str, Any]]:
     away.append(b"".join(cut))
     away.flush()
   if cut or rest:
-    storage.replace(path, b"".join(kept))
+    storage.write_atomic(path, b"".join(kept))
   return records
 
 
@@ -244,7 +244,7 @@ def _cut_events(path: epath.Path, step: int) -> None:
       break
     end = stop
   if end < len(data):
-    storage.replace(path, data[:end])
+    storage.write_atomic(path, data[:end])
 
 
 def events(data: bytes) -> Iterator[tuple[int, event_pb2.Event]]:

@@ -111,7 +111,7 @@ class Reconstruction:
     """Of a training step on one image, counted on paper."""
     total = flops.train_step(model, channels)
     if self._frozen:  # two of three parts are the backward pass
-      total -= 2 * flops.encoder_part(model, channels)
+      total -= 2 * flops.masked_encoder(model, channels)
     length = math.prod(model.decoder.grid)
     for _, _, term in model.terms:
       hidden = length - masking.num_kept(length, model.mask_ratio)
@@ -126,7 +126,7 @@ class Reconstruction:
     images: jax.Array,
     noise: Any,
   ) -> mae.MaeOutput:
-    variables = mae.variables(params)
+    variables = mae.apply_variables(params)
     held = {
       name: jax.lax.stop_gradient(part) if name in self._frozen else part
       for name, part in variables["params"].items()
@@ -275,7 +275,7 @@ def generated_image(
   """
   patch_size = model.encoder.patch_size
   true = patchify.patchify(images, patch_size)  # [B, L, P]
-  variables = mae.variables(params)
+  variables = mae.apply_variables(params)
   pred: Any = model.apply(variables, out.pred, method="to_patches")
   if model.target.normalized:
     mean, std = losses.patch_statistics(true)

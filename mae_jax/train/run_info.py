@@ -48,13 +48,13 @@ def write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
     "packages": {name: text for name in _PACKAGES if (text := _version(name))},
   }
   text = json.dumps(content, indent=2) + "\n"
-  storage.replace(workdir / FILE, text.encode())
+  storage.write_atomic(workdir / FILE, text.encode())
 
 
 def read(workdir: epath.Path) -> dict[str, Any]:
   """What was written; {} if there is none that can be read."""
   try:
-    with storage.reaching(workdir):
+    with storage.os_errors(workdir):
       content = json.loads((workdir / FILE).read_bytes())
   except (OSError, ValueError):
     return {}

@@ -43,7 +43,7 @@ def write_rows(file: IO[bytes], rows: Iterable[Sequence[Any]]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
+def atomic_file(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
   """Opens a file to be written, which appears when the block ends well.
 
   Args:
@@ -59,7 +59,7 @@ def replacing(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
     OSError: with the path, when that turns out later.
   """
   out = storage.absolute(path)
-  with _beside(out, flag) as temporary:
+  with _temporary_path(out, flag) as temporary:
     try:
       _check_writable(out, temporary)
     except OSError as error:
@@ -67,15 +67,15 @@ def replacing(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
         f"{flag}={path} cannot be written ({error.strerror or error}): name a "
         "file in a folder that may be written"
       ) from error
-    with _named(out):
+    with _errors_name_path(out):
       with temporary.open("wb") as file:
         remote = storage.is_remote(out)
-        yield cast(IO[bytes], _Forward(file) if remote else file)
+        yield cast(IO[bytes], _Unseekable(file) if remote else file)
       temporary.replace(out)
 
 
 @contextlib.contextmanager
-def replacing_folder(
+def atomic_folder(
   path: str, mine: Callable[[epath.Path], bool], flag: str = "--out"
 ) -> Iterator[epath.Path]:
   """Makes a folder to be filled, which appears when the block ends well.
@@ -109,7 +109,7 @@ def replacing_folder(
       "name another"
     )
   _check_replaceable(path, mine, flag)
-  with _beside(out, flag) as temporary:
+  with _temporary_path(out, flag) as temporary:
     try:
       temporary.mkdir()
     except OSError as error:
@@ -117,14 +117,14 @@ def replacing_folder(
         f"{flag}={path} cannot be written ({error.strerror or error}): name a "
         "folder in one that may be written"
       ) from error
-    with _named(out):
+    with _errors_name_path(out):
       yield temporary
       _check_replaceable(path, mine, flag)  # the block may have taken long
       _swap(temporary, out)
 
 
 @contextlib.contextmanager
-def _beside(out: epath.Path, flag: str) -> Iterator[epath.Path]:
+def _temporary_path(out: epath.Path, flag: str) -> Iterator[epath.Path]:
   """Makes the folder of `out`; yields what is written in its place first.
 
   At the end that is taken away, and so are folders that were made in vain.
@@ -136,7 +136,7 @@ def _beside(out: epath.Path, flag: str) -> Iterator[epath.Path]:
     storage.make_directory(out.parent, f"the folder of {flag}")
     yield temporary
   finally:
-    with contextlib.suppress(OSError), storage.reaching(temporary):
+    with contextlib.suppress(OSError), storage.os_errors(temporary):
       if temporary.is_dir():
         shutil.rmtree(temporary, ignore_errors=True)
       else:
@@ -196,14 +196,14 @@ def check_space(path: str, wanted: int) -> None:
     )
 
 
-class Npz:
+class NpzWriter:
   """An .npz file as `np.savez` makes it, of arrays that come in parts."""
 
   def __init__(self, file: IO[bytes]):
     """Nothing is written yet to `file`, which is open."""
     self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
 
-  def __enter__(self) -> Npz:
+  def __enter__(self) -> NpzWriter:
     return self
 
   def __exit__(self, *error: Any) -> None:
@@ -239,7 +239,7 @@ class Npz:
     assert written == math.prod(shape), (name, written, shape)
 
 
-class _Forward:
+class _Unseekable:
   """A bucket's file as zipfile wants one that cannot seek."""
 
   def __init__(self, file: Any):
@@ -254,17 +254,17 @@ class _Forward:
 
 
 def _check_writable(out: epath.Path, temporary: epath.Path) -> None:
-  with storage.reaching(out):
+  with storage.os_errors(out):
     if out.is_dir():
       raise IsADirectoryError(None, "it is a folder")
     temporary.write_bytes(b"")
 
 
 @contextlib.contextmanager
-def _named(out: epath.Path) -> Iterator[None]:
+def _errors_name_path(out: epath.Path) -> Iterator[None]:
   """Says of an error of writing which file it is about."""
   try:
-    with storage.reaching(out):
+    with storage.os_errors(out):
       yield
   except OSError as error:
     if error.filename is not None or error.errno is None:

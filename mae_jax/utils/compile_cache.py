@@ -26,7 +26,7 @@ def enable(directory: str) -> None:
     return
   path = storage.make_directory(directory, "train.compile_cache")
   try:
-    storage.probe(path)
+    storage.check_writable(path)
   except OSError as error:
     raise ConfigError(
       f"train.compile_cache={directory} cannot be written "

@@ -35,7 +35,7 @@ STDERR = _Stderr()
 _process = 0
 
 
-def name_process(number: int) -> None:
+def set_process(number: int) -> None:
   """From now on warnings say which of several processes they are of."""
   global _process
   _process = number
@@ -54,7 +54,7 @@ def is_first() -> bool:
 def info(text: str) -> None:
   """Prints to standard output."""
   try:
-    print(_shown(text), flush=True)
+    print(_escape(text), flush=True)
   except (OSError, ValueError):
     _mute(sys.stdout)
 
@@ -67,7 +67,7 @@ def warn(text: str, *, shared: bool = False) -> None:
     shared: whether all processes have it: then the first one says it.
   """
   if not (shared and _process):
-    tqdm.tqdm.write(f"{prefix()}warning: {_shown(text)}", file=STDERR)
+    tqdm.tqdm.write(f"{prefix()}warning: {_escape(text)}", file=STDERR)
 
 
 def final_message(text: str) -> None:
@@ -85,7 +85,7 @@ def first_line(error: BaseException, most: int = 300) -> str:
   return line if len(line) <= most else line[:most] + " ..."
 
 
-def _shown(text: str) -> str:
+def _escape(text: str) -> str:
   """Control characters escaped, as a terminal would do what they say."""
   return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda x: repr(x[0])[1:-1], text)
 

@@ -33,7 +33,7 @@ def explain(error: BaseException) -> str | None:
     return str(error)
   if is_out_of_memory(error):
     return (
-      f"out of memory: {_clause(str(error))}; in this order, take a smaller "
+      f"out of memory: {_allocation(str(error))}; in this order, take a smaller "
       "data.batch_size, or the same one with a larger optim.accum_steps; "
       "model.remat=full; more devices in mesh.fsdp"
     )
@@ -56,7 +56,7 @@ def is_out_of_memory(error: BaseException) -> bool:
   return isinstance(error, MemoryError) or type(error).__name__ == _NO_MEMORY
 
 
-def _clause(text: str) -> str:
+def _allocation(text: str) -> str:
   """What was asked for, as XLA, NumPy or TensorFlow say it, without codes."""
   for preface in ("RESOURCE_EXHAUSTED:", "XLA:TPU compile permanent error."):
     text = text.strip().removeprefix(preface)

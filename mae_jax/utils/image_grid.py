@@ -15,7 +15,7 @@ _SMALLEST = 112  # pixels; smaller pictures are enlarged, pixel by pixel
 _ALARM = "firebrick"
 
 
-def sheet(
+def draw_grid(
   rows: Sequence[Sequence[np.ndarray | None]],
   titles: Sequence[str],
   words: Sequence[Sequence[str]] | None = None,
@@ -58,7 +58,7 @@ def sheet(
       top = header + number * step
       picture = row[column]
       if picture is not None:
-        cell = Image.fromarray(as_color(picture))
+        cell = Image.fromarray(to_rgb(picture))
         cell = cell.resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(cell, (left, top))
       if words is not None:
@@ -67,7 +67,7 @@ def sheet(
   return np.asarray(canvas)
 
 
-def as_color(picture: np.ndarray) -> np.ndarray:
+def to_rgb(picture: np.ndarray) -> np.ndarray:
   """uint8 [H, W, C] -> [H, W, 3]; C other than 3 as the mean, in gray."""
   if picture.shape[-1] == 3:
     return picture

@@ -34,7 +34,7 @@ class LogFile:
     self.path = path
     self.error: OSError | None = None
     self._remote = storage.is_remote(path)
-    with storage.reaching(path):
+    with storage.os_errors(path):
       exists = path.exists()
       self._size = path.stat().length if exists else 0
       self._waiting = b""
@@ -68,7 +68,7 @@ class LogFile:
       return
     try:
       if self._remote:
-        storage.replace(self.path, self._waiting)
+        storage.write_atomic(self.path, self._waiting)
       elif self._waiting or sync:
         self._write(sync)
       self.error = None

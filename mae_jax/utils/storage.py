@@ -39,7 +39,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def reaching(path: epath.PathLike) -> Iterator[None]:
+def os_errors(path: epath.PathLike) -> Iterator[None]:
   """Turns the errors of a bucket's client into those that a disk has.
 
   Args:
@@ -64,7 +64,7 @@ def make_directories(path: epath.Path) -> None:
   Raises:
     OSError: if that cannot be.
   """
-  with reaching(path):
+  with os_errors(path):
     # To make a directory in no bucket TensorFlow would try for ever.
     if is_remote(path) and not _bucket_of(path).exists():
       raise OSError(
@@ -91,7 +91,7 @@ def make_directory(path: epath.PathLike, name: str) -> epath.Path:
   given, path = os.fspath(path), absolute(path)
   try:
     if is_remote(path):
-      with reaching(path):
+      with os_errors(path):
         _check_bucket(given, name)
     make_directories(path)
   except OSError as error:
@@ -127,14 +127,14 @@ def _check_bucket(address: str, name: str) -> None:
     )
 
 
-def replace(path: epath.Path, data: bytes) -> None:
+def write_atomic(path: epath.Path, data: bytes) -> None:
   """Writes a file so that its old or its new content is there at any moment.
 
   Raises:
     OSError: if that is not possible now.
   """
   if is_remote(path):  # an object appears when it is whole
-    with reaching(path):
+    with os_errors(path):
       path.write_bytes(data)
     return
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -145,13 +145,13 @@ def replace(path: epath.Path, data: bytes) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def probe(path: epath.Path) -> None:
+def check_writable(path: epath.Path) -> None:
   """Writes a small file of this process, and takes it away.
 
   Raises:
     OSError: if it cannot.
   """
   name = path / f".probe-{uuid.uuid4().hex[:8]}"
-  replace(name, bytes(RECORD_BYTES))
-  with reaching(path):
+  write_atomic(name, bytes(RECORD_BYTES))
+  with os_errors(path):
     name.unlink()

@@ -44,7 +44,7 @@ def test_peaks(tmp_path: pathlib.Path):
   shapes = run_config.shapes(run, model_info.MAE)
   size = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
   random = np.random.default_rng(0)
-  writer = checkpoints.Writer(
+  writer = checkpoints.ArrayWriter(
     lambda name: random.standard_normal(shapes[name], np.float32)
   )
   start = tmp_path / "jax"

@@ -618,9 +618,9 @@ def test_stopped_midway(
       raise error(143)
     return _take(self, late)
 
-  _replacing, _take = atomic_write.replacing, checkpoints.Writer._take
-  monkeypatch.setattr(atomic_write, "replacing", replacing)
-  monkeypatch.setattr(checkpoints.Writer, "_take", take)
+  _replacing, _take = atomic_write.atomic_file, checkpoints.ArrayWriter._take
+  monkeypatch.setattr(atomic_write, "atomic_file", replacing)
+  monkeypatch.setattr(checkpoints.ArrayWriter, "_take", take)
   with pytest.raises(error):
     convert.convert(str(root / "mae"), str(out), to=to)
   assert not list(tmp_path.iterdir())
@@ -739,12 +739,12 @@ def test_a_carried_table_is_replaced(tmp_path: pathlib.Path):
   file = write(tmp_path / "x.pth", model=state("encoder", **own))
   convert.convert(str(file), str(tmp_path / "a"), to="jax", heads=4)
   name = "model/encoder/pos_embed"
-  assert name in checkpoints.Arrays(tmp_path / "a").shapes
+  assert name in checkpoints.ArrayReader(tmp_path / "a").shapes
   for source in (file, tmp_path / "a"):
     out = tmp_path / f"{source.name}_b"
     flags = {"heads": 4, "positions": "sincos"}
     convert.convert(str(source), str(out), to="jax", **flags)
-    assert name not in checkpoints.Arrays(out).shapes
+    assert name not in checkpoints.ArrayReader(out).shapes
     again = tmp_path / f"{source.name}.pth"
     if again != file:
       convert.convert(str(out), str(again), to="facebook")

@@ -44,7 +44,7 @@ PAIRS = [
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   """All of a checkpoint of ours."""
-  found = checkpoints.Arrays(path)
+  found = checkpoints.ArrayReader(path)
   result = {name: found.read(name) for name in found.shapes}
   found.verify()
   return result

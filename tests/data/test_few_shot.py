@@ -105,7 +105,7 @@ def test_a_source_of_few(kind, tmp_path, records):
   source = sources.open_source(data, "train")
   everything = collections.Counter(examples(source, data))
   whole = collections.Counter(label for label, _ in everything.elements())
-  assert few_shot.present(source).tolist() == sorted(whole)
+  assert few_shot.labels_present(source).tolist() == sorted(whole)
   found = []
   for seed in (0, 1, 0):
     few = few_shot.limit_per_class(source, 3, seed)
@@ -147,7 +147,7 @@ def test_of_record_files_no_more_is_read_than_shows_each_class(records):
   whole = sources.open_source(records, "train")
   many = dataclasses.replace(whole, pieces=whole.pieces * 50)
   read: list[int] = []
-  assert few_shot.present(counting(many, read)).tolist() == [0, 1, 2]
+  assert few_shot.labels_present(counting(many, read)).tolist() == [0, 1, 2]
   assert len(read) < 2000 / 2  # some are read ahead
 
 

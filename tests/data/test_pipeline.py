@@ -352,7 +352,7 @@ def test_side_by_side_are_the_streams_themselves(kind, tmp_path):
   rows = np.arange(3, 9)
   pairs = [(source, 0), (source.subset(5), 1), (source, 2)]
   told = [bad_images.BadImages(shown=0) for _ in range(2)]
-  together = pipeline.side_by_side(
+  together = pipeline.stacked_train_batches(
     pairs, settings, rows=rows, start_step=2, unreadable=told[0]
   )
   alone = [

@@ -109,7 +109,7 @@ def answers(places, seconds=1.0):
 
   def answer(number):
     try:
-      rendezvous.answer_all(places[number], seconds)
+      rendezvous.wait_for_all(places[number], seconds)
     except ConfigError as error:
       told[number] = str(error)
 

@@ -51,7 +51,7 @@ def logits(path: pathlib.Path, x: np.ndarray) -> np.ndarray:
     normalized = batch_norm.normalize(pooled, stats)
     return np.asarray(network.linear(found.params["head"], normalized))
   assert network is not None
-  params = classifiers.trained(found.params)
+  params = classifiers.inference_params(found.params)
   return np.asarray(jax.jit(network.model.apply)({"params": params}, x))
 
 

@@ -97,9 +97,9 @@ def save_tree(
   path: pathlib.Path, tree: Any, run: checkpoints.CheckpointMetadata
 ) -> None:
   """Writes a tree by role."""
-  flat = checksums.flat(tree)
+  flat = checksums.flatten(tree)
   shapes = {name: leaf.shape for name, leaf in flat.items()}
-  checkpoints.Writer(lambda name: flat[name]).write(path, shapes, run)
+  checkpoints.ArrayWriter(lambda name: flat[name]).write(path, shapes, run)
 
 
 def autoencoder(settings: Config):

@@ -97,7 +97,7 @@ def test_flops_of_fine_tuning_are_those_of_the_products(trained: str):
   def loss(params):
     params = jax.tree.map(
       lambda changes, p: jnp.where(changes, p, jax.lax.stop_gradient(p)),
-      vit.trainable(params, trained),
+      vit.trainable_mask(params, trained),
       params,
     )
     return model.apply({"params": params}, images).sum()

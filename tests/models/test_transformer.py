@@ -19,8 +19,8 @@ def x():
 
 @pytest.mark.parametrize("portable", [False, True])
 def test_gelu_is_the_exact_one(x, portable):
-  name = transformer.PORTABLE["gelu"] if portable else "gelu"
-  gelu = transformer.FUNCTIONS[name]
+  name = transformer.PORTABLE_ACTIVATIONS["gelu"] if portable else "gelu"
+  gelu = transformer.ACTIVATION_FUNCTIONS[name]
   values, slopes = jax.jit(jax.vmap(jax.value_and_grad(gelu)))(x)
   wide = x.astype(np.float64)
   normal = special.ndtr(wide)
@@ -43,9 +43,9 @@ def test_gelu_is_rounded_once_in_bfloat16(x):
 
 def test_portable_activations_need_no_erf():
   def primitives(name):
-    made = jax.make_jaxpr(transformer.FUNCTIONS[name])(jnp.ones(3))
+    made = jax.make_jaxpr(transformer.ACTIVATION_FUNCTIONS[name])(jnp.ones(3))
     return str(made)
 
   assert " erf " in primitives("gelu")
   for name in transformer.ACTIVATIONS:
-    assert " erf " not in primitives(transformer.PORTABLE.get(name, name))
+    assert " erf " not in primitives(transformer.PORTABLE_ACTIVATIONS.get(name, name))

@@ -383,7 +383,7 @@ def test_a_swap_that_fails_is_taken_back(tmp_path, monkeypatch):
   monkeypatch.setattr(type(epath.Path(tmp_path)), "rename", fail)
   with (
     pytest.raises(OSError, match="No space"),
-    atomic_write.replacing_folder(str(tmp_path / "out"), lambda _: True),
+    atomic_write.atomic_folder(str(tmp_path / "out"), lambda _: True),
   ):
     pass
   assert os.listdir(tmp_path) == ["out"]

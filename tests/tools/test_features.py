@@ -356,8 +356,8 @@ def test_a_disk_that_fills_up_is_named(tmp_path):
   with (
     disks.full_disk(),
     pytest.raises(OSError, match=r"x\.npz") as caught,
-    atomic_write.replacing(str(out)) as file,
-    atomic_write.Npz(file) as npz,
+    atomic_write.atomic_file(str(out)) as file,
+    atomic_write.NpzWriter(file) as npz,
   ):
     npz.add("features", rows.shape, rows.dtype, [rows])
   assert caught.value.filename == str(out)

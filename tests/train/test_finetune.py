@@ -256,8 +256,8 @@ def test_what_is_frozen_keeps_every_bit(trained: str):
   settings = config(classify=classify, optim={"lr": 1e-2, "weight_decay": 0.3})
   before, _ = runs.steps(settings, 0)
   after, _ = runs.steps(settings, 3)
-  old = checksums.flat(jax.device_get(before.params["model"]))
-  new = checksums.flat(jax.device_get(after.params["model"]))
+  old = checksums.flatten(jax.device_get(before.params["model"]))
+  new = checksums.flatten(jax.device_get(after.params["model"]))
   for name, leaf in new.items():
     was = old[name]
     if not name.startswith("encoder/stack/blocks/"):

@@ -13,7 +13,7 @@ from mae_jax.utils import image_grid
 def test_cells(channels: int, height: int, width: int):
   random = np.random.default_rng(0)
   pictures = random.integers(0, 256, (2, 3, height, width, channels), np.uint8)
-  sheet = image_grid.sheet(pictures, ("one", "two", "three"))
+  sheet = image_grid.draw_grid(pictures, ("one", "two", "three"))
   scale = 10 if width == 12 else 1  # at least 112 wide
   rows, columns = height * scale, width * scale
   assert sheet.dtype == np.uint8
@@ -34,7 +34,7 @@ def test_cells(channels: int, height: int, width: int):
 
 def test_words_stand_below_and_an_empty_place_is_white():
   black = np.zeros((112, 112, 3), np.uint8)
-  sheet = image_grid.sheet(
+  sheet = image_grid.draw_grid(
     [[black, None]],
     ("a", "what is alarming"),
     [["two\nlines", ""]],
@@ -56,7 +56,7 @@ def test_words_stand_below_and_an_empty_place_is_white():
 def test_long_words_are_made_to_fit():
   white = np.full((112, 112, 3), 255, np.uint8)
   long = "a title that is too long"
-  sheet = image_grid.sheet([[white, white]], (long, ""))
+  sheet = image_grid.draw_grid([[white, white]], (long, ""))
   assert (sheet[:18, :118] < 128).any()
   assert (sheet[:18, 120:] == 255).all()
 
@@ -64,7 +64,7 @@ def test_long_words_are_made_to_fit():
 def test_letters_of_other_languages_are_written():
   white = np.full((112, 112, 3), 255, np.uint8)
   # A font without them draws the same box for each.
-  sheet = image_grid.sheet([[white] * 3], ("\u00fc", "\u00e9", "\u0436"))
+  sheet = image_grid.draw_grid([[white] * 3], ("\u00fc", "\u00e9", "\u0436"))
   first, second, third = (sheet[:18, x : x + 112] for x in (4, 120, 236))
   assert (first < 128).any()
   assert (first != second).any()
@@ -74,7 +74,7 @@ def test_letters_of_other_languages_are_written():
 def test_of_long_names_the_end_is_kept():
   white = np.full((112, 112, 3), 255, np.uint8)
   names = [f"{'a long name ' * 5}{end}.png" for end in "xy"]
-  sheet = image_grid.sheet([[white] * 3], [*names, names[0]])
+  sheet = image_grid.draw_grid([[white] * 3], [*names, names[0]])
   first, second, third = (sheet[:18, x : x + 112] for x in (4, 120, 236))
   assert (first == third).all()
   assert (first != second).any()

@@ -15,7 +15,7 @@ from mae_jax.utils.errors import ConfigError
 def test_errors_of_the_buckets_client_are_the_disks():
   with (
     pytest.raises(OSError, match="no permission") as caught,
-    storage.reaching("gs://bucket/run"),
+    storage.os_errors("gs://bucket/run"),
   ):
     raise tf.errors.PermissionDeniedError(None, None, "no permission\nat all")
   assert caught.value.filename == "gs://bucket/run"
@@ -28,7 +28,7 @@ def test_errors_of_the_buckets_client_are_the_disks():
   "error", [ValueError("x"), KeyError("y"), OSError(errno.ENOSPC, "full")]
 )
 def test_other_errors_stay_what_they_are(error):
-  with pytest.raises(type(error)) as caught, storage.reaching("somewhere"):
+  with pytest.raises(type(error)) as caught, storage.os_errors("somewhere"):
     raise error
   assert caught.value is error
 

@@ -51,7 +51,7 @@ def open_source(data: DataConfig, split: Split) -> Source | None:
   opener = lookup(SOURCES, data.source, "data.source")
   if split == "eval" and not data.eval_split:
     return None
-  with storage.reaching(data.path):
+  with storage.os_errors(data.path):
     source = opener(data, split)
   distributed.check_same_data(split, source.identity if source else None)
   return source

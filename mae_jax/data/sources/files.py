@@ -32,8 +32,8 @@ def open_files(path: epath.PathLike, data: DataConfig) -> base.Indexed:
   Raises:
     ConfigError: if there is no such folder or file, or it holds no image.
   """
-  with storage.reaching(path):
-    root, files = _found(path, data)
+  with storage.os_errors(path):
+    root, files = _find_files(path, data)
   start = os.fsencode(os.path.join(root, ""))
   load = folder.loader(
     start, tf.constant(files), np.full(len(files), -1, np.int64)
@@ -46,7 +46,7 @@ def open_files(path: epath.PathLike, data: DataConfig) -> base.Indexed:
   return base.Indexed(len(files), None, load, identity, name=name)
 
 
-def _found(
+def _find_files(
   path: epath.PathLike, data: DataConfig
 ) -> tuple[epath.PathLike, list[bytes]]:
   """A folder, and the paths under it."""
@@ -60,7 +60,7 @@ def _found(
         "a folder of them"
       )
     return root.parent, [os.fsencode(root.name)]
-  images = folder.Images(root, data)
+  images = folder.ImageFolder(root, data)
   files = images.whatever_folder()
   if not files:
     raise ConfigError(

@@ -49,18 +49,18 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Indexed | None:
   if not root.is_dir():
     raise ConfigError(
       f"data.path={data.path!r} is not a folder: set --config.data.path to one "
-      f"that holds {_looked_for(root)}"
+      f"that holds {_expected_layouts(root)}"
     )
   train = root / "train" if (root / "train").is_dir() else root
   held_out = _held_out(root)
   # Beside class folders, held-out images are not a class.
   ignore = EVAL_FOLDERS if train == root else ()
   if split == "train":
-    return _source(Images(train, data, ignore), None, root)
+    return _source(ImageFolder(train, data, ignore), None, root)
   if held_out is None:
     return None
-  classes = Images(train, data, ignore).classes()
-  images = Images(held_out, data)
+  classes = ImageFolder(train, data, ignore).classes()
+  images = ImageFolder(held_out, data)
   eval_classes = images.classes()
   unknown = [name for name in eval_classes if name not in classes]
   if unknown:
@@ -79,7 +79,7 @@ def _held_out(root: epath.Path) -> epath.Path | None:
   return None
 
 
-class Images:
+class ImageFolder:
   """The images of one folder, as its class folders divide them."""
 
   def __init__(
@@ -89,7 +89,7 @@ class Images:
     self.suffixes: tuple[str, ...] = listing.SUFFIXES
     if data.channels not in (1, 3):
       self.suffixes = (".npy",)
-    self._tree = listing.tree(self.folder)
+    self._tree = listing.open_tree(self.folder)
     top = self._tree.folder()
     self._tree.passed.update(top.passed)
     self._flat = list(self._wanted(top.images))
@@ -175,14 +175,14 @@ class Images:
 
 
 def _source(
-  images: Images, classes: tuple[str, ...] | None, root: epath.Path
+  images: ImageFolder, classes: tuple[str, ...] | None, root: epath.Path
 ) -> base.Indexed:
   files, labels, classes = images.read(classes)
   if not files:
     raise ConfigError(
       f"{images.folder} has no image ({', '.join(images.suffixes)}): put some "
       f"there, or set --config.data.path to a folder that holds "
-      f"{_looked_for(root)}"
+      f"{_expected_layouts(root)}"
     )
   identity: base.Identity = {"images": len(files), "names": base.digest(files)}
   start = os.fsencode(os.path.join(images.folder, ""))
@@ -222,7 +222,7 @@ def loader(
   return load
 
 
-def _looked_for(root: epath.Path) -> str:
+def _expected_layouts(root: epath.Path) -> str:
   return (
     f"{root}/train/CLASS/*.jpg with {root}/val/CLASS/*.jpg, "
     f"{root}/CLASS/*.jpg or {root}/*.jpg"

@@ -30,8 +30,10 @@ SUFFIXES = (
 )  # fmt: skip
 
 _VERSION = 1
-_RACY = 2_000_000_000  # ns in which a change might leave the time as it was
-_TELL_EVERY = 10  # seconds
+_MTIME_MARGIN = (
+  2_000_000_000  # ns in which a change might leave the time as it was
+)
+_REPORT_EVERY = 10  # seconds
 
 
 class Folder(NamedTuple):
@@ -48,7 +50,7 @@ class Folder(NamedTuple):
   passed: dict[str, int]
 
 
-class _Known(NamedTuple):
+class _CachedFolder(NamedTuple):
   """A line of the cache; "/" is in no name, so that it can part them."""
 
   changed: int  # the folder's mtime in ns; 0 if it cannot be relied upon
@@ -57,7 +59,7 @@ class _Known(NamedTuple):
   passed: dict[str, int]
 
 
-class Local:
+class LocalTree:
   """A folder on a disk, and all in it. Links are followed."""
 
   def __init__(self, root: str):
@@ -65,8 +67,8 @@ class Local:
     self._root = os.path.join(root, "")
     self._cache = _cache_file(root)
     self._old = _read_cache(self._cache)
-    self._new: dict[str, _Known] = {}
-    self._told = time.monotonic() + _TELL_EVERY
+    self._new: dict[str, _CachedFolder] = {}
+    self._told = time.monotonic() + _REPORT_EVERY
     self._found = 0
     self.passed: collections.Counter[str] = collections.Counter()
 
@@ -87,7 +89,9 @@ class Local:
         "move the folder away"
       ) from error
     self._new[path] = known
-    return Folder(_parted(known.images), _parted(known.folders), known.passed)
+    return Folder(
+      _split_names(known.images), _split_names(known.folders), known.passed
+    )
 
   def walk(
     self, path: str, above: Collection[tuple[int, int]] = ()
@@ -121,28 +125,28 @@ class Local:
     if self._new != self._old:
       _write_cache(self._cache, self._new)
 
-  def _listed(self, path: str, changed: int) -> _Known:
+  def _listed(self, path: str, changed: int) -> _CachedFolder:
     images, folders, passed = [], [], collections.Counter[str]()
-    if changed > time.time_ns() - _RACY:
+    if changed > time.time_ns() - _MTIME_MARGIN:
       changed = 0
     with os.scandir(self._root + path) as entries:
       for entry in entries:
         if entry.name.startswith("."):
           continue
-        if _holds(entry.is_dir):
+        if _safely(entry.is_dir):
           folders.append(entry.name)
         elif _is_image(entry):
           images.append(entry.name)
         else:
           passed[suffix(entry.name)] += 1
-    return _Known(
+    return _CachedFolder(
       changed, "/".join(sorted(images)), "/".join(sorted(folders)), dict(passed)
     )
 
   def _tell(self, number: int) -> None:
     self._found += number
     if time.monotonic() > self._told:
-      self._told = time.monotonic() + _TELL_EVERY
+      self._told = time.monotonic() + _REPORT_EVERY
       print(
         f"listing {self._root}: {self._found} images so far",
         file=sys.stderr,
@@ -150,7 +154,7 @@ class Local:
       )
 
 
-class Remote:
+class RemoteTree:
   """The same for a bucket, in which what has the suffix of an image is a file.
 
   To ask about each name would take hours.
@@ -165,9 +169,9 @@ class Remote:
     """As `Local.folder`; without what is passed over."""
     names = sorted(each.name for each in (self._root / path).iterdir())
     names = [name for name in names if not name.startswith(".")]
-    images = [name for name in names if has_suffix(name)]
+    images = [name for name in names if has_image_suffix(name)]
     # Whatever else is listed may be a folder: `walk` finds out.
-    return Folder(images, [x for x in names if not has_suffix(x)], {})
+    return Folder(images, [x for x in names if not has_image_suffix(x)], {})
 
   def walk(self, path: str) -> Iterator[str]:
     """As `Local.walk`."""
@@ -186,27 +190,27 @@ class Remote:
     """A bucket has no times of change to rely upon."""
 
 
-def tree(root: str) -> Local | Remote:
+def open_tree(root: str) -> LocalTree | RemoteTree:
   """The lister of a folder, wherever it is."""
-  return Remote(root) if "://" in root else Local(root)
+  return RemoteTree(root) if "://" in root else LocalTree(root)
 
 
-def has_suffix(name: str) -> bool:
+def has_image_suffix(name: str) -> bool:
   """Whether a file calls itself an image."""
   return name.lower().endswith(SUFFIXES)
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-  if not has_suffix(entry.name):
-    return _holds(entry.is_file) and image_io.is_image(entry.path)
+  if not has_image_suffix(entry.name):
+    return _safely(entry.is_file) and image_io.is_image(entry.path)
   if entry.is_symlink():
     # A link to nowhere is an image that cannot be read. A pipe, which nobody
     # may open, is none.
-    return _holds(entry.is_file) or not os.path.exists(entry.path)
+    return _safely(entry.is_file) or not os.path.exists(entry.path)
   return entry.is_file(follow_symlinks=False)
 
 
-def _holds(ask: Callable[[], bool]) -> bool:
+def _safely(ask: Callable[[], bool]) -> bool:
   try:
     return ask()
   except OSError:  # a link that leads in a circle
@@ -218,7 +222,7 @@ def suffix(name: str) -> str:
   return os.path.splitext(name)[1].lower() or "no suffix"
 
 
-def _parted(names: str) -> list[str]:
+def _split_names(names: str) -> list[str]:
   return names.split("/") if names else []
 
 
@@ -228,7 +232,7 @@ def _cache_file(root: str) -> Path:
   return Path(home) / "mae_jax" / f"listing-{name}.jsonl"
 
 
-def _read_cache(path: Path) -> dict[str, _Known]:
+def _read_cache(path: Path) -> dict[str, _CachedFolder]:
   try:
     with path.open(encoding="ascii") as file:
       if json.loads(next(file)) != {"version": _VERSION}:
@@ -240,14 +244,16 @@ def _read_cache(path: Path) -> dict[str, _Known]:
     return {}
 
 
-def _checked(changed: int, images: str, folders: str, passed: dict) -> _Known:
-  known = _Known(changed, images, folders, passed)
+def _checked(
+  changed: int, images: str, folders: str, passed: dict
+) -> _CachedFolder:
+  known = _CachedFolder(changed, images, folders, passed)
   if [type(each) for each in known] != [int, str, str, dict]:
     raise TypeError
   return known
 
 
-def _write_cache(path: Path, folders: dict[str, _Known]) -> None:
+def _write_cache(path: Path, folders: dict[str, _CachedFolder]) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(

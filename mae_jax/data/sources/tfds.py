@@ -147,7 +147,7 @@ def prepared_configs(data: DataConfig) -> tuple[str, ...]:
   """
   name, _, version = data.name.partition(":")
   directories = file_utils.list_data_dirs(data.data_dir or None)
-  with storage.reaching(data.data_dir):
+  with storage.os_errors(data.data_dir):
     found = {
       each.config
       for directory in directories

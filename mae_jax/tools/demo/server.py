@@ -99,7 +99,7 @@ class DemoService:
   def add(self, data: bytes) -> dict[str, Any]:
     """Takes the bytes of an image file."""
     wanted = self._network.data
-    shape, _, reason = image_io.look(
+    shape, _, reason = image_io.inspect_image(
       data, b"", wanted.channels, wanted.exif_rotate
     )
     if not reason and int(shape[0]) * int(shape[1]) > MAX_PIXELS:

@@ -101,7 +101,7 @@ def write(
     lookup(factory.DTYPES, dtype, "--dtype")
   if pool is not None:
     lookup(feature_extractor.POOLS, pool, "--pool")
-  with storage.reaching(checkpoint):
+  with storage.os_errors(checkpoint):
     # Of a run that goes on, the second reading might find another.
     step = conversion.locate(checkpoint)
     run = conversion.read_metadata(step)
@@ -116,7 +116,7 @@ def write(
     "weights": weights,
     "activations": dtype,
   }
-  with atomic_write.replacing_folder(out, manifest.describes) as folder:
+  with atomic_write.atomic_folder(out, manifest.describes) as folder:
     lines = _fill(folder, make_format(), step, about, asked)
     total = _size(folder)
   cli.info(f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s")
@@ -170,7 +170,7 @@ def _fill(
 def _open(
   step: epath.Path, what: str, dtype: str, asked: dict[str, Any]
 ) -> network_lib.Network:
-  with storage.reaching(step):
+  with storage.os_errors(step):
     if what == "classifier":
       return network_lib.classifier(step, dtype=dtype)
     return network_lib.features(step, dtype=dtype, **asked)

@@ -62,7 +62,7 @@ def features(
     layer=layer,
     image_size=image_size,
     dtype=dtype,
-    platform=factory.ANYWHERE,
+    platform=factory.ANY_PLATFORM,
   )
   facts = {"pool": pool, "layer": found.layer}
   return Network(found.apply, found.params, found.data, "features", facts)
@@ -79,10 +79,10 @@ def classifier(step: epath.Path, *, dtype: str) -> Network:
   model = dataclasses.replace(run.config.model, dtype=dtype)
   config = dataclasses.replace(run.config, model=model)
   make = classifiers.CLASSIFIERS[config.task]
-  built = make(config, len(run.class_names), factory.ANYWHERE)
+  built = make(config, len(run.class_names), factory.ANY_PLATFORM)
   params = found.params
   if classifiers.AVERAGED in params:  # the others have no further use
-    params = {classifiers.MODEL: classifiers.trained(params)}
+    params = {classifiers.MODEL: classifiers.inference_params(params)}
   facts = {"class_names": list(run.class_names)}
   return Network(built.logits, params, config.data, "logits", facts)
 

@@ -60,7 +60,7 @@ def write(
     return {output: converted(dict(module.weights), images)}
 
   module.serve = serve
-  with storage.reaching(folder):
+  with storage.os_errors(folder):
     tf.saved_model.save(
       module, str(folder), signatures={SIGNATURE: module.serve}
     )

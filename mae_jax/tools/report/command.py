@@ -43,7 +43,7 @@ def write(
     )
   if len(set(map(os.path.realpath, workdir))) < len(workdir):
     raise ConfigError(f"--workdir={','.join(workdir)} names a run twice")
-  with atomic_write.replacing(out) as file:
+  with atomic_write.atomic_file(out) as file:
     found = [run_logs.read(each, recipe) for each in workdir]
     names = page.short_names([run.name for run in found])
     known = [

@@ -82,7 +82,7 @@ def read(workdir: str, recipe: str | None = None) -> RunLogs:
   """
   path = storage.absolute(workdir)
   log = path / "metrics.jsonl"
-  with storage.reaching(path):
+  with storage.os_errors(path):
     _check(workdir, path)
     records = _records(log)
     if not records:

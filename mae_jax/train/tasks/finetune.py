@@ -56,7 +56,7 @@ def train_step(
 
   # All that is random is drawn for the whole batch: micro-batches and devices
   # see their part of it.
-  x = classifiers.normalized(pixels, config)
+  x = classifiers.normalize_pixels(pixels, config)
   if settings.erasing:
     x = mixup.random_erasing(key("erasing"), x, settings.erasing)
   mix = mixup.draw_mix(
@@ -77,7 +77,7 @@ def train_step(
     x, targets, noise = part
     params = jax.tree.map(
       lambda changes, p: jnp.where(changes, p, jax.lax.stop_gradient(p)),
-      vit.trainable(params, settings.trainable),
+      vit.trainable_mask(params, settings.trainable),
       params,
     )
     logits: Any = model.apply({"params": params}, x, noise, settings.drop_path)
@@ -125,7 +125,7 @@ def program(
   scales = jax.tree.map(
     lambda scale, changes: np.float32(scale * changes),
     optim.layer_scales(params, config.optim.layer_decay),
-    vit.trainable(params, config.classify.trainable),
+    vit.trainable_mask(params, config.classify.trainable),
   )
   tx = optim.adamw(config.optim, optim.FINETUNE_NOT_DECAYED, scales)
   data, patch_size = config.data, classifier.encoder.patch_size

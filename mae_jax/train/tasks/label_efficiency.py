@@ -171,7 +171,7 @@ class LabelEfficiencyTask:
     data = self._config.data
     seeds = [seed for _, seed in self._streams]
     chosen = few_shot.few_shot_subsets(self._one.train_source, self._streams)
-    return pipeline.side_by_side(
+    return pipeline.stacked_train_batches(
       list(zip(chosen, seeds, strict=True)),
       data,
       rows=sharding.local_rows(self._mesh, data.batch_size),

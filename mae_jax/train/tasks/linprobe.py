@@ -99,7 +99,7 @@ def program(
     train_step=functools.partial(
       train_step, classifier=classifier, tx=tx, lr_fn=lr_fn, config=config
     ),
-    flops_per_image=flops.encoder_forward(
+    flops_per_image=flops.full_encoder(
       classifier.encoder,
       patchify.grid_size(data.image_size, patch_size),
       data.channels,

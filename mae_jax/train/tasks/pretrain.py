@@ -105,7 +105,7 @@ def program(
     ConfigError: if there is no mask that training is to take.
   """
   settings, seed = config.objective, config.train.seed
-  by_ratio = factory.variants_of_mask(model, config)
+  by_ratio = factory.mask_variants(model, config)
   pick = lookup(
     MASK_SCHEDULES, settings.mask_schedule, "objective.mask_schedule"
   )

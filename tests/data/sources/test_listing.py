@@ -130,7 +130,7 @@ def test_the_identity_follows_names_and_not_places(settings, root, tmp_path):
 
 
 def listed(root):
-  tree = listing.tree(str(root))
+  tree = listing.open_tree(str(root))
   found = list(tree.walk("c"))
   tree.save()
   return found
