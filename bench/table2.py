@@ -88,7 +88,7 @@ def encoders_share(config: Config) -> float:
   """Of the flops on paper: those of the encoder's blocks."""
   model = factory.masked_autoencoder(config)
   encoder, grid = model.encoder, model.decoder.grid
-  tokens = 1 + model.num_shown(grid[0] * grid[1])
+  tokens = 1 + model.num_encoder_tokens(grid[0] * grid[1])
   blocks = flops.stack(tokens, encoder.width, encoder.depth, encoder.mlp_dim)
   return 3 * blocks / flops_per_image(config)
 

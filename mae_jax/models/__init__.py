@@ -1,1 +1,1 @@
-"""Pure functions and linen modules: no I/O, no TensorFlow."""
+"""The networks: pure functions and Linen modules without I/O or TensorFlow."""

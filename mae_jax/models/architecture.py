@@ -1,4 +1,4 @@
-"""Named sizes: "L/16" -> dimensions."""
+"""Named model sizes, such as "L/16", and their dimensions."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ VARIANTS = {
 
 
 def parse(variant: str) -> tuple[Dims, int]:
-  """Dimensions and patch size of a name such as "L/16" or "g/14".
+  """Parses a name such as "L/16" or "g/14" into dimensions and patch size.
 
   Raises:
-    ConfigError: if the name is not of that form or the size is not known.
+    ConfigError: if the name has another form or the size is unknown.
   """
   match = re.fullmatch(r"(\w+)/([1-9]\d*)", variant)
   if not match:
     raise ConfigError(
-      f"model.variant={variant!r} is not a size and a patch, for instance "
-      f"'L/16'; sizes are {', '.join(VARIANTS)}"
+      f"model.variant={variant!r} is not a size and a patch size: write for "
+      f"instance 'L/16'; sizes are {', '.join(VARIANTS)}"
     )
   dims = lookup(VARIANTS, match[1], "model.variant")
   return dims, int(match[2])

@@ -1,10 +1,9 @@
-"""Multi-head self-attention, whole or in parts that bound its logits.
+"""Multi-head self-attention, optionally in chunks that bound its memory.
 
-The logits, [B, heads, N, N], are the one thing of a transformer that grows with
-the square of the tokens. Part by part they never exist at once: the backward
-pass computes them again. On CPU a part that stays in the cache is also faster
-than logits that go to memory and back, twice; on accelerators parts are for
-images of many patches.
+The logits [B, heads, N, N] are the only activations that grow with the square
+of the number of tokens. In chunks they never exist all at once: the backward
+pass recomputes them. On CPU, a chunk that fits in the cache is also faster. On
+accelerators, chunks are for images of many patches.
 """
 
 from __future__ import annotations
@@ -17,44 +16,44 @@ import jax.numpy as jnp
 from mae_jax.distributed import sharding
 
 
-def attend(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
-  """softmax(q k' / sqrt(d)) v, the softmax in float32.
+def attend(qkv: jax.Array, heads: int, chunk_bytes: int = 0) -> jax.Array:
+  """Computes softmax(q k' / sqrt(d)) v, with the softmax in float32.
 
   Args:
-    qkv: [B, N, 3D], of each token [q; k; v], each (heads, d).
-    heads: a divisor of D.
-    part_bytes: the most that logits take of a device at a time; 0 for no
-      bound. One row of an example's logits is the least.
+    qkv: [B, N, 3D], for each token [q; k; v], each (heads, d).
+    heads: number of heads, a divisor of D.
+    chunk_bytes: upper bound on the logits in bytes per device; 0 for no bound.
+      A chunk holds at least one query of one example.
 
   Returns:
-    [B, N, D], each row (heads, d). Parts change it by rounding.
+    [B, N, D], each row (heads, d). Chunks change the result only by rounding.
   """
   batch, length, _ = qkv.shape
   whole = functools.partial(_all_at_once, heads=heads)
   devices = sharding.num_devices()
-  if not part_bytes or batch % devices:
+  if not chunk_bytes or batch % devices:
     return whole(qkv)
-  row_bytes = 4 * heads * length  # of one example
+  query_bytes = 4 * heads * length  # logits of one query of one example
   local = batch // devices
-  fitting = part_bytes // (row_bytes * length)
+  fitting = chunk_bytes // (query_bytes * length)
   if local <= fitting:
     return whole(qkv)
   if fitting:
     size = max(n for n in range(1, fitting + 1) if local % n == 0)
-    part = jax.checkpoint(functools.partial(_chunk_of_examples, heads=heads))
+    chunk = jax.checkpoint(functools.partial(_chunk_of_examples, heads=heads))
   else:
-    size, rows = 1, max(1, part_bytes // row_bytes)
-    part = functools.partial(_chunks_of_queries, heads=heads, rows=rows)
+    size, rows = 1, max(1, chunk_bytes // query_bytes)
+    chunk = functools.partial(_chunks_of_queries, heads=heads, rows=rows)
 
-  def in_parts(qkv: jax.Array) -> jax.Array:
-    out = jax.lax.map(part, qkv.reshape(-1, size, *qkv.shape[1:]))
+  def in_chunks(qkv: jax.Array) -> jax.Array:
+    out = jax.lax.map(chunk, qkv.reshape(-1, size, *qkv.shape[1:]))
     return out.reshape(-1, *out.shape[2:])
 
-  return sharding.on_each_device(in_parts)(qkv)
+  return sharding.on_each_device(in_chunks)(qkv)
 
 
 def weights(qkv: jax.Array, heads: int) -> jax.Array:
-  """What each token takes of each: [B, N, 3D] -> [B, heads, N, N] float32."""
+  """Returns the attention weights of [B, N, 3D]: [B, heads, N, N] float32."""
   q, k, _ = _split(qkv, heads)
   return jax.nn.softmax(_logits(q, k), axis=-1)
 
@@ -70,23 +69,25 @@ def _chunk_of_examples(qkv: jax.Array, heads: int) -> jax.Array:
 
 
 def _chunks_of_queries(qkv: jax.Array, heads: int, rows: int) -> jax.Array:
-  """So many queries at a time, of all heads and examples."""
+  """Attends with `rows` queries at a time, for all heads and examples."""
   q, k, v = _split(qkv, heads)
   batch, heads, length, head_dim = q.shape
-  parts = -(-length // rows)
-  q = jnp.pad(q, ((0, 0), (0, 0), (0, parts * rows - length), (0, 0)))
-  q = jnp.moveaxis(q.reshape(batch, heads, parts, rows, head_dim), 2, 0)
-  out = jax.lax.map(jax.checkpoint(lambda some: _attend_queries(some, k, v)), q)
-  out = jnp.moveaxis(out, 0, 2).reshape(batch, heads, parts * rows, head_dim)
+  chunks = -(-length // rows)
+  q = jnp.pad(q, ((0, 0), (0, 0), (0, chunks * rows - length), (0, 0)))
+  q = jnp.moveaxis(q.reshape(batch, heads, chunks, rows, head_dim), 2, 0)
+  out = jax.lax.map(
+    jax.checkpoint(lambda chunk: _attend_queries(chunk, k, v)), q
+  )
+  out = jnp.moveaxis(out, 0, 2).reshape(batch, heads, chunks * rows, head_dim)
   return _join(out[:, :, :length])
 
 
 def _attend_queries(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """[B, heads, n, d] and twice [B, heads, N, d] -> [B, heads, n, d].
+  """Attends from q [B, heads, n, d] to k and v [B, heads, N, d].
 
-  What is divided by the sum of a row is the row's result, not its N weights,
-  which makes its gradient a sum over d products and not over N. That is faster
-  in a cache; compiled for TPUs, whole, it is 5 % more traffic.
+  The softmax divides the result by the row's sum, not the N weights. Its
+  gradient is then a sum over d products instead of N, which is faster in a
+  cache. Without chunks, compiled for TPUs, this costs 5 % more traffic.
   """
   logits = _logits(q, k)
   highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
@@ -96,7 +97,7 @@ def _attend_queries(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
-  """[B, heads, n, d] and [B, heads, N, d] -> [B, heads, n, N] float32."""
+  """Multiplies [B, heads, n, d] by [B, heads, N, d] to [B, heads, n, N]."""
   return jnp.einsum(
     "bhnd,bhmd->bhnm",
     q * q.shape[-1] ** -0.5,
@@ -106,12 +107,12 @@ def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _split(qkv: jax.Array, heads: int) -> jax.Array:
-  """[B, N, 3D] -> q, k, v, each [B, heads, N, d]."""
+  """Splits [B, N, 3D] into q, k, v, each [B, heads, N, d]."""
   qkv = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
   return jnp.moveaxis(qkv, (2, 3), (0, 2))
 
 
 def _join(out: jax.Array) -> jax.Array:
-  """[B, heads, N, d] -> [B, N, D]."""
+  """Joins the heads: [B, heads, N, d] -> [B, N, D]."""
   out = jnp.moveaxis(out, 1, 2)
   return out.reshape(*out.shape[:2], -1)

@@ -1,8 +1,8 @@
 """BatchNorm without scale and shift, over groups of examples.
 
-PyTorch takes statistics over what one device sees: 512 images in the
-reference's linear probe. Here a group is so many consecutive examples of the
-global batch, on however many devices they are.
+PyTorch computes statistics over one device's batch: 512 images in the
+reference's linear probe. Here a group is a fixed number of consecutive examples
+of the global batch, on any number of devices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 EPS = 1e-6
-MOMENTUM = 0.1  # as PyTorch counts it: the share of the newest statistics
+MOMENTUM = 0.1  # PyTorch's convention: the weight of the newest statistics
 
 
 @flax.struct.dataclass
@@ -29,7 +29,7 @@ class Statistics:
 
   @classmethod
   def create(cls, width: int) -> Statistics:
-    """Before the first batch."""
+    """Returns the statistics before the first batch."""
     return cls(jnp.zeros(width), jnp.ones(width))
 
 
@@ -40,12 +40,12 @@ def normalize_batch(
 
   Args:
     x: [B, D] float32.
-    stats: of the batches before.
-    group: examples over which a mean is taken, a divisor of B; a smaller batch
-      is one group.
+    stats: running statistics before this batch.
+    group: number of examples in a group, a divisor of B; a smaller batch is one
+      group.
 
   Returns:
-    [B, D], and the statistics with the mean of the groups' own in them.
+    [B, D], and the running statistics updated with the mean over groups.
   """
   size = min(group, len(x))
   groups = x.reshape(-1, size, x.shape[1])
@@ -64,5 +64,5 @@ def normalize_batch(
 
 
 def normalize(x: jax.Array, stats: Statistics) -> jax.Array:
-  """[B, D] by the running statistics."""
+  """Normalizes [B, D] by the running statistics."""
   return (x - stats.mean) / jnp.sqrt(stats.var + EPS)

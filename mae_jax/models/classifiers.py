@@ -1,6 +1,7 @@
-"""What gives scores to images: the networks that labeled tasks train.
+"""Image classifiers: the networks of fine-tuning and linear probing.
 
-Parameters are kept by role, so that a checkpoint tells what is learned how.
+Parameters are grouped by role, so that a checkpoint records how each was
+trained.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from mae_jax.models import batch_norm, factory, mae, patchify, vit
 
 # Roles. The encoder of every task is at params[MODEL]["encoder"].
 MODEL = "model"
-AVERAGED = "averaged"  # of MODEL, over the steps of fine-tuning
-HEAD, STATS = "head", "stats"  # of the linear probe
+AVERAGED = "averaged"  # moving average of MODEL in fine-tuning
+HEAD, STATS = "head", "stats"  # linear probe only
 
 Params = Mapping[str, Any]
 
@@ -28,22 +29,22 @@ class Classifier(Protocol):
 
   @property
   def encoder(self) -> mae.Encoder:
-    """What is in front of the head."""
+    """The network in front of the head."""
 
   def init(self, key: jax.Array) -> dict[str, Any]:
-    """New parameters by role; under `jax.eval_shape` their shapes alone."""
+    """Initializes parameters by role; under `jax.eval_shape`, only shapes."""
 
   def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """Scores [B, N] float32 of uint8 images [B, H, W, C]."""
+    """Computes logits [B, N] float32 of uint8 images [B, H, W, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuned:
-  """A ViT whose encoder learned with the head.
+  """A ViT whose encoder is trained together with the head.
 
   Attributes:
     model: the network.
-    config: of the run.
+    config: the run's settings.
   """
 
   model: vit.VisionTransformer
@@ -51,17 +52,17 @@ class FineTuned:
 
   @property
   def encoder(self) -> mae.Encoder:
-    """As the head sees it."""
+    """The encoder, configured as the head needs it."""
     return self.model.encoder
 
   def init(self, key: jax.Array) -> dict[str, Any]:
-    """New parameters; averages begin as they do."""
+    """Initializes parameters; averages start as copies of them."""
     params = self.model.init(key, _blank_images(self.config))["params"]
     averaged = {AVERAGED: params} if self.config.classify.ema else {}
     return {MODEL: params} | averaged
 
   def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """By the averaged parameters, if there are any."""
+    """Computes logits with the averaged parameters, if there are any."""
     x = normalize_pixels(pixels, self.config)
     out: Any = self.model.apply({"params": inference_params(params)}, x)
     return out
@@ -69,12 +70,12 @@ class FineTuned:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """A linear layer on normalized features of an encoder that is kept.
+  """A linear layer on normalized features of a frozen encoder.
 
   Attributes:
     encoder: the network in front of the layer.
     num_classes: N.
-    config: of the run.
+    config: the run's settings.
   """
 
   encoder: mae.Encoder
@@ -87,7 +88,7 @@ class Probe:
     return vit.head(self.num_classes, self.config.classify.head_std)
 
   def init(self, key: jax.Array) -> dict[str, Any]:
-    """New parameters, and the statistics of no batch."""
+    """Initializes parameters and empty running statistics."""
     key, head_key = jax.random.split(key)
     blank = _blank_images(self.config)
     params = {"encoder": self.encoder.init(key, blank)["params"]}
@@ -100,18 +101,18 @@ class Probe:
     }
 
   def features(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """uint8 images [B, H, W, C] -> [B, D] by `classify.pooling`."""
+    """Pools uint8 images [B, H, W, C] to [B, D] by `classify.pooling`."""
     x = normalize_pixels(pixels, self.config)
     tokens: Any = self.encoder.apply({"params": params[MODEL]["encoder"]}, x)
     return mae.POOLINGS[self.config.classify.pooling](tokens)
 
   def linear(self, head: Params, x: jax.Array) -> jax.Array:
-    """Normalized features [B, D] -> scores [B, N]."""
+    """Maps normalized features [B, D] to logits [B, N]."""
     out: Any = self.head.apply({"params": head}, x)
     return out
 
   def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """With the running statistics."""
+    """Computes logits with the running statistics."""
     stats = batch_norm.Statistics(**params[STATS])
     x = batch_norm.normalize(self.features(params, pixels), stats)
     return self.linear(params[HEAD], x)
@@ -121,9 +122,9 @@ def fine_tuned(config: Config, num_classes: int, platform: str) -> FineTuned:
   """Builds the network of a fine-tuning run.
 
   Args:
-    config: of the run.
-    num_classes: of the labels.
-    platform: see `build.encoder`.
+    config: the run's settings.
+    num_classes: number of classes.
+    platform: as in `factory.masked_autoencoder`.
 
   Raises:
     ConfigError: if sizes do not fit together.
@@ -133,13 +134,13 @@ def fine_tuned(config: Config, num_classes: int, platform: str) -> FineTuned:
 
 
 def probe(config: Config, num_classes: int, platform: str) -> Probe:
-  """Builds the network of a linear probe; as above."""
+  """Builds the network of a linear probe; arguments as in `fine_tuned`."""
   pooling = config.classify.pooling
   lookup(mae.POOLINGS, pooling, "classify.pooling")
   return Probe(factory.encoder(config, platform), num_classes, config)
 
 
-# By the task that trains it.
+# By the name of the task.
 CLASSIFIERS: dict[str, Callable[[Config, int, str], FineTuned | Probe]] = {
   "finetune": fine_tuned,
   "linprobe": probe,
@@ -147,12 +148,12 @@ CLASSIFIERS: dict[str, Callable[[Config, int, str], FineTuned | Probe]] = {
 
 
 def inference_params(params: Params) -> Any:
-  """What is used after training: the averages, where there are any."""
+  """Returns the averaged parameters if there are any, else the trained ones."""
   return params[AVERAGED if AVERAGED in params else MODEL]
 
 
 def normalize_pixels(pixels: jax.Array, config: Config) -> jax.Array:
-  """uint8 images -> what the network is shown."""
+  """Normalizes uint8 images for the network."""
   return patchify.normalize(pixels, config.data.mean, config.data.std)
 
 

@@ -1,7 +1,7 @@
-"""Networks that tell photographs from reconstructions.
+"""Discriminators: networks that tell photographs from reconstructions.
 
-Without batch statistics, so that an image's score is its own on any devices,
-and a gradient penalty means what it says.
+They have no batch statistics. An image's score then depends on that image
+alone, on any devices, and a gradient penalty is well defined.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-ROLE = "discriminator"  # its parameters in the state
-SLOPE = 0.2  # of leaky ReLU below 0
+ROLE = "discriminator"  # key of its parameters in the train state
+SLOPE = 0.2  # leaky ReLU's slope below 0
 
 
 class Discriminator(nn.Module):
-  """Scores parts of images: convolutions that halve the size, then one of 1x1.
+  """A PatchGAN discriminator: strided convolutions, then a 1x1 convolution.
 
-  As a "PatchGAN" (Isola et al. 2017, arXiv 1611.07004), each score sees only a
-  part of the image.
+  Each score sees only a part of the image (Isola et al. 2017, arXiv
+  1611.07004).
 
   Attributes:
-    width: channels after the first halving; each further one doubles them, to
-      at most eight times.
-    depth: halvings.
+    width: channels of the first convolution; each further one doubles them, up
+      to eight times.
+    depth: number of convolutions of stride 2.
     dtype: of activations; scores are float32.
   """
 
@@ -35,16 +35,16 @@ class Discriminator(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> scores [B, S], above 0 for what seems real."""
-    x = self._halved(images)
+    """Scores [B, H, W, C] as [B, S]; above 0 means real."""
+    x = self._downsample(images)
     scores = nn.Conv(1, (1, 1), dtype=jnp.float32, name="score")(x)
     return scores.reshape(len(images), -1)
 
   def score_flops(self, height: int, width: int, channels: int) -> int:
-    """Of what comes after the convolutions, for one image."""
+    """Counts flops of the layers after the convolutions, for one image."""
     return 2 * height * width * channels
 
-  def _halved(self, x: jax.Array) -> jax.Array:
+  def _downsample(self, x: jax.Array) -> jax.Array:
     for number in range(self.depth):
       x = nn.Conv(
         self.width * min(2**number, 8),
@@ -58,27 +58,27 @@ class Discriminator(nn.Module):
 
 
 class ImageDiscriminator(Discriminator):
-  """Scores images as a whole: by a hidden layer on the mean of what it finds.
+  """A discriminator with one score per image.
 
-  So that a score depends on what parts have to do with each other, which the
-  mean of scores of parts would not.
+  A hidden layer sees the mean over positions. The score can so depend on how
+  parts relate, which a mean of scores of parts cannot.
   """
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> scores [B, 1]."""
-    x = self._halved(images).mean(axis=(1, 2))
+    """Scores [B, H, W, C] as [B, 1]; above 0 means real."""
+    x = self._downsample(images).mean(axis=(1, 2))
     x = nn.Dense(x.shape[-1], dtype=self.dtype, name="together")(x)
     x = nn.leaky_relu(x, SLOPE)
     return nn.Dense(1, dtype=jnp.float32, name="score")(x)
 
   def score_flops(self, height: int, width: int, channels: int) -> int:
-    """See `Discriminator`."""
+    """Counts flops of the layers after the convolutions, for one image."""
     del height, width
     return 2 * channels * (channels + 1)
 
 
-# By what is judged.
+# By the region that a score covers.
 DISCRIMINATORS: dict[str, type[Discriminator]] = {
   "patch": Discriminator,
   "image": ImageDiscriminator,
@@ -88,7 +88,7 @@ DISCRIMINATORS: dict[str, type[Discriminator]] = {
 def forward_flops(
   network: Discriminator, size: tuple[int, int], channels: int
 ) -> int:
-  """Of one image, two a multiply-add."""
+  """Counts forward flops of one image, two per multiply-add."""
   total, (height, width) = 0, size
   for number in range(network.depth):
     height, width = -(-height // 2), -(-width // 2)

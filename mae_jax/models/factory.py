@@ -1,4 +1,4 @@
-"""Checked networks from a config."""
+"""Builds networks from a config, and checks that its sizes fit together."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from mae_jax.models import (
 from mae_jax.utils.errors import ConfigError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Beyond any use: the position table alone would fill the host's memory.
+# Above this, the position table alone would fill the host's memory.
 MAX_PATCHES = 2**20
-# In place of a platform: a program that any of them may run, also from a file.
+# A platform for exported programs, which run on any of the renamed.
 ANY_PLATFORM = "anywhere"
-# Of attention's logits. Measured on CPU, ViT-B's decoder, 16 images: 2 MB at a
-# time 55 ms, 5 MB 47, 10 MB 53, all 80. Elsewhere for want of memory: compiled
-# for TPUs, parts cost traffic, and no recipe has so many.
+# Default bound on attention logits in MB. Measured on CPU with ViT-B's decoder
+# and 16 images: 55 ms with chunks of 2 MB, 47 ms with 5 MB, 53 ms with 10 MB,
+# 80 ms unbounded. On accelerators chunks only save memory and cost traffic; no
+# recipe reaches this bound.
 _CPU_ATTENTION_MB = 6
 _ATTENTION_MB = 2048
 
@@ -46,15 +47,15 @@ def masked_autoencoder(
   """Builds the network of a pre-training run.
 
   Args:
-    config: the whole run.
-    platform: what it will run on ("cpu", "gpu", "tpu", ANYWHERE): decides what
-      the config leaves open of how it is computed, and no parameter.
+    config: the run's settings.
+    platform: "cpu", "gpu", "tpu" or ANY_PLATFORM. It sets defaults of speed and
+      memory, never a parameter.
 
   Raises:
     ConfigError: if sizes do not fit together.
   """
   model = config.model
-  shown = _encoder(config, platform)
+  encoder = _build_encoder(config, platform)
   decoder = architecture.Dims(
     width=model.decoder_width,
     depth=model.decoder_depth,
@@ -62,7 +63,7 @@ def masked_autoencoder(
     mlp_dim=model.decoder_mlp_dim or 4 * model.decoder_width,
   )
   _check_dims(decoder, "model.decoder_")
-  grid = _checked_grid(config, shown.patch_size)
+  grid = _checked_grid(config, encoder.patch_size)
   objective = config.objective
   for name, table in (
     ("loss", losses.PIXEL_LOSSES),
@@ -70,12 +71,12 @@ def masked_autoencoder(
   ):
     value = getattr(objective, name)
     lookup(table, value, f"objective.{name}")
-  target = _target(config, math.prod(shown.patch_size) * config.data.channels)
+  target = _target(config, math.prod(encoder.patch_size) * config.data.channels)
   build = lookup(
     masked_input.MASKED_INPUTS, objective.masked_input, "objective.masked_input"
   )
   network = build(
-    encoder=shown,
+    encoder=encoder,
     decoder=mae.Decoder(
       grid=grid,
       target_dim=target.dim,
@@ -86,7 +87,7 @@ def masked_autoencoder(
     mask=_mask_strategy(config, objective.mask, "mask"),
     loss=objective.loss,
     loss_on=objective.loss_on,
-    terms=_auxiliary_losses(config),
+    auxiliary_losses=_auxiliary_losses(config),
   )
   _check_masks(network, config)
   return network
@@ -95,10 +96,10 @@ def masked_autoencoder(
 def mask_variants(
   network: mae.MaskedAutoencoder, config: Config
 ) -> list[list[mae.MaskedAutoencoder]]:
-  """The network with each mask that training takes, by ratio and strategy.
+  """Builds the network for each mask ratio and strategy of training.
 
   Raises:
-    ConfigError: if there is no such mask.
+    ConfigError: if a mask cannot be built.
   """
   objective = config.objective
   ratios = objective.mask_ratios or (objective.mask_ratio,)
@@ -125,9 +126,10 @@ def _target(config: Config, patch_dim: int) -> targets.Target:
     "pca",
   ):
     raise ConfigError(
-      "objective.masked_input='pixel_noise' hides parts of patches, of which "
-      "objective.target='pca' has no share: set objective.loss_on='all', or "
-      "objective.masked_input='noise' for whole patches"
+      "objective.masked_input='pixel_noise' masks single pixels, and "
+      "objective.target='pca' cannot score parts of patches: set "
+      "objective.loss_on='all', or objective.masked_input='noise' to mask "
+      "whole patches"
     )
   with _name_settings_in_errors():
     return build(patch_dim, objective.pca_components)
@@ -143,30 +145,30 @@ def _auxiliary_losses(
   lookup(known, objective.contrast, "objective.contrast")
   if objective.masked_input == "pixel_noise":
     raise ConfigError(
-      f"objective.contrast={objective.contrast!r} takes whole hidden patches, "
-      "of which objective.masked_input='pixel_noise' has none: set "
+      f"objective.contrast={objective.contrast!r} needs whole masked patches, "
+      "and objective.masked_input='pixel_noise' masks single pixels: set "
       "objective.masked_input='noise'"
     )
   if objective.contrast == "batch" and config.optim.accum_steps > 1:
     raise ConfigError(
-      "objective.contrast='batch' compares all images of a batch, of which "
-      f"optim.accum_steps={config.optim.accum_steps} holds a part at a time: "
-      "set optim.accum_steps=1, or objective.contrast='image'"
+      "objective.contrast='batch' compares all images of a batch, but with "
+      f"optim.accum_steps={config.optim.accum_steps} only a part is in memory "
+      "at a time: set optim.accum_steps=1, or objective.contrast='image'"
     )
   if objective.contrast == "batch" and not objective.contrast_patches:
     raise ConfigError(
-      "objective.contrast='batch' compares patches with those of all images, "
-      "which grows with the square of the batch: say how many of an image take "
-      "part, for instance objective.contrast_patches=4"
+      "objective.contrast='batch' compares the patches of all images, at a "
+      "cost that grows with the square of the batch: limit the patches per "
+      "image, for instance objective.contrast_patches=4"
     )
-  term = losses.CONTRASTIVE_LOSSES[objective.contrast](
+  loss = losses.CONTRASTIVE_LOSSES[objective.contrast](
     objective.contrast_temperature, objective.contrast_patches
   )
-  return (("contrast", objective.contrast_weight, term),)
+  return (("contrast", objective.contrast_weight, loss),)
 
 
 def build_discriminator(config: Config) -> discriminator.Discriminator:
-  """Builds what a run with an discriminator trains besides.
+  """Builds the discriminator of a pre-training run.
 
   Raises:
     ConfigError: if images are too small for it.
@@ -177,8 +179,8 @@ def build_discriminator(config: Config) -> discriminator.Discriminator:
   )
   if 2**settings.depth > min(size):
     raise ConfigError(
-      f"discriminator.depth={settings.depth} halves images of data.image_size="
-      f"{size} to nothing: use at most {min(size).bit_length() - 1}"
+      f"discriminator.depth={settings.depth} halves images too often for "
+      f"data.image_size={size}: use at most {min(size).bit_length() - 1}"
     )
   return build(settings.width, settings.depth, DTYPES[config.model.dtype])
 
@@ -187,8 +189,8 @@ def _mask_strategy(config: Config, name: str, setting: str) -> masking.Strategy:
   objective, rows = config.objective, config.objective.mask_rows
   if rows and "given" not in (objective.mask, *objective.mask_strategies):
     raise ConfigError(
-      "objective.mask_rows draws masks that are not used: set objective.mask="
-      "'given'"
+      "objective.mask_rows defines masks that are not used: set "
+      "objective.mask='given'"
     )
   known = masking.STRATEGIES | {
     "given": functools.partial(masking.given_noise, rows)
@@ -201,20 +203,20 @@ def _check_masks(
   config: Config,
   setting: str = "mask_ratio",
 ) -> None:
-  """Whether there are such masks, and enough to compare: nothing is drawn."""
+  """Checks that such masks exist, without sampling any."""
   shape = (1, *config.data.image_size, config.data.channels)
   length = math.prod(network.decoder.grid)
   with _name_settings_in_errors(mask_ratio=setting):
     try:
-      jax.eval_shape(lambda: network.draw(jax.random.key(0), shape))
+      jax.eval_shape(lambda: network.sample_noise(jax.random.key(0), shape))
     except ValueError as error:
-      # Of several ratios, the one that it is about.
+      # With several ratios, the message says which.
       ratio = f"mask_ratio={network.mask_ratio}"
       text = str(error)
       raise ValueError(text if ratio in text else f"{ratio}: {text}") from None
-    hidden = length - masking.num_kept(length, network.mask_ratio)
-    for _, _, term in network.terms:
-      term.check(hidden, config.data.batch_size)
+    num_masked = length - masking.num_kept(length, network.mask_ratio)
+    for _, _, loss in network.auxiliary_losses:
+      loss.check(num_masked, config.data.batch_size)
 
 
 def classifier(
@@ -223,9 +225,9 @@ def classifier(
   """Builds the network of a fine-tuning run.
 
   Args:
-    config: the whole run.
-    num_classes: of the head.
-    platform: as above.
+    config: the run's settings.
+    num_classes: number of classes.
+    platform: as in `masked_autoencoder`.
 
   Raises:
     ConfigError: if sizes do not fit together.
@@ -243,12 +245,12 @@ def classifier(
 
 
 def encoder(config: Config, platform: str = "cpu") -> mae.Encoder:
-  """Builds the encoder of a labeled task, with positions of its own.
+  """Builds the encoder of a labeled task, with learned positions.
 
   Raises:
     ConfigError: if sizes do not fit together.
   """
-  built = _encoder(config, platform)
+  built = _build_encoder(config, platform)
   _checked_grid(config, built.patch_size)
   return built.clone(learned_positions=True)
 
@@ -256,20 +258,22 @@ def encoder(config: Config, platform: str = "cpu") -> mae.Encoder:
 def with_computation(
   network: mae.Encoder, config: Config, platform: str
 ) -> mae.Encoder:
-  """An encoder with the same parameters, computed as a config says.
+  """Returns `network` with another config's settings of speed and precision.
 
   Args:
-    network: the encoder.
-    config: how; what it says of sizes has no part in it.
-    platform: as above.
+    network: the encoder; it keeps its parameters and sizes.
+    config: gives dtype, rematerialization and the like; its sizes are ignored.
+    platform: as in `masked_autoencoder`.
 
   Raises:
-    ConfigError: if a setting has no such value.
+    ConfigError: if a setting has an unknown value.
   """
-  return network.clone(**_computation_settings(config.model, network.depth, platform))
+  return network.clone(
+    **_computation_settings(config.model, network.depth, platform)
+  )
 
 
-def _encoder(config: Config, platform: str) -> mae.Encoder:
+def _build_encoder(config: Config, platform: str) -> mae.Encoder:
   model = config.model
   named, square = architecture.parse(model.variant)
   dims = dataclasses.replace(
@@ -299,24 +303,24 @@ def _stack_settings(
 def _computation_settings(
   model: ModelConfig, depth: int, platform: str
 ) -> dict[str, Any]:
-  """What changes no parameter."""
+  """Returns the arguments of a stack that change no parameter."""
   dtype = lookup(DTYPES, model.dtype, "model.dtype")
-  # Compiled for TPUs, a step that keeps products alone needs a third of the
-  # memory, and half of the traffic, of one that keeps everything.
+  # Compiled for TPUs, saving only matrix products takes a third of the memory
+  # and half of the traffic of saving everything.
   remat = {"auto": "none" if platform == "cpu" else "dots"}.get(
     model.remat, model.remat
   )
   lookup(
     dict.fromkeys(["auto", *transformer.REMAT_POLICIES]), remat, "model.remat"
   )
-  # Measured: on CPU a scan that is not unrolled is 11-17 % slower; elsewhere
-  # unrolling doubles the time to compile.
+  # Measured: on CPU a rolled scan is 11-17 % slower; on accelerators unrolling
+  # doubles compile time.
   unroll = model.unroll or (depth if platform == "cpu" else 1)
   lookup(transformer.ACTIVATIONS, model.activation, "model.activation")
   if platform == ANY_PLATFORM:
-    # Of any number of images, parts cannot be counted. Unrolled, a program of
-    # ViT-B copies all weights while it runs (330 MB of temporaries against 30,
-    # on CPU), takes four times as long to compile, and is no faster.
+    # No chunks: their number depends on the batch size, which is unknown.
+    # Unrolled, ViT-B on CPU copies all weights while it runs (temporaries of
+    # 330 MB instead of 30), compiles four times as long, and is no faster.
     return {
       "dtype": dtype,
       "remat": "none",
@@ -324,18 +328,18 @@ def _computation_settings(
       "activation": transformer.PORTABLE_ACTIVATIONS.get(
         model.activation, model.activation
       ),
-      "part_bytes": 0,
+      "chunk_bytes": 0,
     }
   return {
     "dtype": dtype,
     "remat": remat,
     "unroll": unroll,
     "activation": model.activation,
-    "part_bytes": _part_bytes(model.attention_chunk_mb, platform),
+    "chunk_bytes": _chunk_bytes(model.attention_chunk_mb, platform),
   }
 
 
-def _part_bytes(attention_chunk_mb: float | None, platform: str) -> int:
+def _chunk_bytes(attention_chunk_mb: float | None, platform: str) -> int:
   if attention_chunk_mb is None:
     attention_chunk_mb = (
       _CPU_ATTENTION_MB if platform == "cpu" else _ATTENTION_MB
@@ -344,8 +348,8 @@ def _part_bytes(attention_chunk_mb: float | None, platform: str) -> int:
 
 
 @contextlib.contextmanager
-def _name_settings_in_errors(**others: str) -> Iterator[None]:
-  """Gives what models complain of the names of settings, which they lack."""
+def _name_settings_in_errors(**renamed: str) -> Iterator[None]:
+  """Turns a model's ValueError into a ConfigError that names settings."""
   try:
     yield
   except ValueError as error:
@@ -359,7 +363,7 @@ def _name_settings_in_errors(**others: str) -> Iterator[None]:
       ("objective", "target"),
       ("objective", "contrast_patches"),
     ):
-      setting = others.get(name, name)
+      setting = renamed.get(name, name)
       text = text.replace(f"{name}=", f"{section}.{setting}=")
     raise ConfigError(text) from None
 
@@ -371,9 +375,9 @@ def _checked_grid(
     grid = patchify.grid_size(config.data.image_size, patch_size)
   if grid[0] * grid[1] > MAX_PATCHES:
     raise ConfigError(
-      f"data.image_size={config.data.image_size} has {grid[0] * grid[1]} "
-      f"patches of model.patch_size={patch_size}, more than {MAX_PATCHES}: use "
-      "larger patches or smaller images"
+      f"data.image_size={config.data.image_size} and model.patch_size="
+      f"{patch_size} give {grid[0] * grid[1]} patches, more than "
+      f"{MAX_PATCHES}: use larger patches or smaller images"
     )
   return grid
 
@@ -385,7 +389,7 @@ def _check_pixels(data: DataConfig) -> None:
     if len(values) not in (1, data.channels):
       raise ConfigError(
         f"data.{name}={values} has {len(values)} values for "
-        f"data.channels={data.channels}: give one, or one a channel"
+        f"data.channels={data.channels}: give one value, or one per channel"
       )
 
 
@@ -405,5 +409,5 @@ def _check_dims(dims: architecture.Dims, prefix: str) -> None:
     near = sorted(divisors, key=lambda n: abs(n - dims.heads))[:2]
     raise ConfigError(
       f"{prefix}heads={dims.heads} does not divide {prefix}width={dims.width}; "
-      f"the nearest that do are {' and '.join(map(str, near))}"
+      f"the nearest divisors are {' and '.join(map(str, near))}"
     )

@@ -16,9 +16,9 @@ NORM_PIX_EPS = 1e-6
 
 
 def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean and standard deviation that `normalize_patches` uses.
+  """Computes the mean and standard deviation for `normalize_patches`.
 
-  The variance is unbiased (ddof = 1) and has NORM_PIX_EPS added, as in the
+  The variance is unbiased (ddof = 1) and NORM_PIX_EPS is added, as in the
   reference.
 
   Args:
@@ -33,20 +33,20 @@ def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def normalize_patches(patches: jax.Array) -> jax.Array:
-  """[..., P] -> zero mean and unit variance in each patch ("norm_pix")."""
+  """Scales each patch [..., P] to zero mean and unit variance ("norm_pix")."""
   mean, std = patch_statistics(patches)
   return (patches - mean) / std
 
 
-# What a difference costs, by name. "smooth_l1" is half its square up to 1 and
-# straight beyond, as PyTorch's with beta = 1.
+# Elementwise losses of a difference. "smooth_l1" is quadratic up to 1 and
+# linear beyond, as PyTorch's with beta = 1.
 PIXEL_LOSSES: dict[str, Callable[[jax.Array], jax.Array]] = {
   "mse": jnp.square,
   "l1": jnp.abs,
   "smooth_l1": optax.losses.huber_loss,
   "log_cosh": optax.losses.log_cosh,
 }
-# Which patches, or pixels, count, by name: weights from the mask and the costs.
+# Functions from the mask and the losses to the weights of patches or pixels.
 LOSS_REGIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   "masked": lambda mask, costs: mask,
   "all": lambda mask, costs: jnp.ones_like(costs),
@@ -58,17 +58,17 @@ def reconstruction(
   target: jax.Array,
   mask: jax.Array,
   error: str = "mse",
-  scored: str = "masked",
+  region: str = "masked",
 ) -> jax.Array:
-  """What predictions cost on average over patches: of the hidden ones, in MAE.
+  """Computes the mean loss over masked patches, or over all.
 
   Args:
     pred: [B, L, T].
     target: [B, L, T].
-    mask: [B, L], or of each pixel [B, L, P]; 1 = removed. Of these only
-      targets that are pixels themselves can be scored where "masked".
-    error: a name in ERRORS.
-    scored: a name in SCORED.
+    mask: [B, L], or [B, L, P] per pixel; 1 = removed. A mask of pixels with
+      region "masked" needs targets that are pixels.
+    error: a name in PIXEL_LOSSES.
+    region: a name in LOSS_REGIONS.
 
   Returns:
     A float32 scalar.
@@ -76,22 +76,21 @@ def reconstruction(
   costs = PIXEL_LOSSES[error](pred - target).astype(jnp.float32)
   if mask.ndim == 2:
     costs = costs.mean(axis=-1)
-  weights = LOSS_REGIONS[scored](mask, costs)
+  weights = LOSS_REGIONS[region](mask, costs)
   return (costs * weights).sum() / weights.sum()
 
 
 def info_nce(
   pred: jax.Array, target: jax.Array, temperature: float
 ) -> jax.Array:
-  """How well predictions find their own targets among those of others.
+  """Computes the InfoNCE loss between predictions and their own targets.
 
   -log(exp(s_ii / t) / sum_j exp(s_ij / t)), where s is cosine similarity and t
-  the temperature, on average over i (van den Oord et al. 2018, arXiv
-  1807.03748).
+  the temperature, averaged over i (van den Oord et al. 2018, arXiv 1807.03748).
 
   Args:
     pred: [..., N, T].
-    target: [..., N, T]; those of one i are what the others must not be like.
+    target: [..., N, T]; target j is a negative for each prediction i != j.
     temperature: t.
 
   Returns:
@@ -99,9 +98,13 @@ def info_nce(
   """
   pred, target = _unit_length(pred), _unit_length(target)
   highest = jax.lax.Precision.HIGHEST
-  every = jnp.einsum("...it,...jt->...ij", pred, target, precision=highest)
+  similarities = jnp.einsum(
+    "...it,...jt->...ij", pred, target, precision=highest
+  )
   own = (pred * target).sum(axis=-1)  # [..., N]
-  costs = jax.nn.logsumexp(every / temperature, axis=-1) - own / temperature
+  costs = (
+    jax.nn.logsumexp(similarities / temperature, axis=-1) - own / temperature
+  )
   return costs.mean()
 
 
@@ -111,7 +114,7 @@ def _unit_length(x: jax.Array) -> jax.Array:
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Cross-entropy with a distribution over the classes.
+  """Computes cross-entropy with a distribution over the classes.
 
   Args:
     logits: [B, N].
@@ -126,71 +129,75 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class InfoNCE:
-  """Each reconstructed patch is to find its own original among its image's.
+  """An auxiliary loss: a prediction must find its patch among its image's.
 
   Attributes:
-    temperature: of the similarities.
-    patches: hidden patches of an image that take part; 0 for all.
+    temperature: divides the similarities.
+    patches: number of masked patches of an image to compare; 0 for all.
   """
 
   temperature: float
   patches: int
 
-  def count(self, hidden: int) -> int:
-    """Of so many hidden patches of an image, how many take part."""
-    return min(self.patches or hidden, hidden)
+  def count(self, num_masked: int) -> int:
+    """Returns how many of an image's masked patches are compared."""
+    return min(self.patches or num_masked, num_masked)
 
   def __call__(
     self, pred: jax.Array, target: jax.Array, masked: masking.Masking
   ) -> jax.Array:
-    """Predictions and targets [B, L, T] and what was hidden -> a scalar."""
-    # The order is random, among the hidden as among the visible.
-    hidden = masked.ids_shuffle.shape[1] - masked.num_keep
-    ids = masked.ids_shuffle[:, -self.count(hidden) :, None]
+    """Computes the loss of predictions and targets [B, L, T], a scalar."""
+    # The shuffled order is random, so the last patches are a random subset.
+    num_masked = masked.ids_shuffle.shape[1] - masked.num_keep
+    ids = masked.ids_shuffle[:, -self.count(num_masked) :, None]
     taken = (jnp.take_along_axis(x, ids, axis=1) for x in (pred, target))
-    return self.among(*taken)
+    return self.contrast(*taken)
 
-  def others(self, count: int, batch: int) -> int:
-    """With how many originals each of `count` patches an image is compared."""
+  def num_targets(self, count: int, batch: int) -> int:
+    """Returns the number of targets that each of `count` patches meets."""
     del batch
     return count
 
-  def check(self, hidden: int, batch: int) -> None:
-    """Whether there is anything to compare with.
+  def check(self, num_masked: int, batch: int) -> None:
+    """Checks that there are at least two targets to compare.
+
+    Args:
+      num_masked: masked patches per image.
+      batch: images per batch.
 
     Raises:
-      ValueError: if of `hidden` patches of each of `batch` images only one is
-        compared, with itself: its loss is always 0.
+      ValueError: if a patch would be compared only with itself, so that the
+        loss is always 0.
     """
-    if self.others(self.count(hidden), batch) < 2:
+    if self.num_targets(self.count(num_masked), batch) < 2:
       raise ValueError(
-        f"contrast_patches={self.patches} (0 is all), of {hidden} hidden in "
-        f"an image, leaves nothing to compare a patch with: raise it, or hide "
-        "more"
+        f"contrast_patches={self.patches} (0 is all), with {num_masked} masked "
+        "patches per image, leaves nothing to compare a patch with: raise it, "
+        "or mask more"
       )
 
-  def flops(self, hidden: int, width: int, batch: int) -> int:
-    """Of a training step on one image of B, counted on paper.
+  def flops(self, num_masked: int, width: int, batch: int) -> int:
+    """Counts flops of a training step for one image of B.
 
-    The gradient is of predictions alone, and costs what the loss does.
+    The gradient flows only to predictions, and costs as much as the loss.
     """
-    count = self.count(hidden)
-    return 4 * count * self.others(count, batch) * width
+    count = self.count(num_masked)
+    return 4 * count * self.num_targets(count, batch) * width
 
-  def among(self, pred: jax.Array, target: jax.Array) -> jax.Array:
-    """InfoNCE of [B, N, T], within each image."""
+  def contrast(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+    """Computes InfoNCE of [B, N, T] within each image."""
     return info_nce(pred, target, self.temperature)
 
 
 class BatchInfoNCE(InfoNCE):
-  """The same among the originals of all images of the global batch."""
+  """InfoNCE contrast the patches of all images of the global batch."""
 
-  def others(self, count: int, batch: int) -> int:
-    """With those of the whole batch."""
+  def num_targets(self, count: int, batch: int) -> int:
+    """Returns the number of targets in the whole batch."""
     return count * batch
 
-  def among(self, pred: jax.Array, target: jax.Array) -> jax.Array:
-    """InfoNCE of [B, N, T]; each device compares its own with all."""
+  def contrast(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+    """Computes InfoNCE of [B, N, T]; each device compares its own with all."""
     width = pred.shape[-1]
     return info_nce(
       sharding.constrain_batch(pred.reshape(-1, width)),
@@ -199,7 +206,7 @@ class BatchInfoNCE(InfoNCE):
     )
 
 
-# By where the others are.
+# By the set of patches that each patch is compared with.
 CONTRASTIVE_LOSSES: dict[str, type[InfoNCE]] = {
   "image": InfoNCE,
   "batch": BatchInfoNCE,

@@ -1,7 +1,7 @@
-"""How patches are hidden from the encoder, other than by leaving them out.
+"""Encoder inputs other than MAE's: mask tokens or noise for masked patches.
 
-Each is a MaskedAutoencoder whose encoder sees all patches. Its parameters are
-those of MAE, so that what is made of the encoder does not tell them apart.
+Each is a MaskedAutoencoder whose encoder processes all L patches. Its encoder
+has the parameters of MAE's, so that it can be used in the same way afterwards.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from mae_jax.models import mae, masking, patchify
 
 
 class _FullLengthInput(mae.MaskedAutoencoder):
-  """An encoder that is shown something in the place of each hidden patch."""
+  """A masked autoencoder whose encoder input has all L patches."""
 
   @nn.nowrap
-  def num_shown(self, length: int) -> int:
-    """All."""
+  def num_encoder_tokens(self, length: int) -> int:
+    """Returns L."""
     return length
 
   def forward_decoder(
     self, tokens: mae.Tokens, masked: masking.Masking
   ) -> jax.Array:
-    """Tokens of all patches, in order -> predictions [B, L, T]."""
+    """Decodes tokens of all patches, in order, to predictions [B, L, T]."""
     return self.decoder(tokens, masking.no_masking(masked))
 
 
 class WithMaskTokens(_FullLengthInput):
-  """The design that MAE is compared with, of BERT (He et al. 2021, table 1c).
+  """Mask tokens in the encoder, as in BERT (He et al. 2021, table 1c).
 
-  The encoder sees one learned vector in the place of each hidden patch, and the
-  decoder has nothing to fill in.
+  A learned vector replaces each masked patch in the encoder, and the decoder
+  has nothing to fill in.
   """
 
   def setup(self) -> None:
-    """The vector: not the encoder's, which does without it afterwards."""
+    """Creates the mask token outside the encoder, which is used without it."""
     self.encoder_mask_token = self.param(
       "encoder_mask_token",
       nn.initializers.normal(0.02),
@@ -50,37 +50,39 @@ class WithMaskTokens(_FullLengthInput):
   def forward_visible(
     self, images: jax.Array, masked: masking.Masking
   ) -> mae.Tokens:
-    """[B, H, W, C] and what to hide of them -> tokens of all L patches."""
-    hidden = masked.mask[:, :, None] > 0  # [B, L, 1]
+    """Encodes [B, H, W, C] with mask tokens to tokens of all L patches."""
+    is_masked = masked.mask[:, :, None] > 0  # [B, L, 1]
     token = self.encoder_mask_token
 
-    def hide(x: jax.Array) -> jax.Array:
-      return jnp.where(hidden, token.astype(x.dtype), x)  # [B, L, D]
+    def replace(x: jax.Array) -> jax.Array:
+      return jnp.where(is_masked, token.astype(x.dtype), x)  # [B, L, D]
 
-    return self.encoder(images, hide=hide)
+    return self.encoder(images, replace=replace)
 
 
 class PatchNoise(_FullLengthInput):
-  """Hidden patches are noise, of the images' own mean and deviation."""
+  """Gaussian noise with the images' mean and deviation for masked patches."""
 
   @nn.nowrap
-  def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
-    """Noise that decides the masks, and [B, H, W, C] what is seen there."""
+  def sample_noise(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+    """Samples [B, L], which chooses masks, and pixel noise [B, H, W, C]."""
     keys = jax.random.split(key)
-    return super().draw(keys[0], shape), jax.random.normal(keys[1], shape)
+    return super().sample_noise(keys[0], shape), jax.random.normal(
+      keys[1], shape
+    )
 
   def forward_encoder(
     self, images: jax.Array, noise: Any
   ) -> tuple[mae.Tokens, masking.Masking]:
-    """[B, H, W, C] -> tokens of all patches, and what was hidden."""
+    """Encodes [B, H, W, C] with noise; returns the masking too."""
     order, pixels = noise
-    masked = self.choose(images, order)
+    masked = self.choose_masking(images, order)
     return self._encode(images, masked.mask, pixels), masked
 
   def forward_visible(
     self, images: jax.Array, masked: masking.Masking
   ) -> mae.Tokens:
-    """As `forward_encoder`; the noise is always the same."""
+    """Encodes [B, H, W, C] with pixel noise that is always the same."""
     noise = jax.random.normal(jax.random.key(0), images.shape)
     return self._encode(images, masked.mask, noise)
 
@@ -97,15 +99,15 @@ class PatchNoise(_FullLengthInput):
 
 
 class PixelNoise(PatchNoise):
-  """The same, but what is hidden are pixels, wherever they are.
+  """Masked pixels, not patches, replaced by noise.
 
-  `mask_ratio` is a share of pixels, and `mask` chooses among them; those that
-  are hidden cost, not whole patches.
+  `mask_ratio` is a fraction of pixels, `mask` chooses pixels, and the loss is
+  on masked pixels.
   """
 
   @nn.nowrap
-  def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
-    """[B, H * W] that decides the masks, and [B, H, W, C] what is seen."""
+  def sample_noise(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+    """Samples [B, H * W], which chooses masks, and pixel noise [B, H, W, C]."""
     keys = jax.random.split(key)
     height, width = shape[1:3]
     num_keep = masking.num_kept(height * width, self.mask_ratio)
@@ -113,8 +115,10 @@ class PixelNoise(PatchNoise):
     return order, jax.random.normal(keys[1], shape)
 
   @nn.nowrap
-  def choose(self, images: jax.Array, noise: jax.Array) -> masking.Masking:
-    """What noise [B, H * W] hides, with a mask [B, L, P] of patches' pixels."""
+  def choose_masking(
+    self, images: jax.Array, noise: jax.Array
+  ) -> masking.Masking:
+    """Computes the masking from noise [B, H * W], with a mask [B, L, P]."""
     num_keep = masking.num_kept(noise.shape[1], self.mask_ratio)
     masked = masking.random_masking(noise, num_keep)
     pixels = masked.mask.reshape(*images.shape[:3], 1)
@@ -123,7 +127,7 @@ class PixelNoise(PatchNoise):
     return dataclasses.replace(masked, mask=mask)
 
 
-# What the encoder sees of hidden patches, by name.
+# What the encoder gets instead of masked patches.
 MASKED_INPUTS: dict[str, type[mae.MaskedAutoencoder]] = {
   "dropped": mae.MaskedAutoencoder,
   "mask_tokens": WithMaskTokens,

@@ -1,8 +1,8 @@
-"""Which patches the encoder sees: per-example shuffling, as in the reference.
+"""Random masking by shuffling patches, and strategies that choose them.
 
-No sparse operation is needed: tokens are shuffled by an argsort of noise, the
-tail is cut off, and the decoder undoes the shuffle (He et al. 2021, section 3,
-"Simple implementation").
+No sparse operation is needed: an argsort of noise shuffles the tokens, the
+encoder gets the first K, and the decoder undoes the shuffle (He et al. 2021,
+section 3, "Simple implementation").
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mae_jax.distributed import sharding
 
 @flax.struct.dataclass
 class Masking:
-  """What was hidden in each example, and how to put the rest back.
+  """The masked patches of each example, and how to restore their order.
 
   Attributes:
-    ids_shuffle: [B, L] the patches in shuffled order; the first K stay.
+    ids_shuffle: [B, L] patches in shuffled order; the first K are visible.
     ids_restore: [B, L] position of each patch in the shuffled order.
     mask: [B, L] float32, 1 = removed.
     num_keep: K.
@@ -36,19 +36,19 @@ class Masking:
 
   @property
   def ids_keep(self) -> jax.Array:
-    """[B, K] patches that stay, in shuffled order."""
+    """Visible patches [B, K], in shuffled order."""
     return self.ids_shuffle[:, : self.num_keep]
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
-  """K, the number of patches that stay: int(L * (1 - mask_ratio)).
+  """Computes K, the number of visible patches: int(L * (1 - mask_ratio)).
 
   Raises:
-    ValueError: if that hides no patch or keeps none.
+    ValueError: if no patch would be masked or none visible.
   """
   keep = _unchecked_num_kept(num_patches, mask_ratio)
   if not 0 < keep < num_patches:
-    # Rounded down, so that the value in the message does keep a patch.
+    # Round down, so that the suggested value keeps at least one patch.
     highest = math.floor(1e4 * (1 - 1 / num_patches) - 1e-6) / 1e4
     remedy = (
       f"use a value above 0 and at most {highest}"
@@ -57,7 +57,7 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
     )
     raise ValueError(
       f"mask_ratio={mask_ratio} keeps {keep} of {num_patches} patches; it must "
-      f"keep at least one and hide at least one: {remedy}"
+      f"keep at least one and mask at least one: {remedy}"
     )
   return keep
 
@@ -70,8 +70,8 @@ def random_masking(noise: jax.Array, num_keep: int) -> Masking:
   """Chooses which patches the encoder sees.
 
   Args:
-    noise: [B, L] uniform draws, one row per example; the smallest are kept.
-    num_keep: K, how many patches stay.
+    noise: [B, L] uniform noise, one row per example; the K smallest are kept.
+    num_keep: K, the number of patches to keep.
 
   Returns:
     A Masking with ids_keep [B, K], ids_restore [B, L] and mask [B, L] (1 =
@@ -92,75 +92,76 @@ def random_masking(noise: jax.Array, num_keep: int) -> Masking:
 def random_noise(
   key: jax.Array, batch: int, grid: tuple[int, int], num_keep: int
 ) -> jax.Array:
-  """Draws by which `random_masking` keeps any patches.
+  """Samples uniform noise, by which `random_masking` keeps random patches.
 
   Args:
-    key: of this step.
+    key: random key of this step.
     batch: B.
     grid: rows and columns of patches, L in all.
-    num_keep: K, how many patches will be kept.
+    num_keep: K, the number of patches to keep; unused here.
 
   Returns:
-    [B, L] float32, the smallest for the patches that stay.
+    [B, L] float32; the K smallest are kept.
   """
-  del num_keep  # any number of them may be kept
+  del num_keep
   return jax.random.uniform(key, (batch, grid[0] * grid[1]))
 
 
-_BLOCK_TRIES = 64  # that are tried
-_MIN_BLOCK_PATCHES = 16  # patches of a block, as in BEiT
-_MIN_ASPECT = 0.3  # of the flattest block, as there
+_BLOCK_TRIES = 64
+_MIN_BLOCK_PATCHES = 16  # as in BEiT
+_MIN_ASPECT = 0.3  # as in BEiT
 
 
 def block_noise(
   key: jax.Array, batch: int, grid: tuple[int, int], num_keep: int
 ) -> jax.Array:
-  """As `random_noise`, but what is hidden are large blocks.
+  """Samples noise that masks large blocks; arguments as in `random_noise`.
 
-  Rectangles of BEiT's areas and aspects (Bao et al. 2021, algorithm 1) are
-  added until no more fits; what is left to hide is then hidden at random, so
-  that exactly K patches stay. For He et al. 2021, figure 6, "block-wise".
+  Adds rectangles of BEiT's areas and aspect ratios (Bao et al. 2021, algorithm
+  1) until no more fits. Further patches are masked at random, so that exactly K
+  stay visible. For He et al. 2021, figure 6, "block-wise".
   """
   rows, columns = grid
   length = rows * columns
   row, column = jnp.arange(rows)[:, None], jnp.arange(columns)
 
-  def add(hidden: jax.Array, draw: jax.Array) -> tuple[jax.Array, None]:
-    left = length - num_keep - hidden.sum()
-    least = jnp.minimum(_MIN_BLOCK_PATCHES, left)
-    area = least + draw[0] * (left - least)
-    aspect = jnp.exp((2 * draw[1] - 1) * math.log(_MIN_ASPECT))
+  def add_block(masked: jax.Array, noise: jax.Array) -> tuple[jax.Array, None]:
+    left = length - num_keep - masked.sum()
+    min_area = jnp.minimum(_MIN_BLOCK_PATCHES, left)
+    area = min_area + noise[0] * (left - min_area)
+    aspect = jnp.exp((2 * noise[1] - 1) * math.log(_MIN_ASPECT))
     height = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, rows)
     width = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, columns)
-    top = jnp.floor(draw[2] * (rows - height + 1))
-    start = jnp.floor(draw[3] * (columns - width + 1))
+    top = jnp.floor(noise[2] * (rows - height + 1))
+    left_edge = jnp.floor(noise[3] * (columns - width + 1))
     block = (top <= row) & (row < top + height)
-    block &= (start <= column) & (column < start + width)
-    more = hidden | block
-    fits = more.sum() <= length - num_keep
-    return jnp.where(fits, more, hidden), None
+    block &= (left_edge <= column) & (column < left_edge + width)
+    extended = masked | block
+    fits = extended.sum() <= length - num_keep
+    return jnp.where(fits, extended, masked), None
 
-  def one(draws: jax.Array) -> jax.Array:
-    hidden, _ = jax.lax.scan(add, jnp.zeros(grid, bool), draws)
-    return hidden.reshape(length)
+  def mask_one(noise: jax.Array) -> jax.Array:
+    masked, _ = jax.lax.scan(add_block, jnp.zeros(grid, bool), noise)
+    return masked.reshape(length)
 
   keys = jax.random.split(key)
-  draws = jax.random.uniform(keys[0], (batch, _BLOCK_TRIES, 4))
+  noise = jax.random.uniform(keys[0], (batch, _BLOCK_TRIES, 4))
   # Each device adds the blocks of its own images.
-  hidden = jax.vmap(one)(sharding.constrain_batch(draws))
-  return hidden + random_noise(keys[1], batch, grid, num_keep)
+  masked = jax.vmap(mask_one)(sharding.constrain_batch(noise))
+  return masked + random_noise(keys[1], batch, grid, num_keep)
 
 
 def grid_noise(
   key: jax.Array, batch: int, grid: tuple[int, int], num_keep: int
 ) -> jax.Array:
-  """As `random_noise`, but what stays, or is hidden, is a regular grid.
+  """Samples noise that keeps, or masks, a regular grid of patches.
 
-  For 75 %, one of every four patches stays (He et al. 2021, figure 6,
-  "grid-wise"). Nothing is random but the order.
+  A ratio of 75 % keeps one of every four patches (He et al. 2021, figure 6,
+  "grid-wise"). Only the order of patches is random. Arguments are as in
+  `random_noise`.
 
   Raises:
-    ValueError: if no grid keeps so many patches.
+    ValueError: if no regular grid keeps K patches.
   """
   patterns = _grid_patterns(grid)
   if num_keep not in patterns:
@@ -170,16 +171,16 @@ def grid_noise(
       f"a grid cannot keep {num_keep} of {grid[0]} x {grid[1]} patches: use "
       f"another mask, or a mask_ratio of {', '.join(map(str, sorted(ratios)))}"
     )
-  hidden = jnp.asarray(~patterns[num_keep].reshape(-1), jnp.float32)
-  return hidden + random_noise(key, batch, grid, num_keep)
+  masked = jnp.asarray(~patterns[num_keep].reshape(-1), jnp.float32)
+  return masked + random_noise(key, batch, grid, num_keep)
 
 
 def _ratio_keeping(num_keep: int, num_patches: int) -> float:
-  """The shortest mask ratio of which `num_kept` makes so many patches."""
+  """Finds the shortest mask ratio for which `num_kept` is `num_keep`."""
   exact = 1 - num_keep / num_patches
   for digits in range(2, 12):
     unit = 10.0**-digits
-    for ratio in (exact, exact - unit):  # rounded, or to the other side
+    for ratio in (exact, exact - unit):  # rounded up or down
       ratio = round(ratio, digits)
       if _unchecked_num_kept(num_patches, ratio) == num_keep:
         return ratio
@@ -187,15 +188,15 @@ def _ratio_keeping(num_keep: int, num_patches: int) -> float:
 
 
 def _grid_patterns(grid: tuple[int, int]) -> dict[int, np.ndarray]:
-  """What stays, [rows, columns], by the number of patches."""
+  """Returns masks [rows, columns] of visible patches, by their number."""
   row, column = np.indices(grid)
-  every = [
+  sparse = [
     (row % period == 0) & (column % period == 0)
     for period in range(2, 1 + min(4, *grid))
   ]
   halves = (row + column) % 2 == 0
   found: dict[int, np.ndarray] = {}
-  for pattern in (*every, halves, *(~each for each in every)):
+  for pattern in (*sparse, halves, *(~each for each in sparse)):
     found.setdefault(int(pattern.sum()), pattern)
   return found
 
@@ -207,56 +208,57 @@ def given_noise(
   grid: tuple[int, int],
   num_keep: int,
 ) -> jax.Array:
-  """As `random_noise`, but of masks that somebody drew: one of them an image.
+  """Samples noise for given masks: each image gets one of them at random.
 
   Args:
-    rows: of patches, as "0110", 1 = hidden; of one mask after the other.
-    key: as there.
-    batch: as there.
-    grid: as there.
-    num_keep: as there.
+    rows: rows of patches such as "0110", 1 = masked; mask after mask.
+    key: as in `random_noise`.
+    batch: as in `random_noise`.
+    grid: as in `random_noise`.
+    num_keep: as in `random_noise`.
 
   Raises:
-    ValueError: if they are not masks of this grid that keep K patches each.
+    ValueError: if a mask does not fit the grid or does not keep K patches.
   """
   count, rest = divmod(len(rows), grid[0])
   if not count or rest:
     raise ValueError(
-      f"mask_rows={_shorten_rows(rows)} has {len(rows)} rows: write {grid[0]} a mask"
+      f"mask_rows={_shorten_rows(rows)} has {len(rows)} rows: write {grid[0]} "
+      "rows per mask"
     )
   for row in rows:
     if len(row) != grid[1] or set(row) - set("01"):
       raise ValueError(
-        f"mask_rows={_shorten_rows(rows)} has a row {row!r}: write {grid[1]} signs a "
-        "row, each 0 (shown) or 1 (hidden)"
+        f"mask_rows={_shorten_rows(rows)} has a row {row!r}: write {grid[1]} "
+        "digits per row, each 0 (visible) or 1 (masked)"
       )
-  hidden = np.array([[sign == "1" for sign in row] for row in rows])
-  hidden = hidden.reshape(count, -1)
-  for number, kept in enumerate((~hidden).sum(axis=1).tolist(), 1):
-    if not 0 < kept < hidden.shape[1]:
+  masks = np.array([[digit == "1" for digit in row] for row in rows])
+  masks = masks.reshape(count, -1)
+  length = masks.shape[1]
+  for number, kept in enumerate((~masks).sum(axis=1).tolist(), 1):
+    if not 0 < kept < length:
       raise ValueError(
-        f"mask_rows={_shorten_rows(rows)}: mask {number} shows {kept} of "
-        f"{hidden.shape[1]} patches: each must show one and hide one at least"
+        f"mask_rows={_shorten_rows(rows)}: mask {number} keeps {kept} of "
+        f"{length} patches: keep at least one and mask at least one"
       )
     if kept != num_keep:
-      ratio = _ratio_keeping(kept, hidden.shape[1])
       raise ValueError(
-        f"mask_rows={_shorten_rows(rows)}: mask {number} shows {kept} of "
-        f"{hidden.shape[1]} patches, and {num_keep} are to stay: draw all "
-        f"so, or set mask_ratio={ratio}"
+        f"mask_rows={_shorten_rows(rows)}: mask {number} keeps {kept} of "
+        f"{length} patches instead of {num_keep}: change the mask, or set "
+        f"mask_ratio={_ratio_keeping(kept, length)}"
       )
   keys = jax.random.split(key)
-  which = jax.random.randint(keys[0], (batch,), 0, count)
-  chosen = jnp.asarray(hidden, jnp.float32)[which]
+  index = jax.random.randint(keys[0], (batch,), 0, count)
+  chosen = jnp.asarray(masks, jnp.float32)[index]
   return chosen + random_noise(keys[1], batch, grid, num_keep)
 
 
 def _shorten_rows(rows: Sequence[str]) -> str:
-  shown = ",".join(rows[:3])
-  return f"{shown},..." if len(rows) > 3 else shown
+  start = ",".join(rows[:3])
+  return f"{start},..." if len(rows) > 3 else start
 
 
-# What hides patches: by its name, from a key, B, the grid and K to noise.
+# Samples noise [B, L] from a key, B, the grid and K.
 Strategy = Callable[[jax.Array, int, tuple[int, int], int], jax.Array]
 STRATEGIES: dict[str, Strategy] = {
   "random": random_noise,
@@ -266,45 +268,47 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def no_masking(masked: Masking) -> Masking:
-  """All L patches in order, for a decoder that is to fill in none of them."""
+  """Returns all L patches in order, for a decoder without mask tokens."""
   length = masked.mask.shape[1]
   order = jnp.broadcast_to(jnp.arange(length), masked.mask.shape[:2])
   return Masking(order, order, masked.mask, length)
 
 
 def visible_only(tokens: jax.Array, masked: Masking) -> jax.Array:
-  """The tokens that stay, in shuffled order: [B, L, D] -> [B, K, D]."""
+  """Selects the visible tokens, in shuffled order: [B, L, D] -> [B, K, D]."""
   return _permute(tokens, masked.ids_keep, masked.ids_restore)
 
 
 def unshuffle(
   visible: jax.Array, mask_token: jax.Array, masked: Masking
 ) -> jax.Array:
-  """Fills hidden places with the mask token and restores the order.
+  """Inserts mask tokens for masked patches and restores the order.
 
   Args:
-    visible: [B, K, D] tokens of the kept patches, in shuffled order.
+    visible: [B, K, D] tokens of the visible patches, in shuffled order.
     mask_token: [1, 1, D].
-    masked: what was hidden.
+    masked: the masking of each example.
 
   Returns:
     [B, L, D] in the order of the image's patches.
   """
   batch, kept, width = visible.shape
-  hidden = masked.ids_restore.shape[1] - kept
-  tail = jnp.broadcast_to(mask_token, (batch, hidden, width))
+  num_masked = masked.ids_restore.shape[1] - kept
+  tail = jnp.broadcast_to(mask_token, (batch, num_masked, width))
   shuffled = jnp.concatenate([visible, tail], axis=1)
   return _permute(shuffled, masked.ids_restore, masked.ids_shuffle)
 
 
 @jax.custom_vjp
-def _permute(tokens: jax.Array, ids: jax.Array, inverse: jax.Array) -> jax.Array:
-  """[B, L, D] by ids [B, K] -> [B, K, D]; `inverse` [B, L] undoes it.
+def _permute(
+  tokens: jax.Array, ids: jax.Array, inverse: jax.Array
+) -> jax.Array:
+  """Gathers [B, L, D] by ids [B, K]; `inverse` [B, L] is for the gradient.
 
-  The gradient of a gather is a scatter, which is slow. Of a permutation, cut
-  off or not, it is a gather by the inverse permutation.
+  The gradient of a gather is a scatter, which is slow. For a permutation, or
+  its first K entries, it is a gather by the inverse permutation.
   """
-  del inverse  # only for the gradient
+  del inverse
   return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)
 
 
@@ -317,8 +321,8 @@ def _permute_forward(
 def _permute_backward(
   inverse: jax.Array, grad: jax.Array
 ) -> tuple[jax.Array, None, None]:
-  cut_off = inverse.shape[1] - grad.shape[1]
-  grad = jnp.pad(grad, ((0, 0), (0, cut_off), (0, 0)))
+  num_removed = inverse.shape[1] - grad.shape[1]
+  grad = jnp.pad(grad, ((0, 0), (0, num_removed), (0, 0)))
   return jnp.take_along_axis(grad, inverse[:, :, None], axis=1), None, None
 
 

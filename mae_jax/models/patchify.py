@@ -1,7 +1,7 @@
-"""Images to rows of patches and back.
+"""Images to patches and back.
 
-Pixel-major with channels last inside a patch, as in the reference: the kernel
-of the patch embedding and the rows of the prediction depend on this order.
+Values of a patch are ordered by pixel, channels last, as in the reference. The
+kernels of patch embedding and prediction depend on this order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 def grid_size(
   image_size: Sequence[int], patch_size: tuple[int, int]
 ) -> tuple[int, int]:
-  """Rows and columns of patches.
+  """Computes the rows and columns of patches.
 
   Args:
     image_size: height and width in pixels.
@@ -37,7 +37,7 @@ def grid_size(
 
 
 def patchify(images: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
-  """Cuts images into patches, row by row.
+  """Splits images into patches, row by row.
 
   Args:
     images: [B, H, W, C].
@@ -48,8 +48,8 @@ def patchify(images: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
   """
   grid_size(images.shape[1:3], patch_size)
   p, q = patch_size
-  # Pixels of a row and their channels as one axis: with an axis of 3 or of the
-  # grid last, a TPU pads what it moves nine times over.
+  # Merge pixels of a row with their channels: a TPU pads a last axis of 3, or
+  # of the grid's size, to nine times the data.
   rows = einops.rearrange(images, "b h w c -> b h (w c)")
   return einops.rearrange(
     rows, "b (h p) (w s) -> b (h w) (p s)", p=p, s=q * images.shape[-1]
@@ -59,7 +59,7 @@ def patchify(images: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
 def unpatchify(
   patches: jax.Array, patch_size: tuple[int, int], image_size: tuple[int, int]
 ) -> jax.Array:
-  """Puts patches together again: the inverse of `patchify`.
+  """Joins patches into images: the inverse of `patchify`.
 
   Args:
     patches: [B, L, p * q * C].
@@ -79,6 +79,6 @@ def unpatchify(
 def normalize(
   images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> jax.Array:
-  """[..., C] uint8 -> float32, (x / 255 - mean) / std channel by channel."""
+  """Converts [..., C] uint8 to float32: (x / 255 - mean) / std per channel."""
   scaled = images.astype(jnp.float32) / 255
   return (scaled - jnp.asarray(mean)) / jnp.asarray(std)

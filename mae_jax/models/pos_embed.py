@@ -1,4 +1,4 @@
-"""Position tables: the fixed 2-D sin-cos one, and any table on another grid."""
+"""Position tables: fixed 2-D sin-cos, and resizing a table to another grid."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import numpy as np
 
 
 def sincos_1d(positions: np.ndarray, width: int) -> np.ndarray:
-  """[N] positions -> [N, width]: [sin | cos], omega_i = 10000^(-2i / width)."""
+  """Encodes positions [N] as [sin | cos] [N, width].
+
+  The frequencies are omega_i = 10000^(-2i / width).
+  """
   omega = 1.0 / 10000 ** (np.arange(width // 2) / (width / 2))
   angles = positions.reshape(-1, 1).astype(np.float64) * omega
   return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
-  """The position table of the reference.
+  """Computes the reference's position table.
 
   Args:
     grid: rows and columns of patches.
@@ -41,7 +44,7 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def with_cls(table: Any) -> jax.Array:
-  """[L, D] -> [1, 1 + L, D]: the class token's row, zeros in the reference."""
+  """Prepends the class token's row of zeros: [L, D] -> [1, 1 + L, D]."""
   return jnp.pad(table, ((1, 0), (0, 0)))[None]
 
 
@@ -51,15 +54,15 @@ def resize(
   """Interpolates a table of patch positions, as the reference does.
 
   Bicubic with a = -0.75, edges clamped, no antialiasing, corners not aligned:
-  PyTorch's `interpolate(mode="bicubic")`. JAX's has a = -0.5.
+  PyTorch's `interpolate(mode="bicubic")`. JAX's bicubic has a = -0.5.
 
   Args:
     table: [..., rows * columns, D] without the class token.
-    grid: its rows and columns.
-    to: rows and columns wanted.
+    grid: rows and columns of the table.
+    to: rows and columns of the result.
 
   Returns:
-    [..., to_rows * to_columns, D] float32; the very table for the same grid.
+    [..., to_rows * to_columns, D] float32; unchanged for the same grid.
   """
   if tuple(grid) == tuple(to):
     return np.asarray(table, np.float32)
@@ -72,7 +75,7 @@ def resize(
 
 
 def _bicubic_matrix(size: int, to: int) -> np.ndarray:
-  """[to, size]: what each old place gives to each new one."""
+  """Returns the interpolation weights [to, size]."""
   a = -0.75
   places = (np.arange(to) + 0.5) * size / to - 0.5
   first = np.floor(places).astype(int)

@@ -1,7 +1,7 @@
-"""What a decoder is to predict of a patch: modules of pixels [..., P].
+"""Prediction targets: modules that map pixels [..., P] to values [..., T].
 
-A target that learns from data (`Fitted`) keeps what it learned in the
-collection FITTED, which belongs to the state and to no optimizer.
+A target that is fitted to data (`Fitted`) stores the result in the collection
+FITTED. This belongs to the train state, but no optimizer changes it.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import numpy as np
 
 from mae_jax.models import losses
 
-FITTED = "fitted"  # the collection, and its role in the state
+FITTED = "fitted"  # the collection, and its role in the train state
 
 
 class Target(nn.Module):
-  """Pixels as they are: the network's input, patch by patch.
+  """The pixels of a patch, as the network receives them ("raw").
 
   Attributes:
-    dim: T, values of the target of a patch.
-    normalized: whether it lacks mean and deviation of the patch.
+    dim: T, number of target values per patch.
+    normalized: whether the target lacks the patch's mean and deviation.
   """
 
   dim: int
   normalized: ClassVar[bool] = False
 
   def __call__(self, patches: jax.Array) -> jax.Array:
-    """[..., P] -> [..., T]."""
+    """Computes the target: [..., P] -> [..., T]."""
     return patches
 
   def to_patches(self, target: jax.Array) -> jax.Array:
-    """[..., T] -> [..., P], as near as the target alone tells."""
+    """Converts targets [..., T] to patches [..., P], approximately."""
     return target
 
 
@@ -45,26 +45,26 @@ class NormalizedPixels(Target):
   normalized: ClassVar[bool] = True
 
   def __call__(self, patches: jax.Array) -> jax.Array:
-    """[..., P] -> [..., P]."""
+    """Normalizes each patch [..., P]."""
     return losses.normalize_patches(patches)
 
 
 @runtime_checkable
 class Fitted(Protocol):
-  """A target that learns from patches before training."""
+  """A target that is fitted to patches before training."""
 
   def statistics(
     self, patches: jax.Array, weights: jax.Array
   ) -> dict[str, jax.Array]:
-    """What `fit` needs of some patches; sums may be added.
+    """Computes statistics for `fit`; those of several batches may be added.
 
     Args:
       patches: [B, L, P].
-      weights: [B], 0 or False for images that do not count.
+      weights: [B], 0 or False for images to ignore.
     """
 
   def fit(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The collection FITTED, from `statistics` of all patches in float64."""
+    """Computes the collection FITTED from summed float64 `statistics`."""
 
 
 class PrincipalComponents(Target):
@@ -77,29 +77,29 @@ class PrincipalComponents(Target):
   patch_dim: int
 
   def setup(self) -> None:
-    """What is fitted: zeros until then."""
+    """Creates the fitted variables, zeros before `fit`."""
     shape = (self.patch_dim, self.dim)
     self.mean = self.variable(FITTED, "mean", jnp.zeros, shape[:1])
     self.basis = self.variable(FITTED, "basis", jnp.zeros, shape)
 
   def __call__(self, patches: jax.Array) -> jax.Array:
-    """[..., P] -> [..., T]."""
+    """Projects [..., P] to [..., T]."""
     return _matmul_float32(patches - self.mean.value, self.basis.value)
 
   def to_patches(self, target: jax.Array) -> jax.Array:
-    """[..., T] -> [..., P], without what the other components hold."""
+    """Reconstructs [..., P] from [..., T], without the other components."""
     return _matmul_float32(target, self.basis.value.T) + self.mean.value
 
   @nn.nowrap
   def statistics(
     self, patches: jax.Array, weights: jax.Array
   ) -> dict[str, jax.Array]:
-    """See `moments`."""
+    """Computes `moments`."""
     return moments(patches, weights)
 
   @nn.nowrap
   def fit(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """See `principal_components`."""
+    """Computes `principal_components`."""
     count, total, products = sums["count"], sums["sum"], sums["products"]
     return principal_components(float(count), total, products, self.dim)
 
@@ -108,8 +108,8 @@ def _norm_pix(patch_dim: int, components: int) -> Target:
   del components
   if patch_dim < 2:
     raise ValueError(
-      "target='norm_pix' needs patches of at least two values; these have one: "
-      "use larger patches, or target='raw'"
+      "target='norm_pix' needs at least two values per patch, but there is "
+      "one: use larger patches, or target='raw'"
     )
   return NormalizedPixels(patch_dim)
 
@@ -117,13 +117,13 @@ def _norm_pix(patch_dim: int, components: int) -> Target:
 def _pca(patch_dim: int, components: int) -> Target:
   if not 1 <= components <= patch_dim:
     raise ValueError(
-      f"pca_components={components} is not in 1..{patch_dim}, the values of a "
-      "patch"
+      f"pca_components={components} is not in 1..{patch_dim}, the number of "
+      "values per patch"
     )
   return PrincipalComponents(components, patch_dim)
 
 
-# What is predicted, by name: from P and a number of components.
+# Functions from P and a number of components to a target.
 TARGETS: dict[str, Callable[[int, int], Target]] = {
   "norm_pix": _norm_pix,
   "raw": lambda patch_dim, components: Target(patch_dim),
@@ -132,16 +132,16 @@ TARGETS: dict[str, Callable[[int, int], Target]] = {
 
 
 def _matmul_float32(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  # In float32 on any device: it is what predictions are held against.
+  # Exact float32 on any device, because the loss compares with the result.
   return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def moments(patches: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
-  """What `principal_components` needs of some patches; sums may be added.
+  """Sums the moments of patches for `principal_components`.
 
   Args:
     patches: [B, L, P].
-    weights: [B], 0 or False for images that do not count.
+    weights: [B], 0 or False for images to ignore.
 
   Returns:
     "count", "sum" [P] and "products" [P, P], float32.
@@ -159,17 +159,17 @@ def moments(patches: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
 def principal_components(
   count: float, total: np.ndarray, products: np.ndarray, components: int
 ) -> dict[str, np.ndarray]:
-  """The PCA of patches, from sums of them in float64.
+  """Computes the PCA of patches from their float64 moments.
 
   Args:
-    count: of patches.
-    total: [P] their sum.
-    products: [P, P] sum of their outer products.
+    count: number of patches.
+    total: [P], the sum of the patches.
+    products: [P, P], the sum of their outer products.
     components: T.
 
   Returns:
-    "mean" [P] and "basis" [P, T], orthonormal columns, the largest variance
-    first; of each the entry farthest from 0 is positive.
+    "mean" [P] and "basis" [P, T], orthonormal columns by decreasing variance;
+    the entry of largest magnitude in each column is positive.
   """
   mean = total / count
   _, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))

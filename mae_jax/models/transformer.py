@@ -1,8 +1,8 @@
 """The pre-norm transformer stack that encoder and decoder share.
 
-Blocks are one `nn.scan` over parameters of shape (depth, ...), so that compile
-time does not grow with depth and a per-layer quantity is a vector along that
-axis. `unroll` and `remat` change speed and memory, never a checkpoint.
+Blocks are one `nn.scan` over parameters of shape (depth, ...). Compile time
+does not grow with depth, and per-layer quantities are vectors along that axis.
+`unroll` and `remat` change speed and memory, never a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 from mae_jax.distributed import sharding
 from mae_jax.models import attention
 
-# What the reference has; networks from elsewhere may differ.
+# The reference's values; imported networks may have others.
 NORM_EPS = 1e-6
 ACTIVATION = "gelu"
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact GELU, in float32: x times the normal distribution function of x.
+  """Computes the exact GELU in float32: x times the normal CDF of x.
 
-  By 1 + erf, as PyTorch has it. `jax.nn.gelu` takes erfc, in which a step on
-  CPU spends twice the time.
+  Uses 1 + erf, as PyTorch does. `jax.nn.gelu` uses erfc, with which a step on
+  CPU takes twice the time.
   """
   wide = x.astype(jnp.float32)
   return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
 }
-# By names that are no settings, for programs that others read: TensorFlow's
+# Replacements in exported programs, by names that are no settings: TensorFlow's
 # StableHLO has no erf.
 PORTABLE_ACTIVATIONS = {"gelu": "gelu_erfc"}
 ACTIVATION_FUNCTIONS = ACTIVATIONS | {
@@ -50,7 +50,7 @@ ACTIVATION_FUNCTIONS = ACTIVATIONS | {
 
 _NORMS = ("norm1", "norm2")  # computed in float32
 
-# What the backward pass keeps; "none" keeps everything.
+# Activations to save for the backward pass; "none" saves all.
 REMAT_POLICIES = {
   "none": None,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -59,7 +59,7 @@ REMAT_POLICIES = {
 
 
 def dense(features: int, dtype: Any, name: str) -> nn.Dense:
-  """A dense layer as the reference initializes all of them."""
+  """Builds a dense layer with the reference's initialization."""
   return nn.Dense(
     features,
     dtype=dtype,
@@ -69,51 +69,50 @@ def dense(features: int, dtype: Any, name: str) -> nn.Dense:
 
 
 def layer_norm(name: str, eps: float = NORM_EPS) -> nn.LayerNorm:
-  """LayerNorm in float32, whatever the compute dtype."""
+  """Builds a LayerNorm in float32, whatever the compute dtype."""
   return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
 
 
 def drop_path(noise: jax.Array, rate: float) -> jax.Array:
-  """What each residual branch is multiplied by (stochastic depth).
+  """Computes scales of residual branches for stochastic depth.
 
-  A branch of block i of n is dropped for an example with probability
-  rate * i / (n - 1), and what stays is scaled up by as much (Huang et al. 2016,
+  Block i of n drops a branch for an example with probability rate * i / (n -
+  1), and scales the branches that remain up by the inverse (Huang et al. 2016,
   arXiv 1603.09382).
 
   Args:
-    noise: [B, depth, 2] uniform draws in [0, 1), for the two branches of each
-      block.
-    rate: of the last block, below 1.
+    noise: [B, depth, 2] uniform in [0, 1), for the two branches of each block.
+    rate: drop probability of the last block, below 1.
 
   Returns:
     [depth, B, 2] float32.
   """
   rates = np.linspace(0, rate, noise.shape[1], dtype=np.float32)[:, None]
-  kept = (noise >= rates) / (1 - rates)
-  return jnp.moveaxis(kept.astype(jnp.float32), 1, 0)
+  scale = (noise >= rates) / (1 - rates)
+  return jnp.moveaxis(scale.astype(jnp.float32), 1, 0)
 
 
 class Attention(nn.Module):
   """Multi-head self-attention with one fused projection to q, k and v.
 
-  Where "intermediates" are asked for, the weights [B, heads, N, N] float32 are
-  among them as "weights".
+  If the collection "intermediates" is mutable, it receives the attention
+  weights [B, heads, N, N] float32 as "weights".
   """
 
   heads: int
   dtype: Any = jnp.float32
-  part_bytes: int = 0
+  chunk_bytes: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B, N, D]; softmax in float32."""
+    """Attends: [B, N, D] -> [B, N, D]; softmax in float32."""
     width = x.shape[-1]
     # Rows of the fused kernel are [q; k; v], each (heads, head_dim).
     qkv = dense(3 * width, self.dtype, "qkv")(x)
     if self.is_mutable_collection("intermediates"):
       weights = attention.weights(qkv, self.heads)
       self.sow("intermediates", "weights", weights)
-    out = attention.attend(qkv, self.heads, self.part_bytes)
+    out = attention.attend(qkv, self.heads, self.chunk_bytes)
     return dense(width, self.dtype, "proj")(out)
 
 
@@ -126,36 +125,36 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B, N, D]."""
+    """Maps [B, N, D] to [B, N, D]."""
     hidden = dense(self.mlp_dim, self.dtype, "fc1")(x)
     hidden = ACTIVATION_FUNCTIONS[self.activation](hidden)
     return dense(x.shape[-1], self.dtype, "fc2")(hidden)
 
 
 class Block(nn.Module):
-  """A pre-norm transformer block; returns a pair, as `nn.scan` wants it."""
+  """A pre-norm transformer block; returns a pair, as `nn.scan` requires."""
 
   heads: int
   mlp_dim: int
   dtype: Any = jnp.float32
   norm_eps: float = NORM_EPS
   activation: str = ACTIVATION
-  part_bytes: int = 0
+  chunk_bytes: int = 0
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, kept: jax.Array | None
+    self, x: jax.Array, residual_scale: jax.Array | None
   ) -> tuple[jax.Array, None]:
-    """[B, N, D] -> [B, N, D]; the branches are multiplied by `kept` [B, 2]."""
+    """Maps [B, N, D] to itself; `residual_scale` [B, 2] scales the branches."""
 
     def branch(out: jax.Array, number: int) -> jax.Array:
-      if kept is None:
+      if residual_scale is None:
         return out
-      # In float32: 1 / (1 - rate) rounded would be a bias.
-      return (out * kept[:, number, None, None]).astype(out.dtype)
+      # Float32, because rounding 1 / (1 - rate) would bias the branches.
+      return (out * residual_scale[:, number, None, None]).astype(out.dtype)
 
     x = sharding.constrain_batch(x)
-    attn = Attention(self.heads, self.dtype, self.part_bytes, name="attn")
+    attn = Attention(self.heads, self.dtype, self.chunk_bytes, name="attn")
     normed = layer_norm(_NORMS[0], self.norm_eps)(x).astype(self.dtype)
     x = x + branch(attn(normed), 0)
     mlp = Mlp(self.mlp_dim, self.dtype, self.activation, name="mlp")
@@ -165,10 +164,10 @@ class Block(nn.Module):
 
 
 def _cast_dense(variables: Any, dtype: Any) -> Any:
-  """Casts what dense layers would cast, before the scan and not in it.
+  """Casts the parameters of dense layers before the scan instead of inside.
 
-  The gradients of all layers are then stacked in the smaller type, as they are
-  computed, and not as float32 copies of the same numbers.
+  Gradients of all layers are then stacked in the compute dtype, not as float32
+  copies of the same numbers.
   """
 
   def cast(path: Any, x: jax.Array) -> jax.Array:
@@ -179,20 +178,20 @@ def _cast_dense(variables: Any, dtype: Any) -> Any:
 
 
 class Stack(nn.Module):
-  """`depth` blocks whose parameters are stacked along a leading axis.
+  """A stack of `depth` blocks with parameters stacked along a leading axis.
 
   Attributes:
     depth: number of blocks.
-    heads: attention heads, a divisor of the width.
+    heads: number of attention heads, a divisor of the width.
     mlp_dim: hidden width of the MLP.
     dtype: of activations.
     remat: a name in REMAT_POLICIES.
-    unroll: blocks a scan step; a speed setting only.
-    frozen: how many of the first blocks, and what comes before them, no
-      gradient reaches: of these there is no backward pass.
-    norm_eps: of every LayerNorm.
-    activation: a name in ACTIVATIONS, or what PORTABLE has for it.
-    part_bytes: see `attention.attend`.
+    unroll: blocks per scan step; changes only speed.
+    frozen: number of leading blocks to freeze, with all layers before them;
+      their backward pass is skipped.
+    norm_eps: epsilon of every LayerNorm.
+    activation: a name in ACTIVATION_FUNCTIONS.
+    chunk_bytes: as in `attention.attend`.
   """
 
   depth: int
@@ -204,15 +203,17 @@ class Stack(nn.Module):
   frozen: int = 0
   norm_eps: float = NORM_EPS
   activation: str = ACTIVATION
-  part_bytes: int = 0
+  chunk_bytes: int = 0
 
   @nn.compact
-  def __call__(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
-    """[B, N, D] -> [B, N, D]; `kept` [depth, B, 2] comes from `drop_path`."""
+  def __call__(
+    self, x: jax.Array, residual_scale: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps [B, N, D] to itself; `residual_scale` comes from `drop_path`."""
     if self.frozen and not self.is_initializing():
-      lower = self._part(x, kept, slice(None, self.frozen))
-      lower = jax.lax.stop_gradient(lower)
-      return self._part(lower, kept, slice(self.frozen, None))
+      x = self._run_blocks(x, residual_scale, slice(None, self.frozen))
+      x = jax.lax.stop_gradient(x)
+      return self._run_blocks(x, residual_scale, slice(self.frozen, None))
     block: Any = Block
     if self.remat != "none":
       block = nn.remat(
@@ -235,20 +236,20 @@ class Stack(nn.Module):
       self.dtype,
       self.norm_eps,
       self.activation,
-      self.part_bytes,
+      self.chunk_bytes,
       name="blocks",
-    )(x, kept)
+    )(x, residual_scale)
     return x
 
-  def _part(
-    self, x: jax.Array, kept: jax.Array | None, which: slice
+  def _run_blocks(
+    self, x: jax.Array, residual_scale: jax.Array | None, blocks: slice
   ) -> jax.Array:
-    """Some of the blocks, as a stack of their own with slices of these."""
-    params = jax.tree.map(lambda p: p[which], self.variables["params"])
-    depth = len(range(self.depth)[which])
+    """Runs a slice of the blocks, as a smaller stack."""
+    params = jax.tree.map(lambda p: p[blocks], self.variables["params"])
+    depth = len(range(self.depth)[blocks])
     if not depth:
       return x
     stack = self.clone(depth=depth, frozen=0, parent=None, name=None)
-    kept = None if kept is None else kept[which]
-    out: Any = stack.apply({"params": params}, x, kept)
+    residual_scale = None if residual_scale is None else residual_scale[blocks]
+    out: Any = stack.apply({"params": params}, x, residual_scale)
     return out

@@ -1,4 +1,4 @@
-"""The encoder with a head: a classifier, and what a linear probe looks at."""
+"""The ViT classifier: the encoder with a head."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 from mae_jax.models import mae, transformer
 from mae_jax.utils.errors import ConfigError
 
-# Parts of a classifier's parameters, beside those of its encoder.
+# Keys of a classifier's parameters, beside "encoder".
 FC_NORM, HEAD = "fc_norm", "head"
 POOLINGS = {"mean": "of the patch tokens", "cls": "the class token"}
 
 
 def num_frozen_blocks(trained: str, depth: int) -> int:
-  """How many blocks stay as they are.
+  """Returns the number of leading blocks that are frozen.
 
   Args:
-    trained: "all"; "head", with the norm in front of it; "mlp", and that of
-      the last block; "4 blocks", and so many last blocks.
+    trained: "all"; "head", the head and the norm before it; "mlp", also the
+      last block's MLP; "4 blocks", also the last 4 blocks.
     depth: number of blocks.
 
   Raises:
-    ConfigError: if it is none of them.
+    ConfigError: if `trained` has another form.
   """
   known = {"all": 0, "head": depth, "mlp": depth - 1}
   if trained in known:
@@ -35,50 +35,50 @@ def num_frozen_blocks(trained: str, depth: int) -> int:
   match = re.fullmatch(r"(\d{1,4}) ?blocks?", trained)
   if not match or not 1 <= int(match[1]) <= depth:
     raise ConfigError(
-      f"classify.trainable={trained!r} is not known: use all, head, mlp, or "
-      f"the number of last blocks, '1 blocks' to '{depth} blocks'"
+      f"classify.trainable={trained!r} is not known: use all, head, mlp, or a "
+      f"number of last blocks from '1 blocks' to '{depth} blocks'"
     )
   return depth - int(match[1])
 
 
 def trainable_mask(params: Any, trained: str) -> Any:
-  """Which parameters of a `VisionTransformer` change.
+  """Marks the parameters of a `VisionTransformer` that are trained.
 
   Args:
-    params: its tree; ShapeDtypeStructs will do.
-    trained: see `first_trained`.
+    params: its parameters or their ShapeDtypeStructs.
+    trained: as in `num_frozen_blocks`.
 
   Returns:
-    A bool array for each parameter, that broadcasts to it.
+    For each parameter, a bool array that broadcasts to it.
   """
   depth = jax.tree.leaves(params["encoder"]["stack"])[0].shape[0]
   first = num_frozen_blocks(trained, depth)
 
-  def one(path: Any, leaf: Any) -> np.ndarray:
+  def mark(path: Any, leaf: Any) -> np.ndarray:
     part = [key.key for key in path]
     if part[:2] == ["encoder", "stack"]:
-      changes = np.arange(depth) >= first
+      is_trained = np.arange(depth) >= first
       if trained == "mlp" and part[3] not in ("norm2", "mlp"):
-        changes[:] = False
-      return changes.reshape(-1, *[1] * (len(leaf.shape) - 1))
-    embeds = part[0] == "encoder" and part[1] != "norm"
-    return np.array(trained == "all" or not embeds)
+        is_trained[:] = False
+      return is_trained.reshape(-1, *[1] * (len(leaf.shape) - 1))
+    is_embedding = part[0] == "encoder" and part[1] != "norm"
+    return np.array(trained == "all" or not is_embedding)
 
-  return jax.tree_util.tree_map_with_path(one, params)
+  return jax.tree_util.tree_map_with_path(mark, params)
 
 
 class VisionTransformer(nn.Module):
-  """A ViT classifier, with names and defaults of the reference.
+  """A ViT classifier with the reference's names and defaults.
 
-  With pooling "mean" the patch tokens, not normalized, are averaged and pass
-  "fc_norm"; with "cls" the class token has passed the encoder's final norm. So
-  the encoder's `final_norm` is set for "cls" alone.
+  Pooling "mean" averages the patch tokens and applies "fc_norm"; "cls" takes
+  the class token after the encoder's final norm. The encoder's `final_norm` is
+  therefore set for "cls" only.
 
   Attributes:
-    encoder: see `mae.Encoder`.
-    num_classes: of the head.
+    encoder: the `mae.Encoder`.
+    num_classes: number of classes.
     pooling: "mean" or "cls".
-    head_std: of the normal that the head's kernel begins with.
+    head_std: standard deviation of the head's initial kernel.
   """
 
   encoder: mae.Encoder
@@ -93,21 +93,21 @@ class VisionTransformer(nn.Module):
     drop_noise: jax.Array | None = None,
     drop_rate: float = 0.0,
   ) -> jax.Array:
-    """Scores the classes.
+    """Computes logits.
 
     Args:
       images: [B, H, W, C], normalized.
-      drop_noise: [B, depth, 2] uniform draws for stochastic depth; None for
+      drop_noise: [B, depth, 2] uniform noise for stochastic depth; None for
         none, as in evaluation.
-      drop_rate: of the last block.
+      drop_rate: drop probability of the last block.
 
     Returns:
       [B, num_classes] float32 logits.
     """
-    kept = None
+    scale = None
     if drop_noise is not None and drop_rate:
-      kept = transformer.drop_path(drop_noise, drop_rate)
-    tokens = self.encoder(images, kept=kept)
+      scale = transformer.drop_path(drop_noise, drop_rate)
+    tokens = self.encoder(images, residual_scale=scale)
     if self.pooling == "mean":
       norm = transformer.layer_norm(FC_NORM, self.encoder.norm_eps)
       x = norm(tokens.patches.mean(axis=1))
@@ -117,10 +117,10 @@ class VisionTransformer(nn.Module):
 
 
 def head(num_classes: int, std: float) -> nn.Dense:
-  """The linear layer to the logits, in float32.
+  """Builds the linear layer to float32 logits.
 
-  The reference cuts its normal off at -2 and 2: that is a hundred deviations
-  and more.
+  The reference truncates its normal at -2 and 2, more than a hundred standard
+  deviations away, which changes nothing.
   """
   return nn.Dense(
     num_classes,

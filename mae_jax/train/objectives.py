@@ -113,7 +113,7 @@ class Reconstruction:
     if self._frozen:  # two of three parts are the backward pass
       total -= 2 * flops.masked_encoder(model, channels)
     length = math.prod(model.decoder.grid)
-    for _, _, term in model.terms:
+    for _, _, term in model.auxiliary_losses:
       hidden = length - masking.num_kept(length, model.mask_ratio)
       width = model.decoder.target_dim
       total += term.flops(hidden, width, self._batch_size)

@@ -47,9 +47,9 @@ def pytorch(qkv: np.ndarray, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return out.detach().numpy(), x.grad.numpy()
 
 
-def ours(qkv, grad, part_bytes: int):
+def ours(qkv, grad, chunk_bytes: int):
   attend = functools.partial(
-    attention.attend, heads=HEADS, part_bytes=part_bytes
+    attention.attend, heads=HEADS, chunk_bytes=chunk_bytes
   )
   out, pullback = jax.vjp(attend, qkv)
   return out, pullback(grad)[0]
@@ -58,7 +58,7 @@ def ours(qkv, grad, part_bytes: int):
 @pytest.mark.parametrize("part", PARTS)
 def test_equals_pytorch(part: str):
   qkv, grad = draw()
-  got = jax.jit(functools.partial(ours, part_bytes=PARTS[part]))(
+  got = jax.jit(functools.partial(ours, chunk_bytes=PARTS[part]))(
     qkv.astype(np.float32), grad.astype(np.float32)
   )
   for mine, theirs in zip(got, pytorch(qkv, grad), strict=True):
@@ -95,7 +95,7 @@ def test_on_eight_devices_each_goes_through_its_own(part: str):
   where = sharding.batch_sharding(mesh)
   qkv, grad = (x.astype(np.float32) for x in draw(8 * BATCH))
   function = jax.jit(
-    functools.partial(ours, part_bytes=PARTS[part]),
+    functools.partial(ours, chunk_bytes=PARTS[part]),
     in_shardings=(where, where),
     out_shardings=(where, where),
   )
@@ -117,15 +117,15 @@ def test_a_batch_that_devices_do_not_divide_is_attended_whole():
   mesh = sharding.make_mesh(MeshConfig())
   qkv, grad = (x.astype(np.float32) for x in draw(1))
   with jax.set_mesh(mesh):
-    out, _ = jax.jit(functools.partial(ours, part_bytes=1))(qkv, grad)
+    out, _ = jax.jit(functools.partial(ours, chunk_bytes=1))(qkv, grad)
   np.testing.assert_allclose(out, ours(qkv, grad, 0)[0], atol=1e-5)
 
 
 def test_memory_grows_with_the_tokens_and_not_their_square():
-  def temporary(length: int, part_bytes: int) -> int:
+  def temporary(length: int, chunk_bytes: int) -> int:
     qkv = jax.ShapeDtypeStruct((2, length, 3 * 16), np.float32)
     grad = jax.ShapeDtypeStruct((2, length, 16), np.float32)
-    lowered = jax.jit(functools.partial(ours, part_bytes=part_bytes)).lower(
+    lowered = jax.jit(functools.partial(ours, chunk_bytes=chunk_bytes)).lower(
       qkv, grad
     )
     return lowered.compile().memory_analysis().temp_size_in_bytes

@@ -90,7 +90,7 @@ def test_what_the_encoder_is_given_is_the_image_with_noise_in_it():
 def test_single_pixels_are_noise_and_they_alone_cost():
   model = network("pixel_noise", mask_ratio=0.3, target="raw")
   images, _ = drawn()
-  noise = model.draw(jax.random.key(3), images.shape)
+  noise = model.sample_noise(jax.random.key(3), images.shape)
   tokens, masked = model.forward_encoder(images, noise)
   mask = np.asarray(masked.mask)  # [B, L, P]
   assert mask.shape == (BATCH, 16, 4)
@@ -109,7 +109,8 @@ def test_single_pixels_are_noise_and_they_alone_cost():
 def test_noise_has_the_deviation_of_the_images_and_is_another_each_time(hidden):
   model = tiny.model(objective={"masked_input": hidden})
   first, second = (
-    np.asarray(model.draw(jax.random.key(k), (64, 8, 8, 1))[1]) for k in (0, 1)
+    np.asarray(model.sample_noise(jax.random.key(k), (64, 8, 8, 1))[1])
+    for k in (0, 1)
   )
   assert abs(first.std() - 1) < 0.05
   assert abs(first.mean()) < 0.05
@@ -121,7 +122,7 @@ def test_every_parameter_but_the_unused_token_is_learned(hidden: str):
   """And none of them is of the encoder that MAE does not have."""
   plain, model = tiny.model(), network(hidden)
   images, _ = drawn()
-  noise = model.draw(jax.random.key(2), images.shape)
+  noise = model.sample_noise(jax.random.key(2), images.shape)
   params = model.variables["params"]
   unbound = model.unbind()[0]
 

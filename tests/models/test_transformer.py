@@ -48,4 +48,6 @@ def test_portable_activations_need_no_erf():
 
   assert " erf " in primitives("gelu")
   for name in transformer.ACTIVATIONS:
-    assert " erf " not in primitives(transformer.PORTABLE_ACTIVATIONS.get(name, name))
+    assert " erf " not in primitives(
+      transformer.PORTABLE_ACTIVATIONS.get(name, name)
+    )

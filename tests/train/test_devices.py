@@ -55,7 +55,7 @@ def test_masks_are_bit_equal(devices, mask: str):
     mesh = runs.devices_mesh(count)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     draw = jax.jit(
-      lambda key: model.draw(key, (32, 16, 16, 1)), out_shardings=split
+      lambda key: model.sample_noise(key, (32, 16, 16, 1)), out_shardings=split
     )
     with jax.set_mesh(mesh):
       return np.asarray(draw(rng.key(3, "mask", 7)))

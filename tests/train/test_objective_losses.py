@@ -188,7 +188,7 @@ def test_a_frozen_encoder_has_no_moments_and_no_backward_pass():
   )
   assert objective.flops(model, 1) == plain.flops(
     model, 1
-  ) - 2 * flops.encoder_part(model, 1)
+  ) - 2 * flops.masked_encoder(model, 1)
   params = jax.eval_shape(lambda: objective.init(lambda name: rng.key(0, name)))
   held = sum(
     leaf.size

@@ -139,4 +139,4 @@ def on_slice(
 
 def _tokens(model: mae.MaskedAutoencoder) -> tuple[int, int]:
   length = model.decoder.grid[0] * model.decoder.grid[1]
-  return 1 + model.num_shown(length), 1 + length
+  return 1 + model.num_encoder_tokens(length), 1 + length

@@ -61,7 +61,7 @@ def train_step(
       params = state.params | trained
       return objective.loss(model, params, x, noise, state.step)
 
-    noise = model.draw(key, pixels.shape)
+    noise = model.sample_noise(key, pixels.shape)
     return update.loss_and_grads(
       loss_fn, trained, (pixels, noise), config.optim.accum_steps, has_aux=True
     )
