@@ -249,7 +249,7 @@ def _stream(folder: pathlib.Path) -> dict[str, np.ndarray]:
       data,
       seed=0,
       rows=np.arange(16),
-      unreadable=bad_images.BadImages(shown=0),
+      unreadable=bad_images.BadImages(max_warnings=0),
     )
   )
 

@@ -1,9 +1,8 @@
-"""RandAugment as the reference's timm version has it: m9-mstd0.5-inc1.
+"""RandAugment (timm's m9-mstd0.5-inc1, as the reference uses) and color jitter.
 
-Two operations of fifteen, drawn with replacement, each applied half of the time
-with a severity that grows with the magnitude (Cubuk et al. 2020, arXiv
-1909.13719). The operations are Pillow's, one call each; what is left to say
-here is which of them, and how severe.
+RandAugment samples two of fifteen operations with replacement. Each is applied
+with probability 0.5, at a severity that grows with the magnitude (Cubuk et al.
+2020, arXiv 1909.13719). Pillow implements the operations.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-LAYERS = 2
+LAYERS = 2  # operations per image
 PROB = 0.5
-LARGEST = 10.0
-RAND_AUGMENT_DRAWS = 4 * LAYERS  # which, whether, how severe, which direction
+MAX_MAGNITUDE = 10.0
+RAND_AUGMENT_DRAWS = 4 * LAYERS  # operation, apply or not, severity, direction
 
+# Settings of the operations at the largest magnitude.
 _ROTATE = 30.0  # degrees
 _ENHANCE = 0.9
 _SHEAR = 0.3
-_TRANSLATE = 0.45  # of the side
+_TRANSLATE = 0.45  # fraction of the side
 _SOLARIZE_ADD = 110
 
 _NORMAL = statistics.NormalDist()
@@ -42,30 +42,31 @@ def rand_augment(
   std: float,
   fill: tuple[int, ...],
 ) -> np.ndarray:
-  """Augments one image.
+  """Applies RandAugment to one image.
 
   Args:
     image: uint8 [H, W, 1 or 3].
     draws: [RAND_AUGMENT_DRAWS] uniform in [0, 1).
-    magnitude: mean severity, of 10.
-    std: deviation of the severity, which is cut off at 0 and 10.
-    fill: a value a channel, for what comes from outside the image.
+    magnitude: mean severity, from 0 to 10.
+    std: standard deviation of the severity, which is clipped to 0..10.
+    fill: color for pixels from outside the image, one value per channel.
 
   Returns:
     uint8 of the same shape.
   """
   gray = image.shape[-1] == 1
   picture = Image.fromarray(image[..., 0] if gray else image)
-  filled = fill[0] if gray else fill
-  for which, whether, severity, direction in draws.reshape(LAYERS, 4):
-    if whether >= PROB:
+  fill_color = fill[0] if gray else fill
+  for choice, apply, severity, direction in draws.reshape(LAYERS, 4):
+    if apply >= PROB:
       continue
     level = magnitude
     if std:
       level += std * _NORMAL.inv_cdf(min(max(severity, 1e-9), 1 - 1e-9))
-    level = min(max(level, 0.0), LARGEST) / LARGEST
-    operation = _OPERATIONS[int(which * len(_OPERATIONS))]
-    picture = operation(picture, level, 1 if direction < 0.5 else -1, filled)
+    level = min(max(level, 0.0), MAX_MAGNITUDE) / MAX_MAGNITUDE
+    operation = _OPERATIONS[int(choice * len(_OPERATIONS))]
+    sign = 1 if direction < 0.5 else -1
+    picture = operation(picture, level, sign, fill_color)
   return np.asarray(picture).reshape(image.shape)
 
 
@@ -108,7 +109,7 @@ def _translate_y(image, level, sign, fill):
 
 
 def _posterize(image, level, *_):
-  # Of no bit nothing is left, which Pillow's own function refuses by now.
+  # Keeping 0 bits gives a black image; Pillow's own posterize refuses that.
   mask = 256 - (1 << (4 + int(level * 4)))
   return image.point([i & mask for i in range(256)] * len(image.getbands()))
 
@@ -119,14 +120,14 @@ def _solarize_add(image, level, *_):
   return image.point(table * len(image.getbands()))
 
 
-def _enhancing(kind: type) -> _Operation:
+def _enhance(kind: type) -> _Operation:
   def operation(image, level, sign, fill):
     return kind(image).enhance(1 + sign * level * _ENHANCE)
 
   return operation
 
 
-# In timm's order; "increasing" where timm has two ways.
+# In timm's order. Where timm has two variants, this is the "increasing" one.
 OPERATIONS: dict[str, _Operation] = {
   "AutoContrast": lambda image, *_: ImageOps.autocontrast(image),
   "Equalize": lambda image, *_: ImageOps.equalize(image),
@@ -137,10 +138,10 @@ OPERATIONS: dict[str, _Operation] = {
     image, 256 - int(level * 256)
   ),
   "SolarizeAdd": _solarize_add,
-  "Color": _enhancing(ImageEnhance.Color),
-  "Contrast": _enhancing(ImageEnhance.Contrast),
-  "Brightness": _enhancing(ImageEnhance.Brightness),
-  "Sharpness": _enhancing(ImageEnhance.Sharpness),
+  "Color": _enhance(ImageEnhance.Color),
+  "Contrast": _enhance(ImageEnhance.Contrast),
+  "Brightness": _enhance(ImageEnhance.Brightness),
+  "Sharpness": _enhance(ImageEnhance.Sharpness),
   "ShearX": _shear_x,
   "ShearY": _shear_y,
   "TranslateX": _translate_x,
@@ -149,26 +150,26 @@ OPERATIONS: dict[str, _Operation] = {
 _OPERATIONS = tuple(OPERATIONS.values())
 
 
-_KINDS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-_ORDERS = tuple(itertools.permutations(range(len(_KINDS))))
-COLOR_JITTER_DRAWS = len(_KINDS) + 1  # a factor each, and the order
+_JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+_ORDERS = tuple(itertools.permutations(range(len(_JITTERS))))
+COLOR_JITTER_DRAWS = len(_JITTERS) + 1  # one factor each, and the order
 
 
 def color_jitter(
   image: np.ndarray, draws: np.ndarray, *, strength: float
 ) -> np.ndarray:
-  """Changes the colors of one image.
+  """Changes brightness, contrast and saturation of one image, in random order.
 
   Args:
     image: uint8 [H, W, 1 or 3].
     draws: [COLOR_JITTER_DRAWS] uniform in [0, 1).
-    strength: factors are uniform in 1 - strength to 1 + strength; at most 1.
+    strength: at most 1; factors are uniform in 1 - strength to 1 + strength.
 
   Returns:
     uint8 of the same shape.
   """
   picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-  for which in _ORDERS[int(draws[-1] * len(_ORDERS))]:
-    factor = 1 + strength * (2 * float(draws[which]) - 1)
-    picture = _KINDS[which](picture).enhance(factor)
+  for index in _ORDERS[int(draws[-1] * len(_ORDERS))]:
+    factor = 1 + strength * (2 * float(draws[index]) - 1)
+    picture = _JITTERS[index](picture).enhance(factor)
   return np.asarray(picture).reshape(image.shape)

@@ -1,4 +1,4 @@
-"""Which images could not be read, and why: said once each, kept for errors."""
+"""A record of unreadable images: each is reported once, with its reason."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from mae_jax.utils import console
 
 
 class BadImages:
-  """Collects names of images, from any thread.
+  """Unreadable images by name, collected from any thread.
 
   Attributes:
-    shown: so many are named on stderr as they are met; 0 for a silent one.
+    max_warnings: the number of images to warn about on stderr; 0 for none.
   """
 
-  def __init__(self, shown: int = 20):
-    self.shown = shown
+  def __init__(self, max_warnings: int = 20):
+    self.max_warnings = max_warnings
     self._reasons: dict[str, str] = {}
     self._lock = threading.Lock()
 
   def report(self, name: str, reason: str) -> None:
-    """Takes down an image, and warns if it is new."""
+    """Records an image, and warns if it is new."""
     with self._lock:
       if name in self._reasons:
         return
       self._reasons[name] = reason
       number = len(self._reasons)
-    if number <= self.shown:
+    if number <= self.max_warnings:
       console.warn(f"{name} cannot be read: {reason}")
-    elif self.shown and number == self.shown + 1:
+    elif self.max_warnings and number == self.max_warnings + 1:
       console.warn(
-        f"more than {self.shown} images cannot be read; from here on they are "
-        "counted, and named only if their number stops the run"
+        f"more than {self.max_warnings} images cannot be read; from here on "
+        "they are only counted, and named if their number stops the run"
       )
 
   @property
   def names(self) -> tuple[str, ...]:
-    """All of them, in the order they were met."""
+    """Names of all unreadable images, in the order they were reported."""
     with self._lock:
       return tuple(self._reasons)
 
   def listing(self, limit: int = 20) -> str:
-    """A line for each of the first `limit`, for an error message."""
+    """Lists the first `limit` images, one a line, for an error message."""
     with self._lock:
       reasons = list(self._reasons.items())
     lines = [f"  {name}: {reason}" for name, reason in reasons[:limit]]

@@ -1,8 +1,9 @@
-"""One image file in a TensorFlow graph: its pixels, or why there are none.
+"""Decoding of image files in a TensorFlow graph.
 
-A plain JPEG, which most images are, is decoded by TensorFlow, and only the crop
-of it; everything else by Pillow, see `pixels`. An image that cannot be read is
-a value like any other, so that the stream it is in keeps its length and order.
+TensorFlow decodes plain JPEGs, which most images are, and only the crop that is
+needed. Pillow decodes everything else, see `image_io`. An unreadable image is
+returned with a reason and not raised, so that the stream it is in keeps its
+length and order.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from mae_jax.data import image_io
 
 Box = Callable[[tf.Tensor], tf.Tensor]
 _Result = tuple[tf.Tensor, tf.Tensor]
-_STRINGS = [tf.string, tf.string]
 
 
 def decode(
@@ -32,137 +32,138 @@ def decode(
   Args:
     record: "image", the bytes of a file, or "file", its path.
     channels: 1 or 3, or the number of channels of .npy files.
-    exif_rotate: whether the EXIF tag of orientation is followed.
-    box: from the image's [height, width] to the integers top, left, height,
-      width; None for the whole image.
-    may_fail: whether an image that cannot be read may be an error, as the
-      caller has an `map_with_fallback` of its own.
+    exif_rotate: whether to rotate the image as its EXIF orientation tag says.
+    box: function from the image's [height, width] to integers [4]: top, left,
+      height, width. None decodes the whole image.
+    may_fail: whether an unreadable image may raise an error in the graph, for a
+      caller that handles it with `map_with_fallback`.
 
   Returns:
-    uint8 [height, width, channels], and the scalar string "", or the reason why
-    the image cannot be read, and then the image is a black pixel.
+    The image, uint8 [height, width, channels], and a scalar string: "", or the
+    reason why the image cannot be read. Then the image is one black pixel.
   """
-  how = _Decoder(channels, exif_rotate, box)
+  decoder = _Decoder(channels, exif_rotate, box)
   is_file = "file" in record
   given = record["file" if is_file else "image"]
 
-  def quick(given: tf.Tensor) -> _Result:
-    return how.by_either(tf.io.read_file(given) if is_file else given)
+  def fast(given: tf.Tensor) -> _Result:
+    return decoder.decode_fast(tf.io.read_file(given) if is_file else given)
 
-  def slow(given: tf.Tensor) -> _Result:
+  def safe(given: tf.Tensor) -> _Result:
+    data, reason = given, tf.constant(b"")
     if is_file:
-      return how.by_pillow(
-        *tf.numpy_function(image_io.read_bytes, [given], _STRINGS)
+      data, reason = tf.numpy_function(
+        image_io.read_bytes, [given], [tf.string, tf.string]
       )
-    return how.by_pillow(given, tf.constant(b""))
+    return decoder.decode_safe(data, reason)
 
-  result = quick(given) if may_fail else map_with_fallback(given, quick, slow)
+  result = fast(given) if may_fail else map_with_fallback(given, fast, safe)
   image, reason = result
   return tf.ensure_shape(image, [None, None, channels]), reason
 
 
 def map_with_fallback(
-  given: Any, quick: Callable[[Any], Any], slow: Callable[[Any], Any]
+  given: Any, fast: Callable[[Any], Any], safe: Callable[[Any], Any]
 ) -> Any:
-  """What `quick` makes of some tensors, or if that fails, what `slow` does.
+  """Returns `fast(given)`, or `safe(given)` if the former raises an error.
 
-  A graph has no `except`, but a data set can leave out an element that failed;
-  the second is computed only if the first one is left out.
+  A graph has no `except`, but a tf.data dataset can drop an element that
+  failed. `safe` is computed only if the result of `fast` was dropped.
   """
   one = tf.data.Dataset.from_tensors(given)
-  tried = _map(one, quick).ignore_errors(log_warning=False)
-  return tried.concatenate(_map(one, slow)).take(1).get_single_element()
+  tried = _map(one, fast).ignore_errors(log_warning=False)
+  return tried.concatenate(_map(one, safe)).take(1).get_single_element()
 
 
 class _Decoder:
-  """The two ways to decode the bytes of a file."""
+  """Two ways to decode the bytes of a file: fast, or without errors."""
 
   def __init__(self, channels: int, exif_rotate: bool, box: Box | None):
-    self._channels, self._upright, self._box = channels, exif_rotate, box
+    self._channels, self._exif_rotate, self._box = channels, exif_rotate, box
 
-  def by_either(self, data: tf.Tensor) -> _Result:
-    """By TensorFlow if that gives the same; may fail."""
-    shape, plain, failed = tf.cond(
-      _is_plain(data, self._upright),
+  def decode_fast(self, data: tf.Tensor) -> _Result:
+    """Uses TensorFlow where its pixels equal Pillow's; may raise an error."""
+    shape, plain, reason = tf.cond(
+      _is_plain_jpeg(data, self._exif_rotate),
       lambda: (_jpeg_shape(data), tf.constant(True), tf.constant(b"")),
-      lambda: self._look(data, tf.constant(b"")),
+      lambda: self._inspect(data, tf.constant(b"")),
     )
-    place = self._place(shape)
+    box = self._box_of(shape)
     return tf.cond(
       plain,
-      lambda: self._by_tensorflow(data, place),
-      lambda: self._load(data, failed, place),
+      lambda: self._load_with_tensorflow(data, box),
+      lambda: self._load_with_pillow(data, reason, box),
     )
 
-  def by_pillow(self, data: tf.Tensor, failed: tf.Tensor) -> _Result:
-    """By Pillow or NumPy; never fails."""
-    shape, _, failed = self._look(data, failed)
-    return self._load(data, failed, self._place(shape))
+  def decode_safe(self, data: tf.Tensor, reason: tf.Tensor) -> _Result:
+    """Uses Pillow or NumPy; never raises an error."""
+    shape, _, reason = self._inspect(data, reason)
+    return self._load_with_pillow(data, reason, self._box_of(shape))
 
-  def _place(self, shape: tf.Tensor) -> tf.Tensor:
+  def _box_of(self, shape: tf.Tensor) -> tf.Tensor:
     if self._box is None:
       return tf.stack([0, 0, shape[0], shape[1]])
     return self._box(shape)
 
-  def _by_tensorflow(self, data: tf.Tensor, place: tf.Tensor) -> _Result:
-    # For gray from color Pillow's rule is followed, not the file's luma.
-    quality = {
+  def _load_with_tensorflow(self, data: tf.Tensor, box: tf.Tensor) -> _Result:
+    options = {
+      # Gray from color follows Pillow's weights below, not the JPEG's luma.
       "channels": 3 if self._channels == 3 else 0,
-      # As accurate as Pillow's decoder; TensorFlow's default is a faster one.
+      # As accurate as Pillow's decoder; TensorFlow's default is faster.
       "dct_method": "INTEGER_ACCURATE",
     }
     if self._box is None:
-      image = tf.image.decode_jpeg(data, **quality)
+      image = tf.image.decode_jpeg(data, **options)
     else:
-      image = tf.image.decode_and_crop_jpeg(data, place, **quality)
+      image = tf.image.decode_and_crop_jpeg(data, box, **options)
     if self._channels == 1:
       image = _rgb_to_gray(image)
     return image, tf.constant(b"")
 
-  def _look(
-    self, data: tf.Tensor, failed: tf.Tensor
+  def _inspect(
+    self, data: tf.Tensor, reason: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    shape, plain, failed = tf.numpy_function(
-      lambda data, failed: image_io.inspect_image(
-        data, failed, self._channels, self._upright
+    shape, plain, reason = tf.numpy_function(
+      lambda data, reason: image_io.inspect_image(
+        data, reason, self._channels, self._exif_rotate
       ),
-      [data, failed],
+      [data, reason],
       [tf.int32, tf.bool, tf.string],
       stateful=False,
     )
     shape = tf.ensure_shape(shape, [2])
-    return shape, tf.ensure_shape(plain, []), tf.ensure_shape(failed, [])
+    return shape, tf.ensure_shape(plain, []), tf.ensure_shape(reason, [])
 
-  def _load(
-    self, data: tf.Tensor, failed: tf.Tensor, place: tf.Tensor
+  def _load_with_pillow(
+    self, data: tf.Tensor, reason: tf.Tensor, box: tf.Tensor
   ) -> _Result:
-    image, failed = tf.numpy_function(
-      lambda data, failed, place: image_io.load_box(
-        data, failed, place, self._channels, self._upright
+    image, reason = tf.numpy_function(
+      lambda data, reason, box: image_io.load_box(
+        data, reason, box, self._channels, self._exif_rotate
       ),
-      [data, failed, place],
+      [data, reason, box],
       [tf.uint8, tf.string],
       stateful=False,
     )
     image = tf.ensure_shape(image, [None, None, self._channels])
-    return image, tf.ensure_shape(failed, [])
+    return image, tf.ensure_shape(reason, [])
 
 
 def _jpeg_shape(data: tf.Tensor) -> tf.Tensor:
-  """Height and width; fails unless TensorFlow decodes it as Pillow does."""
+  """Reads height and width; fails where TensorFlow and Pillow would differ."""
   shape = tf.image.extract_jpeg_shape(data)
   count = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
-  known = (shape[2] == 1) | (shape[2] == 3)  # and not CMYK
+  known = (shape[2] == 1) | (shape[2] == 3)  # CMYK has 4
   known &= count <= image_io.MAX_PIXELS
   with tf.control_dependencies([tf.debugging.Assert(known, [shape])]):
     return tf.ensure_shape(tf.identity(shape[:2]), [2])
 
 
-def _is_plain(data: tf.Tensor, exif_rotate: bool) -> tf.Tensor:
-  """Whether these are the bytes of a JPEG of which nothing need be asked.
+def _is_plain_jpeg(data: tf.Tensor, exif_rotate: bool) -> tf.Tensor:
+  """Checks whether TensorFlow can decode the bytes without a look by Pillow.
 
-  It ends as it should, and no segment beside the usual first one (APP0) stands
-  before the tables, so that there is no EXIF tag. Fails for a very short file.
+  A plain JPEG ends with the end marker. It has no segment but APP0 before its
+  tables, and so no EXIF tag. The check raises an error for a very short file.
   """
   end = tf.strings.substr(data, tf.strings.length(data) - 2, 2)
   whole = tf.io.is_jpeg(data) & (end == b"\xff\xd9")
@@ -183,7 +184,7 @@ def _is_plain(data: tf.Tensor, exif_rotate: bool) -> tf.Tensor:
 
 
 def _rgb_to_gray(image: tf.Tensor) -> tf.Tensor:
-  """Gray of uint8 [h, w, 1 or 3] as Pillow's, with which colors agree."""
+  """Converts uint8 [h, w, 1 or 3] to gray with Pillow's integer weights."""
 
   def luma() -> tf.Tensor:
     weights = tf.constant([19595, 38470, 7471])
@@ -196,5 +197,5 @@ def _rgb_to_gray(image: tf.Tensor) -> tf.Tensor:
 def _map(
   dataset: tf.data.Dataset, function: Callable[[Any], Any]
 ) -> tf.data.Dataset:
-  # Nothing here needs AutoGraph, whose conversion takes seconds.
+  # Nothing here needs AutoGraph, and its conversion takes seconds.
   return dataset.map(tf.autograph.experimental.do_not_convert(function))

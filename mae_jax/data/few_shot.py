@@ -1,4 +1,4 @@
-"""A few labeled images of each class, out of any source."""
+"""Few-shot subsets: a fixed number of labeled images per class of a source."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mae_jax.utils.errors import ConfigError
 def choose_per_class(
   labels: np.ndarray, shots: int, random: np.random.Generator
 ) -> np.ndarray:
-  """Positions of `shots` examples a class, of all where there are no more.
+  """Samples `shots` examples per class, or all of a smaller class.
 
   Args:
     labels: [N] class numbers.
-    shots: how many; 0 for all.
-    random: decides which.
+    shots: examples per class; 0 for all.
+    random: generator that samples them.
 
   Returns:
-    Sorted positions.
+    Sorted indices into `labels`.
   """
   if not shots:
     return np.arange(len(labels))
@@ -43,37 +43,37 @@ def choose_per_class(
   return np.sort(grouped[place < shots])
 
 
-Subset = tuple[int, int]  # how many images a class, and which: the seed
+Subset = tuple[int, int]  # (images per class, seed)
 
 
 def limit_per_class(source: Source, shots: int, seed: int) -> Source:
-  """A source of `shots` examples a class, a function of the seed.
+  """Limits a source to `shots` examples per class, sampled by the seed.
 
   Args:
-    source: of labeled images.
-    shots: how many; 0 for all.
-    seed: decides which.
+    source: labeled images.
+    shots: examples per class; 0 for all.
+    seed: seed of the sample.
 
   Raises:
-    ConfigError: if there are no labels, or a file of records is damaged.
+    ConfigError: if there are no labels, or a record file is damaged.
   """
   return few_shot_subsets(source, [(shots, seed)])[0]
 
 
 def few_shot_subsets(source: Source, choices: Sequence[Subset]) -> list[Source]:
-  """`few` of each choice.
+  """Applies `limit_per_class` for several (shots, seed) pairs.
 
-  Record files are read once for all of them, without decoding an image, and the
-  files of the images chosen are kept in memory.
+  Record files are read once for all subsets, without decoding images. The
+  encoded images of the subsets stay in memory.
 
   Raises:
-    ConfigError: as `few` does.
+    ConfigError: if there are no labels, or a record file is damaged.
   """
   wanted = dict.fromkeys(choice for choice in choices if choice[0])
   if wanted and not source.class_names:
     raise ConfigError(
-      f"data.shots={next(iter(wanted))[0]} takes so many images a class, and "
-      "these have no labels: set --config.data.shots=0"
+      f"data.shots={next(iter(wanted))[0]} limits the images per class, but "
+      "these images have no labels: set --config.data.shots=0"
     )
   found: dict[Subset, Indexed] = {}
   if isinstance(source, Indexed):
@@ -87,10 +87,10 @@ def few_shot_subsets(source: Source, choices: Sequence[Subset]) -> list[Source]:
 
 
 def labels_present(source: Source) -> np.ndarray:
-  """The labels that occur, sorted.
+  """Returns the sorted labels that occur in a source.
 
-  Record files are read until each class has been seen: of a large set that has
-  all of them, that is a small part.
+  Record files are read only until every class has been seen, which is usually a
+  small part of a large data set.
   """
   if isinstance(source, Indexed):
     assert source.labels is not None
@@ -122,16 +122,17 @@ def _subset_of_indexed(source: Indexed, chosen: np.ndarray) -> Indexed:
 def _subsets_of_records(
   source: Records, choices: Sequence[Subset]
 ) -> dict[Subset, Indexed]:
-  # The members of a class that come first in a random order of all.
+  # Chooses the first `shots` members of each class in a random order of all
+  # records, with a heap per class so that one pass is enough.
   total = source.num_examples
   orders = [_subset_rng(choice).permutation(total) for choice in choices]
-  kept: list[dict[int, list[tuple[int, int, bytes]]]] = [{} for _ in choices]
+  chosen: list[dict[int, list[tuple[int, int, bytes]]]] = [{} for _ in choices]
   records = _read_fields(source, "id", "label", "image")
   for number, record in zip(range(total), records, strict=True):
     id_, label, image = int(record[0]), int(record[1]), bytes(record[2])
-    for (shots, _), order, heaps in zip(choices, orders, kept, strict=True):
+    for (shots, _), order, heaps in zip(choices, orders, chosen, strict=True):
       heap = heaps.setdefault(label, [])
-      # Of a heap the smallest goes, and that is to be the last in the order.
+      # A heap drops its smallest element; negated, that is the last in order.
       (heapq.heappushpop if len(heap) == shots else heapq.heappush)(
         heap, (-int(order[number]), id_, image)
       )
@@ -144,14 +145,14 @@ def _subsets_of_records(
         for _, id_, image in heap
       ),
     )
-    for choice, heaps in zip(choices, kept, strict=True)
+    for choice, heaps in zip(choices, chosen, strict=True)
   }
 
 
 def _memory_source(
   source: Records, found: Sequence[tuple[int, int, bytes]]
 ) -> Indexed:
-  """A source of some records: id, label and image file of each."""
+  """Makes a source of (id, label, image file) triples."""
   ids, classes, images = zip(*found, strict=True)
   id_table = tf.constant(ids, tf.int64)
   label_table = tf.constant(classes, tf.int64)
@@ -175,12 +176,7 @@ def _memory_source(
 
 
 def _read_fields(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
-  """What of each record is named, in the order of the files.
-
-  Args:
-    source: the record files.
-    *names: of "id", "label" and "image", its file.
-  """
+  """Yields the named fields ("id", "label", "image") of every record."""
 
   def parse(id_: tf.Tensor, serialized: tf.Tensor, _: tf.Tensor) -> Record:
     record = source.parse(serialized) | {"id": id_}
@@ -194,7 +190,7 @@ def _read_fields(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
     num_parallel_calls=tf.data.AUTOTUNE,
     deterministic=True,
   )
-  shown = tqdm.tqdm(
+  progress = tqdm.tqdm(
     tf_iterator.numpy_batches(parsed.prefetch(tf.data.AUTOTUNE)),
     total=source.num_examples,
     desc="reading labels",
@@ -204,7 +200,7 @@ def _read_fields(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
     delay=2,
   )
   try:
-    for record in shown:
+    for record in progress:
       yield tuple(record[name] for name in names)
   except tf.errors.OpError as error:
     raise ConfigError(str(pipeline.read_error(source, error))) from error

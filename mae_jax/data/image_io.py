@@ -1,7 +1,8 @@
-"""The pixels of an image file of any kind, by Pillow or NumPy.
+"""Reading of image files with Pillow or NumPy.
 
-For what TensorFlow does not decode, or not rightly: see `decode`. Nothing here
-raises: a file that cannot be read gives one black pixel and the reason.
+`decode` uses these functions where TensorFlow cannot decode a file, or decodes
+it differently. They never raise: an unreadable file gives one black pixel and
+the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from etils import epath
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 1 << 30  # of one image; Pillow's own bound is a sixth of it
+MAX_PIXELS = 1 << 30  # per image; Pillow's own limit is a sixth of it
 NPY = b"\x93NUMPY"
 
 _ORIENTATION_TAG = 0x112  # the EXIF tag
@@ -28,20 +29,20 @@ _TRANSPOSES = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-_BITS_PER_SAMPLE = 258  # the TIFF tag
+_BITS_PER_SAMPLE_TAG = 258  # the TIFF tag
 
-# `_open` has a bound of its own, which does not warn first.
+# `_check_size` replaces Pillow's limit, which would warn first.
 Image.MAX_IMAGE_PIXELS = None
-# A broken tag or a short file is warned about each time it is read.
+# Pillow would warn of a broken tag or a short file each time it is read.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class _UnreadableError(Exception):
-  """The message is the whole reason."""
+  """An image that cannot be read; the message is the whole reason."""
 
 
 def read_bytes(path: bytes) -> tuple[bytes, bytes]:
-  """The bytes of a file, and why there are none ("" if there are)."""
+  """Returns the bytes of a file, and "" or the reason why it cannot be read."""
   try:
     if b"://" in path:
       return epath.Path(path.decode()).read_bytes(), b""
@@ -52,22 +53,23 @@ def read_bytes(path: bytes) -> tuple[bytes, bytes]:
 
 
 def inspect_image(
-  data: bytes, failed: bytes, channels: int, exif_rotate: bool
+  data: bytes, reason: bytes, channels: int, exif_rotate: bool
 ) -> tuple[np.ndarray, np.bool_, bytes]:
-  """What a file holds, without decoding it.
+  """Reads the header of an image file, without decoding the pixels.
 
   Args:
     data: the file's bytes.
-    failed: why there are none, or "".
-    channels: that `load` will be asked for.
-    exif_rotate: likewise.
+    reason: why the bytes could not be read, or "".
+    channels: as for `load_box`.
+    exif_rotate: as for `load_box`.
 
   Returns:
-    Height and width int32 [2] of what `load` gives; whether TensorFlow decodes
-    it to the very same; the reason if it cannot be read, or "".
+    Height and width, int32 [2], of the whole image in `load_box`; whether
+    TensorFlow decodes the file to the same pixels; "" or the reason why the
+    file cannot be read.
   """
   try:
-    _check(data, failed)
+    _check(data, reason)
     if data.startswith(NPY):
       shape = _parse_npy(data, channels).shape[:2]
       return np.array(shape, np.int32), np.False_, b""
@@ -76,37 +78,38 @@ def inspect_image(
     width, height = image.size
     if turn in (5, 6, 7, 8):
       width, height = height, width
-    plain = turn == 1 and _is_plain_jpeg(image, data)
+    plain = turn == 1 and _is_whole_jpeg(image, data)
     return np.array([height, width], np.int32), np.bool_(plain), b""
   except Exception as error:
     return np.ones(2, np.int32), np.False_, _reason(error)
 
 
 def load_box(
-  data: bytes, failed: bytes, box: np.ndarray, channels: int, exif_rotate: bool
+  data: bytes, reason: bytes, box: np.ndarray, channels: int, exif_rotate: bool
 ) -> tuple[np.ndarray, bytes]:
-  """Decodes one box of a file.
+  """Decodes one box of an image file.
 
   Args:
     data: the file's bytes.
-    failed: why it cannot be read, or "".
+    reason: why the file cannot be read, or "".
     box: integers [4]: top, left, height, width.
-    channels: 1 or 3; more for arrays (.npy) alone.
-    exif_rotate: whether to turn the image as its EXIF tag says. Pillow turns a
-      TIFF in any case.
+    channels: 1 or 3; other numbers only for arrays (.npy).
+    exif_rotate: whether to rotate the image as its EXIF orientation tag says.
+      Pillow always rotates a TIFF.
 
   Returns:
-    uint8 [height, width, channels], and the reason or "".
+    uint8 [height, width, channels], and "" or the reason why the file cannot be
+    read.
   """
   try:
-    _check(data, failed)
+    _check(data, reason)
     top, left, height, width = (int(side) for side in box)
     if data.startswith(NPY):
       array = _parse_npy(data, channels)
       return _crop_array(array, top, left, height, width, channels), b""
     image = _open_image(data, channels)
     turn = _orientation(image, data, exif_rotate)
-    bits = _bits_per_sample(image)  # before `load` lets go of the tags
+    bits = _bits_per_sample(image)  # before `load` drops the tags
     image.load()
     if turn in _TRANSPOSES:
       image = image.transpose(_TRANSPOSES[turn])
@@ -117,7 +120,7 @@ def load_box(
 
 
 def is_image(path: str) -> bool:
-  """Whether a regular file begins as an image does, whatever its name."""
+  """Checks whether a regular file is an image, by content and not by name."""
   try:
     with open(path, "rb") as file:
       start = file.read(12)
@@ -135,9 +138,9 @@ def is_image(path: str) -> bool:
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II", b"MM", NPY)
 
 
-def _check(data: bytes, failed: bytes) -> None:
-  if failed:
-    raise _UnreadableError(failed.decode(errors="replace"))
+def _check(data: bytes, reason: bytes) -> None:
+  if reason:
+    raise _UnreadableError(reason.decode(errors="replace"))
   if not data:
     raise _UnreadableError("it is empty")
 
@@ -145,20 +148,20 @@ def _check(data: bytes, failed: bytes) -> None:
 def _open_image(data: bytes, channels: int) -> Any:
   if channels not in (1, 3):
     raise _UnreadableError(
-      f"it is not a .npy file, the only kind of data.channels={channels}"
+      f"it is not a .npy file, which data.channels={channels} needs"
     )
   try:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
   except UnidentifiedImageError:
     kinds = ", ".join(FORMATS)
     raise _UnreadableError(
-      f"it is not {kinds} or .npy, or a variety of them that Pillow does not "
-      f"know: it begins with {data[:12]!r}"
+      f"it is not {kinds} or .npy, or a variant that Pillow cannot read: it "
+      f"begins with {data[:12]!r}"
     ) from None
   _check_size(*image.size)
   if image.mode in ("I", "F"):
     raise _UnreadableError(
-      "its pixels are 32-bit, of no known range: save it with 8 or 16 bits"
+      "its pixels have 32 bits and no known range: save it with 8 or 16 bits"
     )
   return image
 
@@ -171,37 +174,35 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _orientation(image: Any, data: bytes, exif_rotate: bool) -> int:
-  # Pillow turns TIFF itself; and to find out that a PNG has no tag it would
-  # decode all of it.
+  # Pillow rotates a TIFF itself. It would decode a whole PNG to find out that
+  # there is no tag.
   if not exif_rotate or image.format == "TIFF":
     return 1
   if image.format == "PNG" and b"eXIf" not in data and b"xmp" not in data:
     return 1
   try:
     turn = image.getexif().get(_ORIENTATION_TAG, 1)
-  except Exception:  # a broken tag turns nothing
+  except Exception:  # a broken tag rotates nothing
     return 1
   return turn if turn in _TRANSPOSES else 1
 
 
-def _is_plain_jpeg(image: Any, data: bytes) -> bool:
+def _is_whole_jpeg(image: Any, data: bytes) -> bool:
   if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
     return False
-  # TensorFlow would take the upper part of a file that has no end for whole.
+  # TensorFlow would decode a truncated file without an error.
   return data.rfind(b"\xff\xd9", image.fp.tell()) > 0
 
 
 def _bits_per_sample(image: Any) -> int:
   tags = getattr(image, "tag_v2", None)
-  return int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) if tags else 16
+  return int(tags.get(_BITS_PER_SAMPLE_TAG, (16,))[0]) if tags else 16
 
 
 def _to_channels(image: Any, bits: int, channels: int) -> np.ndarray:
-  # Alpha is dropped. What is transparent matters to Pillow when it converts,
-  # and changes no color.
+  # Alpha is dropped. Pillow would use this entry when it converts.
   image.info.pop("transparency", None)
-  if image.mode.startswith("I;16"):
-    # Pillow's own conversion would clip to 255.
+  if image.mode.startswith("I;16"):  # Pillow's own conversion clips to 255
     image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
   image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
   image = image.convert("L" if channels == 1 else "RGB")
@@ -209,7 +210,7 @@ def _to_channels(image: Any, bits: int, channels: int) -> np.ndarray:
 
 
 def _parse_npy(data: bytes, channels: int) -> np.ndarray:
-  """[H, W, C] of a .npy file, uint8 or uint16."""
+  """Parses a .npy file to an array [H, W, C], uint8 or uint16."""
   file = io.BytesIO(data)
   version = np.lib.format.read_magic(file)
   if version == (1, 0):
@@ -219,12 +220,12 @@ def _parse_npy(data: bytes, channels: int) -> np.ndarray:
   shape, fortran, dtype = header
   if dtype.kind != "u" or dtype.itemsize > 2:
     raise _UnreadableError(
-      f"it is an array of {dtype}: save it as uint8, or as uint16, of which "
-      "the high byte is read"
+      f"it is an array of {dtype}: save it as uint8, or as uint16, whose high "
+      "byte is read"
     )
   if len(shape) not in (2, 3) or 0 in shape:
     raise _UnreadableError(
-      f"it is an array {list(shape)}: save it as [H, W, C]"
+      f"it is an array of shape {list(shape)}: save it as [H, W, C]"
     )
   _check_size(shape[1], shape[0])
   wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
@@ -238,7 +239,7 @@ def _parse_npy(data: bytes, channels: int) -> np.ndarray:
   found = array.shape[-1]
   if found != channels and {found, channels} != {1, 3}:
     raise _UnreadableError(
-      f"it is an array of {found} channels, but data.channels={channels}"
+      f"it is an array with {found} channels, but data.channels={channels}"
     )
   return array
 

@@ -1,7 +1,7 @@
-"""A source as a stream of batches, the same on any number of processes.
+"""The stream of batches of a source, equal on any number of processes.
 
-Global batch s has the rows 0..B-1, and what is in a row, in which crop, follows
-from (seed, s, row). A process asks for its rows and computes those. So a
+Global batch s has the rows 0..B-1. The example in a row and its augmentation
+are functions of (seed, s, row), so each process computes only its own rows. A
 resumed stream starts at any step, and nothing about it is saved.
 """
 
@@ -30,7 +30,7 @@ from mae_jax.utils.errors import ConfigError, TrainingError
 Batch = dict[str, np.ndarray]
 _Tensors = dict[str, tf.Tensor]
 
-_GROUP_SIZE = 8  # images that are tried together: more gain nothing
+_GROUP_SIZE = 8  # images with one error handler: larger groups are no faster
 
 
 def train_batches(
@@ -42,29 +42,30 @@ def train_batches(
   start_step: int = 0,
   unreadable: BadImages | None = None,
 ) -> Iterator[Batch]:
-  """Endless augmented batches.
+  """Returns an endless stream of augmented training batches.
 
-  The stream runs on across epochs and drops nothing. Row r of step s is at
-  position p = s * B + r; an indexed source gives epoch p // N its own
-  permutation of all N, record files are shuffled as `lanes` says.
+  The stream crosses epochs without dropping an example. Row r of step s is at
+  position p = s * B + r. An `Indexed` source has its own permutation of all N
+  examples in epoch p // N; record files are shuffled as in `record_shards`.
 
   Args:
     source: from `open_source`.
     data: `batch_size` is B; crop, flip and shuffle settings.
-    seed: of the order and of the augmentation.
-    rows: increasing numbers in 0..B-1, the rows this process needs. Of record
-      files they must be whole lanes.
-    start_step: the first step; the stream goes on as if it had begun at 0.
-    unreadable: is told of images that cannot be read.
+    seed: seed of the order and of the augmentation.
+    rows: increasing numbers in 0..B-1, the rows this process needs. For record
+      files they must form whole shards.
+    start_step: the first step; earlier steps are skipped, not computed.
+    unreadable: collects the images that cannot be read.
 
   Returns:
     Iterator over {"image": uint8 [len(rows), H, W, C], "label": int32
-    [len(rows)], -1 for none, "readable": bool [len(rows)]}. What cannot be read
-    keeps its place and label, as an image of `data.mean` everywhere. It raises
-    TrainingError if a file of records is damaged.
+    [len(rows)], -1 for none, "readable": bool [len(rows)]}. An unreadable image
+    keeps its place and label; its pixels are `data.mean`. The iterator raises
+    TrainingError if a record file is damaged.
 
   Raises:
-    ConfigError: if the settings contradict the source or the rows cut a lane.
+    ConfigError: if the settings contradict the source, or the rows split a
+      record shard.
     ValueError: if the rows are not increasing numbers in 0..B-1.
   """
   batches = _augmented_dataset(source, data, seed, rows, start_step)
@@ -79,23 +80,24 @@ def stacked_train_batches(
   start_step: int = 0,
   unreadable: BadImages | None = None,
 ) -> Iterator[Batch]:
-  """Several streams of `train_batches`, step by step.
+  """Stacks several streams of `train_batches`, step by step.
 
-  They are one data set: of many iterators each would have buffers and threads.
+  The streams share one tf.data iterator, because each further iterator would
+  have its own buffers and threads.
 
   Args:
-    streams: S pairs of a source and a seed. The sources are parts of one.
-    data: see `train_batches`.
-    rows: likewise.
-    start_step: likewise.
-    unreadable: likewise.
+    streams: S pairs of a source and a seed; the sources are subsets of one.
+    data: as for `train_batches`.
+    rows: as for `train_batches`.
+    start_step: as for `train_batches`.
+    unreadable: as for `train_batches`.
 
   Returns:
-    As `train_batches`, but [len(rows), S, ...].
+    The iterator of `train_batches`, with arrays [len(rows), S, ...].
 
   Raises:
-    ConfigError: see `train_batches`.
-    ValueError: likewise.
+    ConfigError: as `train_batches`.
+    ValueError: as `train_batches`.
   """
   batches = [
     _augmented_dataset(source, data, seed, rows, start_step)
@@ -119,12 +121,12 @@ def _augmented_dataset(
   rows: np.ndarray,
   start_step: int,
 ) -> tf.data.Dataset:
-  """The batches of `train_batches`, and what `_report_unreadable` takes out of them."""
+  """Makes the dataset of `train_batches`, with "id" and "reason" of images."""
   rows = _check(source, data, rows, data.batch_size)
   steps = tf.data.Dataset.range(start_step, record_shards.INT64_MAX)
 
   def plan(step: tf.Tensor) -> _Tensors:
-    """What this process's rows hold: which example, and its uniform draws."""
+    """Samples the example and the augmentation of each row of a step."""
 
     def draws(stream: str, count: int) -> tf.Tensor:
       return sampling.uniform(
@@ -147,32 +149,32 @@ def _augmented_dataset(
 
   if isinstance(source, Indexed) and source.image_shape:
 
-    def whole(step: tf.Tensor) -> _Tensors:
+    def whole_batch(step: tf.Tensor) -> _Tensors:
       plans = plan(step)
       record = source.load(plans["index"])
       return _augment_arrays(record, plans, data)
 
-    return _map(steps, whole)
+    return _map(steps, whole_batch)
 
-  few = max(k for k in range(1, _GROUP_SIZE + 1) if len(rows) % k == 0)
-  parts = len(rows) // few
+  group = max(k for k in range(1, _GROUP_SIZE + 1) if len(rows) % k == 0)
+  num_groups = len(rows) // group
 
-  def divided(step: tf.Tensor) -> _Tensors:
+  def split(step: tf.Tensor) -> _Tensors:
     return {
-      name: tf.reshape(value, [parts, few, *value.shape[1:]])
+      name: tf.reshape(value, [num_groups, group, *value.shape[1:]])
       for name, value in plan(step).items()
     }
 
-  def joined(batch: _Tensors) -> _Tensors:
+  def join(batch: _Tensors) -> _Tensors:
     return {
       name: tf.reshape(value, [len(rows), *value.shape[2:]])
       for name, value in batch.items()
     }
 
-  plans = _map(steps, divided).unbatch()
+  plans = _map(steps, split).unbatch()
   if isinstance(source, Indexed):
     load = source.load
-    several = _map(
+    groups = _map(
       plans,
       lambda plans: _augment_group(plans, lambda p: load(p["index"]), data),
     )
@@ -180,24 +182,24 @@ def _augmented_dataset(
     records = record_shards.train_stream(
       source, data, seed=seed, rows=rows, start_step=start_step
     )
-    several = _map(
-      tf.data.Dataset.zip(plans, records.batch(few)),
+    groups = _map(
+      tf.data.Dataset.zip(plans, records.batch(group)),
       lambda plans, record: _augment_group(
         plans | {"record": record},
         lambda p: _parse(source, *p["record"]),
         data,
       ),
     )
-  return _map(several.batch(parts, drop_remainder=True), joined)
+  return _map(groups.batch(num_groups, drop_remainder=True), join)
 
 
 def _augment_group(
   plans: _Tensors, load: Callable[[_Tensors], _Tensors], data: DataConfig
 ) -> _Tensors:
-  """A few augmented examples, of plans [n, ...].
+  """Loads and augments a group of examples, by plans [n, ...].
 
-  Together, as only a data set can go on after an image that cannot be read, and
-  to make one for each image would take a tenth of the time.
+  Only a tf.data dataset can recover from an unreadable image. One dataset per
+  group is cheap; one per image would take a tenth of the whole time.
   """
   shape = [*data.image_size, data.channels]
   signature = {
@@ -230,24 +232,26 @@ def eval_batches(
   limit: int = 0,
   unreadable: BadImages | None = None,
 ) -> Iterator[Batch]:
-  """One pass in a fixed order, without augmentation; nothing is dropped.
+  """Returns one pass over a source in a fixed order, without augmentation.
+
+  The last batch is padded, so no example is dropped.
 
   Args:
     source: from `open_source`, of either split.
     data: `image_size`, `eval_crop` and `channels`.
     batch_size: B, over all processes.
     rows: increasing numbers in 0..B-1, the rows this process needs.
-    limit: at most so many examples, the same ones each time and from all over
-      the source; 0 for all.
-    unreadable: is told of images that cannot be read.
+    limit: the largest number of examples, spread evenly over the source and the
+      same each time; 0 for all.
+    unreadable: collects the images that cannot be read.
 
   Returns:
     Iterator over {"image": uint8 [len(rows), H, W, C], "label": int32
-    [len(rows)], "mask": float32 [len(rows)], 1 = an example, 0 = padding or
-    what cannot be read, whose image and label are 0, "readable": bool
-    [len(rows)], False for the latter}. Every process gets the same number of
-    batches. The order depends on B, and not on the rows. It raises
-    TrainingError if a file of records is damaged.
+    [len(rows)], "mask": float32 [len(rows)], "readable": bool [len(rows)]}.
+    `mask` is 1 for an example and 0 for padding and for unreadable images,
+    whose image and label are 0. Every process gets the same number of batches.
+    The order depends on B, and not on the rows. The iterator raises
+    TrainingError if a record file is damaged.
 
   Raises:
     ConfigError: if the settings contradict the source.
@@ -263,12 +267,12 @@ def eval_batches(
       source, record_shards=data.record_shards, batch_size=batch_size, rows=rows
     )
 
-    def recorded(
+    def from_record(
       id_: tf.Tensor, serialized: tf.Tensor, real: tf.Tensor
     ) -> _Tensors:
       return _eval_example(real, lambda: _parse(records, id_, serialized), data)
 
-    batches = _map(elements, recorded).batch(len(rows)).take(num)
+    batches = _map(elements, from_record).batch(len(rows)).take(num)
     return _iterate(batches, source, unreadable)
 
   load = source.load
@@ -276,7 +280,7 @@ def eval_batches(
   positions = steps.map(lambda step: step * batch_size + rows)
   if source.image_shape:
 
-    def whole(position: tf.Tensor) -> _Tensors:
+    def whole_batch(position: tf.Tensor) -> _Tensors:
       record = load(tf.minimum(position, total - 1))
       image = preprocess.center_crop_arrays(
         record["image"], size=data.image_size, keep=data.eval_crop
@@ -289,17 +293,17 @@ def eval_batches(
         "readable": tf.ones_like(real),
       }
 
-    return _iterate(_map(positions, whole), source, unreadable)
+    return _iterate(_map(positions, whole_batch), source, unreadable)
 
-  def indexed(position: tf.Tensor) -> _Tensors:
+  def from_index(position: tf.Tensor) -> _Tensors:
     return _eval_example(position < total, lambda: load(position), data)
 
-  batches = _map(positions.unbatch(), indexed).batch(len(rows))
+  batches = _map(positions.unbatch(), from_index).batch(len(rows))
   return _iterate(batches, source, unreadable)
 
 
 def check_readable(source: Source, data: DataConfig) -> None:
-  """Reads a few images from all over the source.
+  """Reads eight images, spread evenly over the source.
 
   Raises:
     ConfigError: if none of them can be read.
@@ -307,7 +311,7 @@ def check_readable(source: Source, data: DataConfig) -> None:
   if isinstance(source, Indexed) and source.image_shape:
     return
   number = min(8, source.num_examples)
-  found = BadImages(shown=0)
+  found = BadImages(max_warnings=0)
   try:
     batches = eval_batches(
       source,
@@ -322,8 +326,8 @@ def check_readable(source: Source, data: DataConfig) -> None:
     raise ConfigError(str(error)) from error
   if not readable:
     raise ConfigError(
-      f"of {number} images from all over the {source.num_examples} none can be "
-      f"read: replace or remove them. They are\n{found.listing()}"
+      f"none of {number} images, spread evenly over {source.num_examples}, can "
+      f"be read: replace or remove them. They are\n{found.listing()}"
     )
 
 
@@ -335,7 +339,7 @@ def _check(
     value = getattr(data, name)
     if value and data.channels not in (1, 3):
       raise ConfigError(
-        f"data.{name}={value:g} knows images of 1 and 3 channels, not "
+        f"data.{name}={value:g} works with 1 or 3 channels, not with "
         f"data.channels={data.channels}: set --config.data.{name}=0"
       )
   if (
@@ -346,8 +350,8 @@ def _check(
     or rows[-1] >= batch_size
   ):
     raise ValueError(
-      f"rows={rows} must be increasing numbers in 0..{batch_size - 1}, at "
-      "least one: give each process a part of the batch"
+      f"rows={rows} must be one or more increasing numbers in "
+      f"0..{batch_size - 1}: give each process a part of the batch"
     )
   if isinstance(source, Indexed) and source.image_shape:
     channels = source.image_shape[-1]
@@ -381,7 +385,7 @@ def _augment(
   )
   readable = reason == b""
   mean = np.rint(255 * np.asarray(data.mean)).clip(0, 255).astype(np.uint8)
-  # Not tf.where, which takes milliseconds to broadcast.
+  # tf.where would take milliseconds to broadcast.
   image = tf.cond(readable, lambda: image, lambda: tf.zeros_like(image) + mean)
   result = _augment_pixels(image, record["label"], plan, data)
   return result | {
@@ -430,7 +434,7 @@ def _augment_pixels(
 def _eval_example(
   real: tf.Tensor, load: Callable[[], _Tensors], data: DataConfig
 ) -> _Tensors:
-  """One example for evaluation, or padding, for which nothing is read."""
+  """Loads one example for evaluation, or makes padding if not `real`."""
 
   def example() -> tuple[tf.Tensor, ...]:
     record = load()
@@ -472,7 +476,7 @@ def _map(
   dataset: tf.data.Dataset, function: Callable[..., _Tensors]
 ) -> tf.data.Dataset:
   return dataset.map(
-    # Nothing here needs AutoGraph, whose conversion takes seconds.
+    # Nothing here needs AutoGraph, and its conversion takes seconds.
     tf.autograph.experimental.do_not_convert(function),
     num_parallel_calls=tf.data.AUTOTUNE,
     deterministic=True,
@@ -490,11 +494,12 @@ def _iterate(
 def _report_unreadable(
   batches: tf.data.Dataset, source: Source, unreadable: BadImages | None
 ) -> Generator[Batch]:
-  unreadable = BadImages(shown=0) if unreadable is None else unreadable
+  """Yields the batches without "id" and "reason", which it hands over."""
+  unreadable = BadImages(max_warnings=0) if unreadable is None else unreadable
   try:
     for batch in tf_iterator.numpy_batches(batches.prefetch(tf.data.AUTOTUNE)):
-      none = np.zeros(0)  # of a source of arrays
-      ids, reasons = batch.pop("id", none), batch.pop("reason", none)
+      absent = np.zeros(0)  # arrays have neither
+      ids, reasons = batch.pop("id", absent), batch.pop("reason", absent)
       for place in np.flatnonzero(reasons):
         name = source.name(int(ids.flat[place]))
         unreadable.report(name, reasons.flat[place].decode())
@@ -504,19 +509,21 @@ def _report_unreadable(
 
 
 def read_error(source: Source, error: tf.errors.OpError) -> TrainingError:
-  """What to say of an error that is not one image's."""
+  """Explains an error of reading that is not limited to one image."""
   reason = re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", error.message)
   file = None
   if isinstance(source, Records):
-    print(f"{reason}: looking for the file", file=sys.stderr, flush=True)
+    print(
+      f"{reason}: looking for the damaged file", file=sys.stderr, flush=True
+    )
     file = record_shards.find_damaged_file(source)
   if file is None:
     return TrainingError(
-      f"the images cannot be read: {reason}. What was saved is kept: run the "
-      "same command again once they can"
+      f"the images cannot be read: {reason}. Saved checkpoints are kept: run "
+      "the same command again when the images can be read"
     )
   return TrainingError(
-    f"the record file {file} is damaged: {reason}. What was saved is kept: "
-    "replace the file by a good copy, or prepare the data set anew, and run "
+    f"the record file {file} is damaged: {reason}. Saved checkpoints are kept: "
+    "replace the file by a good copy, or prepare the data set again, and run "
     "the same command again"
   )

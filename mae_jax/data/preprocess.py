@@ -1,11 +1,11 @@
-"""From the bytes of an image file, or from small arrays, to the model's pixels.
+"""Image preprocessing: random and center crops, flips and color changes.
 
-Random functions take uniform draws instead of a seed: the pipeline draws them
-for a whole step at once, as a function of seed, stream name, step and row, and
-a test can inject its own. Files and arrays follow the same rules; arrays go a
-batch at a time because their work is smaller than the cost of a call.
+Random functions take uniform draws instead of a seed. The pipeline samples the
+draws of a whole step at once, and a test can inject its own. Image files are
+processed one at a time, and small arrays a batch at a time, because their work
+is smaller than the cost of a call.
 
-Pixels are uint8 [H, W, C] throughout; normalization is the model's.
+Pixels are uint8 [H, W, C] throughout; the train step normalizes them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import numpy as np
 import tensorflow as tf
 
 from mae_jax.data import augment, decode, resample
-from mae_jax.data import augment as jitter
 
 TRIES = 10  # as torchvision's RandomResizedCrop
-CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) a try, then the place
+CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) per try, then top and left
 
-_MAX_RESIZED_PIXELS = 1 << 24  # pixels
+_MAX_RESIZED_PIXELS = 1 << 24  # above, `center_crop` resizes only a window
 
 Size = tuple[int, int]
 Range = tuple[float, float]
@@ -39,33 +38,33 @@ def crop_box(
   clipped: bool = False,
   fixed: float = 0.0,
 ) -> tf.Tensor:
-  """Draws a box with the distribution of torchvision's RandomResizedCrop.
+  """Samples a box with the distribution of torchvision's RandomResizedCrop.
 
-  The first of ten boxes that fits the image, with an area uniform in `scale`
-  times the image's, and an aspect log-uniform in `ratio`, at a uniform place;
-  if none fits, the largest central box whose aspect is in `ratio`.
+  Takes the first of ten boxes that fits the image. Areas are uniform in `scale`
+  times the image's area, aspects log-uniform in `ratio`, positions uniform. If
+  no box fits, takes the largest central box whose aspect is in `ratio`.
 
   Args:
     height: integer [...], at least 1.
     width: integer [...], at least 1.
     draws: [..., CROP_DRAWS] uniform in [0, 1).
-    scale: smallest and largest share of the image's area.
+    scale: smallest and largest fraction of the image's area.
     ratio: smallest and largest width / height.
-    clipped: whether the first box counts in any case, its sides cut down to
-      those of the image (the reference's linear probe).
-    fixed: if above 0, the sides of every box are this share of those of the
-      largest central one, and only its place is drawn: resized, it is a random
-      crop of fixed size of the resized image.
+    clipped: whether to always take the first box, with its sides clipped to the
+      image (the reference's linear probe).
+    fixed: if above 0, the sides of every box are this fraction of the largest
+      central box, and only the position is random. Resized, this is a random
+      crop of fixed size from the resized image.
 
   Returns:
     int32 [..., 4]: top, left, height, width; never empty, inside the image.
   """
-  # float64: the rounding below must not depend on how sums are ordered.
+  # float64: the rounding below must not depend on the order of sums.
   full_h, full_w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
   draws = tf.cast(draws, tf.float64)
   central_h = tf.minimum(full_h, tf.round(full_w / ratio[0]))
   central_w = tf.minimum(full_w, tf.round(full_h * ratio[1]))
-  # A one-pixel side must not round to nothing under an extreme ratio.
+  # A one-pixel side must not round to 0 under an extreme ratio.
   central_h, central_w = tf.maximum(central_h, 1), tf.maximum(central_w, 1)
   if fixed:
     widths = tf.maximum(tf.round(fixed * central_w), 1)[..., None]
@@ -89,7 +88,7 @@ def crop_box(
   box_h, box_w = box_h[..., 0], box_w[..., 0]
   top = tf.floor(draws[..., -2] * (full_h - box_h + 1))
   left = tf.floor(draws[..., -1] * (full_w - box_w + 1))
-  drawn = tf.stack([top, left, box_h, box_w], axis=-1)
+  sampled = tf.stack([top, left, box_h, box_w], axis=-1)
   central = tf.stack(
     [
       tf.math.floordiv(full_h - central_h, 2),
@@ -100,11 +99,11 @@ def crop_box(
     axis=-1,
   )
   any_fits = tf.reduce_any(fits, axis=-1)[..., None]
-  return tf.cast(tf.where(any_fits, drawn, central), tf.int32)
+  return tf.cast(tf.where(any_fits, sampled, central), tf.int32)
 
 
-# A stream is built anew at each evaluation: what is traced once need not be
-# traced again.
+# A tf.function, because each evaluation builds a new stream: the trace is
+# reused.
 @tf.function(autograph=False)
 def random_resized_crop(
   record: dict[str, tf.Tensor],
@@ -121,22 +120,22 @@ def random_resized_crop(
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Crops an image file to `crop_box` and resizes the crop, bicubic.
 
-  Of a JPEG only the crop is decoded.
+  Only the crop of a JPEG is decoded.
 
   Args:
-    record: an image file, see `decode`.
+    record: an image file, as for `decode.decode`.
     draws: [CROP_DRAWS] uniform in [0, 1).
     size: height and width of the result.
-    scale: see `crop_box`.
-    ratio: see `crop_box`.
-    clipped: see `crop_box`.
-    fixed: see `crop_box`.
-    channels: see `decode`.
-    exif_rotate: see `decode`.
-    may_fail: see `decode`.
+    scale: as for `crop_box`.
+    ratio: as for `crop_box`.
+    clipped: as for `crop_box`.
+    fixed: as for `crop_box`.
+    channels: as for `decode.decode`.
+    exif_rotate: as for `decode.decode`.
+    may_fail: as for `decode.decode`.
 
   Returns:
-    uint8 [height, width, channels], and why the image cannot be read or "".
+    uint8 [height, width, channels], and "" or why the image cannot be read.
   """
 
   def box(shape: tf.Tensor) -> tf.Tensor:
@@ -162,7 +161,20 @@ def random_resized_crop_arrays(
   clipped: bool = False,
   fixed: float = 0.0,
 ) -> tf.Tensor:
-  """`random_resized_crop` of uint8 [n, H, W, C] by draws [n, CROP_DRAWS]."""
+  """Applies `random_resized_crop` to uint8 [n, H, W, C].
+
+  Args:
+    images: uint8 [n, H, W, C].
+    draws: [n, CROP_DRAWS] uniform in [0, 1).
+    size: height and width of the result.
+    scale: as for `crop_box`.
+    ratio: as for `crop_box`.
+    clipped: as for `crop_box`.
+    fixed: as for `crop_box`.
+
+  Returns:
+    uint8 [n, height, width, C].
+  """
   shape = tf.shape(images)
   full = tf.ones_like(draws[:, 0], tf.int32)
   boxes = crop_box(
@@ -172,10 +184,10 @@ def random_resized_crop_arrays(
 
 
 def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-  """Mirrors one image [H, W, C], or those of [n, H, W, C], by draws < 0.5."""
+  """Mirrors an image [H, W, C], or images [n, H, W, C], where draws < 0.5."""
   mirror = draws < 0.5
   if len(images.shape) == 3:
-    # tf.where takes ten times as long to broadcast one truth over all pixels.
+    # tf.where takes ten times as long to broadcast one value over all pixels.
     return tf.cond(
       mirror, lambda: tf.reverse(images, axis=[-2]), lambda: images
     )
@@ -191,52 +203,48 @@ def rand_augment(
   std: float,
   mean: tuple[float, ...],
 ) -> tf.Tensor:
-  """`randaugment.rand_augment` of one uint8 image [H, W, C] or of [n, H, W, C].
+  """Applies `augment.rand_augment` to one image or a batch.
 
   Args:
-    images: one or several.
-    draws: [RAND_AUGMENT_DRAWS] or [n, RAND_AUGMENT_DRAWS].
-    magnitude: see there.
-    std: see there.
-    mean: of a pixel in [0, 1], one value or one a channel: the fill color.
+    images: uint8 [H, W, C] or [n, H, W, C].
+    draws: [RAND_AUGMENT_DRAWS] or [n, RAND_AUGMENT_DRAWS] uniform in [0, 1).
+    magnitude: mean severity, from 0 to 10.
+    std: standard deviation of the severity.
+    mean: fill color in [0, 1], one value or one per channel.
   """
   channels = images.shape[-1]
   fill = tuple(round(255 * each) for each in np.broadcast_to(mean, channels))
-
-  return _map_pillow(
-    functools.partial(
-      augment.rand_augment, magnitude=magnitude, std=std, fill=fill
-    ),
-    images,
-    draws,
+  function = functools.partial(
+    augment.rand_augment, magnitude=magnitude, std=std, fill=fill
   )
+  return _map_pillow(function, images, draws)
 
 
 def color_jitter(
   images: tf.Tensor, draws: tf.Tensor, *, strength: float
 ) -> tf.Tensor:
-  """`color_jitter.color_jitter` of an uint8 image [H, W, C] or of [n, H, W, C].
+  """Applies `augment.color_jitter` to one image or a batch.
 
   Args:
-    images: one or several.
-    draws: [COLOR_JITTER_DRAWS] or [n, COLOR_JITTER_DRAWS].
-    strength: see there.
+    images: uint8 [H, W, C] or [n, H, W, C].
+    draws: [COLOR_JITTER_DRAWS] or [n, COLOR_JITTER_DRAWS] uniform in [0, 1).
+    strength: at most 1; factors are uniform in 1 - strength to 1 + strength.
   """
-  one = functools.partial(jitter.color_jitter, strength=strength)
-  return _map_pillow(one, images, draws)
+  function = functools.partial(augment.color_jitter, strength=strength)
+  return _map_pillow(function, images, draws)
 
 
 def _map_pillow(
-  one: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  function: Callable[[np.ndarray, np.ndarray], np.ndarray],
   images: tf.Tensor,
   draws: tf.Tensor,
 ) -> tf.Tensor:
-  """What Pillow makes of one image, or of each."""
+  """Applies a NumPy function of (image, draws) to one image or a batch."""
 
   def each(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
     if images.ndim == 3:
-      return one(images, draws)
-    return np.stack([one(*pair) for pair in zip(images, draws, strict=True)])
+      return function(images, draws)
+    return np.stack(list(map(function, images, draws)))
 
   augmented = tf.numpy_function(each, [images, draws], tf.uint8, stateful=False)
   return tf.ensure_shape(augmented, images.shape)
@@ -251,36 +259,34 @@ def center_crop(
   channels: int,
   exif_rotate: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Resizes an image file to just cover size / keep, and cuts out the middle.
+  """Resizes an image file to just cover size / keep, and crops the center.
 
   Args:
-    record: an image file, see `decode`.
+    record: an image file, as for `decode.decode`.
     size: height and width of the result.
-    keep: the share of the resized image's side that is kept, in (0, 1].
-    channels: see `decode`.
-    exif_rotate: see `decode`.
+    keep: the fraction of the resized image's sides to keep, in (0, 1].
+    channels: as for `decode.decode`.
+    exif_rotate: as for `decode.decode`.
 
   Returns:
-    uint8 [height, width, channels], of an image that has this size already,
-    with keep = 1, its very pixels; and why it cannot be read, or "".
+    uint8 [height, width, channels], and "" or why the image cannot be read.
+    With keep = 1, an image of this size already is returned unchanged.
   """
   image, reason = decode.decode(
     record, channels=channels, exif_rotate=exif_rotate
   )
   shape = tf.cast(tf.shape(image), tf.int64)
   cover = covering_size(shape[0], shape[1], size, keep)
-  top, left = (
-    _center_offset(cover[0], size[0]),
-    _center_offset(cover[1], size[1]),
-  )
+  top, left = map(_center_offset, cover, size)
 
   def whole() -> tf.Tensor:
     resized = _resize(image, tf.cast(tf.stack(cover), tf.int32))
     return resized[top : top + size[0], left : left + size[1]]
 
   def window() -> tf.Tensor:
-    # The same but for rounding, for what would be very large when resized.
-    # Around the window first, as float32 counts no further.
+    # Equal up to rounding, for an image that would be very large when resized.
+    # It is cropped around the window first: float32 positions are exact only
+    # up to 2^24.
     scale = tf.stack(cover) / shape[:2]  # float64
     begin = tf.cast(tf.stack([top, left]), tf.float64)
     margin = 4 * tf.maximum(1 / scale, 1)  # the kernel reaches half as far
@@ -297,40 +303,35 @@ def center_crop(
     )[0]
     return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
 
-  return tf.cond(
-    cover[0] * cover[1] > _MAX_RESIZED_PIXELS, window, whole
-  ), reason
+  too_large = cover[0] * cover[1] > _MAX_RESIZED_PIXELS
+  return tf.cond(too_large, window, whole), reason
 
 
 def center_crop_arrays(
   images: tf.Tensor, *, size: Size, keep: float
 ) -> tf.Tensor:
-  """`center_crop` of uint8 [n, H, W, C], of which H and W are static."""
+  """Applies `center_crop` to uint8 [n, H, W, C] with static H and W."""
   height, width = images.shape[1:3]
   cover = covering_size(height, width, size, keep)
-  window = (
-    _center_offset(cover[0], size[0]),
-    _center_offset(cover[1], size[1]),
-    *size,
-  )
+  top, left = map(_center_offset, cover, size)
   whole = tf.constant([[0, 0, height, width]])
   boxes = tf.repeat(whole, tf.shape(images)[0], axis=0)
-  return resample.resize_boxes(images, boxes, cover, window)
+  return resample.resize_boxes(images, boxes, cover, (top, left, *size))
 
 
 def covering_size(
   height: Any, width: Any, size: Size, keep: float
 ) -> tuple[Any, Any]:
-  """The smallest size of the image's own aspect that covers size / keep.
+  """Returns the smallest size of an image's aspect that covers size / keep.
 
-  For a square `size` the shorter side becomes `round(size / keep)` and the
-  longer is rounded down, as torchvision's Resize does.
+  For a square `size` the shorter side becomes `round(size / keep)`, and the
+  longer side is rounded down, as in torchvision's Resize.
 
   Args:
-    height: integer, of Python or a scalar int64 tensor, as is the result.
-    width: likewise.
-    size: height and width to be cut out.
-    keep: share of each side of the resized image that is kept, in (0, 1].
+    height: Python integer or scalar int64 tensor; the result has this type.
+    width: integer of the same type.
+    size: height and width of the center crop.
+    keep: the fraction of the resized image's sides to keep, in (0, 1].
 
   Returns:
     height, width.
@@ -348,12 +349,12 @@ def covering_size(
 
 
 def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:
-  """Bicubic with antialiasing, which is what Pillow's resize does.
+  """Resizes with antialiased bicubic interpolation, as Pillow does.
 
-  The values are those of `tf.image.resize`, but for ties, in less time (a third
-  or 0.9 of it, as the machine is): of what is one pixel wide and has many
-  channels its operation adds up whole rows, where of three channels it goes
-  from pixel to pixel.
+  The values are those of `tf.image.resize`, except in ties, and the time is a
+  third to 0.9 of its time, depending on the machine. Each pass reshapes the
+  image to one column with many channels, which the kernel adds up as whole
+  rows; with three channels it would go pixel by pixel.
   """
   shape, channels = tf.shape(image), image.shape[-1]
   height, width = size[0], size[1]
@@ -370,7 +371,7 @@ def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:
 def _resize_rows(
   image: tf.Tensor, length: tf.Tensor, size: int | tf.Tensor
 ) -> tf.Tensor:
-  """The first axis of [length, n, C] resized to [size, n * C], float32."""
+  """Resizes the first axis of [length, n, C] to [size, n * C], float32."""
   scale = tf.cast(size, tf.float32) / tf.cast(length, tf.float32)
   resized = tf.raw_ops.ScaleAndTranslate(
     images=tf.reshape(image, [1, length, 1, -1]),
@@ -384,7 +385,7 @@ def _resize_rows(
 
 
 def _center_offset(cover: Any, size: int) -> Any:
-  """Where torchvision's CenterCrop begins: half the margin, rounded to even."""
+  """Returns torchvision's CenterCrop offset: half the margin, half to even."""
   if not tf.is_tensor(cover):
     return int(np.rint((cover - size) / 2))
   return tf.cast(tf.round(tf.cast(cover - size, tf.float64) / 2), tf.int64)

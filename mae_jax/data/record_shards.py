@@ -1,12 +1,12 @@
-"""Record files as independent shards, side by side in a batch.
+"""Shards of TFRecord files, each of which fills fixed rows of every batch.
 
 The records are divided into n shards, each an endless stream in its own order.
-Shard i gives rows i * B / n .. (i + 1) * B / n - 1 of every batch. A process
-reads the shards of its rows and nothing else, and yet a batch is the same on
-any number of processes.
+Shard i fills rows i * B / n .. (i + 1) * B / n - 1 of every batch. A process
+reads only the shards of its rows, and a batch is still the same on any number
+of processes.
 
-Shards that share a file each read past what comes before their part of it: with
-many more shards than files, fewer shards are faster.
+A shard that begins within a file must read the file from its start. With many
+more shards than files, fewer shards are faster.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ INT64_MAX = 2**63 - 1
 
 @dataclasses.dataclass(frozen=True)
 class _PieceTable:
-  """The pieces of all shards, one after the other, as tensors."""
+  """The pieces of all shards in order, as tensors."""
 
   path: tf.Tensor  # [pieces]
   first_id: tf.Tensor
   skip: tf.Tensor
   take: tf.Tensor
   stride: tf.Tensor
-  first: tf.Tensor  # [num_shards], the shard's first piece
-  count: tf.Tensor  # [num_shards], its pieces
-  records: tf.Tensor  # [num_shards], its records
+  first: tf.Tensor  # [num_shards], index of the shard's first piece
+  count: tf.Tensor  # [num_shards], number of its pieces
+  records: tf.Tensor  # [num_shards], number of its records
 
   @classmethod
   def of(cls, source: base.Records, num_shards: int) -> _PieceTable:
@@ -63,12 +63,12 @@ class _PieceTable:
     )
 
   def read(self, piece: tf.Tensor) -> tf.data.Dataset:
-    """The ids and serialized examples of one piece, in order."""
+    """Reads the ids and serialized examples of one piece, in order."""
     records = tf.data.TFRecordDataset(self.path[piece], buffer_size=1 << 20)
     records = records.skip(self.skip[piece])
     records = records.shard(self.stride[piece], 0)
     records = records.take(self.take[piece])
-    # A file that was cut between two records would only seem to end early.
+    # A file truncated between two records would otherwise just end early.
     whole = tf.data.experimental.assert_cardinality(self.take[piece])
     ids = tf.data.Dataset.range(
       self.first_id[piece], INT64_MAX, self.stride[piece]
@@ -77,7 +77,13 @@ class _PieceTable:
 
 
 def num_record_shards(wanted: int, batch_size: int, num_examples: int) -> int:
-  """The most shards, up to `wanted`, that divide a batch and are not empty."""
+  """Returns the largest shard count that divides a batch, without empty shards.
+
+  Args:
+    wanted: the largest count allowed.
+    batch_size: B, which the count must divide.
+    num_examples: N; with more shards than examples a shard would be empty.
+  """
   most = max(1, min(wanted, batch_size, num_examples))
   return next(n for n in range(most, 0, -1) if batch_size % n == 0)
 
@@ -90,21 +96,21 @@ def train_stream(
   rows: np.ndarray,
   start_step: int,
 ) -> tf.data.Dataset:
-  """Endless (id, serialized example) of the rows of each batch, in order.
+  """Returns an endless dataset of (id, serialized example), row by row.
 
-  Each epoch of a shard reads its files in a random order through a shuffle
-  buffer, and holds each of its records once.
+  Each epoch of a shard reads its pieces in a random order, through a shuffle
+  buffer, and contains each record once.
 
   Args:
     source: the records.
     data: `batch_size`, `record_shards`, and `shuffle_buffer` for all shards.
-    seed: of the order.
-    rows: increasing row numbers, of whole shards.
-    start_step: batches to leave out at the front; whole epochs of a shard cost
-      nothing, records of its current one are read but not decoded.
+    seed: seed of the order.
+    rows: increasing row numbers that form whole shards.
+    start_step: number of batches to skip. Whole epochs of a shard are skipped
+      for free; records of the current epoch are read but not decoded.
 
   Raises:
-    ConfigError: if the rows cut a shard in two.
+    ConfigError: if the rows split a shard.
   """
   num_shards = num_record_shards(
     data.record_shards, data.batch_size, source.num_examples
@@ -114,11 +120,11 @@ def train_stream(
   if len(rows) != len(mine) * share:
     raise ConfigError(
       f"data.record_shards={data.record_shards} makes {num_shards} shards of "
-      f"data.batch_size={data.batch_size} and {source.num_examples} examples, "
-      f"{share} rows each, but this process reads {len(rows)} rows (from "
-      f"{rows[0]}) and would cut one: set data.record_shards to the number of "
-      "devices or a multiple of it that divides data.batch_size and is at most "
-      "the number of examples"
+      f"{share} rows each, with data.batch_size={data.batch_size} and "
+      f"{source.num_examples} examples. This process reads {len(rows)} rows "
+      f"(from {rows[0]}), which would split a shard: set data.record_shards to "
+      "the number of devices or a multiple of it that divides data.batch_size "
+      "and is at most the number of examples"
     )
   table = _PieceTable.of(source, num_shards)
   buffer = max(1, data.shuffle_buffer // num_shards)
@@ -156,17 +162,18 @@ def eval_stream(
   batch_size: int,
   rows: np.ndarray,
 ) -> tuple[int, tf.data.Dataset]:
-  """One pass over the records, in order within each shard.
+  """Returns one pass over the records, in order within each shard.
 
   Args:
     source: the records.
-    record_shards: at most so many; here a shard may be empty.
+    record_shards: the largest number of shards; here a shard may be empty.
     batch_size: B.
-    rows: increasing row numbers; of a shard that is cut, all is read.
+    rows: increasing row numbers; a shard with any of them is read whole.
 
   Returns:
-    The number of batches, the same for any rows, and the rows' elements of each
-    in order: id, serialized example and True, or 0, b"" and False for padding.
+    The number of batches, which does not depend on the rows, and a dataset of
+    the rows' elements in order: (id, serialized example, True), or
+    (0, b"", False) for padding.
   """
   num_shards = num_record_shards(record_shards, batch_size, batch_size)
   share = batch_size // num_shards
@@ -193,7 +200,7 @@ def eval_stream(
 
 
 def find_damaged_file(source: base.Records) -> str | None:
-  """The first file that does not hold the records it should; reads them all."""
+  """Reads all files, and returns the first one with too few records, if any."""
   wanted = dict.fromkeys(source.files, 0)
   for piece in source.pieces:
     last = piece.skip + (piece.take - 1) * piece.stride
@@ -205,11 +212,11 @@ def find_damaged_file(source: base.Records) -> str | None:
       records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
       return records.reduce(zero, lambda number, _: number + 1)
 
-    # As in `decode`: of a file that fails, -1 takes the place.
+    # Counts -1 for a file that fails, as `decode.map_with_fallback` does.
     found = tf.data.Dataset.from_tensors(path).map(records)
     found = found.ignore_errors(log_warning=False)
-    none = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64))
-    return found.concatenate(none).take(1).get_single_element()
+    failed = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64))
+    return found.concatenate(failed).take(1).get_single_element()
 
   paths = tf.data.Dataset.from_tensor_slices(list(wanted))
   counts = paths.map(count, num_parallel_calls=tf.data.AUTOTUNE)
@@ -225,7 +232,7 @@ def _interleave(
   shard_stream: Callable[[tf.Tensor], tf.data.Dataset],
 ) -> tf.data.Dataset:
   return tf.data.Dataset.from_tensor_slices(mine).interleave(
-    # Nothing here needs AutoGraph, whose conversion takes seconds.
+    # Nothing here needs AutoGraph, and its conversion takes seconds.
     tf.autograph.experimental.do_not_convert(shard_stream),
     cycle_length=len(mine),
     block_length=share,

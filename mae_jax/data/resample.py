@@ -1,10 +1,10 @@
 """Pillow's bicubic resampling of batches of small arrays, bit for bit.
 
-`tf.image.resize` works on one box at a time, and its cost per call is many
-times that of the arithmetic when images are 8 x 8. Here each example's two
-passes are matrix products with its own weights. As in Pillow the weights are
-multiples of 2^-22 and each pass is rounded to bytes, so that every float64 sum
-is exact: the result cannot depend on the batch an image is computed in.
+`tf.image.resize` takes one box at a time, and for 8 x 8 images the call costs
+many times as much as the arithmetic. Here each example's two passes are matrix
+products with its own weights. As in Pillow, the weights are multiples of 2^-22
+and each pass is rounded to bytes. So every float64 sum is exact, and the result
+cannot depend on the batch that contains an image.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def resize_boxes(
     images: uint8 [n, H, W, C].
     boxes: integers [n, 4]: top, left, height, width, inside the image.
     size: height and width of the resized crop.
-    window: top, left, height, width of the part of the resized crop that is
-      wanted; None for all of it.
+    window: top, left, height and width of the part of the resized crop to
+      compute; None for all of it.
 
   Returns:
-    uint8 [n, h, w, C], as Pillow's `crop(box).resize(size, BICUBIC)` with the
-    columns first, which since Pillow 13 is not its order for every size.
+    uint8 [n, h, w, C], equal to Pillow's `crop(box).resize(size, BICUBIC)` with
+    columns resized first. Since Pillow 13 this is not its order for every size.
   """
   top, left, height, width = window or (0, 0, *size)
   shape = tf.shape(images)
@@ -51,18 +51,18 @@ def _weights(
   first: int,
   count: int,
 ) -> tf.Tensor:
-  """What each pixel of one axis gives to each resized pixel, times 2^22.
+  """Computes the resampling weights of one axis, times 2^22.
 
   Args:
-    start: integers [n], where the box begins.
-    extent: integers [n], how long it is.
-    length: of the axis.
-    size: pixels that the box becomes.
-    first: the first of those pixels that is wanted.
-    count: how many are wanted.
+    start: integers [n], first pixel of the box.
+    extent: integers [n], length of the box in pixels.
+    length: length of the axis in pixels.
+    size: length of the resized box in pixels.
+    first: first resized pixel to compute.
+    count: number of resized pixels to compute.
 
   Returns:
-    float64 [n, count, length], whole numbers.
+    Whole numbers, float64 [n, count, length].
   """
   extent = tf.cast(extent, tf.float64)[:, None, None]
   scale = extent / size
@@ -77,12 +77,12 @@ def _weights(
   inside = (source >= 0) & (source < extent)
   weights = tf.where(inside, weights, 0.0)
   weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
-  # Half away from zero, as Pillow rounds; tf.round goes to the even number.
+  # Pillow rounds half away from zero; tf.round rounds half to even.
   return tf.sign(weights) * tf.floor(tf.abs(weights) * _ONE + 0.5)
 
 
 def _cubic(x: tf.Tensor) -> tf.Tensor:
-  """Keys' kernel with a = -0.5."""
+  """Evaluates Keys' cubic kernel with a = -0.5."""
   x = tf.abs(x)
   near = (1.5 * x - 2.5) * x * x + 1
   far = (((x - 5) * x + 8) * x - 4) * -0.5

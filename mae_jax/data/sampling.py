@@ -1,4 +1,4 @@
-"""Which example stands where, and its random numbers: functions of the seed."""
+"""Order of examples and their random numbers, as functions of the seed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,21 @@ def uniform(
   batch_size: int,
   rows: np.ndarray,
 ) -> tf.Tensor:
-  """Uniform [len(rows), count] as a function of seed, stream, step and row.
+  """Samples uniform numbers as a function of seed, stream, step and row.
 
-  Those of the whole batch are drawn, in one call: far cheaper than a call for
-  each row, and no process need know which rows another one has.
+  One call samples the numbers of the whole batch, which is far cheaper than one
+  call per row.
+
+  Args:
+    seed: seed of the run.
+    stream: name of the random stream.
+    step: int64 scalar.
+    count: numbers per row.
+    batch_size: B, over all processes.
+    rows: the rows of this process.
+
+  Returns:
+    float32 [len(rows), count] in [0, 1).
   """
   key = tf.constant([seed, rng.stream_id(f"data/{stream}")], tf.int64)
   whole = tf.random.stateless_uniform(
@@ -30,7 +41,16 @@ def uniform(
 
 
 def shuffled_index(position: tf.Tensor, total: int, seed: int) -> tf.Tensor:
-  """Which example stands at each position [n]; a permutation in each epoch."""
+  """Returns the example at each position; each epoch is a permutation.
+
+  Args:
+    position: int64 [n], counted from the start of training.
+    total: N, the number of examples.
+    seed: seed of the order.
+
+  Returns:
+    int64 [n] in 0..N-1.
+  """
   epoch = position // total
   first = tf.reduce_min(epoch)
   key = tf.constant([seed, rng.stream_id("data/order")], tf.int64)
@@ -44,8 +64,9 @@ def shuffled_index(position: tf.Tensor, total: int, seed: int) -> tf.Tensor:
       dtype=tf.int64,
     )
 
-  # A small index space sees only a key's low bits, and the default four rounds
-  # leave neighboring keys correlated: hence hashed keys, and sixteen rounds.
+  # For a small N the shuffle uses only the low bits of a key, and four rounds,
+  # the default, leave neighboring keys correlated. So keys are hashed, and
+  # there are sixteen rounds.
   epochs = tf.range(first, tf.reduce_max(epoch) + 1)
   table = tf.map_fn(keys, epochs, fn_output_signature=tf.int64)
   return tf.raw_ops.RandomIndexShuffle(

@@ -1,4 +1,4 @@
-"""What a data set is like: sizes, colors, classes, and what cannot be read."""
+"""Statistics of a data set: image sizes, colors, classes, unreadable images."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import Indexed, Source
 
 _Tensors = dict[str, tf.Tensor]
-SAMPLES = 64  # that `rate` shows
-_GROUP_SIZE = 16  # images that are looked at together
+SAMPLES = 64  # images that `measure_throughput` returns
+_GROUP_SIZE = 16  # images per batch of statistics
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-  """What was found in images, each of which counts as much as any other.
+  """Statistics of a data set, in which every image has the same weight.
 
   Attributes:
-    sizes: int [N, 2], heights and widths of those that can be read.
-    mean: [C] of pixels in [0, 1].
-    std: [C] about that mean.
-    gray: how many have the same value in all channels; 0 of one channel.
-    labels: how many images have each label.
-    unreadable: names, with reasons.
+    sizes: int [N, 2], heights and widths of the readable images.
+    mean: [C], mean of pixels in [0, 1].
+    std: [C], standard deviation of pixels in [0, 1].
+    gray: number of images whose channels are all equal; 0 if C is 1.
+    labels: number of images by label.
+    unreadable: names of unreadable images, with reasons.
   """
 
   sizes: np.ndarray
@@ -41,16 +41,16 @@ class Survey:
   unreadable: BadImages
 
   @property
-  def looked_at(self) -> int:
-    """Images, whether they can be read or not."""
+  def num_images(self) -> int:
+    """Number of images, readable or not."""
     return len(self.sizes) + len(self.unreadable.names)
 
   def enlarged(self, size: tuple[int, int], keep: float = 1.0) -> float:
-    """The share of images that are enlarged for the network.
+    """Returns the fraction of images that are enlarged for the network.
 
     Args:
-      size: height and width it is shown.
-      keep: the share of an image's sides that is shown at the least.
+      size: height and width of the network's input.
+      keep: the smallest fraction of an image's sides that a crop keeps.
     """
     short = self.sizes * keep < np.asarray(size)
     return float(short.any(axis=1).mean()) if len(self.sizes) else 0.0
@@ -59,19 +59,19 @@ class Survey:
 def survey_images(
   source: Source,
   data: DataConfig,
-  tell: Callable[[int], object] = lambda number: None,
+  progress: Callable[[int], object] = lambda number: None,
 ) -> Survey:
-  """Decodes every image of a source once.
+  """Decodes every image of a source once, and returns statistics.
 
   Args:
-    source: of any kind; `subset` makes it smaller.
+    source: any source; `subset` makes it smaller.
     data: `channels` and `exif_rotate`.
-    tell: is told how many images were looked at since.
+    progress: called with the number of images decoded since the last call.
 
   Raises:
-    TrainingError: if a file of records is damaged.
+    TrainingError: if a record file is damaged.
   """
-  unreadable = BadImages(shown=0)
+  unreadable = BadImages(max_warnings=0)
   sizes: list[np.ndarray] = []
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
@@ -85,7 +85,7 @@ def survey_images(
     sizes.append(batch["size"][good])
     total += batch["moments"][good].sum(axis=0)
     gray += int(batch["gray"][good].sum())
-    tell(len(good))
+    progress(len(good))
   found = np.concatenate(sizes)
   mean, square = total / max(len(found), 1)
   std = np.sqrt(np.maximum(square - mean**2, 0))
@@ -96,28 +96,27 @@ def survey_images(
 def _image_stats(
   source: Source, data: DataConfig
 ) -> Generator[dict[str, np.ndarray]]:
-  """What of each image is counted, a few images at a time."""
+  """Yields statistics of each image, in batches of _GROUP_SIZE."""
   if isinstance(source, Indexed):
-    # Bound here, where the type is known.
     load, shape = source.load, source.image_shape
     numbers = tf.data.Dataset.range(source.num_examples)
     if shape is not None:
-      looks = numbers.batch(_GROUP_SIZE).map(
+      stats = numbers.batch(_GROUP_SIZE).map(
         lambda index: _stats_of_arrays(load(index))
       )
     else:
-      looks = _stats_of_files(numbers.map(load), data)
+      stats = _stats_of_files(numbers.map(load), data)
   else:
     parse = source.parse
     _, elements = record_shards.eval_stream(
       source, record_shards=1, batch_size=1, rows=np.zeros(1, np.int64)
     )
     real = elements.filter(lambda id_, serialized, real: real)
-    looks = _stats_of_files(
+    stats = _stats_of_files(
       real.map(lambda id_, serialized, _: parse(serialized) | {"id": id_}), data
     )
   try:
-    yield from tf_iterator.numpy_batches(looks.prefetch(tf.data.AUTOTUNE))
+    yield from tf_iterator.numpy_batches(stats.prefetch(tf.data.AUTOTUNE))
   except tf.errors.OpError as error:
     raise pipeline.read_error(source, error) from error
 
@@ -125,7 +124,7 @@ def _image_stats(
 def _stats_of_files(
   records: tf.data.Dataset, data: DataConfig
 ) -> tf.data.Dataset:
-  def look(record: _Tensors) -> _Tensors:
+  def measure(record: _Tensors) -> _Tensors:
     image, reason = decode.decode(
       record, channels=data.channels, exif_rotate=data.exif_rotate
     )
@@ -138,9 +137,9 @@ def _stats_of_files(
       "reason": reason,
     }
 
-  unconverted = tf.autograph.experimental.do_not_convert(look)
-  looked = records.map(unconverted, num_parallel_calls=tf.data.AUTOTUNE)
-  return looked.batch(_GROUP_SIZE)
+  unconverted = tf.autograph.experimental.do_not_convert(measure)
+  stats = records.map(unconverted, num_parallel_calls=tf.data.AUTOTUNE)
+  return stats.batch(_GROUP_SIZE)
 
 
 def _stats_of_arrays(record: _Tensors) -> _Tensors:
@@ -157,8 +156,8 @@ def _stats_of_arrays(record: _Tensors) -> _Tensors:
 
 
 def _moments(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
-  """Means of pixels in [0, 1] and of their squares, float64 [..., 2, C]."""
-  # Sums of integers are exact, of images of any size.
+  """Computes means of pixels in [0, 1] and of squares, float64 [..., 2, C]."""
+  # Integer sums are exact for images of any size.
   values = tf.cast(images, tf.int64)
   count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(images), axes)), tf.float64)
   sums = [
@@ -177,18 +176,18 @@ def _is_gray(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
 def measure_throughput(
   source: Source, data: DataConfig, seconds: float = 5.0
 ) -> tuple[float, np.ndarray]:
-  """How fast training batches come.
+  """Measures the speed of the training input pipeline.
 
   Args:
-    source: of training images.
-    data: the settings; a batch is of SAMPLES images at most.
-    seconds: to measure, after the first batch.
+    source: training images.
+    data: the settings; a batch has at most SAMPLES images.
+    seconds: duration of the measurement, after the first batch.
 
   Returns:
-    Images a second, and uint8 [SAMPLES, H, W, C] as training has them.
+    Images per second, and augmented images, uint8 [SAMPLES, H, W, C].
   """
   size = min(SAMPLES, data.batch_size)
-  few = dataclasses.replace(
+  small = dataclasses.replace(
     data,
     batch_size=size,
     record_shards=record_shards.num_record_shards(
@@ -196,7 +195,11 @@ def measure_throughput(
     ),
   )
   batches = pipeline.train_batches(
-    source, few, seed=0, rows=np.arange(size), unreadable=BadImages(shown=0)
+    source,
+    small,
+    seed=0,
+    rows=np.arange(size),
+    unreadable=BadImages(max_warnings=0),
   )
   samples = [next(batches)["image"]]
   begin, count = time.monotonic(), 0

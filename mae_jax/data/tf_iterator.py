@@ -1,9 +1,8 @@
-"""Batches out of a data set that runs Python in its threads.
+"""Iteration over tf.data datasets whose threads run Python.
 
-An iterator that goes out of scope waits for what its threads are at, and holds
-Python's lock meanwhile; if one of them needs the lock, to ask Pillow, neither
-ever ends. So the work is called off first, by an operation, which lets go of
-the lock.
+Destroying a tf.data iterator joins its threads while it holds the GIL. A thread
+that needs the GIL, to call Pillow, then deadlocks. So the iterator is first
+given an empty dataset, which ends the threads' work without holding the GIL.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ _open: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
 def close_at_exit(stream: Generator) -> Generator:
-  """The same, but closed while the interpreter is still whole."""
+  """Registers a stream to be closed before the interpreter shuts down."""
   _open.add(stream)
   return stream
 
 
 def numpy_batches(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
-  """The elements of a data set of dicts, read-only and without a copy."""
+  """Yields the elements of a dataset of dicts, read-only and without a copy."""
   names = sorted(dataset.element_spec)
   specs = [dataset.element_spec[name] for name in names]
   form = {

@@ -111,7 +111,7 @@ def test_nothing_readable_is_an_error_before_training(tmp_path, opened):
   for k in range(30):
     (tmp_path / f"{k:02d}.jpg").write_bytes(b"<html>")
   source, data = opened(tmp_path)
-  with pytest.raises(ConfigError, match=r"of 8 .* the 30 none can") as e:
+  with pytest.raises(ConfigError, match=r"none of 8 .* over 30, can") as e:
     pipeline.check_readable(source, data)
   assert f"{tmp_path}/00.jpg: it is not JPEG" in str(e.value)
   (tmp_path / "00.jpg").write_bytes(
@@ -184,7 +184,7 @@ def test_streams_may_be_dropped_while_pillow_works(folders, opened):
 
 
 def test_names_are_said_once_and_not_for_ever(capsys):
-  found = BadImages(shown=2)
+  found = BadImages(max_warnings=2)
   for name in "aabcd":
     found.report(name, "it is empty")
   assert found.names == ("a", "b", "c", "d")

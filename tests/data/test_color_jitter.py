@@ -64,7 +64,7 @@ def test_orders_and_factors_are_uniform(monkeypatch):
     return Kind
 
   kinds = tuple(recording(which) for which in range(3))
-  monkeypatch.setattr(augment, "_KINDS", kinds)
+  monkeypatch.setattr(augment, "_JITTERS", kinds)
   draws = np.random.default_rng(0).random((3000, augment.COLOR_JITTER_DRAWS))
   for row in draws:
     augment.color_jitter(picture(), row, strength=0.3)
@@ -125,5 +125,5 @@ def test_crops_of_one_size_are_not_clipped():
 def test_other_channels_are_refused():
   data = {"source": "folder", "channels": 4, "mean": (0.5,) * 4}
   config = tiny.config(data=data | {"std": (0.5,) * 4, "color_jitter": 0.4})
-  with pytest.raises(ConfigError, match="knows images of 1 and 3"):
+  with pytest.raises(ConfigError, match="works with 1 or 3 channels"):
     pipeline._check(None, config.data, np.arange(4), 4)

@@ -111,7 +111,7 @@ def test_of_16_bits_the_high_byte_is_read(photos, form):
 @pytest.mark.parametrize("array", [np.float32([[0.5]]), np.int32([[70_000]])])
 def test_pixels_of_no_known_range_are_refused(array):
   image, reason = read(encode(array, format="tiff"))
-  assert "32-bit, of no known range: save it with 8 or 16" in reason
+  assert "have 32 bits and no known range: save it with 8 or 16" in reason
   assert image.shape == (1, 1, 3)
 
 
@@ -192,8 +192,8 @@ def test_arrays(photos):
   ("data", "channels", "words"),
   [
     (npy(np.zeros((4, 4))), 3, "array of float64: save it as uint8"),
-    (npy(np.zeros((4, 4, 4), np.uint8)), 3, "of 4 channels.*data.channels=3"),
-    (npy(np.zeros((4, 4, 3), np.uint8)), 5, "of 3 channels.*data.channels=5"),
+    (npy(np.zeros((4, 4, 4), np.uint8)), 3, "with 4 channels.*data.channels=3"),
+    (npy(np.zeros((4, 4, 3), np.uint8)), 5, "with 3 channels.*data.channels=5"),
     (npy(np.zeros((2, 4, 4, 3), np.uint8)), 3, "save it as .H, W, C"),
     (npy(np.zeros((0, 4), np.uint8)), 3, "save it as .H, W, C"),
     (npy(np.zeros((9, 9), np.uint8))[:-1], 1, "truncated: 80 of 81 bytes"),

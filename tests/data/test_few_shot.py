@@ -163,7 +163,7 @@ def test_labels_are_needed(tmp_path):
   Image.new("L", (8, 8)).save(tmp_path / "a.png")
   data = tiny.config(data={"source": "folder", "path": str(tmp_path)}).data
   source = sources.open_source(data, "train")
-  with pytest.raises(ConfigError, match=r"data.shots=5 takes .* no l"):
+  with pytest.raises(ConfigError, match=r"data.shots=5 limits .* no l"):
     few_shot.limit_per_class(source, 5, 0)
 
 

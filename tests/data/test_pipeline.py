@@ -230,7 +230,7 @@ def test_lanes_divide_the_batch(any_settings):
 
 def test_rows_that_cut_a_lane_are_refused(any_settings):
   data = any_settings("tfds", record_shards=2)
-  with pytest.raises(ConfigError, match=r"2 lanes.*number of devices"):
+  with pytest.raises(ConfigError, match=r"2 shards.*number of devices"):
     train(data, 1, rows=np.arange(2))
 
 
@@ -333,7 +333,7 @@ def test_settings_that_cannot_work(settings, changes, words):
 @pytest.mark.parametrize("rows", [[], [3, 2], [1, 1], [-1, 0], [31, 32]])
 def test_rows_that_are_not_part_of_a_batch(settings, rows):
   with pytest.raises(
-    ValueError, match=r"must be increasing numbers in 0\.\.31"
+    ValueError, match=r"must be one or more increasing numbers in 0\.\.31"
   ):
     train(settings(), 1, rows=np.array(rows))
 
@@ -351,7 +351,7 @@ def test_side_by_side_are_the_streams_themselves(kind, tmp_path):
   source = sources.open_source(settings, "train")
   rows = np.arange(3, 9)
   pairs = [(source, 0), (source.subset(5), 1), (source, 2)]
-  told = [bad_images.BadImages(shown=0) for _ in range(2)]
+  told = [bad_images.BadImages(max_warnings=0) for _ in range(2)]
   together = pipeline.stacked_train_batches(
     pairs, settings, rows=rows, start_step=2, unreadable=told[0]
   )

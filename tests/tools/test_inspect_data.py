@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn import datasets
 
 from mae_jax.config import Config, DataConfig
-from mae_jax.data import bad_images, sources
-from mae_jax.tools import inspect_data, survey
+from mae_jax.data import bad_images, sources, survey
+from mae_jax.tools import inspect_data
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands, tfds_data, tiny
 
@@ -55,7 +55,7 @@ def arrays(folder) -> list[np.ndarray]:
 
 
 def look(data: DataConfig) -> survey.Survey:
-  return survey.survey(sources.open_source(data, "train"), data)
+  return survey.survey_images(sources.open_source(data, "train"), data)
 
 
 def test_numbers_are_those_of_a_plain_loop(folder):
@@ -72,7 +72,7 @@ def test_numbers_are_those_of_a_plain_loop(folder):
   assert found.labels == {0: 2, 1: 31}
   assert len(found.unreadable.names) == 1
   assert "many/broken.png" in found.unreadable.listing()
-  assert found.looked_at == 33
+  assert found.num_images == 33
   assert found.enlarged((25, 10)) == sum(h < 25 for h, _ in sizes) / 32
   assert found.enlarged((24, 24)) == 0
   assert (
@@ -123,7 +123,9 @@ def test_records(tmp_path):
 
 def test_samples_are_those_of_training(folder):
   data = folder_config(folder).data
-  rate, samples = survey.rate(sources.open_source(data, "train"), data, 0)
+  rate, samples = survey.measure_throughput(
+    sources.open_source(data, "train"), data, 0
+  )
   assert rate > 0
   assert samples.shape == (64, 24, 24, 3)
 
@@ -210,7 +212,7 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
 def test_records_say_that_sizes_are_with_what_cannot_be_read(capsys):
   found = survey.Survey(
     np.ones((3, 2)), np.zeros(3), np.zeros(3), 0,
-    collections.Counter({0: 3, 1: 1}), bad_images.BadImages(shown=0),
+    collections.Counter({0: 3, 1: 1}), bad_images.BadImages(max_warnings=0),
   )  # fmt: skip
   found.unreadable.report("x", "torn")
   inspect_data._say_classes(found, collections.Counter(), ("a", "b"))

@@ -1,7 +1,7 @@
-"""Where images come from: a table of named sources.
+"""Sources of images, by name.
 
-A source is added by writing a function `(config.Data, split) -> Source | None`
-and giving it a name in `SOURCES`.
+To add a source, write a function `(DataConfig, split) -> Source | None` and
+give it a name in `SOURCES`.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def open_source(data: DataConfig, split: Literal["eval"]) -> Source | None: ...
 
 
 def open_source(data: DataConfig, split: Split) -> Source | None:
-  """The images of one split; reads names and counts, but no image yet.
+  """Opens the images of one split; reads names and counts, but no image yet.
 
   Args:
     data: the `data` section; `source` is a name in `SOURCES`.
     split: "train", or "eval" for held-out images.
 
   Returns:
-    The source; None for "eval" if `data.eval_split` is "" or the data have no
-    held-out part.
+    The source. None for "eval" if `data.eval_split` is "" or there are no
+    held-out images.
 
   Raises:
-    ConfigError: if there is no such source, no image, something in the data
-      contradicts the settings, or other processes see other images.
+    ConfigError: if the source is unknown or has no image, if the data
+      contradict the settings, or if other processes see other images.
   """
   opener = lookup(SOURCES, data.source, "data.source")
   if split == "eval" and not data.eval_split:

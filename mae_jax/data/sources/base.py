@@ -1,13 +1,12 @@
-"""The two kinds of source, and what a record is.
+"""The two kinds of source: `Indexed` with random access, and `Records`.
 
 A record is a dict of scalars: `image`, the bytes of an image file, or `file`,
-its path; `label`, int64, -1 if the image has none; and `id`, int64, of which
-the source can tell the image's name. A source whose images are small arrays of
-one shape gives whole batches instead: see `Indexed`.
+its path; `label`, int64, -1 if there is none; and `id`, int64, which the
+source's `name` maps to the image's name. A source of small arrays of one shape
+loads whole batches instead: see `Indexed`.
 
-`identity` is what makes two openings the same data, wherever they lie.
-
-Neither kind knows about epochs, batches or processes: the pipeline does.
+`identity` is equal for two sources with the same data, wherever it is stored.
+Epochs, batches and processes are the pipeline's business.
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ Split: TypeAlias = Literal["train", "eval"]
 Record: TypeAlias = dict[str, tf.Tensor]
 Identity: TypeAlias = Mapping[str, int | str]
 
-_NUMBER = 1 << 40  # more than there are records in a file
+_IDS_PER_FILE = 1 << 40  # more than the records of any file
 
 
 @dataclasses.dataclass(frozen=True)
 class Indexed:
-  """Images that can be read in any order, so that an epoch is a permutation.
+  """Images with random access, so that an epoch is a permutation.
 
   Attributes:
     num_examples: N.
-    class_names: the name of each label, or None if there are no labels.
+    class_names: the name of each label; None if there are no labels.
     load: TensorFlow function from an int64 index in 0..N-1 to a record. If
       `image_shape` is set, from indices [n] to `image` uint8 [n, H, W, C] and
       `label` int64 [n].
     identity: equal for the same images in the same order.
     image_shape: (H, W, C) if the images are decoded arrays of one shape.
-    name: from an `id` to what an image is called in messages.
-    labels: [N], what `load` gives as `label`; None if there are no labels.
+    name: function from an `id` to the image's name in messages.
+    labels: [N], the labels that `load` returns; None if there are no labels.
   """
 
   num_examples: int
@@ -55,7 +54,7 @@ class Indexed:
   labels: np.ndarray | None = None
 
   def subset(self, limit: int) -> Indexed:
-    """At most `limit` examples, evenly spaced; all of them if it is 0."""
+    """Returns at most `limit` examples, evenly spaced; all if `limit` is 0."""
     total, load, labels = self.num_examples, self.load, self.labels
     if not 0 < limit < total:
       return self
@@ -70,13 +69,13 @@ class Indexed:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """Some records of one file: number skip, skip + stride, ..., `take` of them.
+  """A strided range of records of one file: skip, skip + stride, ...
 
   Attributes:
     path: a TFRecord file.
-    skip: records before the first.
-    take: how many records.
-    stride: from one record to the next.
+    skip: number of records before the first one.
+    take: number of records.
+    stride: distance between two records.
   """
 
   path: str
@@ -85,7 +84,7 @@ class Piece:
   stride: int = 1
 
   def part(self, start: int, stop: int) -> Piece:
-    """The records start..stop-1 of this piece."""
+    """Returns the records start..stop-1 of this piece."""
     return dataclasses.replace(
       self, skip=self.skip + start * self.stride, take=stop - start
     )
@@ -93,15 +92,15 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-  """Images that are read from the front of TFRecord files.
+  """Images in TFRecord files, which are read sequentially.
 
   Attributes:
-    pieces: what to read, in order.
-    class_names: the name of each label, or None if there are no labels.
-    parse: TensorFlow function from a serialized example to a record, but for
-      its `id`, which comes with the example.
-    shuffled: whether the files were written in random order, so that the first
-      records of a file are as good a sample of it as any.
+    pieces: the records to read, in order.
+    class_names: the name of each label; None if there are no labels.
+    parse: TensorFlow function from a serialized example to a record without its
+      `id`, which comes with the example.
+    shuffled: whether the files were written in random order. Then the first
+      records of a file are a fair sample of it.
     identity: equal for the same images in the same order.
   """
 
@@ -113,17 +112,17 @@ class Records:
 
   @property
   def files(self) -> tuple[str, ...]:
-    """The paths of all files, each once."""
+    """Paths of all files, each once."""
     return tuple(dict.fromkeys(piece.path for piece in self.pieces))
 
   def first_ids(self, pieces: Iterable[Piece]) -> list[int]:
-    """The `id` of each piece's first record; the next is `stride` more."""
+    """Returns the `id` of each piece's first record; ids grow by `stride`."""
     place = {path: number for number, path in enumerate(self.files)}
-    return [place[piece.path] * _NUMBER + piece.skip for piece in pieces]
+    return [place[piece.path] * _IDS_PER_FILE + piece.skip for piece in pieces]
 
   def name(self, id_: int) -> str:
-    """Says where a record is, for messages."""
-    file, number = divmod(id_, _NUMBER)
+    """Returns "file:number" of a record, for messages."""
+    file, number = divmod(id_, _IDS_PER_FILE)
     return f"{self.files[file]}:{number}"
 
   @property
@@ -132,11 +131,11 @@ class Records:
     return sum(piece.take for piece in self.pieces)
 
   def subset(self, limit: int) -> Records:
-    """At most `limit` examples, an even share of each file; all if it is 0.
+    """Returns at most `limit` examples; all if `limit` is 0.
 
-    The share is the first records of a file, so that a small subset of a large
-    data set reads little of it, unless the files are sorted in some way; then
-    it is spread over the file.
+    Each file contributes in proportion to its size. From shuffled files the
+    first records are taken, so that a small subset of a large data set reads
+    little. From other files the records are evenly spaced.
     """
     total = self.num_examples
     if not 0 < limit < total:
@@ -153,7 +152,7 @@ class Records:
     return dataclasses.replace(self, pieces=tuple(pieces))
 
   def split(self, parts: int) -> list[list[Piece]]:
-    """Divides the records, in order, into parts that differ by at most one."""
+    """Divides the records, in order, into parts whose sizes differ by <= 1."""
     total = self.num_examples
     ends = np.cumsum([piece.take for piece in self.pieces])
     result: list[list[Piece]] = []
@@ -178,7 +177,7 @@ Source: TypeAlias = Indexed | Records
 
 
 def digest(items: Iterable[bytes]) -> str:
-  """A short name of a sequence, for an identity."""
+  """Hashes a sequence of byte strings to 16 hex digits, for an identity."""
   total = hashlib.sha256()
   for item in items:
     total.update(len(item).to_bytes(4, "little") + item)

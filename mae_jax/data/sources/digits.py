@@ -11,9 +11,9 @@ from mae_jax.utils.errors import ConfigError
 
 
 def open_digits(data: DataConfig, split: base.Split) -> base.Indexed:
-  """1,437 digits to train on, or the 360 held out, with equal class shares.
+  """Opens 1,437 digits for training, or the 360 held-out digits, stratified.
 
-  The digits have no names of splits: `data.train_split` is not looked at.
+  `data.train_split` is ignored.
 
   Raises:
     ConfigError: if data.channels is not 1.
@@ -23,11 +23,11 @@ def open_digits(data: DataConfig, split: base.Split) -> base.Indexed:
       f"data.channels={data.channels}: the digits are gray; set "
       "--config.data.channels=1"
     )
-  # Takes as long to import as half of TensorFlow, and is used by no other.
+  # Importing it takes half as long as TensorFlow, and only this source uses it.
   from sklearn import datasets, model_selection
 
   pixels, labels = datasets.load_digits(return_X_y=True)
-  # Their 17 gray levels, 0..16, over the whole range of a byte.
+  # Scales the 17 gray levels, 0..16, to the whole range of a byte.
   images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
   rows = model_selection.train_test_split(
     np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0

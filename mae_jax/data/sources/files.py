@@ -1,7 +1,6 @@
-"""Image files as a tool is given them: one, or all under a folder.
+"""Image files that a tool is given: one file, or all images under a folder.
 
-Folders mean nothing here. What counts as an image, and what is passed over,
-`listing` says.
+Folders are not classes here. `listing` decides which files are images.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from mae_jax.utils.errors import ConfigError
 
 
 def open_files(path: epath.PathLike, data: DataConfig) -> base.Indexed:
-  """The images under a folder in the order of their paths, or one file.
+  """Opens one image file, or all images under a folder, sorted by path.
 
   Args:
     path: the folder or file, on a disk or in a bucket.
-    data: with `channels` other than 1 and 3, only arrays (.npy) are looked for.
+    data: if `channels` is neither 1 nor 3, only arrays (.npy) are used.
 
   Returns:
     The source, without labels. The `name` of an image is its path under the
-    folder, as it is; of one file the file's name.
+    folder, or the name of the single file.
 
   Raises:
-    ConfigError: if there is no such folder or file, or it holds no image.
+    ConfigError: if there is no such folder or file, or it has no image.
   """
   with storage.os_errors(path):
     root, files = _find_files(path, data)
@@ -49,22 +48,22 @@ def open_files(path: epath.PathLike, data: DataConfig) -> base.Indexed:
 def _find_files(
   path: epath.PathLike, data: DataConfig
 ) -> tuple[epath.PathLike, list[bytes]]:
-  """A folder, and the paths under it."""
+  """Returns a folder, and the paths of the images under it."""
   root = epath.Path(path)
   if not root.is_dir():
-    # Of a pipe there is no second reading.
+    # A pipe is refused, because it cannot be read twice.
     remote = storage.is_remote(root)
     if not (root.exists() if remote else os.path.isfile(root)):
       raise ConfigError(
         f"there is no folder or file {os.fspath(path)!r}: name one image, or "
-        "a folder of them"
+        "a folder of images"
       )
     return root.parent, [os.fsencode(root.name)]
   images = folder.ImageFolder(root, data)
-  files = images.whatever_folder()
+  files = images.all_paths()
   if not files:
     raise ConfigError(
-      f"{os.fspath(path)} has no image ({', '.join(images.suffixes)}), and "
-      "none is in its folders: name another folder, or one image"
+      f"{os.fspath(path)} and its subfolders have no image "
+      f"({', '.join(images.suffixes)}): name another folder, or one image"
     )
   return root, files

@@ -1,8 +1,8 @@
-"""A directory of image files, labeled by the folder they are in, or not.
+"""A directory of image files, with or without a folder per class.
 
 Layouts: `DIR/train/CLASS/...` with `DIR/val/CLASS/...`; `DIR/CLASS/...`; and
-both without class folders. DIR may be in a bucket (`gs://...`). What counts as
-an image, and what is passed over, `listing` says.
+both without class folders. DIR may be in a bucket (`gs://...`). `listing`
+decides which files are images.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ EVAL_FOLDERS = ("val", "validation", "test")
 
 
 def open_folder(data: DataConfig, split: base.Split) -> base.Indexed | None:
-  """The images under data.path, in the order of their paths.
+  """Opens the images under data.path, sorted by path.
 
-  Training takes DIR/train if there is one, else DIR; evaluation takes the first
-  of DIR/val, DIR/validation and DIR/test. `data.train_split` is not looked at.
+  Training uses DIR/train if it exists, else DIR. Evaluation uses the first of
+  DIR/val, DIR/validation and DIR/test. `data.train_split` is ignored.
 
   Args:
-    data: `path` is DIR; with `channels` other than 1 and 3, only arrays (.npy)
-      are looked for.
+    data: `path` is DIR; if `channels` is neither 1 nor 3, only arrays (.npy)
+      are used.
     split: "train" or "eval".
 
   Returns:
-    The source; None for "eval" if there is no folder of that kind. Labels are
-    places in the sorted list of the training class folders that hold images.
+    The source; None for "eval" if there is no evaluation folder. Labels are
+    indices into the sorted list of training class folders that have images.
 
   Raises:
-    ConfigError: if DIR is absent or holds no image, if images lie beside class
-      folders, or if evaluation has a class that training does not.
+    ConfigError: if DIR is missing or has no image, if images lie beside class
+      folders, or if an evaluation class is not a training class.
   """
   if not data.path:
     raise ConfigError(
@@ -49,11 +49,13 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Indexed | None:
   if not root.is_dir():
     raise ConfigError(
       f"data.path={data.path!r} is not a folder: set --config.data.path to one "
-      f"that holds {_expected_layouts(root)}"
+      f"with {_expected_layouts(root)}"
     )
   train = root / "train" if (root / "train").is_dir() else root
-  held_out = _held_out(root)
-  # Beside class folders, held-out images are not a class.
+  held_out = next(
+    (root / name for name in EVAL_FOLDERS if (root / name).is_dir()), None
+  )
+  # In DIR/CLASS layouts, the folder of held-out images is not a class.
   ignore = EVAL_FOLDERS if train == root else ()
   if split == "train":
     return _source(ImageFolder(train, data, ignore), None, root)
@@ -65,22 +67,15 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Indexed | None:
   unknown = [name for name in eval_classes if name not in classes]
   if unknown:
     raise ConfigError(
-      f"{held_out} has the class {unknown[0]!r} ({len(unknown)} such), of "
-      f"which {train} has no image: rename or remove it, or set "
-      "--config.data.eval_split='' to do without held-out images"
+      f"{held_out} has {len(unknown)} classes that have no image in {train}, "
+      f"such as {unknown[0]!r}: rename or remove them, or set "
+      "--config.data.eval_split='' to run without held-out images"
     )
   return _source(images, classes if eval_classes else (), root)
 
 
-def _held_out(root: epath.Path) -> epath.Path | None:
-  for name in EVAL_FOLDERS:
-    if (root / name).is_dir():
-      return root / name
-  return None
-
-
 class ImageFolder:
-  """The images of one folder, as its class folders divide them."""
+  """The images of one folder, grouped by class folders if there are any."""
 
   def __init__(
     self, folder: epath.Path, data: DataConfig, ignore: Sequence[str] = ()
@@ -91,59 +86,63 @@ class ImageFolder:
       self.suffixes = (".npy",)
     self._tree = listing.open_tree(self.folder)
     top = self._tree.folder()
-    self._tree.passed.update(top.passed)
+    self._tree.skipped.update(top.skipped)
     self._flat = list(self._wanted(top.images))
     self._folders = [name for name in top.folders if name not in ignore]
 
   def classes(self) -> tuple[str, ...]:
-    """Sorted names of the folders that hold images; () if images lie flat."""
+    """Returns the sorted class folders that have images; () if there are none.
+
+    Raises:
+      ConfigError: if there are images beside class folders.
+    """
     names = (
       name for name in self._folders if any(True for _ in self._in(name))
     )
-    return self._checked(tuple(names))
+    return self._check_flat(tuple(names))
 
   def read(
     self, classes: tuple[str, ...] | None
   ) -> tuple[list[bytes], list[int], tuple[str, ...]]:
-    """Paths under the folder, their labels, and the classes.
+    """Returns the paths under the folder, their labels, and the classes.
 
     Args:
-      classes: names in the order of labels, of which some may be absent; None
-        for those that hold images; () if all lie flat.
+      classes: class names in the order of labels, whose folders may be missing;
+        None for all class folders that have images; () for no classes.
     """
     if classes == ():
       return self._all_flat()
     found = {name: list(self._in(name)) for name in self._folders}
     self._tree.save()
-    self._tell_passed()
+    self._report_skipped()
     if classes is None:
-      classes = self._checked(tuple(name for name in found if found[name]))
+      classes = self._check_flat(tuple(name for name in found if found[name]))
     if not classes:
       return self._all_flat()
     files: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-      # A held-out part need not have every class.
+      # Held-out images need not have every class.
       paths = found.pop(name, [])
       files += paths
       labels += [label] * len(paths)
     return files, labels, classes
 
-  def whatever_folder(self) -> list[bytes]:
-    """Paths under the folder of all images in it, sorted."""
+  def all_paths(self) -> list[bytes]:
+    """Returns the sorted paths of all images, whatever folders they are in."""
     found: list[bytes] = []
-    # With its slash, a folder is sorted to where the paths in it belong.
+    # With a slash at its end, a folder sorts to where its paths belong.
     for name in sorted([*self._flat, *(f"{x}/" for x in self._folders)]):
       inside = name.endswith("/")
       found += self._in(name[:-1]) if inside else [os.fsencode(name)]
     self._tree.save()
-    self._tell_passed()
+    self._report_skipped()
     return found
 
   def _all_flat(self) -> tuple[list[bytes], list[int], tuple[str, ...]]:
     return [os.fsencode(x) for x in self._flat], [-1] * len(self._flat), ()
 
-  def _checked(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+  def _check_flat(self, classes: tuple[str, ...]) -> tuple[str, ...]:
     if self._flat and classes:
       raise ConfigError(
         f"{self.folder} has images beside class folders, for instance "
@@ -160,15 +159,15 @@ class ImageFolder:
       if self.suffixes == listing.SUFFIXES or name.lower().endswith(".npy"):
         yield name
       else:
-        self._tree.passed[listing.suffix(name)] += 1
+        self._tree.skipped[listing.suffix(name)] += 1
 
-  def _tell_passed(self) -> None:
-    passed = self._tree.passed
-    if passed:
-      kinds = ", ".join(f"{n} {kind}" for kind, n in passed.most_common(8))
+  def _report_skipped(self) -> None:
+    skipped = self._tree.skipped
+    if skipped:
+      kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common(8))
       print(
-        f"{self.folder}: {passed.total()} files are no images and are passed "
-        f"over ({kinds})",
+        f"{self.folder}: skipped {skipped.total()} files that are not images "
+        f"({kinds})",
         file=sys.stderr,
         flush=True,
       )
@@ -181,7 +180,7 @@ def _source(
   if not files:
     raise ConfigError(
       f"{images.folder} has no image ({', '.join(images.suffixes)}): put some "
-      f"there, or set --config.data.path to a folder that holds "
+      f"there, or set --config.data.path to a folder with "
       f"{_expected_layouts(root)}"
     )
   identity: base.Identity = {"images": len(files), "names": base.digest(files)}
@@ -203,11 +202,11 @@ def _source(
 def loader(
   start: bytes, files: tf.Tensor, labels: np.ndarray
 ) -> Callable[[tf.Tensor], base.Record]:
-  """The `load` of an `Indexed` source of image files.
+  """Makes the `load` function of an `Indexed` source of image files.
 
   Args:
-    start: what stands in front of every path.
-    files: [N] the rest of it.
+    start: the folder, which every path begins with.
+    files: [N], paths under the folder.
     labels: int64 [N], -1 for none.
   """
   label_table = tf.constant(labels)

@@ -1,9 +1,9 @@
-"""The image files under a folder, in the order of their paths.
+"""Listing of the image files under a folder, sorted by path.
 
-Of a million files none is asked about: the folder that holds them says what is
-a file. What a folder held is kept in a cache between runs, and counts as long
-as the folder's time of change is the same; so a file that is changed in place,
-has no image suffix, and was no image before is not noticed.
+A directory entry says whether it is a file, so there is no system call per
+file. The content of each folder is cached between runs, and valid as long as
+the folder's mtime is the same. One change is missed: a file without an image
+suffix that becomes an image in place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -30,105 +30,103 @@ SUFFIXES = (
 )  # fmt: skip
 
 _VERSION = 1
-_MTIME_MARGIN = (
-  2_000_000_000  # ns in which a change might leave the time as it was
-)
+_MTIME_MARGIN = 2_000_000_000  # ns; a later change may not change the mtime
 _REPORT_EVERY = 10  # seconds
 
 
 class Folder(NamedTuple):
-  """What a folder holds, without what is hidden.
+  """The content of a folder, without hidden files.
 
   Attributes:
-    images: sorted names of files.
-    folders: sorted names.
-    passed: how many other files there are, by suffix.
+    images: sorted names of image files.
+    folders: sorted names of subfolders.
+    skipped: number of other files, by suffix.
   """
 
   images: list[str]
   folders: list[str]
-  passed: dict[str, int]
+  skipped: dict[str, int]
 
 
 class _CachedFolder(NamedTuple):
-  """A line of the cache; "/" is in no name, so that it can part them."""
+  """A line of the cache; names are joined by "/", which no name contains."""
 
-  changed: int  # the folder's mtime in ns; 0 if it cannot be relied upon
+  mtime: int  # of the folder, in ns; 0 if it is too recent to be reliable
   images: str
   folders: str
-  passed: dict[str, int]
+  skipped: dict[str, int]
 
 
 class LocalTree:
-  """A folder on a disk, and all in it. Links are followed."""
+  """A folder on a disk with all its subfolders; follows symbolic links."""
 
   def __init__(self, root: str):
-    """Nothing is listed yet; `root` is the folder's path."""
+    """Reads the cache of the folder `root`, but lists nothing yet."""
     self._root = os.path.join(root, "")
     self._cache = _cache_file(root)
     self._old = _read_cache(self._cache)
     self._new: dict[str, _CachedFolder] = {}
-    self._told = time.monotonic() + _REPORT_EVERY
+    self._next_report = time.monotonic() + _REPORT_EVERY
     self._found = 0
-    self.passed: collections.Counter[str] = collections.Counter()
+    self.skipped: collections.Counter[str] = collections.Counter()
 
   def folder(self, path: str = "") -> Folder:
-    """What is in one folder, by its path under the root.
+    """Lists one folder, by its path under the root.
 
     Raises:
       ConfigError: if it cannot be listed.
     """
     try:
-      changed = os.stat(self._root + path).st_mtime_ns
-      known = self._old.get(path)
-      if known is None or known.changed != changed or not changed:
-        known = self._listed(path, changed)
+      mtime = os.stat(self._root + path).st_mtime_ns
+      cached = self._old.get(path)
+      if cached is None or cached.mtime != mtime or not mtime:
+        cached = self._scan(path, mtime)
     except OSError as error:
       raise ConfigError(
-        f"{self._root}{path} cannot be listed: {error.strerror}; allow it, or "
-        "move the folder away"
+        f"{self._root}{path} cannot be listed: {error.strerror}; change its "
+        "permissions, or move the folder away"
       ) from error
-    self._new[path] = known
+    self._new[path] = cached
     return Folder(
-      _split_names(known.images), _split_names(known.folders), known.passed
+      _split_names(cached.images), _split_names(cached.folders), cached.skipped
     )
 
   def walk(
     self, path: str, above: Collection[tuple[int, int]] = ()
   ) -> Iterator[str]:
-    """Paths under the root of all images in one of its folders, sorted.
+    """Yields the sorted paths, under the root, of all images in one folder.
 
     Args:
-      path: of the folder, under the root.
-      above: the folders it was reached through, so that links end nowhere.
+      path: the folder's path under the root.
+      above: (device, inode) of the folders above, which end cycles of links.
     """
     try:
       status = os.stat(self._root + path)
       key = status.st_dev, status.st_ino
     except OSError:
-      key = 0, 0  # `folder` will say what is wrong
+      key = 0, 0  # `folder` reports the error
     if key in above:
       return
     folder = self.folder(path)
-    self.passed.update(folder.passed)
-    # Sorted with its slash, a folder stands where the paths in it belong.
+    self.skipped.update(folder.skipped)
+    # With a slash at its end, a folder sorts to where its paths belong.
     names = folder.images + [f"{name}/" for name in folder.folders]
     for name in sorted(names) if folder.folders else names:
       if name.endswith("/"):
         yield from self.walk(f"{path}/{name[:-1]}", (*above, key))
       else:
         yield f"{path}/{name}"
-    self._tell(len(folder.images))
+    self._report_progress(len(folder.images))
 
   def save(self) -> None:
-    """Keeps what was listed for the next run, if it can."""
+    """Writes the cache for the next run, if possible."""
     if self._new != self._old:
       _write_cache(self._cache, self._new)
 
-  def _listed(self, path: str, changed: int) -> _CachedFolder:
-    images, folders, passed = [], [], collections.Counter[str]()
-    if changed > time.time_ns() - _MTIME_MARGIN:
-      changed = 0
+  def _scan(self, path: str, mtime: int) -> _CachedFolder:
+    images, folders, skipped = [], [], collections.Counter[str]()
+    if mtime > time.time_ns() - _MTIME_MARGIN:
+      mtime = 0
     with os.scandir(self._root + path) as entries:
       for entry in entries:
         if entry.name.startswith("."):
@@ -138,15 +136,15 @@ class LocalTree:
         elif _is_image(entry):
           images.append(entry.name)
         else:
-          passed[suffix(entry.name)] += 1
+          skipped[suffix(entry.name)] += 1
     return _CachedFolder(
-      changed, "/".join(sorted(images)), "/".join(sorted(folders)), dict(passed)
+      mtime, "/".join(sorted(images)), "/".join(sorted(folders)), dict(skipped)
     )
 
-  def _tell(self, number: int) -> None:
+  def _report_progress(self, number: int) -> None:
     self._found += number
-    if time.monotonic() > self._told:
-      self._told = time.monotonic() + _REPORT_EVERY
+    if time.monotonic() > self._next_report:
+      self._next_report = time.monotonic() + _REPORT_EVERY
       print(
         f"listing {self._root}: {self._found} images so far",
         file=sys.stderr,
@@ -155,31 +153,31 @@ class LocalTree:
 
 
 class RemoteTree:
-  """The same for a bucket, in which what has the suffix of an image is a file.
+  """A folder in a bucket, where a name with an image suffix is an image file.
 
-  To ask about each name would take hours.
+  A request per name, to find out whether it is a file, would take hours.
   """
 
   def __init__(self, root: str):
-    """Nothing is listed yet; `root` is the folder's address."""
+    """Sets the folder's address; lists nothing yet."""
     self._root = epath.Path(root)
-    self.passed: collections.Counter[str] = collections.Counter()
+    self.skipped: collections.Counter[str] = collections.Counter()
 
   def folder(self, path: str = "") -> Folder:
-    """As `Local.folder`; without what is passed over."""
+    """Lists one folder as `LocalTree.folder`, without counting other files."""
     names = sorted(each.name for each in (self._root / path).iterdir())
     names = [name for name in names if not name.startswith(".")]
     images = [name for name in names if has_image_suffix(name)]
-    # Whatever else is listed may be a folder: `walk` finds out.
+    # Any other name may be a folder: `walk` finds out.
     return Folder(images, [x for x in names if not has_image_suffix(x)], {})
 
   def walk(self, path: str) -> Iterator[str]:
-    """As `Local.walk`."""
+    """Yields sorted paths of images as `LocalTree.walk`."""
     yield from sorted(self._walk(path))
 
   def _walk(self, path: str) -> Iterator[str]:
     if not (self._root / path).is_dir():
-      self.passed[suffix(path)] += 1
+      self.skipped[suffix(path)] += 1
       return
     folder = self.folder(path)
     yield from (f"{path}/{name}" for name in folder.images)
@@ -187,16 +185,16 @@ class RemoteTree:
       yield from self._walk(f"{path}/{name}")
 
   def save(self) -> None:
-    """A bucket has no times of change to rely upon."""
+    """Does nothing: folders in a bucket have no mtime to validate a cache."""
 
 
 def open_tree(root: str) -> LocalTree | RemoteTree:
-  """The lister of a folder, wherever it is."""
+  """Returns the lister of a folder, on a disk or in a bucket."""
   return RemoteTree(root) if "://" in root else LocalTree(root)
 
 
 def has_image_suffix(name: str) -> bool:
-  """Whether a file calls itself an image."""
+  """Checks whether a file name ends in one of SUFFIXES."""
   return name.lower().endswith(SUFFIXES)
 
 
@@ -204,21 +202,21 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
   if not has_image_suffix(entry.name):
     return _safely(entry.is_file) and image_io.is_image(entry.path)
   if entry.is_symlink():
-    # A link to nowhere is an image that cannot be read. A pipe, which nobody
-    # may open, is none.
+    # A broken link counts as an unreadable image. A pipe must not be opened,
+    # and is no image.
     return _safely(entry.is_file) or not os.path.exists(entry.path)
   return entry.is_file(follow_symlinks=False)
 
 
-def _safely(ask: Callable[[], bool]) -> bool:
+def _safely(check: Callable[[], bool]) -> bool:
   try:
-    return ask()
-  except OSError:  # a link that leads in a circle
+    return check()
+  except OSError:  # a cycle of links
     return False
 
 
 def suffix(name: str) -> str:
-  """How a file that is passed over is counted."""
+  """Returns the suffix by which a skipped file is counted."""
   return os.path.splitext(name)[1].lower() or "no suffix"
 
 
@@ -238,19 +236,16 @@ def _read_cache(path: Path) -> dict[str, _CachedFolder]:
       if json.loads(next(file)) != {"version": _VERSION}:
         return {}
       lines = (json.loads(line) for line in file)
-      return {name: _checked(*rest) for name, *rest in lines}
-  # Absent, cut short, or of somebody else: it is made anew.
+      return {name: _cached_folder(*rest) for name, *rest in lines}
+  # A missing, truncated or foreign cache is replaced at the end.
   except (OSError, ValueError, TypeError, StopIteration, RecursionError):
     return {}
 
 
-def _checked(
-  changed: int, images: str, folders: str, passed: dict
-) -> _CachedFolder:
-  known = _CachedFolder(changed, images, folders, passed)
-  if [type(each) for each in known] != [int, str, str, dict]:
+def _cached_folder(*values: Any) -> _CachedFolder:
+  if [type(each) for each in values] != [int, str, str, dict]:
     raise TypeError
-  return known
+  return _CachedFolder(*values)
 
 
 def _write_cache(path: Path, folders: dict[str, _CachedFolder]) -> None:
@@ -260,8 +255,8 @@ def _write_cache(path: Path, folders: dict[str, _CachedFolder]) -> None:
       "w", encoding="ascii", dir=path.parent, delete=False
     ) as file:
       file.write(json.dumps({"version": _VERSION}) + "\n")
-      for name, known in folders.items():
-        file.write(json.dumps([name, *known]) + "\n")
+      for name, cached in folders.items():
+        file.write(json.dumps([name, *cached]) + "\n")
     os.replace(file.name, path)
   except OSError:
-    pass  # it only saves time
+    pass  # the cache only saves time

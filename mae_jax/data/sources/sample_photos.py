@@ -22,15 +22,14 @@ TRAIN = (
 EVAL = ("chelsea.png", "flower.jpg")
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 TILE = 160  # pixels, height and width
-_SHORT = 256  # what the shorter side of a photograph is made first
-_STRIDE = 48
+_SHORT_SIDE = 256  # pixels, to which a photograph is resized before tiling
+_STRIDE = 48  # pixels between two tiles
 
 
 def open_photos(data: DataConfig, split: base.Split) -> base.Indexed:
-  """Overlapping squares of twelve photographs, or of two held out.
+  """Opens overlapping tiles of twelve photographs, or of two held-out ones.
 
-  They have no labels, and no names of splits: `data.train_split` is not looked
-  at.
+  There are no labels, and `data.train_split` is ignored.
 
   Raises:
     ConfigError: if data.channels is neither 1 nor 3.
@@ -53,14 +52,14 @@ def open_photos(data: DataConfig, split: base.Split) -> base.Indexed:
     num_examples=len(tiles),
     class_names=None,
     load=load,
-    # The packages may one day have others by these names.
+    # Other versions of the packages may have other photographs by these names.
     identity={"images": len(tiles), "pixels": base.digest([tiles.tobytes()])},
     image_shape=(TILE, TILE, data.channels),
   )
 
 
 def _path(name: str) -> pathlib.Path:
-  """Where a photograph is; nothing of the packages need be imported for it."""
+  """Finds a photograph without importing the package that contains it."""
   for package, folder in _FOLDERS.items():
     spec = importlib.util.find_spec(package)
     assert spec is not None
@@ -69,16 +68,16 @@ def _path(name: str) -> pathlib.Path:
       if path.exists():
         return path
   raise ConfigError(
-    "data.source=photos: neither scikit-learn nor scikit-image, as installed, "
-    f"has {name}: install them in the versions of constraints.txt"
+    f"data.source=photos needs {name}, which the installed scikit-learn and "
+    "scikit-image do not have: install the versions of constraints.txt"
   )
 
 
 def _photo(name: str, mode: str) -> np.ndarray:
-  """[H, W] or [H, W, 3]."""
+  """Reads a photograph, uint8 [H, W] or [H, W, 3]."""
   with Image.open(_path(name)) as file:
     image = file.convert(mode)
-  scale = _SHORT / min(image.size)
+  scale = _SHORT_SIDE / min(image.size)
   width, height = (round(scale * side) for side in image.size)
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 

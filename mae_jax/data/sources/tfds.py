@@ -1,7 +1,7 @@
 """Data sets that TFDS has prepared as TFRecord files.
 
-Only what preparation left on disk is read: no code of the data set runs and
-nothing is ever downloaded.
+This module only reads the prepared files. It runs no code of the data set, and
+downloads nothing.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from mae_jax.utils.errors import ConfigError
 
 
 def open_prepared(data: DataConfig, split: base.Split) -> base.Records:
-  """One split of the data set data.name, for instance "imagenet2012:5.1.0".
+  """Opens one split of the data set data.name, such as "imagenet2012:5.1.0".
 
   Args:
-    data: `data_dir` is where it was prepared ("" for TFDS's own default);
-      `train_split` and `eval_split` are names of splits or TFDS's slices of
-      them, such as "train[:90%]". `channels` must be 1 or 3.
+    data: `data_dir` is where it was prepared ("" for TFDS's default);
+      `train_split` and `eval_split` are split names or TFDS slices such as
+      "train[:90%]". `channels` must be 1 or 3.
     split: "train" or "eval".
 
   Returns:
-    A source of the features "image" and, if the data set has it, "label".
+    A source of the feature "image" and, if the data set has it, "label".
 
   Raises:
-    ConfigError: if the data set is not there, not of TFRecord files, has no
-      such split, or no feature "image" that holds one image.
+    ConfigError: if the data set is not prepared, or not as TFRecord files, or
+      has no such split, or no feature "image" with one image.
   """
   base.check_channels(data)
   builder = _builder(data)
@@ -74,7 +74,7 @@ def _builder(data: DataConfig) -> Any:
       f"prepared in {where}"
     )
   try:
-    # Not tfds.builder, which may ask a server about what is not on disk.
+    # tfds.builder might ask a server about a data set that is not on disk.
     builder = tfds.core.read_only_builder.builder_from_files(
       data.name, data_dir=data.data_dir or None
     )
@@ -137,13 +137,14 @@ def _check_image(info: Any, name: str) -> None:
 
 
 def prepared_configs(data: DataConfig) -> tuple[str, ...]:
-  """The names of those in data.data_dir, or in TFDS's default.
+  """Lists the configs of a data set that are prepared in data.data_dir.
 
   Args:
-    data: `name` of a data set that has configs, with a version or without.
+    data: `name` is a data set that has configs, with or without a version;
+      `data_dir` is "" for TFDS's default.
 
   Raises:
-    ConfigError: if there is none.
+    ConfigError: if no config is prepared.
   """
   name, _, version = data.name.partition(":")
   directories = file_utils.list_data_dirs(data.data_dir or None)

@@ -57,7 +57,7 @@ def _looked(
   found, _ = inspect_data.look(source, number, data)
   rows = [
     ("images to train on", f"{source.num_examples:,}"),
-    ("looked at", f"{found.looked_at:,}"),
+    ("looked at", f"{found.num_images:,}"),
     ("of these cannot be read", f"{len(found.unreadable.names):,}"),
   ]
   if len(found.sizes):

@@ -86,5 +86,5 @@ def test_neither_folder_nor_file(settings, tmp_path, name):
 def test_no_image(settings, tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a" / "notes.txt").write_text("no image")
-  with pytest.raises(ConfigError, match=r"has no image .*name another"):
+  with pytest.raises(ConfigError, match=r"have no image .*name another"):
     files.open_files(tmp_path, settings(channels=3))

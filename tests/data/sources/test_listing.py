@@ -89,7 +89,7 @@ def test_what_is_no_image_is_passed_over_and_counted(settings, root, capsys):
     end.bind(os.path.relpath(root / "c" / "s.gif"))
   assert names(opened(settings, root), root) == ["c/a.png"]
   (line,) = capsys.readouterr().err.splitlines()
-  assert f"{root}: 8 files are no images" in line
+  assert f"{root}: skipped 8 files that are not images" in line
   assert "3 no suffix, 2 .txt" in line
 
 

@@ -58,6 +58,6 @@ def test_two_channels_are_refused(settings):
 
 
 def test_a_package_without_them_is_told(color, monkeypatch):
-  monkeypatch.setattr(sources.photos, "TRAIN", ("nothing.png",))
-  with pytest.raises(ConfigError, match=r"has nothing\.png: install"):
+  monkeypatch.setattr(sources.sample_photos, "TRAIN", ("nothing.png",))
+  with pytest.raises(ConfigError, match=r"needs nothing\.png.*install"):
     sources.open_source(color, "train")
