@@ -1,17 +1,22 @@
-"""Weights of other programs: the reference, transformers and timm.
+"""Conversion from and to the weights of the reference, transformers and timm.
 
-`names` says what they call things, `reading` and `writing` go by it, and
-`loading` is what the rest of the project starts from.
+`name_maps` lists each format's parameter names, `import_weights` and
+`export_weights` use them, and `load` is the interface for the rest of the
+project.
 """
 
 from mae_jax.conversion.load import load_any, locate, read_metadata
-from mae_jax.conversion.model_info import NO_OVERRIDES, ModelOverrides, unnamed
+from mae_jax.conversion.model_info import (
+  NO_OVERRIDES,
+  ModelOverrides,
+  default_class_names,
+)
 
 __all__ = [
   "NO_OVERRIDES",
   "ModelOverrides",
+  "default_class_names",
   "load_any",
   "locate",
   "read_metadata",
-  "unnamed",
 ]

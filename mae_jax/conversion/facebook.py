@@ -20,20 +20,20 @@ def describe(
   path: pathlib.Path,
   base: model_info.ModelInfo | None,
 ) -> model_info.ModelInfo:
-  """What a file says of its network.
+  """Reads model info from a `.pth` file of the reference.
 
   Args:
-    found: its tensors.
-    path: of it, for messages.
-    base: what our own metadata says, if it has any.
+    found: names, shapes and extra content of the file.
+    path: the file, for messages.
+    base: model info from this project's metadata, if the file has any.
   """
   known = infer_architecture.read(found.shapes, name_maps.FACEBOOK, str(path))
-  known |= head(found)
+  known |= head_fields(found)
   if base is None:
-    # Pixels were normalized so in all that the reference trains.
+    # The reference always normalizes pixels this way.
     if known["channels"] == 3:
       known |= model_info.IMAGENET
-      known["presumed"] |= model_info.IMAGENET.keys()
+      known["assumed"] |= model_info.IMAGENET.keys()
     return model_info.ModelInfo(**(known | _arguments(found.extra)))
   return merge(base, known)
 
@@ -41,8 +41,8 @@ def describe(
 def merge(
   base: model_info.ModelInfo, known: dict[str, Any]
 ) -> model_info.ModelInfo:
-  """What metadata says, where tensors do not say it."""
-  unknown = {"heads", "image_size", "decoder", "presumed"}
+  """Updates the metadata's info with what the tensors show."""
+  unknown = {"heads", "image_size", "decoder", "assumed"}
   changes = {key: value for key, value in known.items() if key not in unknown}
   decoder = known["decoder"]
   if decoder is not None and base.decoder is not None:
@@ -53,8 +53,8 @@ def merge(
   return dataclasses.replace(base, **changes)
 
 
-def head(found: tensor_files.Header) -> dict[str, Any]:
-  """The fields that the tensors of a head tell."""
+def head_fields(found: tensor_files.Header) -> dict[str, Any]:
+  """Reads the fields that a head's tensors show."""
   for kind, path in (
     (model_info.CLASSIFIER, "model/head"),
     (model_info.PROBE, "head"),
@@ -71,7 +71,7 @@ def head(found: tensor_files.Header) -> dict[str, Any]:
 
 
 def _arguments(extra: Any) -> dict[str, Any]:
-  """What the reference's training script keeps of its command line."""
+  """Reads the training script's saved command line."""
   args = extra.get("args")
   if not isinstance(args, argparse.Namespace):
     return {}

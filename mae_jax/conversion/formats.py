@@ -1,4 +1,4 @@
-"""The dialects, and which one a file speaks."""
+"""The weight formats, and how to recognize and open files of each."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ _WRAPPERS = (name_maps.WRAPPERS,)
 
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
-  """How others keep the weights of a ViT.
+  """A format in which another program stores ViT weights.
 
   Attributes:
-    names: of their tensors.
-    describe: from tensors, path and what our metadata says to the facts.
-    spellings: other names, as in `names.SPELLINGS`.
-    left_out: tensors that are no part of our networks, as regular expressions,
-      and what they are.
-    no_bias: what may be missing and is then zero.
+    names: the format's tensor names.
+    describe: reads model info from the header, the path and, if the file has
+      them, this project's metadata.
+    aliases: regular expressions of other names, as in `name_maps.ALIASES`.
+    ignored: regular expressions of tensors without a counterpart here, and what
+      they are.
+    optional_biases: a regular expression of biases that may be missing and are
+      then zero.
   """
 
   names: name_maps.Names
@@ -47,24 +49,24 @@ class WeightFormat:
     [tensor_files.Header, pathlib.Path, model_info.ModelInfo | None],
     model_info.ModelInfo,
   ]
-  spellings: Sequence[tuple[str, str]] = _WRAPPERS
-  left_out: Sequence[tuple[str, str]] = ()
-  no_bias: str = ""
+  aliases: Sequence[tuple[str, str]] = _WRAPPERS
+  ignored: Sequence[tuple[str, str]] = ()
+  optional_biases: str = ""
 
 
-_COUNTER = (
+_BATCH_COUNTER = (
   (r"^head\.0\.num_batches_tracked$", "BatchNorm's counter of batches"),
 )
 FORMATS = {
   "facebook": WeightFormat(
-    name_maps.FACEBOOK, facebook.describe, left_out=_COUNTER
+    name_maps.FACEBOOK, facebook.describe, ignored=_BATCH_COUNTER
   ),
   "transformers": WeightFormat(
     name_maps.TRANSFORMERS,
     transformers.describe,
-    spellings=name_maps.SPELLINGS,
-    left_out=((r"^vit\.pooler\.", "the pooler, which a MAE does not have"),),
-    no_bias=r"\.attention\.attention\.(query|key|value)\.bias$",
+    aliases=name_maps.ALIASES,
+    ignored=((r"^vit\.pooler\.", "the pooler, which a MAE does not have"),),
+    optional_biases=r"\.attention\.attention\.(query|key|value)\.bias$",
   ),
   "timm": WeightFormat(name_maps.FACEBOOK, timm.describe),
 }
@@ -72,7 +74,7 @@ FORMAT_NAMES = (JAX, *FORMATS)
 
 
 def is_foreign(path: epath.PathLike) -> bool:
-  """Whether a path is of weights of another dialect, and not of a checkpoint.
+  """Checks whether a path holds another format's weights, not a checkpoint.
 
   Raises:
     OSError: if a bucket cannot be reached.
@@ -81,7 +83,7 @@ def is_foreign(path: epath.PathLike) -> bool:
   if path.suffix in (*_PICKLES, _SAFE) and not path.is_dir():
     return True
   if path.exists() and not path.is_dir():
-    return True  # or nothing at all, which is told when it is opened
+    return True  # opening it reports an unknown file
   return path.is_dir() and (path / transformers.CONFIG).is_file()
 
 
@@ -93,11 +95,11 @@ def check_exists(path: epath.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def local(path: epath.PathLike) -> Iterator[pathlib.Path]:
-  """The files on a disk; those of a bucket are copied for as long.
+def local_copy(path: epath.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a local path; files in a bucket are copied temporarily.
 
   Raises:
-    ConfigError: if there is nothing.
+    ConfigError: if the path does not exist.
   """
   check_exists(path)
   path = storage.absolute(path)
@@ -118,7 +120,7 @@ def local(path: epath.PathLike) -> Iterator[pathlib.Path]:
 
 
 def open_tensors(path: pathlib.Path) -> tensor_files.Tensors:
-  """The tensors of a file, or of a directory with a config.json.
+  """Opens the tensors of a file, or of a directory with a config.json.
 
   Raises:
     ConfigError: if there are none, or they cannot be read.
@@ -127,25 +129,25 @@ def open_tensors(path: pathlib.Path) -> tensor_files.Tensors:
     if path.suffix == _SAFE:
       return tensor_files.SafeTensors([path])
     if path.suffix in _PICKLES:
-      return tensor_files.Pickled(path)
+      return tensor_files.PickledTensors(path)
     raise ConfigError(
-      f"{path} is no file of weights: known are {', '.join((*_PICKLES, _SAFE))}"
-      ", and directories with a config.json"
+      f"{path} is not a file of weights: use "
+      f"{', '.join((*_PICKLES, _SAFE))}, or a directory with a config.json"
     )
   index = path / transformers.INDEX
   if index.is_file():
-    return tensor_files.SafeTensors(_parts(index))
+    return tensor_files.SafeTensors(_index_files(index))
   for name in ("model.safetensors", "pytorch_model.bin"):
     if (path / name).is_file():
       return open_tensors(path / name)
   raise ConfigError(
-    f"{path} has a {transformers.CONFIG} and no model.safetensors or "
-    "pytorch_model.bin beside it: fetch the weights too"
+    f"{path} has a {transformers.CONFIG} but no model.safetensors or "
+    "pytorch_model.bin: download the weights too"
   )
 
 
-def _parts(index: pathlib.Path) -> list[pathlib.Path]:
-  """The files that an index names."""
+def _index_files(index: pathlib.Path) -> list[pathlib.Path]:
+  """Lists the files that an index names."""
   content = json_fields.read(index)
   content = content if isinstance(content, dict) else {}
   files = json_fields.mapping(content, "weight_map", index).values()
@@ -153,19 +155,19 @@ def _parts(index: pathlib.Path) -> list[pathlib.Path]:
   missing = [part.name for part in parts if not part.is_file()]
   if missing or not parts:
     raise ConfigError(
-      f"{index} names {', '.join(missing)}, which is not beside it: fetch the "
-      "weights whole"
+      f"{index} names {', '.join(missing)}, which is missing: download all "
+      "files of the weights"
       if missing
-      else f"{index} names no files of weights: fetch it again"
+      else f"{index} names no files of weights: download it again"
     )
   return parts
 
 
 def detect(path: pathlib.Path, found: tensor_files.Tensors) -> str:
-  """The name of the dialect.
+  """Detects the weight format.
 
   Raises:
-    ConfigError: if it is none of them.
+    ConfigError: if no format matches.
   """
   if path.is_dir():
     content = json_fields.read(path / transformers.CONFIG)
@@ -174,15 +176,15 @@ def detect(path: pathlib.Path, found: tensor_files.Tensors) -> str:
     if timm.is_config(content):
       return "timm"
     raise ConfigError(
-      f"{path / transformers.CONFIG} is neither of transformers (model_type) "
-      "nor of timm (architecture)"
+      f"{path / transformers.CONFIG} is neither from transformers (it has no "
+      "model_type) nor from timm (no architecture)"
     )
   if any(name.startswith(("vit.", "embeddings.")) for name in found.shapes):
     raise ConfigError(
-      f"{path} has the names of transformers, which needs the config.json "
-      f"beside it: name the directory, {path.parent}"
+      f"{path} has transformers' tensor names, and needs the config.json "
+      f"beside it: pass the directory, {path.parent}"
     )
-  if isinstance(found, tensor_files.Pickled) and found.reference:
+  if isinstance(found, tensor_files.PickledTensors) and found.reference:
     return "facebook"
   decoder = str(name_maps.FACEBOOK["model/decoder/mask_token"])
   return "facebook" if decoder in found.shapes else "timm"

@@ -1,7 +1,7 @@
-"""Weights of others, compared with the network that they say they are.
+"""Reads other programs' weights and checks them against the expected network.
 
-Nothing is dropped silently: a tensor that is missing, left over, of another
-shape or not finite is an error, and what is corrected is a note.
+Nothing is dropped silently. A tensor that is missing, unexpected, of the wrong
+shape or not finite raises an error; every correction adds a note.
 """
 
 from __future__ import annotations
@@ -16,69 +16,74 @@ from typing import Any
 import numpy as np
 
 from mae_jax import checkpoints
-from mae_jax.conversion import formats, run_config, tensor_files
-from mae_jax.conversion import model_info as facts_lib
-from mae_jax.conversion import name_maps as names_lib
-from mae_jax.conversion import weights as weights_lib
+from mae_jax.conversion import (
+  formats,
+  model_info,
+  name_maps,
+  run_config,
+  tensor_files,
+)
+from mae_jax.conversion.weights import POSITION_TABLES, Weights, sincos_table
 from mae_jax.utils.errors import ConfigError
 
-METADATA = "mae_jax"  # the key of what only we say
-_SHOWN = 4  # names in an error
+METADATA = "mae_jax"  # key of this project's metadata in exported files
+_MAX_NAMES = 4  # names in an error
 
 
 class ForeignCheckpoint:
-  """Tensors under their usual names, and what they are."""
+  """The tensors of another program's file, and the network they belong to."""
 
   def __init__(
     self,
     path: pathlib.Path,
     found: tensor_files.Tensors,
-    dialect: str,
-    hints: facts_lib.ModelOverrides,
+    weight_format: str,
+    overrides: model_info.ModelOverrides,
   ):
     self._path, self._tensors = path, found
-    self._name, self._hints = dialect, hints
-    self._dialect = formats.FORMATS[dialect]
-    self._original = {
-      _usual(name, self._dialect.spellings): name for name in found.shapes
+    self._format_name, self._overrides = weight_format, overrides
+    self._format = formats.FORMATS[weight_format]
+    self._stored_names = {
+      _canonical_name(name, self._format.aliases): name for name in found.shapes
     }
-    if len(self._original) < len(found.shapes):
+    if len(self._stored_names) < len(found.shapes):
       raise ConfigError(
-        f"{path} has the same tensors under two spellings of {dialect}: save "
-        "them under one"
+        f"{path} has the same tensors under two names known to "
+        f"{weight_format}: save them under one"
       )
     self._shapes = {
-      usual: found.shapes[name] for usual, name in self._original.items()
+      canonical: found.shapes[name]
+      for canonical, name in self._stored_names.items()
     }
     _check_sizes(path, found)
     self._base = _own_metadata(path, found)
-    self._notes = _others(found)
+    self._notes = _unused_networks(found)
     header = tensor_files.Header(self._shapes, found.extra)
     base = None
     if self._base is not None:
       kind = next(
         kind
-        for kind, task in facts_lib.TASKS.items()
-        if task == self._base.config.task and kind != facts_lib.ENCODER
+        for kind, task in model_info.TASKS.items()
+        if task == self._base.config.task and kind != model_info.ENCODER
       )
       base = run_config.from_run(self._base, kind)
-    facts = self._dialect.describe(header, path, base)
-    if facts.decoder is None:
-      facts = dataclasses.replace(facts, norm_pix=None)
-    self.facts = facts_lib.with_overrides(facts, hints)
+    info = self._format.describe(header, path, base)
+    if info.decoder is None:
+      info = dataclasses.replace(info, norm_pix=None)
+    self.info = model_info.with_overrides(info, overrides)
 
-  def weights(self) -> weights_lib.Weights:
-    """Checked, but for what is only seen when they are read."""
-    facts = self.facts
-    run = run_config.to_run(facts, str(self._path), self._base)
-    shapes = run_config.shapes(run, facts.kind)
-    patch = (*facts.patch_size, facts.channels)
-    pieces = dict(names_lib.all_pieces(shapes, self._dialect.names, patch))
+  def weights(self) -> Weights:
+    """Returns checked weights; values are checked only when they are read."""
+    info = self.info
+    run = run_config.to_run(info, str(self._path), self._base)
+    shapes = run_config.shapes(run, info.kind)
+    patch = (*info.patch_size, info.channels)
+    pieces = dict(name_maps.all_pieces(shapes, self._format.names, patch))
     dtype = self._dtype()
     zeros = self._check_names(pieces)
     shapes = shapes | self._positions(pieces, patch, dtype)
     origin = {
-      "dialect": self._name,
+      "dialect": self._format_name,
       "file": self._path.name,
       "dtype": next(k for k, v in tensor_files.FLOATS.items() if v == dtype),
     }
@@ -86,10 +91,10 @@ class ForeignCheckpoint:
     def read(path: str) -> np.ndarray:
       return self._read(path, shapes[path], pieces[path], zeros, dtype)
 
-    return weights_lib.Weights(
+    return Weights(
       what=str(self._path),
-      dialect=self._name,
-      facts=facts,
+      weight_format=self._format_name,
+      info=info,
       run=dataclasses.replace(run, origin=origin),
       dtype=dtype,
       shapes=shapes,
@@ -98,16 +103,16 @@ class ForeignCheckpoint:
     )
 
   def _dtype(self) -> np.dtype:
-    """The narrowest type that holds all that is stored."""
+    """Returns the narrowest dtype that holds all stored tensors."""
     stored = {
       self._tensors.dtypes[original]
-      for usual, original in self._original.items()
-      if not self._is_left_out(usual)
+      for canonical, original in self._stored_names.items()
+      if not self._reason_to_ignore(canonical)
     }
     if unknown := stored - tensor_files.FLOATS.keys():
       raise ConfigError(
-        f"{self._path} has tensors of type {', '.join(sorted(unknown))}; known "
-        f"are {', '.join(tensor_files.FLOATS)}: convert weights that are "
+        f"{self._path} has tensors of type {', '.join(sorted(unknown))}; "
+        f"supported are {', '.join(tensor_files.FLOATS)}: use weights that are "
         "neither quantized nor sparse"
       )
     if "F64" in stored:
@@ -116,134 +121,136 @@ class ForeignCheckpoint:
       return tensor_files.FLOATS[stored.pop()]
     return np.dtype(np.float32)
 
-  def _is_left_out(self, usual: str) -> str | None:
-    for pattern, what in self._dialect.left_out:
-      if re.search(pattern, usual):
+  def _reason_to_ignore(self, canonical: str) -> str | None:
+    for pattern, what in self._format.ignored:
+      if re.search(pattern, canonical):
         return what
-    hints = self._hints
-    if self.facts.kind == facts_lib.ENCODER and (
-      hints.encoder_only or hints.no_decoder
+    overrides = self._overrides
+    if self.info.kind == model_info.ENCODER and (
+      overrides.encoder_only or overrides.no_decoder
     ):
-      return self._is_beside_encoder(usual)
+      return self._reason_outside_encoder(canonical)
     return None
 
-  def _is_beside_encoder(self, usual: str) -> str | None:
-    theirs = self._dialect.names
+  def _reason_outside_encoder(self, canonical: str) -> str | None:
+    theirs = self._format.names
     for path, name in theirs.items():
       if path.startswith("model/encoder/"):
         continue
       first = name if isinstance(name, str) else name[0]
-      if usual.startswith(first.partition("{layer}")[0].rstrip(".")):
-        return "what is not of the encoder"
+      if canonical.startswith(first.partition("{layer}")[0].rstrip(".")):
+        return "tensors outside the encoder"
     return None
 
   def _check_names(
-    self, pieces: Mapping[str, list[names_lib.Piece]]
+    self, pieces: Mapping[str, list[name_maps.Piece]]
   ) -> set[str]:
-    """Compares names and shapes; returns what is missing and zero."""
+    """Checks names and shapes; returns the names of biases to set to zero."""
     wanted = {each.name: each for part in pieces.values() for each in part}
     tables = {
-      str(self._dialect.names[path]) for path in weights_lib.TABLES
+      str(self._format.names[path]) for path in POSITION_TABLES
     } - wanted.keys()
-    left_out: dict[str, int] = {}
+    ignored: dict[str, int] = {}
     problems = []
-    for usual in self._shapes:
-      if usual in wanted or usual in tables:
+    for canonical in self._shapes:
+      if canonical in wanted or canonical in tables:
         continue
-      if what := self._is_left_out(usual):
-        left_out[what] = left_out.get(what, 0) + 1
+      if what := self._reason_to_ignore(canonical):
+        ignored[what] = ignored.get(what, 0) + 1
       else:
-        problems.append(f"{self._original[usual]} is left over")
+        problems.append(f"{self._stored_names[canonical]} is unexpected")
     zeros = set()
     for name, piece in wanted.items():
       if name not in self._shapes:
-        if self._dialect.no_bias and re.search(self._dialect.no_bias, name):
+        if self._format.optional_biases and re.search(
+          self._format.optional_biases, name
+        ):
           zeros.add(name)
         else:
           problems.append(f"{name} is missing")
-      elif self._shapes[name] != piece.their_shape:
+      elif self._shapes[name] != piece.foreign_shape:
         problems.append(
-          f"{name} is {self._shapes[name]}, not {piece.their_shape}"
+          f"{name} is {self._shapes[name]}, not {piece.foreign_shape}"
         )
     if problems:
-      shown = "; ".join(problems[:_SHOWN])
-      more = len(problems) - _SHOWN
+      shown = "; ".join(problems[:_MAX_NAMES])
+      more = len(problems) - _MAX_NAMES
       raise ConfigError(
-        f"{self._path} is not the {facts_lib.KINDS[self.facts.kind]} of "
-        f"{self._name} that it seems to be: {shown}"
+        f"{self._path} does not match the format {self._format_name} "
+        f"({model_info.KINDS[self.info.kind]}): {shown}"
         + (f"; and {more} more" if more > 0 else "")
-        + ". See that it is whole and of a plain ViT"
+        + ". Check that the file is complete and holds a plain ViT"
       )
     self._notes += [
-      f"left out: {what} ({count} tensors)" for what, count in left_out.items()
+      f"left out: {what} ({count} tensors)" for what, count in ignored.items()
     ]
     if zeros:
       self._notes.append(
-        f"{len(zeros)} biases of queries, keys and values that are not there "
-        "are zero here"
+        f"{len(zeros)} missing biases of queries, keys and values are set to "
+        "zero"
       )
     return zeros
 
   def _positions(
     self,
-    pieces: dict[str, list[names_lib.Piece]],
+    pieces: dict[str, list[name_maps.Piece]],
     patch: tuple[int, int, int],
     dtype: np.dtype,
   ) -> dict[str, tuple[int, ...]]:
-    """Compares tables with ours, where ours are fixed; carries what differs.
+    """Compares position tables with sin-cos; adds others to `pieces`.
 
     Returns:
-      The shapes of tables that are carried, of which `pieces` gets those too.
+      The shapes of the tables to keep.
     """
-    carried = {}
-    if self._hints.positions == "sincos":
-      facts_lib.check_fixed(self.facts, str(self._path))
-    for path, part in weights_lib.TABLES.items():
-      name = str(self._dialect.names[path])
-      if part == "decoder" and self.facts.decoder is None:
+    kept_tables = {}
+    if self._overrides.positions == "sincos":
+      model_info.check_fixed_positions(self.info, str(self._path))
+    for path, part in POSITION_TABLES.items():
+      name = str(self._format.names[path])
+      if part == "decoder" and self.info.decoder is None:
         continue
-      ours = weights_lib.fixed_table(self.facts, part)
+      ours = sincos_table(self.info, part)
       trained = path in pieces
       if not trained:
         if self._shapes.get(name) != ours.shape:
           raise ConfigError(
-            f"{self._path}: {name} is {self._shapes.get(name, 'missing')}, and "
-            f"images of {self.facts.image_size} have positions {ours.shape}: "
-            "give their size with --image_size"
+            f"{self._path}: {name} is {self._shapes.get(name, 'missing')}, but "
+            f"images of {self.info.image_size} need positions {ours.shape}: "
+            "give the image size with --image_size"
           )
-        pieces[path] = names_lib.pieces(
-          path, ours.shape, self._dialect.names, patch
+        pieces[path] = name_maps.pieces(
+          path, ours.shape, self._format.names, patch
         )
       theirs = self._read(path, ours.shape, pieces[path], set(), dtype)
       self._check_zeros(name, theirs)
       if trained:
         continue
-      if self._carries(part, name, ours.astype(dtype), theirs):
-        carried[path] = ours.shape
+      if self._keep_table(part, name, ours.astype(dtype), theirs):
+        kept_tables[path] = ours.shape
       else:
         del pieces[path]
-    return carried
+    return kept_tables
 
   def _check_zeros(self, name: str, table: np.ndarray) -> None:
-    if not table.any() and self._hints.positions is None:
+    if not table.any() and self._overrides.positions is None:
       raise ConfigError(
-        f"{self._path}: {name} is all zeros, as transformers 5 makes it for "
-        "networks that were not loaded from a file: convert it with "
-        "--positions=keep if they were trained so"
+        f"{self._path}: {name} is all zeros, as in networks that transformers "
+        "5 creates without loading a file: convert with --positions=keep if "
+        "the network was trained with zeros"
         + (
           ", or --positions=sincos for the reference's table"
-          if facts_lib.is_fixed(self.facts)
-          else "; if not, train it again from positions that are not"
+          if model_info.has_fixed_positions(self.info)
+          else "; otherwise train it again with positions that are not zero"
         )
         + " (python -m mae_jax convert)"
       )
 
-  def _carries(
+  def _keep_table(
     self, part: str, name: str, ours: np.ndarray, theirs: np.ndarray
   ) -> bool:
     if ours.tobytes() == theirs.tobytes():
       return False
-    if self._hints.positions == "sincos":
+    if self._overrides.positions == "sincos":
       self._notes.append(
         f"the positions of the {part} ({name}) are replaced by the sin-cos "
         "table"
@@ -254,7 +261,7 @@ class ForeignCheckpoint:
     ).max()
     self._notes.append(
       f"the positions of the {part} ({name}) differ from the sin-cos table by "
-      f"up to {difference:.2g}: they are carried"
+      f"up to {difference:.2g}: they are kept"
     )
     return True
 
@@ -262,7 +269,7 @@ class ForeignCheckpoint:
     self,
     path: str,
     shape: tuple[int, ...],
-    pieces: list[names_lib.Piece],
+    pieces: list[name_maps.Piece],
     zeros: set[str],
     dtype: np.dtype,
   ) -> np.ndarray:
@@ -271,14 +278,14 @@ class ForeignCheckpoint:
       for piece in pieces:
         if piece.name in zeros:
           continue
-        theirs = read(self._original[piece.name])
+        theirs = read(self._stored_names[piece.name])
         _check_finite(theirs, piece.name, self._path)
-        piece.put(array, theirs)
+        piece.from_foreign(array, theirs)
     return array
 
 
-def _usual(name: str, spellings: Any) -> str:
-  for pattern, replacement in spellings:
+def _canonical_name(name: str, aliases: Any) -> str:
+  for pattern, replacement in aliases:
     name = re.sub(pattern, replacement, name)
   return name
 
@@ -287,16 +294,16 @@ def _check_sizes(path: pathlib.Path, found: tensor_files.Tensors) -> None:
   for name, shape in found.shapes.items():
     if 0 in shape:
       raise ConfigError(
-        f"{path}: {name} has shape {shape}, with no values in it: save the "
-        "weights without it, or fetch them again"
+        f"{path}: {name} has shape {shape} and thus no values: save the "
+        "weights without it, or download them again"
       )
 
 
-def _others(found: tensor_files.Tensors) -> list[str]:
-  """A note for each other network of the same names, as averages are."""
+def _unused_networks(found: tensor_files.Tensors) -> list[str]:
+  """Returns a note for each further set of these tensors, such as averages."""
   return [
     f"left out: {key!r}, other values of {len(found.shapes.keys() & value)} of "
-    "these tensors; to take those, save them as {'model': ...}"
+    "these tensors; to convert them instead, save them as {'model': ...}"
     for key, value in found.extra.items()
     if isinstance(value, Mapping) and found.shapes.keys() & value
   ]
@@ -308,7 +315,7 @@ def _check_finite(array: np.ndarray, name: str, path: pathlib.Path) -> None:
   if not finite.all():
     raise ConfigError(
       f"{path}: {name} has {int((~finite).sum())} values of {array.size} that "
-      "are NaN or infinite, as after a run that diverged: take the weights of "
+      "are NaN or infinite, as after a run that diverged: use the weights of "
       "an earlier step"
     )
 
@@ -320,11 +327,11 @@ def _own_metadata(
   if not isinstance(text, str):
     return None
   try:
-    run = run_config.run_of_metadata(json.loads(text))
+    run = run_config.from_metadata(json.loads(text))
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise ConfigError(
-      f"{path} was written by another version of mae_jax, and what it says of "
-      f"its run cannot be read ({error})"
+      f"{path} was written by another version of mae_jax, whose metadata "
+      f"cannot be read ({error}): convert the original checkpoint again"
     ) from error
-  run_config.check_one(path, run)
+  run_config.check_single_network(path, run)
   return run

@@ -1,4 +1,4 @@
-"""The dimensions of a network, read off its tensors."""
+"""Infers the dimensions of a network from the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mae_jax.conversion import model_info as facts_lib
+from mae_jax.conversion import model_info
 from mae_jax.conversion.name_maps import Names
 from mae_jax.models import architecture
 from mae_jax.utils.errors import ConfigError
 
-_SHOWN = 3  # names in an error
+_MAX_NAMES = 3  # names in an error
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
-  """What tensors tell of their network.
+  """Infers model info from tensor shapes.
 
   Args:
-    shapes: of the tensors, by the dialect's names.
-    names: of the dialect.
+    shapes: tensor shapes by the format's names.
+    names: the format's tensor names.
     what: the file, for messages.
 
   Returns:
-    Fields of `facts.Facts`. Heads are those of the named size or None; so is
-    the image size, of images that are not square.
+    Fields of `model_info.ModelInfo`. `heads` is None if no named size has these
+    dimensions; `image_size` is None if the grid is not square.
 
   Raises:
-    ConfigError: if there is no ViT.
+    ConfigError: if the tensors are not a ViT's.
   """
 
   def shape(path: str, dims: int, suffix: str = "") -> tuple[int, ...]:
@@ -38,16 +38,16 @@ def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
     assert isinstance(theirs, str)
     name = theirs.format(layer=0) + suffix
     if name not in shapes:
-      found = ", ".join(list(shapes)[:_SHOWN])
+      found = ", ".join(list(shapes)[:_MAX_NAMES])
       raise ConfigError(
-        f"{what} has no tensor {name}, without which it is no ViT of this "
-        f"dialect (it has {found or 'none'}, ...): see that it is the right "
-        "file, or name another dialect with --from"
+        f"{what} has no tensor {name}, which every ViT of this format has (it "
+        f"has {found or 'none'}, ...): check that it is the right file, or "
+        "choose another format with --from"
       )
     if len(shapes[name]) != dims:
       raise ConfigError(
-        f"{what}: {name} has shape {shapes[name]}, which should have {dims} "
-        "dimensions: it is no ViT of this dialect"
+        f"{what}: {name} has shape {shapes[name]} instead of {dims} "
+        "dimensions: it is not a ViT of this format"
       )
     return shapes[name]
 
@@ -61,30 +61,30 @@ def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
   _, tokens, _ = shape("model/encoder/pos_embed", 3)
   side = math.isqrt(max(tokens - 1, 0))
   found: dict[str, Any] = {
-    "kind": facts_lib.ENCODER,
+    "kind": model_info.ENCODER,
     "width": width,
     "depth": blocks,
     "mlp_dim": mlp_dim,
-    "heads": facts_lib.known_heads(width, blocks),
+    "heads": model_info.heads_of_named_size(width, blocks),
     "patch_size": tuple(patch),
     "channels": channels,
     "image_size": None
     if not side or side * side != tokens - 1
     else tuple(side * each for each in patch),
     "decoder": None,
-    "presumed": frozenset({"heads", "decoder_heads", "image_size"}),
+    "assumed": frozenset({"heads", "decoder_heads", "image_size"}),
   }
   if names["model/decoder/mask_token"] in shapes:
     *_, narrow = shape("model/decoder/mask_token", 3)
-    heads = facts_lib.known_decoder_heads(narrow) or 0
+    heads = model_info.heads_of_decoder(narrow) or 0
     layers, hidden = stack("decoder")
     found["decoder"] = architecture.Dims(narrow, layers, heads, hidden)
-    found["kind"] = facts_lib.MAE
+    found["kind"] = model_info.MAE
   return found
 
 
 def depth(shapes: Shapes, names: Names, path: str) -> int:
-  """The number of blocks that there are tensors of."""
+  """Counts the blocks that have tensors."""
   pattern = re.escape(str(names[path])).replace(r"\{layer\}", r"(\d+)")
   found = (re.match(pattern + r"\.", name) for name in shapes)
   return 1 + max((int(match[1]) for match in found if match), default=-1)

@@ -1,4 +1,4 @@
-"""What a file of weights is, as a table to read."""
+"""Describes a file of weights as a table of text."""
 
 from __future__ import annotations
 
@@ -7,60 +7,62 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from mae_jax.conversion import load, name_maps
-from mae_jax.conversion import model_info as facts_lib
-from mae_jax.conversion import weights as weights_lib
+from mae_jax.conversion import load, model_info, name_maps
+from mae_jax.conversion.weights import POSITION_TABLES, Weights
 from mae_jax.utils.errors import ConfigError
 
-_UNSAID = "not said by the file"
-_NO_PIXELS = f"{_UNSAID}, or no pixels"
+_UNKNOWN = "not in the file"
+_NO_PIXELS = f"{_UNKNOWN}, or no pixels"
 PARTS = {
   "encoder": "model/encoder/",
   "decoder": "model/decoder/",
 }
 
 
-def size(weights: weights_lib.Weights) -> int:
-  """How many parameters there are."""
-  return name_maps.size(weights.shapes)
+def size(weights: Weights) -> int:
+  """Counts the parameters of weights."""
+  return name_maps.num_parameters(weights.shapes)
 
 
-def text(
+def describe(
   path: epath.PathLike,
   local: pathlib.Path,
-  dialect: str | None,
-  hints: facts_lib.ModelOverrides,
+  weight_format: str | None,
+  overrides: model_info.ModelOverrides,
 ) -> str:
-  """The table, whether or not the weights can be converted as they are.
+  """Returns the table, even if the weights cannot be converted as they are.
 
   Args:
-    path: see `reading.open_weights`.
-    local: likewise.
-    dialect: likewise.
-    hints: likewise.
+    path: as in `load.open_weights`.
+    local: as in `load.open_weights`.
+    weight_format: as in `load.open_weights`.
+    overrides: as in `load.open_weights`.
 
   Raises:
-    ConfigError: if they are of no dialect.
+    ConfigError: if the weights have no known format.
   """
-  dialect, found = load.describe(path, local, dialect, hints)
-  rows = [("file", str(path)), ("dialect", dialect), *_rows(found)]
+  weight_format, found = load.describe(path, local, weight_format, overrides)
+  rows = [("file", str(path)), ("format", weight_format), *_info_rows(found)]
   problem = ""
   try:
-    weights = load.open_weights(path, local, dialect=dialect, hints=hints)
+    weights = load.open_weights(
+      path, local, weight_format=weight_format, overrides=overrides
+    )
   except ConfigError as error:
     problem = str(error)
   else:
-    rows += _contents(weights)
+    rows += _content_rows(weights)
   rows += [("missing", _missing(found))]
-  rows += [("asked for", question) for question in _questions(found)]
-  if problem and not _questions(found):
+  questions = model_info.missing_info(found)
+  rows += [("asked for", question) for question in questions]
+  if problem and not questions:
     rows += [("problem", problem)]
   length = max(len(name) for name, _ in rows)
   return "\n".join(f"{name:{length}}  {value}" for name, value in rows)
 
 
-def _rows(found: facts_lib.ModelInfo) -> Iterator[tuple[str, str]]:
-  yield "kind", facts_lib.KINDS[found.kind]
+def _info_rows(found: model_info.ModelInfo) -> Iterator[tuple[str, str]]:
+  yield "kind", model_info.KINDS[found.kind]
   patch = "x".join(map(str, found.patch_size))
   if len(set(found.patch_size)) == 1:
     patch = str(found.patch_size[0])
@@ -87,15 +89,18 @@ def _rows(found: facts_lib.ModelInfo) -> Iterator[tuple[str, str]]:
     yield "decoder", "none"
   images = f", {found.channels} channels"
   if found.image_size is None:
-    yield "images", _UNSAID + images
+    yield "images", _UNKNOWN + images
   else:
     yield "images", "{} x {} pixels".format(*found.image_size) + images
   yield (
     "mean, std",
-    (f"{found.mean}, {found.std}" if found.mean and found.std else _UNSAID),
+    (f"{found.mean}, {found.std}" if found.mean and found.std else _UNKNOWN),
   )
   if found.classes:
-    unnamed = tuple(found.class_names) in ((), facts_lib.unnamed(found.classes))
+    unnamed = tuple(found.class_names) in (
+      (),
+      model_info.default_class_names(found.classes),
+    )
     named = "without names" if unnamed else "named"
     pooling = {"mean": "mean of patch tokens", "cls": "class token"}
     yield (
@@ -109,18 +114,18 @@ def _rows(found: facts_lib.ModelInfo) -> Iterator[tuple[str, str]]:
   yield "activation", found.activation
 
 
-def _contents(weights: weights_lib.Weights) -> Iterator[tuple[str, str]]:
+def _content_rows(weights: Weights) -> Iterator[tuple[str, str]]:
   counts = {
     part: sum(
-      name_maps.size({path: shape})
+      name_maps.num_parameters({path: shape})
       for path, shape in weights.shapes.items()
-      if path.startswith(prefix) and path not in weights_lib.TABLES
+      if path.startswith(prefix) and path not in POSITION_TABLES
     )
     for part, prefix in PARTS.items()
   }
   tables = sum(
-    name_maps.size({path: weights.shapes[path]})
-    for path in weights_lib.TABLES
+    name_maps.num_parameters({path: weights.shapes[path]})
+    for path in POSITION_TABLES
     if path in weights.shapes
   )
   counts["positions"] = tables
@@ -133,7 +138,7 @@ def _contents(weights: weights_lib.Weights) -> Iterator[tuple[str, str]]:
   )
   yield "stored as", str(weights.dtype)
   own = [
-    part for path, part in weights_lib.TABLES.items() if path in weights.shapes
+    part for path, part in POSITION_TABLES.items() if path in weights.shapes
   ]
   yield (
     "positions",
@@ -143,14 +148,10 @@ def _contents(weights: weights_lib.Weights) -> Iterator[tuple[str, str]]:
     yield "note", note
 
 
-def _missing(found: facts_lib.ModelInfo) -> str:
+def _missing(found: model_info.ModelInfo) -> str:
   return {
-    facts_lib.ENCODER: "decoder (to reconstruct, or go on pre-training), head",
-    facts_lib.MAE: "head (fine-tune or probe it first, to classify)",
-    facts_lib.CLASSIFIER: "decoder",
-    facts_lib.PROBE: "decoder",
+    model_info.ENCODER: "decoder (for reconstruction or pre-training), head",
+    model_info.MAE: "head (fine-tune or probe it first, to classify)",
+    model_info.CLASSIFIER: "decoder",
+    model_info.PROBE: "decoder",
   }[found.kind]
-
-
-def _questions(found: facts_lib.ModelInfo) -> list[str]:
-  return facts_lib.open_questions(found)

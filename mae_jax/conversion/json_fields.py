@@ -1,6 +1,6 @@
-"""What others say beside their weights, as JSON: read with care.
+"""Checked reading of the JSON files that other programs write beside weights.
 
-A value that is not of its kind is an error with its file and key.
+A value of the wrong type raises an error with its file and key.
 """
 
 from __future__ import annotations
@@ -15,54 +15,64 @@ from mae_jax.utils.errors import ConfigError
 
 
 def read(path: pathlib.Path) -> Any:
-  """The content of a file.
+  """Reads a JSON file.
 
   Raises:
-    ConfigError: if it is no JSON.
+    ConfigError: if it is not JSON.
   """
   try:
     return json.loads(path.read_text())
   except (ValueError, RecursionError) as error:
     raise ConfigError(
-      f"{path} is no JSON ({console.first_line(error)}): fetch it again"
+      f"{path} is not JSON ({console.first_line(error)}): download it again"
     ) from error
 
 
 def number(content: Mapping[str, Any], key: str, path: pathlib.Path) -> float:
-  """A value that is a number.
+  """Returns a value that must be a number.
 
   Raises:
     ConfigError: if it is not.
   """
   value = content[key]
   if isinstance(value, bool) or not isinstance(value, int | float):
-    raise _wrong(path, key, value, "a number")
+    raise _wrong_type(path, key, value, "a number")
   return float(value)
 
 
 def numbers(
   content: Mapping[str, Any], key: str, path: pathlib.Path
 ) -> tuple[float, ...]:
-  """Likewise, one or a list of them."""
+  """Returns a value that must be a number or a list of numbers.
+
+  Raises:
+    ConfigError: if it is neither.
+  """
   value = content[key]
   values = value if isinstance(value, list) else [value]
   if not values or not all(type(each) in (int, float) for each in values):
-    raise _wrong(path, key, value, "a number, or a list of them")
+    raise _wrong_type(path, key, value, "a number or a list of numbers")
   return tuple(map(float, values))
 
 
 def mapping(
   content: Mapping[str, Any], key: str, path: pathlib.Path
 ) -> Mapping[str, Any]:
-  """A value that is an object; empty if it is not there."""
+  """Returns a value that must be an object; empty if the key is missing.
+
+  Raises:
+    ConfigError: if it is not an object.
+  """
   value = content.get(key) or {}
   if not isinstance(value, dict):
-    raise _wrong(path, key, value, "an object {...}")
+    raise _wrong_type(path, key, value, "an object {...}")
   return value
 
 
-def _wrong(path: pathlib.Path, key: str, value: Any, kind: str) -> ConfigError:
+def _wrong_type(
+  path: pathlib.Path, key: str, value: Any, kind: str
+) -> ConfigError:
   return ConfigError(
-    f"{path} has {key}={repr(value)[:80]}, which is not {kind}: fetch it "
-    "again, or mend it"
+    f"{path} has {key}={repr(value)[:80]}, which is not {kind}: download it "
+    "again, or correct it"
   )

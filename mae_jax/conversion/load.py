@@ -1,4 +1,4 @@
-"""Opens weights of any dialect."""
+"""Opens weights of any format."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from mae_jax.conversion import (
   native,
   run_config,
 )
-from mae_jax.conversion import model_info as facts_lib
-from mae_jax.conversion import weights as weights_lib
+from mae_jax.conversion.weights import Weights
 from mae_jax.distributed import sharding
 from mae_jax.utils import console, storage
 
@@ -32,66 +31,67 @@ def open_weights(
   path: epath.PathLike,
   local: pathlib.Path | None = None,
   *,
-  dialect: str | None = None,
-  hints: facts_lib.ModelOverrides = facts_lib.NO_OVERRIDES,
-) -> weights_lib.Weights:
+  weight_format: str | None = None,
+  overrides: model_info.ModelOverrides = model_info.NO_OVERRIDES,
+) -> Weights:
   """Opens weights.
 
   Args:
-    path: a checkpoint of ours, a file, or a directory with a config.json.
-    local: where `table.local` has put it; not needed for a checkpoint of ours.
-    dialect: a name in `table.NAMES`; None to find it out.
-    hints: what is known of the network besides.
+    path: a checkpoint of this project, a file, or a directory with a
+      config.json.
+    local: the result of `formats.local_copy`; unused for a checkpoint.
+    weight_format: a name in `formats.FORMAT_NAMES`; None to detect it.
+    overrides: model info that the file lacks, or that it states wrongly.
 
   Raises:
-    ConfigError: on anything that is not as it should be.
+    ConfigError: if the weights are missing, damaged or of no known format.
   """
-  if dialect == formats.JAX or (
-    dialect is None and not formats.is_foreign(path)
+  if weight_format == formats.JAX or (
+    weight_format is None and not formats.is_foreign(path)
   ):
-    return native.open_checkpoint(path, hints)
+    return native.open_checkpoint(path, overrides)
   assert local is not None
   found = formats.open_tensors(local)
-  dialect = dialect or formats.detect(local, found)
+  weight_format = weight_format or formats.detect(local, found)
   return import_weights.ForeignCheckpoint(
-    local, found, dialect, hints
+    local, found, weight_format, overrides
   ).weights()
 
 
 def describe(
   path: epath.PathLike,
   local: pathlib.Path,
-  dialect: str | None,
-  hints: facts_lib.ModelOverrides,
-) -> tuple[str, facts_lib.ModelInfo]:
-  """The dialect and what is known of weights, whether or not that is enough.
+  weight_format: str | None,
+  overrides: model_info.ModelOverrides,
+) -> tuple[str, model_info.ModelInfo]:
+  """Returns the format and the model info, even if the latter is incomplete.
 
   Raises:
-    ConfigError: if they are of no dialect.
+    ConfigError: if the weights have no known format.
   """
-  if dialect == formats.JAX or (
-    dialect is None and not formats.is_foreign(path)
+  if weight_format == formats.JAX or (
+    weight_format is None and not formats.is_foreign(path)
   ):
-    return formats.JAX, native.open_checkpoint(path, hints).facts
+    return formats.JAX, native.open_checkpoint(path, overrides).info
   found = formats.open_tensors(local)
-  dialect = dialect or formats.detect(local, found)
-  return dialect, import_weights.ForeignCheckpoint(
-    local, found, dialect, hints
-  ).facts
+  weight_format = weight_format or formats.detect(local, found)
+  return weight_format, import_weights.ForeignCheckpoint(
+    local, found, weight_format, overrides
+  ).info
 
 
-def arrays(weights: weights_lib.Weights) -> Iterator[tuple[str, np.ndarray]]:
-  """Each array by its path, of float32, one at a time; then checks them."""
+def read_arrays(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (path, float32 array) one at a time, then verifies checksums."""
   for path in weights.shapes:
     yield path, weights.read(path).astype(np.float32, copy=False)
   weights.finish()
 
 
 def locate(path: epath.PathLike) -> epath.Path:
-  """The directory of a checkpoint's step, or the file or folder of others.
+  """Returns the directory of a checkpoint's step, or the path of other weights.
 
   Raises:
-    ConfigError: if there is none.
+    ConfigError: if there are none.
   """
   if not formats.is_foreign(path):
     return checkpoints.find_step(path)
@@ -100,43 +100,43 @@ def locate(path: epath.PathLike) -> epath.Path:
 
 
 def read_metadata(path: epath.PathLike) -> checkpoints.CheckpointMetadata:
-  """What is known of the run that parameters come from; as `load_any` has it.
+  """Reads the settings of the run that `load_any` would return.
 
   Raises:
     ConfigError: if there are none, or they are damaged.
   """
   if not formats.is_foreign(path):
     return checkpoints.read_metadata(path)
-  with formats.local(path) as local:
-    hints = model_info.ModelOverrides(no_decoder=True)
-    return open_weights(path, local, hints=hints).run
+  with formats.local_copy(path) as local:
+    overrides = model_info.ModelOverrides(no_decoder=True)
+    return open_weights(path, local, overrides=overrides).run
 
 
 def load_any(
   path: epath.PathLike,
   mesh: Mesh,
-  hints: model_info.ModelOverrides = model_info.NO_OVERRIDES,
+  overrides: model_info.ModelOverrides = model_info.NO_OVERRIDES,
 ) -> tuple[dict[str, Any], checkpoints.CheckpointMetadata]:
-  """Reads the parameters of any network.
+  """Loads the parameters of weights of any format.
 
   Args:
-    path: a workdir, its `checkpoints`, one step's directory, or weights of
-      another dialect.
-    mesh: the devices to put them on, by the rules of `sharding`.
-    hints: what is known of the network besides.
+    path: a workdir, its `checkpoints`, one step's directory, or another
+      format's weights.
+    mesh: the devices to put them on, sharded as in `sharding`.
+    overrides: model info that the file lacks, or that it states wrongly.
 
   Returns:
-    The parameters by role, and what is known of the run they come from.
+    The parameters by role, and the settings of the run they come from.
 
   Raises:
-    ConfigError: if there are none, they are damaged, or do not fit together.
+    ConfigError: if the weights are missing, damaged, or do not fit together.
   """
   if not formats.is_foreign(path):
     params, run = checkpoints.load_any(path, mesh)
-    run_config.check_one(path, run)
+    run_config.check_single_network(path, run)
     return params, run
-  with formats.local(path) as local:
-    weights = open_weights(path, local, hints=hints)
+  with formats.local_copy(path) as local:
+    weights = open_weights(path, local, overrides=overrides)
     shapes = {
       name: jax.ShapeDtypeStruct(shape, "float32")
       for name, shape in weights.shapes.items()
@@ -144,11 +144,11 @@ def load_any(
     where = sharding.state_shardings(mesh, shapes)
     placed = {
       name: jax.device_put(array, where[name])
-      for name, array in arrays(weights)
+      for name, array in read_arrays(weights)
     }
   if jax.process_index() == 0:
-    found = model_info.KINDS[weights.facts.kind]
-    console.info(f"{path}: {weights.dialect}, {found}")
+    found = model_info.KINDS[weights.info.kind]
+    console.info(f"{path}: {weights.weight_format}, {found}")
     for note in weights.notes:
       console.warn(f"{path}: {note}")
   return checksums.unflatten(placed), weights.run

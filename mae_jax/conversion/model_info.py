@@ -1,4 +1,4 @@
-"""What a file of weights says of its network, and what it leaves open."""
+"""The properties of a network that a file of weights states or leaves open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mae_jax.models import architecture, factory
 from mae_jax.utils.errors import ConfigError
 
 ENCODER, MAE, CLASSIFIER, PROBE = "encoder", "mae", "classifier", "probe"
-# What a file holds, by the task that trains it here, and for people.
+# The task that trains each kind, and its description.
 TASKS = {
   ENCODER: "pretrain",
   MAE: "pretrain",
@@ -25,38 +25,37 @@ KINDS = {
   PROBE: "linear probe",
 }
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-# What crops the evaluation of the reference: 224 of 256 pixels.
+# The reference's evaluation crops 224 of 256 pixels.
 EVAL_CROP = 224 / 256
-# The reference's decoder.
-_DECODER_HEADS = {512: 16}
+_DECODER_HEADS = {512: 16}  # the reference's decoder
 TARGETS = {"norm_pix": True, "raw": False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-  """What is known of a network; None for what is not.
+  """The properties of a network; None for unknown ones.
 
   Attributes:
     kind: a name in KINDS.
-    width: of the encoder, as the next three.
-    depth: number of blocks.
-    mlp_dim: hidden width of the MLP.
-    heads: attention heads.
-    patch_size: height and width.
-    channels: of images.
-    image_size: height and width.
-    decoder: the same of the decoder; None without one.
-    norm_eps: of every LayerNorm.
+    width: width of the encoder.
+    depth: number of the encoder's blocks.
+    mlp_dim: hidden width of the encoder's MLP.
+    patch_size: height and width in pixels.
+    channels: channels of images.
+    heads: attention heads of the encoder.
+    image_size: height and width in pixels.
+    decoder: dimensions of the decoder; None without one.
+    norm_eps: epsilon of every LayerNorm.
     activation: a name in `transformer.ACTIVATIONS`.
     norm_pix: whether the decoder predicts normalized patches.
-    mask_ratio: it was trained with.
-    mean: of pixels in [0, 1], per channel.
-    std: likewise.
-    eval_crop: see `config.Data`.
-    pooling: in front of the head.
-    classes: how many.
-    class_names: of them; () if they are not known.
-    presumed: names of flags for what the file does not say, and is usual.
+    mask_ratio: mask ratio of pre-training.
+    mean: mean of pixels in [0, 1], per channel.
+    std: standard deviation of pixels in [0, 1], per channel.
+    eval_crop: as in `DataConfig`.
+    pooling: pooling in front of the head.
+    classes: number of classes.
+    class_names: names of the classes; () if unknown.
+    assumed: names of flags whose values are defaults, not in the file.
   """
 
   kind: str
@@ -78,13 +77,13 @@ class ModelInfo:
   pooling: str = "mean"
   classes: int = 0
   class_names: Sequence[str] = ()
-  presumed: frozenset[str] = dataclasses.field(
+  assumed: frozenset[str] = dataclasses.field(
     default=frozenset(), compare=False
   )
 
   @property
   def size(self) -> str:
-    """The name of the encoder's dimensions, "" if they have none."""
+    """The name of the encoder's size; "" if no named size fits."""
     for name, dims in architecture.VARIANTS.items():
       if (self.width, self.depth, self.mlp_dim, self.heads) == (
         dims.width,
@@ -98,13 +97,13 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOverrides:
-  """What a user, or the config that a network is for, says of it.
+  """Model info from a user or a config, to complete that of a file.
 
-  None for nothing. `target` and `positions` are words of the command line.
-  `insist` makes it an error to contradict the file, and takes them for what is
-  only presumed; a config is compared with what comes of it.
-  `encoder_only` takes no more than the encoder of any network, `no_decoder` no
-  more than that of an autoencoder.
+  None leaves a field to the file. `target` and `positions` are values of the
+  command line. With `insist`, a contradiction to the file raises an error, and
+  overrides replace assumed values. Without, the file takes precedence.
+  `encoder_only` loads only the encoder of any network; `no_decoder` drops the
+  decoder of an autoencoder.
   """
 
   heads: int | None = None
@@ -121,8 +120,8 @@ class ModelOverrides:
   no_decoder: bool = False
 
   @classmethod
-  def of_config(cls, config: Config) -> ModelOverrides:
-    """What a config says of the network that is to start from a file."""
+  def from_config(cls, config: Config) -> ModelOverrides:
+    """Returns the model info of a config whose run starts from a file."""
     model = factory.encoder(config)
     return cls(
       heads=model.heads,
@@ -138,160 +137,168 @@ class ModelOverrides:
 NO_OVERRIDES = ModelOverrides()
 
 
-def unnamed(classes: int) -> tuple[str, ...]:
-  """What classes without a name are called, as in transformers."""
+def default_class_names(classes: int) -> tuple[str, ...]:
+  """Returns names for unnamed classes, as transformers does."""
   return tuple(f"LABEL_{number}" for number in range(classes))
 
 
-def known_heads(width: int, depth: int) -> int | None:
-  """Those of the named size with these dimensions."""
+def heads_of_named_size(width: int, depth: int) -> int | None:
+  """Returns the heads of the named size with these dimensions, or None."""
   for dims in architecture.VARIANTS.values():
     if (dims.width, dims.depth) == (width, depth):
       return dims.heads
   return None
 
 
-def known_decoder_heads(width: int) -> int | None:
-  """Those of the reference's decoder, if it is as wide."""
+def heads_of_decoder(width: int) -> int | None:
+  """Returns the heads of the reference's decoder if it has this width."""
   return _DECODER_HEADS.get(width)
 
 
-def with_overrides(facts: ModelInfo, hints: ModelOverrides) -> ModelInfo:
-  """What the file leaves open, filled in by the hints.
+def with_overrides(info: ModelInfo, overrides: ModelOverrides) -> ModelInfo:
+  """Completes the model info of a file with overrides.
 
-  Only what it does not say may be said of it, but for the class names and the
-  LayerNorm's eps, which files are known to say wrongly.
+  Overrides fill in what the file leaves open. Only class names and the
+  LayerNorm's eps replace its values, because files are known to state these
+  wrongly.
 
   Raises:
-    ConfigError: if a hint contradicts it.
+    ConfigError: if an override contradicts the file, with `insist`.
   """
-  if (hints.encoder_only and facts.kind != ENCODER) or (
-    hints.no_decoder and facts.kind == MAE
+  if (overrides.encoder_only and info.kind != ENCODER) or (
+    overrides.no_decoder and info.kind == MAE
   ):
-    facts = _encoder_of(facts)
+    info = _encoder_only(info)
   changes: dict[str, Any] = {
-    name: _filled(
-      name, getattr(facts, name), getattr(hints, name), facts, hints
+    name: _fill(
+      name, getattr(info, name), getattr(overrides, name), info, overrides
     )
     for name in ("heads", "image_size", "mean", "std")
   }
-  if hints.norm_eps is not None:
-    changes["norm_eps"] = hints.norm_eps
-  if facts.decoder is not None:
-    said = facts.decoder.heads or None
-    heads = _filled("decoder_heads", said, hints.decoder_heads, facts, hints)
-    changes["decoder"] = dataclasses.replace(facts.decoder, heads=heads or 0)
-    target = None if hints.target is None else TARGETS[hints.target]
-    changes["norm_pix"] = _filled(
-      "target", facts.norm_pix, target, facts, hints
+  if overrides.norm_eps is not None:
+    changes["norm_eps"] = overrides.norm_eps
+  if info.decoder is not None:
+    stated = info.decoder.heads or None
+    heads = _fill(
+      "decoder_heads", stated, overrides.decoder_heads, info, overrides
     )
-  elif hints.insist:
-    _check_no_decoder(hints)
-  if hints.class_names is not None:
-    _check_names(hints.class_names, facts.classes)
-    changes["class_names"] = tuple(hints.class_names)
-  return dataclasses.replace(facts, **changes)
+    changes["decoder"] = dataclasses.replace(info.decoder, heads=heads or 0)
+    target = None if overrides.target is None else TARGETS[overrides.target]
+    changes["norm_pix"] = _fill(
+      "target", info.norm_pix, target, info, overrides
+    )
+  elif overrides.insist:
+    _check_no_decoder(overrides)
+  if overrides.class_names is not None:
+    _check_class_names(overrides.class_names, info.classes)
+    changes["class_names"] = tuple(overrides.class_names)
+  return dataclasses.replace(info, **changes)
 
 
-def _filled(
-  name: str, known: Any, hint: Any, facts: ModelInfo, hints: ModelOverrides
+def _fill(
+  name: str,
+  known: Any,
+  override: Any,
+  info: ModelInfo,
+  overrides: ModelOverrides,
 ) -> Any:
-  """What is known, or what the user says where that is less."""
-  if hint is None or known == hint:
+  """Returns the known value, or the override where nothing is known."""
+  if override is None or known == override:
     return known
-  if known is None or (hints.insist and name in facts.presumed):
-    return hint
-  if hints.insist:
+  if known is None or (overrides.insist and name in info.assumed):
+    return override
+  if overrides.insist:
     words = {value: word for word, value in TARGETS.items()}
-    said = [words[x] if name == "target" else x for x in (hint, known)]
+    stated = [words[x] if name == "target" else x for x in (override, known)]
     raise ConfigError(
-      f"--{name}={said[0]} contradicts the weights, which say {said[1]}: leave "
-      "the flag out"
+      f"--{name}={stated[0]} contradicts the weights, which have {stated[1]}: "
+      "leave the flag out"
     )
   return known
 
 
-def _encoder_of(facts: ModelInfo) -> ModelInfo:
-  if facts.kind == CLASSIFIER and facts.pooling == "mean":
+def _encoder_only(info: ModelInfo) -> ModelInfo:
+  if info.kind == CLASSIFIER and info.pooling == "mean":
     raise ConfigError(
       "--encoder_only: an encoder that was fine-tuned with mean pooling has no "
-      "final norm, without which it is no encoder of its own: leave the flag "
-      "out to convert the classifier whole"
+      "final norm and cannot be used alone: leave the flag out to convert the "
+      "whole classifier"
     )
   return dataclasses.replace(
-    facts, kind=ENCODER, decoder=None, norm_pix=None, classes=0, class_names=()
+    info, kind=ENCODER, decoder=None, norm_pix=None, classes=0, class_names=()
   )
 
 
-def _check_no_decoder(hints: ModelOverrides) -> None:
+def _check_no_decoder(overrides: ModelOverrides) -> None:
   for name in ("target", "decoder_heads"):
-    value = getattr(hints, name)
+    value = getattr(overrides, name)
     if value is not None:
       raise ConfigError(
-        f"--{name}={value} is about a decoder, and "
+        f"--{name}={value} describes a decoder, but "
         + (
-          "--encoder_only leaves that out"
-          if hints.encoder_only
+          "--encoder_only leaves it out"
+          if overrides.encoder_only
           else "the weights have none"
         )
         + f": leave --{name} out"
       )
 
 
-def _check_names(names: Sequence[str], classes: int) -> None:
+def _check_class_names(names: Sequence[str], classes: int) -> None:
   if len(names) != classes:
     raise ConfigError(
-      f"--class_names has {len(names)} lines, and the head {classes} classes: "
-      "write the name of each on a line, in the order of labels"
+      f"--class_names has {len(names)} lines, but the head has {classes} "
+      "classes: write one name per line, in the order of labels"
       if classes
-      else "--class_names is given, and the weights have no head: leave it out"
+      else "--class_names is given, but the weights have no head: leave it out"
     )
 
 
-def open_questions(facts: ModelInfo) -> list[str]:
-  """What must be known and is not, each with the flag that says it."""
-  sized = f"{facts.width} wide with {facts.depth} blocks"
-  decoder = facts.decoder
+def missing_info(info: ModelInfo) -> list[str]:
+  """Lists the info that conversion needs but lacks, each with its flag."""
+  decoder = info.decoder
   questions = (
     (
-      facts.heads is None,
-      "the number of attention heads, which no tensor shows: none of the named "
-      f"sizes is {sized}: convert it with --heads",
+      info.heads is None,
+      "the number of attention heads, which no tensor shows, and no named size "
+      f"has width {info.width} and {info.depth} blocks: convert it with "
+      "--heads",
     ),
     (
       decoder is not None and not decoder.heads,
-      "the number of the decoder's attention heads, which no tensor shows; the "
-      "reference's is 512 wide: convert it with --decoder_heads",
+      "the number of the decoder's attention heads, which no tensor shows, and "
+      "the reference's decoder has width 512: convert it with --decoder_heads",
     ),
     (
-      facts.image_size is None,
+      info.image_size is None,
       "the height and width of its images, which are not square: convert it "
       "with --image_size=HEIGHT,WIDTH",
     ),
     (
-      decoder is not None and facts.norm_pix is None,
-      "what its decoder predicts: convert it with --target=norm_pix (as "
-      "mae_pretrain_vit_*_full.pth) or --target=raw (as mae_visualize_*.pth)",
+      decoder is not None and info.norm_pix is None,
+      "the target of its decoder: convert it with --target=norm_pix (as for "
+      "mae_pretrain_vit_*_full.pth) or --target=raw (as for "
+      "mae_visualize_*.pth)",
     ),
     (
-      facts.mean is None or facts.std is None,
-      "how pixels were normalized: convert it with --mean and --std, a number "
-      f"for each of {facts.channels} channels or one for all (ImageNet's are "
-      "0.485,0.456,0.406 and 0.229,0.224,0.225)",
+      info.mean is None or info.std is None,
+      "the normalization of pixels: convert it with --mean and --std, one "
+      f"number for each of {info.channels} channels or one for all (ImageNet's "
+      "are 0.485,0.456,0.406 and 0.229,0.224,0.225)",
     ),
   )
-  return [text for asked, text in questions if asked]
+  return [text for is_missing, text in questions if is_missing]
 
 
-def is_fixed(facts: ModelInfo) -> bool:
-  """Whether positions are a table that could be replaced."""
-  return facts.kind in (ENCODER, MAE)
+def has_fixed_positions(info: ModelInfo) -> bool:
+  """Checks whether the network's position tables are fixed, not trained."""
+  return info.kind in (ENCODER, MAE)
 
 
-def check_fixed(facts: ModelInfo, what: str) -> None:
-  """Raises ConfigError if positions are not a table that could be replaced."""
-  if not is_fixed(facts):
+def check_fixed_positions(info: ModelInfo, what: str) -> None:
+  """Raises ConfigError if the position tables were trained."""
+  if not has_fixed_positions(info):
     raise ConfigError(
-      f"--positions=sincos: the positions of {what} were trained with its "
-      "head, and are no table to replace: leave the flag out"
+      f"--positions=sincos: the positions of {what} were trained with its head "
+      "and cannot be replaced: leave the flag out"
     )

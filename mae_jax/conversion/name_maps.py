@@ -1,8 +1,9 @@
-"""What each dialect calls our parameters, and how it lays them out.
+"""Parameter names and array layouts of each weight format.
 
-One table a dialect from modules (or single arrays) of ours to names of theirs;
-`{layer}` is the number of a block, which ours have stacked. One table of
-layouts for all. Reading, writing and checking go by these alone.
+Each format has one table from this project's modules (or single arrays) to its
+own names. `{layer}` stands for the number of a block, which are stacked here.
+The table of layouts is common to all formats. Import, export and checks use
+only these tables.
 """
 
 from __future__ import annotations
@@ -37,21 +38,19 @@ _TRANSFORMERS_BLOCK: Names = {
 }
 
 
-def _blocks(ours: str, theirs: str, block: Names) -> Names:
-  """The modules of a stack."""
-
-  def one(name: str) -> str:
-    return f"{theirs}.{{layer}}.{name}"
+def _blocks(module: str, prefix: str, block: Names) -> Names:
+  def in_layer(name: str) -> str:
+    return f"{prefix}.{{layer}}.{name}"
 
   return {
-    f"{ours}/stack/blocks/{module}": (
-      one(name) if isinstance(name, str) else tuple(map(one, name))
+    f"{module}/stack/blocks/{part}": (
+      in_layer(name) if isinstance(name, str) else tuple(map(in_layer, name))
     )
-    for module, name in block.items()
+    for part, name in block.items()
   }
 
 
-# timm's too, which has no decoder and no BatchNorm.
+# Also timm's names, which has no decoder and no BatchNorm.
 FACEBOOK: Names = {
   "model/encoder/cls_token": "cls_token",
   "model/encoder/pos_embed": "pos_embed",
@@ -70,7 +69,7 @@ FACEBOOK: Names = {
   "stats/mean": "head.0.running_mean",
   "stats/var": "head.0.running_var",
 }
-# As files on the Hub have them.
+# As in files on the Hub.
 TRANSFORMERS: Names = {
   "model/encoder/cls_token": "vit.embeddings.cls_token",
   "model/encoder/pos_embed": "vit.embeddings.position_embeddings",
@@ -85,14 +84,14 @@ TRANSFORMERS: Names = {
   "model/decoder/pred": "decoder.decoder_pred",
   "model/head": "classifier",
 }
-# Of DistributedDataParallel and torch.compile, in front of every name.
+# Prefixes of DistributedDataParallel and torch.compile.
 WRAPPERS = (r"^((module|_orig_mod)\.)+", "")
-# Other spellings of these, as regular expressions, each tried in this order.
-SPELLINGS: Sequence[tuple[str, str]] = (
+# Other names of the same tensors, as substitutions to apply in this order.
+ALIASES: Sequence[tuple[str, str]] = (
   WRAPPERS,
-  # The encoder alone has no prefix.
+  # ViTModel, the encoder alone, has no prefix.
   (r"^(embeddings|encoder|layers|layernorm|pooler)\b", r"vit.\1"),
-  # Modules of transformers 5, and the files that 5.23 writes of decoders.
+  # Modules of transformers 5, and decoders in files of transformers 5.23.
   (r"^vit\.layers\.", "vit.encoder.layer."),
   (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
   (r"\.attention\.q_proj\.", ".attention.attention.query."),
@@ -108,37 +107,40 @@ _SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How an array is laid out elsewhere.
+  """The layout of an array in other programs.
 
   Attributes:
-    ours: their array and our shape -> our array.
-    theirs: our array and their shape -> their array.
-    shape: of theirs, by our shape and the patch's height, width, channels.
+    to_ours: converts their array to ours, given our shape.
+    to_foreign: converts our array to theirs, given their shape.
+    foreign_shape: their shape, given our shape and the patch's height, width
+      and channels.
   """
 
-  ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-  theirs: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-  shape: Callable[[tuple[int, ...], tuple[int, int, int]], tuple[int, ...]]
+  to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+  to_foreign: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+  foreign_shape: Callable[
+    [tuple[int, ...], tuple[int, int, int]], tuple[int, ...]
+  ]
 
 
 def _convolution_to_dense(
   weight: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-  """[D, C, p, q] -> [p * q * C, D]."""
+  """Converts [D, C, p, q] to [p * q * C, D]."""
   return weight.transpose(2, 3, 1, 0).reshape(shape)
 
 
 def _dense_to_convolution(
   kernel: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-  """[p * q * C, D] -> [D, C, p, q]."""
+  """Converts [p * q * C, D] to [D, C, p, q]."""
   width, channels, height, breadth = shape
   pixels = kernel.reshape(height, breadth, channels, width)
   return pixels.transpose(3, 2, 0, 1)
 
 
 _SAME = Layout(lambda x, _: x, lambda x, _: x, lambda shape, _: shape)
-# The first ending of our path that fits.
+# By the ending of our path; the first that matches applies.
 LAYOUTS: Sequence[tuple[str, Layout]] = (
   (
     "patch_embed/kernel",
@@ -158,16 +160,16 @@ LAYOUTS: Sequence[tuple[str, Layout]] = (
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """A tensor of theirs, and the part of an array of ours that it is.
+  """A tensor of another format, and its slice of our array.
 
   Attributes:
-    name: theirs.
-    layer: along our first axis; None if that is no axis of blocks.
-    part: along our last axis, of `parts` equal ones.
-    parts: likewise.
-    shape: of that part of ours.
-    their_shape: of theirs.
-    layout: from one to the other.
+    name: the tensor's name.
+    layer: index along our first axis; None if the array is not stacked.
+    part: index along our last axis, which has `parts` equal parts.
+    parts: number of parts.
+    shape: shape of the slice of our array.
+    foreign_shape: shape of the tensor.
+    layout: converts between both.
   """
 
   name: str
@@ -175,24 +177,24 @@ class Piece:
   part: int
   parts: int
   shape: tuple[int, ...]
-  their_shape: tuple[int, ...]
+  foreign_shape: tuple[int, ...]
   layout: Layout
 
-  def of(self, array: np.ndarray) -> np.ndarray:
-    """The part of our array, as a view."""
+  def view(self, array: np.ndarray) -> np.ndarray:
+    """Returns the slice of our array, as a view."""
     view = array if self.layer is None else array[self.layer]
     if self.parts == 1:
       return view
     length = self.shape[-1]
     return view[..., self.part * length : (self.part + 1) * length]
 
-  def take(self, array: np.ndarray) -> np.ndarray:
-    """Their tensor, out of our array."""
-    return self.layout.theirs(self.of(array), self.their_shape)
+  def to_foreign(self, array: np.ndarray) -> np.ndarray:
+    """Extracts the other format's tensor from our array."""
+    return self.layout.to_foreign(self.view(array), self.foreign_shape)
 
-  def put(self, array: np.ndarray, theirs: np.ndarray) -> None:
-    """Writes their tensor into our array."""
-    self.of(array)[...] = self.layout.ours(theirs, self.shape)
+  def from_foreign(self, array: np.ndarray, tensor: np.ndarray) -> None:
+    """Writes the other format's tensor into our array."""
+    self.view(array)[...] = self.layout.to_ours(tensor, self.shape)
 
 
 def pieces(
@@ -201,16 +203,16 @@ def pieces(
   names: Names,
   patch: tuple[int, int, int],
 ) -> list[Piece]:
-  """The tensors of a dialect that make up an array of ours.
+  """Lists the tensors of a format that make up one of our arrays.
 
   Args:
-    path: of the array, e.g. "model/encoder/stack/blocks/attn/qkv/kernel".
-    shape: of it.
-    names: of the dialect.
+    path: our path, such as "model/encoder/stack/blocks/attn/qkv/kernel".
+    shape: our shape.
+    names: the format's names.
     patch: height, width and channels of a patch.
 
   Returns:
-    None of them if the dialect has no place for it.
+    The pieces; empty if the format has no such tensor.
   """
   module, _, leaf = path.rpartition("/")
   theirs = names.get(path) or names.get(module)
@@ -229,7 +231,7 @@ def pieces(
       part=part,
       parts=len(parts),
       shape=own,
-      their_shape=layout.shape(own, patch),
+      foreign_shape=layout.foreign_shape(own, patch),
       layout=layout,
     )
     for layer in (range(shape[0]) if stacked else (None,))
@@ -237,8 +239,10 @@ def pieces(
   ]
 
 
-def size(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> int:
-  """How many numbers the arrays have whose path begins so."""
+def num_parameters(
+  shapes: Mapping[str, tuple[int, ...]], prefix: str = ""
+) -> int:
+  """Counts the values of arrays whose path starts with `prefix`."""
   return sum(
     math.prod(shape)
     for path, shape in shapes.items()
@@ -251,6 +255,6 @@ def all_pieces(
   names: Names,
   patch: tuple[int, int, int],
 ) -> Iterator[tuple[str, list[Piece]]]:
-  """Those of each array, in the order of the arrays."""
+  """Yields the path and pieces of each array, in the order of `shapes`."""
   for path, shape in shapes.items():
     yield path, pieces(path, shape, names, patch)

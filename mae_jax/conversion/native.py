@@ -1,4 +1,4 @@
-"""Checkpoints of this project, opened as any other weights."""
+"""Opens checkpoints of this project with the interface of other weights."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import numpy as np
 from etils import epath
 
 from mae_jax import checkpoints
-from mae_jax.conversion import formats, run_config, tensor_files
-from mae_jax.conversion import model_info as facts_lib
-from mae_jax.conversion import weights as weights_lib
+from mae_jax.conversion import formats, model_info, run_config, tensor_files
+from mae_jax.conversion.weights import POSITION_TABLES, Weights
 from mae_jax.models import classifiers, discriminator
 
 
 def open_checkpoint(
-  path: epath.PathLike, hints: facts_lib.ModelOverrides
-) -> weights_lib.Weights:
-  """Opens a checkpoint; of averaged parameters, the averages.
+  path: epath.PathLike, overrides: model_info.ModelOverrides
+) -> Weights:
+  """Opens a checkpoint; uses averaged parameters if there are any.
 
   Args:
     path: a workdir, its `checkpoints`, or one step's directory.
-    hints: what is to be left out or replaced.
+    overrides: parts to leave out or to replace.
 
   Raises:
-    ConfigError: if there is none, it is damaged, or a hint contradicts it.
+    ConfigError: if there is none, it is damaged, or an override contradicts it.
   """
   directory = checkpoints.find_step(path)
   run, arrays = (
@@ -32,11 +31,11 @@ def open_checkpoint(
     checkpoints.ArrayReader(directory),
   )
   task = run.config.task
-  run_config.check_one(path, run)
+  run_config.check_single_network(path, run)
   role, notes = classifiers.MODEL, []
   if run.config.classify.ema and task == "finetune":
     role = classifiers.AVERAGED
-    notes.append("the averaged parameters are taken (classify.ema)")
+    notes.append("the averaged parameters are used (classify.ema)")
     classify = dataclasses.replace(run.config.classify, ema=0.0)
     run = dataclasses.replace(
       run, config=dataclasses.replace(run.config, classify=classify)
@@ -50,24 +49,24 @@ def open_checkpoint(
   }
   has_decoder = any(name.startswith("model/decoder/") for name in origin)
   kind = {
-    "pretrain": facts_lib.MAE if has_decoder else facts_lib.ENCODER,
-    "finetune": facts_lib.CLASSIFIER,
-    "linprobe": facts_lib.PROBE,
+    "pretrain": model_info.MAE if has_decoder else model_info.ENCODER,
+    "finetune": model_info.CLASSIFIER,
+    "linprobe": model_info.PROBE,
   }[task]
-  facts = facts_lib.with_overrides(run_config.from_run(run, kind), hints)
-  if facts.kind == facts_lib.ENCODER:
+  info = model_info.with_overrides(run_config.from_run(run, kind), overrides)
+  if info.kind == model_info.ENCODER:
     origin = {k: v for k, v in origin.items() if k.startswith("model/encoder/")}
-  if hints.positions == "sincos":
-    facts_lib.check_fixed(facts, str(path))
-    for name in weights_lib.TABLES.keys() & origin.keys():
+  if overrides.positions == "sincos":
+    model_info.check_fixed_positions(info, str(path))
+    for name in POSITION_TABLES.keys() & origin.keys():
       del origin[name]
       notes.append(f"{name} is replaced by the sin-cos table")
-  run = run_config.to_run(facts, str(path), run)
+  run = run_config.to_run(info, str(path), run)
   dtype = tensor_files.FLOATS[run.origin["dtype"]] if run.origin else np.float32
-  return weights_lib.Weights(
+  return Weights(
     what=str(path),
-    dialect=formats.JAX,
-    facts=facts,
+    weight_format=formats.JAX,
+    info=info,
     run=run,
     dtype=np.dtype(dtype),
     shapes={path: arrays.shapes[name] for path, name in origin.items()},

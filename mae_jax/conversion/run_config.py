@@ -1,4 +1,4 @@
-"""The run that a checkpoint of a network is of, and what a run says of it."""
+"""Converts model info to the settings of a run, and back."""
 
 from __future__ import annotations
 
@@ -30,94 +30,96 @@ from mae_jax.conversion.model_info import (
   TARGETS,
   TASKS,
   ModelInfo,
-  open_questions,
-  unnamed,
+  default_class_names,
+  missing_info,
 )
 from mae_jax.models import architecture, classifiers, factory
 from mae_jax.utils.errors import ConfigError
 
 _DIMS = ("width", "depth", "heads", "mlp_dim")
-_WORDS: dict[bool | None, str] = {
+_TARGET_NAMES: dict[bool | None, str] = {
   value: word for word, value in TARGETS.items()
 }
-_NETWORK = (*_DIMS, "patch_size", "decoder", "norm_eps", "activation")
+_NETWORK_FIELDS = (*_DIMS, "patch_size", "decoder", "norm_eps", "activation")
 
 
 def to_run(
-  facts: ModelInfo,
+  info: ModelInfo,
   what: str,
   base: checkpoints.CheckpointMetadata | None = None,
 ) -> checkpoints.CheckpointMetadata:
-  """The run of a checkpoint with such a network.
+  """Returns the checkpoint metadata of a run with this network.
 
   Args:
-    facts: with nothing open.
+    info: model info without unknown fields.
     what: the file, for messages.
-    base: what the file says of the run that trained it. Without, settings of
-      training are those of no training.
+    base: the metadata in the file, if any; otherwise the training settings are
+      placeholders.
 
   Raises:
-    ConfigError: if something is open, or the sizes do not fit together.
+    ConfigError: if info is missing, or the sizes do not fit together.
   """
-  task = TASKS[facts.kind]
-  before = from_run(base, facts.kind) if base else None
-  if base and base.config.task == task and before == facts:
+  task = TASKS[info.kind]
+  before = from_run(base, info.kind) if base else None
+  if base and base.config.task == task and before == info:
     return base
-  if questions := open_questions(facts):
+  if questions := missing_info(info):
     raise ConfigError(
-      f"{what} does not say {questions[0]} (python -m mae_jax convert)"
+      f"{what} does not state {questions[0]} (python -m mae_jax convert)"
     )
-  assert facts.image_size is not None
-  assert facts.mean is not None
-  assert facts.std is not None
-  model = _model(facts)
-  if base and all(getattr(before, x) == getattr(facts, x) for x in _NETWORK):
-    model = base.config.model  # which says how it is computed, too
-  config = base.config if base else _untrained(facts)
+  assert info.image_size is not None
+  assert info.mean is not None
+  assert info.std is not None
+  model = _model_config(info)
+  if base and all(
+    getattr(before, x) == getattr(info, x) for x in _NETWORK_FIELDS
+  ):
+    model = base.config.model  # keeps settings of speed and precision
+  config = base.config if base else _default_config(info)
   config = dataclasses.replace(
     config,
     task=task,
     data=dataclasses.replace(
       config.data,
-      image_size=facts.image_size,
-      channels=facts.channels,
-      mean=facts.mean,
-      std=facts.std,
-      eval_crop=facts.eval_crop,
+      image_size=info.image_size,
+      channels=info.channels,
+      mean=info.mean,
+      std=info.std,
+      eval_crop=info.eval_crop,
     ),
     model=model,
     objective=dataclasses.replace(
       config.objective,
-      mask_ratio=facts.mask_ratio,
-      target=_WORDS.get(facts.norm_pix, config.objective.target),
+      mask_ratio=info.mask_ratio,
+      target=_TARGET_NAMES.get(info.norm_pix, config.objective.target),
     ),
-    classify=dataclasses.replace(config.classify, pooling=facts.pooling),
+    classify=dataclasses.replace(config.classify, pooling=info.pooling),
   )
-  # As any config: values and bounds are checked.
+  # The round trip checks values and bounds.
   config = from_config_dict(to_dict(config))
-  names = facts.class_names or unnamed(facts.classes)
+  names = info.class_names or default_class_names(info.classes)
   if base is None:
     return checkpoints.CheckpointMetadata(config, {}, names)
   return dataclasses.replace(base, config=config, class_names=names)
 
 
-def _untrained(facts: ModelInfo) -> Config:
-  assert facts.image_size is not None
-  assert facts.mean is not None
-  assert facts.std is not None
+def _default_config(info: ModelInfo) -> Config:
+  assert info.image_size is not None
+  assert info.mean is not None
+  assert info.std is not None
   return Config(
-    task=TASKS[facts.kind],
+    task=TASKS[info.kind],
     data=DataConfig(
       source="folder",
       batch_size=1,
-      image_size=facts.image_size,
+      image_size=info.image_size,
       crop_scale=(1.0, 1.0),
       flip=False,
-      eval_crop=facts.eval_crop,
-      mean=facts.mean,
-      std=facts.std,
+      eval_crop=info.eval_crop,
+      mean=info.mean,
+      std=info.std,
     ),
-    model=_model(facts),
+    model=_model_config(info),
     objective=ObjectiveConfig(),
     optim=OptimConfig(
       blr=0.0, warmup="0 steps", weight_decay=0.0, b1=0.9, b2=0.999
@@ -126,17 +128,17 @@ def _untrained(facts: ModelInfo) -> Config:
   )
 
 
-def _model(facts: ModelInfo) -> ModelConfig:
-  size, patch = facts.size, facts.patch_size
-  dims = {name: getattr(facts, name) for name in _DIMS}
+def _model_config(info: ModelInfo) -> ModelConfig:
+  size, patch = info.size, info.patch_size
+  dims = {name: getattr(info, name) for name in _DIMS}
   return ModelConfig(
     variant=f"{size or next(iter(architecture.VARIANTS))}/{patch[0]}",
     patch_size=None if patch[0] == patch[1] else patch,
     dtype="float32",
-    norm_eps=facts.norm_eps,
-    activation=facts.activation,
+    norm_eps=info.norm_eps,
+    activation=info.activation,
     **({} if size else dims),
-    **_decoder_settings(facts.decoder),
+    **_decoder_settings(info.decoder),
   )
 
 
@@ -153,7 +155,7 @@ def _decoder_settings(dims: architecture.Dims | None) -> dict[str, Any]:
 
 
 def from_run(run: checkpoints.CheckpointMetadata, kind: str) -> ModelInfo:
-  """What is known of a network that was trained here."""
+  """Returns the model info of a network that was trained here."""
   config = run.config
   encoder = factory.encoder(config)
   dims = None
@@ -188,7 +190,7 @@ def from_run(run: checkpoints.CheckpointMetadata, kind: str) -> ModelInfo:
 def shapes(
   run: checkpoints.CheckpointMetadata, kind: str
 ) -> dict[str, tuple[int, ...]]:
-  """The arrays of such a network, by path; fixed positions are not among them.
+  """Returns the arrays' shapes by path, without fixed position tables.
 
   Raises:
     ConfigError: if sizes do not fit together.
@@ -213,27 +215,27 @@ def shapes(
   return {path: leaf.shape for path, leaf in checksums.flatten(tree).items()}
 
 
-def check_one(
+def check_single_network(
   path: epath.PathLike, run: checkpoints.CheckpointMetadata
 ) -> None:
-  """Refuses a run whose checkpoints are no single network.
+  """Refuses a run whose checkpoints hold many networks.
 
   Raises:
-    ConfigError: it names the one that the many started from.
+    ConfigError: if the task is not one that trains a single network.
   """
   known = list(dict.fromkeys(TASKS.values()))
   if run.config.task not in known:
     raise ConfigError(
-      f"{path} is of a run of task={run.config.task}, which holds many "
-      f"networks: name a checkpoint of {', '.join(known[:-1])} or {known[-1]}, "
-      f"such as {run.config.init_from}, from which these started"
+      f"{path} is from a run with task={run.config.task}, which trains many "
+      f"networks: use a checkpoint of {', '.join(known[:-1])} or {known[-1]}, "
+      f"such as {run.config.init_from}, from which they were initialized"
     )
 
 
-def metadata(run: checkpoints.CheckpointMetadata) -> dict[str, Any]:
-  """What our own files say of a run besides, as JSON content.
+def to_metadata(run: checkpoints.CheckpointMetadata) -> dict[str, Any]:
+  """Converts a run's settings to JSON content for exported files.
 
-  Weights are given away: where files were on this machine stays here.
+  Exported weights are shared, so local paths are removed.
   """
   config = dataclasses.replace(
     run.config,
@@ -248,13 +250,13 @@ def metadata(run: checkpoints.CheckpointMetadata) -> dict[str, Any]:
   }
 
 
-def run_of_metadata(
+def from_metadata(
   content: Mapping[str, Any],
 ) -> checkpoints.CheckpointMetadata:
-  """The reverse.
+  """Converts JSON content of `to_metadata` back.
 
   Raises:
-    ConfigError: if it is not of this version.
+    ConfigError: if it is from another version.
   """
   return checkpoints.CheckpointMetadata(
     from_config_dict(content["config"]),

@@ -1,8 +1,8 @@
 """Files of named tensors, read and written one tensor at a time.
 
-`.pth` files are pickles, which may hold any program: they are read with
-PyTorch's reader of weights alone, which knows tensors, plain containers and the
-one class that the reference's own files hold, and runs nothing.
+`.pth` files are pickles, which may contain any program. They are read with
+PyTorch's `weights_only` reader, which accepts only tensors, plain containers
+and the one class that the reference's files contain, and executes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mae_jax.utils.errors import ConfigError
 Read = Callable[[str], np.ndarray]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# What weights may be stored as, by its name in safetensors.
+# Supported dtypes by their names in safetensors.
 FLOATS: dict[str, np.dtype] = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
@@ -42,11 +42,11 @@ _SAFE_NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What is known of tensors before they are read.
+  """The names and shapes of tensors, before their values are read.
 
   Attributes:
-    shapes: of each, by name.
-    extra: what the files say besides.
+    shapes: shape of each tensor, by name.
+    extra: other content of the files.
   """
 
   shapes: Mapping[str, tuple[int, ...]]
@@ -58,28 +58,28 @@ class Tensors(Protocol):
 
   @property
   def shapes(self) -> Mapping[str, tuple[int, ...]]:
-    """Of each."""
+    """The shape of each tensor."""
 
   @property
   def dtypes(self) -> Mapping[str, str]:
-    """Of each, as safetensors calls them."""
+    """The dtype of each tensor, as safetensors names it."""
 
   @property
   def extra(self) -> Mapping[str, Any]:
-    """What the files say besides."""
+    """Other content of the files."""
 
   def reading(self) -> contextlib.AbstractContextManager[Read]:
-    """Opens the files; what was read of them is let go at the end."""
+    """Opens the files for reading; closes them and frees memory at the end."""
 
 
 class SafeTensors:
-  """One or several `.safetensors` files; see `Tensors`."""
+  """Tensors in one or several `.safetensors` files."""
 
   def __init__(self, paths: Sequence[pathlib.Path]):
     """Reads the headers.
 
     Raises:
-      ConfigError: if a file is not whole.
+      ConfigError: if a file is damaged.
     """
     self._files: dict[str, pathlib.Path] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}
@@ -97,7 +97,7 @@ class SafeTensors:
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[Read]:
-    """As in `Tensors`."""
+    """Opens the files for reading."""
     with contextlib.ExitStack() as stack:
       opened: dict[pathlib.Path, Any] = {}
 
@@ -115,58 +115,59 @@ class SafeTensors:
 def _open_safe(path: pathlib.Path) -> Iterator[Any]:
   import safetensors
 
-  _check_pointer(path)
+  _check_git_lfs(path)
   try:
     file = safetensors.safe_open(path, framework="numpy")
   except safetensors.SafetensorError as error:
     raise ConfigError(
-      f"{path} is no whole .safetensors file ({console.first_line(error)}): "
-      "it may have been cut off; fetch or write it again"
+      f"{path} is not a complete .safetensors file "
+      f"({console.first_line(error)}): it may be truncated; download or write "
+      "it again"
     ) from error
   with file:
     yield file
 
 
-class Pickled:
-  """A `.pth` or `.bin` file of PyTorch; see `Tensors`.
+class PickledTensors:
+  """Tensors in a `.pth` or `.bin` file of PyTorch.
 
-  `extra` has what lies beside the tensors of `["model"]`; None of those of
-  `["state_dict"]` or of the file itself.
+  The tensors are in `["model"]`, in `["state_dict"]`, or in the file itself.
+  `extra` holds the content beside them.
   """
 
   def __init__(self, path: pathlib.Path):
     """Reads names and shapes.
 
     Raises:
-      ConfigError: if the file is not whole, holds code, or has no tensors.
+      ConfigError: if the file is damaged, contains code, or has no tensors.
     """
     self._path = path
     content = _load_pickle(path)
     if not isinstance(content, Mapping):
       raise ConfigError(
-        f"{path} holds a {type(content).__name__}, not named tensors: save "
+        f"{path} contains a {type(content).__name__}, not named tensors: save "
         "the model's state_dict()"
       )
-    self._inside = next(
+    self._key = next(
       (key for key in ("model", "state_dict") if _is_dict(content.get(key))),
       None,
     )
-    self.reference = self._inside == "model"
+    self.reference = self._key == "model"
     self.extra: dict[str, Any] = {}
-    if self._inside is not None:
-      self.extra = {k: v for k, v in content.items() if k != self._inside}
+    if self._key is not None:
+      self.extra = {k: v for k, v in content.items() if k != self._key}
     tensors = self._tensors(content)
     self.shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     self.dtypes = {name: _dtype_name(x) for name, x in tensors.items()}
 
   def _tensors(self, content: Any) -> Mapping[str, Any]:
-    found = content if self._inside is None else content[self._inside]
+    found = content if self._key is None else content[self._key]
     torch = import_torch(self._path)
     for name, value in found.items():
       if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise ConfigError(
-          f"{self._path} has {name!r} of type {type(value).__name__} among "
-          "its weights, where only tensors with names can be: save the model's "
+          f"{self._path} has {name!r} of type {type(value).__name__} among its "
+          "weights, which must be named tensors: save the model's "
           "state_dict(), alone or as {'model': state_dict}"
         )
     result: Mapping[str, Any] = found
@@ -174,14 +175,14 @@ class Pickled:
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[Read]:
-    """As in `Tensors`."""
+    """Opens the file for reading."""
     tensors = self._tensors(_load_pickle(self._path))
 
     def read(name: str) -> np.ndarray:
       import torch
 
       tensor = tensors[name].detach()
-      if tensor.dtype == torch.bfloat16:  # NumPy has no such thing of its own
+      if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
         return tensor.contiguous().view(torch.int16).numpy().view(BFLOAT16)
       array: np.ndarray = tensor.numpy()
       return array
@@ -204,7 +205,7 @@ def _dtype_name(tensor: Any) -> str:
 
 
 def import_torch(path: os.PathLike | str) -> Any:
-  """PyTorch, which only `.pth` files need.
+  """Imports PyTorch, which only `.pth` files need.
 
   Raises:
     ConfigError: if it is not installed.
@@ -213,24 +214,24 @@ def import_torch(path: os.PathLike | str) -> Any:
     import torch
   except ImportError as error:
     raise ConfigError(
-      f"{path} is a file of PyTorch, which is not installed: pip install "
+      f"{path} is a PyTorch file, but PyTorch is not installed: pip install "
       "'mae_jax[torch]'"
     ) from error
   return torch
 
 
-_POINTER = b"version https://git-lfs"
-# A zip archive, or a pickle of protocol 2 or later.
+_GIT_LFS_HEAD = b"version https://git-lfs"
+# Zip archives, and pickles of protocol 2 or later.
 _PICKLE_HEADS = (b"PK", b"\x80")
 
 
-def _check_pointer(path: pathlib.Path) -> bytes:
-  """Refuses what git clones in the place of a large file; returns its head."""
+def _check_git_lfs(path: pathlib.Path) -> bytes:
+  """Refuses a Git LFS pointer; returns the first bytes of the file."""
   with path.open("rb") as file:
-    head = file.read(len(_POINTER))
-  if head == _POINTER:
+    head = file.read(len(_GIT_LFS_HEAD))
+  if head == _GIT_LFS_HEAD:
     raise ConfigError(
-      f"{path} is a pointer of Git LFS and not the file itself: fetch that "
+      f"{path} is a Git LFS pointer, not the file itself: download the file "
       "with git lfs pull"
     )
   return head
@@ -238,12 +239,12 @@ def _check_pointer(path: pathlib.Path) -> bytes:
 
 def _load_pickle(path: pathlib.Path) -> Any:
   torch = import_torch(path)
-  head = _check_pointer(path)
+  head = _check_git_lfs(path)
   if not head.startswith(_PICKLE_HEADS):
     what = f"it begins with {head[:12]!r}" if head else "it is empty"
     raise ConfigError(
-      f"{path} is no whole file of PyTorch ({what}): it may have been cut off; "
-      "fetch or write it again"
+      f"{path} is not a complete PyTorch file ({what}): it may be truncated; "
+      "download or write it again"
     )
 
   def load(mmap: bool) -> Any:
@@ -251,26 +252,27 @@ def _load_pickle(path: pathlib.Path) -> Any:
       warnings.catch_warnings(),
       torch.serialization.safe_globals([argparse.Namespace]),
     ):
-      warnings.simplefilter("ignore")  # of old files, before an error
+      warnings.simplefilter("ignore")  # old files warn before they fail
       return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
 
   try:
-    # Files of PyTorch before 1.6 are no archives and cannot be mapped.
+    # Before PyTorch 1.6, files were not archives and cannot be memory-mapped.
     return load(mmap=zipfile.is_zipfile(path))
   except pickle.UnpicklingError as error:
     found = re.search(r"GLOBAL (\S+)", str(error))
-    what = f"{found[1]}, which" if found else "something that"
+    what = f"{found[1]}, which" if found else "an object that"
     raise ConfigError(
-      f"{path} holds {what} is neither a tensor nor a plain value. Pickles can "
-      "run any program when they are read, so that this one is not: ask for a "
-      "file of weights alone, or save its state_dict() where you trust it"
+      f"{path} contains {what} is neither a tensor nor a plain value. Loading "
+      "such a pickle could run any program, so it was not loaded: get a file "
+      "of weights only, or save its state_dict() on a machine that trusts it"
     ) from error
   except (OSError, MemoryError):
     raise
-  except Exception as error:  # as many kinds as there are ways to be damaged
+  except Exception as error:  # damaged files raise errors of many types
     raise ConfigError(
-      f"{path} is no whole file of PyTorch ({console.first_line(error, 120)}): "
-      "it may have been cut off; fetch or write it again"
+      f"{path} is not a complete PyTorch file "
+      f"({console.first_line(error, 120)}): it may be truncated; download or "
+      "write it again"
     ) from error
 
 
@@ -281,14 +283,14 @@ def write_safetensors(
   arrays: Iterable[np.ndarray],
   metadata: Mapping[str, str],
 ) -> None:
-  """Writes tensors as they come, where the library wants them all at once.
+  """Writes tensors one at a time; the library needs all at once.
 
   Args:
     file: open for writing.
     specs: name and shape of each tensor.
-    dtype: of all of them.
-    arrays: their values, in the same order, of any floating type.
-    metadata: for the header.
+    dtype: dtype of all tensors.
+    arrays: values in the same order, of any floating-point dtype.
+    metadata: strings for the header.
   """
   header: dict[str, Any] = {"__metadata__": dict(metadata)}
   end = 0
@@ -304,28 +306,28 @@ def write_safetensors(
   file.write(len(text).to_bytes(8, "little") + text)
   for (name, shape), array in zip(specs, arrays, strict=True):
     assert array.shape == shape, (name, array.shape, shape)
-    stored = _stored(array, dtype, name)
+    stored = _cast(array, dtype, name)
     file.write(stored.reshape(-1).view(np.uint8).data)
 
 
-def _stored(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-  """The values in a type that must hold them."""
+def _cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+  """Casts values, and refuses overflow."""
   with np.errstate(over="ignore"):
     stored = np.ascontiguousarray(array, dtype)
   narrow = dtype.itemsize < array.dtype.itemsize
   if narrow and not np.isfinite(stored).all():
     raise ConfigError(
-      f"{name} has values up to {np.abs(array).max():.3g}, which {dtype} does "
-      "not hold: convert with --dtype=float32"
+      f"{name} has values up to {np.abs(array).max():.3g}, which {dtype} "
+      "cannot hold: convert with --dtype=float32"
     )
   return stored
 
 
 def as_torch(array: np.ndarray, dtype: np.dtype, name: str) -> Any:
-  """A tensor of a type that NumPy may not have."""
+  """Converts an array to a PyTorch tensor, also to bfloat16."""
   import torch
 
-  stored = _stored(array, dtype, name)
+  stored = _cast(array, dtype, name)
   if not stored.flags.writeable or stored.base is not None:
     stored = stored.copy()
   if dtype == BFLOAT16:

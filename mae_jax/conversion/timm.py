@@ -1,7 +1,7 @@
 """Weights of timm's vision_transformer.py, as `.safetensors` or `.bin`.
 
-Names are the reference's, without a decoder. `config.json` beside them, as on
-the Hub, tells how images are prepared.
+Names are the reference's, without a decoder. A `config.json` beside the
+weights, as on the Hub, states how to preprocess images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIG = "config.json"
 
 
 def is_config(content: Any) -> bool:
-  """Whether the content of a config.json is timm's."""
+  """Checks whether the content of a config.json is timm's."""
   return isinstance(content, dict) and "architecture" in content
 
 
@@ -32,9 +32,9 @@ def describe(
   path: pathlib.Path,
   base: model_info.ModelInfo | None,
 ) -> model_info.ModelInfo:
-  """As `facebook.describe`."""
+  """Reads model info; arguments as in `facebook.describe`."""
   known = infer_architecture.read(found.shapes, name_maps.FACEBOOK, str(path))
-  known |= facebook.head(found)
+  known |= facebook.head_fields(found)
   if base is not None:
     return facebook.merge(base, known)
   return model_info.ModelInfo(**(known | _config(path, known)))
@@ -48,34 +48,34 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   content = json_fields.read(file)
   if not is_config(content):
     return {}
-  prepared = json_fields.mapping(content, "pretrained_cfg", file)
-  pool = content.get("global_pool", prepared.get("global_pool", "token"))
+  preprocessing = json_fields.mapping(content, "pretrained_cfg", file)
+  pool = content.get("global_pool", preprocessing.get("global_pool", "token"))
   if known["classes"] and pool == "avg" and known["pooling"] == "cls":
     raise ConfigError(
-      f"{file} says that normalized tokens are averaged (global_pool=avg, and "
-      "there is no fc_norm), which no classifier here does: take the encoder "
-      "alone with --encoder_only"
+      f"{file} averages normalized tokens (global_pool=avg without fc_norm), "
+      "which no classifier of this project does: convert only the encoder with "
+      "--encoder_only"
     )
   result: dict[str, Any] = {
-    name: json_fields.numbers(prepared, name, file)
+    name: json_fields.numbers(preprocessing, name, file)
     for name in ("mean", "std")
-    if prepared.get(name) is not None
+    if preprocessing.get(name) is not None
   }
-  if prepared.get("crop_pct") is not None:
-    result["eval_crop"] = json_fields.number(prepared, "crop_pct", file)
-  names_there = prepared.get("label_names", content.get("label_names"))
-  if known["classes"] and isinstance(names_there, list) and names_there:
-    if len(names_there) != known["classes"]:
+  if preprocessing.get("crop_pct") is not None:
+    result["eval_crop"] = json_fields.number(preprocessing, "crop_pct", file)
+  names = preprocessing.get("label_names", content.get("label_names"))
+  if known["classes"] and isinstance(names, list) and names:
+    if len(names) != known["classes"]:
       raise ConfigError(
-        f"{file} has {len(names_there)} label_names, and the head "
-        f"{known['classes']} classes: mend them, or take them out"
+        f"{file} has {len(names)} label_names, but the head has "
+        f"{known['classes']} classes: correct the names, or remove them"
       )
-    result["class_names"] = tuple(names_there)
+    result["class_names"] = tuple(names)
   return result
 
 
 def create_model(found: model_info.ModelInfo, file: str) -> str:
-  """The Python that loads a file of these weights, strictly."""
+  """Returns Python code that loads a file of these weights strictly."""
   assert found.image_size
   size = {"B": "base", "L": "large", "H": "huge", "S": "small", "Ti": "tiny"}
   named = size.get(found.size)

@@ -1,8 +1,8 @@
-"""Directories of Hugging Face's transformers: ViTMAE and ViT.
+"""Directories of Hugging Face transformers: ViTMAE and ViT.
 
-`config.json` says what the network is, `preprocessor_config.json` how images
-are prepared, and `model.safetensors` (or several, with an index; or
-`pytorch_model.bin`) has the weights.
+`config.json` states the network, and `preprocessor_config.json` how to
+preprocess images. `model.safetensors` holds the weights; several files with an
+index, or `pytorch_model.bin`, can replace it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mae_jax.utils.errors import ConfigError
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 MODEL_TYPES = ("vit_mae", "vit")
-# What a config.json means by leaving it out.
+# Values of settings that a config.json omits.
 _DEFAULTS = {
   "num_attention_heads": 12,
   "decoder_num_attention_heads": 16,
@@ -35,7 +35,7 @@ _DEFAULTS = {
   "norm_pix_loss": False,
   "mask_ratio": 0.75,
 }
-# By transformers' names; the first of ours is what is written.
+# By transformers' names; export writes the first name of each of ours.
 ACTIVATIONS = {
   "gelu": "gelu",
   "gelu_python": "gelu",
@@ -52,7 +52,7 @@ ACTIVATIONS = {
 
 
 def is_config(content: Any) -> bool:
-  """Whether the content of a config.json is transformers'."""
+  """Checks whether the content of a config.json is transformers'."""
   return isinstance(content, dict) and "model_type" in content
 
 
@@ -61,11 +61,11 @@ def describe(
   path: pathlib.Path,
   base: model_info.ModelInfo | None,
 ) -> model_info.ModelInfo:
-  """What a directory says of its network; see `facebook.describe`."""
+  """Reads a directory's model info; arguments as in `facebook.describe`."""
   config = _DEFAULTS | json_fields.read(path / CONFIG)
   if config["model_type"] not in MODEL_TYPES:
     raise ConfigError(
-      f"{path / CONFIG} is of model_type={config['model_type']!r}; known are "
+      f"{path / CONFIG} has model_type={config['model_type']!r}; supported are "
       f"{' and '.join(MODEL_TYPES)}"
     )
   known = infer_architecture.read(
@@ -93,17 +93,17 @@ def _config(
   act, file = config["hidden_act"], path / CONFIG
   if not isinstance(act, str) or act not in ACTIVATIONS:
     raise ConfigError(
-      f"{file} has hidden_act={act!r}; known are "
+      f"{file} has hidden_act={act!r}; supported are "
       f"{', '.join(sorted(ACTIVATIONS))}"
     )
   size = config["image_size"]
   if isinstance(size, list) and len(size) != 2:
     raise ConfigError(
-      f"{file} has image_size={size}, which is not one number or two: fetch it "
-      "again, or mend it"
+      f"{file} has image_size={size}, which is not one number or two: download "
+      "it again, or correct it"
     )
   result: dict[str, Any] = {
-    "presumed": frozenset(),
+    "assumed": frozenset(),
     "heads": config["num_attention_heads"],
     "image_size": tuple(size) if isinstance(size, list) else (size, size),
     "norm_eps": json_fields.number(config, "layer_norm_eps", file),
@@ -125,14 +125,14 @@ def _config(
 def _class_names(
   config: Mapping[str, Any], classes: int, path: pathlib.Path
 ) -> tuple[str, ...]:
-  """What `id2label` says; classes that it leaves out go by number."""
+  """Reads names from `id2label`; classes without a name get default names."""
   labels = json_fields.mapping(config, "id2label", path / CONFIG)
   found = [labels.get(str(number)) for number in range(classes)]
   if not any(found):
     return ()
-  usual = model_info.unnamed(classes)
+  defaults = model_info.default_class_names(classes)
   return tuple(
-    str(name or other) for name, other in zip(found, usual, strict=True)
+    str(name or default) for name, default in zip(found, defaults, strict=True)
   )
 
 
@@ -145,7 +145,7 @@ def _preprocessor(path: pathlib.Path) -> dict[str, Any]:
   content = {"rescale_factor": 1 / 255} | content
   factor = json_fields.number(content, "rescale_factor", path)
   if content.get("do_rescale") is False or abs(factor * 255 - 1) > 1e-6:
-    return {}  # pixels are not in [0, 1]: what is meant is asked for
+    return {}  # pixels are not in [0, 1]: the user must give mean and std
   if content.get("do_normalize") is False:
     content |= {"image_mean": 0.0, "image_std": 1.0}
   if content.get("image_mean") is None or content.get("image_std") is None:
@@ -153,23 +153,25 @@ def _preprocessor(path: pathlib.Path) -> dict[str, Any]:
   return {
     "mean": json_fields.numbers(content, "image_mean", path),
     "std": json_fields.numbers(content, "image_std", path),
-    # Images are resized whole.
+    # Images are resized without a crop.
     "eval_crop": 1.0,
   }
 
 
 def files(found: model_info.ModelInfo, dtype: str) -> dict[str, dict[str, Any]]:
-  """What is written beside the weights: JSON content by file name.
+  """Returns the JSON files beside the weights, as content by file name.
 
   Args:
-    found: of a network that `transformers` has, see `writing`.
-    dtype: of the weights, as PyTorch calls it.
+    found: info of a network that transformers supports.
+    dtype: dtype of the weights, as PyTorch names it.
   """
   assert found.image_size is not None
   assert found.mean is not None
   assert found.std is not None
   height, width = found.image_size
-  backwards = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+  activation_names = {
+    ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())
+  }
   config: dict[str, Any] = {
     "architectures": [
       {
@@ -180,7 +182,7 @@ def files(found: model_info.ModelInfo, dtype: str) -> dict[str, dict[str, Any]]:
     ],
     "model_type": "vit_mae" if found.kind == model_info.MAE else "vit",
     "attention_probs_dropout_prob": 0.0,
-    "hidden_act": backwards[found.activation],
+    "hidden_act": activation_names[found.activation],
     "hidden_dropout_prob": 0.0,
     "hidden_size": found.width,
     "image_size": height if height == width else [height, width],
@@ -204,7 +206,7 @@ def files(found: model_info.ModelInfo, dtype: str) -> dict[str, dict[str, Any]]:
       "norm_pix_loss": bool(found.norm_pix),
     }
   if found.kind == model_info.CLASSIFIER:
-    labels = found.class_names or model_info.unnamed(found.classes)
+    labels = found.class_names or model_info.default_class_names(found.classes)
     config |= {
       "id2label": {str(i): name for i, name in enumerate(labels)},
       "label2id": {name: i for i, name in enumerate(labels)},

@@ -1,4 +1,4 @@
-"""Weights in our layout, wherever they come from, read array by array."""
+"""Weights of any source in this project's layout, read array by array."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mae_jax import checkpoints
-from mae_jax.conversion import model_info as facts_lib
-from mae_jax.conversion import run_config
+from mae_jax.conversion import model_info, run_config
 from mae_jax.models import batch_norm, patchify, pos_embed
 
-TABLES = {  # of fixed positions, by path: which part has them
+# Paths of fixed position tables.
+POSITION_TABLES = {
   "model/encoder/pos_embed": "encoder",
   "model/decoder/pos_embed": "decoder",
 }
@@ -24,20 +24,20 @@ class Weights:
   """A network's parameters.
 
   Attributes:
-    what: where they are, for messages.
-    dialect: a name in `table.DIALECTS`.
-    facts: what is known of the network.
-    run: the same as a checkpoint keeps it.
-    dtype: that holds all of them as they are stored.
-    shapes: of our arrays, by path.
-    read: gives an array by its path.
-    finish: is called when all is read; raises if it was damaged.
-    notes: what was corrected or left out, a line each.
+    what: path of the weights, for messages.
+    weight_format: a name in `formats.FORMAT_NAMES`.
+    info: properties of the network.
+    run: the same as checkpoint metadata.
+    dtype: the narrowest dtype that holds all stored values.
+    shapes: shapes of our arrays, by path.
+    read: returns an array by its path.
+    finish: verifies the data after the last read; raises if it was damaged.
+    notes: corrections and omissions, one line each.
   """
 
   what: str
-  dialect: str
-  facts: facts_lib.ModelInfo
+  weight_format: str
+  info: model_info.ModelInfo
   run: checkpoints.CheckpointMetadata
   dtype: np.dtype
   shapes: Mapping[str, tuple[int, ...]]
@@ -46,8 +46,8 @@ class Weights:
   notes: tuple[str, ...] = ()
 
 
-def fixed_table(found: facts_lib.ModelInfo, part: str) -> np.ndarray:
-  """[1, 1 + L, D] float32: the sin-cos positions of encoder or decoder."""
+def sincos_table(found: model_info.ModelInfo, part: str) -> np.ndarray:
+  """Returns a part's sin-cos positions, [1, 1 + L, D] float32."""
   assert found.image_size
   width = found.width
   if part == "decoder":
@@ -57,13 +57,13 @@ def fixed_table(found: facts_lib.ModelInfo, part: str) -> np.ndarray:
   return np.asarray(pos_embed.with_cls(pos_embed.sincos_2d(grid, width)))
 
 
-def with_tables(weights: Weights) -> Weights:
-  """With the fixed positions, which we keep nowhere and others do."""
+def add_position_tables(weights: Weights) -> Weights:
+  """Adds the sin-cos position tables, which other formats store."""
   tables = {
-    path: fixed_table(weights.facts, part)
-    for path, part in TABLES.items()
+    path: sincos_table(weights.info, part)
+    for path, part in POSITION_TABLES.items()
     if path not in weights.shapes
-    and (part == "encoder" or weights.facts.decoder is not None)
+    and (part == "encoder" or weights.info.decoder is not None)
   }
 
   def read(path: str) -> np.ndarray:
@@ -75,8 +75,8 @@ def with_tables(weights: Weights) -> Weights:
   )
 
 
-def folded(weights: Weights) -> Weights:
-  """A probe as a classifier: BatchNorm in evaluation is part of its layer."""
+def fold_batch_norm(weights: Weights) -> Weights:
+  """Converts a probe to a classifier by folding BatchNorm into the layer."""
   mean, var = (weights.read(path).astype(np.float64) for path in STATS)
   scale = 1 / np.sqrt(var + batch_norm.EPS)
   kernel = weights.read("head/kernel").astype(np.float64) * scale[:, None]
@@ -94,16 +94,16 @@ def folded(weights: Weights) -> Weights:
     for path, shape in weights.shapes.items()
     if path.startswith("model/")
   }
-  found = dataclasses.replace(weights.facts, kind=facts_lib.CLASSIFIER)
+  found = dataclasses.replace(weights.info, kind=model_info.CLASSIFIER)
   return dataclasses.replace(
     weights,
-    facts=found,
+    info=found,
     run=run_config.to_run(found, weights.what, weights.run),
     shapes=shapes | {path: x.shape for path, x in head.items()},
     read=read,
     notes=(
       *weights.notes,
-      "the BatchNorm of the probe is folded into its linear layer: the same "
-      "function, in other numbers",
+      "the BatchNorm of the probe is folded into its linear layer, which "
+      "computes the same function",
     ),
   )

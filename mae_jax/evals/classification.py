@@ -119,7 +119,7 @@ def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
 
 def by_number(names: Sequence[str], known: Sequence[str]) -> bool:
   """Whether the head's classes have no names, and are as many as the data's."""
-  without = tuple(known) == conversion.unnamed(len(known))
+  without = tuple(known) == conversion.default_class_names(len(known))
   return without and len(names) == len(known)
 
 

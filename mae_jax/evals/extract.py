@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from jax.sharding import Mesh
 
 from mae_jax.config import DataConfig
@@ -92,14 +90,22 @@ def extract(
   """
   gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
   outputs, labels, unreadable = [], [], 0
-  votes = None if signals.asked() is None else vote.AsyncVote(mesh, 1)
-  with _progress_bar(total) as bar:
+  votes = None if signals.stop_requested() is None else vote.AsyncVote(mesh, 1)
+  bar = console.progress_bar(
+    total,
+    desc="evaluating",
+    disable=jax.process_index() != 0,
+    leave=False,
+    delay=2,
+  )
+  with bar:
     for batch in sharding.prefetch(mesh, batches, batch_size, ahead=1):
       out = apply(params, batch)
       if votes:
-        votes.cast(bool(signals.asked()))
+        votes.cast(bool(signals.stop_requested()))
         if any(votes.count()):
           raise signals.RunInterrupted
+      signals.check()
       label, mask, readable = jax.device_get(
         gather((batch["label"], batch["mask"], batch["readable"]))
       )
@@ -112,19 +118,3 @@ def extract(
       bar.update(int(real.sum()) + bad)
   joined = jax.tree.map(lambda *x: np.concatenate(x), *outputs)
   return joined, np.concatenate(labels), unreadable
-
-
-def _progress_bar(total: int | None) -> tqdm.tqdm:
-  """Of images, where it takes longer than a moment; it leaves no trace."""
-  return tqdm.tqdm(
-    total=total,
-    desc="evaluating",
-    unit="image",
-    file=console.STDERR,
-    disable=jax.process_index() != 0,
-    leave=False,
-    delay=2,
-    dynamic_ncols=True,
-    # A log file need not hold every movement of the bar.
-    mininterval=0.2 if sys.stderr.isatty() else 20,
-  )

@@ -173,7 +173,9 @@ class Suited:
   @property
   def encoder(self) -> mae.Encoder:
     """As in `found`, computed as the config says."""
-    return factory.with_computation(self.found.encoder, self.config, self.platform)
+    return factory.with_computation(
+      self.found.encoder, self.config, self.platform
+    )
 
   @property
   def classifier(self) -> classifiers.Classifier:
@@ -212,7 +214,7 @@ def load_for_evaluation(config: Config, mesh: Mesh, *, head: bool) -> Suited:
   # Of a run that goes on, the second reading might find another.
   step = locate(config)
   with storage.os_errors(config.init_from):
-    found = read(step, mesh, conversion.ModelOverrides.of_config(config))
+    found = read(step, mesh, conversion.ModelOverrides.from_config(config))
   platform = mesh.devices.flat[0].platform
   before = found.run.config
   settings = [*_SHOWN, *(("classify.pooling",) if head else ())]

@@ -9,6 +9,7 @@ import numpy as np
 
 from mae_jax.config import EvalConfig
 from mae_jax.data import few_shot
+from mae_jax.utils import signals
 
 TITLES = {"linear": "linear probe", "knn": "kNN"}
 
@@ -156,7 +157,9 @@ def knn_accuracy(
     algorithm="brute",
     weights=weights,
   )
-  return float(classifier.fit(*train).score(*test))
+  return signals.call_interruptible(
+    lambda: float(classifier.fit(*train).score(*test))
+  )
 
 
 def probe_accuracy(
@@ -187,4 +190,6 @@ def probe_accuracy(
   classifier = make_pipeline(
     StandardScaler(), LogisticRegression(C=1 / l2, max_iter=1000)
   )
-  return float(classifier.fit(*train).score(*test))
+  return signals.call_interruptible(
+    lambda: float(classifier.fit(*train).score(*test))
+  )

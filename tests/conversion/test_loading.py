@@ -245,7 +245,7 @@ def test_features_need_no_target(tmp_path: pathlib.Path):
 
 
 def test_classes_without_names_go_by_number(tmp_path: pathlib.Path):
-  known = conversion.unnamed(3)
+  known = conversion.default_class_names(3)
   names = ("eel", "fox", "gnu")
   assert classification.match(names, known).tolist() == [0, 1, 2]
   with pytest.raises(ConfigError, match="have the class 'eel'"):

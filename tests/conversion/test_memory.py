@@ -17,7 +17,7 @@ from tests.helpers import commands, tiny
 PROGRAM = """
 import sys
 import torch
-from mae_jax import convert
+from mae_jax.tools import convert
 def peak():
   with open("/proc/self/status") as file:
     (line,) = [line for line in file if line.startswith("VmHWM")]

@@ -87,8 +87,10 @@ def test_missing_and_extra_tensors_and_shapes(tmp_path: pathlib.Path):
     "norm.weight": torch.ones(47),
   }
   file = write(tmp_path / "x.pth", model=state("encoder", **changes))
-  text = refused(file, tmp_path, "is not the encoder only of facebook", heads=4)
-  assert "blocks.0.ls1.gamma is left over" in text
+  text = refused(
+    file, tmp_path, r"does not match the format facebook \(encoder", heads=4
+  )
+  assert "blocks.0.ls1.gamma is unexpected" in text
   assert "blocks.1.mlp.fc2.bias is missing" in text
   assert "norm.weight is (47,), not (48,)" in text
 
@@ -104,9 +106,9 @@ def test_tensors_that_are_no_plain_arrays(tmp_path: pathlib.Path):
   name = "blocks.0.attn.qkv.weight"
   weight = state("encoder")[name]
   for value, text in (
-    (weight.to_sparse(), "of type sparse_coo; known are"),
-    (torch.empty(weight.shape, device="meta"), "of type meta; known are"),
-    (weight[:0], rf"{name} has shape \(0, 48\), with no values in it"),
+    (weight.to_sparse(), "of type sparse_coo; supported are"),
+    (torch.empty(weight.shape, device="meta"), "of type meta; supported are"),
+    (weight[:0], rf"{name} has shape \(0, 48\), and thus no values"),
   ):
     file = write(tmp_path / "x.pth", model=state("encoder", **{name: value}))
     refused(file, tmp_path, text, heads=4)
@@ -116,7 +118,7 @@ def test_tensors_that_are_no_plain_arrays(tmp_path: pathlib.Path):
 def test_values_that_a_type_does_not_hold(to: str, tmp_path: pathlib.Path):
   large = {"norm.weight": torch.full((48,), 1e6)}
   file = write(tmp_path / "x.pth", model=state("encoder", **large))
-  text = r"norm.weight has values up to 1e\+06, which float16 does not hold"
+  text = r"norm.weight has values up to 1e\+06, which float16 cannot hold"
   refused(file, tmp_path, text, heads=4, to=to, dtype="float16")
   large = {"norm.weight": torch.full((48,), 1e300, dtype=torch.float64)}
   file = write(tmp_path / "x.pth", model=state("encoder", **large))
@@ -142,7 +144,7 @@ def test_another_kind_of_network(tmp_path: pathlib.Path):
   file = write(tmp_path / "x.pth", model=resnet)
   refused(file, tmp_path, r"has no tensor cls_token, .* \(it has conv1.weight,")
   file = write(tmp_path / "y.pth", model={"cls_token": torch.ones(2, 3)})
-  refused(file, tmp_path, r"cls_token has shape \(2, 3\), which should have 3")
+  refused(file, tmp_path, r"cls_token has shape \(2, 3\) instead of 3")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -173,16 +175,20 @@ def test_truncated(
     shutil.copy(root / name, source)
     file = source
   os.truncate(file, int(kept * file.stat().st_size))
-  refused(source, tmp_path, r"is no whole .*cut off; fetch or write it again")
+  refused(
+    source, tmp_path, r"is not a complete .*truncated; download or write it"
+  )
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 def test_what_git_and_browsers_fetch(name: str, tmp_path: pathlib.Path):
   file = tmp_path / name
   file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
-  refused(file, tmp_path, "a pointer of Git LFS .*: fetch that with git lfs")
+  refused(
+    file, tmp_path, "a Git LFS pointer, .*: download the file with git lfs"
+  )
   file.write_text("<!DOCTYPE html><html>")
-  refused(file, tmp_path, "is no whole .*cut off; fetch or write it again")
+  refused(file, tmp_path, "is not a complete .*truncated; download or write it")
 
 
 def test_flipped_bits_of_a_pickle(tmp_path: pathlib.Path):
@@ -208,7 +214,9 @@ def test_flipped_bits_of_a_header(root: pathlib.Path, tmp_path: pathlib.Path):
   data = bytearray((root / "mean.safetensors").read_bytes())
   data[20] ^= 0xFF
   (tmp_path / "x.safetensors").write_bytes(data)
-  refused(tmp_path / "x.safetensors", tmp_path, "is no whole .safetensors")
+  refused(
+    tmp_path / "x.safetensors", tmp_path, "is not a complete .safetensors"
+  )
 
 
 class _Program:
@@ -254,17 +262,17 @@ def test_the_arguments_of_the_reference_are_read(tmp_path: pathlib.Path):
   assert objective == ObjectiveConfig(mask_ratio=0.5, target="raw")
   args.output = pathlib.PurePosixPath("x")
   other = write(tmp_path / "y.pth", model=state("mae"), args=args)
-  refused(other, tmp_path, "holds pathlib.PurePosixPath, which is neither")
+  refused(other, tmp_path, "contains pathlib.PurePosixPath, which is neither")
 
 
 def test_what_is_no_weights(tmp_path: pathlib.Path):
   file = write(tmp_path / "x.pth", model={"cls_token": 3})
   refused(file, tmp_path, "has 'cls_token' of type int among its weights")
   torch.save([1, 2], file)
-  refused(file, tmp_path, "holds a list, not named tensors")
+  refused(file, tmp_path, "contains a list, not named tensors")
   quantized = {"cls_token": torch.zeros(1, 1, 48, dtype=torch.int8)}
   file = write(tmp_path / "y.pth", model=state("encoder", **quantized))
-  refused(file, tmp_path, "has tensors of type I8; known are F64", heads=4)
+  refused(file, tmp_path, "has tensors of type I8; supported are F64", heads=4)
 
 
 def test_what_only_a_person_knows(tmp_path: pathlib.Path):
@@ -272,7 +280,7 @@ def test_what_only_a_person_knows(tmp_path: pathlib.Path):
   flags: dict[str, Any] = {}
   for text, more in (
     (
-      "number of attention heads, .* 48 wide with 2 .* --heads",
+      "number of attention heads, .* width 48 and 2 .* --heads",
       {"heads": 4},
     ),
     (
@@ -280,7 +288,7 @@ def test_what_only_a_person_knows(tmp_path: pathlib.Path):
       {"decoder_heads": 2},
     ),
     (
-      "what its decoder predicts: convert .* --target=norm_pix",
+      "the target of its decoder: convert .* --target=norm_pix",
       {"target": "raw"},
     ),
   ):
@@ -293,7 +301,7 @@ def test_what_only_a_person_knows(tmp_path: pathlib.Path):
   refused(
     timm,
     tmp_path,
-    "how pixels were normalized: convert .* --mean",
+    "the normalization of pixels: convert .* --mean",
     heads=4,
   )
 
@@ -303,7 +311,7 @@ def test_sizes_that_are_not_square(tmp_path: pathlib.Path):
   file = write(tmp_path / "x.pth", model=state("encoder", pos_embed=positions))
   refused(file, tmp_path, "height and width of its images, .* not", heads=4)
   size = {"image_size": (18, 30)}
-  refused(file, tmp_path, r"pos_embed is \(1, 13, 48\), and", heads=4, **size)
+  refused(file, tmp_path, r"pos_embed is \(1, 13, 48\), but", heads=4, **size)
   convert.convert(
     str(file), str(tmp_path / "a"), to="jax", heads=4, image_size=(18, 24)
   )
@@ -399,8 +407,11 @@ def test_what_is_left_out_is_told(
 @pytest.mark.parametrize(
   ("change", "text"),
   [
-    ({"model_type": "deit"}, "is of model_type='deit'; known are vit_mae and"),
-    ({"hidden_act": "mish"}, "has hidden_act='mish'; known are gelu"),
+    (
+      {"model_type": "deit"},
+      "has model_type='deit'; supported are vit_mae and",
+    ),
+    ({"hidden_act": "mish"}, "has hidden_act='mish'; supported are gelu"),
     ({"num_attention_heads": 7}, "model.heads=7 does not divide model.width"),
     ({"layer_norm_eps": None}, "has layer_norm_eps=None, which is not a num"),
     ({"image_size": [24]}, r"has image_size=\[24\], which is not one number"),
@@ -421,9 +432,12 @@ def test_a_config_that_does_not_fit(
   [
     ({"image_mean": 0.5, "image_std": [0.25]}, ((0.5,), (0.25,))),
     ({"do_normalize": False}, ((0.0,), (1.0,))),
-    ({"image_mean": None}, "does not say how pixels were normalized"),
-    ({"rescale_factor": 1 / 127.5}, "does not say how pixels were normalized"),
-    ({"image_std": ["x"]}, "has image_std=.'x'., which is not a number, or a"),
+    ({"image_mean": None}, "does not state the normalization of pixels"),
+    (
+      {"rescale_factor": 1 / 127.5},
+      "does not state the normalization of pixels",
+    ),
+    ({"image_std": ["x"]}, "has image_std=.'x'., which is not a number or a"),
   ],
 )
 def test_how_pixels_are_normalized(
@@ -474,7 +488,7 @@ def test_a_config_of_timm_that_does_not_fit(
   content = torch.load(root / "mean.pth", weights_only=False)["model"]
   save_file(content, tmp_path / "model.safetensors")
   for told, text in (
-    ("{", "config.json is no JSON"),
+    ("{", "config.json is not JSON"),
     ('{"architecture": "x", "pretrained_cfg": 3}', "pretrained_cfg=3, which"),
     (
       '{"architecture": "x", "pretrained_cfg": {"std": "y"}}',
@@ -482,7 +496,7 @@ def test_a_config_of_timm_that_does_not_fit(
     ),
     (
       '{"architecture": "x", "label_names": ["y"]}',
-      "has 1 label_names, and the head 5 classes",
+      "has 1 label_names, but the head has 5 classes",
     ),
   ):
     (tmp_path / "config.json").write_text(told)
@@ -494,16 +508,18 @@ def test_a_directory_that_is_not_whole(
 ):
   shutil.copytree(root / "mae_hf", tmp_path / "a")
   weights = (tmp_path / "a" / "model.safetensors").rename(tmp_path / "m")
-  refused(tmp_path / "a", tmp_path, "a config.json and no model.safetensors")
+  refused(tmp_path / "a", tmp_path, "a config.json but no model.safetensors")
   weights.rename(tmp_path / "a" / "model.safetensors")
   (tmp_path / "a" / "config.json").write_text("{")
-  refused(tmp_path / "a", tmp_path, "config.json is no JSON")
+  refused(tmp_path / "a", tmp_path, "config.json is not JSON")
   (tmp_path / "a" / "config.json").write_text("{}")
-  refused(tmp_path / "a", tmp_path, "is neither of transformers .* nor of timm")
+  refused(
+    tmp_path / "a", tmp_path, "is neither from transformers .* nor from timm"
+  )
   refused(
     tmp_path / "a" / "model.safetensors",
     tmp_path,
-    "has the names of transformers, which needs the config.json beside it",
+    "has transformers' tensor names, and needs the config.json beside it",
   )
 
 
@@ -520,11 +536,15 @@ def test_a_directory_that_is_not_whole(
     ("mae", {"dtype": "int4"}, "--dtype=int4 is not known: use float32 or"),
     ("mae", {"dtype": "bfloat16"}, "--dtype=bfloat16: checkpoints of this"),
     ("mae", {"target": "pca"}, "--target=pca is not known: use norm_pix or"),
-    ("cls", {"target": "raw"}, "=raw is about a decoder, and the weights have"),
+    (
+      "cls",
+      {"target": "raw"},
+      "=raw describes a decoder, but the weights have",
+    ),
     (
       "mae.pth",
       {"decoder_heads": 2, "encoder_only": True},
-      "--decoder_heads=2 is about .* --encoder_only leaves that out",
+      "--decoder_heads=2 describes .* --encoder_only leaves it out",
     ),
     ("mae", {"positions": "no"}, "--positions=no is not known: use keep or"),
     ("mae", {"inspect": True}, "--inspect writes nothing: leave --to and OUT"),
@@ -542,7 +562,7 @@ def test_probes_that_no_format_holds(tmp_path: pathlib.Path):
   start = sample_checkpoints.save(
     tmp_path / "a", "probe", classify={"pooling": "mean"}
   )
-  text = "probe with classify.pooling=mean, which no other format holds"
+  text = "probe with classify.pooling=mean, which no other format can hold"
   refused(start, tmp_path, text, to="timm")
 
 
@@ -557,8 +577,8 @@ def test_places_that_cannot_be_written(
 ):
   source = str(root / "mae")
   for out, to, text in (
-    (tmp_path, "jax", "is there already: name another, or remove it first"),
-    (tmp_path / "x.bin", "facebook", r"does not end in .pth, .* as .*x.pth"),
+    (tmp_path, "jax", "exists already: use another path, or remove it first"),
+    (tmp_path / "x.bin", "facebook", r"does not end in .pth, .*: use .*x.pth"),
     (tmp_path / "x", "timm", "does not end in .safetensors"),
     ("gs://bucket/x", "transformers", "is in a bucket, where only checkpoints"),
     ("/proc/x/y", "transformers", "cannot be made"),
@@ -653,7 +673,7 @@ def test_without_pytorch(root: pathlib.Path, tmp_path: pathlib.Path):
   )
   assert done.returncode == 1
   last = done.stderr.strip().splitlines()[-1]
-  assert "is a file of PyTorch, which is not installed: pip install" in last
+  assert "is a PyTorch file, but PyTorch is not installed: pip install" in last
 
 
 def test_other_metadata(root: pathlib.Path, tmp_path: pathlib.Path):
@@ -668,7 +688,7 @@ def test_the_table(root: pathlib.Path, capsys: pytest.CaptureFixture):
     "mae": ("encoder and decoder", "normalized patches", "encoder 0.04"),
     "raw.pth": ("facebook", "raw pixels", "sin-cos table"),
     "cls_hf": ("transformers", "5 classes, named; on the class token"),
-    "encoder.pth": ("encoder only", "decoder (to reconstruct, or go on"),
+    "encoder.pth": ("encoder only", "decoder (for reconstruction or"),
     "mean.safetensors": ("timm", "own table in encoder", "float32"),
     "probe.pth": ("linear probe", "note", "BatchNorm's counter of batches"),
   }
@@ -685,7 +705,7 @@ def test_the_table_of_what_cannot_be_converted(
   convert.convert(str(file), inspect=True)
   told = capsys.readouterr().out
   assert "48 wide, 2 blocks, ? heads" in told
-  assert "target         not said by the file" in told
+  assert "target         not in the file" in told
   assert told.count("asked for") == 3
   file = write(
     tmp_path / "y.pth", model=state("encoder", **{"norm.bias": None})
@@ -704,9 +724,9 @@ def test_every_type_of_safetensors_has_a_name():
 @pytest.mark.parametrize(
   ("source", "flags", "text"),
   [
-    ("mae_hf", {"heads": 8}, "--heads=8 contradicts the weights, which say 4"),
-    ("raw.pth", {"target": "norm_pix"}, "=norm_pix contradicts .* say raw"),
-    ("mae", {"decoder_heads": 4}, "--decoder_heads=4 contradicts .* say 2"),
+    ("mae_hf", {"heads": 8}, "--heads=8 contradicts the weights, which have 4"),
+    ("raw.pth", {"target": "norm_pix"}, "=norm_pix contradicts .* have raw"),
+    ("mae", {"decoder_heads": 4}, "--decoder_heads=4 contradicts .* have 2"),
     ("mae_hf", {"image_size": (30, 30)}, r"=\(30, 30\) contradicts the weigh"),
     ("cls.pth", {"positions": "sincos"}, "positions of .* were trained with"),
     ("cls", {"positions": "sincos"}, "positions of .* were trained with its"),
@@ -734,7 +754,7 @@ def test_what_is_only_usual_may_be_said(tmp_path: pathlib.Path):
     assert config.data.mean == mean
 
 
-def test_a_carried_table_is_replaced(tmp_path: pathlib.Path):
+def test_a_stored_table_is_replaced(tmp_path: pathlib.Path):
   own = {"pos_embed": torch.randn(1, 17, 48)}
   file = write(tmp_path / "x.pth", model=state("encoder", **own))
   convert.convert(str(file), str(tmp_path / "a"), to="jax", heads=4)
@@ -761,7 +781,7 @@ def test_two_spellings_of_one_tensor(
   found = load_file(path)
   found["vit.layers.0.mlp.fc1.bias"] = torch.ones(80)
   save_file(found, path, {"format": "pt"})
-  refused(tmp_path / "a", tmp_path, "the same tensors under two spellings")
+  refused(tmp_path / "a", tmp_path, "the same tensors under two names")
 
 
 def test_where_files_were_does_not_go_along(tmp_path: pathlib.Path):

@@ -280,7 +280,7 @@ def test_pre_training_on_other_images_is_refused(tmp_path):
 
 def test_a_comparison_is_no_start_and_names_its_own(whole, tmp_path):
   workdir, settings, *_ = whole
-  text = f"holds many networks: .*such as {settings.init_from}, from which"
+  text = f"trains many networks: .*such as {settings.init_from}, from which"
   again = dataclasses.replace(settings, init_from=str(workdir))
   with pytest.raises(ConfigError, match=text):
     train(again, tmp_path)

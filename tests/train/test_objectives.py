@@ -228,7 +228,7 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
     ),
     (
       {"target": "pca"},
-      r"objective.pca_components=96 is not in 1..4, the values of a patch",
+      r"objective.pca_components=96 is not in 1..4, the number of values per",
     ),
     (
       {"mask_ratios": (0.5, 0.6), "mask_strategies": ("random", "grid")},
@@ -240,7 +240,7 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
       "mask_strategies='gird' is not known.*'grid'",
     ),
     ({"mask_ratios": (0.5, 1.0)}, "objective.mask_ratios=1.0 keeps 0 of 16"),
-    ({"mask_rows": ("1010",)}, "mask_rows draws masks that are not used"),
+    ({"mask_rows": ("1010",)}, "mask_rows defines masks that are not used"),
     ({"contrast": "batch"}, "for instance objective.contrast_patches=4"),
     (
       {"contrast": "image", "contrast_patches": 1},
@@ -254,9 +254,9 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
     ({"contrast": "images"}, "contrast='images' is not known.*'image'"),
     (
       {"contrast": "image", "masked_input": "pixel_noise"},
-      "objective.contrast='image' takes whole hidden patches",
+      "objective.contrast='image' needs whole masked patches",
     ),
-    ({"mask": "given"}, "objective.mask_rows= has 0 rows: write 4 a mask"),
+    ({"mask": "given"}, "objective.mask_rows= has 0 rows: write 4 rows per mask"),
     (
       {"target": "pca", "pca_components": 2, "masked_input": "pixel_noise"},
       "objective.masked_input='pixel_noise' .* objective.target='pca'",

@@ -162,7 +162,7 @@ class ClassificationTask(ImageTask):
       self._mesh,
       self.grid,
       self.classifier.encoder,
-      conversion.ModelOverrides.of_config(self._config),
+      conversion.ModelOverrides.from_config(self._config),
       channels=init_from.adaptable_channels(self._config),
     )
     shardings = jax.tree.map(lambda x: x.sharding, like)

@@ -139,7 +139,7 @@ class LabelEfficiencyTask:
       self._mesh,
       self._one.grid,
       self._one.classifier.encoder,
-      conversion.ModelOverrides.of_config(self._config),
+      conversion.ModelOverrides.from_config(self._config),
       channels=init_from.adaptable_channels(self._config),
     )
     # Only of the scratch members is what is drawn kept.

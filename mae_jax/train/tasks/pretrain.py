@@ -231,7 +231,7 @@ class PretrainTask(base.ImageTask):
 
   def load(self, path: str, like: Any) -> Any:
     """The network of another pre-training run; an opponent is drawn."""
-    hints = conversion.ModelOverrides.of_config(self._config)
+    hints = conversion.ModelOverrides.from_config(self._config)
     found = init_from.load_autoencoder(
       path,
       like,
