@@ -1,12 +1,19 @@
-# `make train` and `make test` need Python 3.11 or newer and make, nothing else.
-PYTHON ?= python3
-BIN := .venv/bin
+# `make train` and `make test` need make and Python 3.12 or 3.13, nothing else.
+# The newest one found is used; name another with `make PYTHON=/path/to/python`.
+PYTHONS ?= 3.13 3.12
+PYTHON ?= $(firstword $(foreach version,$(PYTHONS),\
+  $(foreach python,python$(version) \
+    $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python),\
+    $(shell $(python) -c 'import ensurepip, venv' 2>/dev/null && \
+      echo $(python)))))
+VENV ?= .venv
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train demo test test-fast lint bench reliability weights conversion step \
-  growth start pipeline table2 tpu plan ablations discriminator clean
+.PHONY: train demo test test-all ci lint bench reliability weights conversion \
+  step growth start pipeline table2 tpu plan ablations discriminator clean
 
-train: .venv/run
+train: $(VENV)/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
 	  --workdir=runs/digits
 
@@ -14,17 +21,25 @@ train: .venv/run
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 # On a page, with the network of `make train`.
-demo: .venv/run
+demo: $(VENV)/run
 	test -d runs/digits/checkpoints || $(MAKE) train
 	$(BIN)/python -m mae_jax demo --checkpoint=runs/digits
 
-test: .venv/test lint
-	$(PYTEST)
-
-test-fast: .venv/test
+# Lint, types and the fast tests: a few minutes on two cores.
+test: $(VENV)/test lint
 	$(PYTEST) -m "not slow"
 
-lint: .venv/test
+# Everything.
+test-all: $(VENV)/test lint
+	$(PYTEST)
+
+# Everything on 3.12; `make train` and the fast tests on 3.13 too.
+ci:
+	$(MAKE) PYTHONS=3.12 test-all
+	$(MAKE) PYTHONS=3.13 VENV=.venv-3.13 train
+	$(MAKE) PYTHONS=3.13 VENV=.venv-3.13 test
+
+lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,67 +50,71 @@ lint: .venv/test
 bench: step growth plan pipeline start table2 tpu ablations discriminator weights \
   conversion reliability
 
-reliability: .venv/test
+reliability: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.reliability
 
-conversion: .venv/test
+conversion: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.conversion
 
-pipeline: .venv/test
+pipeline: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.pipeline
 
-start: .venv/test
+start: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.start
 
-step: .venv/test
+step: $(VENV)/test
 	$(BIN)/python -m bench.step
 
-growth: .venv/test
+growth: $(VENV)/test
 	$(BIN)/python -m bench.growth
 
 WHOLE := discriminator=patch discriminator=image loss_on=all target=norm_pix \
   masked_input=mask_tokens contrast=image
 
-ablations: .venv/test
+ablations: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --length="600 steps"
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations \
 	  --out=bench/results/ablations_whole.md $(WHOLE)
 
-discriminator: .venv/test
+discriminator: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.ablations --data=photos \
 	  --seeds=1 --second="1000 steps" --out=bench/results/discriminator.md trainable=decoder \
 	  trainable=decoder,discriminator=patch,weight=0.01 \
 	  trainable=decoder,discriminator=patch,weight=0.03 \
 	  trainable=decoder,discriminator=patch
 
-weights: .venv/test
+weights: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.weights
 
 # With the CUDA compiler, some 6 GB.
-plan: .venv/run
-	$(PIP) --constraint constraints.txt --editable ".[tpu,cuda12]"
+plan: $(VENV)/run
+	$(PIP) --constraint constraints.txt --editable ".[tpu,cuda13]"
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.plan
 
 # With the TPU compiler, which the tests need too.
-table2: .venv/test
+table2: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.table2
 
-tpu: .venv/test
+tpu: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.tpu
 
-.venv/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
-	  "Python 3.11 or newer is needed; name one: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
+$(VENV)/python:
+	@test -n "$(PYTHON)" || { echo "Python $(PYTHONS) is needed, with venv;" \
+	  "name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "using $$($(PYTHON) --version) ($(PYTHON)) in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-.venv/run: .venv/python setup.py constraints.txt
+$(VENV)/run: $(VENV)/python setup.py constraints.txt
 	$(PIP) --constraint constraints.txt --editable .
 	touch $@
 
-.venv/test: .venv/python setup.py constraints.txt
+# Imported beside TensorFlow and jaxlib, the triton of PyTorch's CUDA build ends
+# the process with a segmentation fault. The tests need no GPU.
+$(VENV)/test: $(VENV)/python setup.py constraints.txt
 	$(PIP) --constraint constraints.txt --editable ".[test]"
-	touch $@ .venv/run
+	$(BIN)/python -m pip uninstall --quiet --yes triton
+	touch $@ $(VENV)/run
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-3.13 runs

@@ -102,15 +102,19 @@ UNDONE = {
   ),
   "rows divided after the product with v": Undone(
     "dividing late saves the gradient's sum over N: 0.3 GB less late",
-    _patched(attention, "_whole", attention._examples),
+    _patched(attention, "_whole", attention._chunk_of_examples),
   ),
   "GELU by erfc": Undone(
     "by erf: nothing, it is fused",
     _patched(
       transformer,
       "FUNCTIONS",
-      transformer.FUNCTIONS
-      | {"gelu": transformer.FUNCTIONS[transformer.PORTABLE["gelu"]]},
+      transformer.ACTIVATION_FUNCTIONS
+      | {
+        "gelu": transformer.ACTIVATION_FUNCTIONS[
+          transformer.PORTABLE_ACTIVATIONS["gelu"]
+        ]
+      },
     ),
   ),
   "patches cut along six axes": Undone(
@@ -212,7 +216,7 @@ v5e, together, with gradients summed at once, they gained 0.8 (16.8 to 16.0).
 Wrong were the predictions of half the traffic, which is a third less; of 3 to 4
 GB for gradients in bfloat16, which are 2.1; of 0.4 GB for patches, which is
 0.04; for dividing late, which costs 0.9 GB, hence the softmax of
-`attention._whole`; for erf, which is fused with what is kept for the backward
+`attention._all_at_once`; for erf, which is fused with what is kept for the backward
 pass and saves 3.2 GB on v5p; for heads before tokens, which gained 0.3 GB when
 it was tried first, and costs as much since gradients are summed apart, which is
 within that half gigabyte (on v5p it is 1.0): it stays for the CPU, where it is

@@ -29,7 +29,7 @@ from mae_jax.config import from_config_dict
 from mae_jax.data import sources
 from mae_jax.evals import eval_data
 from mae_jax.models import classifiers
-from mae_jax.tools import cli
+from mae_jax.tools import image_stream
 from mae_jax.tools.export import command, exportable, stablehlo
 from mae_jax.tools.export import quantize as weights_lib
 
@@ -73,7 +73,7 @@ def measure(checkpoint: str, kind: str) -> Measured:
     size = (pathlib.Path(folder) / stablehlo.WEIGHTS).stat().st_size
     logits = [
       values
-      for values, _ in cli.stream(
+      for values, _ in image_stream.stream(
         lambda _, pixels: serve(np.asarray(pixels)),
         None,
         images,
@@ -126,7 +126,7 @@ def sizes(recipe: Any, num_classes: int) -> dict[str, int]:
 
   def stored(kind: str) -> Any:
     params = built.init(jax.random.key(0))
-    return weights_lib.store(classifiers.trained(params), kind)
+    return weights_lib.store(classifiers.inference_params(params), kind)
 
   return {
     kind: sum(

@@ -1,4 +1,7 @@
-"""The program: `python -m mae_jax.main --config=FILE --workdir=DIR`."""
+"""Trains or evaluates: `python -m mae_jax.main --config=FILE --workdir=DIR`.
+
+The task in the config says what runs; `TASKS` says where it lives.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import logging
 
 from mae_jax import distributed
-from mae_jax.config import Config, from_config_dict, lookup, overrides
+from mae_jax.config import Config
+from mae_jax.tools import cli
 from mae_jax.utils import (
   compile_cache,
   console,
@@ -24,36 +27,6 @@ from mae_jax.utils import (
   storage,
 )
 from mae_jax.utils.errors import ConfigError
-
-overrides.register_parsers()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where checkpoints, logs and pictures go."
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator",
-  None,
-  "HOST:PORT of process 0, if there are several; see mae_jax/distributed.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "How many there are."
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Which of them this one is, from 0."
-)
-_START_SECONDS = flags.DEFINE_float(
-  "start_seconds", 300, "How long processes wait for each other.", 1
-)
-_HEARTBEAT_SECONDS = flags.DEFINE_float(
-  "heartbeat_seconds",
-  30,
-  "Of what silence of a process the others conclude that it is gone.",
-  3,
-)
-_DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
-
 
 Run: TypeAlias = Callable[[Config, str, signals.StopSignals], None]
 
@@ -76,7 +49,7 @@ def _linprobe() -> Run:
   return linprobe.run
 
 
-def _compare() -> Run:
+def _label_efficiency() -> Run:
   from mae_jax.train.tasks import finetune, label_efficiency, linprobe, pretrain
 
   kinds = {
@@ -94,83 +67,107 @@ def _evaluate() -> Run:
   return standalone.run
 
 
-# Imported when chosen: a task imports TensorFlow, which takes seconds, and a
-# wrong setting should be reported before.
+# A task is imported when it is chosen: that imports TensorFlow, which takes
+# seconds, and a wrong setting should be reported before.
 TASKS: dict[str, Callable[[], Run]] = {
   "pretrain": _pretrain,
   "finetune": _finetune,
   "linprobe": _linprobe,
-  "label_efficiency": _compare,
+  "label_efficiency": _label_efficiency,
   "evaluate": _evaluate,
 }
+
+
+def train(
+  config: Config,
+  *,
+  workdir: cli.Path,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  start_seconds: float = 300.0,
+  heartbeat_seconds: float = 30.0,
+) -> None:
+  """Trains or evaluates what a config names.
+
+  A run that was interrupted resumes: start the same command again.
+
+  Args:
+    config: the recipe, for instance configs/digits.py.
+    workdir: the directory for checkpoints, logs and pictures.
+    coordinator: HOST:PORT of process 0, if there are several processes.
+    num_processes: the number of processes.
+    process_id: the number of this process, from 0.
+    start_seconds: processes wait this long for each other at the start.
+    heartbeat_seconds: a process that is silent this long is taken for lost.
+  """
+  if not workdir:
+    raise ConfigError("--workdir is missing: name a directory")
+  cli.at_least("start_seconds", start_seconds, 1)
+  cli.at_least("heartbeat_seconds", heartbeat_seconds, 3)
+  storage.make_directory(workdir, "--workdir")
+  compile_cache.enable(config.train.compile_cache)
+  process = distributed.detect(coordinator, num_processes, process_id)
+  if config.mesh.cpu_devices:
+    _split_cpu(config.mesh.cpu_devices)
+  stop = signals.StopSignals(
+    config.train.shutdown_timeout,
+    together=process is not None,
+    on_exit=distributed.announce_exit,
+  )
+  stop.install()
+  if process:
+    distributed.start(
+      process, start_seconds=start_seconds, heartbeat=heartbeat_seconds
+    )
+    distributed.check_same_settings(config)
+    startup.mark("processes")
+  run = TASKS[config.task]()
+  startup.mark("imports")
+  run(config, workdir, stop)
 
 
 def _split_cpu(devices: int) -> None:
   jax.config.update("jax_num_cpu_devices", devices)
   # XLA starts as many threads as there are cores. The collectives of one device
-  # could take those that another one needs to join them, and wait for ever.
+  # could occupy those that another device needs to join them, and hang.
   os.environ.setdefault("NPROC", str(4 * max(devices, os.cpu_count() or 1)))
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Reads the command line and the config file, which may be any program."""
-  return overrides.parse(argv, _CONFIG)
-
-
 def _unraisable(error: Any) -> None:
-  # Of writers that a failed checkpoint leaves behind; it is told elsewhere.
+  # Writers of a failed checkpoint leave this behind; it is reported elsewhere.
   if "Event loop is closed" not in str(error.exc_value):
     sys.__unraisablehook__(error)
 
 
-def _main(argv: list[str]) -> None:
-  """Runs the task that the config names."""
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the program; `argv` is what follows its name.
+
+  Raises:
+    SystemExit: with 75 if a signal interrupted the run, or with one line.
+  """
   startup.start_timer()
-  # JAX tells of each kind of device that it did not find, Orbax shows whole
-  # traces of what is told in a line below.
+  # JAX logs each kind of device that it does not find, and Orbax logs whole
+  # traces of errors that are reported in a line below.
   logging.set_verbosity(logging.FATAL)
-  if not _DEBUG.value:
+  argv = sys.argv[1:] if argv is None else argv
+  debug = "--debug" in argv
+  if not debug:
     sys.unraisablehook = _unraisable
   try:
-    if len(argv) > 1:
-      raise ConfigError(f"{argv[1]!r} is not a flag: write --name=value")
-    config = from_config_dict(_CONFIG.value)
-    imported = lookup(TASKS, config.task, "task")
-    if not _WORKDIR.value:
-      raise ConfigError("--workdir is missing: name a directory")
-    storage.make_directory(_WORKDIR.value, "--workdir")
-    compile_cache.enable(config.train.compile_cache)
-    place = distributed.detect(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    )
-    if config.mesh.cpu_devices:
-      _split_cpu(config.mesh.cpu_devices)
-    stop = signals.StopSignals(
-      config.train.shutdown_timeout,
-      together=place is not None,
-      on_leave=distributed.announce_exit,
-    )
-    stop.install()
-    if place:
-      distributed.start(
-        place,
-        start_seconds=_START_SECONDS.value,
-        heartbeat=_HEARTBEAT_SECONDS.value,
-      )
-      distributed.check_same_settings(config)
-      startup.mark("processes")
-    run = imported()
-    startup.mark("imports")
-    run(config, _WORKDIR.value, stop)
+    values = cli.parse(train, "train", argv)
+    debug = values.pop("debug")
+    train(**values)
   except signals.RunInterrupted as stopped:
     if console.is_first():
       console.info(str(stopped))
     distributed.finish(signals.EXIT_CODE)
-    sys.exit(signals.EXIT_CODE)
+    # A thread of an interrupted evaluation may still run native code.
+    signals.exit_now(signals.EXIT_CODE)
   except Exception as error:
     distributed.exit_if_peer_lost(error)
     line = errors.explain(error)
-    if _DEBUG.value or line is None:
+    if debug or line is None:
       if not distributed.single_process():
         traceback.print_exc()
         distributed.fail(1, line or console.first_line(error))
@@ -178,15 +175,6 @@ def _main(argv: list[str]) -> None:
     distributed.fail(1, line)
     sys.exit(f"{console.prefix()}error: {line}")
   distributed.finish(0)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the program; `argv` is what follows its name."""
-  app.run(
-    _main,
-    argv=None if argv is None else ["mae_jax", *argv],
-    flags_parser=parse_flags,
-  )
 
 
 if __name__ == "__main__":

@@ -7,22 +7,24 @@ import re
 import shlex
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
-from mae_jax.config import from_config_dict
+from mae_jax import __main__ as program
+from mae_jax import main
 from mae_jax.conversion import formats
 from mae_jax.tools import (
   attention_maps,
+  cli,
   convert,
   features,
+  inspect_data,
   neighbors,
   predict,
   reconstruct,
 )
-from mae_jax.tools.demo import __main__ as demo
+from mae_jax.tools.demo import command as demo
 from mae_jax.tools.export import command as export
-from mae_jax.tools.report import __main__ as report
+from mae_jax.tools.plan import command as plan
+from mae_jax.tools.report import command as report
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,15 +35,28 @@ LINES = [
   for line in block.replace("\\\n", " ").splitlines()
   if line.strip() and not line.startswith("#")
 ]
-PROGRAM = "python -m mae_jax."
-TOOLS = {
-  "mae_jax.tools.features": features,
-  "mae_jax.tools.predict": predict,
-  "mae_jax.tools.reconstruct": reconstruct,
-  "mae_jax.tools.attention_maps": attention_maps,
-  "mae_jax.tools.neighbors": neighbors,
-  "mae_jax.tools.export": export,
+PROGRAM = re.compile(r"python -m mae_jax(?:\.main)? .*")
+FUNCTIONS = {
+  "train": main.train,
+  "evaluate": main.train,
+  "inspect": inspect_data.report,
+  "plan": plan.plan,
+  "report": report.write,
+  "reconstruct": reconstruct.write,
+  "demo": demo.run,
+  "features": features.write,
+  "predict": predict.write,
+  "neighbors": neighbors.write,
+  "attention": attention_maps.write,
+  "convert": convert.convert,
+  "export": export.write,
 }
+
+
+def test_every_command_is_in_the_readme():
+  assert FUNCTIONS.keys() == program.COMMANDS.keys()
+  for name in program.COMMANDS:
+    assert f"mae_jax {name}" in README or name in ("train", "evaluate")
 
 
 def test_there_are_commands():
@@ -58,45 +73,20 @@ def test_make_targets_exist(line):
       assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("line", [x for x in LINES if PROGRAM in x])
+@pytest.mark.parametrize("line", [x for x in LINES if PROGRAM.search(x)])
 def test_configs_and_overrides_are_accepted(line, monkeypatch):
   monkeypatch.chdir(ROOT)
-  words = shlex.split(line[line.index(PROGRAM) :])
-  if words[2] == "mae_jax.tools.convert":
-    settings = convert.parser().parse_args(words[3:])
-    assert settings.inspect or (
-      settings.out and settings.to in formats.FORMAT_NAMES
+  words = shlex.split(PROGRAM.search(line)[0])[2:]
+  if words[0] == "mae_jax.main":
+    words[:1] = ["mae_jax", "train"]
+  name, flags = words[1], words[2:]
+  values = cli.parse(FUNCTIONS[name], name, flags)
+  if name == "convert":
+    assert values["inspect"] or (
+      values["out"] and values["to"] in formats.FORMAT_NAMES
     )
-    return
-  if words[2] == "mae_jax.tools.demo":
-    assert demo.parser().parse_args(words[3:]).checkpoint
-    return
-  if words[2] == "mae_jax.tools.report":
-    assert report.parser().parse_args(words[3:]).workdir
-    return
-  if words[2] in TOOLS:
-    assert TOOLS[words[2]].parser().parse_args(words[3:]).checkpoint
-    return
-  # Of a run, where it goes; of a plan, where it would; of data, a picture.
-  place, default = {
-    "mae_jax.main": ("workdir", None),
-    "mae_jax.tools.plan": ("topology", None),
-    "mae_jax.tools.inspect_data": ("out", "samples.png"),
-  }[words[2]]
-  values = flags.FlagValues()
-  flag = config_flags.DEFINE_config_file(
-    "config", flag_values=values, sys_argv=words[2:]
-  )
-  flags.DEFINE_string(place, default, "", flag_values=values)
-  flags.DEFINE_bool("search", False, "", flag_values=values)
-  flags.DEFINE_string("coordinator", None, "", flag_values=values)
-  for name in ("num_processes", "process_id"):
-    flags.DEFINE_integer(name, None, "", flag_values=values)
-  rest = values(words[2:])
-  assert rest == words[2:3]
-  assert values[place].value
-  config = from_config_dict(flag.value)
-  assert config.optim.lr > 0
+  if "config" in values:
+    assert values["config"].optim.lr > 0
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))

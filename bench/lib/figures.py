@@ -58,7 +58,7 @@ def paint(workdir: pathlib.Path) -> Painted:
   network = reconstructor.Reconstructor(workdir, mesh)
   source = sources.open_source(network.data, "eval")
   assert source is not None
-  arrays, _, _ = extract.of_source(
+  arrays, _, _ = extract.extract_source(
     lambda _, batch: {"image": batch["image"]},
     {},
     source,
@@ -93,7 +93,7 @@ def draw(rows: Mapping[str, Painted], path: pathlib.Path) -> None:
   axes = figure.subplots(len(pictures), SHOWN, squeeze=False)
   for row, (name, every) in zip(axes, pictures.items(), strict=True):
     for cell, image in zip(row, every[taken], strict=True):
-      cell.imshow(image_grid.as_color(image.astype(np.uint8)))
+      cell.imshow(image_grid.to_rgb(image.astype(np.uint8)))
       cell.set(xticks=[], yticks=[])
       cell.spines[:].set_visible(False)
     row[0].set_ylabel(name, rotation=0, ha="right", va="center")

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PHASES = ("starting", "compiling", "stepping", "saving", "evaluating")
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Life:
@@ -120,7 +120,7 @@ class Nursery:
     }
     self._lives: dict[int, Life] = {}
     self._process = subprocess.Popen(
-      [sys.executable, "-m", "bench.lives"],
+      [sys.executable, "-m", "bench.lib.processes"],
       cwd=ROOT,
       env=os.environ | {"JAX_PLATFORMS": "cpu"} | cache | dict(environ or {}),
       stdin=subprocess.PIPE,
@@ -228,7 +228,7 @@ def _live(order: dict[str, Any]) -> None:
   code = 1
   sys.argv = ["main", *order["args"]]  # where config flags look too
   try:
-    main.app.run(main.main, flags_parser=main.parse_flags)
+    main.main(order["args"])
   except SystemExit as error:
     code = error.code if isinstance(error.code, int) else 1
     if isinstance(error.code, str):

@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 from collections.abc import Sequence
 
-_HERE = pathlib.Path(__file__).parents[1]
+_HERE = pathlib.Path(__file__).parents[2]
 
 
 class Worker:

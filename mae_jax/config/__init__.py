@@ -2,7 +2,7 @@
 
 from mae_jax.config.overrides import config_dict, parse_arg
 from mae_jax.config.schema import (
-  MAY_CHANGE,
+  RULES,
   UNITS,
   ClassifyConfig,
   Config,
@@ -22,6 +22,7 @@ from mae_jax.config.schema import (
 )
 from mae_jax.config.validate import (
   check_key,
+  check_name,
   from_config_dict,
   lookup,
   nearest,
@@ -29,7 +30,7 @@ from mae_jax.config.validate import (
 )
 
 __all__ = [
-  "MAY_CHANGE",
+  "RULES",
   "UNITS",
   "ClassifyConfig",
   "Config",
@@ -44,6 +45,7 @@ __all__ = [
   "OptimConfig",
   "TrainConfig",
   "check_key",
+  "check_name",
   "config_dict",
   "fixed_changes",
   "from_config_dict",

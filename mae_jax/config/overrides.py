@@ -1,225 +1,218 @@
-"""Overrides on the command line, where ml_collections leaves a user alone.
-
-It adds up the items of a tuple that is given twice, where of any other setting
-the last one counts, and says of a wrong key or value what Python says.
-"""
+"""Reads recipes and overrides: `--config=FILE --config.data.path=DIR`."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
+import difflib
 import os
 import re
 import runpy
-import signal
-import sys
+import textwrap
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_collections
-from absl import flags, logging
 from ml_collections import config_dict as mlc
-from ml_collections import config_flags
 
-from mae_jax.config.schema import Config
-from mae_jax.config.validate import check_key, from_config_dict
-from mae_jax.utils import console, errors, signals
-from mae_jax.utils.errors import ConfigError
+from mae_jax.config.schema import SECTIONS, Config, rules
+from mae_jax.config.validate import (
+  check_key,
+  current_setting,
+  from_config_dict,
+)
+from mae_jax.utils import console
+from mae_jax.utils.errors import ConfigError, abbreviate
 
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+_OVERRIDE = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
 _WORD, _ROW = re.compile(r"[A-Za-z]\w*"), re.compile("0[01]+")
 _EXAMPLE = "name a recipe, such as configs/digits.py"
 
 
-class _Parser(flags.ArgumentParser):
-  """Another parser, whose errors say what to write."""
-
-  def __init__(self, parser: flags.ArgumentParser, wanted: str):
-    self._parser, self._wanted = parser, wanted
-
-  def parse(self, argument: Any) -> Any:
-    try:
-      return self._parser.parse(argument)
-    except (TypeError, ValueError):
-      raise ValueError(f"write {self._wanted}") from None
-
-  def flag_type(self) -> str:
-    return self._parser.flag_type()
-
-
-class _TupleParser(flags.ArgumentParser):
-  """Reads "8", "8,16", "(8, 16)" or "a,b"; what is in it is checked later."""
-
-  def parse(self, argument: Any) -> tuple:
-    if isinstance(argument, str):
-      items = [item.strip() for item in argument.split(",")]
-      # Rows of a mask, as 0110, are no numbers either.
-      if all(map(_WORD.fullmatch, items)) or any(map(_ROW.fullmatch, items)):
-        return tuple(items)
-      try:
-        argument = ast.literal_eval(argument.strip())
-      except (SyntaxError, MemoryError, RecursionError):
-        raise ValueError from None
-    # Lists are as good; sets and dicts would lose the order or the values.
-    if isinstance(argument, list | tuple):
-      return tuple(argument)
-    return (argument,)
-
-  def flag_type(self) -> str:
-    return "tuple"
-
-
-def register_parsers() -> None:
-  """Makes ml_collections read overrides by the classes above."""
-  for kind, parser, wanted in (
-    (int, flags.IntegerParser(), "a whole number"),
-    (float, flags.FloatParser(), "a number"),
-    (bool, flags.BooleanParser(), "true or false"),
-    (
-      tuple,
-      _TupleParser(),
-      "a number, or several with commas, as 8,16",
-    ),
-  ):
-    config_flags.register_flag_parser_for_type(kind, _Parser(parser, wanted))
-
-
-def parse(argv: list[str], recipe: flags.FlagHolder) -> list[str]:
-  """Reads the command line and the recipe, which may be any program.
-
-  Args:
-    argv: as `app.run` gives it.
-    recipe: the flag --config.
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Parts the arguments of a config from the flags of a command.
 
   Returns:
-    What is no flag.
-
-  Raises:
-    SystemExit: with one line, if there is a mistake.
+    Arguments as "--config=FILE" and "--config.data.flip=true", and the rest.
+    A value may also follow its name as an argument of its own.
   """
-  # Of what goes wrong here, what is raised says enough.
-  logging.set_verbosity(logging.FATAL)
-  try:
-    check_arguments(argv)
-    rest = flags.FLAGS(argv)
-    check_recipe(recipe.value, argv)
-    return rest
-  except Exception as error:
-    if any(each.startswith("--debug") for each in argv):
-      raise
-    sys.exit(f"error: {explain(error, argv)}")
+  settings, flags = [], []
+  rest = list(argv)
+  while rest:
+    arg = rest.pop(0)
+    match = _OVERRIDE.fullmatch(arg)
+    if not match:
+      flags.append(arg)
+      continue
+    negated, key, value = match.groups()
+    name = "--config" if key is None else f"--config.{key}"
+    if negated:
+      value = "false"
+    elif value is None and key is not None and _kind(key) is bool:
+      value = "true"
+    elif value is None:
+      value = rest.pop(0) if rest else ""
+    settings.append(f"{name}={value}")
+  return settings, flags
 
 
-@contextlib.contextmanager
-def one_line(
-  argv: Sequence[str], debug: bool, stopped: str = "stopped by Ctrl-C"
-) -> Iterator[None]:
-  """Ends the program with a line for whatever goes wrong inside.
+def load(settings: Iterable[str]) -> Config:
+  """Runs a recipe and applies overrides.
 
   Args:
-    argv: what is no flag, of which there may be nothing but the program.
-    debug: whether errors are raised instead.
-    stopped: what is said after Ctrl-C.
-  """
-  logging.set_verbosity(logging.FATAL)
-  signals.raise_at_once()
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f"{argv[1]!r} is not a flag: write --name=value")
-    yield
-  except KeyboardInterrupt:
-    if debug:
-      raise
-    console.final_message(stopped)
-    signals.leave(128 + signal.SIGINT)
-  except Exception as error:
-    line = errors.explain(error)
-    if debug or line is None:
-      raise
-    sys.exit(f"error: {line}")
-
-
-def check_arguments(argv: Sequence[str]) -> None:
-  """Refuses a recipe that is no file, and overrides of what is not in it.
+    settings: of `split`; the last value of a setting counts.
 
   Raises:
-    ConfigError: with the nearest name there is.
+    ConfigError: if there is no recipe, it does not return a config, or a
+      setting is unknown or wrong.
   """
-  path = recipe_of(argv)
-  if path is not None and not os.path.isfile(path.partition(":")[0]):
-    raise ConfigError(f"--config={path} is not a file: {_EXAMPLE}")
-  for arg in argv:
-    if match := _OVERRIDE.match(arg):
-      check_key(match[1])
-
-
-def check_recipe(values: Any, argv: Sequence[str]) -> None:
-  """Refuses what is no config.
-
-  Raises:
-    ConfigError: if there is none, or `get_config` returned something else.
-  """
-  path = recipe_of(argv)
+  path, overrides = None, []
+  for each in settings:
+    name, _, text = each.partition("=")
+    if name == "--config":
+      path = text
+      continue
+    key = name.removeprefix("--config.")
+    new, _ = current_setting(key)
+    check_key(new)
+    overrides.append((key, new, text))
   if path is None:
     raise ConfigError(f"--config is missing: {_EXAMPLE}")
+  if not os.path.isfile(path.partition(":")[0]):
+    raise ConfigError(f"--config={path} is not a file: {_EXAMPLE}")
+  values = _run(path)
+  for key, new, text in overrides:
+    _, value = current_setting(key, _parse(new, text))
+    if key != new or (isinstance(value, str) and value != text):
+      console.warn(f"--config.{key}={text} is now --config.{new}={value}")
+    section, _, field = new.rpartition(".")
+    place = values[section] if section else values
+    with place.unlocked(), place.ignore_type():
+      place[field] = value
+  return from_config_dict(values)
+
+
+def recipe(text: str) -> Config:
+  """Returns the config of a recipe: a file, or "FILE:key=value,key=value".
+
+  Raises:
+    ConfigError: if there is no such file, or it does not return a config.
+  """
+  if not os.path.isfile(text.partition(":")[0]):
+    raise ConfigError(
+      f"recipe {text.partition(':')[0]} is not a file: {_EXAMPLE}"
+    )
+  return from_config_dict(_run(text))
+
+
+def _run(text: str) -> ml_collections.ConfigDict:
+  path, _, arg = text.partition(":")
+  try:
+    get_config = runpy.run_path(path).get("get_config")
+    values = get_config(arg or None) if get_config else None
+  except ConfigError as error:
+    raise ConfigError(f"{path}: {error}") from error
+  except Exception as error:  # a recipe may be any program
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if len(reason) > 500:  # a value may be long; the ends say most
+      reason = f"{reason[:250]} ... {reason[-250:]}"
+    raise ConfigError(f"{path}: {reason}") from error
+  if get_config is None:
+    raise ConfigError(f"{path} has no function get_config")
   if not isinstance(values, ml_collections.ConfigDict):
     raise ConfigError(
       f"get_config of {path} returned a {type(values).__name__}: return "
       "mae_jax.config.config_dict(Config(...))"
     )
-
-
-def recipe(text: str) -> Config:
-  """The config of a recipe, as --config names it: a file, ":" and arguments.
-
-  Raises:
-    ConfigError: if there is no such file, or it gives no config.
-  """
-  path, _, arg = text.partition(":")
-  if not os.path.isfile(path):
-    raise ConfigError(f"recipe {path} is not a file: {_EXAMPLE}")
-  try:
-    values = runpy.run_path(path)["get_config"](arg or None)
-    return from_config_dict(values)
-  except ConfigError:
-    raise
-  except Exception as error:  # it may be any program
-    raise ConfigError(
-      f"recipe {text}: {type(error).__name__}: {error}"
-    ) from error
-
-
-def explain(error: Exception, argv: Sequence[str]) -> str:
-  """One line for what went wrong with the flags or in the recipe's code."""
-  text = str(error).replace("\\n", "\n").replace("\\'", "'").strip()
-  if isinstance(error, ConfigError):
-    pass
-  elif "Traceback" in text:  # of the recipe, of which the end counts
-    text = text.splitlines()[-1]
-    own = f"{ConfigError.__module__}.{ConfigError.__name__}: "
-    text = f"{recipe_of(argv)}: {text.removeprefix(own)}"
-  elif not isinstance(error, flags.Error):
-    text = f"{recipe_of(argv)}: {type(error).__name__}: {text}"
-  text = " ".join(text.split())
-  # A value may be long; what is said of it comes first or last.
-  return text if len(text) <= 500 else f"{text[:250]} ... {text[-250:]}"
+  return values
 
 
 def recipe_of(argv: Sequence[str]) -> str | None:
-  """The value of --config, of which the last one counts; None without."""
-  found = None
-  for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-    name, equals, value = arg.partition("=")
-    if name in ("--config", "-config"):
-      found = value if equals else following
-  return found
+  """Returns the value of --config, the last one of several; None without."""
+  settings, _ = split(argv)
+  recipes = [x.partition("=")[2] for x in settings if x.startswith("--config=")]
+  return recipes[-1] if recipes else None
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+  """Returns the known name that is most like `name`, or ""."""
+  return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
+
+
+def _kind(key: str) -> Any:
+  """Returns the type of a setting; None if there is no such setting."""
+  section, _, field = current_setting(key)[0].rpartition(".")
+  if section and section not in SECTIONS:
+    return None
+  hints = typing.get_type_hints(SECTIONS[section] if section else Config)
+  kind = hints.get(field)
+  if isinstance(kind, types.UnionType):  # X | None
+    kind = typing.get_args(kind)[0]
+  return typing.get_origin(kind) or kind
+
+
+def _parse(key: str, text: str) -> Any:
+  """Reads the text of a setting as the setting's type."""
+  kind = _kind(key)
+  parse, wanted = _PARSERS.get(kind, (str, ""))
+  try:
+    return parse(text.strip() if parse is not str else text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    raise ConfigError(
+      f"--config.{key}={abbreviate(text)}: write {wanted}"
+    ) from None
+
+
+def _parse_bool(text: str) -> bool:
+  words = {"true": True, "t": True, "1": True}
+  words |= {"false": False, "f": False, "0": False}
+  if text.lower() not in words:
+    raise ValueError
+  return words[text.lower()]
+
+
+def _parse_tuple(text: str) -> tuple:
+  """Reads "8", "8,16", "(8, 16)" or "a,b"."""
+  items = [item.strip() for item in text.split(",")]
+  # Rows of a mask, as 0110, are no numbers either.
+  if all(map(_WORD.fullmatch, items)) or any(map(_ROW.fullmatch, items)):
+    return tuple(items)
+  value = ast.literal_eval(text)
+  # A set or a dict would lose the order or the values.
+  return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+_PARSERS: dict[Any, tuple[Any, str]] = {
+  int: (lambda text: int(text, 0), "a whole number"),
+  float: (float, "a number"),
+  bool: (_parse_bool, "true or false"),
+  tuple: (_parse_tuple, "a number, or several with commas, as 8,16"),
+}
+
+
+def help_text() -> str:
+  """Lists all settings with help text, default and bounds, for --help."""
+  lines = ["settings:"]
+  for name, field, rule in rules():
+    default = field.default
+    facts = [] if default in (dataclasses.MISSING, None) else [f"{default!r}"]
+    if facts:
+      facts = [f"default {facts[0]}"]
+    facts += filter(None, [rule.bounds])
+    if rule.resumable:
+      facts.append("may change on resume")
+    text = f"{rule.help} ({'; '.join(facts)})" if facts else rule.help
+    lines.append(f"  --config.{name}={field.type}")
+    lines += textwrap.wrap(
+      text, 78, initial_indent=" " * 6, subsequent_indent=" " * 6
+    )
+  return "\n".join(lines)
 
 
 def config_dict(config: Config) -> ml_collections.ConfigDict:
-  """A locked, overridable ConfigDict in which `optim.lr` follows the batch."""
+  """Makes the ConfigDict of a recipe, in which `optim.lr` follows the batch."""
   result = _to_dict(config)
   if config.optim.lr is None:
     optim = result.optim

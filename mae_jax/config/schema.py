@@ -1,21 +1,24 @@
-"""What a run is: one frozen dataclass a section, and its way to and from flags.
+"""Every setting of a run: one frozen dataclass a section.
 
 A file under `configs/` returns `config_dict(Config(...))`, a locked
-`ml_collections.ConfigDict`, so that every field can be set on the command line
-(`--config.data.batch_size=1024`) and a misspelt one is an error. `main` turns
-the result into a frozen, checked `Config` again with `from_config_dict`:
-everything below `main` reads attributes of known type, never `.get`.
+`ml_collections.ConfigDict`, so that each field can be set on the command line
+(`--config.data.batch_size=1024`) and a misspelled one is an error.
+`from_config_dict` turns the result into a frozen, checked `Config`; the rest of
+the program reads attributes of known type.
 
-A field without a default here defines the recipe, so each recipe states it.
-Defaults are left for what a recipe of the paper never says.
+`setting` keeps each field's bounds, names, role on resume, old names and help
+text beside the field. A field without a default defines the recipe, so each
+recipe states it; the others have a value that a recipe of the paper never sets.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, dataclass_transform
 
 from mae_jax.utils.errors import ConfigError, abbreviate
 
@@ -31,7 +34,11 @@ class Duration:
 
   @classmethod
   def parse(cls, text: str, field: str = "duration") -> Duration:
-    """Reads "<amount> <unit>"; the blank may be missing, the unit singular."""
+    """Reads "<amount> <unit>"; the space may be missing, the unit singular.
+
+    Raises:
+      ConfigError: if the text is no duration.
+    """
     stripped = text.strip()
     number = stripped.rstrip("abcdefghijklmnopqrstuvwxyz").strip()
     word = stripped[len(number) :].strip()
@@ -48,10 +55,10 @@ class Duration:
     return cls(amount, unit)
 
   def steps(self, num_examples: int, batch_size: int) -> int:
-    """The number of optimizer steps, rounded down.
+    """Converts the duration to optimizer steps, rounded down.
 
-    An epoch is `num_examples` examples, not a number of whole batches: the
-    stream of examples runs on across its end and drops nothing.
+    An epoch is `num_examples` examples, not a number of whole batches: a batch
+    may span two epochs, and no example is dropped.
 
     Args:
       num_examples: size of the training set.
@@ -64,54 +71,220 @@ class Duration:
     return math.floor(examples / batch_size + 1e-9)
 
   def interval(self, num_examples: int, batch_size: int) -> int:
-    """As `steps`, but at least 1 unless the amount is 0, which means never."""
+    """Converts to steps between two events: at least 1, or 0 for never."""
     steps = self.steps(num_examples, batch_size)
     return max(steps, 1) if self.amount else 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-  """Where images come from and how they are cropped."""
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """The facts about one setting that its type does not say.
 
-  source: str  # a name in mae_jax.data.sources.SOURCES
-  batch_size: int  # examples a step over all devices
-  image_size: tuple[int, int]  # height, width; one number makes a square
-  crop_scale: tuple[float, float]  # share of the area a training crop covers
-  flip: bool  # mirror half of the training images
-  eval_crop: float  # part of the resized image kept by evaluation's center crop
-  mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-  std: tuple[float, ...]
-  channels: int = 3
-  crop_ratio: tuple[float, float] = (
-    3 / 4,
-    4 / 3,
-  )  # width / height, log-uniform
-  name: str = ""  # tfds: the data set, e.g. "imagenet2012"
-  path: str = ""  # folder: the directory of images
-  data_dir: str = ""  # tfds: where it was prepared; "" is TFDS's own default
-  train_split: str = "train"
-  eval_split: str = "validation"  # "" for none
-  shuffle_buffer: int = 16384  # tfds: records held over all hosts
-  record_shards: int = (
-    64  # tfds: independent record streams, shared out over hosts
+  Attributes:
+    help: the text of `--help`.
+    ge: the value, or each item of a tuple, is at least this.
+    gt: ... above this.
+    le: ... at most this. Many of these bounds are far beyond any use; they make
+      a typing error end in a message instead of hours of allocation.
+    lt: ... below this.
+    choices: the names that are known; None for any value.
+    duration: whether the value is a Duration.
+    resumable: whether the setting may differ when a run resumes.
+    was: the field's name in version 0.1, where it had another one.
+    values_were: today's value for values that version 0.1 knew.
+  """
+
+  help: str
+  ge: float | None = None
+  gt: float | None = None
+  le: float | None = None
+  lt: float | None = None
+  choices: tuple[str, ...] | None = None
+  duration: bool = False
+  resumable: bool = False
+  was: str | None = None
+  values_were: tuple[tuple[str, str], ...] = ()
+
+  @property
+  def bounds(self) -> str:
+    """The bounds for people, as "above 0, at most 1"; "" without any."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    parts = [
+      f"{word} {value}"
+      for name, word in words.items()
+      if (value := getattr(self, name)) is not None
+    ]
+    if self.choices:
+      parts.append(" | ".join(self.choices))
+    return ", ".join(parts)
+
+
+def setting(default: Any = dataclasses.MISSING, **rule: Any) -> Any:
+  """Declares a field of a section; `rule` holds the fields of `Rule`."""
+  metadata = {"rule": Rule(**rule)}
+  if dataclasses.is_dataclass(default):
+    return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def rule_of(field: dataclasses.Field) -> Rule:
+  """Returns the rule that `setting` attached to a field."""
+  rule: Rule = field.metadata["rule"]
+  return rule
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def section(cls: type) -> type:
+  """Makes a class a section: a frozen dataclass that knows its old names.
+
+  A recipe written for version 0.1 may pass old names and values. Each is
+  understood, with a warning that says the new one.
+  """
+  made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+  renamed = {
+    rule_of(field).was: field.name
+    for field in dataclasses.fields(made)
+    if rule_of(field).was
+  }
+  values_were = {
+    field.name: dict(rule_of(field).values_were)
+    for field in dataclasses.fields(made)
+  }
+  init = made.__init__
+
+  @functools.wraps(init)
+  def __init__(self: Any, **values: Any) -> None:
+    current = {}
+    for old, value in values.items():
+      name = renamed.get(old, old)
+      words = values_were.get(name, {})
+      new = words.get(value, value) if isinstance(value, str) else value
+      if (name, new) != (old, value):
+        warnings.warn(
+          f"{cls.__name__}({old}={value!r}) is now {name}={new!r}",
+          FutureWarning,
+          stacklevel=2,
+        )
+      current[name] = new
+    init(self, **current)
+
+  made.__init__ = __init__
+  return made
+
+
+@section
+class DataConfig:
+  """Images: the source, how they are cropped, and how they are augmented."""
+
+  source: str = setting(
+    choices=("digits", "folder", "photos", "tfds"),
+    help="where images come from: digits of scikit-learn, a folder, sample "
+    "photographs, or a TFDS data set",
   )
-  prefetch: int = 2  # batches waiting on the device
-  # Images are turned as their EXIF tag says, as viewers show them; the
-  # reference, like torchvision, does not look at it.
-  exif_rotate: bool = True
-  # One box is drawn, and clipped to the image: the reference's linear probe;
-  # else the first of ten that fits, as torchvision has it.
-  crop_clipped: bool = False
-  # Above 0: crops have one size, this share of the sides of the largest box
-  # whose aspect is in crop_ratio, at a random place; crop_scale is not used.
-  crop_fixed: float = 0.0
-  # Brightness, contrast and saturation by factors in 1 - it to 1 + it.
-  color_jitter: float = 0.0
-  randaugment: float = 0.0  # magnitude, of 10; 0 for none
-  randaugment_std: float = 0.5  # of the magnitude, operation by operation
-  shots: int = 0  # labeled training images a class; 0: all
-  shots_seed: int = 0  # which ones
-  max_unreadable: float = 0.01  # share of images above which a run stops
+  batch_size: int = setting(
+    ge=1, le=2**20, help="examples a step, over all devices"
+  )
+  image_size: tuple[int, int] = setting(
+    ge=1, le=2**14, help="height, width in pixels; one number makes a square"
+  )
+  crop_scale: tuple[float, float] = setting(
+    help="smallest and largest share of the image area that a training crop "
+    "covers"
+  )
+  flip: bool = setting(help="mirror half of the training images")
+  eval_crop: float = setting(
+    ge=0.1,
+    le=1,
+    resumable=True,
+    help="share of the resized image that the center crop of evaluation keeps",
+  )
+  mean: tuple[float, ...] = setting(
+    help="per channel, of pixels in [0, 1]; subtracted"
+  )
+  std: tuple[float, ...] = setting(
+    ge=1e-6, help="per channel, of pixels in [0, 1]; divides"
+  )
+  channels: int = setting(3, ge=1, le=2**12, help="channels of an image")
+  crop_ratio: tuple[float, float] = setting(
+    (3 / 4, 4 / 3),
+    help="smallest and largest width / height of a training crop, sampled "
+    "log-uniformly",
+  )
+  name: str = setting(
+    "", help="source=tfds: the data set, for instance imagenet2012"
+  )
+  path: str = setting(
+    "", resumable=True, help="source=folder: the directory of images"
+  )
+  data_dir: str = setting(
+    "",
+    resumable=True,
+    help="source=tfds: where the data set was prepared; '' is TFDS's default",
+  )
+  train_split: str = setting("train", help="split to train on")
+  eval_split: str = setting(
+    "validation", resumable=True, help="split to evaluate on; '' for none"
+  )
+  shuffle_buffer: int = setting(
+    16384,
+    ge=1,
+    help="source=tfds: records in the shuffle buffers of all hosts together",
+  )
+  record_shards: int = setting(
+    64,
+    ge=1,
+    was="lanes",
+    help="source=tfds: independent streams of records, divided among hosts",
+  )
+  prefetch: int = setting(
+    2,
+    ge=0,
+    le=2**10,
+    resumable=True,
+    help="batches that wait on the devices",
+  )
+  exif_rotate: bool = setting(
+    True,
+    was="upright",
+    help="rotate images as their EXIF tag says, as viewers do; the reference "
+    "and torchvision ignore the tag",
+  )
+  crop_clipped: bool = setting(
+    False,
+    help="sample one crop and clip it to the image, as the reference's linear "
+    "probe; otherwise take the first of ten that fits, as torchvision",
+  )
+  crop_fixed: float = setting(
+    0.0,
+    ge=0,
+    le=1,
+    help="above 0: all crops have this share of the sides of the largest box "
+    "with an aspect in crop_ratio, at a random place; crop_scale is unused",
+  )
+  color_jitter: float = setting(
+    0.0,
+    ge=0,
+    le=1,
+    help="strength s: brightness, contrast and saturation are scaled by "
+    "factors in 1 - s to 1 + s",
+  )
+  randaugment: float = setting(
+    0.0, ge=0, le=10, help="magnitude of RandAugment, of 10; 0 for none"
+  )
+  randaugment_std: float = setting(
+    0.5, ge=0, le=10, help="standard deviation of that magnitude"
+  )
+  shots: int = setting(
+    0, ge=0, help="labeled training images of each class; 0 for all"
+  )
+  shots_seed: int = setting(0, ge=0, help="seed of the choice of these images")
+  max_unreadable: float = setting(
+    0.01,
+    ge=0,
+    le=1,
+    resumable=True,
+    help="the run stops above this share of unreadable images",
+  )
 
   def __post_init__(self):
     _check_range("crop_scale", self.crop_scale, 1.0)
@@ -132,274 +305,529 @@ def _check_range(name: str, value: tuple[float, float], most: float) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class ModelConfig:
   """The network: a named variant, any of whose dimensions may be set."""
 
-  variant: (
-    str  # "L/16": a name in mae_jax.models.architecture and the patch size
+  variant: str = setting(
+    help="name and patch size, for instance L/16; names: "
+    "mae_jax/models/architecture.py"
   )
-  width: int | None = None
-  depth: int | None = None
-  heads: int | None = None
-  mlp_dim: int | None = None
-  patch_size: tuple[int, int] | None = None  # height, width
-  decoder_width: int = 512
-  decoder_depth: int = 8
-  decoder_heads: int = 16
-  decoder_mlp_dim: int | None = None  # 4 x decoder_width if None
-  dtype: str = "bfloat16"  # of activations; parameters are always float32
-  # What the backward pass recomputes: none | dots (all but products, which are
-  # kept) | full (whole blocks) | auto: none on CPU, dots elsewhere.
-  remat: str = "auto"
-  unroll: int = 0  # blocks a scan step; 0: all on CPU, 1 elsewhere
-  # What attention's logits may take of a device at a time, in MB; more go part
-  # by part. 0: no bound; None: 6 on CPU (its cache), 2048 elsewhere.
-  attention_chunk_mb: float | None = None
-  norm_eps: float = 1e-6  # of every LayerNorm
-  activation: str = "gelu"  # a name in mae_jax.models.transformer.ACTIVATIONS
+  width: int | None = setting(
+    None, le=2**16, help="token width D; default: the variant's"
+  )
+  depth: int | None = setting(
+    None, le=2**10, help="encoder blocks; default: the variant's"
+  )
+  heads: int | None = setting(
+    None, help="attention heads; default: the variant's"
+  )
+  mlp_dim: int | None = setting(
+    None, le=2**18, help="hidden width of the MLP; default: the variant's"
+  )
+  patch_size: tuple[int, int] | None = setting(
+    None, ge=1, le=2**14, help="height, width; default: the variant's"
+  )
+  decoder_width: int = setting(512, le=2**16, help="decoder token width")
+  decoder_depth: int = setting(8, le=2**10, help="decoder blocks")
+  decoder_heads: int = setting(16, help="decoder attention heads")
+  decoder_mlp_dim: int | None = setting(
+    None,
+    ge=1,
+    le=2**18,
+    help="hidden width of the decoder's MLP; default: 4 x decoder_width",
+  )
+  dtype: str = setting(
+    "bfloat16",
+    choices=("bfloat16", "float32"),
+    help="type of activations; parameters are always float32",
+  )
+  remat: str = setting(
+    "auto",
+    choices=("auto", "dots", "full", "none"),
+    resumable=True,
+    help="what the backward pass recomputes: nothing, all but matrix products "
+    "(dots), or whole blocks (full); auto: none on CPU, dots elsewhere",
+  )
+  unroll: int = setting(
+    0,
+    ge=0,
+    resumable=True,
+    help="blocks in one iteration of the scan; 0: all on CPU, 1 elsewhere",
+  )
+  attention_chunk_mb: float | None = setting(
+    None,
+    ge=0,
+    resumable=True,
+    was="attention_mb",
+    help="memory for attention logits on a device, in MB; more are computed in "
+    "chunks. 0: no limit; default: 6 on CPU (its cache), 2048 elsewhere",
+  )
+  norm_eps: float = setting(1e-6, gt=0, help="epsilon of every LayerNorm")
+  activation: str = setting(
+    "gelu",
+    choices=("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"),
+    help="activation of the MLPs; gelu is the exact one",
+  )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class ObjectiveConfig:
-  """What is hidden and what is to be reconstructed."""
+  """Pre-training: which patches are masked, and what is reconstructed."""
 
-  mask_ratio: float = 0.75
-  mask: str = "random"  # a name in mae_jax.models.masking.STRATEGIES, or given
-  # Rows of patches for mask=given (of pixels with masked_input=pixel_noise),
-  # 1 = masked; the rows of one mask after those of the other.
-  mask_rows: tuple[str, ...] = ()
-  # Training uses these instead, one a batch, as `mask_schedule` says. All
-  # else (evaluation, pictures, conversion) uses `mask_ratio` and `mask`.
-  mask_ratios: tuple[float, ...] = ()
-  mask_strategies: tuple[str, ...] = ()
-  # random | sequential (equal parts of training, in order; like the learning
-  # rate, the parts change with train.length)
-  mask_schedule: str = "random"
-  # What the encoder sees of hidden patches: a name in
-  # mae_jax.models.masked_input.HIDDEN.
-  masked_input: str = "dropped"
-  target: str = "norm_pix"  # norm_pix | raw | pca, of each patch
-  pca_components: int = 96  # of target=pca
-  loss: str = "mse"  # of an error: a name in mae_jax.models.losses.ERRORS
-  loss_on: str = "masked"  # which patches count: masked | all
-  # InfoNCE besides: each reconstructed patch is to find its own original among
-  # others of its image, or of the batch. Of originals that are alike, such as
-  # empty corners, none is told from the others: that costs what it costs.
-  contrast: str = "none"  # none | image | batch
-  contrast_weight: float = 0.1
-  contrast_temperature: float = 0.1
-  # Hidden patches of an image that take part; 0: all, but with the batch.
-  contrast_patches: int = 0
-  # all | decoder (the encoder stays as `init_from` has it)
-  trainable: str = "all"
+  mask_ratio: float = setting(
+    0.75, ge=0, le=1, help="share of patches that are masked"
+  )
+  mask: str = setting(
+    "random",
+    choices=("block", "given", "grid", "random"),
+    help="how masked patches are chosen; given: see mask_rows",
+  )
+  mask_rows: tuple[str, ...] = setting(
+    (),
+    help="mask=given: rows of patches (of pixels with "
+    "masked_input=pixel_noise), 1 = masked; several masks follow each other",
+  )
+  mask_ratios: tuple[float, ...] = setting(
+    (),
+    ge=0,
+    le=1,
+    help="train with these ratios, one a batch, in place of mask_ratio, which "
+    "evaluation, pictures and conversion keep",
+  )
+  mask_strategies: tuple[str, ...] = setting(
+    (),
+    choices=("block", "given", "grid", "random"),
+    was="masks",
+    help="train with these masks, one a batch, in place of mask",
+  )
+  mask_schedule: str = setting(
+    "random",
+    choices=("random", "sequential"),
+    was="varies",
+    values_were=(("drawn", "random"), ("staged", "sequential")),
+    help="how a step picks among mask_ratios and mask_strategies; sequential: "
+    "equal parts of training, in order, which change with train.length",
+  )
+  masked_input: str = setting(
+    "dropped",
+    choices=("dropped", "mask_tokens", "noise", "pixel_noise"),
+    was="hidden",
+    help="what the encoder gets for masked patches: nothing, as in MAE, mask "
+    "tokens, or noise",
+  )
+  target: str = setting(
+    "norm_pix",
+    choices=("norm_pix", "pca", "raw"),
+    help="what is predicted of a patch: normalized pixels, raw pixels, or "
+    "principal components",
+  )
+  pca_components: int = setting(
+    96, ge=1, help="target=pca: the number of components"
+  )
+  loss: str = setting(
+    "mse",
+    choices=("l1", "log_cosh", "mse", "smooth_l1"),
+    help="error between prediction and target",
+  )
+  loss_on: str = setting(
+    "masked", choices=("all", "masked"), help="patches that the loss counts"
+  )
+  contrast: str = setting(
+    "none",
+    choices=("batch", "image", "none"),
+    help="add InfoNCE: each reconstructed patch must find its original among "
+    "others of its image, or of the batch. Identical patches, such as blank "
+    "corners, cannot be told apart, so this loss cannot reach 0",
+  )
+  contrast_weight: float = setting(0.1, ge=0, help="weight of InfoNCE")
+  contrast_temperature: float = setting(
+    0.1,
+    ge=1e-4,  # below, similarities overflow
+    help="temperature of InfoNCE",
+  )
+  contrast_patches: int = setting(
+    0,
+    ge=0,
+    help="masked patches of an image that InfoNCE compares; 0: all, which is "
+    "not possible with contrast=batch",
+  )
+  trainable: str = setting(
+    "all",
+    choices=("all", "decoder"),
+    was="trained",
+    help="decoder: keep the encoder as init_from has it",
+  )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class DiscriminatorConfig:
-  """A discriminator that pre-training is to deceive."""
+  """A discriminator, which adds a GAN loss to the reconstruction."""
 
-  type: str = "none"  # none | patch (parts of images) | image (as a whole)
-  loss: str = "hinge"  # hinge | non_saturating
-  # Of what it costs the network; on photographs, a third of this may be enough
-  # (bench/results/discriminator.md).
-  weight: float = 0.1
-  # Shares of training, however long it is by now, at which that weight leaves 0
-  # and is reached.
-  ramp: tuple[float, float] = (0.1, 0.3)
-  gradient_penalty: float = 1.0  # R1, at real images
-  width: int = 64  # channels after the first of its convolutions
-  depth: int = 4  # convolutions, each of which halves the image
-  lr: float = 2e-4  # at its peak; it follows the schedule of optim.lr
-  b1: float = 0.0
-  b2: float = 0.99
+  type: str = setting(
+    "none",
+    choices=("image", "none", "patch"),
+    was="judges",
+    help="none, or a network that scores parts of images or whole images",
+  )
+  loss: str = setting(
+    "hinge", choices=("hinge", "non_saturating"), help="the GAN loss"
+  )
+  weight: float = setting(
+    0.1,
+    ge=0,
+    help="weight of the generator loss; on photographs a third of this may be "
+    "enough (bench/results/discriminator.md)",
+  )
+  ramp: tuple[float, float] = setting(
+    (0.1, 0.3),
+    ge=0,
+    le=1,
+    help="shares of training at which the weight leaves 0 and reaches its "
+    "full value",
+  )
+  gradient_penalty: float = setting(
+    1.0, ge=0, help="weight of the R1 penalty on real images"
+  )
+  width: int = setting(
+    64, ge=1, le=2**12, help="channels after the first convolution"
+  )
+  depth: int = setting(
+    4, ge=1, le=14, help="convolutions, each of which halves the image"
+  )
+  lr: float = setting(
+    2e-4, ge=0, le=1e20, help="peak learning rate; follows optim.lr's schedule"
+  )
+  b1: float = setting(0.0, ge=0, lt=1, help="beta 1 of Adam")
+  b2: float = setting(0.99, ge=0, lt=1, help="beta 2 of Adam")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class ClassifyConfig:
-  """The head of a classifier, and how fine-tuning mixes its images."""
+  """The head of a classifier, and the regularization of fine-tuning."""
 
-  pooling: str = "mean"  # mean (of patch tokens, then fc_norm) | cls
-  trainable: str = "all"  # all | head | mlp (of the last block) | "4 blocks"
-  norm_group: int = 512  # examples a mean of the linear probe's BatchNorm takes
-  head_std: float = 2e-5  # of the normal that the head's kernel begins with
-  drop_path: float = 0.0  # of the last block; rises linearly from 0
-  smoothing: float = 0.0  # of labels
-  mixup: float = 0.0  # alpha; 0 for none
-  cutmix: float = 0.0  # alpha; 0 for none
-  mix_switch: float = 0.5  # how often cutmix and not mixup
-  mix_prob: float = 1.0  # how often a batch is mixed
-  erasing: float = 0.0  # how often a box of an image is filled with noise
-  ema: float = 0.0  # decay of averaged parameters, which are evaluated; 0: none
+  pooling: str = setting(
+    "mean",
+    choices=("all", "cls", "mean"),
+    help="features for the head: mean of patch tokens (with fc_norm when "
+    "fine-tuning), the class token, or for linprobe all patch tokens",
+  )
+  trainable: str = setting(
+    "all",
+    was="trained",
+    help="all, head, mlp (of the last block), or a number of last blocks, as "
+    "'4 blocks'",
+  )
+  norm_group: int = setting(
+    512, ge=2, help="examples over which the linear probe's BatchNorm averages"
+  )
+  head_std: float = setting(
+    2e-5, ge=0, help="standard deviation of the head's initial kernel"
+  )
+  drop_path: float = setting(
+    0.0, ge=0, lt=1, help="rate at the last block; rises linearly from 0"
+  )
+  smoothing: float = setting(0.0, ge=0, lt=1, help="label smoothing")
+  mixup: float = setting(0.0, ge=0, help="alpha of mixup; 0 for none")
+  cutmix: float = setting(0.0, ge=0, help="alpha of cutmix; 0 for none")
+  mix_switch: float = setting(
+    0.5, ge=0, le=1, help="probability of cutmix in place of mixup"
+  )
+  mix_prob: float = setting(
+    1.0, ge=0, le=1, help="probability that a batch is mixed"
+  )
+  erasing: float = setting(
+    0.0, ge=0, le=1, help="probability that a box of an image becomes noise"
+  )
+  ema: float = setting(
+    0.0,
+    ge=0,
+    lt=1,
+    help="decay of averaged parameters, which are then evaluated; 0 for none",
+  )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class OptimConfig:
   """The optimizer and its schedule; `lr` follows blr and batch unless set."""
 
-  blr: float  # base learning rate per 256 examples
-  warmup: str  # a Duration
-  weight_decay: float
-  b1: float
-  b2: float
-  lr: float | None = None  # None: blr * data.batch_size / 256
-  min_lr: float = 0.0  # where the cosine ends
-  grad_clip: float | None = None  # global norm; None for no clipping
-  accum_steps: int = 1  # micro-batches a step
-  layer_decay: float = 1.0  # of a layer's rate, from the head downwards
+  blr: float = setting(
+    ge=0, le=1e20, help="base learning rate, per 256 examples"
+  )
+  warmup: str = setting(duration=True, help="linear warm-up from 0")
+  weight_decay: float = setting(ge=0, le=1e6, help="decoupled weight decay")
+  b1: float = setting(ge=0, lt=1, help="beta 1 of Adam")
+  b2: float = setting(ge=0, lt=1, help="beta 2 of Adam")
+  lr: float | None = setting(
+    None,
+    ge=0,
+    le=1e20,
+    help="peak learning rate; default: blr x data.batch_size / 256",
+  )
+  min_lr: float = setting(
+    0.0, ge=0, le=1e20, help="learning rate at the end of the cosine"
+  )
+  grad_clip: float | None = setting(
+    None, gt=0, help="largest global norm of gradients; default: no clipping"
+  )
+  accum_steps: int = setting(
+    1, ge=1, resumable=True, help="micro-batches a step"
+  )
+  layer_decay: float = setting(
+    1.0,
+    gt=0,
+    le=1,
+    help="factor on the learning rate from each layer to the one below",
+  )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class TrainConfig:
-  """How long, how often, and from which seed."""
+  """How long a run trains, how often it logs and saves, and its seed."""
 
-  length: str  # a Duration
-  seed: int = 0
-  log_every: str = "50 steps"
-  save_every: str = "1 epochs"
-  save_every_minutes: float = (
-    0.0  # save also after so many minutes; 0 for never
+  length: str = setting(duration=True, resumable=True, help="how long to train")
+  seed: int = setting(0, ge=0, help="seed of everything random")
+  log_every: str = setting(
+    "50 steps", duration=True, resumable=True, help="between logged steps"
   )
-  keep: int = 3  # checkpoints kept
-  max_bad_steps: int = 10  # non-finite steps in a row that stop the run
-  spike_factor: float = 3.0  # a loss above so many running means is told
-  shutdown_timeout: float = (
-    120.0  # to save and leave in after SIGTERM or Ctrl-C
+  save_every: str = setting(
+    "1 epochs", duration=True, resumable=True, help="between checkpoints"
   )
-  # A directory, of many runs, where compiled programs are kept for the next
-  # start; "": where JAX_COMPILATION_CACHE_DIR says, if it is set.
-  compile_cache: str = ""
+  save_every_minutes: float = setting(
+    0.0,
+    ge=0,
+    resumable=True,
+    was="save_minutes",
+    help="save also after this many minutes; 0 for never",
+  )
+  keep: int = setting(
+    3, ge=1, resumable=True, help="checkpoints to keep; older ones are deleted"
+  )
+  max_bad_steps: int = setting(
+    10,
+    ge=1,
+    resumable=True,
+    help="consecutive steps with a loss that is not finite that stop the run",
+  )
+  spike_factor: float = setting(
+    3.0,
+    gt=1,
+    resumable=True,
+    help="warn of a loss above this many times its running mean",
+  )
+  shutdown_timeout: float = setting(
+    120.0,
+    gt=0,
+    resumable=True,
+    was="stop_seconds",
+    help="seconds to save and exit after SIGTERM or Ctrl-C",
+  )
+  compile_cache: str = setting(
+    "",
+    resumable=True,
+    help="directory for compiled programs, shared by runs; '' leaves it to "
+    "JAX_COMPILATION_CACHE_DIR",
+  )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class MeshConfig:
-  """How devices are laid out: data x fsdp, where data is what remains."""
+  """The devices as a mesh data x fsdp, where data is what remains."""
 
-  fsdp: int = 1  # devices that share one copy of parameters and optimizer
-  cpu_devices: int = 0  # XLA devices on a CPU-only host; 0 leaves it to JAX
-  # TPU, from v5e: gradients are summed over the devices while others are
-  # computed. False leaves its compiler the options it has by itself.
-  overlap: bool = True
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-  """Probes of the frozen features, and pictures, during and after training."""
-
-  every: str = "0 steps"  # a Duration; 0: only at the end
-  shots: tuple[int, ...] = (0,)  # a class, that a probe learns from; 0: all
-  num_trials: int = (
-    10  # random choices of them, over which accuracy is averaged
+  fsdp: int = setting(
+    1,
+    ge=1,
+    resumable=True,
+    help="devices that share one copy of parameters and optimizer state",
   )
-  max_train: int = 0  # at most so many training images; 0: all
-  pooling: str = "mean"  # of patch tokens: mean | cls | all (side by side)
-  knn_k: int = 20
-  knn_temperature: float = 0.07
-  probe_l2: float = 1.0  # see evals.probe
-  raw_pixels: bool = False  # the same probes on pixels, for comparison
-  images: int = 8  # in reconstructions.png; 0 for none
-  # Of task=evaluate: a checkpoint's head, or probes of its frozen features.
-  measure: str = "head"  # head | features
-  # Which classes an answer may be: all of the head's, those among the labels,
-  # or the latter for the sets of evals.robustness alone.
-  classes: str = "auto"  # auto | all | present
+  cpu_devices: int = setting(
+    0,
+    ge=0,
+    le=2**10,
+    resumable=True,
+    help="XLA devices of a host without accelerators; 0 leaves it to JAX",
+  )
+  overlap: bool = setting(
+    True,
+    resumable=True,
+    help="TPU v5e and newer: sum gradients over devices while others are "
+    "computed. Set it to false if your TPU compiler rejects our options",
+  )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
+class EvalConfig:
+  """Probes of frozen features, and pictures, during and after training."""
+
+  every: str = setting(
+    "0 steps",
+    duration=True,
+    resumable=True,
+    help="between evaluations; 0: only at the end",
+  )
+  shots: tuple[int, ...] = setting(
+    (0,),
+    ge=0,
+    resumable=True,
+    help="labeled images of each class that probes learn from; 0 for all",
+  )
+  num_trials: int = setting(
+    10,
+    ge=1,
+    resumable=True,
+    was="draws",
+    help="random choices of these images, over which accuracy is averaged",
+  )
+  max_train: int = setting(
+    0, ge=0, resumable=True, help="training images for probes; 0 for all"
+  )
+  pooling: str = setting(
+    "mean",
+    choices=("all", "cls", "mean"),
+    resumable=True,
+    help="features: mean of patch tokens, class token, or all patch tokens "
+    "side by side",
+  )
+  knn_k: int = setting(20, ge=1, resumable=True, help="neighbors of kNN")
+  knn_temperature: float = setting(
+    0.07, gt=0, resumable=True, help="temperature of kNN's weights"
+  )
+  probe_l2: float = setting(
+    1.0, gt=0, resumable=True, help="L2 penalty of the logistic regression"
+  )
+  raw_pixels: bool = setting(
+    False, resumable=True, help="probe raw pixels too, for comparison"
+  )
+  images: int = setting(
+    8,
+    ge=0,
+    le=2**12,
+    resumable=True,
+    help="images in reconstructions.png; 0 for none",
+  )
+  measure: str = setting(
+    "head",
+    choices=("features", "head"),
+    resumable=True,
+    help="task=evaluate: accuracy of a checkpoint's head, or probes of its "
+    "frozen features",
+  )
+  classes: str = setting(
+    "auto",
+    choices=("all", "auto", "present"),
+    resumable=True,
+    help="classes that a prediction may be: all of the head's, those among "
+    "the labels, or (auto) the latter for ImageNet-A and ImageNet-R alone",
+  )
+
+
+@section
 class LabelEfficiencyConfig:
   """Runs of task=label_efficiency, which differ in start, labels and seed."""
 
-  task: str = "finetune"  # of each run: finetune | linprobe
-  pretrain: str = ""  # the recipe of the start, unless there is an init_from
-  scratch: bool = True  # whether as many runs start from scratch
-  shots: tuple[int, ...] = (5, 10, 0)  # labeled images a class; 0: all
-  seeds: int = 5  # of labels chosen, order and start
+  task: str = setting(
+    "finetune", choices=("finetune", "linprobe"), help="task of each run"
+  )
+  pretrain: str = setting(
+    "",
+    resumable=True,
+    help="recipe of the pre-training that runs first, without init_from",
+  )
+  scratch: bool = setting(True, help="train as many runs from scratch")
+  shots: tuple[int, ...] = setting(
+    (5, 10, 0), ge=0, help="labeled images of each class; 0 for all"
+  )
+  seeds: int = setting(
+    5, ge=1, help="seeds of labels, order and initialization"
+  )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class Config:
-  """A whole run."""
+  """All settings of a run."""
 
-  task: str  # a name in mae_jax.main.TASKS
-  data: DataConfig
-  model: ModelConfig
-  objective: ObjectiveConfig
-  optim: OptimConfig
-  train: TrainConfig
-  mesh: MeshConfig = MeshConfig()
-  eval: EvalConfig = EvalConfig()
-  classify: ClassifyConfig = ClassifyConfig()
-  label_efficiency: LabelEfficiencyConfig = LabelEfficiencyConfig()
-  discriminator: DiscriminatorConfig = DiscriminatorConfig()
-  # A checkpoint whose parameters a new run starts from, or weights of the
-  # reference, transformers or timm.
-  init_from: str = ""
-  # Whether that checkpoint may be of another patch size or number of channels:
-  # see mae_jax.models.resize_patches for what becomes of its kernels.
-  init_adapt: bool = False
-
-
-# Settings that are Durations.
-DURATIONS = (
-  "eval.every",
-  "optim.warmup",
-  "train.length",
-  "train.log_every",
-  "train.save_every",
-)
-
-
-# What may differ when a run goes on: how long, where, how it is watched.
-# Everything else makes it another run. Names of settings or whole sections.
-MAY_CHANGE = (
-  "label_efficiency.pretrain",
-  "data.data_dir",
-  "data.eval_crop",
-  "data.eval_split",
-  "data.max_unreadable",
-  "data.path",
-  "data.prefetch",
-  "eval",
-  "init_adapt",
-  "init_from",
-  "mesh",
-  "model.attention_chunk_mb",
-  "model.remat",
-  "model.unroll",
-  "optim.accum_steps",
-  "train.compile_cache",
-  "train.keep",
-  "train.length",
-  "train.log_every",
-  "train.max_bad_steps",
-  "train.save_every",
-  "train.save_every_minutes",
-  "train.spike_factor",
-  "train.shutdown_timeout",
-)
+  task: str = setting(
+    choices=(
+      *("evaluate", "finetune", "label_efficiency", "linprobe"),
+      "pretrain",
+    ),
+    values_were=(("compare", "label_efficiency"),),
+    help="what the run does",
+  )
+  data: DataConfig = setting(help="images")
+  model: ModelConfig = setting(help="the network")
+  objective: ObjectiveConfig = setting(help="the pre-training objective")
+  optim: OptimConfig = setting(help="the optimizer")
+  train: TrainConfig = setting(help="length, logging, saving")
+  mesh: MeshConfig = setting(MeshConfig(), help="devices")
+  eval: EvalConfig = setting(EvalConfig(), help="evaluation")
+  classify: ClassifyConfig = setting(ClassifyConfig(), help="classification")
+  label_efficiency: LabelEfficiencyConfig = setting(
+    LabelEfficiencyConfig(), was="compare", help="label efficiency"
+  )
+  discriminator: DiscriminatorConfig = setting(
+    DiscriminatorConfig(), was="adversary", help="the discriminator"
+  )
+  init_from: str = setting(
+    "",
+    resumable=True,
+    help="checkpoint or weights (facebook, transformers, timm) that a new run "
+    "starts from",
+  )
+  init_adapt: bool = setting(
+    False,
+    resumable=True,
+    help="let init_from have another patch size or number of channels; see "
+    "mae_jax/models/resize_patches.py",
+  )
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-  """The plain nested dict that a checkpoint stores as JSON."""
+  """Returns the plain nested dict that a checkpoint stores as JSON."""
   return dataclasses.asdict(config)
 
 
+def rules() -> Iterator[tuple[str, dataclasses.Field, Rule]]:
+  """Yields each setting's full name, as "data.batch_size", field and rule."""
+  for field in dataclasses.fields(Config):
+    kind = SECTIONS.get(field.name)
+    if kind is None:
+      yield field.name, field, rule_of(field)
+      continue
+    for each in dataclasses.fields(kind):
+      yield f"{field.name}.{each.name}", each, rule_of(each)
+
+
+SECTIONS: dict[str, type] = {
+  "data": DataConfig,
+  "model": ModelConfig,
+  "objective": ObjectiveConfig,
+  "optim": OptimConfig,
+  "train": TrainConfig,
+  "mesh": MeshConfig,
+  "eval": EvalConfig,
+  "classify": ClassifyConfig,
+  "label_efficiency": LabelEfficiencyConfig,
+  "discriminator": DiscriminatorConfig,
+}
+RULES: dict[str, Rule] = {name: rule for name, _, rule in rules()}
+
+
 def fixed_changes(before: Config, now: Config) -> list[str]:
-  """What differs although it may not when a run goes on, one text each."""
+  """Lists the settings that differ but may not when a run resumes."""
   old, new = dict(leaves(before)), dict(leaves(now))
   return [
     f"{name} was {old[name]!r}, is {new[name]!r}"
     for name in old
-    if old[name] != new[name]
-    and name not in MAY_CHANGE
-    and name.partition(".")[0] not in MAY_CHANGE
+    if old[name] != new[name] and not RULES[name].resumable
   ]
 
 
 def leaves(config: Config) -> Iterator[tuple[str, Any]]:
-  """Each setting by its full name, as "data.batch_size"."""
-  for section, values in to_dict(config).items():
+  """Yields each setting's full name, as "data.batch_size", and value."""
+  for section_name, values in to_dict(config).items():
     if isinstance(values, dict):
-      yield from ((f"{section}.{key}", each) for key, each in values.items())
+      for key, value in values.items():
+        yield f"{section_name}.{key}", value
     else:
-      yield section, values
+      yield section_name, values

@@ -14,186 +14,57 @@ from typing import Any
 import ml_collections
 
 from mae_jax.config.schema import (
-  DURATIONS,
+  RULES,
   Config,
   Duration,
   EvalConfig,
+  rule_of,
 )
 from mae_jax.utils.errors import ConfigError, abbreviate
 
-# Bounds of single settings; of a tuple, of each item.
-AT_LEAST: dict[str, float] = {
-  "discriminator.b1": 0,
-  "discriminator.b2": 0,
-  "discriminator.depth": 1,
-  "discriminator.gradient_penalty": 0,
-  "discriminator.lr": 0,
-  "discriminator.ramp": 0,
-  "discriminator.weight": 0,
-  "discriminator.width": 1,
-  "classify.cutmix": 0,
-  "classify.drop_path": 0,
-  "classify.ema": 0,
-  "classify.erasing": 0,
-  "classify.head_std": 0,
-  "classify.mix_prob": 0,
-  "classify.mix_switch": 0,
-  "classify.mixup": 0,
-  "classify.norm_group": 2,
-  "classify.smoothing": 0,
-  "label_efficiency.seeds": 1,
-  "label_efficiency.shots": 0,
-  "data.batch_size": 1,
-  "data.channels": 1,
-  "data.color_jitter": 0,
-  "data.crop_fixed": 0,
-  "data.eval_crop": 0.1,  # images are enlarged by its inverse
-  "data.image_size": 1,
-  "data.record_shards": 1,
-  "data.max_unreadable": 0,
-  "data.prefetch": 0,
-  "data.randaugment": 0,
-  "data.randaugment_std": 0,
-  "data.shots": 0,
-  "data.shots_seed": 0,
-  "data.shuffle_buffer": 1,
-  "data.std": 1e-6,
-  "eval.num_trials": 1,
-  "eval.images": 0,
-  "eval.knn_k": 1,
-  "eval.shots": 0,
-  "eval.max_train": 0,
-  "mesh.cpu_devices": 0,
-  "mesh.fsdp": 1,
-  "model.attention_chunk_mb": 0,
-  "model.decoder_mlp_dim": 1,
-  "model.patch_size": 1,
-  "model.unroll": 0,
-  "objective.contrast_patches": 0,
-  "objective.contrast_temperature": 1e-4,  # below, similarities overflow
-  "objective.contrast_weight": 0,
-  "objective.mask_ratio": 0,
-  "objective.mask_ratios": 0,
-  "objective.pca_components": 1,
-  "optim.accum_steps": 1,
-  "optim.b1": 0,
-  "optim.b2": 0,
-  "optim.blr": 0,
-  "optim.lr": 0,
-  "optim.min_lr": 0,
-  "optim.weight_decay": 0,
-  "train.keep": 1,
-  "train.max_bad_steps": 1,
-  "train.save_every_minutes": 0,
-  "train.seed": 0,
-}
-
-
-ABOVE: dict[str, float] = {
-  "eval.knn_temperature": 0,
-  "eval.probe_l2": 0,
-  "model.norm_eps": 0,
-  "train.spike_factor": 1,
-  "train.shutdown_timeout": 0,
-  "optim.grad_clip": 0,
-  "optim.layer_decay": 0,
-}
-
-
-BELOW: dict[str, float] = {
-  "discriminator.b1": 1,
-  "discriminator.b2": 1,
-  "classify.drop_path": 1,
-  "classify.ema": 1,
-  "classify.smoothing": 1,
-  "optim.b1": 1,
-  "optim.b2": 1,
-}
-
-
-# Beyond any use, and small enough that the run ends in an error about memory
-# rather than never.
-AT_MOST: dict[str, float] = {
-  "discriminator.depth": 14,
-  "discriminator.lr": 1e20,
-  "discriminator.ramp": 1,
-  "discriminator.width": 2**12,
-  "classify.erasing": 1,
-  "classify.mix_prob": 1,
-  "classify.mix_switch": 1,
-  "data.batch_size": 2**20,
-  "data.channels": 2**12,
-  "data.color_jitter": 1,
-  "data.crop_fixed": 1,
-  "data.eval_crop": 1,
-  "data.image_size": 2**14,
-  "data.max_unreadable": 1,
-  "data.prefetch": 2**10,
-  "data.randaugment": 10,
-  "data.randaugment_std": 10,
-  "eval.images": 2**12,
-  "mesh.cpu_devices": 2**10,
-  "model.decoder_depth": 2**10,
-  "model.decoder_mlp_dim": 2**18,
-  "model.decoder_width": 2**16,
-  "model.depth": 2**10,
-  "model.mlp_dim": 2**18,
-  "model.patch_size": 2**14,
-  "model.width": 2**16,
-  "objective.mask_ratio": 1,
-  "objective.mask_ratios": 1,
-  "optim.blr": 1e20,
-  "optim.layer_decay": 1,
-  "optim.lr": 1e20,
-  "optim.min_lr": 1e20,
-  "optim.weight_decay": 1e6,
-}
-
-
-# Of all others: JAX counts in int32, makes one random key of seeds that differ
-# in higher bits alone, and computes in float32.
+# Of settings without an `le` of their own: JAX counts in int32, derives the
+# same key from seeds that differ in higher bits alone, and computes in float32.
 LARGEST_INT = 2**31 - 1
-
-
 LARGEST_FLOAT = 3e38
 
-
-# Settings of version 0.1 that have another name or another word as value now.
-RENAMED_SECTIONS = {"adversary": "discriminator", "compare": "label_efficiency"}
-RENAMED = {
-  "classify.trained": "classify.trainable",
-  "data.lanes": "data.record_shards",
-  "data.upright": "data.exif_rotate",
-  "discriminator.judges": "discriminator.type",
-  "eval.draws": "eval.num_trials",
-  "model.attention_mb": "model.attention_chunk_mb",
-  "objective.hidden": "objective.masked_input",
-  "objective.masks": "objective.mask_strategies",
-  "objective.trained": "objective.trainable",
-  "objective.varies": "objective.mask_schedule",
-  "train.save_minutes": "train.save_every_minutes",
-  "train.stop_seconds": "train.shutdown_timeout",
-}
-RENAMED_VALUES: dict[str, dict[Any, Any]] = {
-  "objective.mask_schedule": {"drawn": "random", "staged": "sequential"},
-  "task": {"compare": "label_efficiency"},
-}
+_COMPARISONS = (
+  ("ge", operator.ge, "at least"),
+  ("gt", operator.gt, "above"),
+  ("lt", operator.lt, "below"),
+  ("le", operator.le, "at most"),
+)
 
 
-def current_name(name: str) -> str:
-  """Returns today's full name of a setting, given today's or an older one."""
-  section, dot, key = name.partition(".")
-  name = RENAMED_SECTIONS.get(section, section) + dot + key
-  return RENAMED.get(name, name)
+def current_setting(name: str, value: Any = None) -> tuple[str, Any]:
+  """Translates a setting of version 0.1.
 
+  Args:
+    name: full name, as "adversary.judges"; today's names stay.
+    value: its value; None if only the name is wanted.
 
-def current_setting(name: str, value: Any) -> tuple[str, Any]:
-  """Returns today's name and value of a setting, given older ones."""
+  Returns:
+    Today's full name and value.
+  """
   if name == "objective.norm_pix_loss":
     return "objective.target", "norm_pix" if value else "raw"
-  name = current_name(name)
-  words = RENAMED_VALUES.get(name, {})
-  return name, words.get(value, value) if isinstance(value, str) else value
+  section, dot, key = name.partition(".")
+  section = _SECTIONS_WERE.get(section, section)
+  name = section + dot + _KEYS_WERE.get((section, key), key)
+  if isinstance(value, str) and name in RULES:
+    value = dict(RULES[name].values_were).get(value, value)
+  return name, value
+
+
+_SECTIONS_WERE = {
+  rule_of(field).was: field.name
+  for field in dataclasses.fields(Config)
+  if rule_of(field).was
+}
+_KEYS_WERE = {
+  (name.partition(".")[0], rule.was): name.partition(".")[2]
+  for name, rule in RULES.items()
+  if rule.was
+}
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
@@ -240,13 +111,27 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
   return f"known are {', '.join(known)}"
 
 
+def check_name(known: typing.Collection[str], name: str, field: str) -> None:
+  """Checks that a name is known.
+
+  Raises:
+    ConfigError: with the nearest name and all others.
+  """
+  if name in known:
+    return
+  hint, every = nearest(name, known), f"known are {', '.join(sorted(known))}"
+  if hint != every:  # the nearest name may be the opposite of the wanted one
+    hint += f" {every}"
+  raise ConfigError(f"{field}={abbreviate(name)} is not known: {hint}")
+
+
 def lookup(table: Mapping[str, Any], name: str, field: str) -> Any:
-  """`table[name]`, or a ConfigError that lists what there is."""
-  if name not in table:
-    told, every = nearest(name, table), f"known are {', '.join(sorted(table))}"
-    if told != every:  # what is near may be the opposite of what is meant
-      told += f" {every}"
-    raise ConfigError(f"{field}={abbreviate(name)} is not known: {told}")
+  """Returns `table[name]`.
+
+  Raises:
+    ConfigError: if there is no such name; it lists all names.
+  """
+  check_name(table, name, field)
   return table[name]
 
 
@@ -296,7 +181,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   for name, field in fields.items():
     here = f"{path}.{name}"
     if name not in values:
-      if field.default is dataclasses.MISSING:
+      if field.default is field.default_factory is dataclasses.MISSING:
         raise ConfigError(f"{here} is missing: set it in the config file")
       continue
     kind, value = hints[name], values[name]
@@ -304,7 +189,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
       built[name] = _build(typing.cast(type, kind), value, here)
     else:
       built[name] = _check(kind, value, here)
-      _check_bounds(here, built[name])
+      _check_rule(here.removeprefix("config."), built[name])
   return cls(**built)
 
 
@@ -316,26 +201,32 @@ def _current(path: str, key: Any, value: Any) -> tuple[Any, Any]:
   return name.removeprefix(prefix), value
 
 
-def _check_bounds(path: str, value: Any) -> None:
-  name = path.removeprefix("config.")
-  if name in DURATIONS:
+def _check_rule(name: str, value: Any) -> None:
+  rule = RULES[name]
+  if rule.duration:
     Duration.parse(value, name)
-  items = value if isinstance(value, tuple) else (value,)
-  for item in items:
-    if isinstance(item, str) or item is None:
+  for item in value if isinstance(value, tuple) else (value,):
+    if item is None:
+      continue
+    if isinstance(item, str):
+      if rule.choices:
+        check_name(rule.choices, item, name)
       continue
     if isinstance(item, float) and not math.isfinite(item):
-      raise ConfigError(f"{path}={abbreviate(value)} is not a finite number")
+      raise ConfigError(
+        f"config.{name}={abbreviate(value)} is not a finite number"
+      )
     largest = LARGEST_FLOAT if isinstance(item, float) else LARGEST_INT
-    for bound, holds, words in (
-      (AT_LEAST.get(name), operator.ge, "at least"),
-      (ABOVE.get(name), operator.gt, "above"),
-      (BELOW.get(name), operator.lt, "below"),
-      (AT_MOST.get(name, largest), operator.le, "at most"),
-      (-largest, operator.ge, "at least"),
-    ):
-      if bound is not None and not holds(item, bound):
-        raise ConfigError(f"{path}={abbreviate(value)} must be {words} {bound}")
+    bounds = {"ge": -largest, "le": largest} | {
+      key: bound
+      for key in ("ge", "gt", "lt", "le")
+      if (bound := getattr(rule, key)) is not None
+    }
+    for key, holds, words in _COMPARISONS:
+      if key in bounds and not holds(item, bounds[key]):
+        raise ConfigError(
+          f"config.{name}={abbreviate(value)} must be {words} {bounds[key]}"
+        )
 
 
 def _check_probes(settings: EvalConfig) -> None:

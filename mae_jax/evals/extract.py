@@ -1,4 +1,4 @@
-"""Features of a whole stream of images, gathered on every host."""
+"""Extracts features of a stream of images, gathered on every host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mae_jax.distributed import sharding, vote
 from mae_jax.utils import console, signals
 
 
-def of_source(
+def extract_source(
   apply: Callable[[Any, Mapping[str, jax.Array]], Any],
   params: Any,
   source: sources.Source,
@@ -30,14 +30,14 @@ def of_source(
   """Runs `apply(params, batch)` over the images of a source, each once.
 
   Args:
-    apply: see `extract`.
-    params: its first argument.
+    apply: as in `extract`.
+    params: first argument of `apply`.
     source: the images.
-    data: how they are prepared.
+    data: settings of preprocessing.
     mesh: the devices.
     batch_size: B, over all processes.
-    limit: at most so many images; 0 for all.
-    unreadable: is told of those that cannot be read.
+    limit: maximum number of images; 0 for all.
+    unreadable: collects the names of images that cannot be read.
 
   Returns:
     As `extract`.
@@ -74,19 +74,19 @@ def extract(
   Args:
     apply: a jitted function whose outputs, a tree of [B, ...], are replicated,
       so that every process can read them.
-    params: its first argument.
-    batches: of "image", "label", "mask" (0 = padding, or cannot be read) and
-      "readable" (False for the latter), this process's rows.
+    params: first argument of `apply`.
+    batches: this process's rows of "image", "label", "mask" (0 = padding or
+      unreadable) and "readable".
     mesh: the devices.
     batch_size: B, over all processes.
-    total: how many images there are, for the progress bar.
+    total: number of images, for the progress bar.
 
   Returns:
-    The tree with all real examples in a row, [N, ...], their labels [N], and
-    how many could not be read.
+    The outputs of all real examples [N, ...], their labels [N], and the number
+    of unreadable images.
 
   Raises:
-    Stopped: if one of several processes was asked to stop, on all of them.
+    RunInterrupted: in all processes, if one of them was asked to stop.
   """
   gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
   outputs, labels, unreadable = [], [], 0

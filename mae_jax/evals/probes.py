@@ -1,4 +1,4 @@
-"""The table of probes at few and at all labels, beside raw pixels."""
+"""Linear probes and kNN with few and with all labels."""
 
 from __future__ import annotations
 
@@ -24,61 +24,67 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-  """Of one classifier on one representation.
+  """The accuracy of one classifier on one representation.
 
   Attributes:
     kind: a name in TITLES.
-    shots: training images a class; 0 for all.
-    name: of the representation.
-    draws: the accuracy with each choice of training images.
+    shots: training images per class; 0 for all.
+    name: name of the representation.
+    trials: the accuracy with each choice of training images.
   """
 
   kind: str
   shots: int
   name: str
-  draws: tuple[float, ...]
+  trials: tuple[float, ...]
 
   @property
   def row(self) -> str:
-    """What it is called among the metrics."""
+    """The classifier's name in metrics."""
     return f"{self.kind}_{self.shots or 'all'}"
 
   @property
   def mean(self) -> float:
-    """Over the choices."""
-    return float(np.mean(self.draws))
+    """The mean over trials."""
+    return float(np.mean(self.trials))
 
   @property
-  def spread(self) -> float | None:
-    """The standard deviation of a choice; None of a single one."""
-    return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else None
+  def std(self) -> float | None:
+    """The standard deviation over trials; None for a single trial."""
+    return float(np.std(self.trials, ddof=1)) if len(self.trials) > 1 else None
 
 
-def few_labels(train: Split, test: Split, config: EvalConfig) -> list[Accuracy]:
-  """Accuracies of linear probe and kNN at each number of labels.
+def evaluate_probes(
+  train: Split, test: Split, config: EvalConfig
+) -> list[Accuracy]:
+  """Evaluates linear probe and kNN at each number of labels.
 
-  The choices do not depend on the run's seed, so that runs compare.
+  The choices of training images do not depend on the run's seed, so that runs
+  are comparable.
 
   Args:
-    train: what the classifiers see.
-    test: what they are scored on.
-    config: `shots`, `draws` and the settings of the two classifiers.
+    train: training examples.
+    test: test examples.
+    config: `shots`, `num_trials` and the settings of both classifiers.
   """
   result = []
   most = np.unique(train.labels, return_counts=True)[1].max()
-  # 0 stands for all, and so does what is more than there are.
+  # 0 means all images, and so does a number above the largest class.
   for count in dict.fromkeys(n if n < most else 0 for n in config.shots):
     subsets = [
       few_shot.choose_per_class(
-        train.labels, count, np.random.default_rng([count, draw])
+        train.labels, count, np.random.default_rng([count, trial])
       )
-      for draw in range(config.num_trials if count else 1)
+      for trial in range(config.num_trials if count else 1)
     ]
     for name, features in train.features.items():
       held_out = (test.features[name], test.labels)
-      seen = [(features[subset], train.labels[subset]) for subset in subsets]
+      train_sets = [
+        (features[subset], train.labels[subset]) for subset in subsets
+      ]
       linear = [
-        probe_accuracy(each, held_out, l2=config.probe_l2) for each in seen
+        probe_accuracy(each, held_out, l2=config.probe_l2)
+        for each in train_sets
       ]
       near = [
         knn_accuracy(
@@ -87,7 +93,7 @@ def few_labels(train: Split, test: Split, config: EvalConfig) -> list[Accuracy]:
           k=config.knn_k,
           temperature=config.knn_temperature,
         )
-        for each in seen
+        for each in train_sets
       ]
       result.append(Accuracy("linear", count, name, tuple(linear)))
       result.append(Accuracy("knn", count, name, tuple(near)))
@@ -95,17 +101,17 @@ def few_labels(train: Split, test: Split, config: EvalConfig) -> list[Accuracy]:
 
 
 def scalars(accuracies: list[Accuracy]) -> dict[str, float]:
-  """Means, and standard deviations where there are several choices."""
+  """Returns means, and standard deviations if there are several trials."""
   result = {}
   for each in accuracies:
     result[f"{each.row}/{each.name}"] = each.mean
-    if each.spread is not None:
-      result[f"{each.row}_std/{each.name}"] = each.spread
+    if each.std is not None:
+      result[f"{each.row}_std/{each.name}"] = each.std
   return result
 
 
 def table(accuracies: list[Accuracy]) -> str:
-  """The result of `few_labels` as text: a row a classifier."""
+  """Formats accuracies as a table: one row per classifier."""
   rows: dict[tuple[str, int], dict[str, Accuracy]] = {}
   for each in accuracies:
     rows.setdefault((each.kind, each.shots), {})[each.name] = each
@@ -120,8 +126,8 @@ def table(accuracies: list[Accuracy]) -> str:
 
 def _percent(accuracy: Accuracy) -> str:
   text = f"{100 * accuracy.mean:.1f}"
-  if accuracy.spread is not None:
-    text += f" ± {100 * accuracy.spread:.1f}"
+  if accuracy.std is not None:
+    text += f" ± {100 * accuracy.std:.1f}"
   return f"{text} %"
 
 
@@ -132,24 +138,25 @@ def knn_accuracy(
   k: int,
   temperature: float,
 ) -> float:
-  """Accuracy of a vote of cosine neighbors weighted exp(similarity / T).
+  """Computes the accuracy of kNN with cosine similarity.
 
-  The classifier of Wu et al. 2018 (arXiv 1805.01978), section 3.4.
+  Votes are weighted by exp(similarity / T), as in Wu et al. 2018 (arXiv
+  1805.01978), section 3.4.
 
   Args:
     train: features [N, D] and labels [N].
     test: features [M, D] and labels [M].
-    k: neighbors that vote, at most N.
+    k: number of neighbors that vote, at most N.
     temperature: T.
 
   Returns:
-    The share of the M examples whose class is right.
+    The accuracy on the M test examples.
   """
-  # Not needed to train; with it a start would take most of a second more.
+  # Imported here, because it would slow each start by most of a second.
   from sklearn.neighbors import KNeighborsClassifier
 
   def weights(distance: np.ndarray) -> np.ndarray:
-    return np.exp(-distance / temperature)  # exp(1 / T) is common to all
+    return np.exp(-distance / temperature)  # without the constant exp(1 / T)
 
   classifier = KNeighborsClassifier(
     n_neighbors=min(k, len(train[1])),
@@ -168,21 +175,21 @@ def probe_accuracy(
   *,
   l2: float,
 ) -> float:
-  """Accuracy of logistic regression on standardized features.
+  """Computes the accuracy of logistic regression on standardized features.
 
-  A quick measure for during and after pre-training; the protocol of the paper
-  is a task of its own.
+  A quick measure during and after pre-training. The paper's protocol is a
+  separate task, "linprobe".
 
   Args:
     train: features [N, D] and labels [N].
     test: features [M, D] and labels [M].
-    l2: weight of half the squared norm of the coefficients, against the sum
+    l2: weight of half the squared norm of the coefficients, relative to the sum
       (not the mean) of the N losses.
 
   Returns:
-    The share of the M examples whose class is right.
+    The accuracy on the M test examples.
   """
-  # As in `knn`.
+  # Imported here for the same reason as in `knn_accuracy`.
   from sklearn.linear_model import LogisticRegression
   from sklearn.pipeline import make_pipeline
   from sklearn.preprocessing import StandardScaler

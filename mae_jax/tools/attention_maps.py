@@ -23,7 +23,7 @@ from mae_jax.config import DataConfig, MeshConfig, lookup
 from mae_jax.distributed import sharding
 from mae_jax.evals import attention_rollout
 from mae_jax.models import patchify
-from mae_jax.tools import cli, feature_extractor, output_folder
+from mae_jax.tools import cli, feature_extractor, image_stream, output_folder
 from mae_jax.tools import photo as photos
 from mae_jax.utils import console, image_grid
 from mae_jax.utils.errors import ConfigError
@@ -38,27 +38,34 @@ _SUMMARY = ("original", "mean of heads", "rollout", "features")
 
 
 def write(
-  checkpoint: str,
-  images: str,
-  out: str,
+  checkpoint: cli.Path,
+  images: cli.Path,
+  out: cli.Path,
   *,
   layer: int | None = None,
-  query: tuple[int, int] | None = None,
+  query: cli.Position | None = None,
   fit: str = "crop",
-  image_size: tuple[int, int] | None = None,
+  image_size: cli.Size | None = None,
 ) -> None:
-  """Writes pictures of images to a folder.
+  """Draws pictures of what an encoder attends to.
+
+  They show the attention of each head, attention rollout over all blocks
+  (Abnar and Zuidema 2020), and three principal components of patch features as
+  colors, the same for all images.
 
   Args:
-    checkpoint: see `dialects.load_any`.
-    images: a folder or one file.
-    out: a folder, which appears when all is done.
-    layer: the block whose attention is shown, from 1; None for the last.
-      Rollout and features are those after it.
-    query: row and column, from 1, of the patch whose attention is shown; None
-      for the class token.
-    fit: a name in `photos.FITS`.
-    image_size: height and width; None for the checkpoint's.
+    checkpoint: a workdir (its newest checkpoint), one of its
+      checkpoints/STEP, or weights of facebook, transformers or timm.
+    images: one image, or a folder with all its subfolders.
+    out: a folder, which appears when all is done; a folder that this command
+      made before is replaced.
+    layer: the block whose attention is drawn, 1 for the first; by default the
+      last. Rollout and features are those after this block.
+    query: row and column of the patch whose attention is drawn, 1,1 for the
+      first; by default the class token.
+    fit: crop: the middle of each image, as in evaluation; squash: all of it.
+    image_size: 224, or height and width as 192,256; by default the
+      checkpoint's. Larger images give finer maps.
 
   Raises:
     ConfigError: if something cannot work, or no image can be read. `out` is as
@@ -68,8 +75,8 @@ def write(
   settings = dict(locals())
   del settings["began"], settings["out"]
   lookup(dict.fromkeys(photos.FITS), fit, "--fit")
-  cli.check(checkpoint, images, 1)
-  cli.check_apart(images, out)
+  image_stream.check(checkpoint, images, 1)
+  image_stream.check_apart(images, out)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   with output_folder.replacing(out, "attention", settings) as album:
     network = feature_extractor.from_checkpoint(
@@ -79,8 +86,8 @@ def write(
     grid = patchify.grid_size(data.image_size, network.encoder.patch_size)
     token = _token(query, grid)
     asking = f"patch {query[0]},{query[1]}" if query else "class token"
-    source = cli.open_images(images, data)
-    watch = attention_rollout.watcher(network.encoder, data)
+    source = image_stream.open_images(images, data)
+    watch = attention_rollout.attention_function(network.encoder, data)
     total = source.num_examples
     few = min(total, _FITTED)
     features = [
@@ -92,11 +99,11 @@ def write(
         f"none of the first {few} images can be read: the warnings above say "
         "why; mend or replace them"
       )
-    colors = attention_rollout.Colors(np.concatenate(features))
+    colors = attention_rollout.FeatureColors(np.concatenate(features))
     summary: list[list[np.ndarray]] = []
     names: list[list[str]] = []
     done = 0
-    with cli.progress_bar(total) as bar:
+    with console.progress_bar(total) as bar:
       for name, photo in _readable(source, images, data, fit, total, bar, few):
         seen = watch(params, photo.shown)
         cells = _cells(photo.shown, seen, token, grid, colors)
@@ -111,11 +118,11 @@ def write(
       output_folder.SHEET, image_grid.draw_grid(summary, _SUMMARY, names)
     )
   first = "" if len(names) == done else f", of the first {len(names)}"
-  cli.info(
+  console.info(
     f"{out}: attention of block {network.layer} in "
-    f"{cli.readable(done, total)}, in {time.monotonic() - began:.1f} s; "
-    f"three colors show {100 * colors.shares.sum():.0f} % of the features' "
-    f"variance; look at {os.path.join(out, output_folder.SHEET)}{first}"
+    f"{image_stream.readable(done, total)}, in "
+    f"{time.monotonic() - began:.1f} s; three colors show "
+    f"{100 * colors.shares.sum():.0f} % of the features' variance; look at {os.path.join(out, output_folder.SHEET)}{first}"
   )
 
 
@@ -145,10 +152,10 @@ def _readable(
 
 def _cells(
   shown: np.ndarray,
-  seen: attention_rollout.Seen,
+  seen: attention_rollout.AttentionMaps,
   token: int,
   grid: tuple[int, int],
-  colors: attention_rollout.Colors,
+  colors: attention_rollout.FeatureColors,
 ) -> dict[str, np.ndarray]:
   """Pictures by what they are, uint8 [H, W, C]."""
   weights = seen.weights[-1][:, token, 1:]  # [heads, L]
@@ -229,37 +236,6 @@ def _query(text: str) -> tuple[int, int]:
   return row, column
 
 
-def parser() -> cli.Parser:
-  """The flags."""
-  flags = cli.Parser(
-    "attention",
-    "Pictures of what an encoder looks at: attention of each head, rollout "
-    "over all blocks (Abnar and Zuidema 2020), and three principal components "
-    "of patch features as colors, the same for all images.",
-  )
-  flags.add_checkpoint()
-  flags.add_pictures()
-  flags.add_argument(
-    "--layer",
-    type=int,
-    help="the block whose attention is shown, 1 for the first (default: the "
-    "last); rollout and features are those after it",
-  )
-  flags.add_argument(
-    "--query",
-    type=_query,
-    help="row and column of the patch whose attention is shown, 1,1 for the "
-    "first (default: the class token)",
-  )
-  flags.add_argument(
-    "--image_size",
-    type=cli.size,
-    help="224, or height and width as 192,256 (default: the checkpoint's); "
-    "larger images give finer maps",
-  )
-  return flags
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  cli.main(parser(), write, argv)
+  cli.run(write, "attention", argv)

@@ -1,134 +1,32 @@
-"""What the tools share: flags, errors, and the stream of those with images.
+"""Makes a command of a function: flags from its signature, help from its docs.
 
-A tool is a function of the flags; `main` calls it and says in one line what
-went wrong.
+A command is a function. Its positional-only parameters become arguments, the
+others become flags. Types come from the annotations, defaults
+from the signature, and help texts from the docstring. A parameter annotated
+`Config` stands for `--config=FILE` and `--config.SECTION.SETTING=VALUE`.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
-import pathlib
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
 
-import jax
-import numpy as np
-import tqdm
+import docstring_parser
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
 
-from mae_jax import conversion
-from mae_jax.config import DataConfig
-from mae_jax.distributed import sharding
+from mae_jax.config import Config, overrides
 from mae_jax.utils import console, errors, signals, storage
 from mae_jax.utils.errors import ConfigError
 
-if TYPE_CHECKING:
-  from mae_jax.data import sources
-
-
-class Parser(argparse.ArgumentParser):
-  """The flags that every tool has; a mistake in them is one line."""
-
-  def __init__(self, name: str, description: str):
-    """Adds the flags of the command `python -m mae_jax NAME`."""
-    super().__init__(
-      prog=f"python -m mae_jax {name}",
-      description=description,
-      allow_abbrev=False,
-    )
-    self.add_argument(
-      "--debug", action="store_true", help="show where an error was raised"
-    )
-
-  def add_checkpoint(self) -> None:
-    """Adds the flag that every tool but evaluation has."""
-    self.add_argument(
-      "--checkpoint",
-      required=True,
-      type=os.path.expanduser,
-      help="a workdir, of which the newest checkpoint is taken, one of its "
-      "checkpoints/STEP, or weights of the reference, transformers or timm",
-    )
-
-  def add_images(self) -> None:
-    """Adds the flags of a tool that goes through images."""
-    self.add_checkpoint()
-    self.add_argument(
-      "--images",
-      required=True,
-      type=os.path.expanduser,
-      help="one image, or a folder of them with all its folders; they are "
-      "prepared as in evaluation of the checkpoint's run",
-    )
-    self.add_argument(
-      "--batch_size",
-      type=int,
-      default=64,
-      help="images at a time over all devices, rounded up to a multiple of "
-      "their number (default: 64)",
-    )
-
-  def add_folder(self) -> None:
-    """Adds the flag of a tool that fills a folder with pictures."""
-    self.add_argument(
-      "--out",
-      required=True,
-      type=os.path.expanduser,
-      help="a folder, which appears when all is done; one that this command "
-      "made is replaced",
-    )
-
-  def add_pictures(self) -> None:
-    """Adds the flags of a tool that fills a folder with pictures of images."""
-    self.add_argument(
-      "--images",
-      required=True,
-      type=os.path.expanduser,
-      help="one image, or a folder of them with all its folders",
-    )
-    self.add_folder()
-    self.add_argument(
-      "--fit",
-      default="crop",
-      help="crop: the middle of each image, as in evaluation; squash: all of "
-      "it (default: crop)",
-    )
-
-  def add_features(self) -> None:
-    """Adds the flags that say which features are meant."""
-    self.add_argument(
-      "--pool",
-      help="mean of the patch tokens, the cls token, or all tokens with the "
-      "class token first (default: mean)",
-    )
-    self.add_argument(
-      "--layer",
-      type=int,
-      help="the block after which tokens are taken, 1 for the first (default: "
-      "the last). Tokens of the last block pass the encoder's final norm, if "
-      "it has one; those of earlier blocks are raw. An encoder that was "
-      "fine-tuned with mean pooling has no final norm: its last tokens are raw "
-      "too, but their mean passes the norm in front of the head (fc_norm)",
-    )
-    self.add_argument(
-      "--image_size",
-      type=size,
-      help="224, or height and width as 192,256 (default: the checkpoint's); "
-      "positions are interpolated, as in fine-tuning",
-    )
-
-  def error(self, message: str) -> NoReturn:
-    """Ends the program, as any other mistake does."""
-    sys.exit(f"error: {message}; --help says what there is")
-
 
 def size(text: str) -> tuple[int, int]:
-  """Reads the flag of an image size, as "224" or "192,256"."""
+  """Reads an image size, "224" or "192,256"."""
   try:
     sides = [int(side) for side in text.strip("()").split(",")]
     height, width = sides * 2 if len(sides) == 1 else sides
@@ -139,53 +37,229 @@ def size(text: str) -> tuple[int, int]:
   return height, width
 
 
-def main(
-  parser: Parser, work: Callable[..., None], argv: Sequence[str] | None = None
-) -> None:
-  """Runs a tool.
+def position(text: str) -> tuple[int, int]:
+  """Reads the row and column of a patch, as "3,7"."""
+  try:
+    row, column = map(int, text.split(","))
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is no patch: write its row and column, as 3,7"
+    ) from None
+  return row, column
+
+
+def numbers(text: str) -> tuple[float, ...]:
+  """Reads numbers with commas, as "0.5,0.75"."""
+  try:
+    return tuple(float(part) for part in text.strip("()").split(","))
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is not a number, or several with commas, as 0.5,0.75"
+    ) from None
+
+
+def words(text: str) -> tuple[str, ...]:
+  """Reads words with commas, as "a,b"."""
+  return tuple(text.split(","))
+
+
+def paths(text: str) -> tuple[str, ...]:
+  """Reads paths with commas; ~ is the home directory."""
+  return tuple(map(os.path.expanduser, text.split(",")))
+
+
+# Types of flags, each with the function that reads it.
+Path = Annotated[str, os.path.expanduser]
+Paths = Annotated[tuple[str, ...], paths]
+Words = Annotated[tuple[str, ...], words]
+Numbers = Annotated[tuple[float, ...], numbers]
+Size = Annotated[tuple[int, int], size]
+Position = Annotated[tuple[int, int], position]
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line."""
+
+  def error(self, message: str) -> NoReturn:
+    hint = "--help lists all flags"
+    if message.startswith("unrecognized arguments: "):
+      unknown = message.partition(": ")[2].split()[0]
+      name = unknown.partition("=")[0]
+      known = [
+        option for action in self._actions for option in action.option_strings
+      ]
+      message = f"{name} is not a flag"
+      if not unknown.startswith("-"):
+        message = f"{unknown!r} is not a flag: write --name=value"
+      elif close := overrides.close_to(name, known):
+        message += f": did you mean {close}?"
+    raise SystemExit(f"error: {message}; {hint}")
+
+
+def parser(function: Callable[..., None], name: str) -> argparse.ArgumentParser:
+  """Makes the parser of a command.
 
   Args:
-    parser: of its flags.
-    work: the tool, called with the flags' values by name, but for --debug.
-    argv: the flags; those of the command line if None.
+    function: the command.
+    name: of the command, for the usage line.
   """
-  settings = vars(parser.parse_args(argv))
-  debug = settings.pop("debug")
-  # As in `main.main`.
-  logging.set_verbosity(logging.FATAL)
-  # So that what is half written is taken away.
-  signals.raise_at_once()
+  docs = docstring_parser.parse(inspect.cleandoc(function.__doc__ or ""))
+  texts = {each.arg_name: each.description or "" for each in docs.params}
+  result = _Parser(
+    prog=f"mae-jax {name}",
+    description="\n\n".join(
+      filter(None, [docs.short_description, docs.long_description])
+    ),
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  hints = typing.get_type_hints(function, include_extras=True)
+  for parameter in inspect.signature(function).parameters.values():
+    kind = hints[parameter.name]
+    if kind is Config:
+      result.usage = f"mae-jax {name} --config=FILE [--flag=value ...]"
+      result.epilog = overrides.help_text()
+      result.add_argument(
+        "--config",
+        help=f"{_one_line(texts[parameter.name])}; --config.data.path=DIR and "
+        "the like override settings, which are listed below",
+      )
+    else:
+      _add(result, parameter, kind, _one_line(texts[parameter.name]))
+  result.add_argument(
+    "--debug", action="store_true", help="show where an error was raised"
+  )
+  return result
+
+
+def _one_line(text: str) -> str:
+  return " ".join(text.split()).replace("%", "%%").removesuffix(".")
+
+
+def _add(
+  result: argparse.ArgumentParser,
+  parameter: inspect.Parameter,
+  kind: Any,
+  text: str,
+) -> None:
+  default = parameter.default
+  required = default is inspect.Parameter.empty
+  if typing.get_origin(kind) in (types.UnionType, typing.Union):  # X | None
+    kind = next(x for x in typing.get_args(kind) if x is not type(None))
+  if not hasattr(kind, "__metadata__") and kind not in (bool, int, float, str):
+    return  # for Python callers
+  if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+    result.add_argument(
+      parameter.name,
+      metavar=parameter.name.upper(),
+      nargs=None if required else "?",
+      default=None if required else default,
+      type=_reader(kind),
+      help=text,
+    )
+    return
+  flag = f"--{parameter.name.removesuffix('_')}"
+  if kind is bool:
+    flag = flag.replace("--", "--no_") if default else flag
+    action = "store_false" if default else "store_true"
+    result.add_argument(flag, dest=parameter.name, action=action, help=text)
+    return
+  if default not in (None, (), "", inspect.Parameter.empty):
+    text += f" (default: {default})"
+  result.add_argument(
+    flag,
+    dest=parameter.name,
+    required=required,
+    default=None if required else default,
+    type=_reader(kind),
+    metavar=flag.strip("-").upper(),
+    help=text,
+  )
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+  reader: Callable[[str], Any] = getattr(kind, "__metadata__", (kind,))[0]
+  return reader
+
+
+def parse(
+  function: Callable[..., None], name: str, argv: Sequence[str]
+) -> dict[str, Any]:
+  """Reads the flags of a command.
+
+  Returns:
+    The arguments of `function` by name, and "debug".
+
+  Raises:
+    ConfigError: if a recipe or a setting is wrong.
+    SystemExit: with one line, if a flag is wrong; or after --help.
+  """
+  hints = typing.get_type_hints(function)
+  configs = [key for key, kind in hints.items() if kind is Config]
+  settings: list[str] = []
+  flags = list(argv)
+  if configs:
+    settings, flags = overrides.split(argv)
+  values = vars(parser(function, name).parse_args(flags))
+  if configs:
+    del values["config"]
+    values[configs[0]] = overrides.load(settings)
+  return values
+
+
+def run(
+  function: Callable[..., None],
+  name: str,
+  argv: Sequence[str],
+  *,
+  interrupted: str = "stopped: nothing is written",
+) -> None:
+  """Runs a command, and says in one line what went wrong.
+
+  Args:
+    function: the command.
+    name: of the command.
+    argv: its command-line arguments.
+    interrupted: printed after Ctrl-C or SIGTERM.
+  """
+  debug = "--debug" in argv
+  logging.set_verbosity(logging.FATAL)  # errors are reported below
+  values: dict[str, Any] = {}
   try:
-    work(**settings)
-  except KeyboardInterrupt:
-    console.final_message("stopped: nothing is written")
-    signals.leave(128 + signal.SIGINT)
+    values = parse(function, name, argv)
+    debug = values.pop("debug")
+    signals.exit_on_signals(interrupted)
+    function(**values)
   except Exception as error:
-    line = _explain(error, "batch_size" in settings)
+    line = _explain(error, "batch_size" in values)
     if debug or line is None:
       raise
-    sys.exit(f"error: {line}")
+    raise SystemExit(f"error: {line}") from None
 
 
 def _explain(error: Exception, has_batch: bool) -> str | None:
   if errors.is_out_of_memory(error):
-    # The remedies of `errors` are those of training.
-    remedy = "take a smaller --batch_size" if has_batch else "free some"
-    return f"out of memory: {console.first_line(error)}: {remedy}"
+    # The way out of `errors` is that of training.
+    way_out = "take a smaller --batch_size" if has_batch else "free some"
+    return f"out of memory: {console.first_line(error)}: {way_out}"
   return errors.explain(error)
 
 
-def at_least(name: str, value: int, least: int = 1) -> None:
-  """Raises ConfigError for a flag that is smaller."""
+def at_least(name: str, value: float, least: float = 1) -> None:
+  """Checks a flag's lower bound.
+
+  Raises:
+    ConfigError: if the value is smaller.
+  """
   if value < least:
     raise ConfigError(f"--{name}={value} must be at least {least}")
 
 
-def lines(path: str, flag: str) -> list[str]:
-  """The lines of a text file with the name of a class each.
+def read_lines(path: str, flag: str) -> list[str]:
+  """Reads a text file that has the name of one class on each line.
 
   Raises:
-    ConfigError: if it cannot be read.
+    ConfigError: if it cannot be read, or a line is empty.
   """
   try:
     with storage.os_errors(path):
@@ -193,162 +267,13 @@ def lines(path: str, flag: str) -> list[str]:
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, "strerror", None) or error
     raise ConfigError(
-      f"{flag}={path} cannot be read ({reason}): name a text file with "
-      "the name of a class a line"
+      f"{flag}={path} cannot be read ({reason}): name a text file with the "
+      "name of one class on each line"
     ) from error
   found = [line.strip() for line in text.strip().splitlines()]
   if "" in found:
     raise ConfigError(
       f"{flag}={path} has nothing in line {1 + found.index('')}: write the "
-      "name of a class on every line"
+      "name of one class on every line"
     )
   return found
-
-
-def check(checkpoint: str, images: str, batch_size: int) -> None:
-  """What can be said at once of the flags that every tool has.
-
-  Raises:
-    ConfigError: if there is no checkpoint or image, or no batch.
-  """
-  at_least("batch_size", batch_size)
-  with storage.os_errors(checkpoint):
-    conversion.locate(checkpoint)
-  with storage.os_errors(images):
-    if not images or not epath.Path(images).exists():
-      raise ConfigError(f"--images={images}: there is no such folder or file")
-
-
-def check_apart(images: str, out: str) -> None:
-  """Refuses a folder of pictures that is, holds or lies in that of the images.
-
-  The next run would take them for images, or they would replace the images.
-
-  Raises:
-    ConfigError: with what to name.
-  """
-  if storage.is_remote(images):
-    return
-  one, other = (pathlib.Path(os.path.realpath(x)) for x in (images, out))
-  if not one.is_dir():
-    one = one.parent
-    inside = other == one or other in one.parents
-  else:
-    inside = other == one or other in one.parents or one in other.parents
-  if inside:
-    raise ConfigError(
-      f"--out={out} and --images={images} lie in each other: name a folder for "
-      "the pictures that is apart from the images"
-    )
-
-
-def open_images(path: str, data: DataConfig) -> sources.Indexed:
-  """The images of --images.
-
-  Raises:
-    ConfigError: if there is none.
-  """
-  # TensorFlow takes seconds to import, and a wrong flag is told before.
-  from mae_jax.data.sources import files
-
-  return files.open_files(path, data)
-
-
-def stream(
-  apply: Callable[[Any, jax.Array], Any],
-  params: Any,
-  source: sources.Indexed,
-  data: DataConfig,
-  *,
-  mesh: Mesh,
-  batch_size: int,
-) -> Iterator[tuple[Any, np.ndarray]]:
-  """Shows each image to a network once, prepared as in evaluation.
-
-  Args:
-    apply: jitted, from parameters and uint8 images [B, H, W, C] to a tree of
-      [B, ...].
-    params: its first argument.
-    source: the images; those that cannot be read are named in warnings.
-    data: how they are prepared.
-    mesh: the devices.
-    batch_size: of the images at a time, see `Parser`.
-
-  Yields:
-    For the next n images, in order: the tree of [n, ...], and bool [n], False
-    for those that cannot be read, whose values mean nothing.
-
-  Raises:
-    ConfigError: at the end, if no image could be read.
-  """
-  from mae_jax.data import pipeline
-  from mae_jax.data.bad_images import BadImages
-
-  left = source.num_examples
-  # A few images need no full batch.
-  size = -(-min(batch_size, left) // mesh.size) * mesh.size
-  batches = pipeline.eval_batches(
-    source,
-    data,
-    batch_size=size,
-    rows=sharding.local_rows(mesh, size),
-    unreadable=BadImages(),
-  )
-  anything = False
-  with progress_bar(left) as bar:
-    for batch in sharding.prefetch(mesh, batches, size, ahead=1):
-      with jax.set_mesh(mesh):
-        out = apply(params, batch["image"])
-      out, readable = jax.device_get((out, batch["readable"]))
-      real = min(left, size)  # the last batch is padded
-      out, readable = jax.tree.map(lambda x, n=real: x[:n], (out, readable))
-      anything |= readable.any()
-      left -= real
-      yield out, readable
-      bar.update(real)
-  if not anything:
-    raise ConfigError(
-      f"no image can be read, of {source.num_examples}: the warnings above say "
-      "why; mend or replace them"
-    )
-
-
-def progress_bar(total: int) -> tqdm.tqdm:
-  """On standard error, of images."""
-  return tqdm.tqdm(
-    total=total,
-    unit="image",
-    file=console.STDERR,
-    dynamic_ncols=True,
-    # A log file need not hold every movement of the bar.
-    mininterval=0.2 if _is_terminal(sys.stderr) else 20,
-  )
-
-
-def info(text: str) -> None:
-  """Prints to standard output without breaking the progress bar."""
-  # A name that the stream has no letters for is escaped.
-  encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-  text = text.encode(encoding, "backslashreplace").decode(encoding)
-  if _is_terminal(sys.stdout) and _is_terminal(sys.stderr):
-    with tqdm.tqdm.external_write_mode(file=console.STDERR):
-      console.info(text)
-  else:
-    console.info(text)
-
-
-def _is_terminal(stream: Any) -> bool:
-  return stream is not None and stream.isatty()  # None: it is closed
-
-
-def readable(number: int, total: int) -> str:
-  """How many images something was made of, as part of a line."""
-  if number == total:
-    return count(number, 0)
-  return f"{number} of {total} images ({total - number} cannot be read)"
-
-
-def count(number: int, unreadable: int) -> str:
-  """How many images there were, as part of a line."""
-  text = f"{number} image{'' if number == 1 else 's'}"
-  return f"{text} ({unreadable} cannot be read)" if unreadable else text

@@ -22,6 +22,7 @@ from mae_jax.utils.errors import ConfigError
 def convert(
   source: cli.Path,
   out: cli.Path | None = None,
+  /,
   *,
   from_: str | None = None,
   to: str | None = None,

@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 
 from mae_jax.config import MeshConfig, lookup
 from mae_jax.distributed import sharding
-from mae_jax.tools import cli, feature_extractor
-from mae_jax.utils import atomic_write
+from mae_jax.tools import cli, feature_extractor, image_stream
+from mae_jax.utils import atomic_write, console
 
 if TYPE_CHECKING:
   from mae_jax.data import sources
@@ -29,27 +29,39 @@ _NAMES = 4096  # written at a time
 
 
 def write(
-  checkpoint: str,
-  images: str,
-  out: str,
+  checkpoint: cli.Path,
+  images: cli.Path,
+  out: cli.Path,
   *,
   pool: str = "mean",
   layer: int | None = None,
-  image_size: tuple[int, int] | None = None,
+  image_size: cli.Size | None = None,
   batch_size: int = 64,
   mesh: Mesh | None = None,
 ) -> None:
-  """Writes the features of images to a file.
+  """Writes features of images to an .npz file.
+
+  The file has names, features [N, D] ([N, 1 + L, D] with --pool=all) and
+  readable: False where an image cannot be read, and its features are NaN.
 
   Args:
-    checkpoint: see `dialects.load_any`.
-    images: a folder or one file.
-    out: an .npz file, replaced when all is done.
-    pool: "mean" of the patch tokens or "cls", [N, D]; "all" tokens, the class
-      token first, [N, 1 + L, D].
-    layer: see `extractor.from_checkpoint`.
-    image_size: height and width; None for the checkpoint's.
-    batch_size: images at a time.
+    checkpoint: a workdir (its newest checkpoint), one of its
+      checkpoints/STEP, or weights of facebook, transformers or timm.
+    images: one image, or a folder with all its subfolders; prepared as in
+      evaluation of the checkpoint's run.
+    out: the .npz file, on a disk or in a bucket (gs://...); it appears when
+      all is done.
+    pool: mean of the patch tokens, cls token, or all tokens with the class
+      token first.
+    layer: the block after which tokens are taken, 1 for the first; by default
+      the last. Tokens of the last block pass the encoder's final norm, if it
+      has one; earlier ones are raw. An encoder fine-tuned with mean pooling has
+      no final norm: its last tokens are raw too, but their mean passes the norm
+      before the head (fc_norm).
+    image_size: 224, or height and width as 192,256; by default the
+      checkpoint's. Positions are interpolated, as in fine-tuning.
+    batch_size: images at a time over all devices, rounded up to a multiple of
+      their number.
     mesh: the devices; None for all.
 
   Raises:
@@ -59,13 +71,13 @@ def write(
   began = time.monotonic()
   atomic_write.check_suffix(out, ".npz")
   lookup(feature_extractor.POOLS, pool, "--pool")
-  cli.check(checkpoint, images, batch_size)
+  image_stream.check(checkpoint, images, batch_size)
   mesh = mesh or sharding.make_mesh(MeshConfig())
   with atomic_write.atomic_file(out) as file:
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
     )
-    source = cli.open_images(images, network.data)
+    source = image_stream.open_images(images, network.data)
     shape = (source.num_examples, *network.shape)
     atomic_write.check_space(out, 4 * math.prod(shape))
     with atomic_write.NpzWriter(file) as npz:
@@ -74,7 +86,7 @@ def write(
       readable: list[np.ndarray] = []
 
       def rows() -> Iterator[np.ndarray]:
-        for features, good in cli.stream(
+        for features, good in image_stream.stream(
           network.apply,
           network.params,
           source,
@@ -90,9 +102,9 @@ def write(
       npz.add("features", shape, np.float32, rows())
       npz.add("readable", shape[:1], np.bool_, readable)
   bad = int((~np.concatenate(readable)).sum())
-  cli.info(
+  console.info(
     f"{out}: features {list(shape)} after block {network.layer} of "
-    f"{cli.count(shape[0], bad)}, in {time.monotonic() - began:.1f} s"
+    f"{image_stream.count(shape[0], bad)}, in {time.monotonic() - began:.1f} s"
   )
 
 
@@ -108,25 +120,6 @@ def _add_names(npz: atomic_write.NpzWriter, source: sources.Indexed) -> None:
   npz.add("names", (total,), f"<U{longest}", parts())
 
 
-def parser() -> cli.Parser:
-  """The flags."""
-  flags = cli.Parser(
-    "features",
-    "Writes features of images: an .npz file with names, features and readable "
-    "(False where an image cannot be read: its features are NaN).",
-  )
-  flags.add_images()
-  flags.add_argument(
-    "--out",
-    required=True,
-    help="the .npz file, on a disk or in a bucket (gs://...); it appears when "
-    "all is done",
-  )
-  flags.add_features()
-  flags.set_defaults(pool="mean")
-  return flags
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  cli.main(parser(), write, argv)
+  cli.run(write, "features", argv)

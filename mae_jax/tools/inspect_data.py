@@ -7,34 +7,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
-import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import tqdm
-from absl import app, flags
 from etils import epath
-from ml_collections import config_flags
 from PIL import Image
 
-from mae_jax.config import Config, DataConfig, from_config_dict, overrides
+from mae_jax.config import Config, DataConfig
 from mae_jax.data import sources, survey
 from mae_jax.data.sources import folder
+from mae_jax.tools import cli
 from mae_jax.utils import atomic_write, console, image_grid, storage
 from mae_jax.utils.errors import ConfigError
-
-overrides.register_parsers()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The recipe, e.g. configs/vit_l.py.", lock_config=True
-)
-_LIMIT = flags.DEFINE_integer(
-  "limit", 5000, "Images to look at, from all over the data; 0 for all."
-)
-_OUT = flags.DEFINE_string(
-  "out", "samples.png", "The picture of training samples, which is replaced."
-)
-_DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
 
 _COLUMNS = 8  # of the picture
 _FAR = 0.1  # from a configured mean or std to the one found: a warning
@@ -43,13 +27,17 @@ _NAMED = 5  # classes of a warning
 _UNEVEN = 10  # times as many images in one class as in another: a warning
 
 
-def report(config: Config, limit: int, out: str) -> None:
-  """Prints what is in the data, and writes samples to a picture.
+def report(
+  config: Config, limit: int = 5000, out: cli.Path = "samples.png"
+) -> None:
+  """Checks the images of a config and draws samples.
+
+  Prints sizes, classes, unreadable images, warnings and the speed of loading.
 
   Args:
-    config: the run; its `data` is looked at.
-    limit: images to look at; 0 for all.
-    out: a .png file.
+    config: the recipe, for instance configs/digits.py.
+    limit: images to read, from all over the data; 0 for all.
+    out: the picture of training samples, which is replaced.
 
   Raises:
     ConfigError: if there are no data, or none that can be read.
@@ -62,11 +50,11 @@ def report(config: Config, limit: int, out: str) -> None:
     source = sources.open_source(data, "train")
     held_out = sources.open_source(data, "eval")
     _say_number(source, held_out)
-    with _bar(source.subset(limit).num_examples) as bar:
+    with console.progress_bar(source.subset(limit).num_examples) as bar:
       found, unread = look(source, limit, data, bar.update)
     if not len(found.sizes):
       raise ConfigError(
-        f"none of {found.looked_at} images can be read:\n"
+        f"none of {found.num_images} images can be read:\n"
         f"{found.unreadable.listing()}"
       )
     _say_images(found, data)
@@ -131,19 +119,8 @@ def look(
   return dataclasses.replace(found, labels=labels), unread
 
 
-def _bar(total: int) -> tqdm.tqdm:
-  return tqdm.tqdm(
-    total=total,
-    unit="image",
-    file=console.STDERR,
-    dynamic_ncols=True,
-    leave=False,
-    mininterval=0.2 if sys.stderr.isatty() else 20,
-  )
-
-
 def _say_images(found: survey.Survey, data: DataConfig) -> None:
-  _say("looked at", f"{found.looked_at:,} of those to train on")
+  _say("looked at", f"{found.num_images:,} of those to train on")
   number = len(found.unreadable.names)
   _say("cannot be read", f"{number:,}")
   if number:
@@ -240,11 +217,11 @@ def warnings(
         f"it, set {flags}"
       )
   number = len(found.unreadable.names)
-  if number / found.looked_at > data.max_unreadable:
+  if number / found.num_images > data.max_unreadable:
     told.append(
-      f"{number / found.looked_at:.1%} of the images cannot be read, and a run "
-      f"stops at data.max_unreadable={data.max_unreadable:.1%}: mend or remove "
-      "them"
+      f"{number / found.num_images:.1%} of the images cannot be read, and a "
+      f"run stops at data.max_unreadable={data.max_unreadable:.1%}: mend or "
+      "remove them"
     )
   if data.channels == 3 and found.gray == len(found.sizes):
     told.append(
@@ -314,20 +291,6 @@ def _sheet(samples: np.ndarray) -> Image.Image:
   return Image.fromarray(image_grid.draw_grid(rows, [""] * _COLUMNS))
 
 
-def _main(argv: list[str]) -> None:
-  with overrides.one_line(argv, _DEBUG.value):
-    config = from_config_dict(_CONFIG.value)
-    report(config, _LIMIT.value, os.path.expanduser(_OUT.value))
-
-
-def _parse(argv: list[str]) -> list[str]:
-  return overrides.parse(argv, _CONFIG)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  app.run(
-    _main,
-    argv=["inspect", *argv] if argv is not None else None,
-    flags_parser=_parse,
-  )
+  cli.run(report, "inspect", argv, interrupted="stopped")

@@ -19,8 +19,14 @@ from jax.sharding import Mesh
 
 from mae_jax.config import DataConfig, MeshConfig, lookup
 from mae_jax.distributed import sharding
-from mae_jax.tools import cli, feature_extractor, output_folder, photo
-from mae_jax.utils import image_grid
+from mae_jax.tools import (
+  cli,
+  feature_extractor,
+  image_stream,
+  output_folder,
+  photo,
+)
+from mae_jax.utils import console, image_grid
 from mae_jax.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,31 +46,43 @@ class Neighbor(NamedTuple):
 
 
 def write(
-  checkpoint: str,
-  images: str,
-  query: str,
-  out: str,
+  checkpoint: cli.Path,
+  images: cli.Path,
+  query: cli.Path,
+  out: cli.Path,
   *,
   count: int = 7,
   pool: str = "mean",
   layer: int | None = None,
-  image_size: tuple[int, int] | None = None,
+  image_size: cli.Size | None = None,
   batch_size: int = 64,
   mesh: Mesh | None = None,
 ) -> None:
-  """Writes the neighbors of images to a folder.
+  """Finds the images with the most similar features.
+
+  Writes a sheet of pictures and a table. Similarity is the cosine of features.
 
   Args:
-    checkpoint: see `dialects.load_any`.
-    images: a folder.
-    query: a folder or one file, which may be among them: no image is its own
-      neighbor.
-    out: a folder, which appears when all is done.
-    count: neighbors of each, at most.
-    pool: a name in `extractor.POOLS`, for the cosine of features.
-    layer: see `extractor.from_checkpoint`.
-    image_size: height and width; None for the checkpoint's.
-    batch_size: images at a time.
+    checkpoint: a workdir (its newest checkpoint), one of its
+      checkpoints/STEP, or weights of facebook, transformers or timm.
+    images: one image, or a folder with all its subfolders; prepared as in
+      evaluation of the checkpoint's run.
+    query: the image whose neighbors are wanted, or a folder of at most 64; it
+      may be among the images, and no image is its own neighbor.
+    out: a folder, which appears when all is done; a folder that this command
+      made before is replaced.
+    count: neighbors of each query.
+    pool: mean of the patch tokens, cls token, or all tokens with the class
+      token first.
+    layer: the block after which tokens are taken, 1 for the first; by default
+      the last. Tokens of the last block pass the encoder's final norm, if it
+      has one; earlier ones are raw. An encoder fine-tuned with mean pooling has
+      no final norm: its last tokens are raw too, but their mean passes the norm
+      before the head (fc_norm).
+    image_size: 224, or height and width as 192,256; by default the
+      checkpoint's. Positions are interpolated, as in fine-tuning.
+    batch_size: images at a time over all devices, rounded up to a multiple of
+      their number.
     mesh: the devices; None for all.
 
   Raises:
@@ -74,8 +92,8 @@ def write(
   began = time.monotonic()
   cli.at_least("count", count)
   lookup(feature_extractor.POOLS, pool, "--pool")
-  cli.check(checkpoint, images, batch_size)
-  cli.check_apart(images, out)
+  image_stream.check(checkpoint, images, batch_size)
+  image_stream.check_apart(images, out)
   if not query or not os.path.exists(query):
     raise ConfigError(f"--query={query}: there is no such folder or file")
   mesh = mesh or sharding.make_mesh(MeshConfig())
@@ -92,18 +110,18 @@ def write(
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
     )
-    asked = cli.open_images(query, network.data)
+    asked = image_stream.open_images(query, network.data)
     if asked.num_examples > _QUERIES:
       raise ConfigError(
         f"--query={query} has {asked.num_examples} images, more than the "
         f"{_QUERIES} that a sheet has room for: name a folder of fewer"
       )
-    source = cli.open_images(images, network.data)
+    source = image_stream.open_images(images, network.data)
 
     def stream(which: sources.Indexed) -> Iterator[tuple[str, np.ndarray]]:
       """Names and features of unit length, of those that can be read."""
       names = map(which.name, range(which.num_examples))
-      for features, readable in cli.stream(
+      for features, readable in image_stream.stream(
         network.apply,
         network.params,
         which,
@@ -145,9 +163,10 @@ def write(
     ]
     album.table(TABLE, [COLUMNS, *rows])
   nearer = f", of the nearest {_COLUMNS}" if count > _COLUMNS else ""
-  cli.info(
-    f"{out}: neighbors of {cli.readable(len(found), asked.num_examples)} "
-    f"among {cli.readable(among, source.num_examples)}, in "
+  console.info(
+    f"{out}: neighbors of "
+    f"{image_stream.readable(len(found), asked.num_examples)} among "
+    f"{image_stream.readable(among, source.num_examples)}, in "
     f"{time.monotonic() - began:.1f} s; look at "
     f"{os.path.join(out, output_folder.SHEET)}{nearer}"
   )
@@ -220,30 +239,6 @@ def _shown(images: str, name: str, data: DataConfig) -> np.ndarray:
   return photo.fit(whole, data).shown
 
 
-def parser() -> cli.Parser:
-  """The flags."""
-  flags = cli.Parser(
-    "neighbors",
-    "The images of a folder whose features are nearest to those of others, by "
-    "their cosine: a sheet of them, and a table.",
-  )
-  flags.add_images()
-  flags.add_argument(
-    "--query",
-    required=True,
-    type=os.path.expanduser,
-    help=f"the image whose neighbors are wanted, or a folder of at most "
-    f"{_QUERIES}",
-  )
-  flags.add_folder()
-  flags.add_argument(
-    "--count", type=int, default=7, help="neighbors of each (default: 7)"
-  )
-  flags.add_features()
-  flags.set_defaults(pool="mean")
-  return flags
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  cli.main(parser(), write, argv)
+  cli.run(write, "neighbors", argv)

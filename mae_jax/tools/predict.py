@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from mae_jax.config import MeshConfig
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
-from mae_jax.tools import cli
-from mae_jax.utils import atomic_write, storage
+from mae_jax.tools import cli, image_stream
+from mae_jax.utils import atomic_write, console, storage
 from mae_jax.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,26 +43,32 @@ class Prediction(NamedTuple):
 
 
 def write(
-  checkpoint: str,
-  images: str,
-  out: str | None = None,
+  checkpoint: cli.Path,
+  images: cli.Path,
+  out: cli.Path | None = None,
   *,
   top: int = 5,
-  class_names: str | None = None,
+  class_names: cli.Path | None = None,
   batch_size: int = 64,
   mesh: Mesh | None = None,
 ) -> None:
-  """Prints the likeliest classes of images, and writes them to a file.
+  """Prints the most likely classes of images.
+
+  The checkpoint is a fine-tuned network or a linear probe.
 
   Args:
-    checkpoint: see `dialects.load_any`.
-    images: a folder or one file.
-    out: a .csv file of COLUMNS, replaced when all is done; None for none. It
-      has no row for an image that cannot be read.
-    top: how many classes an image, at most; the rank of the first is 1.
-    class_names: a file with a name a line, in the order of labels; None for the
-      names in the checkpoint.
-    batch_size: images at a time.
+    checkpoint: a workdir (its newest checkpoint), one of its
+      checkpoints/STEP, or weights of facebook, transformers or timm.
+    images: one image, or a folder with all its subfolders; prepared as in
+      evaluation of the checkpoint's run.
+    out: a .csv file, on a disk or in a bucket (gs://...), with the columns
+      file, rank, class, label, probability; it appears when all is done. Then
+      only the first 20 images are printed.
+    top: classes an image.
+    class_names: a text file with the name of one class on each line, in the
+      order of labels; by default the names in the checkpoint.
+    batch_size: images at a time over all devices, rounded up to a multiple of
+      their number.
     mesh: the devices; None for all.
 
   Raises:
@@ -74,9 +80,11 @@ def write(
   if out is not None:
     atomic_write.check_suffix(out, ".csv")
   given = (
-    None if class_names is None else cli.lines(class_names, "--class_names")
+    None
+    if class_names is None
+    else cli.read_lines(class_names, "--class_names")
   )
-  cli.check(checkpoint, images, batch_size)
+  image_stream.check(checkpoint, images, batch_size)
   mesh = mesh or sharding.make_mesh(MeshConfig())
   with contextlib.ExitStack() as stack:
     file = (
@@ -89,16 +97,17 @@ def write(
     names = found.run.class_names
     if given is not None:
       names = _checked(given, len(names), f"--class_names={class_names}")
-    source = cli.open_images(images, found.run.config.data)
+    source = image_stream.open_images(images, found.run.config.data)
     results = predictions(
       found, source, top=top, mesh=mesh, batch_size=batch_size
     )
     done = _tell(results, names, file)
   total = source.num_examples
   if out is not None and done > _SHOWN:
-    cli.info(f"and {done - _SHOWN} more, which are in {out}")
-  text = f"{cli.count(total, total - done)} in {time.monotonic() - began:.1f} s"
-  cli.info(text if out is None else f"{text}; all predictions are in {out}")
+    console.info(f"and {done - _SHOWN} more, which are in {out}")
+  text = image_stream.count(total, total - done)
+  text += f" in {time.monotonic() - began:.1f} s"
+  console.info(text if out is None else f"{text}; all predictions are in {out}")
 
 
 def predictions(
@@ -129,7 +138,7 @@ def predictions(
     return labels, values
 
   start = 0
-  for (labels, values), readable in cli.stream(
+  for (labels, values), readable in image_stream.stream(
     best,
     found.params,
     source,
@@ -154,7 +163,7 @@ def _tell(
     pairs = list(zip(each.labels, each.probabilities, strict=True))
     if file is None or done < _SHOWN:
       found = ", ".join(f"{names[x]} {100 * p:.1f} %" for x, p in pairs)
-      cli.info(f"{each.file}: {found}")
+      console.info(f"{each.file}: {found}")
     if file is not None:
       rows = [
         (each.file, rank, names[label], label, probability)
@@ -174,31 +183,6 @@ def _checked(names: list[str], wanted: int, flag: str) -> list[str]:
   return names
 
 
-def parser() -> cli.Parser:
-  """The flags."""
-  flags = cli.Parser(
-    "predict",
-    "Prints the likeliest classes of images, by a fine-tuned network or a "
-    "linear probe.",
-  )
-  flags.add_images()
-  flags.add_argument(
-    "--out",
-    help="a .csv file, on a disk or in a bucket (gs://...), with the columns "
-    f"{', '.join(COLUMNS)}; it appears when all is done. Then only the first "
-    f"{_SHOWN} images are printed",
-  )
-  flags.add_argument(
-    "--top", type=int, default=5, help="classes an image (default: 5)"
-  )
-  flags.add_argument(
-    "--class_names",
-    help="a text file with the name of a class a line, in the order of labels "
-    "(default: the names in the checkpoint, those of the training data)",
-  )
-  return flags
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  cli.main(parser(), write, argv)
+  cli.run(write, "predict", argv)

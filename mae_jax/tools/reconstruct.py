@@ -21,9 +21,7 @@ from mae_jax import conversion
 from mae_jax.config import MeshConfig
 from mae_jax.conversion import model_info
 from mae_jax.distributed import sharding
-from mae_jax.evals import reconstruction
-from mae_jax.models import masking
-from mae_jax.tools import cli, output_folder, photo, reconstructor
+from mae_jax.tools import cli, image_stream, output_folder, photo, reconstructor
 from mae_jax.tools import reconstruction_figures as studio_lib
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
@@ -37,41 +35,55 @@ _TOLD = 20  # images of which a line is printed
 
 
 def write(
-  checkpoint: str,
-  images: str,
-  out: str,
+  checkpoint: cli.Path,
+  images: cli.Path,
+  out: cli.Path,
   *,
-  mask_ratio: Sequence[float] = (),
+  mask_ratio: cli.Numbers = (),
   strategy: str = "random",
   masks: int = 1,
   seed: int = 0,
-  mask: str | None = None,
-  truth: str | None = None,
+  mask: cli.Path | None = None,
+  truth: cli.Path | None = None,
   fill: str = "once",
   fit: str = "crop",
   statistics: str = "visible",
   baselines: bool = False,
   target: str | None = None,
 ) -> None:
-  """Writes pictures of images to a folder.
+  """Reconstructs masked images and draws pictures.
+
+  They show the original, the visible patches, the reconstruction, the visible
+  patches pasted into it, and the error, with PSNR and SSIM; with --mask also
+  restored photographs.
 
   Args:
-    checkpoint: see `dialects.load_any`.
-    images: a folder or one file.
-    out: a folder, which appears when all is done.
-    mask_ratio: shares of patches to hide, each in turn; () for the
-      checkpoint's.
-    strategy: a name in `masking.STRATEGIES`.
-    masks: how many of each.
-    seed: of the masks.
-    mask: a picture in which what is missing is white, or a folder with one for
-      each image; in place of the four above.
-    truth: with `mask`, the image without damage, or a folder of them.
-    fill: a name in `studio.FILLS`.
-    fit: a name in `photos.FITS`.
-    statistics: see `reconstruction.to_pixels`.
-    baselines: whether pictures of plain methods stand beside.
-    target: of weights that do not say what they predict: norm_pix or raw.
+    checkpoint: a workdir (its newest checkpoint), one of its
+      checkpoints/STEP, or weights of facebook, transformers or timm.
+    images: one image, or a folder with all its subfolders.
+    out: a folder, which appears when all is done; a folder that this command
+      made before is replaced.
+    mask_ratio: share of masked patches, or several as 0.75,0.85,0.95; by
+      default the checkpoint's.
+    strategy: how patches are masked: random, block or grid.
+    masks: masks of each image.
+    seed: of the masks, which also depend on the number of an image among the
+      others.
+    mask: replaces the four flags above: a picture as large as the image in
+      which missing pixels are white, or a folder with one of the same name (any
+      suffix) for each image. A patch is masked if any of its pixels is white.
+      restored.png is the whole photograph with these patches reconstructed.
+    truth: with --mask: the image without damage, or a folder of them, for
+      scores.
+    fill: once: reconstruct the masked patches; multipass: reconstruct all
+      patches, with masks that show every patch once.
+    fit: crop: the middle of each image, as in evaluation; squash: all of it.
+    statistics: where the mean and deviation of patches come from if the
+      network predicts normalized patches: visible (the patches around), true
+      (ground truth; the pictures say so), or raw (none).
+    baselines: also fill with the mean color and with scikit-image's
+      biharmonic inpainting, which takes seconds an image.
+    target: norm_pix or raw, for weights that do not say what they predict.
 
   Raises:
     ConfigError: if something cannot work, or no image can be read. `out` is as
@@ -91,8 +103,8 @@ def write(
     baselines=baselines,
   )
   settings.check()
-  cli.check(checkpoint, images, 1)
-  cli.check_apart(images, out)
+  image_stream.check(checkpoint, images, 1)
+  image_stream.check_apart(images, out)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   hints = conversion.ModelOverrides(target=target, insist=target is not None)
   told = {"checkpoint": checkpoint, "images": images} | settings.to_dict()
@@ -103,13 +115,13 @@ def write(
         f"--target={target} contradicts {checkpoint}: leave the flag out"
       )
     studio = studio_lib.FigureMaker(network, settings)
-    source = cli.open_images(images, network.data)
+    source = image_stream.open_images(images, network.data)
     pages = _Pages(album, studio)
     total = source.num_examples
     painting = 0.0
     names = [source.name(index) for index in range(total)]
     studio.check_given((photo.path_of(images, name), name) for name in names)
-    with cli.progress_bar(total) as bar:
+    with console.progress_bar(total) as bar:
       for index, name in enumerate(names):
         path = photo.path_of(images, name)
         start = time.monotonic()
@@ -127,8 +139,8 @@ def write(
         "or replace them"
       )
     pages.close()
-  cli.info(
-    f"{out}: pictures of {cli.readable(pages.number, total)} in "
+  console.info(
+    f"{out}: pictures of {image_stream.readable(pages.number, total)} in "
     f"{time.monotonic() - began:.1f} s, {painting / pages.number:.2f} s an "
     f"image; look at {os.path.join(out, output_folder.SHEET)}{pages.shown}"
   )
@@ -167,7 +179,7 @@ class _Pages:
         for method, score in picture.scores.items()
       ]
       if self.number <= _TOLD:
-        cli.info(f"{name}, {picture}")
+        console.info(f"{name}, {picture}")
     self._album.png(
       f"{place}/{output_folder.SHEET}", self._studio.sheet([pictures])
     )
@@ -195,82 +207,6 @@ def _ratios(text: str) -> tuple[float, ...]:
     ) from None
 
 
-def parser() -> cli.Parser:
-  """The flags."""
-  flags = cli.Parser(
-    "reconstruct",
-    "Pictures of what a pre-trained network makes of hidden patches: original, "
-    "masked, reconstruction, pasted, error; PSNR and SSIM; and restored "
-    "photographs.",
-  )
-  flags.add_checkpoint()
-  flags.add_pictures()
-  hide = flags.add_argument_group("what is hidden")
-  hide.add_argument(
-    "--mask_ratio",
-    type=_ratios,
-    default=(),
-    help="share of patches, or several as 0.75,0.85,0.95 (default: what the "
-    "checkpoint was trained with)",
-  )
-  hide.add_argument(
-    "--strategy",
-    default="random",
-    help=f"{', '.join(masking.STRATEGIES)} (default: random)",
-  )
-  hide.add_argument(
-    "--masks", type=int, default=1, help="masks of each image (default: 1)"
-  )
-  hide.add_argument(
-    "--seed",
-    type=int,
-    default=0,
-    help="of the masks, which also hang on the place of an image among the "
-    "others (default: 0)",
-  )
-  hide.add_argument(
-    "--mask",
-    type=os.path.expanduser,
-    help="in place of these: a picture as large as the image, in which what is "
-    "missing is white, or a folder that has one by the same name (of any "
-    "suffix) for each. A patch is hidden if any of it is white. restored.png "
-    "is then the whole photograph, painted",
-  )
-  hide.add_argument(
-    "--truth",
-    type=os.path.expanduser,
-    help="with --mask: the image without damage, or a folder of them, for "
-    "scores",
-  )
-  paint = flags.add_argument_group("how it is painted")
-  paint.add_argument(
-    "--fill",
-    default="once",
-    help="once: what is hidden; multipass: all patches, each from others, by "
-    "masks that show every patch once (default: once)",
-  )
-  paint.add_argument(
-    "--statistics",
-    default="visible",
-    help="of a network that predicts normalized patches, where their mean and "
-    f"deviation come from: {', '.join(reconstruction.STATISTICS)} (default: "
-    "visible, from the patches around; true uses ground truth, and the "
-    "pictures say so)",
-  )
-  paint.add_argument(
-    "--baselines",
-    action="store_true",
-    help="also paint with the mean color and with scikit-image's biharmonic "
-    "inpainting, which takes seconds an image",
-  )
-  paint.add_argument(
-    "--target",
-    choices=tuple(model_info.TARGETS),
-    help="of weights that do not say what they predict",
-  )
-  return flags
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  cli.main(parser(), write, argv)
+  cli.run(write, "reconstruct", argv)

@@ -255,7 +255,7 @@ class Trainer:
         self._meter.tick(self._values)
         self._writer.advance()
         if step == start + 1:
-          stack.enter_context(self._interrupts.at_stake())
+          stack.enter_context(self._interrupts.unsaved_work())
           self._tell_start()
         if problem:
           self._give_up(problem, state, previous_batch)
@@ -284,7 +284,7 @@ class Trainer:
         try:
           self._evaluate(state)
         except interrupts_lib.RunInterrupted:
-          self._interrupts.agreed()
+          self._interrupts.agree_to_stop()
           stop = True
         except Exception:
           if distributed.single_process():  # as above
@@ -306,7 +306,7 @@ class Trainer:
       return
     self._stop, self._late = self._votes.count()
     if self._stop:
-      self._interrupts.agreed()
+      self._interrupts.agree_to_stop()
 
   def _tell_start(self) -> None:
     startup.mark("compile")

@@ -10,14 +10,12 @@ import json
 import math
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from etils import epath
 
 from mae_jax.utils import console, hardware, log_file, startup, storage
@@ -92,15 +90,8 @@ class Writer:
     self._lines = log_file.LogFile(self.path)
     self._board.append(_event(file_version="brain.Event:2"))
     self._failing = False
-    self._bar = tqdm.tqdm(
-      total=total_steps,
-      initial=start_step,
-      unit="step",
-      file=console.STDERR,
-      dynamic_ncols=True,
-      smoothing=0.05,
-      # A log file need not hold every movement of the bar.
-      mininterval=0.2 if sys.stderr.isatty() else 20,
+    self._bar = console.progress_bar(
+      total_steps, "step", initial=start_step, smoothing=0.05
     )
     self._moved = False
 
@@ -115,8 +106,7 @@ class Writer:
   def say(self, text: str) -> None:
     """Prints a line without breaking the bar."""
     if self._enabled:
-      with tqdm.tqdm.external_write_mode(file=console.STDERR):
-        console.info(text)
+      console.info(text)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Logs scalars of a step everywhere and shows the first on the bar."""

@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 import numpy as np
 from etils import epath
 
-from mae_jax.utils import storage
+from mae_jax.utils import signals, storage
 from mae_jax.utils.errors import ConfigError
 
 
@@ -120,30 +120,34 @@ def atomic_folder(
     with _errors_name_path(out):
       yield temporary
       _check_replaceable(path, mine, flag)  # the block may have taken long
-      _swap(temporary, out)
+      with signals.no_exit():
+        _swap(temporary, out)
 
 
 @contextlib.contextmanager
 def _temporary_path(out: epath.Path, flag: str) -> Iterator[epath.Path]:
-  """Makes the folder of `out`; yields what is written in its place first.
+  """Makes the folder of `out`; yields the temporary path to write to.
 
-  At the end that is taken away, and so are folders that were made in vain.
+  The end of the block, or a signal, removes this path and the new folders that
+  are still empty.
   """
   temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
   above = () if storage.is_remote(out) else (out.parent, *out.parent.parents)
   made = [folder for folder in above if not folder.exists()]
-  try:
-    storage.make_directory(out.parent, f"the folder of {flag}")
-    yield temporary
-  finally:
+
+  def remove() -> None:
     with contextlib.suppress(OSError), storage.os_errors(temporary):
       if temporary.is_dir():
         shutil.rmtree(temporary, ignore_errors=True)
       else:
         temporary.unlink(missing_ok=True)
     for folder in made:
-      with contextlib.suppress(OSError):  # what is not empty stays
+      with contextlib.suppress(OSError):  # it is not empty
         os.rmdir(folder)
+
+  with signals.cleanup(remove):
+    storage.make_directory(out.parent, f"the folder of {flag}")
+    yield temporary
 
 
 def _check_replaceable(

@@ -52,11 +52,45 @@ def is_first() -> bool:
 
 
 def info(text: str) -> None:
-  """Prints to standard output."""
+  """Prints to standard output without breaking a progress bar."""
+  # Characters that the stream cannot encode are escaped.
+  encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+  text = _escape(text).encode(encoding, "backslashreplace").decode(encoding)
+  on_terminal = _is_terminal(sys.stdout) and _is_terminal(sys.stderr)
   try:
-    print(_escape(text), flush=True)
+    with (
+      tqdm.tqdm.external_write_mode(file=STDERR)
+      if on_terminal
+      else contextlib.nullcontext()
+    ):
+      print(text, flush=True)
   except (OSError, ValueError):
     _mute(sys.stdout)
+
+
+def progress_bar(
+  total: int | None, unit: str = "image", **settings: Any
+) -> tqdm.tqdm:
+  """Makes a progress bar on standard error.
+
+  Args:
+    total: how many units there are; None if that is not known.
+    unit: what is counted.
+    **settings: more arguments of tqdm.
+  """
+  return tqdm.tqdm(
+    total=total,
+    unit=unit,
+    file=STDERR,
+    dynamic_ncols=True,
+    # A log file need not hold every movement of the bar.
+    mininterval=0.2 if _is_terminal(sys.stderr) else 20,
+    **settings,
+  )
+
+
+def _is_terminal(stream: Any) -> bool:
+  return stream is not None and stream.isatty()  # None: it is closed
 
 
 def warn(text: str, *, shared: bool = False) -> None:

@@ -1,45 +1,54 @@
-"""SIGTERM and Ctrl-C: save, leave in bounded time, and say so to a scheduler.
+"""Signals set a flag; nothing is raised in the middle of other work.
 
-A signal is kept until the loop asks for it, unless nothing would be lost: then
-the process ends at once. Python runs signal handlers between two bytecodes of
-the main thread, which may be minutes when XLA compiles, so that a thread of its
-own hears of each signal through a pipe that C code writes to.
+An exception that a signal handler raises can land in a callback of the garbage
+collector, where Python prints and drops it. And a handler runs only between two
+bytecodes of the main thread, which may be minutes apart while XLA compiles. So
+the handlers here do nothing. C code writes each signal to a pipe, and a thread
+that reads this pipe acts on it at once.
+
+A training run uses `StopSignals`: it saves after the current step and exits
+with code 75. Every other command uses `exit_on_signals`: it removes temporary
+files and exits with 128 + the signal's number.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from mae_jax.utils import console
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again.
 EXIT_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Wrappers pass on a Ctrl-C that the whole group had already.
+# Wrappers pass on a Ctrl-C that the terminal sent to the whole process group.
 _ECHO_SECONDS = 0.5
+
+_Result = TypeVar("_Result")
 
 
 class RunInterrupted(BaseException):
-  """The run was asked to end; the message says what is saved.
+  """The run was asked to stop; the message says what is saved.
 
-  Like KeyboardInterrupt it passes by what catches any other exception.
+  Like KeyboardInterrupt it is no Exception, so that no handler of ordinary
+  errors catches it.
   """
 
 
 class StopSignals:
-  """What was asked of this process by signals.
+  """The signals that asked this training run to stop.
 
   Attributes:
-    requested: whether a signal has come.
-    together: whether other processes must stop at the same point, so that none
-      may stop by itself while there is something to save.
+    requested: whether a signal has arrived.
+    together: whether other processes must stop at the same step, so that this
+      one may not stop on its own while there is something to save.
   """
 
   def __init__(
@@ -47,167 +56,231 @@ class StopSignals:
     grace_seconds: float = 120.0,
     *,
     together: bool = False,
-    on_leave: Callable[[int, str], None] = lambda code, text: None,
+    on_exit: Callable[[int, str], None] = lambda code, text: None,
   ):
-    """Asks for nothing yet.
+    """Creates the state; `install` connects it to the signals.
 
     Args:
-      grace_seconds: how long the process may live on after a signal.
+      grace_seconds: the process exits this long after a signal at the latest.
       together: whether there are other processes.
-      on_leave: tells them when this one ends at once: its exit code, and why.
+      on_exit: called with exit code and reason before an immediate exit, to
+        tell the other processes.
     """
     self.grace_seconds = grace_seconds
     self.requested = False
     self.together = together
-    self._on_leave = on_leave
-    self._clock = threading.Lock()
-    self._at_stake = False
-    self._interruptible = False
+    self._on_exit = on_exit
+    self._timer_started = threading.Lock()
+    self._unsaved_work = False
+    self._waiting: list[queue.SimpleQueue] = []
 
   def install(self) -> None:
-    """From now on signals come here; only for a main thread."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in SIGNALS:
-      if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks
-        signal.signal(number, self._on_signal)
-    threading.Thread(target=self._listen, args=(read,), daemon=True).start()
+    """Starts to listen for signals; call it from the main thread."""
+    _listen(self._on_signal)
 
   @contextlib.contextmanager
-  def at_stake(self) -> Iterator[None]:
-    """Inside, there is something to save: the process does not end at once."""
-    self._at_stake = True
+  def unsaved_work(self) -> Iterator[None]:
+    """Marks a block with something to save: no signal ends it at once."""
+    self._unsaved_work = True
     try:
       yield
     finally:
-      self._at_stake = False
+      self._unsaved_work = False
 
   @contextlib.contextmanager
   def interruptible(self) -> Iterator[None]:
-    """Inside, a signal raises Stopped: for long work that can be repeated.
+    """Marks long work that can be repeated, such as an evaluation.
 
-    Of several processes none may stop by itself: the work asks `asked` and
-    raises when all have agreed.
+    Inside, `check` raises after a signal. With several processes no process
+    may stop on its own: the work asks `stop_requested` and raises
+    RunInterrupted once all processes have agreed.
 
     Raises:
-      Stopped: also if the signal came before.
+      RunInterrupted: also if the signal came before the block.
     """
-    global _interrupting
-    if self.together:
-      _interrupting = self
-      try:
-        yield
-      finally:
-        _interrupting = None
-      return
-    self._interruptible = True
+    global _current
+    _current = self
     try:
-      if self.requested:
-        raise RunInterrupted
+      check()
       yield
     finally:
-      self._interruptible = False
+      _current = None
 
-  def agreed(self) -> None:
-    """The processes stop, this one too: its time runs from now on."""
+  def agree_to_stop(self) -> None:
+    """Records that all processes stop, and starts the grace period."""
     self.requested = True
-    self._start_clock()
+    self._start_timer()
 
-  def _on_signal(self, number: int, frame: object) -> None:
+  def _on_signal(self, number: int, first: float | None) -> None:
+    if first is not None:
+      late = time.monotonic() - first > _ECHO_SECONDS
+      if number == signal.SIGINT and late:
+        self._exit(130, "left at once; the checkpoints saved before are whole")
+      return  # schedulers repeat SIGTERM
     self.requested = True
-    if self._interruptible:
-      self._interruptible = False  # no second one while the first unwinds
-      raise RunInterrupted
+    if not self._unsaved_work:
+      self._exit(EXIT_CODE, "stopped: there was nothing new to save")
+    self._start_timer()
+    _print(
+      f"{signal.Signals(number).name}: saving after this step, for at most "
+      f"{self.grace_seconds:g} s; a second Ctrl-C leaves at once"
+    )
+    for waiting in list(self._waiting):
+      waiting.put(None)
 
-  def _listen(self, pipe: int) -> None:
-    first: float | None = None
-    while True:
-      number = os.read(pipe, 1)[0]
-      if number not in SIGNALS:
-        continue
-      if first is not None:
-        late = time.monotonic() - first > _ECHO_SECONDS
-        if number == signal.SIGINT and late:
-          self._leave(
-            130, "left at once; the checkpoints saved before are whole"
-          )
-        continue  # schedulers repeat SIGTERM
-      first = time.monotonic()
-      if not self._at_stake:
-        self._leave(EXIT_CODE, "stopped: there was nothing new to save")
-      self._start_clock()
-      _tell(
-        f"{signal.Signals(number).name}: saving after this step, for at most "
-        f"{self.grace_seconds:g} s; a second Ctrl-C leaves at once"
-      )
-
-  def _start_clock(self) -> None:
-    if self._clock.acquire(blocking=False):  # once
+  def _start_timer(self) -> None:
+    if self._timer_started.acquire(blocking=False):  # once
       timer = threading.Timer(self.grace_seconds, self._out_of_time)
       timer.daemon = True
       timer.start()
 
   def _out_of_time(self) -> None:
-    self._leave(
+    self._exit(
       EXIT_CODE,
       f"not saved within train.shutdown_timeout={self.grace_seconds:g}; the "
       "checkpoints saved before are whole",
     )
 
-  def _leave(self, code: int, text: str) -> None:
-    _tell(text)
-    self._on_leave(code, text)
+  def _exit(self, code: int, text: str) -> None:
+    _print(text)
+    self._on_exit(code, text)
     os._exit(code)
 
+  def call(self, function: Callable[[], _Result]) -> _Result:
+    """Runs `function` in a thread, which is abandoned when a signal arrives."""
+    results: queue.SimpleQueue = queue.SimpleQueue()
 
-_interrupting: StopSignals | None = None
+    def work() -> None:
+      try:
+        results.put((function(), None))
+      except BaseException as error:
+        results.put((None, error))
 
-
-def asked() -> bool | None:
-  """Whether long work is to stop; None where it must not ask the others."""
-  return None if _interrupting is None else _interrupting.requested
-
-
-def _tell(text: str) -> None:
-  # Not print: the main thread may be inside one, holding its lock.
-  with contextlib.suppress(OSError):  # nobody is there
-    os.write(2, f"\n{console.prefix()}{text}\n".encode())
-
-
-def raise_at_once() -> None:
-  """From now on Ctrl-C raises KeyboardInterrupt, and SIGTERM SystemExit.
-
-  For programs that have nothing to save. Neither is lost: what is raised while
-  the garbage collector or a weak reference calls back, as they do in JAX, is
-  only printed by Python; here it is raised again a moment later.
-  """
-  if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `mae_jax`
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  told = sys.unraisablehook
-
-  def again(lost: Any) -> None:
-    error = lost.exc_value
-    if not isinstance(error, (KeyboardInterrupt, SystemExit)):
-      told(lost)
-      return
-
-    def raise_it(*_: Any) -> None:
+    self._waiting.append(results)
+    try:
+      check()
+      threading.Thread(target=work, daemon=True).start()
+      found = results.get()
+    finally:
+      self._waiting.remove(results)
+    if found is None:
+      raise RunInterrupted
+    result, error = found
+    if error is not None:
       raise error
-
-    signal.signal(signal.SIGALRM, raise_it)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-
-  sys.unraisablehook = again
+    return result
 
 
-def leave(code: int) -> NoReturn:
-  """Ends a stopped program, whatever XLA's threads are in the middle of.
+# The run whose long work is in progress; see `StopSignals.interruptible`.
+_current: StopSignals | None = None
 
-  Python's own end takes away what they use, and they may crash.
+
+def check() -> None:
+  """Raises RunInterrupted if this process alone is to stop long work now."""
+  if _current and _current.requested and not _current.together:
+    raise RunInterrupted
+
+
+def stop_requested() -> bool | None:
+  """Returns this process's vote on stopping long work; None without a vote."""
+  return _current.requested if _current and _current.together else None
+
+
+def call_interruptible(function: Callable[[], _Result]) -> _Result:
+  """Runs work that cannot call `check`, such as a scikit-learn fit.
+
+  Raises:
+    RunInterrupted: as soon as a signal arrives inside `interruptible`.
+  """
+  if _current is None or _current.together:
+    return function()
+  return _current.call(function)
+
+
+# Held while a command replaces its output, and from a signal to the exit.
+_no_exit = threading.RLock()
+_undo: dict[object, Callable[[], None]] = {}
+
+
+@contextlib.contextmanager
+def cleanup(undo: Callable[[], None]) -> Iterator[None]:
+  """Calls `undo` after the block, or before a signal ends the process in it."""
+  key = object()
+  with _no_exit:
+    _undo[key] = undo
+  try:
+    yield
+  finally:
+    with _no_exit:
+      del _undo[key]
+      undo()
+
+
+def no_exit() -> contextlib.AbstractContextManager:
+  """Delays the exit of `exit_on_signals` to the end of the block."""
+  return _no_exit
+
+
+def exit_on_signals(text: str, stop: Callable[[], None] | None = None) -> None:
+  """Ends this process with 128 + the signal's number when a signal arrives.
+
+  Args:
+    text: printed before the exit.
+    stop: called instead, for a server that ends in an orderly way. A second
+      signal exits.
+  """
+
+  def on_signal(number: int, first: float | None) -> None:
+    if stop and first is None:
+      stop()
+      return
+    _no_exit.acquire()  # never released: no new temporary file appears
+    for undo in reversed(list(_undo.values())):
+      with contextlib.suppress(OSError):
+        undo()
+    console.final_message(text)
+    exit_now(128 + number)
+
+  _listen(on_signal)
+
+
+def exit_now(code: int) -> NoReturn:
+  """Exits without Python's own shutdown.
+
+  That shutdown frees what XLA's threads are using, so that they may crash.
   """
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError, AttributeError):
       stream.flush()
   os._exit(code)
+
+
+def _listen(on_signal: Callable[[int, float | None], None]) -> None:
+  """Calls `on_signal` in a thread, with the time of the first signal."""
+  read, write = os.pipe()
+  os.set_blocking(write, False)
+  signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+  for number in SIGNALS:
+    if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
+      # Python writes to the pipe only if there is a handler.
+      signal.signal(number, _do_nothing)
+
+  def listen() -> None:
+    first: float | None = None
+    while True:
+      number = os.read(read, 1)[0]
+      if number in SIGNALS:
+        on_signal(number, first)
+        first = first or time.monotonic()
+
+  threading.Thread(target=listen, daemon=True).start()
+
+
+def _do_nothing(number: int, frame: Any) -> None:
+  """Keeps the signal's default action from ending the process."""
+
+
+def _print(text: str) -> None:
+  # Not print(): the main thread may be inside one, holding its lock.
+  with contextlib.suppress(OSError):  # the reader is gone
+    os.write(2, f"\n{console.prefix()}{text}\n".encode())

@@ -45,7 +45,7 @@ from mae_jax.train.tasks import pretrain
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import tiny
 
-RECIPES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+RECIPES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 # By task: what builds its network.
 BUILDERS = {
   "pretrain": factory.masked_autoencoder,

@@ -29,7 +29,7 @@ from mae_jax.config import UNITS, Config, from_config_dict, to_dict
 from mae_jax.utils.errors import ConfigError, TrainingError
 from tests.helpers import runs, tiny
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def fuzz(examples: int):

@@ -63,7 +63,7 @@ def test_batches_are_bit_equal_to_those_of_one_process(settings, tmp_path):
   processes = [
     subprocess.Popen(
       [
-        *(sys.executable, "-m", "tests.multihost.batches"),
+        *(sys.executable, "-m", "tests.helpers.read_batches"),
         *(where, str(count), str(number), json.dumps(settings), str(out)),
       ],
       cwd=ROOT,

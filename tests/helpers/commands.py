@@ -15,7 +15,7 @@ from PIL import Image
 from mae_jax.config import DataConfig
 from mae_jax.data import preprocess
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def write_images(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path:

@@ -1,6 +1,6 @@
 """Writes the loss curves of the digits recipe that `test_curve` holds fast.
 
-    python -m tests.train.curve
+    python -m tests.helpers.digits_curve
 
 With a seed behind it, it prints the curve of that one alone. Run it when a
 change moves the curve on purpose, and say so in the changelog.

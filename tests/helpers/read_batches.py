@@ -1,6 +1,6 @@
 """A program: what several processes read, together, of every kind of data.
 
-    python -m tests.multihost.batches HOST:PORT COUNT NUMBER SETTINGS OUT
+    python -m tests.helpers.read_batches HOST:PORT COUNT NUMBER SETTINGS OUT
 
 SETTINGS is JSON: for each name, a section `data`. Process 0 writes OUT.npz with
 the global batches.

@@ -77,7 +77,9 @@ def test_weights_are_those_of_every_block(workdir, images):
   params = runs.params(workdir, CONFIG)["model"]["encoder"]
   encoder = factory.masked_autoencoder(CONFIG).encoder
   pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
-  seen = attention_rollout.watcher(encoder, CONFIG.data)(params, pixels)
+  seen = attention_rollout.attention_function(encoder, CONFIG.data)(
+    params, pixels
+  )
   assert seen.weights.shape == (2, 4, 17, 17)
   np.testing.assert_allclose(seen.weights.sum(axis=-1), 1, rtol=1e-5)
   x = (pixels / 255 - np.array(CONFIG.data.mean)) / CONFIG.data.std
@@ -120,7 +122,7 @@ def test_rollout_is_a_product_of_matrices():
 def test_colors_are_the_principal_components():
   random = np.random.default_rng(0)
   features = random.normal(size=(50, 6)) * (9, 5, 3, 0.1, 0.1, 0.1)
-  colors = attention_rollout.Colors(features)
+  colors = attention_rollout.FeatureColors(features)
   assert colors.shares.sum() > 0.99
   picture = colors(features)
   assert picture.shape == (50, 3)
@@ -128,7 +130,7 @@ def test_colors_are_the_principal_components():
     found = np.corrcoef(picture[:, axis], features[:, axis])[0, 1]
     assert abs(found) > 0.95
   with pytest.raises(ConfigError, match="show more images"):
-    attention_rollout.Colors(features[:3])
+    attention_rollout.FeatureColors(features[:3])
 
 
 def test_an_overlay_is_brightest_where_the_value_is():

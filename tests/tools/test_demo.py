@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.tools import reconstructor
+from mae_jax.tools import cli, reconstructor
 from mae_jax.tools.demo import __main__ as command
 from mae_jax.tools.demo import server
 from mae_jax.utils.errors import ConfigError
@@ -244,7 +244,10 @@ def test_old_images_are_forgotten(opened):
 
 def test_it_listens_on_this_machine_alone(opened):
   assert opened.server_address[0] == "127.0.0.1"
-  assert command.parser().parse_args(["--checkpoint=x"]).host == "127.0.0.1"
+  assert (
+    cli.parser(command.run, "demo").parse_args(["--checkpoint=x"]).host
+    == "127.0.0.1"
+  )
 
 
 def test_a_taken_port_is_told(opened, workdir):

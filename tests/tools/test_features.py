@@ -378,7 +378,7 @@ def test_a_disk_that_fills_up_is_named(tmp_path):
 def test_wrong_flags(args, text):
   needed = ["--checkpoint=a", "--images=b", "--out=c.npz"] if args else []
   with pytest.raises(SystemExit) as caught:
-    features.parser().parse_args(needed + args)
+    cli.parser(features.write, "features").parse_args(needed + args)
   assert str(caught.value.code).startswith("error: ")
   assert text in caught.value.code
 
@@ -386,7 +386,9 @@ def test_wrong_flags(args, text):
 def test_sizes():
   flags = ["--checkpoint=a", "--images=b", "--out=c.npz"]
   for text, size in (("24", (24, 24)), ("(8,12)", (8, 12)), ("8, 12", (8, 12))):
-    read = features.parser().parse_args([*flags, f"--image_size={text}"])
+    read = cli.parser(features.write, "features").parse_args(
+      [*flags, f"--image_size={text}"]
+    )
     assert read.image_size == size
 
 

@@ -253,4 +253,4 @@ def test_a_checkpoint_without_a_head_is_one_line(tmp_path, photos):
 
 def test_wrong_flags():
   with pytest.raises(SystemExit, match=r"^error: .*: --checkpoint, --images;"):
-    predict.parser().parse_args([])
+    cli.parser(predict.write, "predict").parse_args([])

@@ -44,7 +44,11 @@ def test_the_first_hundred_steps():
 def test_the_whole_recipe_from_another_seed():
   # Optimized, as a user's run is: it takes longer than it compiles.
   done = commands.python(
-    "-m", "tests.train.curve", 3, environ={"XLA_FLAGS": ""}, timeout=1200
+    "-m",
+    "tests.helpers.digits_curve",
+    3,
+    environ={"XLA_FLAGS": ""},
+    timeout=1200,
   )
   assert done.returncode == 0, done.stderr
   losses = json.loads(done.stdout.splitlines()[-1])

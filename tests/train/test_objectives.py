@@ -256,7 +256,10 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
       {"contrast": "image", "masked_input": "pixel_noise"},
       "objective.contrast='image' needs whole masked patches",
     ),
-    ({"mask": "given"}, "objective.mask_rows= has 0 rows: write 4 rows per mask"),
+    (
+      {"mask": "given"},
+      "objective.mask_rows= has 0 rows: write 4 rows per mask",
+    ),
     (
       {"target": "pca", "pca_components": 2, "masked_input": "pixel_noise"},
       "objective.masked_input='pixel_noise' .* objective.target='pca'",

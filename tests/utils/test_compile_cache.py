@@ -24,7 +24,7 @@ found = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: found.update([name]))
 from mae_jax import main
 try:
-  main.app.run(main.main, flags_parser=main.parse_flags)
+  main.main()
 finally:
   print(json.dumps(found))
 """

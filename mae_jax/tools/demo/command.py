@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import webbrowser
 from collections.abc import Sequence
 
@@ -10,29 +9,32 @@ import jax
 
 from mae_jax import conversion
 from mae_jax.config import MeshConfig
-from mae_jax.conversion import model_info
 from mae_jax.distributed import sharding
 from mae_jax.tools import cli, reconstructor
 from mae_jax.tools.demo import server
-from mae_jax.utils import console
+from mae_jax.utils import console, signals
 
 
 def run(
-  checkpoint: str,
+  checkpoint: cli.Path,
   *,
   host: str = "127.0.0.1",
   port: int = 8642,
   target: str | None = None,
   browser: bool = True,
 ) -> None:
-  """Serves the page until Ctrl-C.
+  """Serves a web page that masks and reconstructs images.
+
+  The page runs on this machine; nothing is written to disk.
 
   Args:
-    checkpoint: see `dialects.load_any`.
-    host: the address of an interface.
-    port: 0 for any that is free.
-    target: of weights that do not say what they predict: norm_pix or raw.
-    browser: whether to open the page.
+    checkpoint: a workdir (its newest checkpoint), one of its
+      checkpoints/STEP, or weights of facebook, transformers or timm.
+    host: the address to listen on; 127.0.0.1 is reached from this machine
+      alone.
+    port: the port; 0 for any free one.
+    target: norm_pix or raw, for weights that do not say what they predict.
+    browser: do not open the page in a browser.
 
   Raises:
     ConfigError: if there is no such network, or it cannot listen there.
@@ -49,45 +51,14 @@ def run(
         f"{address} can be reached from other machines, and nobody is asked "
         "who they are"
       )
-    cli.info(f"{address} shows the page; Ctrl-C ends it")
+    console.info(f"{address} shows the page; Ctrl-C ends it")
     if browser:
       webbrowser.open(address)
-    with contextlib.suppress(KeyboardInterrupt):
-      opened.serve_forever()
-  cli.info("ended")
+    signals.exit_on_signals("stopped", stop=opened.shutdown)
+    opened.serve_forever()
+  console.info("ended")
 
 
-def parser() -> cli.Parser:
-  """The flags."""
-  flags = cli.Parser(
-    "demo",
-    "A page on this machine on which one drops an image, hides patches and "
-    "sees what the network makes of them. Nothing is written to disk.",
-  )
-  flags.add_checkpoint()
-  flags.add_argument(
-    "--host",
-    default="127.0.0.1",
-    help="the address to listen on (default: 127.0.0.1, which only this "
-    "machine reaches)",
-  )
-  flags.add_argument(
-    "--port", type=int, default=8642, help="0 for any free one (default: 8642)"
-  )
-  flags.add_argument(
-    "--target",
-    choices=tuple(model_info.TARGETS),
-    help="of weights that do not say what they predict",
-  )
-  flags.add_argument(
-    "--no_browser",
-    dest="browser",
-    action="store_false",
-    help="do not open the page",
-  )
-  return flags
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  cli.main(parser(), run, argv)
+  cli.run(run, "demo", argv)

@@ -27,7 +27,7 @@ from mae_jax.tools import cli, feature_extractor
 from mae_jax.tools.export import exportable as network_lib
 from mae_jax.tools.export import manifest, stablehlo, verify
 from mae_jax.tools.export import quantize as weights_lib
-from mae_jax.utils import atomic_write, storage
+from mae_jax.utils import atomic_write, console, storage
 from mae_jax.utils.errors import ConfigError
 
 
@@ -42,10 +42,10 @@ class Format(Protocol):
     image_shape: tuple[int, ...],
     output: str,
   ) -> dict[str, Any]:
-    """See `stablehlo.write`."""
+    """Writes the program; see `stablehlo.write`."""
 
   def load(self, folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """See `stablehlo.load`."""
+    """Reads the program; see `stablehlo.load`."""
 
 
 def _savedmodel() -> Format:
@@ -62,8 +62,8 @@ WHAT = ("classifier", "features")
 
 
 def write(
-  checkpoint: str,
-  out: str,
+  checkpoint: cli.Path,
+  out: cli.Path,
   *,
   format: str = "stablehlo",
   what: str | None = None,
@@ -71,26 +71,39 @@ def write(
   dtype: str | None = None,
   pool: str | None = None,
   layer: int | None = None,
-  image_size: tuple[int, int] | None = None,
+  image_size: cli.Size | None = None,
 ) -> None:
-  """Writes a network, reads it again and compares.
+  """Exports an encoder or a classifier to StableHLO or SavedModel.
+
+  The folder holds a program from uint8 images [batch, H, W, C], of any batch
+  size, to features or logits; its weights; and export.json, which describes it.
+  The result is read from disk again and compared with the network.
 
   Args:
-    checkpoint: see `dialects.load_any`.
-    out: a folder, which appears when all is done, in the place of an earlier
-      export.
-    format: a name in FORMATS.
-    what: a name in WHAT; None for a classifier if there is a head.
-    weights: a name in `weights.KINDS`.
-    dtype: of activations; None for the checkpoint's.
-    pool: of features, see `extractor.from_checkpoint`; None for "mean".
-    layer: likewise.
-    image_size: likewise.
+    checkpoint: a workdir (its newest checkpoint), one of its
+      checkpoints/STEP, or weights of facebook, transformers or timm.
+    out: a folder on a disk; it appears when all is done and replaces an
+      earlier export.
+    format: stablehlo, for jax.export, or savedmodel, for TensorFlow.
+    what: classifier or features; by default classifier if the checkpoint has
+      a head.
+    weights: how kernels are stored: float32, bfloat16, or int8 with a scale
+      for each output channel. The program computes with float32.
+    dtype: float32 or bfloat16 activations; by default the run's.
+    pool: mean of the patch tokens, cls token, or all tokens with the class
+      token first; by default mean.
+    layer: the block after which tokens are taken, 1 for the first; by default
+      the last. Tokens of the last block pass the encoder's final norm, if it
+      has one; earlier ones are raw. An encoder fine-tuned with mean pooling has
+      no final norm: its last tokens are raw too, but their mean passes the norm
+      before the head (fc_norm).
+    image_size: 224, or height and width as 192,256; by default the
+      checkpoint's. Positions are interpolated, as in fine-tuning.
 
   Raises:
     ConfigError: if something cannot work. `out` is as it was.
-    TrainingError: if what was written does not do what the network does;
-      likewise.
+    TrainingError: if the export does not compute what the network computes;
+      `out` is as it was.
   """
   began = time.monotonic()
   make_format = lookup(FORMATS, format, "--format")
@@ -119,9 +132,11 @@ def write(
   with atomic_write.atomic_folder(out, manifest.describes) as folder:
     lines = _fill(folder, make_format(), step, about, asked)
     total = _size(folder)
-  cli.info(f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s")
+  console.info(
+    f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s"
+  )
   for line in lines:
-    cli.info(line)
+    console.info(line)
 
 
 def _fill(
@@ -211,50 +226,8 @@ def _megabytes(size: int) -> str:
   return f"{size / 1e6:.3g} MB"
 
 
-def parser() -> cli.Parser:
-  """The flags."""
-  flags = cli.Parser(
-    "export",
-    "Writes a network as files that serve without this project: from uint8 "
-    "images [batch, height, width, channels] of any batch size to features, or "
-    "to the logits of a fine-tuned or probed network. Normalization is inside.",
-  )
-  flags.add_checkpoint()
-  flags.add_argument(
-    "--out",
-    required=True,
-    help="a folder on a disk; it appears when all is done, in the place of an "
-    "earlier export",
-  )
-  flags.add_argument(
-    "--format",
-    default="stablehlo",
-    help="stablehlo, for jax.export, or savedmodel, for TensorFlow (default: "
-    "stablehlo)",
-  )
-  flags.add_argument(
-    "--what",
-    help="classifier or features (default: classifier if the checkpoint has a "
-    "head)",
-  )
-  flags.add_argument(
-    "--weights",
-    default="float32",
-    help="how kernels are stored: float32, bfloat16, or int8 with a scale for "
-    "each output channel; float32 is made of them inside (default: float32)",
-  )
-  flags.add_argument(
-    "--dtype",
-    help="float32 or bfloat16, in which activations are computed (default: as "
-    "the checkpoint's run did)",
-  )
-  flags.add_features()
-  return flags
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  # Everything is done on the host: no accelerator is needed, or taken from
-  # whoever uses it, and what is compared is not rounded by one.
+  # Nothing is computed: an accelerator that others use is left alone.
   jax.config.update("jax_platforms", "cpu")
-  cli.main(parser(), write, argv)
+  cli.run(write, "export", argv)

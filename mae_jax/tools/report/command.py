@@ -8,25 +8,30 @@ from collections.abc import Sequence
 from mae_jax.config import overrides
 from mae_jax.tools import cli
 from mae_jax.tools.report import data_summary, page, run_logs
-from mae_jax.utils import atomic_write
+from mae_jax.utils import atomic_write, console
 from mae_jax.utils.errors import ConfigError
 
 
 def write(
-  workdir: Sequence[str],
-  out: str,
+  workdir: cli.Paths,
+  out: cli.Path = "report.html",
   *,
-  recipe: str | None = None,
+  recipe: cli.Path | None = None,
   look_at: int = 300,
 ) -> None:
-  """Writes a page of runs.
+  """Writes one HTML page about one or more runs.
+
+  It shows curves, pictures over training, data, settings and environment, and
+  needs no network.
 
   Args:
-    workdir: their directories.
-    out: an .html file.
-    recipe: what settings are compared with; None for what each run was started
-      with.
-    look_at: images of the data to look at; 0 for none.
+    workdir: the directory of a run, or of several as a,b,c, which are drawn
+      over each other.
+    out: the .html file, which is replaced.
+    recipe: settings are compared with this recipe, for instance
+      configs/vit_b.py; by default with the one that started each run.
+    look_at: training images to read, for mean and std beside the configured
+      ones; 0 for none.
 
   Raises:
     ConfigError: if there is no such run. `out` is as it was.
@@ -51,45 +56,9 @@ def write(
       for run, name in zip(found, names, strict=True)
     ]
     file.write(page.render(found, known).encode())
-  cli.info(f"{out}: {', '.join(names)}; open it in a browser")
+  console.info(f"{out}: {', '.join(names)}; open it in a browser")
 
 
-def parser() -> cli.Parser:
-  """The flags."""
-  flags = cli.Parser(
-    "report",
-    "One page, without need of a network, of what became of one or more runs: "
-    "curves, pictures over training, data, settings, environment.",
-  )
-  flags.add_argument(
-    "--workdir",
-    required=True,
-    type=lambda text: [os.path.expanduser(each) for each in text.split(",")],
-    help="the directory of a run, or of several as a,b,c, which are drawn over "
-    "each other",
-  )
-  flags.add_argument(
-    "--out",
-    type=os.path.expanduser,
-    default="report.html",
-    help="the .html file, which is replaced (default: report.html)",
-  )
-  flags.add_argument(
-    "--recipe",
-    type=os.path.expanduser,
-    help="what the settings are compared with, as configs/vit_b.py (default: "
-    "what each run was started with)",
-  )
-  flags.add_argument(
-    "--look_at",
-    type=int,
-    default=300,
-    help="training images to look at, for mean and std beside those that are "
-    "configured; 0 for none (default: 300)",
-  )
-  return flags
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  cli.main(parser(), write, argv)
+  cli.run(write, "report", argv)

@@ -246,7 +246,7 @@ class LabelEfficiencyTask:
     """Accuracy of each member on the held-out images, as table and plot."""
     source = self._one.eval_source
     assert source is not None
-    out, labels, _ = extract.of_source(
+    out, labels, _ = extract.extract_source(
       self._score,
       params,
       source,

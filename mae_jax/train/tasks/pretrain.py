@@ -253,7 +253,7 @@ def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
   """Pre-trains, or goes on where an earlier run in `workdir` stopped."""
   mesh = sharding.make_mesh(config.mesh)
   pretraining_task = PretrainTask(config, mesh)
-  left_out = pretraining_task.evaluate.left_out
+  left_out = pretraining_task.evaluate.unavailable
   if left_out and jax.process_index() == 0:
     print(left_out, flush=True)
   loop.run(pretraining_task, config, mesh, workdir, stop)

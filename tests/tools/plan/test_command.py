@@ -77,7 +77,7 @@ def test_ctrl_c_is_one_line():
     process.send_signal(signal.SIGINT)
     assert process.wait(300) == 130
     assert process.stderr.read().splitlines() == [
-      "stopped by Ctrl-C; what is told above is true"
+      "stopped by Ctrl-C; what is printed above is true"
     ]
 
 
