@@ -1,4 +1,4 @@
-"""What an encoder looks at: attention, its rollout, and features as colors."""
+"""Attention weights, attention rollout, and patch features as colors."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from mae_jax.models import mae, patchify
 from mae_jax.utils.errors import ConfigError
 
 
-class Seen(NamedTuple):
-  """What one image does to an encoder.
+class AttentionMaps(NamedTuple):
+  """An encoder's attention and features for one image.
 
   Attributes:
-    weights: float32 [depth, heads, 1 + L, 1 + L], each row what a token takes
-      of each; the class token is the first.
-    patches: float32 [L, D], the tokens at the end.
+    weights: float32 [depth, heads, 1 + L, 1 + L], each row the attention of one
+      token; the class token is first.
+    patches: float32 [L, D], the final patch tokens.
   """
 
   weights: np.ndarray
   patches: np.ndarray
 
 
-def watcher(
+def attention_function(
   encoder: mae.Encoder, data: DataConfig
-) -> Callable[[Any, np.ndarray], Seen]:
-  """A function from parameters and one uint8 image [H, W, C] to what is seen.
+) -> Callable[[Any, np.ndarray], AttentionMaps]:
+  """Returns a function from parameters and a uint8 image to AttentionMaps.
 
   Args:
     encoder: the network.
-    data: mean and std of pixels.
+    data: gives mean and std of pixels.
   """
-  # Of float32, as bfloat16 gives rows that do not sum to one.
-  plain = encoder.clone(dtype=jnp.float32, remat="none", frozen=0)
+  # Float32, because rows of bfloat16 weights do not sum to one.
+  float32_encoder = encoder.clone(dtype=jnp.float32, remat="none", frozen=0)
 
   @jax.jit
   def apply(params: Any, pixels: jax.Array) -> Any:
     x = patchify.normalize(pixels[None], data.mean, data.std)
-    tokens, state = plain.apply(
+    tokens, state = float32_encoder.apply(
       {"params": params}, x, mutable=["intermediates"]
     )
     stack = state["intermediates"]["stack"]
     (weights,) = stack["blocks"]["attn"]["weights"]
     return weights[:, 0], tokens.patches[0]
 
-  def watch(params: Any, pixels: np.ndarray) -> Seen:
-    return Seen(*jax.device_get(apply(params, pixels)))
+  def compute(params: Any, pixels: np.ndarray) -> AttentionMaps:
+    return AttentionMaps(*jax.device_get(apply(params, pixels)))
 
-  return watch
+  return compute
 
 
 def rollout(weights: np.ndarray) -> np.ndarray:
-  """How much of each patch has come to the class token through all blocks.
+  """Computes the attention rollout from the class token to each patch.
 
-  The product over blocks of half the mean of the heads and half the identity,
+  The product over blocks of half the mean over heads and half the identity,
   which stands for the residual (Abnar and Zuidema 2020, section 3).
 
   Args:
@@ -76,35 +76,35 @@ def rollout(weights: np.ndarray) -> np.ndarray:
   return row[1:]
 
 
-class Colors:
+class FeatureColors:
   """Three principal components of patch features, as red, green and blue.
 
   Attributes:
-    shares: of the variance, [3].
+    shares: fractions of the variance, [3].
   """
 
   def __init__(self, features: np.ndarray):
-    """Fits them.
+    """Fits the components.
 
     Args:
-      features: [N, D], of the patches of some images.
+      features: [N, D], patch features of some images.
 
     Raises:
-      ConfigError: if there are fewer than four, or they are all the same.
+      ConfigError: if there are fewer than four patches, or all are equal.
     """
     if len(features) < 4 or not features.std(axis=0).any():
       raise ConfigError(
-        f"{len(features)} patches have no three principal components: show "
+        f"{len(features)} patches do not have three principal components: use "
         "more images"
       )
     self._pca = decomposition.PCA(3, svd_solver="full")
     found = self._pca.fit_transform(features)
     self.shares = self._pca.explained_variance_ratio_
-    # A few far off would leave the rest gray.
+    # Percentiles, because a few outliers would leave the rest gray.
     self._range = np.percentile(found, (1, 99), axis=0)
 
   def __call__(self, features: np.ndarray) -> np.ndarray:
-    """[L, D] -> uint8 [L, 3]."""
+    """Colors features [L, D] as uint8 [L, 3]."""
     low, high = self._range
     scaled = (self._pca.transform(features) - low) / np.maximum(
       high - low, 1e-12

@@ -23,13 +23,13 @@ from mae_jax.utils.errors import ConfigError, abbreviate
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """What became of each of N examples.
+  """Loss and rank of each of N examples.
 
   Attributes:
     labels: [N].
     loss: [N] cross-entropy.
-    rank: [N] how many classes scored above the right one.
-    unreadable: how many more could not be read.
+    rank: [N] number of classes that score above the correct one.
+    unreadable: number of further images that could not be read.
   """
 
   labels: np.ndarray
@@ -38,7 +38,7 @@ class Scores:
   unreadable: int
 
   def scalars(self) -> dict[str, float]:
-    """Means over the examples; nothing if there is none."""
+    """Returns means over the examples; empty without examples."""
     result = {}
     if self.unreadable:
       result["eval_unreadable"] = float(self.unreadable)
@@ -49,7 +49,7 @@ class Scores:
     return result
 
   def per_class(self, num_classes: int) -> np.ndarray:
-    """[num_classes] share that is right; NaN where there is no example."""
+    """Returns the accuracy of each class; NaN for classes without examples."""
     right = np.bincount(self.labels[self.rank < 1], minlength=num_classes)
     total = np.bincount(self.labels, minlength=num_classes)
     with np.errstate(invalid="ignore"):
@@ -59,15 +59,15 @@ class Scores:
 def score(
   logits: jax.Array, labels: jax.Array, allowed: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-  """Loss and rank [B] of logits [B, N] and labels [B].
+  """Computes loss and rank [B] of logits [B, N] and labels [B].
 
-  A logit that is not a number is above every other: nothing is right by it.
+  A NaN logit ranks above every other, so such a prediction is never correct.
 
   Args:
-    logits: of all classes.
-    labels: the right ones.
-    allowed: bool [N], False for classes that are left out, as if the head did
-      not have them; None for all.
+    logits: [B, N].
+    labels: [B], the correct classes.
+    allowed: bool [N], False for classes to ignore as if the head did not have
+      them; None for all.
   """
   if allowed is not None:
     logits = jnp.where(allowed, logits, -jnp.inf)
@@ -75,56 +75,57 @@ def score(
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
   loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)
   above = ~(logits <= own)
-  # As of sorting: of equal ones the first is taken.
+  # Ties go to the class with the lower number, as in sorting.
   above |= (logits == own) & (jnp.arange(logits.shape[1]) < labels[:, None])
   return {"loss": loss[:, 0], "rank": above.sum(axis=1)}
 
 
-def match(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
-  """The head's number of each class of the data, by name.
+def match_classes(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
+  """Returns the head's class number for each class of the data, by name.
+
+  If the head has default names and as many classes as the data, classes are
+  matched by number.
 
   Args:
-    names: of the M classes of the data, in the order of their labels.
-    known: of the N classes of the head.
+    names: the M classes of the data, in the order of their labels.
+    known: the N classes of the head.
 
   Returns:
-    int32 [M], places in `known`; those of as many classes without names, which
-    weights from elsewhere may have, are in the same order.
+    int32 [M], indices into `known`.
 
   Raises:
-    ConfigError: if the head does not know a class.
+    ConfigError: if the head lacks a class, or has its name twice.
   """
-  if by_number(names, known):
+  if classes_match_by_number(names, known):
     return np.arange(len(known), dtype=np.int32)
   counts = collections.Counter(known)
   twice = {name for name in names if counts[name] > 1}
   if twice:
     raise ConfigError(
       f"the checkpoint has {len(twice)} class names more than once, such as "
-      f"{abbreviate(min(twice))}, so that names do not tell classes "
-      "apart: convert it with other --class_names (python -m mae_jax convert)"
+      f"{abbreviate(min(twice))}, so names do not identify classes: convert "
+      "it with other --class_names (python -m mae_jax convert)"
     )
-  place = {name: number for number, name in enumerate(known)}
-  unknown = [name for name in names if name not in place]
+  numbers = {name: number for number, name in enumerate(known)}
+  unknown = [name for name in names if name not in numbers]
   if unknown:
     raise ConfigError(
-      f"the data have the class {abbreviate(unknown[0])}, one of "
-      f"{len(unknown)} of their {len(names)} that are not among the "
-      f"{len(known)} which the checkpoint learned: "
-      f"{nearest(unknown[0], known)}; give classes the names they "
-      "had in training, and leave out others"
+      f"{len(unknown)} of the data's {len(names)} classes, such as "
+      f"{abbreviate(unknown[0])}, are not among the {len(known)} classes of "
+      f"the checkpoint: {nearest(unknown[0], known)}; name classes as in "
+      "training, and remove all others"
     )
-  return np.array([place[name] for name in names], np.int32)
+  return np.array([numbers[name] for name in names], np.int32)
 
 
-def by_number(names: Sequence[str], known: Sequence[str]) -> bool:
-  """Whether the head's classes have no names, and are as many as the data's."""
+def classes_match_by_number(names: Sequence[str], known: Sequence[str]) -> bool:
+  """Checks whether the head has default names for as many classes."""
   without = tuple(known) == conversion.default_class_names(len(known))
   return without and len(names) == len(known)
 
 
 class Scorer:
-  """Shows images to a classifier; compiled once, whatever the images are."""
+  """Scores images with a classifier; compiled once for any data set."""
 
   def __init__(
     self,
@@ -133,13 +134,13 @@ class Scorer:
     logits: Callable[[Any, jax.Array], jax.Array],
     class_names: Sequence[str],
   ):
-    """Binds what does not change from one set of images to the next.
+    """Compiles the classifier.
 
     Args:
-      data: how images are prepared, and the batch.
+      data: preprocessing and batch size.
       mesh: the devices.
       logits: (params by role, uint8 images) -> [B, N].
-      class_names: of the logits.
+      class_names: names of the N classes.
     """
     self._data, self._mesh, self._class_names = data, mesh, class_names
 
@@ -162,21 +163,21 @@ class Scorer:
     allowed: np.ndarray | None = None,
     unreadable: BadImages | None = None,
   ) -> Scores:
-    """What became of each image.
+    """Scores each image of a source.
 
     Args:
-      params: by role.
+      params: parameters by role.
       source: labeled images.
-      allowed: see `score`.
-      unreadable: is told of images that cannot be read.
+      allowed: as in `score`.
+      unreadable: collects the names of images that cannot be read.
 
     Raises:
-      ConfigError: if there is a class that the classifier does not know.
+      ConfigError: if the classifier lacks a class of the data.
     """
-    numbers = match(source.class_names or (), self._class_names)
+    numbers = match_classes(source.class_names or (), self._class_names)
     if allowed is None:
       allowed = np.ones(len(self._class_names), bool)
-    out, labels, lost = extract.of_source(
+    out, labels, num_unreadable = extract.extract_source(
       lambda params, batch: self._apply(params, batch, numbers, allowed),
       params,
       source,
@@ -185,13 +186,13 @@ class Scorer:
       batch_size=self._data.batch_size,
       unreadable=unreadable,
     )
-    # Of an image without a label there is nothing to say.
+    # Images without a label keep the label -1.
     labels = np.where(labels < 0, -1, numbers[labels])
-    return Scores(labels, out["loss"], out["rank"], lost)
+    return Scores(labels, out["loss"], out["rank"], num_unreadable)
 
 
 class Evaluation:
-  """Measures a classifier."""
+  """An evaluation of a classifier on held-out images."""
 
   def __init__(
     self,
@@ -202,22 +203,22 @@ class Evaluation:
     class_names: Sequence[str],
     unreadable: BadImages | None = None,
   ):
-    """Binds what does not change from one evaluation to the next.
+    """Stores the classifier and the images.
 
     Args:
-      config: of the run.
+      config: the run's settings.
       mesh: the devices.
       logits: (params by role, uint8 images) -> [B, N].
       source: held-out images, or None for no evaluation.
-      class_names: of the logits.
-      unreadable: is told of images that cannot be read; they count for nothing
-        but `eval_unreadable`.
+      class_names: names of the N classes.
+      unreadable: collects the names of images that cannot be read; they count
+        only in `eval_unreadable`.
     """
     self._source, self._unreadable = source, unreadable
     self._scorer = Scorer(config.data, mesh, logits, class_names)
 
   def __call__(self, params: Mapping[str, Any]) -> results.Report:
-    """Loss, top-1 and top-5 on the held-out images."""
+    """Computes loss, top-1 and top-5 on the held-out images."""
     if self._source is None:
       return results.Report({}, {}, "")
     scalars = self.scores(params).scalars()
@@ -229,6 +230,6 @@ class Evaluation:
     return results.Report(scalars, {}, "\n".join(lines))
 
   def scores(self, params: Mapping[str, Any]) -> Scores:
-    """What became of each held-out image."""
+    """Scores each held-out image."""
     assert self._source is not None
     return self._scorer(params, self._source, unreadable=self._unreadable)

@@ -1,4 +1,4 @@
-"""The part of some data that is evaluated, and how it is called."""
+"""The images of an evaluation, with a description."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mae_jax.config import DataConfig
 from mae_jax.data import pipeline, sources
 from mae_jax.utils.errors import ConfigError
 
-_LOOKED_AT = 8  # images, before the long work
+_NUM_CHECKED = 8  # images to check before the long work
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSplit:
-  """Images that can be evaluated.
+  """Labeled images to evaluate on.
 
   Attributes:
-    source: of labeled images.
-    what: how they are called, for people.
-    data: the section they were opened by.
+    source: the labeled images.
+    what: a description for messages.
+    data: the settings they were opened with.
   """
 
   source: sources.Source
@@ -30,20 +30,20 @@ class EvalSplit:
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """Of the labels."""
+    """The names of the labels."""
     return self.source.class_names or ()
 
   @property
   def about(self) -> str:
-    """How many images of what, with how many classes."""
+    """A description with the numbers of images and classes."""
     return (
       f"{self.source.num_examples} images of {self.what}, "
       f"{len(self.class_names)} classes"
     )
 
   @property
-  def facts(self) -> dict[str, Any]:
-    """The same for other programs."""
+  def info(self) -> dict[str, Any]:
+    """A description as JSON content."""
     data = self.data
     return {
       "source": data.source,
@@ -59,10 +59,10 @@ class EvalSplit:
 
 
 def held_out(data: DataConfig) -> EvalSplit:
-  """Opens the held-out part; of a folder without one, what there is.
+  """Opens the held-out split; for a folder without one, all images.
 
   Raises:
-    ConfigError: if there is none, or it has no labels.
+    ConfigError: if there are no images, or they have no labels.
   """
   if not data.eval_split:
     raise ConfigError(
@@ -71,46 +71,46 @@ def held_out(data: DataConfig) -> EvalSplit:
     )
   source = sources.open_source(data, "eval")
   if source is not None:
-    called = {
+    what = {
       "tfds": f"{data.name}, split {data.eval_split!r}",
-      "folder": f"{data.path}, its held-out part",
-    }.get(data.source, f"{data.source}, the held-out part")
-    return EvalSplit(_labeled(source), called, data)
+      "folder": f"{data.path}, its held-out split",
+    }.get(data.source, f"{data.source}, the held-out split")
+    return EvalSplit(_labeled(source), what, data)
   return EvalSplit(
     _labeled(sources.open_source(data, "train")),
-    f"{data.path} (it has no folder val, validation or test: evaluated is all "
-    "that training would take)",
+    f"{data.path} (it has no folder val, validation or test, so all training "
+    "images are evaluated)",
     data,
   )
 
 
-def check_images(part: EvalSplit) -> None:
-  """Looks at a few images, so that what is wrong is told at once.
+def check_images(split: EvalSplit) -> None:
+  """Checks a few images, so that problems are reported before the long work.
 
   Raises:
     ConfigError: if none of them can be read, or one has no label.
   """
-  pipeline.check_readable(part.source, part.data)
-  number = min(_LOOKED_AT, part.source.num_examples)
+  pipeline.check_readable(split.source, split.data)
+  number = min(_NUM_CHECKED, split.source.num_examples)
   for batch in pipeline.eval_batches(
-    part.source,
-    part.data,
+    split.source,
+    split.data,
     batch_size=number,
     rows=np.arange(number),
     limit=number,
   ):
-    check_labels(batch["label"], part)
+    check_labels(batch["label"], split)
 
 
-def check_labels(labels: np.ndarray, part: EvalSplit) -> None:
+def check_labels(labels: np.ndarray, split: EvalSplit) -> None:
   """Refuses images without a label, which some splits of TFDS have.
 
   Raises:
-    ConfigError: if there is one.
+    ConfigError: if an image has no label.
   """
   if (labels < 0).any():
     raise ConfigError(
-      f"images of {part.what} have no label: name another split, such as "
+      f"images of {split.what} have no label: use another split, such as "
       "--config.data.eval_split=validation"
     )
 

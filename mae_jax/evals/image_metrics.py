@@ -1,4 +1,4 @@
-"""How near a picture comes to the truth, and what plain methods reach.
+"""Metrics of reconstructed images, and training-free baselines.
 
 https://scikit-image.org/docs/stable/api/skimage.metrics.html
 """
@@ -10,17 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from skimage import metrics, restoration
 
-_WINDOW = 7  # pixels, of SSIM
+_WINDOW = 7  # SSIM's window in pixels
 
 
 class Score(NamedTuple):
-  """Of one picture.
+  """The metrics of one image.
 
   Attributes:
-    psnr: dB over all pixels; infinite if they are equal.
-    psnr_hidden: dB over the hidden ones.
-    ssim: the mean structural similarity (Wang et al. 2004), NaN for pictures
-      less than three pixels wide.
+    psnr: dB over all pixels; infinite if the images are equal.
+    psnr_hidden: dB over the masked pixels.
+    ssim: mean structural similarity (Wang et al. 2004); NaN for images less
+      than three pixels wide.
   """
 
   psnr: float
@@ -28,13 +28,13 @@ class Score(NamedTuple):
   ssim: float
 
 
-def score(picture: np.ndarray, truth: np.ndarray, hidden: np.ndarray) -> Score:
-  """Compares a picture with the truth.
+def score(picture: np.ndarray, truth: np.ndarray, masked: np.ndarray) -> Score:
+  """Compares a reconstruction with the original.
 
   Args:
     picture: uint8 [H, W, C].
-    truth: likewise.
-    hidden: bool [H, W], what the picture had to guess.
+    truth: uint8 [H, W, C], the original.
+    masked: bool [H, W], the pixels that were reconstructed.
   """
   window = min(_WINDOW, *(side - 1 + side % 2 for side in truth.shape[:2]))
   ssim = float("nan")
@@ -43,7 +43,7 @@ def score(picture: np.ndarray, truth: np.ndarray, hidden: np.ndarray) -> Score:
       truth, picture, win_size=window, channel_axis=-1, data_range=255
     )
   return Score(
-    _psnr(picture, truth), _psnr(picture[hidden], truth[hidden]), float(ssim)
+    _psnr(picture, truth), _psnr(picture[masked], truth[masked]), float(ssim)
   )
 
 
@@ -52,23 +52,23 @@ def _psnr(picture: np.ndarray, truth: np.ndarray) -> float:
   return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
-def mean_color(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-  """uint8 [H, W, C] with the mean of what is visible where it is hidden."""
+def mean_color(image: np.ndarray, masked: np.ndarray) -> np.ndarray:
+  """Fills the masked pixels of uint8 [H, W, C] with the visible mean."""
   filled = image.copy()
-  filled[hidden] = np.round(image[~hidden].mean(axis=0))
+  filled[masked] = np.round(image[~masked].mean(axis=0))
   return filled
 
 
-def biharmonic(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-  """The same with the smoothest surface through what is visible.
+def biharmonic(image: np.ndarray, masked: np.ndarray) -> np.ndarray:
+  """Fills the masked pixels with the smoothest surface through the others.
 
-  Damelin and Hoang 2018, as scikit-image has it.
+  Damelin and Hoang 2018, in scikit-image's implementation.
   """
-  blank = np.where(hidden[..., None], 0, image)
-  filled = restoration.inpaint_biharmonic(blank, hidden, channel_axis=-1)
+  blank = np.where(masked[..., None], 0, image)
+  filled = restoration.inpaint_biharmonic(blank, masked, channel_axis=-1)
   painted = np.round(255 * np.clip(filled, 0, 1)).astype(np.uint8)
-  return np.where(hidden[..., None], painted, image)
+  return np.where(masked[..., None], painted, image)
 
 
-# What needs no training, by name.
+# Methods without training.
 BASELINES = {"mean color": mean_color, "biharmonic": biharmonic}

@@ -1,4 +1,4 @@
-"""Accuracies of many runs side by side: a table and a plot."""
+"""A table and a plot of accuracy over the number of labels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mae_jax.evals import results
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """One of the runs.
+  """One of the fine-tuning runs.
 
   Attributes:
-    start: where it starts, as people read it.
-    shots: labeled images a class; 0 for all.
-    seed: of everything random.
+    start: initialization, as shown in the table.
+    shots: labeled images per class; 0 for all.
+    seed: random seed.
   """
 
   start: str
@@ -27,25 +27,25 @@ class Trial:
   seed: int
 
 
-_ASIDE = 0.08  # of the way from one number of labels to the next
-Groups = dict[str, dict[int, np.ndarray]]  # start, shots -> one each seed
+_DOT_OFFSET = 0.08  # as a fraction of the distance of two ticks
+Groups = dict[str, dict[int, np.ndarray]]  # start, shots -> one per seed
 
 
-def compare(members: Sequence[Trial], top1: np.ndarray) -> results.Report:
-  """Means and standard deviations over seeds.
+def compare(trials: Sequence[Trial], top1: np.ndarray) -> results.Report:
+  """Computes means and standard deviations over seeds.
 
   Args:
-    members: M runs.
-    top1: [M] their accuracies.
+    trials: M runs.
+    top1: [M] accuracies.
   """
   groups: Groups = {}
   for start, shots in dict.fromkeys(
-    (each.start, each.shots) for each in members
+    (each.start, each.shots) for each in trials
   ):
     groups.setdefault(start, {})[shots] = np.array(
       [
         accuracy
-        for each, accuracy in zip(members, top1, strict=True)
+        for each, accuracy in zip(trials, top1, strict=True)
         if (each.start, each.shots) == (start, shots)
       ]
     )
@@ -60,7 +60,7 @@ def compare(members: Sequence[Trial], top1: np.ndarray) -> results.Report:
 
 
 def table(groups: Groups) -> str:
-  """A row a start, a column a number of labels."""
+  """Formats a table: one row per initialization, one column per shots."""
   first = next(iter(groups.values()))
   seeds = len(next(iter(first.values())))
   title = "held-out top-1"
@@ -75,21 +75,21 @@ def table(groups: Groups) -> str:
 
 
 def plot(groups: Groups) -> np.ndarray:
-  """Each run as a dot, and the means, [H, W, 3] uint8."""
-  canvas = backend_agg.FigureCanvasAgg(draw(groups))
+  """Plots each run as a dot, and the means, as [H, W, 3] uint8."""
+  canvas = backend_agg.FigureCanvasAgg(draw_figure(groups))
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw(groups: Groups) -> Figure:
-  """The figure of `plot`."""
+def draw_figure(groups: Groups) -> Figure:
+  """Draws the figure of `plot`."""
   figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
   axes = figure.add_subplot()
-  # Both sides of the number of labels, so that dots do not hide dots.
-  aside = _ASIDE * (np.arange(len(groups)) - (len(groups) - 1) / 2)
+  # Offset on both sides of the tick, so that dots do not overlap.
+  offsets = _DOT_OFFSET * (np.arange(len(groups)) - (len(groups) - 1) / 2)
   for number, (start, row) in enumerate(groups.items()):
     color = f"C{number}"
-    places = np.arange(len(row)) + aside[number]
+    places = np.arange(len(row)) + offsets[number]
     axes.plot(
       places,
       [100 * values.mean() for values in row.values()],
@@ -103,7 +103,7 @@ def draw(groups: Groups) -> Figure:
       )
   first = next(iter(groups.values()))
   axes.set_xticks(range(len(first)), [_labels(shots) for shots in first])
-  # Of one number of labels, what stands beside it would be all of the axis.
+  # Otherwise a single tick would make the offset fill the axis.
   axes.set_xlim(-0.5, len(first) - 0.5)
   axes.set_ylabel("held-out top-1 accuracy, %")
   axes.grid(axis="y", alpha=0.3)

@@ -1,4 +1,4 @@
-"""What a checkpoint's head is worth on any images whose classes it knows."""
+"""The measures of `--config.task=evaluate`: accuracy, ImageNet-C and probes."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
 
-class Network:
-  """A checkpoint's head, which any images can be shown to.
+class TrainedHead:
+  """A checkpoint's encoder and head, to score images with.
 
   Attributes:
-    class_names: of the head.
-    about: a few words on it.
-    facts: the same for other programs.
+    class_names: classes of the head.
+    about: a description for messages.
+    info: a description as JSON content.
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Reads the checkpoint.
+    """Loads the checkpoint.
 
     Raises:
-      ConfigError: if eval.classes is not known; and see `suited.load`.
+      ConfigError: if eval.classes is unknown, or as in `load_for_evaluation`.
     """
     restricted = {
       "all": False,
       "present": True,
       "auto": bool(robustness.data_set(config.data)),
     }
-    self._restricted = lookup(restricted, config.eval.classes, "eval.classes")
+    self._present_only = lookup(restricted, config.eval.classes, "eval.classes")
     checkpoint = load_model.load_for_evaluation(config, mesh, head=True)
     self.class_names = checkpoint.found.run.class_names
     self.about = f"the head of {checkpoint.step}"
-    self.facts = checkpoint.facts | {"head_classes": len(self.class_names)}
+    self.info = checkpoint.facts | {"head_classes": len(self.class_names)}
     self._params = checkpoint.found.params
     self._scorer = classification.Scorer(
       config.data, mesh, checkpoint.classifier.logits, self.class_names
@@ -60,36 +60,36 @@ class Network:
 
   @property
   def checksum(self) -> int:
-    """Of the parameters."""
+    """The checksum of the parameters."""
     return checksums.checksum(self._params)
 
   def open(self, data: DataConfig) -> eval_data.EvalSplit:
-    """The images to evaluate.
+    """Opens the images to evaluate.
 
     Raises:
-      ConfigError: if the head does not know one of their classes; and see
-        `part.held_out`.
+      ConfigError: if the head lacks one of their classes, or as in
+        `eval_data.held_out`.
     """
     images = eval_data.held_out(data)
     names = images.class_names
-    classification.match(names, self.class_names)
-    if classification.by_number(names, self.class_names):
+    classification.match_classes(names, self.class_names)
+    if classification.classes_match_by_number(names, self.class_names):
       console.warn(
-        "the classes of the checkpoint have no names: they are taken to be in "
-        "the order of the data's"
+        "the classes of the checkpoint have no names: they are assumed to be "
+        "in the order of the data's classes"
       )
     return images
 
   def score(
     self, images: eval_data.EvalSplit
   ) -> tuple[classification.Scores, int]:
-    """What became of each image, and how many classes an answer could be.
+    """Scores each image; returns the number of allowed classes too.
 
     Raises:
       ConfigError: if no image can be read, or one has no label.
     """
     allowed = np.ones(len(self.class_names), bool)
-    if self._restricted:
+    if self._present_only:
       allowed = self._present(images)
     scores = self._scorer(
       self._params,
@@ -105,8 +105,8 @@ class Network:
     return scores, int(allowed.sum())
 
   def _present(self, images: eval_data.EvalSplit) -> np.ndarray:
-    """Which classes of the head have a label, bool [N]."""
-    numbers = classification.match(images.class_names, self.class_names)
+    """Marks the classes of the head that have images, bool [N]."""
+    numbers = classification.match_classes(images.class_names, self.class_names)
     labels = few_shot.labels_present(images.source)
     eval_data.check_labels(labels, images)
     result = np.zeros(len(self.class_names), bool)
@@ -114,42 +114,42 @@ class Network:
     return result
 
 
-class Head:
-  """Accuracy on the held-out images.
+class HeadAccuracy:
+  """The accuracy of the head on held-out images.
 
   Attributes:
-    about: what is evaluated.
+    about: a description for messages.
   """
 
   def __init__(self, config: Config, mesh: Mesh):
     """Opens checkpoint and images.
 
     Raises:
-      ConfigError: on anything that cannot work.
+      ConfigError: if the settings, checkpoint or images do not fit together.
     """
-    self._network = Network(config, mesh)
-    self._images = self._network.open(config.data)
+    self._head = TrainedHead(config, mesh)
+    self._images = self._head.open(config.data)
     eval_data.check_images(self._images)
-    self.about = f"{self._network.about} on {self._images.about}"
+    self.about = f"{self._head.about} on {self._images.about}"
 
   def __call__(
-    self, kept: partial_results.PartialResults
+    self, partial: partial_results.PartialResults
   ) -> results.EvalResult:
-    """Top-1, top-5, loss, and the accuracy of each class."""
-    del kept  # it is one part
-    scores, answers = self._network.score(self._images)
+    """Computes top-1, top-5, loss, and the accuracy of each class."""
+    del partial
+    scores, answers = self._head.score(self._images)
     scalars = scores.scalars()
-    classes = per_class.rows(scores, self._network.class_names)
+    classes = per_class.rows(scores, self._head.class_names)
     lines = [
       f"top-1 {100 * scalars['eval_top1']:.2f} %, "
       f"top-5 {100 * scalars['eval_top5']:.2f} %, "
       f"loss {scalars['eval_loss']:.4f}: {len(scores.labels)} images of "
-      f"{len(classes)} classes, each answer one of {answers} classes"
+      f"{len(classes)} classes, predicted among {answers} classes"
     ]
     if scores.unreadable:
       lines.append(f"{scores.unreadable} more images could not be read")
-    facts = self._network.facts | {
-      "data": self._images.facts,
+    info = self._head.info | {
+      "data": self._images.info,
       "images": len(scores.labels),
       "classes_present": len(classes),
       "answers": answers,
@@ -157,64 +157,62 @@ class Head:
     return results.EvalResult(
       "\n".join([*lines, "", per_class.table(classes)]),
       scalars,
-      facts,
+      info,
       {"per_class.csv": per_class.table_file(classes)},
     )
 
 
-class Corruptions:
-  """Top-1 errors on all configs of ImageNet-C that are prepared.
+class CorruptionErrors:
+  """The top-1 errors on all prepared configs of ImageNet-C.
 
   Attributes:
-    about: what is evaluated.
+    about: a description for messages.
   """
 
   def __init__(self, config: Config, mesh: Mesh):
     """Opens checkpoint and images.
 
     Raises:
-      ConfigError: on anything that cannot work.
+      ConfigError: if the settings, checkpoint or images do not fit together.
     """
     data = config.data
-    self._network = Network(config, mesh)
+    self._head = TrainedHead(config, mesh)
     self._images = {
-      key: self._network.open(robustness.one(data, key))
-      for key in robustness.keys(data, tfds.prepared_configs(data))
+      key: self._head.open(robustness.corruption_data(data, key))
+      for key in robustness.corruption_keys(data, tfds.prepared_configs(data))
     }
     first, *_ = self._images.values()
     eval_data.check_images(first)
     total = sum(each.source.num_examples for each in self._images.values())
     self.about = (
-      f"{self._network.about} on {total} images of {data.name}, split "
+      f"{self._head.about} on {total} images of {data.name}, split "
       f"{data.eval_split!r}, {len(self._images)} configs, "
       f"{len(first.class_names)} classes"
     )
-    self._facts = self._network.facts | {
-      "data": first.facts | {"name": data.name}
-    }
+    self._facts = self._head.info | {"data": first.info | {"name": data.name}}
     settings = to_dict(config)
     self._identity = self._facts | {
-      "parameters": self._network.checksum,
-      "sets": {each.what: each.facts for each in self._images.values()},
+      "parameters": self._head.checksum,
+      "sets": {each.what: each.info for each in self._images.values()},
       "settings": {key: settings[key] for key in ("data", "model", "eval")},
     }
 
   def __call__(
-    self, kept: partial_results.PartialResults
+    self, partial: partial_results.PartialResults
   ) -> results.EvalResult:
-    """A table, and the means if all is there."""
-    kept.begin(self._identity)
-    if kept.done and jax.process_index() == 0:
-      console.info(f"{len(kept.done)} of the configs were done before")
+    """Computes a table, and the published means if no config is missing."""
+    partial.resume(self._identity)
+    if partial.done and jax.process_index() == 0:
+      console.info(f"{len(partial.done)} configs were evaluated before")
     errors, counts, unreadable = {}, {}, 0
     for key, images in self._images.items():
       name = robustness.config_name(key)
-      if name not in kept.done:
-        kept.add(name, self._one(images))
-      found = kept.done[name]
+      if name not in partial.done:
+        partial.add(name, self._evaluate(images))
+      found = partial.done[name]
       errors[key], counts[key] = found["error"], found["images"]
       unreadable += found["unreadable"]
-    result = robustness.Errors(errors)
+    result = robustness.CorruptionErrors(errors)
     text, scalars = result.table(), result.scalars()
     if unreadable:
       text += f"\n{unreadable} images could not be read"
@@ -226,8 +224,8 @@ class Corruptions:
       {"corruptions.csv": result.csv_file(counts)},
     )
 
-  def _one(self, images: eval_data.EvalSplit) -> dict[str, float]:
-    scores, _ = self._network.score(images)
+  def _evaluate(self, images: eval_data.EvalSplit) -> dict[str, float]:
+    scores, _ = self._head.score(images)
     error = 1 - scores.scalars()["eval_top1"]
     if jax.process_index() == 0:
       console.info(f"{images.what}: top-1 error {100 * error:.1f} %")
@@ -238,18 +236,18 @@ class Corruptions:
     }
 
 
-class Features:
-  """Probes of the encoder, as after pre-training.
+class FeatureProbes:
+  """Probes of the encoder's frozen features, as after pre-training.
 
   Attributes:
-    about: what is evaluated.
+    about: a description for messages.
   """
 
   def __init__(self, config: Config, mesh: Mesh):
     """Opens checkpoint and images.
 
     Raises:
-      ConfigError: on anything that cannot work.
+      ConfigError: if the settings, checkpoint or images do not fit together.
     """
     self._checkpoint = load_model.load_for_evaluation(config, mesh, head=False)
     self._config, self._mesh = config, mesh
@@ -260,56 +258,56 @@ class Features:
     self._train = few_shot.limit_per_class(
       sources.open_source(data, "train"), data.shots, data.shots_seed
     )
-    why = pretraining.left_out(
+    why = pretraining.unavailable(
       config, self._train, sources.open_source(data, "eval")
     )
     if why:
       raise ConfigError(
         "eval.measure='features' needs training and held-out images of at "
-        f"least two classes, and numbers of labels in eval.shots: {why}"
+        f"least two classes, and eval.shots must not be empty: {why}"
       )
     self._images = eval_data.held_out(data)
     eval_data.check_images(self._images)
     self.about = (
-      f"frozen features of {self._checkpoint.step}, learning from "
-      f"{self._seen} training images, on {self._images.about}"
+      f"frozen features of {self._checkpoint.step}, with probes trained on "
+      f"{self._num_train} images, on {self._images.about}"
     )
     self._unreadable = BadImages()
 
   @property
-  def _seen(self) -> int:
+  def _num_train(self) -> int:
     return self._train.subset(self._config.eval.max_train).num_examples
 
   def __call__(
-    self, kept: partial_results.PartialResults
+    self, partial: partial_results.PartialResults
   ) -> results.EvalResult:
-    """The table of probes."""
-    del kept  # it is one part
+    """Computes the table of probes."""
+    del partial
     train, _ = self._split(self._train, self._config.eval.max_train)
     test, unreadable = self._split(self._images.source)
     for split in (train, test):
       eval_data.check_labels(split.labels, self._images)
       if not len(split.labels):
         raise ConfigError(
-          f"no image can be read, of those to learn from or of the "
+          "no training image can be read, or none of the "
           f"{self._images.about}: the warnings above say why"
         )
-    text, scalars = pretraining.probes(train, test, self._config.eval)
+    text, scalars = pretraining.probe_table(train, test, self._config.eval)
     if unreadable:
       text += f"\n{unreadable} held-out images could not be read"
       scalars["eval_unreadable"] = float(unreadable)
-    facts = self._checkpoint.facts | {
-      "data": self._images.facts,
+    info = self._checkpoint.facts | {
+      "data": self._images.info,
       "images": len(test.labels),
       "train_images": len(train.labels),
       "pooling": self._config.eval.pooling,
     }
-    return results.EvalResult(text, scalars, facts)
+    return results.EvalResult(text, scalars, info)
 
   def _split(
     self, source: sources.Source, limit: int = 0
   ) -> tuple[probes.Split, int]:
-    found, labels, unreadable = extract.of_source(
+    found, labels, unreadable = extract.extract_source(
       lambda params, batch: self._apply(params, batch["image"]),
       self._checkpoint.found.encoder_params,
       source,

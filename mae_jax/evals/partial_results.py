@@ -1,7 +1,7 @@
-"""Parts of a long evaluation, kept as they are done, so that a cut one goes on.
+"""Saves parts of a long evaluation, so that an interrupted one resumes.
 
-They lie in one JSON file beside what will be the result. What was found by
-another evaluation (other parameters, images or settings) is not taken.
+The parts are in one JSON file beside the final result. Parts of another
+evaluation (other parameters, images or settings) are ignored.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ class PartialResults:
   """Results by name.
 
   Attributes:
-    done: those that are there.
+    done: the results so far.
   """
 
   def __init__(
     self, path: epath.Path, check: Callable[[], None], *, owner: bool
   ):
-    """Names the file.
+    """Stores the path; reads nothing yet.
 
     Args:
-      path: of the file.
-      check: is called before it is written, and raises if it may not be.
-      owner: whether this process writes; all of them read.
+      path: path of the file.
+      check: called before each write; raises if writing is not allowed.
+      owner: whether this process writes; all processes read.
     """
     self._path, self._check, self._owner = path, check, owner
     self._about: Any = None
     self.done: dict[str, Any] = {}
 
-  def begin(self, about: Any) -> None:
-    """Takes up what the same evaluation has left.
+  def resume(self, about: Any) -> None:
+    """Loads the results of an interrupted run of the same evaluation.
 
     Args:
-      about: JSON that is equal for the same evaluation alone.
+      about: JSON content that identifies the evaluation.
     """
     self._about = json.loads(json.dumps(about))
     try:
@@ -50,20 +50,20 @@ class PartialResults:
       if content["about"] == self._about:
         self.done = dict(content["done"])
     except (OSError, ValueError, KeyError, TypeError):
-      pass  # there is none, or it is no such file: everything is done anew
-    if not distributed.single_process():  # the owner's word, on all of them
+      pass  # no file, or a damaged one: start from the beginning
+    if not distributed.single_process():  # all use the first process's results
       self.done = json.loads(distributed.gather(json.dumps(self.done))[0])
 
   def add(self, name: str, result: Any) -> None:
-    """Keeps the result of a part, which is JSON."""
+    """Saves the result of a part, which is JSON content."""
     self.done[name] = result
     if self._owner:
       content = {"about": self._about, "done": self.done}
       self._check()
       storage.write_atomic(self._path, json.dumps(content).encode())
 
-  def forget(self) -> None:
-    """Is called when the whole is written."""
+  def delete(self) -> None:
+    """Deletes the file, after the final result was written."""
     if self._owner and self.done:
       with storage.os_errors(self._path):
         self._path.unlink(missing_ok=True)

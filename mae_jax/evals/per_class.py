@@ -1,4 +1,4 @@
-"""Accuracy class by class, for people and for other programs."""
+"""Accuracy per class, as a table of text and as CSV."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
   from mae_jax.evals import classification
 
-# So many classes are shown; of more, the ends.
-WHOLE, BEST, WORST = 20, 5, 10
+# The table shows up to MAX_ROWS classes, or else the best and the worst.
+MAX_ROWS, BEST, WORST = 20, 5, 10
 
 
 class Row(NamedTuple):
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 def rows(
   scores: classification.Scores, class_names: Sequence[str]
 ) -> list[Row]:
-  """The classes that have images, in the order of the head."""
+  """Returns the classes that have images, in the order of the head."""
   count = np.bincount(scores.labels, minlength=len(class_names))
   accuracy = scores.per_class(len(class_names))
   return [
@@ -38,8 +38,8 @@ def rows(
 
 
 def table(found: Sequence[Row]) -> str:
-  """All classes where they are few, else the best and the worst."""
-  if len(found) <= WHOLE:
+  """Formats all classes, or the best and the worst if there are many."""
+  if len(found) <= MAX_ROWS:
     return _lines("class", found)
   ordered = sorted(found, key=lambda row: row.accuracy, reverse=True)
   best = _lines(f"{BEST} best of {len(found)} classes", ordered[:BEST])
@@ -48,17 +48,17 @@ def table(found: Sequence[Row]) -> str:
 
 
 def table_file(found: Sequence[Row]) -> bytes:
-  """All of them as CSV."""
+  """Formats all classes as CSV."""
   return csv_file(("class", "images", "accuracy"), found)
 
 
 def csv_file(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
-  """A CSV file."""
+  """Formats a CSV file."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(header)
   writer.writerows(lines)
-  # The name of a folder may be no Unicode.
+  # The name of a folder may be invalid Unicode.
   return text.getvalue().encode(errors="backslashreplace")
 
 

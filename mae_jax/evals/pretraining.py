@@ -14,17 +14,17 @@ from mae_jax.config import Config, EvalConfig, lookup
 from mae_jax.data import sources
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
-from mae_jax.evals import extract, reconstruction, results
-from mae_jax.evals import probes as few_labels
+from mae_jax.evals import extract, probes, reconstruction, results
 from mae_jax.models import mae, patchify
 from mae_jax.utils import rng
 
 
 class Evaluation:
-  """Measures parameters on the run's own data.
+  """An evaluation of parameters on the run's own data.
 
   Attributes:
-    left_out: what the data do not allow, and why; "" if they allow everything.
+    unavailable: measures that the data do not allow, and the reason; "" if they
+      allow all.
   """
 
   def __init__(
@@ -36,39 +36,39 @@ class Evaluation:
     eval_source: sources.Source | None,
     unreadable: BadImages | None = None,
   ):
-    """Binds what does not change from one evaluation to the next.
+    """Stores the model and the images.
 
     Args:
-      config: of the run.
+      config: the run's settings.
       mesh: the devices.
       model: the network.
-      train_source: what probes learn from.
+      train_source: training images of the probes.
       eval_source: held-out images; without them there are only pictures.
-      unreadable: is told of images that cannot be read. They count for nothing
-        but `eval_unreadable`.
+      unreadable: collects the names of images that cannot be read. They count
+        only in `eval_unreadable`.
 
     Raises:
-      ConfigError: if `eval.pooling` is not known.
+      ConfigError: if `eval.pooling` is unknown.
     """
     self._config, self._mesh, self._model = config, mesh, model
     self._train_source, self._eval_source = train_source, eval_source
     self._unreadable = unreadable
-    self.left_out = left_out(config, train_source, eval_source)
+    self.unavailable = unavailable(config, train_source, eval_source)
     self._represent = representations(config, mesh, model.encoder)
 
   def __call__(self, params: Mapping[str, Any]) -> results.Report:
-    """Held-out loss, probes of the frozen features, and pictures.
+    """Computes held-out loss, probes of the frozen features, and pictures.
 
     Args:
-      params: by role.
+      params: parameters by role.
     """
     config, variables = self._config, mae.apply_variables(params)
     scalars: dict[str, float] = {}
     pictures: dict[str, np.ndarray] = {}
     text = ""
-    shown = self._eval_source or self._train_source
     if config.eval.images:
-      sheet = self._reconstructions(variables, shown)
+      source = self._eval_source or self._train_source
+      sheet = self._reconstructions(variables, source)
       pictures |= {} if sheet is None else {"reconstructions": sheet}
     if self._eval_source is not None:
       test, labels, unreadable = self._extract(
@@ -79,7 +79,7 @@ class Evaluation:
       loss = test.pop("loss")
       if len(loss):
         scalars["eval_loss"] = float(loss.mean(dtype=np.float64))
-      if not self.left_out and len(loss):
+      if not self.unavailable and len(loss):
         train, train_labels, _ = self._extract(
           variables,
           self._features,
@@ -87,9 +87,9 @@ class Evaluation:
           config.data.batch_size,
           limit=config.eval.max_train,
         )
-        text, found = probes(
-          few_labels.Split(train, train_labels),
-          few_labels.Split(test, labels),
+        text, found = probe_table(
+          probes.Split(train, train_labels),
+          probes.Split(test, labels),
           config.eval,
         )
         scalars |= found
@@ -98,7 +98,7 @@ class Evaluation:
   def _extract(
     self, params: Any, apply: Callable, source: Any, size: int, limit: int = 0
   ) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
-    return extract.of_source(
+    return extract.extract_source(
       lambda params, batch: apply(params, batch["image"]),
       params,
       source,
@@ -122,18 +122,18 @@ class Evaluation:
     return self._represent(variables["params"]["encoder"], pixels)
 
   def _predict(self, variables: Any, x: jax.Array) -> mae.MaeOutput:
-    # The same masks at every evaluation, so that losses compare; row r of a
-    # batch has the same one in every batch.
+    # The same masks at every evaluation, so that losses are comparable. Row r
+    # of a batch has the same mask in every batch.
     noise = {"mask": rng.key(self._config.train.seed, "eval_mask")}
     out: Any = self._model.apply(variables, x, rngs=noise)
     return out
 
   @functools.cached_property
   def _held_out(self) -> Callable:
-    """As `_features`, and the reconstruction loss [B] of each image."""
+    """Returns features and each image's reconstruction loss [B]."""
 
     def apply(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
-      def one(*arrays: jax.Array) -> Any:
+      def one_loss(*arrays: jax.Array) -> Any:
         batch_of_one = (array[None] for array in arrays)
         return self._model.apply(
           variables, *batch_of_one, method="forward_loss"
@@ -141,14 +141,14 @@ class Evaluation:
 
       x = self._normalize(pixels)
       out = self._predict(variables, x)
-      loss = {"loss": jax.vmap(one)(x, out.pred, out.mask)}
+      loss = {"loss": jax.vmap(one_loss)(x, out.pred, out.mask)}
       return self._features(variables, pixels) | loss
 
     return self._jit(apply)
 
   @functools.cached_property
   def _pictures(self) -> Callable:
-    """(variables, uint8 images) -> images, predicted patches and masks."""
+    """Returns images, predicted patches and masks for uint8 images."""
 
     def apply(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
       out = self._predict(variables, self._normalize(pixels))
@@ -180,19 +180,19 @@ class Evaluation:
 def representations(
   config: Config, mesh: Mesh, encoder: mae.Encoder
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
-  """What the probes learn from.
+  """Returns a function that computes the inputs of the probes.
 
   Args:
-    config: mean and std of pixels, `eval.pooling` and `eval.raw_pixels`.
+    config: gives mean and std of pixels, `eval.pooling` and `eval.raw_pixels`.
     mesh: the devices.
     encoder: the network.
 
   Returns:
     A jitted function from the encoder's parameters and uint8 images [B, H, W,
-    C] to named representations [B, D], on every device.
+    C] to named representations [B, D], replicated on all devices.
 
   Raises:
-    ConfigError: if `eval.pooling` is not known.
+    ConfigError: if `eval.pooling` is unknown.
   """
   data, pooling = config.data, config.eval.pooling
   pool = lookup(mae.POOLINGS, pooling, "eval.pooling")
@@ -208,28 +208,28 @@ def representations(
   return jax.jit(apply, out_shardings=sharding.replicated(mesh))
 
 
-def probes(
-  train: few_labels.Split, test: few_labels.Split, config: EvalConfig
+def probe_table(
+  train: probes.Split, test: probes.Split, config: EvalConfig
 ) -> tuple[str, dict[str, float]]:
-  """A table of `few_labels`, and the same as metrics."""
+  """Evaluates probes; returns a table and metrics."""
   if len(np.unique(train.labels)) < 2:
     return (
-      f"no probes: all {len(train.labels)} training images of "
-      f"eval.max_train={config.max_train} are of one class"
+      f"no probes: all {len(train.labels)} training images "
+      f"(eval.max_train={config.max_train}) are of one class"
     ), {}
-  accuracies = few_labels.few_labels(train, test, config)
-  found = few_labels.scalars(accuracies)
-  return few_labels.table(accuracies), {
+  accuracies = probes.evaluate_probes(train, test, config)
+  found = probes.scalars(accuracies)
+  return probes.table(accuracies), {
     f"eval_{key}": each for key, each in found.items()
   }
 
 
-def left_out(
+def unavailable(
   config: Config,
   train_source: sources.Source,
   eval_source: sources.Source | None,
 ) -> str:
-  """What an `Evaluation` cannot measure, and why; "" if it is everything."""
+  """Returns the measures an `Evaluation` cannot make, and why; "" for none."""
   data = config.data
   if eval_source is None:
     why = "there are no held-out images" + (
@@ -242,6 +242,5 @@ def left_out(
     if not source.class_names:
       return f"no probes: the {part} images have no labels"
     if len(source.class_names) < 2:
-      # A single class leaves a classifier nothing to tell apart.
       return f"no probes: all images are of one class, {source.class_names[0]}"
   return "" if config.eval.shots else "no probes: eval.shots is empty"

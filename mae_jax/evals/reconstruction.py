@@ -1,8 +1,8 @@
 """Pictures: original | masked | reconstruction | with visible patches pasted.
 
-A model trained on normalized patches predicts no brightness and no contrast.
-They are then estimated from the visible patches around, never taken from the
-hidden ones: such a picture would show what the model was not able to know.
+A model trained on normalized patches does not predict brightness and contrast.
+Both are estimated from the surrounding visible patches, never from the masked
+ones, which would show more than the model can know.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from mae_jax.models import losses, patchify
 from mae_jax.utils import image_grid
 
 TITLES = ("original", "masked", "reconstruction", "visible pasted in")
-GRAY = 128  # of the hidden patches, of 255
-# Where mean and deviation of a patch come from that was predicted normalized:
-# the visible patches around, the hidden patch itself, or nowhere.
+GRAY = 128  # color of masked patches
+# Source of mean and deviation for patches that were predicted normalized: the
+# surrounding visible patches, the true masked patch, or none.
 STATISTICS = ("visible", "true", "raw")
 
 
 class Reconstructed(NamedTuple):
-  """What a model made of the hidden patches of images.
+  """A model's reconstruction of masked images.
 
   Attributes:
-    reconstruction: uint8 [B, H, W, C], all patches as they were predicted.
-    hidden: bool [B, H, W], the pixels that the model was not shown.
+    reconstruction: uint8 [B, H, W, C], all patches as predicted.
+    hidden: bool [B, H, W], the masked pixels.
   """
 
   reconstruction: np.ndarray
   hidden: np.ndarray
 
   def masked(self, images: np.ndarray) -> np.ndarray:
-    """uint8 [B, H, W, C] with gray where they are hidden."""
+    """Returns uint8 [B, H, W, C] with gray masked pixels."""
     return np.where(self.hidden[..., None], np.uint8(GRAY), images)
 
   def pasted(self, images: np.ndarray) -> np.ndarray:
-    """The images, bit for bit, and the reconstruction where they are hidden."""
+    """Returns the images with the reconstruction in the masked pixels."""
     return np.where(self.hidden[..., None], self.reconstruction, images)
 
 
@@ -52,19 +52,19 @@ def to_pixels(
   normalized: bool,
   statistics: str = "visible",
 ) -> np.ndarray:
-  """Predicted patches in the scale of the target's pixels.
+  """Converts predicted patches to the scale of the target's pixels.
 
   Args:
-    pred: [B, L, P] what the decoder gave.
-    target: [B, L, P] true patches; but for "true" statistics only visible ones
-      are read.
-    mask: [B, L], 1 = removed; or of each value [B, L, P].
+    pred: [B, L, P] predictions.
+    target: [B, L, P] true patches; only "true" statistics read masked ones.
+    mask: [B, L], 1 = removed; or [B, L, P] for each value.
     grid: rows and columns of patches.
     normalized: whether predictions lack mean and deviation of their patches
       (target=norm_pix).
-    statistics: if so, a name in STATISTICS. Each patch gets the mean and
-      deviation of the visible patches, weighted by the inverse square of their
-      distance; or its own, which a model cannot know ("true"); or none ("raw").
+    statistics: a name in STATISTICS, for normalized predictions. "visible"
+      gives each patch the mean and deviation of visible patches, weighted by
+      inverse squared distance. "true" takes the patch's own, which a model
+      cannot know; "raw" takes none.
 
   Returns:
     [B, L, P].
@@ -74,7 +74,7 @@ def to_pixels(
     return pred
   if mask.ndim == 3 and statistics != "true":
     mean, std = _visible_statistics(target, 1 - mask)
-    # Where too little of a patch is visible, those around tell more.
+    # Patches with fewer than two visible pixels use their neighbors.
     mask = ((1 - mask).sum(axis=-1) < 2).astype(np.float32)
   else:
     moments = losses.patch_statistics(jnp.asarray(target))
@@ -83,7 +83,7 @@ def to_pixels(
     return pred * std + mean
   rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
   square = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
-  # A small addend makes a visible patch stand for itself.
+  # The small constant makes a visible patch use its own statistics.
   weights = (1 - mask)[:, None, :] / (square + 1e-6)  # [B, L, L]
   weights = weights / weights.sum(axis=-1, keepdims=True)
   return pred * (weights @ std) + weights @ mean
@@ -92,7 +92,7 @@ def to_pixels(
 def _visible_statistics(
   target: np.ndarray, visible: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and deviation [B, L, 1] of what is visible of each patch."""
+  """Computes mean and deviation [B, L, 1] of each patch's visible values."""
   count = visible.sum(axis=-1, keepdims=True)
   mean = (target * visible).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
   square = ((target - mean) ** 2 * visible).sum(axis=-1, keepdims=True)
@@ -110,17 +110,17 @@ def to_images(
   normalized: bool,
   statistics: str = "visible",
 ) -> Reconstructed:
-  """Predictions as pictures.
+  """Converts predictions to images.
 
   Args:
     images: [B, H, W, C] uint8.
     pred: [B, L, P] predicted patches.
-    mask: [B, L], 1 = removed; or of each value [B, L, P].
+    mask: [B, L], 1 = removed; or [B, L, P] for each value.
     patch_size: height and width of a patch.
-    mean: per channel, as the model's input was normalized.
-    std: likewise.
-    normalized: see `to_pixels`.
-    statistics: see `to_pixels`.
+    mean: mean per channel, as in the model's input.
+    std: standard deviation per channel, as in the model's input.
+    normalized: as in `to_pixels`.
+    statistics: as in `to_pixels`.
   """
   size = images.shape[1], images.shape[2]
   grid = patchify.grid_size(size, patch_size)
@@ -142,11 +142,11 @@ def to_images(
 
 
 def sheet(images: np.ndarray, painted: Reconstructed) -> np.ndarray:
-  """Lays out a row an image, with TITLES above.
+  """Lays out one row per image, with TITLES above.
 
   Args:
     images: [B, H, W, C] uint8.
-    painted: of them.
+    painted: their reconstructions.
 
   Returns:
     [H', W', 3] uint8.

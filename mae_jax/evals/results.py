@@ -1,4 +1,4 @@
-"""What an evaluation hands to whoever asked for it."""
+"""The results of evaluations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What an evaluation found.
+  """The results of an evaluation during a run.
 
   Attributes:
-    scalars: by name.
-    pictures: by name, [H, W, 3] uint8.
-    text: a table for people, or "".
+    scalars: metrics by name.
+    pictures: [H, W, 3] uint8 images by name.
+    text: a table to print, or "".
   """
 
   scalars: Mapping[str, float]
@@ -26,16 +26,16 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-  """What was found.
+  """The results of `--config.task=evaluate`.
 
   Attributes:
-    text: for people.
-    scalars: by name, as in metrics.jsonl.
-    facts: what was evaluated.
-    files: tables by name.
+    text: tables to print.
+    scalars: metrics by name, as in metrics.jsonl.
+    info: a description of the evaluation, as JSON content.
+    files: contents of further files by name.
   """
 
   text: str
   scalars: Mapping[str, float]
-  facts: Mapping[str, Any]
+  info: Mapping[str, Any]
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)

@@ -1,12 +1,11 @@
-"""The sets on which ImageNet classifiers are tried for robustness.
+"""The TFDS data sets for testing the robustness of ImageNet classifiers.
 
-They go by the names that TFDS gives them. ImageNet-A and -R have images of 200
-of the 1000 classes, and published accuracies are those of answers among the
-200. ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261) is the
-validation images under 15 corruptions, and 4 more for development, at 5
-severities, each a config of its own. TFDS applies the corruptions anew, to
-images that it has cropped to 224 pixels, so that numbers come near those of the
-authors' files and are not the same.
+ImageNet-A and -R have images of 200 of the 1000 classes; published accuracies
+allow only these 200 as answers. ImageNet-C (Hendrycks and Dietterich 2019,
+arXiv 1903.12261) is the validation images under 15 corruptions, and 4 more for
+development, at 5 severities, each a TFDS config. TFDS recomputes the
+corruptions on images cropped to 224 pixels. Numbers are therefore close to
+those on the authors' files, but not equal.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from mae_jax.utils.errors import ConfigError
 CORRUPTED = "imagenet2012_corrupted"
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", CORRUPTED)
 
-# Top-1 error of AlexNet under each corruption, mean over the severities: by it
-# the corruption error is normalized. Published by the authors with the data
-# set, github.com/hendrycks/robustness.
+# AlexNet's top-1 error under each corruption, mean over severities, which
+# normalizes the corruption error. Published by the authors with the data set,
+# github.com/hendrycks/robustness.
 ALEXNET = {
   "gaussian_noise": 0.886428,
   "shot_noise": 0.894468,
@@ -44,94 +43,97 @@ ALEXNET = {
   "pixelate": 0.717840,
   "jpeg_compression": 0.606500,
 }
-# These count in no mean over corruptions.
+# Corruptions for development, which no mean includes.
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Key = tuple[str, int]  # corruption and severity
 
-# All, in the order of tables.
+# In the order of tables.
 KEYS: tuple[Key, ...] = tuple(
   (name, severity) for name in (*ALEXNET, *EXTRA) for severity in SEVERITIES
 )
 
 
 def data_set(data: DataConfig) -> str:
-  """The name in SETS of what data.name names; "" if it is another."""
+  """Returns the name in SETS that data.name refers to, or ""."""
   name = re.split("[/:]", data.name)[0]
   return name if data.source == "tfds" and name in SETS else ""
 
 
-def is_whole(data: DataConfig) -> bool:
-  """Whether all corruptions are meant: no config of ImageNet-C is named."""
+def is_all_corruptions(data: DataConfig) -> bool:
+  """Checks whether data.name refers to ImageNet-C without a config."""
   return data_set(data) == CORRUPTED and "/" not in data.name
 
 
 def config_name(key: Key) -> str:
-  """What TFDS calls a corruption at a severity."""
+  """Returns the TFDS config of a corruption and severity."""
   corruption, severity = key
   return f"{corruption}_{severity}"
 
 
-def one(data: DataConfig, key: Key) -> DataConfig:
-  """The data of one corruption at one severity, of the version asked for."""
+def corruption_data(data: DataConfig, key: Key) -> DataConfig:
+  """Returns the data settings of one corruption and severity."""
   name, colon, version = data.name.partition(":")
   name = f"{name}/{config_name(key)}{colon}{version}"
   return dataclasses.replace(data, name=name)
 
 
-def keys(data: DataConfig, names: Collection[str]) -> list[Key]:
-  """Which corruptions the names of configs are, in the order of tables.
+def corruption_keys(data: DataConfig, names: Collection[str]) -> list[Key]:
+  """Returns the corruptions of TFDS configs, in the order of tables.
 
   Raises:
-    ConfigError: if a name is none of them.
+    ConfigError: if a name is not a corruption.
   """
   known = {config_name(key): key for key in KEYS}
   for name in names:
     if name not in known:
       raise ConfigError(
-        f"data.name={data.name!r} has a config {name!r}, which is no "
+        f"data.name={data.name!r} has a config {name!r}, which is not a "
         f"corruption of ImageNet-C: {nearest(name, known)}"
       )
   return [key for name, key in known.items() if name in names]
 
 
 def note(data: DataConfig) -> str:
-  """What to think of before numbers are compared with published ones, or ""."""
+  """Returns a warning about comparing with published numbers, or ""."""
   if data_set(data) != CORRUPTED or data.eval_crop == 1:
     return ""
   return (
-    f"the images of {CORRUPTED} are center crops already, of which "
-    f"data.eval_crop={data.eval_crop:g} enlarges the middle: set "
+    f"the images of {CORRUPTED} are center crops already, and "
+    f"data.eval_crop={data.eval_crop:g} crops them again: set "
     "--config.data.eval_crop=1 to compare with published numbers"
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class Errors:
-  """Top-1 errors on ImageNet-C, or on a part of it.
+class CorruptionErrors:
+  """Top-1 errors on all or some corruptions of ImageNet-C.
 
   Attributes:
-    of: the error by corruption and severity, in 0..1.
+    errors: error by corruption and severity, in 0..1.
   """
 
-  of: Mapping[Key, float]
+  errors: Mapping[Key, float]
 
   @property
   def missing(self) -> list[Key]:
-    """What the published means need and is not there."""
-    return [key for key in KEYS if key[0] in ALEXNET and key not in self.of]
+    """The corruptions that the published means need but that are missing."""
+    return [key for key in KEYS if key[0] in ALEXNET and key not in self.errors]
 
   def mean(self, corruption: str) -> float | None:
-    """Over the severities; None if one is not there."""
-    errors = [self.of.get((corruption, severity)) for severity in SEVERITIES]
+    """Averages over severities; None if one is missing."""
+    errors = [
+      self.errors.get((corruption, severity)) for severity in SEVERITIES
+    ]
     known = [error for error in errors if error is not None]
     return float(np.mean(known)) if len(known) == len(SEVERITIES) else None
 
   def scalars(self) -> dict[str, float]:
-    """Each error, the means that can be had, and the mCE."""
+    """Returns each error, the means without missing values, and the mCE."""
     result = {
-      f"eval_error/{config_name(key)}": error for key, error in self.of.items()
+      f"eval_error/{config_name(key)}": error
+      for key, error in self.errors.items()
     }
     means = {
       name: mean
@@ -146,22 +148,25 @@ class Errors:
     return result
 
   def table(self) -> str:
-    """A row a corruption, a column a severity; the means below."""
+    """Formats one row per corruption and one column per severity."""
     header = "".join(f"{severity:>8}" for severity in SEVERITIES)
     lines = [f"{'top-1 error, % at severity':<28}{header}{'mean':>8}"]
     for corruption in dict.fromkeys(name for name, _ in KEYS):
       keys = [(corruption, severity) for severity in SEVERITIES]
-      if any(key in self.of for key in keys):
-        errors = [*(self.of.get(key) for key in keys), self.mean(corruption)]
+      if any(key in self.errors for key in keys):
+        errors = [
+          *(self.errors.get(key) for key in keys),
+          self.mean(corruption),
+        ]
         cells = "".join(f"{_percent(error):>8}" for error in errors)
         lines.append(f"{corruption:<28}{cells}")
     return "\n".join([*lines, self._conclusion()])
 
   def csv_file(self, images: Mapping[Key, int]) -> bytes:
-    """A line for each corruption and severity."""
+    """Formats one line per corruption and severity."""
     return per_class.csv_file(
       ("corruption", "severity", "images", "top1_error"),
-      ((*key, images[key], error) for key, error in self.of.items()),
+      ((*key, images[key], error) for key, error in self.errors.items()),
     )
 
   def _conclusion(self) -> str:
@@ -176,7 +181,7 @@ class Errors:
     found = self.scalars()
     return (
       f"mean over the {len(ALEXNET)} corruptions of the benchmark: error "
-      f"{_percent(found['eval_error'])} %, mCE (each by AlexNet's error) "
+      f"{_percent(found['eval_error'])} %, mCE (relative to AlexNet) "
       f"{_percent(found['eval_mce'])} %"
     )
 

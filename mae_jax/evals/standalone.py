@@ -1,6 +1,6 @@
-"""Evaluation on its own: `--config.task=evaluate`.
+"""Evaluates a checkpoint: `--config.task=evaluate`.
 
-Measures the checkpoint `init_from` on any data, and writes what came out to the
+Measures the checkpoint `init_from` on any data, and writes the results to the
 workdir: `evaluation.json`, and tables as CSV.
 """
 
@@ -21,28 +21,30 @@ from mae_jax.distributed import sharding
 from mae_jax.evals import load_model, partial_results, results, robustness
 from mae_jax.utils import console, signals, storage
 
-_PARTS = "evaluation.parts.json"
+_PARTIAL_RESULTS = "evaluation.parts.json"
 
 
 class Measure(Protocol):
-  """Something to measure; once made, it has refused what cannot work."""
+  """A measure of a checkpoint; its constructor checks all settings."""
 
   @property
   def about(self) -> str:
-    """What is evaluated: what of which checkpoint, on how many images."""
+    """The checkpoint, the images and the measure, for messages."""
 
   def __call__(
-    self, kept: partial_results.PartialResults
+    self, partial: partial_results.PartialResults
   ) -> results.EvalResult:
-    """Does the long work; what `kept` has of it, if it has parts, is done."""
+    """Does the long work, except for parts that are done in `partial`."""
 
 
-# What needs images, and so TensorFlow, is imported when it comes to it.
+# Imports TensorFlow only when images are needed.
 def _head(config: Config, mesh: Mesh) -> Measure:
   from mae_jax.evals import measures
 
   kind = (
-    measures.Corruptions if robustness.is_whole(config.data) else measures.Head
+    measures.CorruptionErrors
+    if robustness.is_all_corruptions(config.data)
+    else measures.HeadAccuracy
   )
   return kind(config, mesh)
 
@@ -50,7 +52,7 @@ def _head(config: Config, mesh: Mesh) -> Measure:
 def _features(config: Config, mesh: Mesh) -> Measure:
   from mae_jax.evals import measures
 
-  return measures.Features(config, mesh)
+  return measures.FeatureProbes(config, mesh)
 
 
 # By eval.measure.
@@ -61,18 +63,18 @@ MEASURES: dict[str, Callable[[Config, Mesh], Measure]] = {
 
 
 def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
-  """Evaluates, prints and writes.
+  """Evaluates, prints and writes results.
 
   Args:
-    config: `init_from` is the checkpoint, `data` the images, `eval` says what
-      is measured.
-    workdir: where the files go; it may be that of the checkpoint.
+    config: `init_from` is the checkpoint, `data` the images, `eval` the
+      measure.
+    workdir: the output directory; may be the checkpoint's workdir.
     stop: signals that ask the run to stop.
 
   Raises:
-    ConfigError: on anything that cannot work, before the long work.
-    Stopped: if a signal asked for it; nothing is written but the parts that
-      are done, of an evaluation that has some.
+    ConfigError: before the long work, if settings, checkpoint or images do not
+      fit together.
+    RunInterrupted: if a signal asked to stop; only finished parts are saved.
   """
   make = lookup(MEASURES, config.eval.measure, "eval.measure")
   mesh = sharding.make_mesh(config.mesh)
@@ -82,37 +84,37 @@ def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
   first = jax.process_index() == 0
   with workdirs.hold(workdir, owner=first) as held:
     if first:
-      _tell(measure, config.data)
-    kept = partial_results.PartialResults(
-      held.path / _PARTS, held.check, owner=first
+      _announce(measure, config.data)
+    partial = partial_results.PartialResults(
+      held.path / _PARTIAL_RESULTS, held.check, owner=first
     )
     try:
       with stop.interruptible(), jax.set_mesh(mesh):
-        found = measure(kept)
+        found = measure(partial)
     except signals.RunInterrupted:
-      raise signals.RunInterrupted(_stopped(kept)) from None
+      raise signals.RunInterrupted(_interrupted_message(partial)) from None
     if first:
       console.info(found.text)
       held.check()
       with storage.os_errors(held.path):
         _write(held.path, found, config.eval)
-        kept.forget()
+        partial.delete()
       console.info(f"written to {held.path}: {', '.join(_names(found))}")
 
 
-def _stopped(kept: partial_results.PartialResults) -> str:
-  if kept.done:
+def _interrupted_message(partial: partial_results.PartialResults) -> str:
+  if partial.done:
     return (
-      f"stopped before the end of the evaluation, with {len(kept.done)} of its "
-      "parts done: the same command goes on from there"
+      f"evaluation interrupted; {len(partial.done)} parts are saved: the same "
+      "command resumes from there"
     )
   return (
-    "stopped before the end of the evaluation, of which nothing is written: "
-    "the same command starts it again"
+    "evaluation interrupted; no result is saved: the same command starts it "
+    "again"
   )
 
 
-def _tell(measure: Measure, data: DataConfig) -> None:
+def _announce(measure: Measure, data: DataConfig) -> None:
   if note := robustness.note(data):
     console.warn(note)
   console.info(f"evaluating {measure.about}")
@@ -127,10 +129,10 @@ def _write(
 ) -> None:
   for name, table in found.files.items():
     storage.write_atomic(directory / name, table)
-  # Last: where it is, the others are of the same evaluation.
+  # Written last: its presence means that the other files are complete.
   content: dict[str, Any] = {
     "measure": settings.measure,
-    **found.facts,
+    **found.info,
     "files": list(found.files),
     # JSON has no NaN.
     "scalars": {

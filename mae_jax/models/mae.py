@@ -304,7 +304,7 @@ class MaskedAutoencoder(nn.Module):
     self, images: jax.Array, noise: Any
   ) -> tuple[Tokens, masking.Masking]:
     """Encodes the visible patches of [B, H, W, C]; returns the masking too."""
-    masked = self.choose(images, noise)
+    masked = self.choose_masking(images, noise)
     return self.forward_visible(images, masked), masked
 
   def forward_visible(

@@ -247,14 +247,17 @@ def test_features_need_no_target(tmp_path: pathlib.Path):
 def test_classes_without_names_go_by_number(tmp_path: pathlib.Path):
   known = conversion.default_class_names(3)
   names = ("eel", "fox", "gnu")
-  assert classification.match(names, known).tolist() == [0, 1, 2]
+  assert classification.match_classes(names, known).tolist() == [0, 1, 2]
   with pytest.raises(ConfigError, match="have the class 'eel'"):
-    classification.match(names[:2], known)
+    classification.match_classes(names[:2], known)
   with pytest.raises(ConfigError, match="more than once, such as"):
-    classification.match(("crane",), ("crane", "eel", "crane"))
+    classification.match_classes(("crane",), ("crane", "eel", "crane"))
   # Numbers are names like any others.
   digits_names = tuple("0123456789")
-  assert classification.match(("7", "3"), digits_names).tolist() == [7, 3]
+  assert classification.match_classes(("7", "3"), digits_names).tolist() == [
+    7,
+    3,
+  ]
 
 
 def test_class_names_are_given(tmp_path: pathlib.Path):

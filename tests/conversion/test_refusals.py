@@ -108,7 +108,7 @@ def test_tensors_that_are_no_plain_arrays(tmp_path: pathlib.Path):
   for value, text in (
     (weight.to_sparse(), "of type sparse_coo; supported are"),
     (torch.empty(weight.shape, device="meta"), "of type meta; supported are"),
-    (weight[:0], rf"{name} has shape \(0, 48\), and thus no values"),
+    (weight[:0], rf"{name} has shape \(0, 48\) and thus no values"),
   ):
     file = write(tmp_path / "x.pth", model=state("encoder", **{name: value}))
     refused(file, tmp_path, text, heads=4)

@@ -46,13 +46,13 @@ def test_what_is_no_number_is_right_for_nothing_unless_it_is_left_out():
 
 
 def test_classes_go_by_name():
-  numbers = classification.match(("cat", "ant"), ("ant", "bee", "cat"))
+  numbers = classification.match_classes(("cat", "ant"), ("ant", "bee", "cat"))
   np.testing.assert_array_equal(numbers, [2, 0])
 
 
 def test_a_class_that_is_not_known():
   with pytest.raises(ConfigError) as error:
-    classification.match(("ant", "beee", "dog"), ("ant", "bee", "cat"))
+    classification.match_classes(("ant", "beee", "dog"), ("ant", "bee", "cat"))
   assert str(error.value).startswith(
     "the data have the class 'beee', one of 2 of their 3 that are not among "
     "the 3 which the checkpoint learned: did you mean 'bee'?; give"

@@ -51,7 +51,7 @@ def test_the_plot_shows_every_run():
 def test_starts_stand_beside_their_number_of_labels(count: int):
   row = {shots: np.array([0.5, 0.6]) for shots in (5, 10, 20, 50, 0)[:count]}
   starts = ("pre-trained", "from scratch", "another")
-  figure = label_efficiency_report.draw(dict.fromkeys(starts, row))
+  figure = label_efficiency_report.draw_figure(dict.fromkeys(starts, row))
   (axes,) = figure.axes
   ticks = axes.get_xticks()
   assert len(ticks) == count

@@ -15,7 +15,7 @@ ABOUT = {"parameters": 7, "shots": (1, 2)}
 
 def opened(path, about=ABOUT, *, owner=True, check=lambda: None):
   result = partial_results.PartialResults(epath.Path(path), check, owner=owner)
-  result.begin(about)
+  result.resume(about)
   return result
 
 
@@ -26,9 +26,9 @@ def test_the_same_goes_on_and_the_end_leaves_nothing(tmp_path):
   assert again.done == {"a": {"error": 0.1 + 0.2}}  # to the bit
   again.add("b", None)
   assert list(opened(path, owner=False).done) == ["a", "b"]
-  again.forget()
+  again.delete()
   assert not path.exists()
-  opened(path).forget()
+  opened(path).delete()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"done": {"a": 1}}'])

@@ -29,7 +29,7 @@ def test_accuracies_of_each_choice_and_classifier():
     tiny.config().eval, shots=(2, 0), num_trials=3, knn_k=4
   )
   train, test = split(1, 60), split(2, 90)
-  result = probes.few_labels(train, test, config)
+  result = probes.evaluate_probes(train, test, config)
   assert [(each.row, each.name) for each in result] == [
     (f"{kind}_{labels}", name)
     for labels in ("2", "all")
@@ -56,14 +56,14 @@ def test_accuracies_of_each_choice_and_classifier():
       assert std == pytest.approx(statistics.stdev(draws))
   assert found["linear_all/MAE"] > found["linear_all/raw pixels"]
   assert "linear_all_std/MAE" not in found
-  assert probes.few_labels(train, test, config) == result
+  assert probes.evaluate_probes(train, test, config) == result
 
 
 def test_as_many_labels_as_there_are_is_all_and_said_once():
   config = dataclasses.replace(
     tiny.config().eval, shots=(20, 0, 33), num_trials=2
   )
-  result = probes.few_labels(split(1, 60), split(2, 30), config)
+  result = probes.evaluate_probes(split(1, 60), split(2, 30), config)
   assert {each.row for each in result} == {"linear_all", "knn_all"}
 
 

@@ -18,10 +18,10 @@ def data(name: str, **changes) -> DataConfig:
   return tiny.config(data={"source": "tfds", "name": name, **changes}).data
 
 
-def everything(error) -> robustness.Errors:
+def everything(error) -> robustness.CorruptionErrors:
   """All 95, each from its corruption's number and its severity."""
   names = list(dict.fromkeys(name for name, _ in robustness.KEYS))
-  return robustness.Errors(
+  return robustness.CorruptionErrors(
     {key: error(names.index(key[0]), key[1]) for key in robustness.KEYS}
   )
 
@@ -50,25 +50,25 @@ def test_names_are_those_of_tfds():
 )
 def test_which_sets_are_known(name: str, known: str, whole: bool):
   assert robustness.data_set(data(name)) == known
-  assert robustness.is_whole(data(name)) == whole
+  assert robustness.is_all_corruptions(data(name)) == whole
   # A recipe's data.name stays, and says nothing of a folder.
   assert robustness.data_set(data(name, source="folder")) == ""
 
 
 def test_one_corruption_keeps_the_version():
   key = ("glass_blur", 3)
-  one = robustness.one(data("imagenet2012_corrupted:3.1.0"), key)
+  one = robustness.corruption_data(data("imagenet2012_corrupted:3.1.0"), key)
   assert one.name == "imagenet2012_corrupted/glass_blur_3:3.1.0"
-  one = robustness.one(data("imagenet2012_corrupted"), key)
+  one = robustness.corruption_data(data("imagenet2012_corrupted"), key)
   assert one.name == "imagenet2012_corrupted/glass_blur_3"
 
 
 def test_keys_are_in_the_order_of_tables():
   names = ("saturate_1", "fog_2", "fog_1", "shot_noise_5")
-  found = robustness.keys(data("x"), names)
+  found = robustness.corruption_keys(data("x"), names)
   assert found == [("shot_noise", 5), ("fog", 1), ("fog", 2), ("saturate", 1)]
   with pytest.raises(ConfigError, match=r"'fog_6', which is no cor"):
-    robustness.keys(data("x"), (*names, "fog_6"))
+    robustness.corruption_keys(data("x"), (*names, "fog_6"))
 
 
 def test_means_by_hand():
@@ -111,8 +111,8 @@ def test_alexnet_itself_has_an_mce_of_one():
 
 def test_what_is_missing_is_named_and_there_is_no_mean():
   whole = everything(lambda number, _: 0.5)
-  part = {key: e for key, e in whole.of.items() if key != ("snow", 4)}
-  found = robustness.Errors(part)
+  part = {key: e for key, e in whole.errors.items() if key != ("snow", 4)}
+  found = robustness.CorruptionErrors(part)
   assert found.missing == [("snow", 4)]
   assert found.mean("snow") is None
   assert not {"eval_error", "eval_mce"} & set(found.scalars())
@@ -122,8 +122,8 @@ def test_what_is_missing_is_named_and_there_is_no_mean():
     "no mean over corruptions: 1 of 75 are not prepared (snow_4)"
   )
   # The extra ones are not asked for.
-  benchmark = {key: e for key, e in whole.of.items() if key[0] != "spatter"}
-  assert robustness.Errors(benchmark).scalars()["eval_mce"] > 0
-  none = robustness.Errors({("spatter", 1): 0.25})
+  benchmark = {key: e for key, e in whole.errors.items() if key[0] != "spatter"}
+  assert robustness.CorruptionErrors(benchmark).scalars()["eval_mce"] > 0
+  none = robustness.CorruptionErrors({("spatter", 1): 0.25})
   assert len(none.missing) == 75
   assert none.table().splitlines()[1].split() == ["spatter", "25.0", *"-----"]

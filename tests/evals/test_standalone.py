@@ -291,7 +291,7 @@ def test_corruptions_go_on_where_they_were_cut(
   write_corrupted(tmp_path, digits, [("fog", 1), ("fog", 2)])
   settings = corrupted(trained, tmp_path)
   whole = run(settings, tmp_path / "whole")
-  score, seen = measures.Network.score, []
+  score, seen = measures.TrainedHead.score, []
 
   def cut(self, images):
     seen.append(images.what)
@@ -299,7 +299,7 @@ def test_corruptions_go_on_where_they_were_cut(
       raise signals.RunInterrupted("now")
     return score(self, images)
 
-  monkeypatch.setattr(measures.Network, "score", cut)
+  monkeypatch.setattr(measures.TrainedHead, "score", cut)
   with pytest.raises(
     signals.RunInterrupted, match="with 1 of its parts done: the"
   ):

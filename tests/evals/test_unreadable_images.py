@@ -32,16 +32,16 @@ def task(**changes) -> pretrain.PretrainTask:
 
 def test_one_class_no_held_out_part_or_nothing_left_out(tmp_path):
   one = make(tmp_path / "one", cat=2)
-  assert task(data={"path": one}).evaluate.left_out == (
+  assert task(data={"path": one}).evaluate.unavailable == (
     "no probes: all images are of one class, cat"
   )
   two = make(tmp_path / "two", cat=2, dog=1)
-  assert task(data={"path": two}).evaluate.left_out == ""
+  assert task(data={"path": two}).evaluate.unavailable == ""
   for changes, why in (
     ({"path": two, "eval_split": ""}, "data.eval_split is empty"),
     ({"path": f"{two}/train/cat"}, "data.source='folder' found none"),
   ):
-    left_out = task(data=changes).evaluate.left_out
+    left_out = task(data=changes).evaluate.unavailable
     assert left_out.startswith("no held-out loss and no probes: there are no")
     assert left_out.endswith(why)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mae_jax.config import Config
+from mae_jax.models import factory
 from tests.helpers import tiny
 
 PATCH, CHANNELS, WIDTH, MLP, DECODER = 4, 3, 64, 256, 32
@@ -54,7 +55,7 @@ def config(**model) -> Config:
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, np.ndarray]:
   """Fresh parameters by path."""
-  network = tiny.build.masked_autoencoder(config())
+  network = factory.masked_autoencoder(config())
   images = jnp.zeros((1, 16, 16, CHANNELS))
   keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}
   params = jax.jit(network.init)(keys, images)["params"]

@@ -79,7 +79,7 @@ def test_noise_decides_the_mask_and_a_key_the_noise():
 
 def test_noise_of_a_wrong_shape_is_refused():
   model, images = tiny.model(), draw(4, 8, 8, 1)
-  text = r"noise has shape \(1, 16\), the patches \(4, 16\)"
+  text = r"noise has shape \(1, 16\), but the patches have shape \(4, 16\)"
   with pytest.raises(ValueError, match=text):
     apply(model, tiny.params(), images, np.zeros((1, 16), np.float32))
 

@@ -76,7 +76,7 @@ def test_number_of_kept_patches(length: int, ratio: float, keep: int):
   if 0 < keep < length:
     assert masking.num_kept(length, ratio) == keep
     return
-  with pytest.raises(ValueError, match=r"at least one and hide") as error:
+  with pytest.raises(ValueError, match=r"at least one and mask") as error:
     masking.num_kept(length, ratio)
   assert f"mask_ratio={ratio} keeps {keep} of {length}" in str(error.value)
 
@@ -254,13 +254,13 @@ def test_given_masks_are_those_that_were_given():
 @pytest.mark.parametrize(
   ("rows", "text"),
   [
-    ((), "mask_rows= has 0 rows: write 3 a mask"),
-    (CROSS[:2], "has 2 rows: write 3 a mask"),
-    (("0110", "111", "0110"), "a row '111': write 4 signs a row"),
-    (("0110", "11x1", "0110"), "a row '11x1'.* each 0 .shown. or 1"),
+    ((), "mask_rows= has 0 rows: write 3 rows per mask"),
+    (CROSS[:2], "has 2 rows: write 3 rows per mask"),
+    (("0110", "111", "0110"), "a row '111': write 4 digits per row"),
+    (("0110", "11x1", "0110"), "a row '11x1'.* each 0 .visible. or 1"),
     (
       (*CROSS, "1101", "1111", "1001"),
-      r"mask 2 shows 3 of 12 patches, and 4 are to .* mask_ratio=0.75",
+      r"mask 2 keeps 3 of 12 patches instead of 4: .* mask_ratio=0.75",
     ),
   ],
 )

@@ -90,7 +90,7 @@ def test_parameter_counts(variant: str):
     ({"model": {"decoder_width": 1}}, "model.decoder_width=1 is not a mul"),
     (
       {"data": {"image_size": 2**12}},
-      r"image_size=\(4096, 4096\) has 4194304 patches .* more than 1048576",
+      r"image_size=\(4096, 4096\) .* 4194304 patches, more than 1048576",
     ),
     ({"model": {"depth": 0}}, "model.depth=0 must be positive"),
     ({"model": {"decoder_depth": 0}}, "model.decoder_depth=0 must be positive"),
@@ -127,7 +127,7 @@ def test_parameter_counts(variant: str):
     ({"model": {"remat": "half"}}, "model.remat='half' is not known.*dots"),
     (
       {"model": {"patch_size": (1, 1)}, "objective": {"target": "norm_pix"}},
-      "objective.target='norm_pix' needs .* these have one: use larger",
+      "objective.target='norm_pix' needs .* there is one: use larger",
     ),
     (
       {"data": {"mean": (0.1, 0.2, 0.3)}},

@@ -244,12 +244,12 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
     ({"contrast": "batch"}, "for instance objective.contrast_patches=4"),
     (
       {"contrast": "image", "contrast_patches": 1},
-      r"objective.contrast_patches=1 \(0 is all\), of 12 hidden in an image, "
-      "leaves nothing to compare",
+      r"objective.contrast_patches=1 \(0 is all\), with 12 masked patches per "
+      "image, leaves nothing to compare",
     ),
     (
       {"contrast": "image", "mask_ratio": 0.06},
-      r"objective.contrast_patches=0 \(0 is all\), of 1 hidden in an image",
+      r"objective.contrast_patches=0 \(0 is all\), with 1 masked patches",
     ),
     ({"contrast": "images"}, "contrast='images' is not known.*'image'"),
     (
