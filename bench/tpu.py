@@ -132,7 +132,7 @@ UNDONE = {
 
 def compiled(slice_: str, undone: Undone) -> compile_step.CompiledStep:
   """The step on that slice, all data parallel."""
-  config = tiny.changed(plan.configured("L", 1), **undone.settings)
+  config = tiny.with_changes(plan.configured("L", 1), **undone.settings)
   with undone.patch():
     jax.clear_caches()  # of what was traced with other code
     return plan.compiled(config, slice_)

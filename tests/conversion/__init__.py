@@ -1,1 +1,1 @@
-"""Tests of mae_jax.conversion and of the tool in front of it."""
+"""Tests of mae_jax.conversion and of the command `convert`."""

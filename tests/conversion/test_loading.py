@@ -1,4 +1,4 @@
-"""Weights of others are where a run can start, and what tools can look at."""
+"""Runs and tools start from weights of other programs."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ MODEL = {
 }
 
 
-def foreign(root: pathlib.Path, kind: str, to: str) -> pathlib.Path:
-  """A digits network of a kind, in a format."""
+def digits_weights(root: pathlib.Path, kind: str, to: str) -> pathlib.Path:
+  """Writes a digits network of a kind in a format."""
   start = sample_checkpoints.save(root / "start", kind, data=DATA, model=MODEL)
   out = root / f"theirs{SUFFIX.get(to, '')}"
   convert.convert(str(start), str(out), to=to)
@@ -46,7 +46,7 @@ def foreign(root: pathlib.Path, kind: str, to: str) -> pathlib.Path:
 
 
 def initial(config: Config) -> checkpoints.TrainState:
-  """The state that a run starts with, on two devices that share parameters."""
+  """Initializes a run's state on two devices that shard parameters."""
   mesh = runs.devices_mesh(2, fsdp=2)
   kinds = {
     "pretrain": pretrain.PretrainTask,
@@ -70,7 +70,7 @@ def same(found: Any, wanted: Any) -> None:
 
 @pytest.mark.parametrize("to", ["facebook", "transformers"])
 def test_pre_training_goes_on(to: str, tmp_path: pathlib.Path):
-  path = foreign(tmp_path, "mae", to)
+  path = digits_weights(tmp_path, "mae", to)
   config = tiny.config(init_from=str(path))
   wanted = sample_checkpoints.params("mae", config)
   same(initial(config).params, wanted)
@@ -81,7 +81,7 @@ def test_pre_training_goes_on(to: str, tmp_path: pathlib.Path):
 def test_fine_tuning_and_probes_start(
   kind: str, to: str, tmp_path: pathlib.Path
 ):
-  path = foreign(tmp_path, kind, to)
+  path = digits_weights(tmp_path, kind, to)
   before = sample_checkpoints.config(kind, data=DATA, model=MODEL)
   encoder = dict(sample_checkpoints.params(kind, before)["model"]["encoder"])
   for task in ("finetune", "linprobe"):
@@ -95,7 +95,7 @@ def test_fine_tuning_and_probes_start(
 
 
 def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
-  """Heads, target and pixels are the config's to say."""
+  """Heads, target and pixel normalization come from the config."""
   model = facebook_model.Autoencoder(
     patch=2,
     channels=1,
@@ -132,8 +132,8 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
 def test_pixels_that_are_normalized_otherwise_are_told(
   to: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
-  """A run may want them so; it is rarely meant."""
-  path = str(foreign(tmp_path, "mae", to))
+  """Another normalization is allowed, but rarely intended."""
+  path = str(digits_weights(tmp_path, "mae", to))
   for task in ("pretrain", "finetune"):
     initial(tiny.config(task=task, init_from=path))
     data = {"mean": (0.5,), "std": (0.4,)}
@@ -151,7 +151,7 @@ def test_pixels_that_are_normalized_otherwise_are_told(
 def test_another_objective_is_told(
   tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
-  path = str(foreign(tmp_path, "mae", "jax"))
+  path = str(digits_weights(tmp_path, "mae", "jax"))
   initial(tiny.config(init_from=path))
   assert "was trained with objective" not in capsys.readouterr().err
   objective = {"target": "raw", "masked_input": "noise"}
@@ -183,15 +183,15 @@ def test_another_objective_is_told(
 def test_what_does_not_fit_pre_training(
   kind, changes, text, to, tmp_path: pathlib.Path
 ):
-  path = foreign(tmp_path, kind, to)
+  path = digits_weights(tmp_path, kind, to)
   with pytest.raises(ConfigError, match=text) as caught:
     initial(tiny.config(init_from=str(path), **changes))
   assert "\n" not in str(caught.value)
 
 
 def test_pre_training_has_fixed_positions(tmp_path: pathlib.Path):
-  """Those that are the table but for rounding will do, others will not."""
-  path = foreign(tmp_path, "mae", "facebook")
+  """Position tables must equal sin-cos, except for rounding."""
+  path = digits_weights(tmp_path, "mae", "facebook")
   content = torch.load(path, weights_only=False)
   table = content["model"]["decoder_pos_embed"]
   config = tiny.config(init_from=str(path))
@@ -206,7 +206,7 @@ def test_pre_training_has_fixed_positions(tmp_path: pathlib.Path):
 
 
 def test_sharded_and_whole_are_the_same(tmp_path: pathlib.Path):
-  path = foreign(tmp_path, "cls", "timm")
+  path = digits_weights(tmp_path, "cls", "timm")
   one, run = conversion.load_any(path, runs.devices_mesh())
   eight, again = conversion.load_any(path, runs.devices_mesh(8, fsdp=4))
   same(eight, jax.device_get(one))
@@ -217,7 +217,7 @@ def test_sharded_and_whole_are_the_same(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("to", ["facebook", "timm"])
 def test_features_of_a_file(to: str, tmp_path: pathlib.Path):
-  path = foreign(tmp_path, "cls", to)
+  path = digits_weights(tmp_path, "cls", to)
   mesh = runs.devices_mesh()
   pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
   for settings in ({}, {"layer": 1, "pool": "all"}, {"image_size": (12, 8)}):
@@ -233,7 +233,7 @@ def test_features_of_a_file(to: str, tmp_path: pathlib.Path):
 
 
 def test_features_need_no_target(tmp_path: pathlib.Path):
-  """A decoder that is not used is not asked about."""
+  """An unused decoder needs no flags."""
   model = facebook_model.randomize(facebook_model.MODELS["mae"]())
   torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
   hints = conversion.ModelOverrides(heads=4, no_decoder=True)
@@ -311,8 +311,8 @@ def test_a_checkpoint_is_no_workdir(tmp_path: pathlib.Path):
 
 @pytest.mark.slow
 def test_the_programs(tmp_path: pathlib.Path):
-  """convert, main (fine-tune, evaluate) and predict, as a user starts them."""
-  theirs = foreign(tmp_path, "mae", "transformers")
+  """Runs convert, main (fine-tune, evaluate) and predict as commands."""
+  theirs = digits_weights(tmp_path, "mae", "transformers")
   done = command("convert", "--inspect", theirs)
   assert done.returncode == 0, done.stderr
   assert "encoder and decoder" in done.stdout

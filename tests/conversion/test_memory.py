@@ -1,4 +1,4 @@
-"""Conversion goes array by array: memory does not grow to copies of it all."""
+"""Conversion reads array by array: memory does not grow with the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ print(before, peak())
 
 
 def convert(source: pathlib.Path, out: pathlib.Path, to: str) -> int:
-  """The bytes by which memory grew at most."""
+  """Returns the peak growth of memory in bytes."""
   done = commands.python("-c", PROGRAM, source, out, to)
   assert done.returncode == 0, done.stderr
   before, after = map(int, done.stdout.splitlines()[-1].split())

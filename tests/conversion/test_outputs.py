@@ -1,7 +1,7 @@
-"""A converted network computes what it computed before, both ways.
+"""Converted networks compute the same outputs, in both directions.
 
-The peers are transformers' classes, loaded by transformers itself from what was
-written, and the reference's layout in plain PyTorch (`facebook_model`).
+References are transformers' classes, which load the written files, and the
+reference's layout in plain PyTorch (`facebook_model`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ AUTOENCODERS = ("mae", "raw")
 CLASSIFIERS = ("mean", "cls", "probe")
 
 
-def told(kind: str, found: np.ndarray, wanted: np.ndarray) -> None:
-  """Compares, and prints what is reported."""
+def assert_close(kind: str, found: np.ndarray, wanted: np.ndarray) -> None:
+  """Compares outputs, and prints the largest difference."""
   assert found.shape == wanted.shape
   assert np.abs(wanted).max() > 0.1
   difference = np.abs(found - wanted).max()
@@ -39,8 +39,8 @@ def told(kind: str, found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def theirs(model: torch.nn.Module, kind: str) -> np.ndarray:
-  """What a network in the reference's layout says."""
+def torch_outputs(model: torch.nn.Module, kind: str) -> np.ndarray:
+  """Computes the outputs of a network in the reference's layout."""
   _, pixels = model_outputs.images()
   if kind in AUTOENCODERS:
     draw = model_outputs.noise()
@@ -48,8 +48,8 @@ def theirs(model: torch.nn.Module, kind: str) -> np.ndarray:
   return model(pixels).numpy()
 
 
-def ours(path: pathlib.Path, kind: str) -> np.ndarray:
-  """What the same network says here."""
+def jax_outputs(path: pathlib.Path, kind: str) -> np.ndarray:
+  """Computes the outputs of the converted network."""
   x, _ = model_outputs.images()
   if kind in AUTOENCODERS:
     found, kept = model_outputs.predictions(path, x, model_outputs.noise())
@@ -71,12 +71,12 @@ def test_to_the_references_layout(kind: str, tmp_path: pathlib.Path):
   )
   if kind in AUTOENCODERS:
     assert content["args"].norm_pix_loss is (kind == "mae")
-  told(kind, ours(checkpoint, kind), theirs(model, kind))
+  assert_close(kind, jax_outputs(checkpoint, kind), torch_outputs(model, kind))
 
 
 @pytest.mark.parametrize("kind", sample_checkpoints.KINDS)
 def test_from_the_references_layout(kind: str, tmp_path: pathlib.Path):
-  """Positions of pre-training are fixed and those of classifiers are not."""
+  """Positions are fixed in pre-training and trained in classifiers."""
   model = facebook_model.randomize(facebook_model.MODELS[kind]())
   if kind in ("encoder", *AUTOENCODERS):
     set_tables(model)
@@ -87,7 +87,7 @@ def test_from_the_references_layout(kind: str, tmp_path: pathlib.Path):
   if kind in AUTOENCODERS:
     flags["decoder_heads"] = 2
   convert.convert(str(file), str(out), to="jax", **flags)
-  told(kind, ours(out, kind), theirs(model, kind))
+  assert_close(kind, jax_outputs(out, kind), torch_outputs(model, kind))
 
 
 def set_tables(model: torch.nn.Module) -> None:
@@ -101,7 +101,7 @@ def set_tables(model: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", ["mean", "cls", "probe", "encoder", "mae"])
 def test_to_timm(kind: str, tmp_path: pathlib.Path):
-  """Timm's names are the reference's; a probe is folded, a decoder left out."""
+  """Names are the reference's; BatchNorm is folded, the decoder left out."""
   checkpoint = sample_checkpoints.save(tmp_path / "ours", kind)
   out = tmp_path / "theirs.safetensors"
   convert.convert(str(checkpoint), str(out), to="timm")
@@ -110,9 +110,9 @@ def test_to_timm(kind: str, tmp_path: pathlib.Path):
   model.load_state_dict(load_file(out), strict=True)
   read = model_outputs.logits if kind in CLASSIFIERS else model_outputs.tokens
   x, _ = model_outputs.images()
-  told(kind, read(checkpoint, x), theirs(model, same))
+  assert_close(kind, read(checkpoint, x), torch_outputs(model, same))
   # And read as it is, without a checkpoint of ours.
-  told(kind, read(out, x), theirs(model, same))
+  assert_close(kind, read(out, x), torch_outputs(model, same))
 
 
 def torch_config(**changes) -> dict:
@@ -131,7 +131,7 @@ def torch_config(**changes) -> dict:
 
 
 def transformers_autoencoder(**changes) -> transformers.ViTMAEForPreTraining:
-  """Random, with the tables of the reference."""
+  """Builds a random ViTMAE with the reference's position tables."""
   config = transformers.ViTMAEConfig(
     **torch_config(
       decoder_hidden_size=32,
@@ -162,7 +162,7 @@ def transformers_classifier(**changes) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def transformers_says(model: torch.nn.Module, kind: str) -> np.ndarray:
+def transformers_outputs(model: torch.nn.Module, kind: str) -> np.ndarray:
   _, pixels = model_outputs.images()
   if kind in AUTOENCODERS:
     return model(
@@ -203,7 +203,11 @@ def test_to_transformers(kind: str, model: dict, tmp_path: pathlib.Path):
     out, output_loading_info=True, attn_implementation="eager", **extra
   )
   assert not any(info.values()), info
-  told(kind, ours(checkpoint, kind), transformers_says(loaded.eval(), kind))
+  assert_close(
+    kind,
+    jax_outputs(checkpoint, kind),
+    transformers_outputs(loaded.eval(), kind),
+  )
   if kind in AUTOENCODERS:
     assert loaded.config.norm_pix_loss is (kind == "mae")
     assert loaded.config.mask_ratio == 0.6
@@ -240,4 +244,4 @@ def test_from_transformers(kind: str, changes: dict, tmp_path: pathlib.Path):
   convert.convert(
     str(tmp_path / "theirs"), str(out), to="jax", mean=(0.5,), std=(0.25,)
   )
-  told(kind, ours(out, kind), transformers_says(model, kind))
+  assert_close(kind, jax_outputs(out, kind), transformers_outputs(model, kind))

@@ -1,6 +1,6 @@
-"""What is not as it should be is one clear line, or a correction with a name.
+"""Damaged or unsuitable weights raise a one-line error or add a note.
 
-Files are broken by hand: nothing is dropped, run or guessed.
+Files are damaged on purpose: nothing is dropped, executed or guessed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HEADS = {"heads": 4, "decoder_heads": 2}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A file of each kind and format."""
+  """One file of each kind and format."""
   root = tmp_path_factory.mktemp("files")
   for kind in sample_checkpoints.KINDS:
     start = sample_checkpoints.save(root / kind, kind)
@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def refused(source: Any, tmp_path: pathlib.Path, text: str, **flags: Any):
-  """Converts in vain: one line, and nothing left behind."""
+  """Checks that conversion fails with one line and leaves nothing behind."""
   flags = {"to": "jax"} | flags
   before = sorted(tmp_path.rglob("*"))
   out = tmp_path / f"out{SUFFIX.get(flags['to'], '')}"
@@ -67,7 +67,7 @@ def refused(source: Any, tmp_path: pathlib.Path, text: str, **flags: Any):
 
 
 def state(kind: str, **changes: Any) -> dict[str, torch.Tensor]:
-  """Of a file as published, with some tensors changed; None takes one away."""
+  """Returns a published file's tensors with changes; None removes a tensor."""
   model = facebook_model.randomize(facebook_model.MODELS[kind]())
   if kind in ("encoder", "mae", "raw"):
     test_outputs.set_tables(model)
@@ -128,7 +128,7 @@ def test_values_that_a_type_does_not_hold(to: str, tmp_path: pathlib.Path):
 def test_other_networks_in_the_file_are_told(
   tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
-  """Averages lie beside; prefixes of wrappers are no part of a name."""
+  """Averages beside the weights are reported; wrappers' prefixes removed."""
   found = {f"module._orig_mod.{k}": x for k, x in state("encoder").items()}
   file = write(
     tmp_path / "x.pth", model=found, model_ema=found, optimizer={"state": {}}
@@ -192,7 +192,7 @@ def test_what_git_and_browsers_fetch(name: str, tmp_path: pathlib.Path):
 
 
 def test_flipped_bits_of_a_pickle(tmp_path: pathlib.Path):
-  """Whatever PyTorch makes of them."""
+  """Each error is one line, whatever PyTorch raises."""
   file = tmp_path / "x.pth"
   torch.save({"model": state("encoder")}, file)
   data, draws = file.read_bytes(), np.random.default_rng(0)
@@ -220,7 +220,7 @@ def test_flipped_bits_of_a_header(root: pathlib.Path, tmp_path: pathlib.Path):
 
 
 class _Program:
-  """What a malicious file holds."""
+  """An object whose unpickling runs a program."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
@@ -233,7 +233,7 @@ class _Program:
 def test_a_pickle_with_code_does_not_run(where: str, tmp_path: pathlib.Path):
   trap = tmp_path / "ran"
   file = tmp_path / "x.pth"
-  if where == "plain":  # no archive, as PyTorch had before 1.6
+  if where == "plain":  # not an archive, as before PyTorch 1.6
     file.write_bytes(pickle.dumps({"model": _Program(trap)}))
   else:
     content: Any = {"model": state("encoder"), "args": argparse.Namespace()}
@@ -247,14 +247,14 @@ def test_a_pickle_with_code_does_not_run(where: str, tmp_path: pathlib.Path):
   text = refused(file, tmp_path, "neither a tensor nor a plain value", heads=4)
   assert "system" in text or where == "plain"
   assert not trap.exists()
-  # It would have run where a file is trusted.
+  # The program does run without weights_only.
   if where != "plain":
     torch.load(file, weights_only=False)
     assert trap.exists()
 
 
 def test_the_arguments_of_the_reference_are_read(tmp_path: pathlib.Path):
-  """Exactly that class: no other one of argparse is let through."""
+  """Only argparse.Namespace is allowed."""
   args = argparse.Namespace(norm_pix_loss=False, mask_ratio=0.5, output="x")
   file = write(tmp_path / "x.pth", model=state("mae"), args=args, epoch=3)
   convert.convert(str(file), str(tmp_path / "a"), to="jax", **HEADS)
@@ -295,7 +295,7 @@ def test_what_only_a_person_knows(tmp_path: pathlib.Path):
     refused(file, tmp_path, text, **flags)
     flags |= more
   convert.convert(str(file), str(tmp_path / "a"), to="jax", **flags)
-  # timm's files do not say how pixels are normalized, and the reference's do.
+  # Pixel normalization is assumed for the reference's files, not for timm's.
   timm = tmp_path / "x.safetensors"
   save_file(state("encoder"), timm)
   refused(
@@ -323,7 +323,7 @@ def test_heads_that_do_not_divide(tmp_path: pathlib.Path):
 
 
 def test_zero_positions_of_transformers(tmp_path: pathlib.Path):
-  """As a fresh transformers 5 writes them."""
+  """A new model of transformers 5 has position tables of zeros."""
   model = test_outputs.transformers_autoencoder()
   model.save_pretrained(tmp_path / "a")
   path = tmp_path / "a" / "model.safetensors"
@@ -342,7 +342,7 @@ def test_zero_positions_of_transformers(tmp_path: pathlib.Path):
       str(tmp_path / "a"), str(out), to="jax", positions=choice, **pixels
     )
   x, _ = model_outputs.images()
-  wanted = test_outputs.transformers_says(model, "mae")
+  wanted = test_outputs.transformers_outputs(model, "mae")
   draw = model_outputs.noise()
   np.testing.assert_allclose(
     model_outputs.predictions(tmp_path / "sincos", x, draw)[0], wanted, 0, 1e-5
@@ -350,7 +350,7 @@ def test_zero_positions_of_transformers(tmp_path: pathlib.Path):
   zeroed = type(model).from_pretrained(
     tmp_path / "a", attn_implementation="eager"
   )
-  wanted = test_outputs.transformers_says(zeroed.eval(), "mae")
+  wanted = test_outputs.transformers_outputs(zeroed.eval(), "mae")
   back = tmp_path / "back"
   convert.convert(str(tmp_path / "keep"), str(back), to="transformers")
   found = load_file(back / "model.safetensors")
@@ -398,7 +398,7 @@ def test_what_is_left_out_is_told(
     assert "- left out: the pooler, which a MAE does not have (2 tens" in told
   assert "6 biases of queries, keys and values that are not there" in told
   x, _ = model_outputs.images()
-  wanted = test_outputs.transformers_says(model, "encoder")
+  wanted = test_outputs.transformers_outputs(model, "encoder")
   np.testing.assert_allclose(
     model_outputs.tokens(tmp_path / "b", x), wanted, 0, 1e-5
   )
@@ -619,7 +619,7 @@ def test_a_disk_that_fills_up(
 def test_stopped_midway(
   root: pathlib.Path, to: str, error, tmp_path: pathlib.Path, monkeypatch
 ):
-  """A signal is what it was, and nothing is left behind."""
+  """The signal's error is raised, and nothing is left behind."""
   out = tmp_path / f"x{SUFFIX.get(to, '')}"
 
   class Cut(io.BufferedWriter):
@@ -659,7 +659,7 @@ def test_a_damaged_checkpoint(root: pathlib.Path, tmp_path: pathlib.Path):
 
 
 def test_without_pytorch(root: pathlib.Path, tmp_path: pathlib.Path):
-  """Safetensors need none, and `.pth` files say what they need."""
+  """Safetensors work without PyTorch; `.pth` files report that they need it."""
   hidden = tmp_path / "hidden"
   hidden.mkdir()
   (hidden / "torch.py").write_text("raise ImportError('hidden')\n")
@@ -739,7 +739,7 @@ def test_flags_that_contradict_the_weights(
 
 
 def test_what_is_only_usual_may_be_said(tmp_path: pathlib.Path):
-  """Pixels of the reference, and the heads of a size with a name."""
+  """Flags may replace assumed pixel normalization and heads."""
   model = facebook_model.PlainEncoder(width=192, depth=12, hidden=64)
   table = facebook_model.randomize(model)
   test_outputs.set_tables(table)

@@ -1,4 +1,4 @@
-"""What a format can hold comes back bit for bit, by any way round."""
+"""Values that a format holds come back bit for bit over any route."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SUFFIX = {
   "transformers": "",
   "timm": ".safetensors",
 }
-# What each format holds whole. timm has no decoder, transformers no averaged
-# tokens, and neither has BatchNorm in front of the head.
+# Kinds of networks that each format holds completely. timm has no decoder,
+# transformers no mean pooling, and neither has BatchNorm before the head.
 HOLDS = {
   "facebook": ("encoder", "mae", "raw", "mean", "cls", "probe"),
   "transformers": ("encoder", "mae", "raw", "cls"),
@@ -43,7 +43,7 @@ PAIRS = [
 
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """All of a checkpoint of ours."""
+  """Reads all arrays of a checkpoint."""
   found = checkpoints.ArrayReader(path)
   result = {name: found.read(name) for name in found.shapes}
   found.verify()
@@ -51,7 +51,7 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def tensors(path: pathlib.Path) -> dict[str, Any]:
-  """All of a file of others, as PyTorch's or safetensors' own reader has it."""
+  """Reads all tensors of a file with PyTorch or safetensors."""
   if path.suffix == ".pth":
     return {
       name: (str(x.dtype), x.view(torch.uint8 if x.ndim else x.dtype).numpy())
@@ -81,7 +81,7 @@ def run(source: pathlib.Path, out: pathlib.Path, to: str, **flags: Any):
 
 
 def save(path: pathlib.Path, kind: str, dtype: str) -> pathlib.Path:
-  """A checkpoint whose values the type holds."""
+  """Writes a checkpoint whose values the dtype holds exactly."""
   sample_checkpoints.save(path / "float32", kind)
   if dtype == "float32":
     return path / "float32"
@@ -98,7 +98,7 @@ def save(path: pathlib.Path, kind: str, dtype: str) -> pathlib.Path:
 def test_there_across_and_back(
   kind: str, first: str, second: str, dtype: str, tmp_path: pathlib.Path
 ):
-  """Jax -> first -> second -> jax; the run comes back with the weights."""
+  """Converts jax -> first -> second -> jax, with the run's settings."""
   start = save(tmp_path / "start", kind, dtype)
   a = run(start, tmp_path / f"a{SUFFIX[first]}", first, dtype=dtype)
   b = run(a, tmp_path / f"b{SUFFIX[second]}", second)
@@ -118,7 +118,7 @@ def test_there_across_and_back(
   assert after.class_names == before.class_names
   assert after.data == before.data
   assert after.origin["dialect"] == second
-  # And out again, in the type that it came in, unasked.
+  # Exports in the original dtype by default.
   again = run(end, tmp_path / f"d{SUFFIX[second]}", second)
   assert_same(tensors(again), tensors(direct))
 
@@ -126,7 +126,7 @@ def test_there_across_and_back(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.half])
 @pytest.mark.parametrize("kind", sample_checkpoints.KINDS)
 def test_files_of_the_reference(kind: str, dtype, tmp_path: pathlib.Path):
-  """As published, without a word of ours; tables too, whose they ever are."""
+  """Published files without our metadata; position tables of any origin."""
   model = facebook_model.randomize(facebook_model.MODELS[kind]()).to(dtype)
   file = tmp_path / "theirs.pth"
   args = argparse.Namespace(norm_pix_loss=True, resume=None)
@@ -143,7 +143,7 @@ def test_files_of_the_reference(kind: str, dtype, tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("kind", ["encoder", "mae", "cls"])
 def test_files_of_transformers(kind: str, tmp_path: pathlib.Path):
-  """Both spellings are read, and the Hub's is written."""
+  """Both versions' names are read, and the Hub's are written."""
   if kind == "mae":
     model = test_outputs.transformers_autoencoder()
   else:
@@ -159,7 +159,7 @@ def test_files_of_transformers(kind: str, tmp_path: pathlib.Path):
     if not name.startswith("pooler.")
   }
   assert_same(tensors(back), found)
-  # The modules' own names are another spelling.
+  # The modules' own names are aliases.
   state = {k: v for k, v in model.state_dict().items() if "pooler" not in k}
   modules = tmp_path / "modules"
   modules.mkdir()
@@ -176,7 +176,7 @@ def test_files_of_transformers(kind: str, tmp_path: pathlib.Path):
 
 
 def test_what_a_config_leaves_out_is_the_default(tmp_path: pathlib.Path):
-  """As transformers' own class has it."""
+  """Defaults equal those of transformers' class."""
   model = test_outputs.transformers_autoencoder(
     num_attention_heads=12, decoder_num_attention_heads=16, mask_ratio=0.75
   )
@@ -198,7 +198,7 @@ def test_what_a_config_leaves_out_is_the_default(tmp_path: pathlib.Path):
   draw = model_outputs.noise()
   np.testing.assert_allclose(
     model_outputs.predictions(ours, x, draw)[0],
-    test_outputs.transformers_says(loaded.eval(), "mae"),
+    test_outputs.transformers_outputs(loaded.eval(), "mae"),
     rtol=0,
     atol=1e-5,
   )
@@ -217,7 +217,7 @@ def test_several_files_with_an_index(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("to", ["facebook", "timm"])
 def test_rectangles(to: str, tmp_path: pathlib.Path):
-  """Sizes, patches and channels that transformers does not have."""
+  """Sizes, patches and channels that transformers does not support."""
   data = sample_checkpoints.DATA | {
     "image_size": (18, 32),
     "channels": 2,

@@ -135,9 +135,9 @@ def test_all_answer_and_go_on():
 
 def test_who_does_not_come_is_named():
   first, second = answers(places(4, (0, 2)))
-  assert "2 of 4 processes came within --start_seconds=1" in first
+  assert "2 of 4 processes started within --start_seconds=1" in first
   assert "process 1, 3 did not" in first
-  assert "not all 4 processes came" in second or "process 0 could" in second
+  assert "not all 4 processes started" in second or "process 0 could" in second
 
 
 def test_without_process_0_the_address_is_named():
@@ -148,15 +148,15 @@ def test_without_process_0_the_address_is_named():
 
 def test_two_of_one_number_are_told():
   told = answers(places(3, (0, 1, 1)), 5)
-  assert "two processes say that they are process 1 of 3" in told[0]
-  assert any("another process says that it is process 1" in x for x in told[1:])
+  assert "two processes were started as process 1 of 3" in told[0]
+  assert any("another process was started as process 1" in x for x in told[1:])
 
 
 def test_other_numbers_of_processes_are_told():
   first, second = places(2, (0, 1))
   second = place_lib.ProcessInfo(second.coordinator, 3, 1)
   told = answers([first, second], 5)
-  assert "--num_processes=3, and process 0 as one of 2" in told[0]
+  assert "--num_processes=3, and process 0 with 2" in told[0]
   assert "started as one of 2" in told[1]
 
 

@@ -37,14 +37,14 @@ def whole(nursery, tmp_path_factory):
   """A run of two processes that nothing happened to."""
   workdir = tmp_path_factory.mktemp("whole")
   team = process_groups.Team(nursery, 2, [*SETTINGS, f"--workdir={workdir}"])
-  assert team.wait() == [0, 0], team.all_told()
+  assert team.wait() == [0, 0], team.outputs()
   return workdir
 
 
 def check_goes_on(nursery, workdir, whole):
   """The same command again ends as if nothing had been."""
   again = process_groups.Team(nursery, 2, [*SETTINGS, f"--workdir={workdir}"])
-  assert again.wait() == [0, 0], again.all_told()
+  assert again.wait() == [0, 0], again.outputs()
   found, expected = kills.remains(workdir), kills.remains(whole)
   for each in (found, expected):
     each.pop("kept checkpoints")
@@ -55,10 +55,10 @@ def test_a_signal_to_one_stops_all_at_the_same_step(nursery, whole, tmp_path):
   team = process_groups.Team(nursery, 2, [*SETTINGS, f"--workdir={tmp_path}"])
   assert team.lives[1].wait_for("stepping", 45)
   team.lives[1].signal(signal.SIGTERM)
-  assert team.wait() == [75, 75], team.all_told()
-  (step,) = re.findall(r"stopped after step (\d+) of 120", team.told(0))
+  assert team.wait() == [75, 75], team.outputs()
+  (step,) = re.findall(r"stopped after step (\d+) of 120", team.output(0))
   assert steps(tmp_path)[-1] == int(step)
-  assert "stopped after" not in team.told(1)
+  assert "stopped after" not in team.output(1)
   check_goes_on(nursery, tmp_path, whole)
 
 
@@ -80,9 +80,9 @@ def test_a_death_ends_all_in_bounded_time(
   seconds = time.monotonic() - begin
   print(f"{seconds:.1f} s from the death of process {number} in {phase}")
   assert codes[number] == -signal.SIGKILL
-  assert codes[1 - number] == 76, team.all_told()
+  assert codes[1 - number] == 76, team.outputs()
   assert seconds < BOUND
-  told = team.told(1 - number)
+  told = team.output(1 - number)
   assert f"process {number} on " in told
   assert "is gone" in told
   assert "start the same command again" in told
@@ -96,7 +96,9 @@ def test_one_that_hangs_counts_as_gone(nursery, tmp_path):
   begin = time.monotonic()
   assert team.lives[0].wait(BOUND) == 76
   assert time.monotonic() - begin > process_groups.HEARTBEAT - 2
-  assert f"not been heard of for {process_groups.HEARTBEAT} s" in team.told(0)
+  assert (
+    f"has sent no heartbeat for {process_groups.HEARTBEAT} s" in team.output(0)
+  )
   team.lives[1].signal(signal.SIGCONT)
   assert team.lives[1].wait(BOUND) == 76
 
@@ -108,13 +110,13 @@ def test_a_full_disk_of_one_process_ends_all_and_loses_nothing(
   # By then the first checkpoint is whole: the second one waited for it.
   assert team.lives[1].wait_for("stepping", 45)
   team.lives[1].limit_files(600)
-  assert team.wait() == [1, 1], team.all_told()
-  told = team.told(0)
+  assert team.wait() == [1, 1], team.outputs()
+  told = team.output(0)
   assert told.count("could not be written (") == 1
   assert told.count("two checkpoints in a row could not be written") == 1
   assert "(process 1: " in told
   # Of the other one there is nothing to say.
-  assert "checkpoint" not in team.told(1)
+  assert "checkpoint" not in team.output(1)
   kept = steps(tmp_path)[-1]
   assert f"the last good one is of step {kept}" in told
   check_goes_on(nursery, tmp_path, whole)
@@ -129,13 +131,13 @@ def test_a_signal_while_evaluating_stops_all_at_once(nursery, tmp_path):
   team = process_groups.Team(nursery, 2, args)
   assert team.lives[0].wait_for("evaluating")
   team.lives[0].signal(signal.SIGTERM)
-  assert team.wait() == [75, 75], team.all_told()
-  assert "stopped after step 12 of 24, which is saved" in team.told(0)
+  assert team.wait() == [75, 75], team.outputs()
+  assert "stopped after step 12 of 24, which is saved" in team.output(0)
   assert steps(tmp_path)[-1] == 12
   # The evaluation was not done: it is made up for at the start.
   assert not [x for x in kills.records(tmp_path) if "eval_loss" in x]
   again = process_groups.Team(nursery, 2, args)
-  assert again.wait() == [0, 0], again.all_told()
+  assert again.wait() == [0, 0], again.outputs()
   evaluated = [x["step"] for x in kills.records(tmp_path) if "eval_loss" in x]
   assert evaluated == [12, 24]
 
@@ -145,7 +147,7 @@ def test_a_signal_while_nothing_is_at_stake_ends_all_at_once(nursery, tmp_path):
   assert team.lives[0].wait_for("compiling")
   begin = time.monotonic()
   team.lives[0].signal(signal.SIGTERM)
-  assert team.wait() == [75, 75], team.all_told()
+  assert team.wait() == [75, 75], team.outputs()
   assert time.monotonic() - begin < BOUND
-  assert "there was nothing new to save" in team.told(0)
-  assert "process 0 on " in team.told(1)
+  assert "there was nothing new to save" in team.output(0)
+  assert "process 0 on " in team.output(1)

@@ -47,8 +47,8 @@ def double(nursery, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("double")
   args = [*process_groups.SETTINGS, f"--workdir={workdir}"]
   team = process_groups.Team(nursery, 2, args, devices=2)
-  assert team.wait() == [0, 0], team.all_told()
-  assert "step" not in team.told(1)  # one of them speaks
+  assert team.wait() == [0, 0], team.outputs()
+  assert "step" not in team.output(1)  # one of them speaks
   return workdir
 
 
@@ -74,7 +74,7 @@ def test_four_processes_train_as_one_does(nursery, single, tmp_path):
     "--config.mesh.fsdp=2",
   ]
   team = process_groups.Team(nursery, 4, args)
-  assert team.wait() == [0] * 4, team.all_told()
+  assert team.wait() == [0] * 4, team.outputs()
   check_same(tmp_path, single)
 
 
@@ -104,7 +104,7 @@ def test_two_processes_with_all_other_objectives(nursery, tmp_path):
     [*args, f"--workdir={one}", "--config.mesh.cpu_devices=4"]
   )
   team = process_groups.Team(nursery, 2, [*args, f"--workdir={two}"], devices=2)
-  assert team.wait() == [0, 0], team.all_told()
+  assert team.wait() == [0, 0], team.outputs()
   assert life.wait() == 0, life.log.read_text()
   every, wanted = (
     [line for line in kills.records(x) if "loss" in line] for x in (two, one)
@@ -143,8 +143,8 @@ def test_a_workdir_that_one_does_not_see_is_told(nursery, tmp_path):
     process_groups.SETTINGS,
     own=[[f"--workdir={tmp_path / name}"] for name in ("one", "other")],
   )
-  assert team.wait() == [1, 1], team.all_told()
-  told = team.told(0)
+  assert team.wait() == [1, 1], team.outputs()
+  told = team.output(0)
   assert f"process 1 does not see --workdir={tmp_path / 'one'}: it mu" in told
   assert not (tmp_path / "one" / "checkpoints").exists()
 
@@ -152,9 +152,11 @@ def test_a_workdir_that_one_does_not_see_is_told(nursery, tmp_path):
 def test_one_mistake_is_told_once(nursery, tmp_path):
   args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
   team = process_groups.Team(nursery, 2, [*args, "--config.data.batch_size=31"])
-  assert team.wait() == [1, 1], team.all_told()
-  assert team.all_told().count("error:") == 1
-  assert team.told(0).startswith("error: data.batch_size=31 is not a multiple")
+  assert team.wait() == [1, 1], team.outputs()
+  assert team.outputs().count("error:") == 1
+  assert team.output(0).startswith(
+    "error: data.batch_size=31 is not a multiple"
+  )
 
 
 @pytest.mark.parametrize(
@@ -168,12 +170,12 @@ def test_other_settings_are_told(nursery, tmp_path, name, one, other):
   args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
   own = [[f"--config.{name}={value}"] for value in (one, other)]
   team = process_groups.Team(nursery, 2, args, own=own)
-  assert team.wait(90) == [1, 1], team.all_told()
-  assert team.all_told().count("error:") == 1
+  assert team.wait(90) == [1, 1], team.outputs()
+  assert team.outputs().count("error:") == 1
   assert (
-    f"error: the processes have other settings: {name} is {one!r} on process 0 "
+    f"error: the processes have different settings: {name} is {one!r} on process 0 "
     f"and {other!r} on process 1"
-  ) in team.told(0)
+  ) in team.output(0)
 
 
 def test_other_images_are_told(nursery, tmp_path):
@@ -188,9 +190,9 @@ def test_other_images_are_told(nursery, tmp_path):
   ]
   own = [[f"--config.data.path={tmp_path / host}"] for host in ("one", "other")]
   team = process_groups.Team(nursery, 2, args, own=own)
-  assert team.wait(90) == [1, 1], team.all_told()
-  assert "error: the processes see other images for train: images" in (
-    team.told(0)
+  assert team.wait(90) == [1, 1], team.outputs()
+  assert "error: the processes see different images for train: images" in (
+    team.output(0)
   )
 
 
@@ -198,10 +200,10 @@ def test_a_mistake_of_one_ends_all(nursery, tmp_path):
   args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
   wrong = ["--config.init_from=nowhere"]
   team = process_groups.Team(nursery, 2, args, own=[[], wrong])
-  assert team.wait() == [1, 1], team.all_told()
-  assert "there is no checkpoint in nowhere" in team.told(1)
-  assert "process 1 on " in team.told(0)
-  assert "failed: there is no checkpoint in nowhere" in team.told(0)
+  assert team.wait() == [1, 1], team.outputs()
+  assert "there is no checkpoint in nowhere" in team.output(1)
+  assert "process 1 on " in team.output(0)
+  assert "failed: there is no checkpoint in nowhere" in team.output(0)
 
 
 @pytest.mark.slow
@@ -223,9 +225,9 @@ def test_a_failure_of_one_while_training_ends_all(nursery, tmp_path):
   ]
   strict = ["--config.data.max_unreadable=0"]
   team = process_groups.Team(nursery, 2, args, own=[[], strict])
-  assert team.wait() == [1, 1], team.all_told()
-  assert "process 1: error: stopped at step" in team.told(1)
-  assert " failed: stopped at step" in team.told(0)
+  assert team.wait() == [1, 1], team.outputs()
+  assert "process 1: error: stopped at step" in team.output(1)
+  assert " failed: stopped at step" in team.output(0)
 
 
 def test_who_does_not_come_ends_those_who_did(nursery, tmp_path):
@@ -236,6 +238,6 @@ def test_who_does_not_come_ends_those_who_did(nursery, tmp_path):
   ]
   team = process_groups.Team(nursery, 3, args, only=[0, 2])
   assert team.wait(60) == [1, 1]
-  assert team.told(0).startswith("error: 2 of 3 processes came within")
-  assert "process 1 did not" in team.told(0)
-  assert team.told(2).count("\n") == 1
+  assert team.output(0).startswith("error: 2 of 3 processes started within")
+  assert "process 1 did not" in team.output(0)
+  assert team.output(2).count("\n") == 1

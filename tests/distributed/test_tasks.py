@@ -32,8 +32,8 @@ def test_every_task_runs(nursery, tmp_path):
   def run(name, *args):
     args = (*args, f"--workdir={tmp_path / name}")
     team = process_groups.Team(nursery, 2, args)
-    assert team.wait() == [0, 0], team.all_told()
-    return team.told(0)
+    assert team.wait() == [0, 0], team.outputs()
+    return team.output(0)
 
   def start(name):
     return f"--config.init_from={tmp_path / name}"

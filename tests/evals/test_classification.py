@@ -1,4 +1,4 @@
-"""Ranks and losses are those of the definition, classes go by name."""
+"""Ranks and losses equal their definitions, and classes match by name."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_a_class_that_is_not_known():
   with pytest.raises(ConfigError) as error:
     classification.match_classes(("ant", "beee", "dog"), ("ant", "bee", "cat"))
   assert str(error.value).startswith(
-    "the data have the class 'beee', one of 2 of their 3 that are not among "
-    "the 3 which the checkpoint learned: did you mean 'bee'?; give"
+    "2 of the data's 3 classes, such as 'beee', are not among the 3 classes "
+    "of the checkpoint: did you mean 'bee'?"
   )
 
 
@@ -98,6 +98,6 @@ def test_of_many_classes_the_best_and_the_worst_are_shown():
 
 
 def test_of_equal_logits_the_first_is_the_answer():
-  """So that a network which tells nothing apart is right by chance alone."""
+  """A network with constant logits is correct only by chance."""
   found = classification.score(jnp.zeros((3, 4)), jnp.array([0, 1, 3]))
   np.testing.assert_array_equal(found["rank"], [0, 1, 3])

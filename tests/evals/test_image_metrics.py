@@ -1,4 +1,4 @@
-"""PSNR, SSIM and plain inpainting on pictures whose scores are known."""
+"""PSNR, SSIM and inpainting of images with known scores."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_mean_color():
 
 
 def test_biharmonic_goes_on_with_a_slope():
-  """Where the mean color is far off."""
+  """The mean color is far off there."""
   slope = np.arange(20, 180, 8, dtype=np.uint8)
   image = np.broadcast_to(slope[None, :, None], (12, 20, 1))
   hidden = np.zeros((12, 20), bool)

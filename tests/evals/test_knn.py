@@ -11,7 +11,7 @@ from mae_jax.evals import probes
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Three overlapping classes, whose lengths differ but tell nothing."""
+  """Samples three overlapping classes with uninformative vector lengths."""
   random = np.random.default_rng(seed)
   centers = np.random.default_rng(0).normal(size=(3, 5))
   labels = random.integers(0, 3, count)

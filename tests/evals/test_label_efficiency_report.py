@@ -1,4 +1,4 @@
-"""The table and the plot of a comparison."""
+"""The table and the plot of a label-efficiency comparison."""
 
 from __future__ import annotations
 

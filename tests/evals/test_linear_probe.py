@@ -1,4 +1,4 @@
-"""The probe is the optimum of the objective that its docstring states."""
+"""The probe reaches the optimum of its documented objective."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mae_jax.evals import probes
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Four overlapping classes in features of very different scale."""
+  """Samples four overlapping classes in features of different scales."""
   random = np.random.default_rng(seed)
   centers = np.random.default_rng(0).normal(size=(4, 12))
   labels = random.integers(0, 4, count)
@@ -19,7 +19,7 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def optimum(train, test, l2: float) -> float:
-  """Multinomial logistic regression, minimized by PyTorch's L-BFGS."""
+  """Minimizes multinomial logistic regression with PyTorch's L-BFGS."""
   mean, std = train[0].mean(axis=0), train[0].std(axis=0)
   x, held_out = (
     torch.from_numpy((features - mean) / std)
@@ -50,7 +50,7 @@ def optimum(train, test, l2: float) -> float:
 def test_accuracy_is_the_optimums(l2: float):
   train, test = draw(60, 1), draw(400, 2)
   got = probes.probe_accuracy(train, test, l2=l2)
-  # One of the 400 may lie on a border, as the solvers stop at 1e-4.
+  # One of the 400 may be at a decision boundary: solvers stop at 1e-4.
   assert got == pytest.approx(optimum(train, test, l2), abs=1 / 400 + 1e-9)
   assert 0.4 < got < 0.9
 

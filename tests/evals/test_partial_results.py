@@ -1,4 +1,4 @@
-"""What is kept is taken up by the same evaluation, and by no other."""
+"""Partial results are resumed only by the same evaluation."""
 
 from __future__ import annotations
 

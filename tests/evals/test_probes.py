@@ -1,4 +1,4 @@
-"""Probes at few labels are what the classifiers themselves say."""
+"""Probes with few labels report the classifiers' own accuracies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures show what the model knew: no hidden pixel helps to draw them."""
+"""Pictures use no masked pixel that the model did not see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRID, LENGTH = (2, 4), 8
 
 
 def draw(channels: int):
-  """Images, the mask of patches, and the same by pixel."""
+  """Samples images, and masks by patch and by pixel."""
   random = np.random.default_rng(6)
   images = random.integers(0, 256, (BATCH, *SIZE, channels), np.uint8)
   mask = np.zeros((BATCH, LENGTH), np.float32)
@@ -39,7 +39,7 @@ def statistics(channels: int) -> dict:
 
 
 def panels(images, pred, mask, **choice) -> np.ndarray:
-  """[B, 4, H, W, C]: original, masked, reconstruction, pasted."""
+  """Splits a sheet into [B, 4, H, W, C]: original, masked, ..."""
   painted = reconstruction.to_images(
     images,
     pred.astype(np.float32),
@@ -108,7 +108,7 @@ def test_hidden_pixels_are_never_read(normalized: bool):
   first = panels(images, pred, mask, normalized=normalized)
   second = panels(changed, pred, mask, normalized=normalized)
   np.testing.assert_array_equal(second[:, 1:], first[:, 1:])
-  # While the visible ones are, where brightness has to be guessed.
+  # Visible pixels do affect it, because brightness is estimated from them.
   dark = panels(
     np.where(hidden, images, images // 2), pred, mask, normalized=normalized
   )
@@ -153,7 +153,7 @@ def test_with_true_statistics_it_is_the_exact_inverse(channels: int):
   pred = numpy_reference.normalize(targets(images))
   pictures = panels(images, pred, mask, normalized=True, statistics="true")
   np.testing.assert_array_equal(pictures[:, 2], images)
-  # Only those may read what is hidden.
+  # Only "true" statistics may read masked patches.
   visible = panels(images, pred, mask, normalized=True, statistics="visible")
   assert (visible[:, 2] != images).any()
 
@@ -190,12 +190,12 @@ def test_the_sheet_of_an_evaluation():
 
 
 def test_statistics_of_pixel_masks_are_of_the_visible_ones():
-  """Hidden pixels have no part in what is painted."""
+  """Masked pixels do not affect the result."""
   random = np.random.default_rng(0)
   target = random.normal(size=(1, 4, 16)).astype(np.float32)
   pred = random.normal(size=(1, 4, 16)).astype(np.float32)
   mask = (random.uniform(size=(1, 4, 16)) < 0.6).astype(np.float32)
-  mask[0, 1] = 1  # a patch of which nothing is visible
+  mask[0, 1] = 1  # a patch without visible pixels
   paint = functools.partial(
     reconstruction.to_pixels, pred, mask=mask, grid=(2, 2), normalized=True
   )

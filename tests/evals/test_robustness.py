@@ -1,4 +1,4 @@
-"""Names are those of TFDS, means those of the paper."""
+"""Names equal those of TFDS, and means those of the paper."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def data(name: str, **changes) -> DataConfig:
   return tiny.config(data={"source": "tfds", "name": name, **changes}).data
 
 
-def everything(error) -> robustness.CorruptionErrors:
-  """All 95, each from its corruption's number and its severity."""
+def all_errors(error) -> robustness.CorruptionErrors:
+  """Returns all 95 errors, from the corruption's index and the severity."""
   names = list(dict.fromkeys(name for name, _ in robustness.KEYS))
   return robustness.CorruptionErrors(
     {key: error(names.index(key[0]), key[1]) for key in robustness.KEYS}
@@ -51,7 +51,7 @@ def test_names_are_those_of_tfds():
 def test_which_sets_are_known(name: str, known: str, whole: bool):
   assert robustness.data_set(data(name)) == known
   assert robustness.is_all_corruptions(data(name)) == whole
-  # A recipe's data.name stays, and says nothing of a folder.
+  # A recipe's data.name remains, but has no meaning for a folder.
   assert robustness.data_set(data(name, source="folder")) == ""
 
 
@@ -72,8 +72,8 @@ def test_keys_are_in_the_order_of_tables():
 
 
 def test_means_by_hand():
-  """Errors rise by 1 % a severity from 10 %, 12 %, 14 %, ... at the first."""
-  found = everything(lambda number, s: 0.10 + 0.02 * number + 0.01 * (s - 1))
+  """Errors rise by 1 % per severity, and start at 10 %, 12 %, 14 %, ..."""
+  found = all_errors(lambda number, s: 0.10 + 0.02 * number + 0.01 * (s - 1))
   scalars = found.scalars()
   total = normalized = 0.0
   alexnet = (
@@ -97,20 +97,20 @@ def test_means_by_hand():
     " ".join(lines[2].split()) == "shot_noise 12.0 13.0 14.0 15.0 16.0 14.0"
   )
   assert lines[-1] == (
-    "mean over the 15 corruptions of the benchmark: error 26.0 %, mCE (each by "
-    f"AlexNet's error) {100 * normalized / 15:.1f} %"
+    "mean over the 15 corruptions of the benchmark: error 26.0 %, mCE "
+    f"(relative to AlexNet) {100 * normalized / 15:.1f} %"
   )
 
 
 def test_alexnet_itself_has_an_mce_of_one():
   values = list(robustness.ALEXNET.values())
-  found = everything(lambda number, _: values[number] if number < 15 else 0.5)
+  found = all_errors(lambda number, _: values[number] if number < 15 else 0.5)
   assert found.scalars()["eval_mce"] == pytest.approx(1)
   assert found.scalars()["eval_error"] == pytest.approx(np.mean(values))
 
 
 def test_what_is_missing_is_named_and_there_is_no_mean():
-  whole = everything(lambda number, _: 0.5)
+  whole = all_errors(lambda number, _: 0.5)
   part = {key: e for key, e in whole.errors.items() if key != ("snow", 4)}
   found = robustness.CorruptionErrors(part)
   assert found.missing == [("snow", 4)]
@@ -121,7 +121,7 @@ def test_what_is_missing_is_named_and_there_is_no_mean():
   assert lines[-1] == (
     "no mean over corruptions: 1 of 75 are not prepared (snow_4)"
   )
-  # The extra ones are not asked for.
+  # Corruptions for development are not required.
   benchmark = {key: e for key, e in whole.errors.items() if key[0] != "spatter"}
   assert robustness.CorruptionErrors(benchmark).scalars()["eval_mce"] > 0
   none = robustness.CorruptionErrors({("spatter", 1): 0.25})

@@ -1,4 +1,4 @@
-"""task=evaluate: numbers equal plain loops, files, and what is refused."""
+"""Tests of task=evaluate: metrics equal plain loops, files, and errors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _BACKWARDS = [str(digit) for digit in reversed(range(10))]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-  """The workdir of a classifier of digits, and its own last evaluation."""
+  """The workdir of a digits classifier, and its last evaluation in training."""
   workdir = tmp_path_factory.mktemp("trained")
   return workdir, runs.train(_FINETUNE, workdir)
 
 
 @pytest.fixture(scope="module")
 def digits():
-  """The held-out ones, uint8 [360, 8, 8, 1], and their labels."""
+  """The held-out digits, uint8 [360, 8, 8, 1], and their labels."""
   source = sources.open_source(_FINETUNE.data, "eval")
   record = source.load(np.arange(source.num_examples))
   return record["image"].numpy(), record["label"].numpy()
@@ -49,7 +49,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def logits(trained):
-  """From uint8 images to scores, float64 [N, 10], on one device."""
+  """Returns a function from uint8 images to float64 logits [N, 10]."""
   task = finetune.FinetuneTask(_FINETUNE, runs.devices_mesh())
   params = runs.params(trained[0], _FINETUNE)["model"]
   model = task.train_step.keywords["model"]
@@ -69,7 +69,7 @@ def config(init_from, **sections) -> Config:
 
 
 def run(settings, workdir) -> dict:
-  """Evaluates; what evaluation.json says, with "scalars"."""
+  """Evaluates, and returns the "scalars" of evaluation.json."""
   standalone.run(settings, str(workdir), signals.StopSignals())
   return json.loads((workdir / "evaluation.json").read_text())
 
@@ -79,8 +79,8 @@ def rows(path) -> list[list[str]]:
     return list(csv.reader(file))
 
 
-def plain(logits, labels, allowed=range(10)) -> dict[str, float]:
-  """Means by the definition, one image after the other."""
+def plain_metrics(logits, labels, allowed=range(10)) -> dict[str, float]:
+  """Computes metrics by definition, one image at a time."""
   loss, top1, top5 = 0.0, 0, 0
   for scores, label in zip(logits, labels, strict=True):
     order = sorted(allowed, key=lambda k, s=scores: -s[k])
@@ -96,7 +96,7 @@ def plain(logits, labels, allowed=range(10)) -> dict[str, float]:
 
 
 def write_set(directory, name, split, pixels, labels, **options):
-  """A TFDS set of digits whose classes stand in the opposite order."""
+  """Writes a TFDS set of digits whose classes are in reverse order."""
   features = {
     "image": tfds.features.Image(shape=(8, 8, 1)),
     "label": tfds.features.ClassLabel(names=_BACKWARDS),
@@ -118,13 +118,13 @@ def write_folder(root, pixels, labels):
 def test_the_head_of_a_run_is_worth_what_the_run_said(
   trained, digits, logits, tmp_path, capsys
 ):
-  """On eight devices, by a config with other ways to compute."""
+  """On eight devices, with other settings of speed."""
   workdir, report = trained
   pixels, labels = digits
   settings = config(workdir, model={"unroll": 2, "remat": "full"})
   found = run(settings, tmp_path)
   assert found["scalars"] == pytest.approx(dict(report.scalars), rel=1e-5)
-  assert found["scalars"] == plain(logits(pixels), labels)
+  assert found["scalars"] == plain_metrics(logits(pixels), labels)
   assert found["checkpoint"] == str(workdir / "checkpoints" / "100")
   assert (found["images"], found["answers"]) == (360, 10)
   assert found["files"] == ["per_class.csv"]
@@ -159,7 +159,7 @@ def test_the_head_of_a_linear_probe(tmp_path):
 def test_a_folder_of_some_of_the_classes(
   trained, digits, logits, tmp_path, capsys
 ):
-  """Their numbers are others, the answers are all; no part is held out."""
+  """Class numbers differ, all classes are allowed, no split is held out."""
   pixels, labels = (array[np.isin(digits[1], (3, 7, 8))] for array in digits)
   root = tmp_path / "digits"
   write_folder(root, pixels, labels)
@@ -167,7 +167,7 @@ def test_a_folder_of_some_of_the_classes(
   settings = config(trained[0], data={"source": "folder", "path": str(root)})
   found = run(settings, tmp_path / "run")
   assert found["scalars"].pop("eval_unreadable") == 1
-  assert found["scalars"] == plain(logits(pixels), labels)
+  assert found["scalars"] == plain_metrics(logits(pixels), labels)
   assert (found["classes_present"], found["answers"]) == (3, 10)
   table = rows(tmp_path / "run" / "per_class.csv")
   assert [name for name, *_ in table[1:]] == ["3", "7", "8"]
@@ -176,7 +176,7 @@ def test_a_folder_of_some_of_the_classes(
   assert "1 more images could not be read" in printed
   write_folder(root / "val", pixels[:5], labels[:5])
   held_out = run(settings, tmp_path / "run")["scalars"]
-  assert held_out == plain(logits(pixels[:5]), labels[:5])
+  assert held_out == plain_metrics(logits(pixels[:5]), labels[:5])
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_a_folder_of_some_of_the_classes(
 def test_answers_are_restricted_to_classes_that_are_present(
   trained, digits, logits, tmp_path, name, classes, restricted
 ):
-  """As in ImageNet-A: a head of ten, of which four have a label."""
+  """ImageNet-A's case: a head of ten classes, four of which have images."""
   few = (1, 4, 8, 9)
   pixels, labels = (array[np.isin(digits[1], few)] for array in digits)
-  pixels = np.roll(pixels, 2, axis=2)  # so that answers are wrong
+  pixels = np.roll(pixels, 2, axis=2)  # to make predictions wrong
   write_set(tmp_path, name.partition(":")[0], "test", pixels, labels)
   data = {
     "source": "tfds",
@@ -205,15 +205,19 @@ def test_answers_are_restricted_to_classes_that_are_present(
   }
   settings = config(trained[0], data=data, eval=EvalConfig(classes=classes))
   found = run(settings, tmp_path / "run")
-  wanted = plain(logits(pixels), labels, few if restricted else range(10))
+  wanted = plain_metrics(
+    logits(pixels), labels, few if restricted else range(10)
+  )
   assert found["scalars"] == wanted
   assert found["answers"] == (4 if restricted else 10)
-  other = plain(logits(pixels), labels, range(10) if restricted else few)
+  other = plain_metrics(
+    logits(pixels), labels, range(10) if restricted else few
+  )
   assert found["scalars"] != other
 
 
 def write_corrupted(directory, digits, keys) -> dict[robustness.Key, tuple]:
-  """Sets of ten digits, shifted in another way each."""
+  """Writes sets of ten digits, each shifted in another way."""
   result = {}
   for number, key in enumerate(keys):
     chosen = (np.arange(10) * 7 + number) % len(digits[1])
@@ -248,7 +252,7 @@ def corrupted(trained, directory, name=robustness.CORRUPTED, **data):
 def test_corruptions_of_which_some_are_missing(
   trained, digits, logits, tmp_path, capsys
 ):
-  """Means over all of them are in evals/test_robustness.py."""
+  """evals/test_robustness.py tests the means over all corruptions."""
   keys = [("fog", severity) for severity in range(1, 6)] + [("saturate", 2)]
   written = write_corrupted(tmp_path, digits, keys)
   found = run(corrupted(trained, tmp_path), tmp_path / "run")
@@ -308,15 +312,15 @@ def test_corruptions_go_on_where_they_were_cut(
   kept = (tmp_path / "cut" / "evaluation.parts.json").read_bytes()
   assert run(settings, tmp_path / "cut") == whole
   assert [name.split(",")[0][-5:] for name in seen[1:]] == ["fog_2", "fog_2"]
-  assert "1 of the configs were done before" in capsys.readouterr().out
+  assert "1 configs were evaluated before" in capsys.readouterr().out
   table = "corruptions.csv"
   assert rows(tmp_path / "cut" / table) == rows(tmp_path / "whole" / table)
   assert not (tmp_path / "cut" / "evaluation.parts.json").exists()
-  # Of other parameters' evaluation nothing is taken.
+  # Partial results of other parameters are ignored.
   other = kept.replace(b'"parameters": ', b'"parameters": 1')
   (tmp_path / "cut" / "evaluation.parts.json").write_bytes(other)
   assert run(settings, tmp_path / "cut") == whole
-  assert "were done before" not in capsys.readouterr().out
+  assert "were evaluated before" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -358,7 +362,7 @@ def test_settings_that_contradict_the_checkpoint(
 def test_another_name_of_the_same_network_is_no_contradiction(
   trained, tmp_path
 ):
-  """And neither are settings of a decoder, which is not there."""
+  """Settings of a missing decoder are no contradiction either."""
   model = {"variant": "S/4", "patch_size": (2, 2), "decoder_width": 64}
   assert run(config(trained[0], model=model), tmp_path)["images"] == 360
 
@@ -379,7 +383,7 @@ def test_another_name_of_the_same_network_is_no_contradiction(
     ),
     (
       {"eval": {"measure": "features", "shots": ()}},
-      "labels in eval.shots: no probes: eval.shots is empty",
+      "eval.shots must not be empty: no probes: eval.shots is empty",
     ),
   ],
 )
@@ -411,8 +415,8 @@ def test_images_that_cannot_be_scored(trained, digits, tmp_path):
   (tmp_path / "digits" / "3").rename(tmp_path / "digits" / "three")
   (tmp_path / "digits" / "4").rename(tmp_path / "digits" / "04")
   refused(
-    "the data have the class '04', one of 2 of their 10 that are not among "
-    r"the 10 which the checkpoint learned: did you mean '4'\?",
+    "2 of the data's 10 classes, such as '04', are not among the 10 classes "
+    r"of the checkpoint: did you mean '4'\?",
     **folder,
   )
   refused(
@@ -432,7 +436,7 @@ def test_images_that_cannot_be_scored(trained, digits, tmp_path):
   )
   write_set(tmp_path, "unlabeled", "test", pixels[:5], [-1] * 5)
   refused(
-    "images of unlabeled, split 'test' have no label: name another split",
+    "images of unlabeled, split 'test' have no label: use another split",
     **tfds_set | {"name": "unlabeled"},
   )
   whole = tfds_set | {"name": robustness.CORRUPTED, "eval_split": "validation"}
@@ -452,7 +456,7 @@ def test_features_are_worth_what_pre_training_said(
   capsys.readouterr()
   measured = {**vars(probes), "measure": "features"}
   one = runs.devices_mesh()
-  with monkeypatch.context() as patch:  # on as many devices: to the bit
+  with monkeypatch.context() as patch:  # bit-equal on the same device count
     patch.setattr(sharding, "make_mesh", lambda _: one)
     found = run(config(tmp_path / "run", eval=measured), tmp_path)
   wanted = dict(report.scalars)
@@ -461,7 +465,7 @@ def test_features_are_worth_what_pre_training_said(
   assert found["scalars"] == wanted
   assert (found["train_images"], found["images"]) == (100, 360)
   assert "linear probe, all labels" in capsys.readouterr().out
-  # A fine-tuned encoder is another, and pixels are the same.
+  # The fine-tuned encoder differs, and raw pixels do not.
   tuned = run(config(trained[0], eval=measured), tmp_path)["scalars"]
   assert tuned["eval_knn_all/raw pixels"] == wanted["eval_knn_all/raw pixels"]
   assert tuned["eval_knn_all/MAE"] != wanted["eval_knn_all/MAE"]
@@ -490,7 +494,7 @@ def test_the_workdir_of_the_checkpoint_unless_something_runs_there(
   found = run(config(workdir), workdir)
   assert found["images"] == 360
   assert {path: path.read_bytes() for path in workdir.glob("*.jsonl")} == before
-  report = runs.train(_FINETUNE, workdir)  # it still is what it was
+  report = runs.train(_FINETUNE, workdir)  # the run resumes unchanged
   assert report.scalars == trained[1].scalars
 
 

@@ -1,4 +1,4 @@
-"""What the data do not allow an evaluation is said, and does not end a run."""
+"""Missing classes, splits or images are reported and do not stop a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers import runs, tiny
 
 
 def make(root, **classes: int) -> str:
-  """Gray images, so many of each class, in train/ and once more in val/."""
+  """Writes gray images of each class to train/ and to val/."""
   for split in ("train", "val"):
     for name, count in classes.items():
       (root / split / name).mkdir(parents=True)
@@ -57,5 +57,5 @@ def test_a_training_part_of_one_class_does_not_end_the_run(
   assert np.isfinite(report.scalars["eval_loss"])
   assert ("eval_knn_all/MAE" in report.scalars) == probed
   assert probed or report.text == (
-    "no probes: all 2 training images of eval.max_train=2 are of one class"
+    "no probes: all 2 training images (eval.max_train=2) are of one class"
   )

@@ -1,4 +1,4 @@
-"""What the tests of the tools on images share."""
+"""Helpers to run the tools on images as commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def write_images(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-  """Colored images, each of another size."""
+  """Writes colored images of different sizes."""
   for number, name in enumerate(names):
     random = np.random.default_rng(number)
     height, width = random.integers(9, 40, 2)
@@ -32,7 +32,7 @@ def write_images(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
 
 
 def pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
-  """One image as in evaluation, uint8 [1, H, W, C], by no stream."""
+  """Decodes one image as in evaluation, uint8 [1, H, W, C]."""
   image, reason = preprocess.center_crop(
     {"file": tf.constant(os.fsencode(path))},
     size=data.image_size,
@@ -44,8 +44,8 @@ def pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
   return image.numpy()[None]
 
 
-def prepared(path: pathlib.Path, data: DataConfig) -> np.ndarray:
-  """The same as float32, normalized."""
+def normalized_pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
+  """Decodes and normalizes one image, float32."""
   scaled = pixels(path, data).astype(np.float32) / 255
   return (scaled - np.float32(data.mean)) / np.float32(data.std)
 
@@ -65,7 +65,7 @@ def python(
   environ: Mapping[str, str] | None = None,
   timeout: float = 300,
 ) -> subprocess.CompletedProcess:
-  """Runs Python in a process of its own, at the root and on the CPU."""
+  """Runs Python in a separate process, in the root directory, on the CPU."""
   return subprocess.run(
     [sys.executable, *map(str, args)],
     cwd=ROOT,

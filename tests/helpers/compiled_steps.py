@@ -1,4 +1,4 @@
-"""Compiled train steps for tests, on the test's own CPU devices."""
+"""Compiled train steps on the test's own CPU devices."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from mae_jax.tools.plan import compile_step, planned_step
 from mae_jax.utils import hardware
 from tests.helpers import tiny
 
-# Any figures: round ones.
+# Arbitrary round numbers.
 CHIP = hardware.Chip(1e12, 10**9, 1e11, 1e10, 2)
 
 
 def config(**sections: Any) -> Config:
-  """A small run whose kernels eight devices can divide."""
+  """Returns a small run whose kernels eight devices can divide."""
   model = {"width": 64, "mlp_dim": 128, "decoder_width": 32, "depth": 2}
   sections["model"] = model | sections.get("model", {})
   sections.setdefault("data", {"batch_size": 64})
   return tiny.config(**sections)
 
 
-def measured(settings: Config, devices: int = 8) -> compile_step.CompiledStep:
-  """The step of `settings`, compiled for the first devices."""
+def compile_settings(
+  settings: Config, devices: int = 8
+) -> compile_step.CompiledStep:
+  """Compiles the train step of `settings` for the first devices."""
   mesh = sharding.make_mesh(settings.mesh, jax.devices()[:devices])
   planned = planned_step.planned(settings, mesh, 1000, 10)
   return compile_step.measure(planned, CHIP)

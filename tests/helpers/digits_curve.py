@@ -1,8 +1,8 @@
-"""Writes the loss curves of the digits recipe that `test_curve` holds fast.
+"""Writes the loss curves of the digits recipe for `test_curve`.
 
     python -m tests.helpers.digits_curve
 
-With a seed behind it, it prints the curve of that one alone. Run it when a
+With a seed as argument, it prints that seed's curve instead. Run it when a
 change moves the curve on purpose, and say so in the changelog.
 """
 
@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2)
 
 
 def recipe(seed: int) -> Config:
-  """The digits recipe as the file says, without probes and pictures."""
+  """Returns the digits recipe without probes and pictures."""
   config = digits.get_config()
   config.train.seed = seed
   config.train.log_every = "50 steps"
@@ -36,7 +36,7 @@ def recipe(seed: int) -> Config:
 
 
 def losses(seed: int) -> dict[str, float]:
-  """Trains the whole recipe; the training loss at each logged step."""
+  """Trains the whole recipe; returns the training loss at each logged step."""
   config = recipe(seed)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   with tempfile.TemporaryDirectory() as workdir:
@@ -46,7 +46,7 @@ def losses(seed: int) -> dict[str, float]:
   return {
     str(each["step"]): round(each["loss"], 5)
     for each in records
-    if "loss" in each  # the last line has the evaluation's
+    if "loss" in each  # the last line holds the evaluation
   }
 
 

@@ -1,4 +1,4 @@
-"""Disks that fail, for tests."""
+"""Disks that fail."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def full_disk(largest: int = 100) -> Iterator[None]:
-  """No file of this process can grow beyond so many bytes.
+  """Limits the size of files that this process writes.
 
-  The system refuses the rest of a write, in Python and in C++ alike, as it does
-  on a full disk or beyond a quota, and under another error number.
+  The system refuses the rest of a write, in Python and in C++, as on a full
+  disk or beyond a quota, but with another error number.
   """
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))

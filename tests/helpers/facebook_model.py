@@ -1,7 +1,7 @@
 """Networks with the names of the reference's layout, in plain PyTorch.
 
-Written from the description of the layout (names of tensors, order of
-operations) for these tests; no code of the reference is used.
+Written from a description of the layout (tensor names, order of operations) for
+these tests; no code of the reference is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Attention(nn.Module):
-  """One fused projection; its rows are [q; k; v], each (heads, head_dim)."""
+  """Self-attention with a fused projection [q; k; v], each (heads, d)."""
 
   def __init__(self, width: int, heads: int):
     super().__init__()
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-  """A convolution whose stride is its size."""
+  """A convolution whose stride equals its size."""
 
   def __init__(self, patch: int, channels: int, width: int):
     super().__init__()
@@ -69,7 +69,7 @@ class PatchEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-  """What all of them begin with."""
+  """The layers that all networks share."""
 
   def __init__(
     self,
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
 
 
 class Autoencoder(Encoder):
-  """What `_full` and `visualize` files hold."""
+  """The network of `_full` and `visualize` files."""
 
   def __init__(
     self,
@@ -132,7 +132,7 @@ class Autoencoder(Encoder):
   def forward(
     self, images: torch.Tensor, noise: torch.Tensor, keep: int
   ) -> torch.Tensor:
-    """Predicted patches [B, L, p * p * C]."""
+    """Predicts patches [B, L, p * p * C]."""
     x = self.embed(images)
     order = noise.argsort(dim=1)
     x = torch.stack([row[o[:keep]] for row, o in zip(x, order, strict=True)])
@@ -147,7 +147,7 @@ class Autoencoder(Encoder):
 
 
 class Classifier(Encoder):
-  """What fine-tuned files hold; by global pooling, or of the class token."""
+  """The network of fine-tuned files, with mean pooling or the class token."""
 
   def __init__(self, *, pooling: str, classes: int = 5, **encoder):
     super().__init__(**encoder)
@@ -161,7 +161,7 @@ class Classifier(Encoder):
     self.head: nn.Module = nn.Linear(width, classes)
 
   def forward(self, images: torch.Tensor) -> torch.Tensor:
-    """Logits [B, N]."""
+    """Computes logits [B, N]."""
     x = self.run(self.embed(images))
     if self.pooling == "mean":
       return self.head(self.fc_norm(x[:, 1:].mean(dim=1)))
@@ -169,7 +169,7 @@ class Classifier(Encoder):
 
 
 class Probe(Classifier):
-  """What a linear probe's file holds."""
+  """The network of a linear probe's file."""
 
   def __init__(self, **arguments):
     super().__init__(pooling="cls", **arguments)
@@ -179,14 +179,14 @@ class Probe(Classifier):
 
 
 class PlainEncoder(Encoder):
-  """What an encoder-only file holds."""
+  """The network of an encoder-only file."""
 
   def __init__(self, **arguments):
     super().__init__(**arguments)
     self.norm = nn.LayerNorm(self.cls_token.shape[-1], 1e-6)
 
   def forward(self, images: torch.Tensor) -> torch.Tensor:
-    """Tokens [B, 1 + L, D], the class token first."""
+    """Encodes tokens [B, 1 + L, D], the class token first."""
     return self.norm(self.run(self.embed(images)))
 
 
@@ -201,7 +201,7 @@ MODELS = {
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-  """Makes every parameter and statistic random, kernels of order one."""
+  """Makes every parameter and statistic random, with kernels of order one."""
   random = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, value in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""A world for the scripts: stand-ins on the PATH, and what they were asked."""
+"""A fake environment for the launch scripts: stand-in programs and machines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRAMS += ["squeue", "python3", "python3.11", "python3.12", "python3.13"]
 
 
 def make_checkout(path: pathlib.Path) -> None:
-  """What the scripts need of one, in git though the tests may not be."""
+  """Copies the files that the scripts need to a git checkout."""
   for each in ("launch", "configs"):
     shutil.copytree(ROOT / each, path / each)
   for each in ("setup.py", "constraints.txt", ".gitignore"):
@@ -35,7 +35,7 @@ def make_checkout(path: pathlib.Path) -> None:
 
 
 class World:
-  """One directory, with programs, machines and calls."""
+  """A directory with stand-in programs, machines and recorded calls."""
 
   def __init__(self, path: pathlib.Path, hosts: int = 1):
     self.path = path
@@ -64,7 +64,7 @@ class World:
     (self.path / "queue").write_text(" ".join(states))
 
   def mains(self, **codes: list[int | None]) -> None:
-    """What main does on each host: host_0=[75, 0]."""
+    """Sets the exit codes of main on each host: host_0=[75, 0]."""
     named = {name.replace("_", "-"): each for name, each in codes.items()}
     with self._locked():
       (self.path / "mains.json").write_text(json.dumps(named))
@@ -73,7 +73,7 @@ class World:
     self._add("faults.json", [pattern, after, code, text])
 
   def later(self, pattern: str, state: str, after: int = 0) -> None:
-    """At a call, the TPU VM changes its state."""
+    """Changes the state of the TPU VM at a call."""
     self._add("later.json", [pattern, after, state])
 
   def _add(self, name: str, entry: list) -> None:
@@ -84,7 +84,7 @@ class World:
 
   @contextlib.contextmanager
   def _locked(self) -> Iterator[None]:
-    # What runs on the machines reads these files at the same time.
+    # Programs on the machines read these files at the same time.
     with (self.path / "lock").open("w") as lock:
       fcntl.flock(lock, fcntl.LOCK_EX)
       yield
@@ -107,7 +107,7 @@ class World:
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
   def shell(self, text: str) -> subprocess.CompletedProcess:
-    """Runs what a user would copy from a message."""
+    """Runs a command that a message suggests."""
     return self.run("bash", "-c", text)
 
   def calls(self, program: str | None = None) -> list[list[str]]:
@@ -127,17 +127,17 @@ class World:
     raise TimeoutError(pattern)
 
   def close(self) -> None:
-    """Ends what runs on the machines."""
+    """Stops everything that runs on the machines."""
     (self.path / "closed").touch()
 
 
 def words(line: str) -> list[str]:
-  """A call, as a shell would take it."""
+  """Formats a call as a shell command."""
   return shlex.split(line)
 
 
 def verbs(calls: list[list[str]]) -> list[str]:
-  """What gcloud was asked, in short; of ssh what it was for."""
+  """Lists the calls of gcloud in short form; for ssh, their purpose."""
   short = []
   for call in calls:
     words = [x for x in call if x != "alpha"]
@@ -153,7 +153,7 @@ def verbs(calls: list[list[str]]) -> list[str]:
 
 
 def message(done: subprocess.CompletedProcess, label: str) -> str:
-  """What a failure says after `label:`."""
+  """Returns the text of a failure after `label:`."""
   found = [x for x in done.stderr.splitlines() if x.startswith(f"{label}: ")]
   assert found, done.stderr
   return found[-1].removeprefix(f"{label}: ")

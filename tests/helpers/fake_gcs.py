@@ -1,13 +1,13 @@
-"""A stand-in for Google Cloud Storage on this machine, for what is kept there.
+"""A stand-in for Google Cloud Storage on this machine.
 
-TensorFlow's client, through which etils.epath goes to `gs://`, knows only the
-real host names and TLS. It takes a proxy, though, and this server is one: asked
-to connect to any host it answers itself, with a certificate of its own making.
-TensorStore's client, through which Orbax goes, takes a plain address.
+TensorFlow's client, which etils.epath uses for `gs://`, knows only the real
+host names and TLS. It accepts a proxy, and this server is one: it answers
+requests to any host itself, with a certificate that it creates. TensorStore's
+client, which Orbax uses, takes a plain address.
 
-What the two ask for is all there is: objects with generations, conditions on
-them, ranges, pages, uploads in one or more requests, and copies on the server.
-https://cloud.google.com/storage/docs/json_api
+Implements only the requests of these two clients: objects with generations,
+conditions on them, ranges, pages, uploads in one or more requests, and copies
+on the server. https://cloud.google.com/storage/docs/json_api
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ PAGE = 7  # The real one lists a thousand at a time.
 
 @dataclasses.dataclass
 class Bucket:
-  """What is kept.
+  """The objects of a bucket.
 
   Attributes:
-    name: after gs://.
-    environ: what a process needs to find it.
+    name: name after gs://.
+    environ: environment variables with which a process finds it.
     objects: bytes and generation by name.
-    failing: the status every request is answered with, if not None.
-    last: how the name begins after which it fails, once it is kept.
-    then: the status it fails with from there on.
+    failing: status of every response, if not None.
+    last: start of the name whose upload triggers failures.
+    then: status of responses after that upload.
   """
 
   name: str
@@ -76,13 +76,13 @@ class Bucket:
     self.errors: list[str] = []
 
   def put(self, name: str, content: bytes) -> None:
-    """Keeps an object as a new generation."""
+    """Stores an object as a new generation."""
     self.objects[name] = content, next(self.generations)
     if self.last and name.startswith(self.last):
       self.failing, self.last = self.then, None
 
   def copy_to(self, directory: pathlib.Path) -> None:
-    """Writes all objects below a directory."""
+    """Writes all objects to a directory."""
     for name, (content, _) in self.objects.items():
       if not name.endswith("/"):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class Bucket:
 
 
 class _Refused(Exception):
-  """With the status to answer with."""
+  """A refused request, with the status to answer with."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -118,7 +118,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         status, content, headers = self._route(url.path)
     except _Refused as refused:
       status = refused.args[0]
-      # "Not modified" has no body; a client would take it for the next answer.
+      # "Not modified" has no body; a client would read one as the next answer.
       text = json.dumps({"error": {"code": status}})
       content = b"" if status == 304 else text.encode()
     except Exception as error:
@@ -134,7 +134,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   do_GET = do_POST = do_PUT = do_DELETE = _answer
 
   def _read_body(self) -> bytes:
-    # TensorFlow's client sends a length and chunks, of which chunks count.
+    # TensorFlow's client sends both a length and chunks; use the chunks.
     if self.headers.get("Transfer-Encoding") != "chunked":
       return self.rfile.read(int(self.headers.get("Content-Length") or 0))
     body = b""
@@ -167,7 +167,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return self.bucket.objects[name]
 
   def _check(self, name: str) -> None:
-    """Conditions on the generation; 0 stands for no object."""
+    """Checks conditions on the generation; 0 stands for no object."""
     _, now = self.bucket.objects.get(name, (b"", 0))
     if int(self._query.get("ifGenerationMatch", now)) != now:
       raise _Refused(412)
@@ -270,13 +270,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return self._resource(name)
 
   def handle(self) -> None:
-    # Who asked may have been killed.
+    # The client may have been killed.
     with contextlib.suppress(ConnectionError, ssl.SSLError):
       super().handle()
 
   def finish(self) -> None:
     super().finish()
-    self.connection.close()  # the one of TLS, of which the server knows nothing
+    self.connection.close()  # the TLS connection, which the server cannot close
 
   def log_message(self, *args: object) -> None:
     pass
@@ -284,11 +284,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(directory: pathlib.Path, name: str = "bucket") -> Iterator[Bucket]:
-  """A bucket, empty, for as long as the context.
+  """Serves an empty bucket within the context.
 
   Args:
     directory: for the certificate.
-    name: of the bucket.
+    name: name of the bucket.
   """
   authority = trustme.CA()
   tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""Logs of runs that never ran, for pages that draw them."""
+"""Logs of runs that never ran, to test reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS, EVALUATED = 6, (3, 6)
 def write(
   workdir: pathlib.Path, config: Config, evaluated: Sequence[int]
 ) -> None:
-  """What the loop writes of STEPS steps, with values of no meaning."""
+  """Writes a training log of STEPS steps with meaningless values."""
   random = np.random.default_rng(zlib.crc32(workdir.name.encode()))
   workdir.mkdir(parents=True)
   writer = metrics.Writer(workdir, start_step=0, total_steps=STEPS)

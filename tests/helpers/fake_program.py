@@ -1,17 +1,16 @@
 """Plays gcloud, kubectl, Slurm's programs, and Python on the machines.
 
 Started under the name of the program it plays, with the directory of its world
-in LAUNCH_WORLD. It writes down how it was called, word by word, and answers
-from what lies there:
+in LAUNCH_WORLD. It records each call, and answers from the files there:
 
-  calls.jsonl     [program, argument, ...] a line
-  faults.json     [[pattern, how often to let it pass, exit code, message], ...]
-  node, queue     the state of the TPU VM; states of the request, one a look
-  later.json      [[pattern, how often to let it pass, state of the node], ...]
-  mains.json      {host: [exit code, ...]}; null: until a signal, then 75
-  hosts           how many machines there are
-  host-N          the home directories of these machines
-  closed          the test is over: whatever runs still shall end
+  calls.jsonl     [program, argument, ...] per line
+  faults.json     [[pattern, number of calls to pass, exit code, message], ...]
+  node, queue     state of the TPU VM; states of the request, one per query
+  later.json      [[pattern, number of calls to pass, state of the node], ...]
+  mains.json      {host: [exit code, ...]}; null: runs until a signal, then 75
+  hosts           number of machines
+  host-N          home directories of the machines
+  closed          the test is over: all running programs must end
 """
 
 import fcntl
@@ -39,8 +38,8 @@ def record(call):
     file.write(json.dumps(call) + "\n")
 
 
-def due(name, text):
-  """The first entry whose turn it is: each counts its own calls, once over."""
+def next_match(name, text):
+  """Returns the first matching entry that is due, and counts its calls."""
   with (WORLD / "lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     entries = json.loads(read(name, "[]"))
@@ -73,7 +72,9 @@ def homes(worker):
 def on_hosts(words):
   code = 0
   for home in homes(flag("--worker", words)):
-    fault = due("faults.json", f"{home.name} <- {flag('--command', words)}")
+    fault = next_match(
+      "faults.json", f"{home.name} <- {flag('--command', words)}"
+    )
     if fault:
       print(fault[3], file=sys.stderr)
       code = fault[2]
@@ -185,7 +186,7 @@ def main_program(words):
     sys.exit(code)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
   (WORLD / f"alive-{host}").touch()
-  for _ in range(2000):  # longer than any test
+  for _ in range(2000):  # longer than any test runs
     time.sleep(0.05)
     if not WORLD.exists() or (WORLD / "closed").exists():
       sys.exit(75)
@@ -205,7 +206,7 @@ def python(words):
 def srun(words):
   cut = next(i for i, x in enumerate(words) if not x.startswith("-"))
   tasks = []
-  # As Slurm's: a signal to the step goes to all processes of all tasks.
+  # As in Slurm, a signal to the step goes to all processes of all tasks.
   signal.signal(
     signal.SIGTERM, lambda *_: [os.killpg(x.pid, signal.SIGTERM) for x in tasks]
   )
@@ -219,14 +220,14 @@ def srun(words):
 def main():
   program = pathlib.Path(sys.argv[0]).name
   words = sys.argv[1:]
-  # Of Python only what installs counts; main writes itself down.
+  # Records only Python calls that install; main records itself.
   if not program.startswith("python") or words[:2] == ["-m", "pip"]:
     record([program, *words])
   text = shlex.join([program, *words])
-  later = due("later.json", text)
+  later = next_match("later.json", text)
   if later:
     change(later[2])
-  fault = due("faults.json", text)
+  fault = next_match("faults.json", text)
   if fault:
     fail(fault[2], fault[3])
   if program == "gcloud":

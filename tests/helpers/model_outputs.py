@@ -1,4 +1,4 @@
-"""What a converted network says of images, here and in PyTorch."""
+"""Outputs of converted networks, in JAX and in PyTorch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ BATCH = 3
 
 
 def images(seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
-  """Normalized images, [B, H, W, C] here and [B, C, H, W] there."""
+  """Samples normalized images, channels last for JAX, first for PyTorch."""
   size = (BATCH, sample_checkpoints.SIZE, sample_checkpoints.SIZE, 3)
   x = np.random.default_rng(seed).normal(size=size).astype(np.float32)
   return x, torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
 
 def noise(seed: int = 1) -> np.ndarray:
-  """[B, L]."""
+  """Samples mask noise [B, L]."""
   length = (sample_checkpoints.SIZE // sample_checkpoints.PATCH) ** 2
   draw = np.random.default_rng(seed).uniform(size=(BATCH, length))
   return draw.astype(np.float32)
 
 
 def tokens(path: pathlib.Path, x: np.ndarray) -> np.ndarray:
-  """[B, 1 + L, D] of the encoder, the class token first."""
+  """Computes the encoder's tokens [B, 1 + L, D], the class token first."""
   found = load_model.load(path, runs.devices_mesh())
   out: mae.Tokens = jax.jit(found.encoder.apply)(
     {"params": found.encoder_params}, x
@@ -39,7 +39,7 @@ def tokens(path: pathlib.Path, x: np.ndarray) -> np.ndarray:
 
 
 def logits(path: pathlib.Path, x: np.ndarray) -> np.ndarray:
-  """[B, N] of normalized images: the classifier's own `logits` take uint8."""
+  """Computes logits [B, N] of normalized images; `logits` here takes uint8."""
   from mae_jax.models import batch_norm, classifiers
 
   found = load_model.load_classifier(path, runs.devices_mesh())
@@ -56,7 +56,7 @@ def logits(path: pathlib.Path, x: np.ndarray) -> np.ndarray:
 
 
 def predictions(path: pathlib.Path, x: np.ndarray, draw: np.ndarray):
-  """Predicted patches of a checkpoint of ours, and how many were kept."""
+  """Predicts patches with a checkpoint; returns the number of kept ones too."""
   from mae_jax import conversion
 
   params, run = conversion.load_any(path, runs.devices_mesh())

@@ -1,4 +1,4 @@
-"""What the paper says, in NumPy loops: nothing of mae_jax is used here."""
+"""The paper's formulas in NumPy loops, without any code of mae_jax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
-  """[rows * columns, width]: x (column) first, each half [sin | cos]."""
+  """Computes positions [rows * columns, width]: column first, then row."""
   rows, columns = grid
   quarter = width // 4
   table = np.zeros((rows * columns, width))
@@ -25,7 +25,7 @@ def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def patchify(images: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
-  """[B, H, W, C] -> [B, L, p q C], pixel by pixel."""
+  """Splits [B, H, W, C] into [B, L, p q C], pixel by pixel."""
   batch, height, width, channels = images.shape
   p, q = patch
   rows, columns = height // p, width // q
@@ -41,7 +41,7 @@ def patchify(images: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
 
 
 def normalize(patches: np.ndarray) -> np.ndarray:
-  """norm_pix: the variance is unbiased."""
+  """Normalizes patches (norm_pix) with the unbiased variance."""
   out = np.zeros(patches.shape)
   for index in np.ndindex(patches.shape[:-1]):
     values = patches[index].astype(np.float64)
@@ -52,7 +52,7 @@ def normalize(patches: np.ndarray) -> np.ndarray:
 
 
 def masked_mse(pred: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
-  """The mean over hidden patches of the mean over a patch's values."""
+  """Averages over masked patches the mean over a patch's values."""
   errors = [
     np.mean((pred[index].astype(np.float64) - target[index]) ** 2)
     for index in np.ndindex(mask.shape)
@@ -64,7 +64,7 @@ def masked_mse(pred: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
 def learning_rate(
   step: int, *, peak: float, low: float, warmup: int, total: int
 ) -> float:
-  """Linear from 0, then half a cosine to `low`, step by step."""
+  """Computes a linear warmup from 0, then half a cosine to `low`."""
   if step < warmup:
     return peak * step / warmup
   progress = (step - warmup) / (total - warmup)

@@ -1,4 +1,4 @@
-"""Starts one command in several processes, as hosts would."""
+"""Starts one command in several processes, as on several hosts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = (
 
 
 def free_port() -> int:
-  """One that nobody listens at, and that the system gives nobody by itself."""
+  """Returns an unused port outside the range that the system assigns."""
   while True:
     port = random.randrange(10_000, 30_000)
     try:
@@ -34,7 +34,7 @@ class Team:
   """The processes of one run.
 
   Attributes:
-    lives: of each, by its number.
+    lives: each process by its number.
   """
 
   def __init__(
@@ -47,15 +47,15 @@ class Team:
     only: Sequence[int] | None = None,
     own: Sequence[Sequence[str]] = (),
   ):
-    """Starts them.
+    """Starts the processes.
 
     Args:
-      nursery: what forks.
-      count: how many processes there are to be.
-      args: the command line of all.
-      devices: of each process.
-      only: which of them are started; None for all.
-      own: further arguments of each.
+      nursery: starts processes by forking.
+      count: number of processes of the run.
+      args: command line of all processes.
+      devices: devices per process.
+      only: numbers of the processes to start; None for all.
+      own: further arguments of each process.
     """
     where = f"--coordinator=127.0.0.1:{free_port()}"
     self.lives = {
@@ -74,16 +74,16 @@ class Team:
     }
 
   def wait(self, timeout: float = 600) -> list[int]:
-    """Their exit codes."""
+    """Waits for all processes; returns their exit codes."""
     end = time.monotonic() + timeout
     return [
       life.wait(max(1, end - time.monotonic())) for life in self.lives.values()
     ]
 
-  def told(self, number: int) -> str:
-    """What a process printed."""
+  def output(self, number: int) -> str:
+    """Returns the output of a process."""
     return self.lives[number].log.read_text()
 
-  def all_told(self) -> str:
-    """What all of them printed."""
-    return "\n".join(f"--- {n}\n{self.told(n)}" for n in self.lives)
+  def outputs(self) -> str:
+    """Returns the outputs of all processes."""
+    return "\n".join(f"--- {n}\n{self.output(n)}" for n in self.lives)

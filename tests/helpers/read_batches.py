@@ -1,4 +1,4 @@
-"""A program: what several processes read, together, of every kind of data.
+"""A program in which several processes read every kind of data together.
 
     python -m tests.helpers.read_batches HOST:PORT COUNT NUMBER SETTINGS OUT
 
@@ -24,7 +24,7 @@ STEPS = 6
 
 
 def streams(data: DataConfig, rows: np.ndarray):
-  """The first steps of training, from the middle of a run, and evaluation."""
+  """Reads the first steps of training, of a resumed run, and of evaluation."""
   train = sources.open_source(data, "train")
   steps = pipeline.train_batches(train, data, seed=3, rows=rows, start_step=2)
   held_out = sources.open_source(data, "eval")
@@ -37,7 +37,7 @@ def streams(data: DataConfig, rows: np.ndarray):
 
 
 def data(settings: dict) -> DataConfig:
-  """The section of the settings as they were read from JSON."""
+  """Converts the JSON settings to a config section."""
   lists = {k: tuple(v) for k, v in settings.items() if isinstance(v, list)}
   return DataConfig(**(settings | lists))
 

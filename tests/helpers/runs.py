@@ -1,4 +1,4 @@
-"""Short runs for tests: whole ones, and their train step alone."""
+"""Short runs: whole ones, and their train step alone."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ TASKS: dict[str, Callable[[Config, jax.sharding.Mesh], Any]] = {
 
 
 def devices_mesh(devices: int = 1, fsdp: int = 1) -> jax.sharding.Mesh:
-  """A mesh of the first of the test's devices."""
+  """Returns a mesh of the first of the test's devices."""
   return sharding.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:devices])
 
 
 def train(config: Config, workdir: pathlib.Path, **mesh: int):
-  """A whole run through the loop; returns its report."""
+  """Runs the whole training loop; returns its report."""
   where = devices_mesh(**mesh)
   task = TASKS[config.task](config, where)
   return loop.run(task, config, where, workdir)
 
 
 def pretrained(workdir: pathlib.Path) -> pathlib.Path:
-  """The workdir of three steps of pre-training, for who wants any network."""
+  """Trains any network for three steps; returns its workdir."""
   config = tiny.config(
     train={"length": "3 steps"},
     eval=EvalConfig(images=0),
@@ -49,21 +49,21 @@ def pretrained(workdir: pathlib.Path) -> pathlib.Path:
 def steps(
   config: Config, count: int, batch: Any = None, **mesh: int
 ) -> tuple[checkpoints.TrainState, np.ndarray]:
-  """The state after `count` train steps, and the loss of each; see `told`."""
-  state, values = told(config, count, batch, **mesh)
+  """Returns the state after `count` train steps, and the loss of each."""
+  state, values = steps_with_metrics(config, count, batch, **mesh)
   return state, np.asarray([each["loss"] for each in values])
 
 
-def told(
+def steps_with_metrics(
   config: Config, count: int, batch: Any = None, **mesh: int
 ) -> tuple[checkpoints.TrainState, list[dict[str, float]]]:
-  """The state after `count` train steps, and all that each tells.
+  """Returns the state after `count` train steps, and all metrics of each.
 
   Args:
     config: the run.
-    count: how many steps.
-    batch: the one batch of all steps; None for the task's own stream.
-    **mesh: see `devices_mesh`.
+    count: number of steps.
+    batch: the same batch for all steps; None for the task's own stream.
+    **mesh: as in `devices_mesh`.
   """
   where = devices_mesh(**mesh)
   task = TASKS[config.task](config, where)
@@ -83,7 +83,7 @@ def told(
 
 
 def params(workdir: pathlib.Path, config: Config) -> Any:
-  """The parameters of the newest checkpoint, on the host."""
+  """Loads the parameters of the newest checkpoint to the host."""
   mesh = devices_mesh()
   shapes = step.abstract_state(TASKS[config.task](config, mesh))
   return jax.device_get(checkpoints.load_params(workdir, shapes.params))

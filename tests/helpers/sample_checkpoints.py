@@ -35,7 +35,7 @@ DATA = {
   "std": (0.229, 0.224, 0.225),
   "eval_crop": 0.9,
 }
-# What is trained here, by task and pooling.
+# Kinds of networks, by task and pooling.
 KINDS = {
   "encoder": ("pretrain", "mean"),
   "mae": ("pretrain", "mean"),
@@ -47,7 +47,7 @@ KINDS = {
 
 
 def config(kind: str, **sections: Any) -> Config:
-  """Settings that no default has, so that they are seen to travel."""
+  """Returns settings that differ from all defaults, to test conversion."""
   task, pooling = KINDS[kind]
   sections = {
     "task": task,
@@ -63,7 +63,7 @@ def config(kind: str, **sections: Any) -> Config:
 
 
 def params(kind: str, settings: Config, seed: int = 0) -> Any:
-  """Random ones, by role; statistics of a probe are such as could be."""
+  """Samples parameters by role, with plausible statistics for a probe."""
   if KINDS[kind][0] == "pretrain":
     tree = tiny.random_params(tiny.shapes(settings), seed)
     if kind == "encoder":
@@ -103,18 +103,18 @@ def save_tree(
 
 
 def autoencoder(settings: Config):
-  """The network of a config."""
+  """Builds the network of a config."""
   return factory.masked_autoencoder(settings)
 
 
 def in_bfloat16(tree: Any) -> Any:
-  """Values that bfloat16 holds, in float32."""
+  """Rounds float32 values to bfloat16."""
   return jax.tree.map(
     lambda x: np.asarray(jax.numpy.asarray(x, "bfloat16"), np.float32), tree
   )
 
 
-def changed(settings: Config, **model: Any) -> Config:
-  """With other settings of the model."""
+def with_model_settings(settings: Config, **model: Any) -> Config:
+  """Returns a config with other settings of the model."""
   model_section = dataclasses.replace(settings.model, **model)
   return dataclasses.replace(settings, model=model_section)

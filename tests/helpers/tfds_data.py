@@ -50,7 +50,7 @@ def prepare(directory, name, features, splits, num_shards=1, **options):
 
 
 def shapes(number):
-  """Images of a single level, which, like the label, tells the record."""
+  """Writes images of a single gray level, which, like the label, is unique."""
   return [
     {
       "image": np.full((6 + k % 3, 7, 3), 2 * k, np.uint8),

@@ -57,12 +57,12 @@ _CONFIG = Config(
 
 
 def config(**sections: Any) -> Config:
-  """The tiny Config with changes: `config(model={"width": 64}, task="x")`."""
-  return changed(_CONFIG, **sections)
+  """Returns the tiny Config with changes: `config(model={"width": 64})`."""
+  return with_changes(_CONFIG, **sections)
 
 
-def changed(base: Config, **sections: Any) -> Config:
-  """Any Config with changes, given likewise."""
+def with_changes(base: Config, **sections: Any) -> Config:
+  """Returns any Config with changes, as in `config`."""
   changes = {
     name: dataclasses.replace(getattr(base, name), **value)
     if isinstance(value, dict)
@@ -74,7 +74,7 @@ def changed(base: Config, **sections: Any) -> Config:
 
 
 def big(variant: str, **model) -> Config:
-  """The network of the paper on 224-pixel color images."""
+  """Returns the paper's network on 224-pixel color images."""
   return config(
     data={
       "image_size": (224, 224),
@@ -97,12 +97,12 @@ def big(variant: str, **model) -> Config:
 
 
 def model(**sections: Any) -> mae.MaskedAutoencoder:
-  """The network of `config(**sections)`."""
+  """Builds the network of `config(**sections)`."""
   return factory.masked_autoencoder(config(**sections))
 
 
 def shapes(config: Config) -> Any:
-  """The parameters of a config's network as ShapeDtypeStructs."""
+  """Returns the parameters of a config's network as ShapeDtypeStructs."""
   network = factory.masked_autoencoder(config)
   images = jnp.zeros((1, *config.data.image_size, config.data.channels))
   init = functools.partial(network.init, method=network.__call__)
@@ -112,12 +112,12 @@ def shapes(config: Config) -> Any:
 
 @functools.cache
 def params(seed: int = 0) -> Any:
-  """Parameters of the tiny network, every one of them random."""
+  """Samples all parameters of the tiny network."""
   return random_params(shapes(config()), seed)
 
 
 def random_params(shapes: Any, seed: int = 0) -> Any:
-  """Kernels of order one over root fan-in; biases and tokens not zero."""
+  """Samples kernels of order one over root fan-in, and nonzero biases."""
   random = np.random.default_rng(seed)
 
   def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

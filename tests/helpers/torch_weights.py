@@ -1,4 +1,4 @@
-"""Weights of transformers' models as the trees used here."""
+"""Converts weights of transformers' models to this project's trees."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import torch
 
 
 class Weights:
-  """Tensors by PyTorch name, and which of them were asked for."""
+  """Tensors by PyTorch name, which record the names that were read."""
 
   def __init__(self, values: Mapping[str, torch.Tensor]):
     self._values = values
     self.used: set[str] = set()
 
   def take(self, name: str) -> np.ndarray:
-    """The very tensor."""
+    """Returns a tensor unchanged."""
     self.used.add(name)
     return self._values[name].detach().numpy().copy()
 
   def dense(self, name: str) -> dict[str, np.ndarray]:
-    """A linear layer."""
+    """Converts a linear layer."""
     return {
       "kernel": self.take(f"{name}.weight").T,
       "bias": self.take(f"{name}.bias"),
     }
 
   def norm(self, name: str) -> dict[str, np.ndarray]:
-    """A LayerNorm."""
+    """Converts a LayerNorm."""
     return {
       "scale": self.take(f"{name}.weight"),
       "bias": self.take(f"{name}.bias"),
     }
 
   def patch_embed(self, name: str) -> dict[str, np.ndarray]:
-    """A convolution [D, C, p, q] as a dense layer."""
+    """Converts a convolution [D, C, p, q] to a dense layer."""
     kernel = self.take(f"{name}.weight").transpose(2, 3, 1, 0)
     return {
       "kernel": kernel.reshape(-1, kernel.shape[-1]),
@@ -45,7 +45,7 @@ class Weights:
     }
 
   def stack(self, name: str, depth: int) -> dict[str, Any]:
-    """Blocks, stacked."""
+    """Stacks the blocks."""
     layers = [self._block(f"{name}.{i}") for i in range(depth)]
     return {"blocks": jax.tree.map(lambda *x: np.stack(x), *layers)}
 

@@ -1,4 +1,4 @@
-"""Attention equals its definition, whole and in parts, on any devices."""
+"""Attention equals its definition, at once and in chunks, on any devices."""
 
 from __future__ import annotations
 
@@ -27,16 +27,20 @@ PARTS = {
 }
 
 
-def draw(batch: int = BATCH, scale: float = 3) -> tuple[np.ndarray, np.ndarray]:
-  """qkv, with logits of some tens, and the gradient of a loss."""
+def sample(
+  batch: int = BATCH, scale: float = 3
+) -> tuple[np.ndarray, np.ndarray]:
+  """Samples qkv, with logits of some tens, and the gradient of a loss."""
   random = np.random.default_rng(0)
   width = HEADS * HEAD_DIM
   qkv = scale * random.standard_normal((batch, LENGTH, 3 * width))
   return qkv, random.standard_normal((batch, LENGTH, width))
 
 
-def pytorch(qkv: np.ndarray, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Attention and its gradient, in float64."""
+def torch_attention(
+  qkv: np.ndarray, grad: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Computes attention and its gradient in float64."""
   x = torch.tensor(qkv, dtype=torch.float64, requires_grad=True)
   split = x.reshape(*qkv.shape[:2], 3, HEADS, HEAD_DIM)
   q, k, v = split.permute(2, 0, 3, 1, 4)
@@ -47,7 +51,7 @@ def pytorch(qkv: np.ndarray, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return out.detach().numpy(), x.grad.numpy()
 
 
-def ours(qkv, grad, chunk_bytes: int):
+def chunked(qkv, grad, chunk_bytes: int):
   attend = functools.partial(
     attention.attend, heads=HEADS, chunk_bytes=chunk_bytes
   )
@@ -57,11 +61,11 @@ def ours(qkv, grad, chunk_bytes: int):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_equals_pytorch(part: str):
-  qkv, grad = draw()
-  got = jax.jit(functools.partial(ours, chunk_bytes=PARTS[part]))(
+  qkv, grad = sample()
+  got = jax.jit(functools.partial(chunked, chunk_bytes=PARTS[part]))(
     qkv.astype(np.float32), grad.astype(np.float32)
   )
-  for mine, theirs in zip(got, pytorch(qkv, grad), strict=True):
+  for mine, theirs in zip(got, torch_attention(qkv, grad), strict=True):
     np.testing.assert_allclose(
       mine, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max()
     )
@@ -69,11 +73,13 @@ def test_equals_pytorch(part: str):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_large_logits_do_not_overflow(part: str):
-  qkv, grad = draw(scale=100)  # logits of some ten thousands
-  out, got = ours(qkv.astype(np.float32), grad.astype(np.float32), PARTS[part])
+  qkv, grad = sample(scale=100)  # logits of some ten thousands
+  out, got = chunked(
+    qkv.astype(np.float32), grad.astype(np.float32), PARTS[part]
+  )
   assert np.isfinite(out).all()
   assert np.isfinite(got).all()
-  theirs, _ = pytorch(qkv, grad)
+  theirs, _ = torch_attention(qkv, grad)
   # One key wins each row, of whose value this is the rounding.
   np.testing.assert_allclose(out, theirs, rtol=0, atol=1e-3 * abs(theirs).max())
 
@@ -93,9 +99,9 @@ def test_bfloat16_sums_in_float32():
 def test_on_eight_devices_each_goes_through_its_own(part: str):
   mesh = sharding.make_mesh(MeshConfig(fsdp=2))
   where = sharding.batch_sharding(mesh)
-  qkv, grad = (x.astype(np.float32) for x in draw(8 * BATCH))
+  qkv, grad = (x.astype(np.float32) for x in sample(8 * BATCH))
   function = jax.jit(
-    functools.partial(ours, chunk_bytes=PARTS[part]),
+    functools.partial(chunked, chunk_bytes=PARTS[part]),
     in_shardings=(where, where),
     out_shardings=(where, where),
   )
@@ -107,7 +113,7 @@ def test_on_eight_devices_each_goes_through_its_own(part: str):
   assert "all-gather" not in text
   assert "all-to-all" not in text
   assert "collective-permute" not in text
-  for mine, alone in zip(got, ours(qkv, grad, 0), strict=True):
+  for mine, alone in zip(got, chunked(qkv, grad, 0), strict=True):
     np.testing.assert_allclose(
       mine, alone, rtol=0, atol=1e-6 * np.abs(alone).max()
     )
@@ -115,19 +121,19 @@ def test_on_eight_devices_each_goes_through_its_own(part: str):
 
 def test_a_batch_that_devices_do_not_divide_is_attended_whole():
   mesh = sharding.make_mesh(MeshConfig())
-  qkv, grad = (x.astype(np.float32) for x in draw(1))
+  qkv, grad = (x.astype(np.float32) for x in sample(1))
   with jax.set_mesh(mesh):
-    out, _ = jax.jit(functools.partial(ours, chunk_bytes=1))(qkv, grad)
-  np.testing.assert_allclose(out, ours(qkv, grad, 0)[0], atol=1e-5)
+    out, _ = jax.jit(functools.partial(chunked, chunk_bytes=1))(qkv, grad)
+  np.testing.assert_allclose(out, chunked(qkv, grad, 0)[0], atol=1e-5)
 
 
 def test_memory_grows_with_the_tokens_and_not_their_square():
   def temporary(length: int, chunk_bytes: int) -> int:
     qkv = jax.ShapeDtypeStruct((2, length, 3 * 16), np.float32)
     grad = jax.ShapeDtypeStruct((2, length, 16), np.float32)
-    lowered = jax.jit(functools.partial(ours, chunk_bytes=chunk_bytes)).lower(
-      qkv, grad
-    )
+    lowered = jax.jit(
+      functools.partial(chunked, chunk_bytes=chunk_bytes)
+    ).lower(qkv, grad)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
   few, many = temporary(512, 2**16), temporary(2048, 2**16)

@@ -44,7 +44,7 @@ def test_five_batches_equal_pytorch():
 
 
 def test_groups_are_what_the_reference_has_on_each_device():
-  """And the running statistics are the mean of the devices'."""
+  """The running statistics are the mean of the devices' statistics."""
   x = draw(1, 24, 4)[0]
   out, stats = batch_norm.normalize_batch(x, batch_norm.Statistics.create(4), 8)
   means, variances = [], []

@@ -1,4 +1,4 @@
-"""The discriminator and what it costs, against PyTorch."""
+"""The discriminators and their losses equal PyTorch's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["patch", "image"])
 def network(request):
-  """The network, and random parameters in which no bias is zero."""
+  """Builds the network with random parameters, no bias zero."""
   kind = discriminator.DISCRIMINATORS[request.param]
   model = kind(WIDTH, DEPTH)
   shapes = jax.eval_shape(
@@ -33,7 +33,7 @@ def network(request):
 
 
 def in_torch(model, variables, images: torch.Tensor, leaves=None):
-  """Scores [B, S] of images [B, H, W, C]."""
+  """Scores images [B, H, W, C] as [B, S]."""
   leaves = leaves or torch_leaves(variables)
   x = images.permute(0, 3, 1, 2)
   for number in range(DEPTH):
@@ -125,5 +125,5 @@ def test_flops_on_paper_are_the_compilers(network):
     .cost_analysis()["flops"]
   )
   paper = 4 * discriminator.forward_flops(model, SIZE, 3)
-  # Those on paper count the products with padding.
+  # The formulas count products with padding too.
   assert 0.7 * paper < counted < 1.1 * paper

@@ -1,8 +1,8 @@
-"""Flops counted on paper are those of the program.
+"""Flops from formulas equal those of the program.
 
-Exactly those of its matrix products, and within a tenth those that XLA counts:
-its surplus is what is no product, GELU above all, whose share falls with the
-width. A large width costs nothing here, as nothing is run.
+They equal those of its matrix products exactly, and XLA's count within a tenth.
+XLA also counts elementwise operations, above all GELU, whose share falls with
+the width. A large width is cheap here, because nothing runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCH = 4
 
 
 def program(unroll: int):
-  """The model, its loss and the shapes of the loss's arguments."""
+  """Returns the model, its loss and the shapes of the loss's arguments."""
   config = tiny.config(
     data={
       "image_size": (16, 24),
@@ -52,7 +52,7 @@ def program(unroll: int):
 
 
 def products(jaxpr) -> int:
-  """Two for each multiply-add of every matrix product, loops included."""
+  """Counts two flops per multiply-add of matrix products, including loops."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
@@ -85,7 +85,7 @@ def test_flops_are_the_compilers(backward: bool):
 
 @pytest.mark.parametrize("trained", ["all", "1 blocks", "head"])
 def test_flops_of_fine_tuning_are_those_of_the_products(trained: str):
-  """But for a few: of the lowest layer no gradient by its input is taken."""
+  """Except for a few: the lowest layer has no gradient of its input."""
   classify = ClassifyConfig(trainable=trained)
   config = tiny.config(
     model={"width": 64, "mlp_dim": 256, "depth": 2}, classify=classify

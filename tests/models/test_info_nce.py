@@ -1,4 +1,4 @@
-"""InfoNCE: which patches are compared with which."""
+"""InfoNCE compares the right patches with each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def masked() -> masking.Masking:
 
 
 def nce(pred: np.ndarray, target: np.ndarray) -> float:
-  """Of [N, T], as a classification in PyTorch."""
+  """Computes InfoNCE of [N, T] as a classification in PyTorch."""
   a, b = (F.normalize(torch.tensor(x), dim=1) for x in (pred, target))
   return F.cross_entropy(a @ b.T / TEMPERATURE, torch.arange(len(a))).item()
 
@@ -45,7 +45,7 @@ def test_hidden_patches_are_compared_within_images_or_the_batch(count: int):
   for kind, wanted in (("image", within), ("batch", across)):
     term = losses.CONTRASTIVE_LOSSES[kind](TEMPERATURE, count)
     np.testing.assert_allclose(term(pred, target, hidden), wanted, rtol=1e-5)
-    # What is visible has no part in it.
+    # Visible patches do not affect the loss.
     shown = (np.asarray(hidden.mask) == 0)[..., None]
     np.testing.assert_array_equal(
       term(np.where(shown, 9.0, pred), target, hidden),
@@ -55,7 +55,7 @@ def test_hidden_patches_are_compared_within_images_or_the_batch(count: int):
 
 @pytest.mark.parametrize("kind", ["image", "batch"])
 def test_a_share_of_it_is_part_of_the_loss(kind: str):
-  """As the config has it: weight, temperature and patches."""
+  """The config sets weight, temperature and patches."""
   model = tiny.model(
     objective={
       "target": "raw",
@@ -99,5 +99,5 @@ def test_flops_on_paper_are_the_compilers(kind: str):
   step = jax.jit(jax.value_and_grad(lambda x: term(x, target, masked())))
   counted = step.lower(pred).cost_analysis()["flops"]
   paper = BATCH * term.flops(LENGTH - KEEP, pred.shape[2], BATCH)
-  # What is besides is no product: norms, exponentials.
+  # The rest is elementwise: norms, exponentials.
   assert paper <= counted < 2 * paper

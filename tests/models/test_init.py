@@ -1,7 +1,7 @@
-"""Fresh parameters are distributed as the reference's.
+"""Initial parameters have the reference's distributions.
 
-Xavier uniform for every kernel: the patch embedding seen as a (p p C, D)
-matrix, q, k and v as one (D, 3 D) matrix, each layer of a stack by itself.
+Xavier uniform for every kernel: the patch embedding as a (p p C, D) matrix, q,
+k and v as one (D, 3 D) matrix, and each layer of a stack separately.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def config(**model) -> Config:
 
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, np.ndarray]:
-  """Fresh parameters by path."""
+  """Initial parameters by path."""
   network = factory.masked_autoencoder(config())
   images = jnp.zeros((1, 16, 16, CHANNELS))
   keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}

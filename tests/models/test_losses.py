@@ -1,4 +1,4 @@
-"""The loss equals NumPy loops and numbers worked out by hand."""
+"""The loss equals NumPy loops and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_large_errors_are_finite(error: str):
 
 
 def test_all_values_of_another_target_under_a_mask_of_pixels():
-  """What objective.loss_on='all' is for where pixels are hidden one by one."""
+  """The setting objective.loss_on='all' is for masks of pixels."""
   random = np.random.default_rng(0)
   pred, target = random.normal(size=(2, 2, 6, 3)).astype(np.float32)
   mask = random.integers(0, 2, (2, 6, 12)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The model as a whole: any shape, its masks, its features, its stages."""
+"""The whole model: any shape, masks, features and stages."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_features_are_of_every_patch_and_deterministic():
   tokens = apply(model, params, images, method=model.features)
   assert tokens.cls.shape == (4, 32)
   assert tokens.patches.shape == (4, 16, 32)
-  # The order in which patches are shown does not matter to a transformer.
+  # The order of visible patches does not matter to a transformer.
   order = np.stack([np.random.default_rng(n).permutation(16) for n in range(4)])
 
   def shuffled(module, x):

@@ -1,4 +1,4 @@
-"""Encoders that see all patches: mask tokens, and noise in the image."""
+"""Encoders of all patches: mask tokens, and noise in the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 4
 
 
 def network(hidden: str, **objective: Any) -> mae.MaskedAutoencoder:
-  """The tiny network with random parameters."""
+  """Builds the tiny network with random parameters."""
   model = tiny.model(objective={"masked_input": hidden, **objective})
   keys = {"params": jax.random.key(0), "mask": jax.random.key(1)}
   shapes = jax.eval_shape(model.init, keys, jnp.zeros((1, 8, 8, 1)))
@@ -26,19 +26,19 @@ def network(hidden: str, **objective: Any) -> mae.MaskedAutoencoder:
 
 @pytest.fixture(scope="module")
 def bound() -> mae.MaskedAutoencoder:
-  """The one with mask tokens."""
+  """The bound network with mask tokens."""
   return network("mask_tokens")
 
 
-def drawn(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Images of 4 x 4 patches, and noise for their masks."""
+def images_and_noise(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Samples images of 4 x 4 patches, and noise for their masks."""
   random = np.random.default_rng(seed)
   images = random.normal(size=(BATCH, 8, 8, 1)).astype(np.float32)
   return images, random.uniform(size=(BATCH, 16)).astype(np.float32)
 
 
 def test_hidden_pixels_do_not_matter_and_visible_ones_do(bound):
-  (images, noise), (others, _) = drawn(), drawn(1)
+  (images, noise), (others, _) = images_and_noise(), images_and_noise(1)
   run = jax.jit(bound.__call__)
   out = run(images, noise)
   mask = np.asarray(out.mask).reshape(BATCH, 4, 4)
@@ -50,8 +50,8 @@ def test_hidden_pixels_do_not_matter_and_visible_ones_do(bound):
 
 
 def test_what_is_shown_is_encoded_as_by_the_plain_encoder(bound):
-  """In the order of the image, with the positions that it has there."""
-  images, noise = drawn()
+  """Tokens are in the order of the image, with their positions there."""
+  images, noise = images_and_noise()
   masked = masking.random_masking(noise, 4)
   nothing = dataclasses.replace(masked, mask=jnp.zeros_like(masked.mask))
   found = bound.forward_visible(images, nothing)
@@ -63,7 +63,7 @@ def test_what_is_shown_is_encoded_as_by_the_plain_encoder(bound):
 
 
 def test_the_decoder_puts_each_token_where_it_was(bound):
-  tokens, masked = bound.forward_encoder(*drawn())
+  tokens, masked = bound.forward_encoder(*images_and_noise())
   pred = bound.forward_decoder(tokens, masked)
   shuffled = np.take_along_axis(
     np.asarray(tokens.patches), np.asarray(masked.ids_shuffle)[..., None], 1
@@ -76,7 +76,7 @@ def test_the_decoder_puts_each_token_where_it_was(bound):
 
 def test_what_the_encoder_is_given_is_the_image_with_noise_in_it():
   model = network("noise", mask_ratio=0.5)
-  images, order = drawn()
+  images, order = images_and_noise()
   pixels = np.random.default_rng(5).normal(size=images.shape)
   tokens, masked = model.forward_encoder(images, (order, pixels))
   hidden = np.asarray(masked.mask)
@@ -89,7 +89,7 @@ def test_what_the_encoder_is_given_is_the_image_with_noise_in_it():
 
 def test_single_pixels_are_noise_and_they_alone_cost():
   model = network("pixel_noise", mask_ratio=0.3, target="raw")
-  images, _ = drawn()
+  images, _ = images_and_noise()
   noise = model.sample_noise(jax.random.key(3), images.shape)
   tokens, masked = model.forward_encoder(images, noise)
   mask = np.asarray(masked.mask)  # [B, L, P]
@@ -119,9 +119,9 @@ def test_noise_has_the_deviation_of_the_images_and_is_another_each_time(hidden):
 
 @pytest.mark.parametrize("hidden", masked_input.MASKED_INPUTS)
 def test_every_parameter_but_the_unused_token_is_learned(hidden: str):
-  """And none of them is of the encoder that MAE does not have."""
+  """The encoder has no parameters that MAE's lacks."""
   plain, model = tiny.model(), network(hidden)
-  images, _ = drawn()
+  images, _ = images_and_noise()
   noise = model.sample_noise(jax.random.key(2), images.shape)
   params = model.variables["params"]
   unbound = model.unbind()[0]

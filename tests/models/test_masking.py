@@ -1,4 +1,4 @@
-"""Masks are one row an example, of the exact size, and can be undone."""
+"""Masks differ by example, have the exact size, and can be undone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_unshuffle_puts_each_token_where_it_was():
     (196, 0.75, 49),
     (256, 0.75, 64),
     (16, 0.75, 4),
-    (10, 0.75, 2),  # int() rounds towards hiding more
+    (10, 0.75, 2),  # int() rounds towards masking more
     (4, 0.25, 3),
     (10, 0.9, 0),  # 10 * (1 - 0.9) is 0.99...: as the reference
     (16, 0.95, 0),
@@ -98,14 +98,14 @@ def test_a_wrong_number_is_refused(keep: int):
     masking.random_masking(jnp.asarray(draw()), keep)
 
 
-def hidden_by(
+def masked_by(
   strategy: str,
   grid: tuple[int, int],
   keep: int,
   batch: int = 64,
   seed: int = 0,
 ) -> np.ndarray:
-  """Bool [batch, rows, columns]."""
+  """Samples masks, bool [batch, rows, columns]."""
   draw = masking.STRATEGIES[strategy]
   noise = draw(jax.random.key(seed), batch, grid, keep)
   assert noise.shape == (batch, grid[0] * grid[1])
@@ -118,17 +118,17 @@ def hidden_by(
   ("grid", "keep"), [((14, 14), 49), ((14, 14), 98), ((4, 9), 1), ((1, 5), 2)]
 )
 def test_strategies_hide_as_many_and_differ(strategy, grid, keep: int):
-  hidden = hidden_by(strategy, grid, keep)
+  hidden = masked_by(strategy, grid, keep)
   np.testing.assert_array_equal((~hidden).sum(axis=(1, 2)), keep)
   assert len({row.tobytes() for row in hidden}) > 1
-  again = hidden_by(strategy, grid, keep)
+  again = masked_by(strategy, grid, keep)
   np.testing.assert_array_equal(again, hidden)
-  other = hidden_by(strategy, grid, keep, seed=1)
+  other = masked_by(strategy, grid, keep, seed=1)
   assert (other != hidden).any()
 
 
 def borders(hidden: np.ndarray) -> float:
-  """Pairs of neighbors of which one is hidden, of all pairs, on average."""
+  """Computes the fraction of neighbor pairs of which one is masked."""
   across = hidden[:, :, 1:] != hidden[:, :, :-1]
   down = hidden[:, 1:] != hidden[:, :-1]
   return np.concatenate([across.ravel(), down.ravel()]).mean()
@@ -136,9 +136,9 @@ def borders(hidden: np.ndarray) -> float:
 
 @pytest.mark.parametrize("keep", [98, 49])  # the paper's 50 and 75 %
 def test_blocks_are_blocks(keep: int):
-  """Of random patches, 2 p (1 - p) of all pairs of neighbors differ."""
+  """Random patches would give 2 p (1 - p) of differing neighbor pairs."""
   blocks, random = (
-    borders(hidden_by(strategy, (14, 14), keep))
+    borders(masked_by(strategy, (14, 14), keep))
     for strategy in ("block", "random")
   )
   share = keep / 196
@@ -147,16 +147,16 @@ def test_blocks_are_blocks(keep: int):
 
 
 def test_blocks_are_anywhere():
-  # As blocks lie within the image, corners are hidden least; yet they are.
-  often = hidden_by("block", (14, 14), 98, batch=512).mean(axis=0)
+  # Blocks lie within the image, so corners are masked least, but not never.
+  often = masked_by("block", (14, 14), 98, batch=512).mean(axis=0)
   assert often.min() > 0.03
   assert often.max() < 0.9
   np.testing.assert_allclose(often, often[::-1, ::-1], rtol=0, atol=0.12)
 
 
 def test_blocks_are_rectangles_of_sixteen_patches_and_more():
-  """But for what is hidden at random at the end, in few images at all."""
-  hidden = hidden_by("block", (14, 14), 98, batch=256)
+  """Except for patches masked at random at the end, in few images."""
+  hidden = masked_by("block", (14, 14), 98, batch=256)
   alone = 0
   for image in np.pad(hidden, ((0, 0), (1, 1), (1, 1))):
     around = image[1:-1, :-2] | image[1:-1, 2:] | image[:-2, 1:-1]
@@ -165,10 +165,10 @@ def test_blocks_are_rectangles_of_sixteen_patches_and_more():
   assert alone / hidden.sum() < 0.02
 
 
-def blocks_one_by_one(keep: int, batch: int) -> np.ndarray:
-  """BEiT's rectangles on 14 x 14: 16 patches at least, aspects of 0.3 to 3.3.
+def reference_blocks(keep: int, batch: int) -> np.ndarray:
+  """Samples BEiT's rectangles on 14 x 14: from 16 patches, aspects 0.3 to 3.3.
 
-  As `hidden_by`, from other random numbers.
+  As `masked_by`, from other random numbers.
   """
   random, want = np.random.default_rng(0), 196 - keep
   hidden = np.zeros((batch, 14, 14), bool)
@@ -191,38 +191,39 @@ def blocks_one_by_one(keep: int, batch: int) -> np.ndarray:
 
 @pytest.mark.parametrize("keep", [98, 49])
 def test_blocks_are_of_their_areas_and_aspects(keep: int):
-  """By their borders.
+  """Compares the borders.
 
-  Of 98 hidden patches 12.8 % of neighbors differ; 14.7 if blocks may be single
-  patches, 12.4 if aspects are from 0.5 to 2, 17.9 if they are from 0.02.
+  With 98 masked patches 12.8 % of neighbors differ. It would be 14.7 % if
+  blocks could be single patches, 12.4 % for aspects from 0.5 to 2, and 17.9 %
+  for aspects from 0.02.
   """
-  found = borders(hidden_by("block", (14, 14), keep, batch=1024))
+  found = borders(masked_by("block", (14, 14), keep, batch=1024))
   assert found == pytest.approx(
-    borders(blocks_one_by_one(keep, 1024)), abs=0.002
+    borders(reference_blocks(keep, 1024)), abs=0.002
   )
 
 
 def test_a_grid_is_regular():
-  hidden = hidden_by("grid", (14, 14), 49, batch=2)
+  hidden = masked_by("grid", (14, 14), 49, batch=2)
   wanted = np.ones((14, 14), bool)
   wanted[::2, ::2] = False
   for each in hidden:
     np.testing.assert_array_equal(each, wanted)
-  half = hidden_by("grid", (4, 6), 12, batch=1)[0]
+  half = masked_by("grid", (4, 6), 12, batch=1)[0]
   assert (half[:, 1:] != half[:, :-1]).all()
   assert (half[1:] != half[:-1]).all()
-  quarter = hidden_by("grid", (4, 6), 18, batch=1)[0]
+  quarter = masked_by("grid", (4, 6), 18, batch=1)[0]
   np.testing.assert_array_equal(quarter.sum(axis=1), [3, 0, 3, 0])
 
 
 def test_a_grid_that_cannot_be_is_refused_with_what_can():
   with pytest.raises(ValueError, match="mask_ratio of ") as caught:
-    hidden_by("grid", (14, 14), 78)
+    masked_by("grid", (14, 14), 78)
   ratios = str(caught.value).rpartition("mask_ratio of ")[2].split(", ")
   assert "0.75" in ratios
   assert "0.5" in ratios
   for ratio in map(float, ratios):
-    hidden_by("grid", (14, 14), masking.num_kept(196, ratio))
+    masked_by("grid", (14, 14), masking.num_kept(196, ratio))
 
 
 CROSS = ("0110", "1111", "0110")
@@ -231,7 +232,7 @@ CORNERS = ("1001", "1111", "1001")
 
 @pytest.mark.parametrize("length", [2, 10, 16, 20, 196, 256, 50176])
 def test_any_number_has_a_ratio(length: int):
-  """That is what errors about masks tell to set."""
+  """Error messages suggest these ratios."""
   for keep in {*range(1, length, -(-length // 300)), length - 1}:
     ratio = masking._ratio_keeping(keep, length)
     assert masking.num_kept(length, ratio) == keep
@@ -247,7 +248,7 @@ def test_given_masks_are_those_that_were_given():
     for mask in np.asarray(masked.mask, int).reshape(-1, 3, 4)
   }
   assert found == {CROSS, CORNERS}
-  # What is shown is in no order, so that nothing can be told from it.
+  # Visible patches are in random order, which carries no information.
   assert len({tuple(row) for row in np.asarray(masked.ids_keep)}) > 20
 
 

@@ -1,10 +1,10 @@
 """The network, its gradients and its training equal transformers' ViTMAE.
 
-An independent implementation in PyTorch gets the same random weights (biases,
-LayerNorms and tokens too), images and noise, and position tables written in
+An independent implementation in PyTorch gets the same random weights (including
+biases, LayerNorms and tokens), images, noise, and position tables written in
 NumPy loops. Measured on x86-64: latent and predictions 2e-6, loss 2e-7,
-gradients 2e-6 of the largest value, 20 steps 4e-7; asserted is what the project
-promises.
+gradients 2e-6 of the largest value, 20 steps 4e-7. The tests assert the
+tolerances that the project promises.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LENGTH = (SIZE // PATCH) ** 2
 def torch_model(
   channels: int, norm_pix: bool
 ) -> transformers.ViTMAEForPreTraining:
-  """ViTMAE as the reference sets it, every parameter random."""
+  """Builds ViTMAE with the reference's settings and random parameters."""
   config = transformers.ViTMAEConfig(
     image_size=SIZE,
     patch_size=PATCH,
@@ -70,7 +70,7 @@ def torch_model(
 
 
 def jax_model(channels: int, norm_pix: bool) -> mae.MaskedAutoencoder:
-  """The same network here."""
+  """Builds the same network in JAX."""
   return tiny.model(
     data={
       "image_size": (SIZE, SIZE),
@@ -93,7 +93,7 @@ def jax_model(channels: int, norm_pix: bool) -> mae.MaskedAutoencoder:
 
 
 def to_jax(values: dict[str, torch.Tensor]) -> Any:
-  """Weights, or their gradients, by PyTorch name -> the tree used here."""
+  """Converts weights or gradients by PyTorch name to this project's tree."""
   weights = torch_weights.Weights(values)
   embed = "vit.embeddings.patch_embeddings.projection"
   tree = {
@@ -119,8 +119,8 @@ def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
   return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def draw(seed: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-  """Images whose patches differ in mean and contrast, and noise."""
+def sample(seed: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+  """Samples images whose patches differ in mean and contrast, and noise."""
   random = np.random.default_rng(seed)
   images = random.normal(size=(BATCH, SIZE, SIZE, channels))
   images *= random.uniform(0.2, 2, size=(BATCH, 1, SIZE, 1))
@@ -135,7 +135,7 @@ def run_torch(model: torch.nn.Module, images: np.ndarray, noise: np.ndarray):
 
 
 def parts(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
-  """A stacked array as the tensors that PyTorch has: by layer; q, k, v."""
+  """Splits a stacked array by layer and into q, k, v, as in PyTorch."""
   result = {name: value}
   if "blocks" in name:
     result = {f"{name}[{i}]": each for i, each in enumerate(value)}
@@ -162,7 +162,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 def test_forward_and_gradients(channels: int, norm_pix: bool):
   theirs, ours = torch_model(channels, norm_pix), jax_model(channels, norm_pix)
   params = to_jax(trained(theirs))
-  images, noise = draw(1, channels)
+  images, noise = sample(1, channels)
   expected = run_torch(theirs, images, noise)
   expected.loss.backward()
   hidden = theirs.vit(
@@ -196,8 +196,8 @@ def test_forward_and_gradients(channels: int, norm_pix: bool):
   relative = {}
   for name, gradient in wanted.items():
     if name.endswith(".k") and "bias" in name:
-      # Softmax does not see a constant added to all keys: zero but for
-      # rounding, so that there is nothing to be relative to.
+      # Softmax ignores a constant added to all keys, so this gradient is only
+      # rounding, without a scale to be relative to.
       assert max(np.abs(gradient).max(), np.abs(grads[name]).max()) < 1e-7
     else:
       relative[name] = (
@@ -247,7 +247,7 @@ def test_twenty_steps(norm_pix: bool):
 
   losses, wanted = [], []
   for step in range(total):
-    images, noise = draw(step, 3)
+    images, noise = sample(step, 3)
     for group in optimizer.param_groups:
       group["lr"] = numpy_reference.learning_rate(
         step, peak=peak, low=low, warmup=warmup, total=total
@@ -262,6 +262,6 @@ def test_twenty_steps(norm_pix: bool):
   relative = np.abs(np.array(losses) / np.array(wanted) - 1)
   print(f"{norm_pix=}: loss {wanted[0]:.3f} -> {wanted[-1]:.3f}, largest")
   print(f"relative difference {relative.max():.2e}")
-  # The start and the end are far apart: there was something to follow.
+  # Training moved the parameters far enough to make the comparison meaningful.
   assert min(wanted[-5:]) < 0.8 * wanted[0]
   np.testing.assert_allclose(losses, wanted, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Patches equal a loop over pixels, for any shape, and come back whole."""
+"""Patches equal a loop over pixels, for any shape, and join to the image."""
 
 from __future__ import annotations
 

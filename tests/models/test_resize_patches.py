@@ -1,4 +1,4 @@
-"""Kernels of pixels for other patches, against what they are to keep."""
+"""Kernels for other patch sizes keep the outputs that they should keep."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def draw(*shape: int) -> np.ndarray:
   return np.random.default_rng(8).normal(size=shape).astype(np.float32)
 
 
-def resized(patches: np.ndarray, height: int, width: int) -> np.ndarray:
-  """[N, h, w, C] by PyTorch, as images are."""
+def resize(patches: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Resizes [N, h, w, C] with PyTorch."""
   x = torch.tensor(patches).permute(0, 3, 1, 2)
   x = torch.nn.functional.interpolate(
     x, (height, width), mode="bilinear", antialias=True
@@ -29,7 +29,7 @@ def test_an_enlarged_patch_is_embedded_as_the_patch_was(new):
   old = resize_patches.Patch(4, 4, 3)
   kernel, patches = draw(48, WIDTH), draw(6, 4, 4, 3)
   found = resize_patches.embedding(kernel, old, resize_patches.Patch(*new, 3))
-  large = resized(patches, *new)
+  large = resize(patches, *new)
   np.testing.assert_allclose(
     large.reshape(6, -1) @ found, patches.reshape(6, -1) @ kernel, atol=1e-4
   )
@@ -56,7 +56,7 @@ def test_predictions_are_resized_as_images(new):
   found += resize_patches.prediction(bias, old, after)
   pred = (tokens @ kernel + bias).reshape(6, 4, 4, 3)
   np.testing.assert_allclose(
-    found.reshape(6, *new, 3), resized(pred, *new), atol=1e-4
+    found.reshape(6, *new, 3), resize(pred, *new), atol=1e-4
   )
 
 

@@ -1,7 +1,7 @@
-"""Every named size, every setting that cannot work, and what is only speed.
+"""Every named size, every impossible setting, and settings of speed.
 
-Parameter counts are pinned, agree with the reference's table and with a
-formula; they come from `jax.eval_shape`, which allocates nothing.
+Parameter counts are pinned, and agree with the reference's table and with a
+formula. They come from `jax.eval_shape`, which allocates nothing.
 """
 
 from __future__ import annotations
@@ -246,6 +246,6 @@ def test_bfloat16_compute_keeps_float32_where_it_matters():
   half, full = out["bfloat16"], out["float32"]
   np.testing.assert_array_equal(half.mask, full.mask)
   np.testing.assert_allclose(half.loss, full.loss, rtol=1e-2)
-  # bfloat16 was used: it has eight bits, and predictions are of order one.
+  # Shows that bfloat16 was used: it has 8 bits, and predictions are near 1.
   difference = np.abs(half.pred - full.pred).max()
   assert 1e-4 < difference < 0.1 * np.abs(full.pred).max()

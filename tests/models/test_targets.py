@@ -1,4 +1,4 @@
-"""What is predicted: principal components against scikit-learn."""
+"""Prediction targets: principal components equal scikit-learn's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers import numpy_reference, tiny
 
 
 def patches(count: int = 40, length: int = 16, dim: int = 12) -> np.ndarray:
-  """[B, L, P], correlated, off the origin."""
+  """Samples [B, L, P], correlated, off the origin."""
   random = np.random.default_rng(3)
   mixed = random.normal(size=(count, length, dim)) @ random.normal(
     size=(dim, dim)
@@ -22,7 +22,7 @@ def patches(count: int = 40, length: int = 16, dim: int = 12) -> np.ndarray:
 
 
 def fit(values: np.ndarray, weights: np.ndarray, components: int):
-  """As a run does: sums of batches, then the decomposition."""
+  """Fits as a run does: sums over batches, then the decomposition."""
   total = None
   for rows in np.split(np.arange(len(values)), 4):
     found = jax.tree.map(

@@ -1,4 +1,4 @@
-"""Activations, beside SciPy's in float64."""
+"""Activations equal SciPy's in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def test_gelu_is_the_exact_one(x, portable):
   wide = x.astype(np.float64)
   normal = special.ndtr(wide)
   exact = wide * normal
-  # PyTorch's float32 is as far as 3.1e-7.
+  # PyTorch's float32 differs by 3.1e-7.
   assert np.all(np.abs(values - exact) <= 2.5e-7 * np.maximum(np.abs(x), 1))
   density = np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
   np.testing.assert_allclose(slopes, normal + wide * density, atol=4e-7)

@@ -110,7 +110,7 @@ def test_logits_and_gradients(pooling: str):
 
 
 def test_positions_begin_as_the_fixed_table():
-  """So that a fresh classifier is the pre-trained encoder, to the bit."""
+  """A new classifier equals the pre-trained encoder bit for bit."""
   images = np.random.default_rng(1).normal(size=(2, *SIZE, 3))
   ours = jax_model("cls").encoder
   fixed = ours.clone(learned_positions=False)
@@ -124,7 +124,7 @@ def test_positions_begin_as_the_fixed_table():
 
 
 def test_drop_path_keeps_the_expectation():
-  """Rates rise linearly, and what stays is scaled up."""
+  """Rates rise linearly, and remaining branches are scaled up."""
   noise = jax.random.uniform(jax.random.key(0), (20_000, 5, 2))
   kept = np.asarray(transformer.drop_path(noise, 0.4))
   assert kept.shape == (5, 20_000, 2)
@@ -142,7 +142,7 @@ def test_a_dropped_branch_is_the_identity():
   kept = np.ones((2, 3, 2), np.float32)
   whole = stack.apply(variables, x)
   np.testing.assert_array_equal(stack.apply(variables, x, kept), whole)
-  kept[:, 1] = 0  # of the second example nothing is left
+  kept[:, 1] = 0  # drops all branches of the second example
   out = stack.apply(variables, x, kept)
   np.testing.assert_array_equal(out[1], x[1])
   np.testing.assert_array_equal(out[0], whole[0])

@@ -25,7 +25,12 @@ from mae_jax.utils import atomic_write
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import disks, runs, tiny
 from tests.helpers import fake_gcs as bucket_lib
-from tests.helpers.commands import command, pixels, prepared, write_images
+from tests.helpers.commands import (
+  command,
+  normalized_pixels,
+  pixels,
+  write_images,
+)
 
 SMALL = {
   "data": {"eval_crop": 0.8, "eval_split": ""},
@@ -88,7 +93,7 @@ def written(tmp_path, photos):
 def by_hand(model, params, photos, data):
   """The tokens of each image, one image at a time."""
   forward = jax.jit(lambda x: model.apply({"params": params}, x))
-  tokens = [forward(prepared(photos / name, data)) for name in NAMES]
+  tokens = [forward(normalized_pixels(photos / name, data)) for name in NAMES]
   return (
     np.concatenate([each.cls for each in tokens]),
     np.concatenate([each.patches for each in tokens]),
@@ -157,7 +162,7 @@ def test_a_layer_is_what_its_block_gives(pretrained, photos, written):
   table = pos_embed.sincos_2d((4, 4), 32)
   wanted = []
   for name in NAMES:
-    x = prepared(photos / name, PRETRAIN.data)
+    x = normalized_pixels(photos / name, PRETRAIN.data)
     x = x.reshape(4, 2, 4, 2).swapaxes(1, 2).reshape(16, 4)
     x = x @ params["patch_embed"]["kernel"] + params["patch_embed"]["bias"]
     x = np.concatenate([params["cls_token"][0], x + table])[None]
@@ -183,7 +188,7 @@ def test_of_a_fine_tuned_network_what_its_head_sees(
   params = params["averaged" if pooling == "mean" else "model"]
   model = factory.classifier(settings, 10)
   forward = jax.jit(lambda x: model.apply({"params": params}, x))
-  x = [prepared(photos / name, settings.data) for name in NAMES]
+  x = [normalized_pixels(photos / name, settings.data) for name in NAMES]
   wanted = np.concatenate([forward(each) for each in x])
   seen = written(workdir, pool=pooling)["features"]
   logits = seen @ params["head"]["kernel"] + params["head"]["bias"]

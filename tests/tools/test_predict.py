@@ -14,7 +14,12 @@ from mae_jax.models import classifiers, factory
 from mae_jax.tools import cli, predict
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
-from tests.helpers.commands import command, pixels, prepared, write_images
+from tests.helpers.commands import (
+  command,
+  normalized_pixels,
+  pixels,
+  write_images,
+)
 
 CLASSES = ("ant", "bee", "cow")
 NAMES = ("deep/er/2.png", "deep/x.jpg", "é, 1.png")
@@ -77,7 +82,9 @@ def test_probabilities_are_those_of_a_plain_loop(trained, photos, rows):
   assert len(found) == len(NAMES) * len(CLASSES)  # there are no five
   forward = jax.jit(lambda x: model.apply({"params": params}, x)[0])
   for number, name in enumerate(NAMES):
-    logits = np.asarray(forward(prepared(photos / name, settings.data)))
+    logits = np.asarray(
+      forward(normalized_pixels(photos / name, settings.data))
+    )
     wanted = np.exp(logits.astype(np.float64))
     wanted /= wanted.sum()
     mine = found[3 * number : 3 * number + 3]

@@ -234,7 +234,7 @@ def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
   )
   data = {"source": "tfds", "name": "some", "data_dir": str(tmp_path)}
   settings = config(data=data | {"batch_size": 8, "eval_split": "test"})
-  text = "images of data.eval_split='test' have no label: name another split"
+  text = "images of data.eval_split='test' have no label: use another split"
   with pytest.raises(ConfigError, match=text):
     finetune.FinetuneTask(settings, runs.devices_mesh())
 

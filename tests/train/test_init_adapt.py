@@ -74,7 +74,7 @@ def test_an_encoder_that_stays_as_adapted_is_told(start, tmp_path, capsys):
 
 def test_pre_training_goes_on_with_larger_images(start, tmp_path):
   """Nothing but the fixed table of positions is another one."""
-  config = tiny.changed(
+  config = tiny.with_changes(
     still(start), model={"patch_size": (2, 2)}, data={"image_size": (12, 16)}
   )
   runs.train(config, tmp_path)

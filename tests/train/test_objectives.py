@@ -91,7 +91,7 @@ def test_resumed_bit_for_bit_and_equal_on_one_device(name: str, tmp_path):
   assert kills.records(cut) == kills.records(whole)
 
   found = [line for line in kills.records(whole) if "loss" in line]
-  _, wanted = runs.told(config, 4)
+  _, wanted = runs.steps_with_metrics(config, 4)
   for here, there in zip(found, wanted, strict=True):
     np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-5)
     for name in (x for x in here if x.startswith("loss_")):
@@ -162,9 +162,9 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
   config = settings(**PCA)
   runs.train(config, tmp_path / "first")
   before = runs.params(tmp_path / "first", config)["fitted"]
-  again = tiny.changed(config, init_from=str(tmp_path / "first"))
+  again = tiny.with_changes(config, init_from=str(tmp_path / "first"))
   # Other images: fitted anew, components would be others.
-  again = tiny.changed(again, data={"crop_scale": (0.2, 0.3)})
+  again = tiny.with_changes(again, data={"crop_scale": (0.2, 0.3)})
   runs.train(again, tmp_path / "second")
   after = runs.params(tmp_path / "second", again)["fitted"]
   jax.tree.map(np.testing.assert_array_equal, before, after)
@@ -186,7 +186,7 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
     str(tmp_path / "second"), out, to="facebook", encoder_only=True
   )
 
-  other = tiny.changed(settings(), init_from=str(tmp_path / "first"))
+  other = tiny.with_changes(settings(), init_from=str(tmp_path / "first"))
   with pytest.raises(
     ConfigError,
     match=r"objective.target=pca, .*target=pca, or leave init_from empty",
@@ -205,7 +205,7 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
     ),
   ):
     with pytest.raises(ConfigError, match=text):
-      runs.train(tiny.changed(again, **changes), tmp_path / "fourth")
+      runs.train(tiny.with_changes(again, **changes), tmp_path / "fourth")
 
 
 def test_an_unknown_game_is_refused_without_an_adversary_too():
@@ -281,14 +281,14 @@ def test_a_decoder_alone_wants_a_start(tmp_path):
     task="finetune", train={"length": "3 steps"}, data={"eval_split": ""}
   )
   runs.train(tuned, tmp_path / "tuned")
-  alone = tiny.changed(alone, init_from=str(tmp_path / "tuned"))
+  alone = tiny.with_changes(alone, init_from=str(tmp_path / "tuned"))
   with pytest.raises(ConfigError, match=r"names end in _full\)$"):
     runs.train(alone, tmp_path / "alone")
 
 
 def test_another_decoder_is_told_by_its_settings(tmp_path):
   runs.pretrained(tmp_path / "first")
-  config = tiny.changed(
+  config = tiny.with_changes(
     settings(),
     model={"decoder_depth": 2, "decoder_width": 32},
     init_from=str(tmp_path / "first"),
@@ -304,7 +304,7 @@ def test_another_decoder_is_told_by_its_settings(tmp_path):
 def test_a_decoder_is_trained_alone_and_with_an_adversary(tmp_path):
   """The second stage of the published visualizations: no weight but its own."""
   runs.pretrained(tmp_path / "first")
-  config = tiny.changed(
+  config = tiny.with_changes(
     settings(
       trainable="decoder",
       discriminator=OBJECTIVES["discriminator"]["discriminator"],

@@ -17,7 +17,7 @@ MESHES = {"data": 1, "both": 4, "fsdp": 8}
 
 @functools.cache
 def step(fsdp: int, accum_steps: int = 1) -> compile_step.CompiledStep:
-  return compiled_steps.measured(
+  return compiled_steps.compile_settings(
     compiled_steps.config(
       mesh={"fsdp": fsdp}, optim={"accum_steps": accum_steps}
     )
@@ -118,7 +118,7 @@ def test_flops_are_those_on_paper(fsdp: int):
 
 def test_flops_do_not_depend_on_unrolling():
   rolled, unrolled = (
-    compiled_steps.measured(
+    compiled_steps.compile_settings(
       compiled_steps.config(model={"depth": 3, "unroll": unroll})
     )
     for unroll in (1, 3)

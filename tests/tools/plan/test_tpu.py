@@ -30,7 +30,7 @@ _SOON |= {"decoder_width": 128, "decoder_heads": 2, "decoder_depth": 2}
 def vit_b(**sections) -> Config:
   recipe = overrides.recipe("configs/vit_b.py")
   sections["data"] = {"batch_size": _BATCH} | sections.get("data", {})
-  return tiny.changed(recipe, **sections)
+  return tiny.with_changes(recipe, **sections)
 
 
 def compiled(config: Config, slice_: str) -> compile_step.CompiledStep:
