@@ -40,6 +40,7 @@ setup(
     "safetensors>=0.8",
     "scikit-image>=0.26",
     "scikit-learn>=1.9",
+    "scipy>=1.17",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",
     # tensorflow-cpu has no wheel for aarch64 or macOS.

@@ -1,4 +1,4 @@
-"""Which process of how many this one is, by flags or by what started it."""
+"""Detection of the number of this process among all processes of a run."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Mapping
 
 import jax
 
+from mae_jax.utils import jax_private
 from mae_jax.utils.errors import ConfigError
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _FLAGS = ("--coordinator", "--num_processes", "--process_id")
-_INDEX = "JOB_COMPLETION_INDEX"  # which Kubernetes numbers the pods of a job by
+_INDEX = "JOB_COMPLETION_INDEX"  # the number of a pod in a Kubernetes Job
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-  """A process among several.
+  """The place of a process among several.
 
   Attributes:
-    coordinator: HOST:PORT of process 0, where the others find it.
-    num_processes: how many there are.
-    process_id: which one this is, from 0.
-    local_device_ids: the GPUs of the host that are this process's; None for
-      all that it sees.
+    coordinator: HOST:PORT of process 0, which all others connect to.
+    num_processes: number of processes.
+    process_id: number of this process, from 0.
+    local_device_ids: GPUs of the host that this process uses; None for all
+      visible ones.
   """
 
   coordinator: str
@@ -40,16 +41,16 @@ def detect(
   process_id: int | None,
   environ: Mapping[str, str] = os.environ,
 ) -> ProcessInfo | None:
-  """The place of this process; None if it is the only one.
+  """Finds the place of this process; None if it is the only one.
 
   Args:
-    coordinator: the flag --coordinator; None if it was not given.
-    num_processes: likewise.
-    process_id: likewise.
-    environ: of the process, where the flags are looked for if there are none.
+    coordinator: the flag --coordinator; None if not given.
+    num_processes: the flag --num_processes; None if not given.
+    process_id: the flag --process_id; None if not given.
+    environ: the environment variables, which are used if no flag is given.
 
   Raises:
-    ConfigError: if they are given in part, or make no sense.
+    ConfigError: if some of the three are missing or invalid.
   """
   given: tuple[object, ...] = (coordinator, num_processes, process_id)
   if any(value is not None for value in given):
@@ -62,8 +63,8 @@ def detect(
     jax.config.values["jax_platforms"] == "cpu"
     and "SLURM_PROCID" not in environ
   ):
-    return None  # a TPU that the machine has is not meant
-  return _detected(environ)
+    return None  # the run does not use the machine's TPU
+  return _detect_cluster(environ)
 
 
 def _checked(
@@ -80,7 +81,7 @@ def _checked(
       f"{' and '.join(missing)} {verb} missing: "
       f"several processes need all of {names[0]}=HOST:PORT (of process 0, the "
       f"same everywhere), {names[1]}=N and {names[2]}=I ({numbers}); a run of "
-      "one process none"
+      "one process needs none of them"
     )
   host, _, port = str(values[0]).rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
@@ -96,7 +97,7 @@ def _checked(
     ) from None
   if count < 1:
     raise ConfigError(
-      f"{names[1]}={count} processes cannot run: give their number"
+      f"{names[1]}={count} is not a number of processes: give 1 or more"
     )
   if not 0 <= number < count:
     raise ConfigError(
@@ -106,17 +107,9 @@ def _checked(
   return ProcessInfo(str(values[0]), count, number) if count > 1 else None
 
 
-def _detected(environ: Mapping[str, str]) -> ProcessInfo | None:
-  """What JAX knows of TPU pods, Slurm and Open MPI."""
-  # There is no public way to ask how many there are without joining them.
-  from jax._src import clusters
-
-  kinds = (
-    clusters.GkeTpuCluster,
-    clusters.GceTpuCluster,
-    clusters.SlurmCluster,
-    clusters.OmpiCluster,
-  )
+def _detect_cluster(environ: Mapping[str, str]) -> ProcessInfo | None:
+  """Asks JAX about TPU pods, Slurm and Open MPI."""
+  kinds = jax_private.cluster_environments()
   try:
     kind = next((each for each in kinds if each.is_env_present()), None)
     if kind is None or kind.get_process_count() == 1:
@@ -129,8 +122,8 @@ def _detected(environ: Mapping[str, str]) -> ProcessInfo | None:
     local = kind.get_local_process_id()
   except (RuntimeError, ValueError, KeyError, OSError) as error:
     raise ConfigError(
-      f"what started this process on several hosts is not understood ({error}):"
-      f" say who is who with {', '.join(_FLAGS)}"
+      "the cluster environment that started this process is not understood "
+      f"({error}): give this process's place with {', '.join(_FLAGS)}"
     ) from error
   return ProcessInfo(
     environ.get("JAX_COORDINATOR_ADDRESS", address),
@@ -143,9 +136,9 @@ def _detected(environ: Mapping[str, str]) -> ProcessInfo | None:
 def _gpus(
   environ: Mapping[str, str], local: int | None
 ) -> tuple[int, ...] | None:
-  """One GPU for each process of a host, unless it was given its own.
+  """Assigns one GPU to each process of a host, if it sees several.
 
-  JAX would give the only process of a host the first of its GPUs.
+  JAX alone would give the only process of a host just the first GPU.
   """
   if local is None or environ.get("JAX_LOCAL_DEVICE_IDS"):
     return None
@@ -156,7 +149,7 @@ def _gpus(
 
 
 def _processes_here(environ: Mapping[str, str]) -> int:
-  """How many of a job's processes are on this host; 0 if that is not known."""
+  """Returns the number of the job's processes on this host; 0 if unknown."""
   if count := environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
     return int(count)
   # "2(x3),1": two on each of the first three hosts, one on the fourth.

@@ -1,4 +1,4 @@
-"""What processes tell each other, through JAX's coordination service."""
+"""A key-value store shared by all processes: JAX's coordination service."""
 
 from __future__ import annotations
 
@@ -6,75 +6,78 @@ import json
 import time
 from typing import Any
 
+from mae_jax.utils import jax_private
+
 _STATUS_PREFIX = "mae/watch/"
 _GATHER_PREFIX = "mae/say/"
-_BARRIER_TIMEOUT_MS = (
-  24 * 3600 * 1000
-)  # milliseconds; the watch ends the process before
+# A day: the heartbeats end a process that waits for a lost peer far earlier.
+_BARRIER_TIMEOUT_MS = 24 * 3600 * 1000
 
 
 class KeyValueStore:
-  """Notes of all processes, which process 0 keeps."""
+  """JSON values of all processes, stored in process 0."""
 
   def __init__(self, process_id: int, num_processes: int):
-    """After `jax.distributed.initialize`."""
-    # Not public, and what Orbax talks through too.
-    from jax._src import distributed
-
-    self._client: Any = distributed.global_state.client
+    """Connects to the service that `jax.distributed.initialize` started."""
+    self._client = jax_private.coordination_client()
     self._me, self._count = process_id, num_processes
     self._round = 0
 
-  def put(self, kind: str, value: Any) -> None:
-    """Writes this process's note of a kind, JSON, over its last one."""
+  def set_status(self, kind: str, value: Any) -> None:
+    """Sets this process's status of a kind, which all can see."""
     self._client.key_value_set(
       f"{_STATUS_PREFIX}{kind}/{self._me}",
       json.dumps(value),
       allow_overwrite=True,
     )
 
-  def notes(self) -> dict[str, dict[int, Any]]:
-    """All notes, by kind and process."""
+  def statuses(self) -> dict[str, dict[int, Any]]:
+    """Returns all statuses, by kind and process."""
     found: dict[str, dict[int, Any]] = {}
     for key, value in self._client.key_value_dir_get(_STATUS_PREFIX):
       kind, _, number = key.removeprefix(_STATUS_PREFIX).rpartition("/")
       found.setdefault(kind, {})[int(number)] = json.loads(value)
     return found
 
-  def post(self, where: str, value: Any) -> None:
-    """Writes a note that only those see who `read` it."""
-    key = f"mae/{where}/{self._me}"
-    self._client.key_value_set(key, json.dumps(value), allow_overwrite=True)
+  def publish(self, key: str, value: Any) -> None:
+    """Publishes this process's value under `key`, which others may `read`."""
+    path = f"mae/{key}/{self._me}"
+    self._client.key_value_set(path, json.dumps(value), allow_overwrite=True)
 
-  def read(self, where: str) -> dict[int, Any]:
-    """The notes at a place, by process."""
+  def read(self, key: str) -> dict[int, Any]:
+    """Returns the values published under `key`, by process."""
+    return self._read_directory(f"mae/{key}/")
+
+  def _read_directory(self, path: str) -> dict[int, Any]:
     return {
       int(key.rpartition("/")[2]): json.loads(value)
-      for key, value in self._client.key_value_dir_get(f"mae/{where}/")
+      for key, value in self._client.key_value_dir_get(path)
     }
 
-  def meet(self, where: str, seconds: float, unless: str) -> None:
-    """Waits for the others at a place; a note at `unless` is an OSError."""
-    self.post(where, True)
+  def barrier(self, key: str, seconds: float, error_key: str) -> None:
+    """Waits until all processes call this with the same `key`.
+
+    Raises:
+      OSError: if a process published an error under `error_key`.
+      TimeoutError: if some process does not call within `seconds`.
+    """
+    self.publish(key, True)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-      if len(self.read(where)) == self._count:
+      if len(self.read(key)) == self._count:
         return
-      for number, text in sorted(self.read(unless).items()):
+      for number, text in sorted(self.read(error_key).items()):
         raise OSError(f"process {number}: {text}")
       time.sleep(0.05)
-    raise TimeoutError(f"not all processes came within {seconds:.0f} s")
+    raise TimeoutError(f"not all processes arrived within {seconds:.0f} s")
 
   def gather(self, text: str) -> list[str]:
-    """What each process says at this point, in order; all must come to it."""
+    """Collects one text from each process; all must call this."""
     self._round += 1
-    where = f"{_GATHER_PREFIX}{self._round}"
-    self._client.key_value_set(f"{where}/{self._me}", json.dumps(text))
-    self._client.wait_at_barrier(where, _BARRIER_TIMEOUT_MS)
-    found = {
-      int(key.rpartition("/")[2]): json.loads(value)
-      for key, value in self._client.key_value_dir_get(f"{where}/")
-    }
-    if self._me == 0 and self._round > 1:  # which all have read
+    path = f"{_GATHER_PREFIX}{self._round}"
+    self._client.key_value_set(f"{path}/{self._me}", json.dumps(text))
+    self._client.wait_at_barrier(path, _BARRIER_TIMEOUT_MS)
+    found = self._read_directory(f"{path}/")
+    if self._me == 0 and self._round > 1:  # all have read the last round
       self._client.key_value_delete(f"{_GATHER_PREFIX}{self._round - 1}/")
     return [found[number] for number in range(self._count)]

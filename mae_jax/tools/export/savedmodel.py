@@ -20,9 +20,11 @@ from jax.experimental import jax2tf
 
 from mae_jax.tools.export import quantize as weights_lib
 from mae_jax.tools.export.stablehlo import PLATFORMS
-from mae_jax.utils import storage
+from mae_jax.utils import jax_private, storage
 
 SIGNATURE, INPUT = "serving_default", "images"
+# The newest StableHLO that TensorFlow 2.21 reads; JAX 0.12 writes 1.18.
+_TENSORFLOW_READS = "1.13.7"
 
 
 def write(
@@ -60,7 +62,10 @@ def write(
     return {output: converted(dict(module.weights), images)}
 
   module.serve = serve
-  with storage.os_errors(folder):
+  with (
+    storage.os_errors(folder),
+    jax_private.stablehlo_version(_TENSORFLOW_READS),
+  ):
     tf.saved_model.save(
       module, str(folder), signatures={SIGNATURE: module.serve}
     )
