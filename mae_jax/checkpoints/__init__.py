@@ -1,9 +1,9 @@
-"""Orbax checkpoints of separate items: params, opt_state, loop and config.
+"""Orbax checkpoints with four items: params, opt_state, loop and config.
 
-Items are separate so that a fine-tune reads `params` alone. Writes are
-asynchronous and atomic: a step's directory appears when it is whole. Disks
-forget and people copy, so that each checkpoint carries checksums of what it
-should give back; one that does not is set aside, and the one before it used.
+The items are separate, so that fine-tuning reads `params` alone. Writes are
+asynchronous and atomic: a step's directory appears when it is complete. Disks
+fail and copies break, so each checkpoint has checksums. A checkpoint that does
+not match them is set aside, and the one before it is restored.
 """
 
 from mae_jax.checkpoints.restore import (

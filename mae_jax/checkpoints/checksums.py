@@ -1,4 +1,4 @@
-"""Checksums of arrays and of JSON, so that a damaged checkpoint is noticed."""
+"""Checksums of arrays and of JSON, which detect a damaged checkpoint."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 
 
 def checksum(tree: Any) -> int:
-  """32 bits of all bits of a tree of arrays, the same however it is sharded.
+  """Computes a 32-bit checksum of a tree of arrays, for any sharding the same.
 
-  Each array's words are summed with odd weights modulo 2^32: no flip of a bit
-  can leave the sum as it was, and as the order of adding does not matter, every
-  device sums what it holds.
+  Each array's words are summed with odd weights modulo 2^32. Flipping any bit
+  changes the sum. The order of addition does not matter, so every device sums
+  its own part.
   """
   sums = {
     name: _host_sum(leaf) if _is_small(leaf) else _device_sum(leaf)
@@ -27,7 +27,7 @@ def checksum(tree: Any) -> int:
 
 
 def array_checksum(array: np.ndarray) -> int:
-  """The sum of an array, part by part: it may be large, and memory small."""
+  """Computes one array's sum in chunks, so that it needs little memory."""
   result = 0
   flat_array = np.ascontiguousarray(array).reshape(-1)
   for start in range(0, max(flat_array.size, 1), _CHUNK):
@@ -40,14 +40,14 @@ def array_checksum(array: np.ndarray) -> int:
 
 
 def combine(sums: Mapping[str, Any]) -> int:
-  """The checksum of a tree by the sums of its arrays."""
+  """Combines the sums of named arrays to the checksum of their tree."""
   return sum(
     int(each) * (zlib.crc32(name.encode()) | 1) for name, each in sums.items()
   ) % (1 << 32)
 
 
 def _is_small(x: jax.Array) -> bool:
-  # Most arrays are: to compile a program for each shape would take seconds.
+  # Most arrays are small. Compiling a program per shape would take seconds.
   return x.nbytes < 1 << 18 and (
     getattr(x, "is_fully_addressable", True) or x.is_fully_replicated
   )
@@ -59,7 +59,7 @@ def _host_sum(x: jax.Array) -> np.uint32:
   return np.sum(words * _weights(words.shape, np), dtype=np.uint32)
 
 
-# Of one array and not of a tree, since parameters and moments share shapes.
+# Compiled per array and not per tree, as parameters and moments share shapes.
 @jax.jit
 def _device_sum(x: jax.Array) -> jax.Array:
   unsigned = _UNSIGNED[x.dtype.itemsize]
@@ -72,7 +72,7 @@ _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 def _weights(shape: tuple[int, ...], xp: Any) -> Any:
-  """The odd numbers 1, 3, 5, ... modulo 2^32, in row-major order."""
+  """Returns the odd numbers 1, 3, 5, ... modulo 2^32, in row-major order."""
   index = xp.zeros((), np.uint32)
   for axis, length in enumerate(shape):
     here = xp.arange(length, dtype=np.uint32)
@@ -82,29 +82,29 @@ def _weights(shape: tuple[int, ...], xp: Any) -> Any:
 
 
 def add_crc(content: dict[str, Any]) -> dict[str, Any]:
-  """JSON content with its own checksum."""
+  """Adds the checksum of JSON content to it, under "crc32"."""
   return content | {"crc32": json_crc(content)}
 
 
-def check_crc(sealed: dict[str, Any]) -> dict[str, Any]:
-  """What was sealed.
+def check_crc(content: dict[str, Any]) -> dict[str, Any]:
+  """Checks and removes the checksum that `add_crc` added.
 
   Raises:
-    ValueError: if it is not what it was.
+    ValueError: if the content has changed.
   """
-  content = {key: value for key, value in sealed.items() if key != "crc32"}
-  if json_crc(content) != sealed["crc32"]:
+  found = {key: value for key, value in content.items() if key != "crc32"}
+  if json_crc(found) != content["crc32"]:
     raise ValueError("the checksum of its loop item is wrong")
-  return content
+  return found
 
 
 def json_crc(content: Any) -> int:
-  """A checksum of JSON content."""
+  """Computes the CRC-32 of JSON content."""
   return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The tree that `flat` made of one of dicts."""
+  """Builds nested dicts from leaves by path; the inverse of `flatten`."""
   tree: dict[str, Any] = {}
   for path, leaf in flat.items():
     *parents, name = path.split("/")
@@ -116,7 +116,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by their paths, joined by "/"."""
+  """Returns the leaves of a tree by their paths, joined by "/"."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf

@@ -1,9 +1,9 @@
-"""What Orbax's manager does, where several processes write one checkpoint.
+"""A checkpoint manager for several processes, in place of Orbax's own.
 
-The manager's threads wait for each other without looking whether somebody has
-failed: minutes for one full disk. Here who fails says so, and the others stop
-waiting. A step's directory still gets its name only when all have written, and
-an attempt that failed is never taken up again.
+The threads of Orbax's manager wait for each other even if one process has
+failed: minutes for one full disk. Here a process that fails publishes its
+error, and the others stop waiting. A step's directory still gets its name only
+when all processes have written. A failed attempt is never reused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mae_jax import distributed
 from mae_jax.utils import console, storage
 
 _TIMEOUT_SECONDS = (
-  1200  # Orbax's own, for slow disks; who fails is known at once
+  1200  # Orbax's default, for slow disks; errors end it at once
 )
 
 
@@ -28,28 +28,29 @@ class Manager:
   def __init__(
     self, root: epath.Path, keep: int, attempt: int, items: tuple[str, ...]
   ):
-    """Clears away what was half written; all processes must come to it.
+    """Deletes incomplete checkpoints; all processes must call this.
 
     Args:
-      root: where checkpoints are.
-      keep: how many of them stay.
-      attempt: a number no manager of this run has had, the same everywhere.
-      items: names of the parts of a checkpoint.
+      root: the directory of the checkpoints.
+      keep: number of checkpoints to keep.
+      attempt: a number that no earlier manager of this run had, the same in all
+        processes.
+      items: names of the items of a checkpoint.
 
     Raises:
-      OSError: if that fails.
+      OSError: if incomplete checkpoints cannot be deleted.
     """
     self._root, self._keep = root, keep
-    self._where = f"save/{attempt}"
+    self._key = f"save/{attempt}"
     self._error: Exception | None = None
     if console.is_first():
       with storage.os_errors(root):
         for path in root.iterdir():
           if ocp.utils.is_tmp_checkpoint(path):
             path.rmtree()
-    own = ocp.options.MultiprocessingOptions(
+    options = ocp.options.MultiprocessingOptions(
       primary_host=0,
-      # Named, they wait through the coordination service and not by a program
+      # If set, Orbax's barriers use the coordination service, and not a program
       # on the devices, which are busy.
       active_processes=set(range(jax.process_count())),
       barrier_sync_key_prefix=f"attempt{attempt}",
@@ -57,57 +58,57 @@ class Manager:
     self._writer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(
         *items,
-        composite_options=ocp.CompositeOptions(multiprocessing_options=own),
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
       ),
       async_options=ocp.options.AsyncOptions(
-        timeout_secs=_TIMEOUT_SECONDS, barrier_sync_fn=self._meet
+        timeout_secs=_TIMEOUT_SECONDS, barrier_sync_fn=self._barrier
       ),
-      multiprocessing_options=own,
+      multiprocessing_options=options,
     )
 
   def all_steps(self) -> list[int]:
-    """Of the whole checkpoints."""
+    """Lists the steps of complete checkpoints."""
     return list(ocp.utils.checkpoint_steps(self._root))
 
   def save(self, step: int, args: Any) -> None:
-    """Copies off the devices; the rest is done in the background."""
+    """Copies the state off the devices, and writes it in the background."""
     try:
       self._writer.save(self._root / str(step), args, force=True)
-    except jax.errors.JaxRuntimeError:  # the devices', not the disk's
+    except jax.errors.JaxRuntimeError:  # an error of the devices, not of disks
       raise
     except Exception as error:
-      self._error = error  # told when the others are asked too
+      self._error = error  # `wait_until_finished` raises it in all processes
 
   def wait_until_finished(self) -> None:
-    """Until it is written.
+    """Waits until the checkpoint is written.
 
     Raises:
-      Exception: why this process, or another, could not.
+      Exception: the error of this process, or of another one.
     """
     try:
       if self._error is not None:
         raise self._error
       self._writer.wait_until_finished()
     except Exception as error:
-      distributed.publish(f"{self._where}/failed", console.first_line(error))
+      distributed.publish(f"{self._key}/failed", console.first_line(error))
       raise
 
   def close(self) -> None:
-    """After the last checkpoint."""
+    """Closes the writer, after the last checkpoint."""
     self._writer.close()
 
-  def _meet(self, *, key: str, timeout_ms: int) -> None:
-    """Waits for the others, unless one has failed; in Orbax's thread."""
+  def _barrier(self, *, key: str, timeout_ms: int) -> None:
+    """Waits, in Orbax's thread, for the others or for an error of one."""
     if "async_commit_complete" in key and console.is_first():
-      self._drop_old()
+      self._delete_old()
     distributed.barrier(
-      f"{self._where}/{key}", timeout_ms / 1000, f"{self._where}/failed"
+      f"{self._key}/{key}", timeout_ms / 1000, f"{self._key}/failed"
     )
 
-  def _drop_old(self) -> None:
+  def _delete_old(self) -> None:
     try:
       with storage.os_errors(self._root):
         for step in sorted(self.all_steps())[: -self._keep]:
           (self._root / str(step)).rmtree()
     except OSError as error:
-      console.warn(f"an old checkpoint could not be removed: {error}")
+      console.warn(f"an old checkpoint could not be deleted: {error}")

@@ -1,4 +1,4 @@
-"""Reads checkpoints: the newest whole one of a run, or parameters alone."""
+"""Restoring of a run's newest complete checkpoint, or of parameters alone."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from mae_jax.utils.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointMetadata:
-  """What a checkpoint says of the run it belongs to.
+  """A checkpoint's description of its run.
 
   Attributes:
     config: the settings.
-    data: what tells its training data from others, see `Source.identity`.
-    class_names: of the labels it learned, in their order.
-    origin: of converted weights, where they come from and how they were stored
-      there; empty for those that were trained here.
+    data: identity of the training data, see `Source.identity`.
+    class_names: names of the labels that it learned, in order.
+    origin: source and weight format of converted weights; empty for weights
+      that were trained here.
   """
 
   config: Config
@@ -45,23 +45,23 @@ class CheckpointMetadata:
 def restore_newest(
   workdir: epath.PathLike, run: CheckpointMetadata, like: TrainState
 ) -> TrainState | None:
-  """Reads the newest whole checkpoint; broken ones are set aside.
+  """Restores the newest complete checkpoint, and sets broken ones aside.
 
   Args:
-    workdir: of the run.
-    run: what is about to go on.
-    like: shapes, types and shardings wanted.
+    workdir: directory of the run.
+    run: the run that is about to resume.
+    like: a state with the shapes, dtypes and shardings to restore.
 
   Returns:
     The state, with its shardings; None if there is no checkpoint.
 
   Raises:
-    ConfigError: if the checkpoint is of a run with other settings or data, or
-      if there are checkpoints and none can be read.
+    ConfigError: if the checkpoint belongs to a run with other settings or data,
+      or if there are checkpoints and none can be read.
   """
   root = storage.absolute(workdir) / "checkpoints"
   steps = ocp.utils.checkpoint_steps(root) if root.is_dir() else []
-  # The first process's word, on all of them.
+  # Process 0 decides for all, as a network disk may show files late.
   steps = json.loads(distributed.gather(json.dumps(list(map(int, steps))))[0])
   if not steps and not root.is_dir():
     return None
@@ -77,14 +77,14 @@ def restore_newest(
 
     found, problem = _on_all_processes(read)
     if found is not None:
-      # All have read: large arrays are summed up by all devices together.
+      # Only now, as all devices together compute the sums of large arrays.
       _, problem = _on_all_processes(functools.partial(_verify_state, *found))
     if problem:
       broken[directory] = problem
       continue
     assert found is not None
     state = found[1]
-    # Only now: what reads none of them may be at fault itself.
+    # Only now: if no checkpoint can be read, the reader may be at fault.
     for each, reason in broken.items():
       _set_aside(each, reason, step)
     return state
@@ -93,8 +93,8 @@ def restore_newest(
   if broken:
     newest, reason = next(iter(broken.items()))
     raise ConfigError(
-      f"no checkpoint in {root} can be read, for instance {newest} ({reason}). "
-      "Put a copy back, or start anew in another --workdir"
+      f"no checkpoint in {root} can be read, for instance {newest} ({reason}): "
+      "restore a copy, or start again in another --workdir"
     )
   return None
 
@@ -105,21 +105,20 @@ _Result = TypeVar("_Result")
 def _on_all_processes(
   work: Callable[[], _Result],
 ) -> tuple[_Result | None, str]:
-  """What all processes could do, or why one of them could not.
+  """Returns this process's result, or why some process cannot read its files.
 
   Raises:
-    Exception: what is no fault of a checkpoint's files.
+    Exception: an error that broken files do not explain.
   """
   result, problem = None, ""
   try:
     result = work()
   except _NOT_FILE_ERRORS:
     raise
-  except Exception as error:  # whatever a reader makes of broken files
-    if isinstance(error, OSError) and not isinstance(
-      error, _MISSING_FILE_ERRORS
-    ):
-      raise  # the disk's, and perhaps for a moment only
+  except Exception as error:  # readers raise anything for broken files
+    missing = isinstance(error, _MISSING_FILE_ERRORS)
+    if isinstance(error, OSError) and not missing:
+      raise  # an error of the disk, perhaps a temporary one
     problem = console.first_line(error)
   problems = distributed.gather(problem)
   if not any(problems):
@@ -130,11 +129,7 @@ def _on_all_processes(
   return None, problem
 
 
-_NOT_FILE_ERRORS = (
-  ConfigError,
-  jax.errors.JaxRuntimeError,
-  MemoryError,
-)
+_NOT_FILE_ERRORS = (ConfigError, jax.errors.JaxRuntimeError, MemoryError)
 _MISSING_FILE_ERRORS = (
   FileNotFoundError,
   IsADirectoryError,
@@ -147,14 +142,14 @@ def load_params(path: epath.PathLike, like: Any) -> Any:
 
   Args:
     path: a workdir, its `checkpoints`, or one step's directory.
-    like: the tree wanted, of arrays or ShapeDtypeStructs with shardings.
+    like: tree of arrays or ShapeDtypeStructs with shardings.
 
   Returns:
     The tree `like` with the checkpoint's values.
 
   Raises:
-    ConfigError: if there is no checkpoint, any parameter is missing, left over,
-      or of another shape (it names them), or the files are damaged.
+    ConfigError: if there is no checkpoint, if a parameter is missing, left over
+      or of another shape (the message names it), or if files are damaged.
   """
   directory = find_step(path)
 
@@ -168,14 +163,14 @@ def load_params(path: epath.PathLike, like: Any) -> Any:
 def load_any(
   path: epath.PathLike, mesh: Mesh
 ) -> tuple[dict[str, Any], CheckpointMetadata]:
-  """Reads the parameters of a checkpoint, whatever network they are of.
+  """Reads the parameters of a checkpoint of any network.
 
   Args:
     path: a workdir, its `checkpoints`, or one step's directory.
-    mesh: the devices to put them on, by the rules of `sharding`.
+    mesh: devices for the parameters, by the rules of `sharding`.
 
   Returns:
-    The parameters by role, and what is known of the run they come from.
+    The parameters by role, and the metadata of their run.
 
   Raises:
     ConfigError: if there is no checkpoint, or the files are damaged.
@@ -195,7 +190,7 @@ def load_any(
 
 
 def read_metadata(path: epath.PathLike) -> CheckpointMetadata:
-  """What is known of the run that a checkpoint comes from.
+  """Reads the metadata of the run that a checkpoint belongs to.
 
   Args:
     path: a workdir, its `checkpoints`, or one step's directory.
@@ -207,7 +202,9 @@ def read_metadata(path: epath.PathLike) -> CheckpointMetadata:
   try:
     return _read_run_metadata(directory, _read_loop(directory))
   except ConfigError as error:
-    raise ConfigError(f"{directory} is of {error}") from error
+    raise ConfigError(
+      f"{directory} has settings that this version cannot use: {error}"
+    ) from error
   except Exception as error:
     raise _unreadable_error(directory, error) from error
 
@@ -215,7 +212,7 @@ def read_metadata(path: epath.PathLike) -> CheckpointMetadata:
 def _read_params(
   directory: epath.Path, wanted: Callable[[Any], Any]
 ) -> dict[str, Any]:
-  """The params item, in the shapes and places that `wanted` makes of it."""
+  """Reads the params item; `wanted` maps its metadata to what to restore."""
   try:
     with _reader() as reader:
       found = reader.metadata(directory / "params").item_metadata.tree
@@ -224,19 +221,19 @@ def _read_params(
     return params
   except (ConfigError, jax.errors.JaxRuntimeError):
     raise
-  except Exception as error:  # whatever a reader makes of broken files
+  except Exception as error:  # readers raise anything for broken files
     raise _unreadable_error(directory, error) from error
 
 
 class ArrayReader:
-  """The parameters of a checkpoint, read one array at a time.
+  """A reader of a checkpoint's parameters, one array at a time.
 
   Attributes:
-    shapes: of each, by its path.
+    shapes: shape of each array, by path.
   """
 
   def __init__(self, path: epath.PathLike):
-    """Reads what there is.
+    """Reads the shapes and the checksum.
 
     Raises:
       ConfigError: if there is no checkpoint, or it is damaged.
@@ -246,10 +243,10 @@ class ArrayReader:
       with ocp.StandardCheckpointer() as reader:
         metadata = reader.metadata(self._directory / "params")
       if metadata.item_metadata is None:
-        raise ValueError("what says which there are is missing or damaged")
+        raise ValueError("the list of its arrays is missing or damaged")
       tree = metadata.item_metadata.tree
       self._wanted = _read_loop(self._directory)["checksums"]["params"]
-    except Exception as error:  # whatever a reader makes of broken files
+    except Exception as error:  # readers raise anything for broken files
       raise _unreadable_error(self._directory, error) from error
     self.shapes = {
       name: tuple(leaf.shape) for name, leaf in checksums.flatten(tree).items()
@@ -257,7 +254,7 @@ class ArrayReader:
     self._sums: dict[str, int] = {}
 
   def read(self, name: str) -> np.ndarray:
-    """One of them.
+    """Reads one array by its path.
 
     Raises:
       ConfigError: if it is damaged.
@@ -275,17 +272,17 @@ class ArrayReader:
             partial_restore=True,
           ),
         )
-    except Exception as error:  # whatever a reader makes of broken files
+    except Exception as error:  # readers raise anything for broken files
       raise _unreadable_error(self._directory, error) from error
     (array,) = jax.tree.leaves(found)
     self._sums[name] = checksums.array_checksum(array)
     return np.asarray(array)
 
   def verify(self) -> None:
-    """Compares the checksum; those that were not read are read for it.
+    """Checks the checksum, for which it reads all arrays not read before.
 
     Raises:
-      ConfigError: if it differs.
+      ConfigError: if the checksum differs.
     """
     for name in self.shapes.keys() - self._sums.keys():
       self.read(name)
@@ -302,10 +299,12 @@ def _unreadable_error(directory: epath.Path, error: Exception) -> ConfigError:
 
 
 def find_step(path: epath.PathLike) -> epath.Path:
-  """The directory of one step's checkpoint, given it or any parent of it.
+  """Finds the newest step's directory in a workdir or `checkpoints` directory.
+
+  The directory of one step is returned as it is.
 
   Raises:
-    ConfigError: if there is none.
+    ConfigError: if there is no checkpoint.
   """
   root = storage.absolute(path)
   if (root / "params").exists():
@@ -324,8 +323,13 @@ def find_step(path: epath.PathLike) -> epath.Path:
 def check_shapes(path: epath.PathLike, found: Any, like: Any) -> None:
   """Compares two trees of parameters by name and shape.
 
+  Args:
+    path: the checkpoint of `found`, for the message.
+    found: parameters of the checkpoint.
+    like: parameters of the model.
+
   Raises:
-    ConfigError: naming the first few that differ; `path` is where `found` is.
+    ConfigError: if they differ; the message names the first five.
   """
   found, wanted = checksums.flatten(found), checksums.flatten(like)
   wrong = [
@@ -361,7 +365,7 @@ def _read_run_metadata(
     from_config_dict(config),
     loop["data"],
     tuple(loop["class_names"]),
-    loop.get("origin", {}),  # which checkpoints of before do not have
+    loop.get("origin", {}),  # absent in old checkpoints
   )
 
 
@@ -385,9 +389,9 @@ def _read_state(
 
 
 def _reader() -> ocp.StandardCheckpointer:
-  """Reads for this process, without waiting for the others.
+  """Makes a reader that does not wait for the other processes.
 
-  One of them may fail, and would leave them waiting.
+  If one process failed, the others would wait for it.
   """
   if distributed.single_process():
     return ocp.StandardCheckpointer()
@@ -420,30 +424,30 @@ def _check_same(
     if before.data.get(name) != now.data.get(name)
   ]
   if changed:
-    start = f" (--config.init_from={workdir} starts it from its parameters)"
-    if before.config.task == "label_efficiency":  # which are of many networks
+    start = f" (--config.init_from={workdir} starts from its parameters)"
+    if before.config.task == "label_efficiency":  # it has many networks
       start = ""
     raise ConfigError(
       f"--workdir={workdir} holds a run that differs: {'; '.join(changed)}. "
-      "Set it back to go on with that run, or name another --workdir for a new "
-      f"one{start}"
+      "Undo the change to resume that run, or name another --workdir for a new "
+      f"run{start}"
     )
 
 
 def _set_aside(directory: epath.Path, reason: str, used: int) -> None:
   if not console.is_first():
     return
-  # Not a number: no reader takes it for a checkpoint any more.
+  # With a name that is no number, no reader takes it for a checkpoint.
   moved = directory.with_name(f"{directory.name}.broken-{time.time_ns()}")
   directory.rename(moved)
   console.warn(
-    f"checkpoint {directory} cannot be read ({reason}): it is set aside as "
-    f"{moved.name}, and that of step {used} used"
+    f"checkpoint {directory} cannot be read ({reason}): it was renamed to "
+    f"{moved.name}, and step {used} is restored instead"
   )
 
 
 def _health_value(loop: Mapping[str, Any], name: str) -> float:
-  # Checkpoints of version 0.1 have the old name of this counter.
+  # Version 0.1 used another name for this counter.
   old = {"consecutive_skipped": "skipped_in_a_row"}.get(name, name)
   health = loop["health"]
   return health[name if name in health else old]

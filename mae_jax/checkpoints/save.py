@@ -1,4 +1,4 @@
-"""Writes checkpoints in the background, to disks that may fail."""
+"""Saving of checkpoints in the background, to disks that may fail."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ITEMS = ("params", "opt_state", "loop", "config")
 
 
 class ArrayWriter:
-  """Writes parameters that no run trained here, one array at a time.
+  """A writer of converted parameters, one array at a time.
 
-  A checkpoint of ours is one tree to Orbax, which copies all of it to write it:
-  arrays that are only made when it comes to them keep memory to a few of them.
+  Orbax would copy a whole tree before it writes it. Arrays that are read only
+  when they are written keep memory to a few of them.
   """
 
   def __init__(self, read: Callable[[str], np.ndarray]):
-    """Arrays come from `read`, by their path."""
+    """Sets the function that reads an array by its path."""
     self._read = read
     self._sums: dict[str, int] = {}
 
@@ -42,12 +42,12 @@ class ArrayWriter:
     shapes: Mapping[str, tuple[int, ...]],
     run: CheckpointMetadata,
   ) -> None:
-    """Writes the items of a step, of which the last one makes it readable.
+    """Writes the items of a step. The last item makes the checkpoint readable.
 
     Args:
-      path: of a directory; it is what `find_step` finds, and no workdir.
-      shapes: of the arrays, float32, by path.
-      run: what is known of them.
+      path: the directory of the step, not a workdir.
+      shapes: shapes of the arrays by path; all are float32.
+      run: metadata of the run.
 
     Raises:
       OSError: if it cannot be written.
@@ -84,32 +84,32 @@ class ArrayWriter:
       ):
         writer.save(directory / item, args=ocp.args.JsonSave(content))
 
-  def _take(self, late: _LazyArray) -> np.ndarray:
-    array: np.ndarray = np.ascontiguousarray(self._read(late.name), late.dtype)
-    assert array.shape == late.shape, (late.name, array.shape, late.shape)
-    self._sums[late.name] = checksums.array_checksum(array)
+  def _take(self, lazy: _LazyArray) -> np.ndarray:
+    array: np.ndarray = np.ascontiguousarray(self._read(lazy.name), lazy.dtype)
+    assert array.shape == lazy.shape, (lazy.name, array.shape, lazy.shape)
+    self._sums[lazy.name] = checksums.array_checksum(array)
     return array
 
 
-# Orbax's own, 2 GB, is held in memory until it is full.
+# Orbax's default, 2 GB, would stay in memory until a file is full.
 _FILE_SIZE = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class _LazyArray:
-  """An array that is not there yet."""
+  """The name and shape of an array that is read when it is written."""
 
   name: str
   shape: tuple[int, ...]
 
   @property
   def dtype(self) -> np.dtype:
-    """As all parameters have it."""
+    """The dtype of all parameters."""
     return np.dtype(np.float32)
 
 
 class _LazyArrayHandler(type_handlers.NumpyHandler):
-  """Writes them as NumPy's, each when the one before it is written."""
+  """An Orbax handler that reads and writes lazy arrays one after the other."""
 
   def __init__(self, take: Callable[[_LazyArray], np.ndarray]):
     super().__init__()
@@ -119,18 +119,17 @@ class _LazyArrayHandler(type_handlers.NumpyHandler):
     self, values: Any, infos: Any, args: Any = None
   ) -> list[Any]:
     args = args or [ocp.SaveArgs()] * len(values)
-    for each in zip(values, infos, args, strict=True):
-      late, info, arg = each
-      for write in await super().serialize([self._take(late)], [info], [arg]):
+    for lazy, info, arg in zip(values, infos, args, strict=True):
+      for write in await super().serialize([self._take(lazy)], [info], [arg]):
         write.result()
     return []
 
 
 class Checkpointer:
-  """Writes a run's states under `<workdir>/checkpoints`.
+  """A writer of a run's states under `<workdir>/checkpoints`.
 
-  A failed write is told and tried again with the next checkpoint; the second in
-  a row ends the run. What was written before stays.
+  A failed write gives a warning, and the next checkpoint is a new attempt. The
+  second failure in a row ends the run. Earlier checkpoints stay.
   """
 
   def __init__(
@@ -151,18 +150,19 @@ class Checkpointer:
       self.close()
       return
     if not distributed.single_process():
-      return  # the others may know of no error, and do not come to a close
-    with contextlib.suppress(Exception):  # the one under way matters more
+      return  # closing waits for the others, which may have no error
+    with contextlib.suppress(Exception):  # the first error matters more
       self.close()
 
   def save(self, step: int, state: TrainState, *, wait: bool = False) -> None:
-    """Writes a checkpoint, unless that step has one.
+    """Saves a checkpoint, unless that step has one.
 
     Args:
-      step: of the state.
-      state: what to save; may be changed when this returns.
-      wait: whether to return when it is written, and not when it is copied off
-        the devices; a failed write is then tried again at once.
+      step: the step of the state.
+      state: the state to save; its buffers may be donated when this returns.
+      wait: whether to return only when the checkpoint is written. A failed
+        write is then tried again at once. If False, this returns when the state
+        is copied off the devices.
 
     Raises:
       TrainingError: if two writes in a row failed.
@@ -179,26 +179,26 @@ class Checkpointer:
     """Counts a checkpoint that could not be written.
 
     Raises:
-      TrainingError: if the one before it failed too.
+      TrainingError: if the previous one failed too.
     """
     self._failures += 1
     self._writing = None
-    # After an error a manager is of no more use; a new one also clears away
-    # what was half written.
+    # A manager cannot be used after an error. A new one also deletes incomplete
+    # checkpoints.
     if self._manager is not None:
-      if distributed.single_process():  # else others might be waited for
-        with contextlib.suppress(Exception):  # the same one again
+      if distributed.single_process():  # else closing might wait for others
+        with contextlib.suppress(Exception):  # it raises the same error again
           self._manager.close()
       self._manager = None
     if self._failures > 1:
       raise TrainingError(
         f"two checkpoints in a row could not be written to {self._root} "
-        f"({console.first_line(error)}); {self._kept()}. Make room or mend "
-        "the disk, and run the same command again"
+        f"({console.first_line(error)}); {self._last_good()}. Free space or "
+        "repair the disk, and run the same command again"
       ) from error
     console.warn(
       f"the checkpoint of step {step} could not be written "
-      f"({console.first_line(error)}); {self._kept()}",
+      f"({console.first_line(error)}); {self._last_good()}",
       shared=True,
     )
 
@@ -216,12 +216,12 @@ class Checkpointer:
   def _begin(self, step: int, state: TrainState) -> None:
     self._attempts += 1
     try:
-      # One that fails by itself would leave the others waiting.
-      known: list[int] = []
-      if error := _run_on_all(lambda: known.extend(self._prepare())):
+      # All processes must agree, or a failing one would leave others waiting.
+      saved: list[int] = []
+      if error := _run_on_all(lambda: saved.extend(self._prepare())):
         raise error
       assert self._manager is not None
-      (done, *_) = distributed.gather("yes" * (step in known))
+      (done, *_) = distributed.gather("yes" * (step in saved))
       if done:
         return
       config = to_dict(self._run.config)
@@ -236,13 +236,13 @@ class Checkpointer:
           config=ocp.args.JsonSave(config),
         ),
       )
-    except jax.errors.JaxRuntimeError:  # the devices', not the disk's
+    except jax.errors.JaxRuntimeError:  # an error of the devices, not of disks
       raise
-    except Exception as error:  # whatever disks and their drivers raise
+    except Exception as error:  # disks and their drivers raise anything
       self.failed(step, error)
 
   def _prepare(self) -> Sequence[int]:
-    """Opens what writes; the steps that there are."""
+    """Opens the manager, and returns the steps that are saved."""
     storage.make_directories(self._root)
     if not distributed.single_process():
       storage.check_writable(self._root)
@@ -253,18 +253,15 @@ class Checkpointer:
   def _make_manager(self) -> ocp.CheckpointManager | multihost.Manager:
     if not distributed.single_process():
       return multihost.Manager(self._root, self._keep, self._attempts, ITEMS)
-    return ocp.CheckpointManager(
-      self._root,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, cleanup_tmp_directories=True
-      ),
-      item_names=ITEMS,
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep, cleanup_tmp_directories=True
     )
+    return ocp.CheckpointManager(self._root, options=options, item_names=ITEMS)
 
   def _loop_item(
     self, step: int, state: TrainState, config_crc: int
   ) -> dict[str, Any]:
-    # Data and masks are functions of the step: nothing else is needed.
+    # Batches and masks are functions of the step, so the step is enough.
     return checksums.add_crc(
       {
         "step": step,
@@ -284,7 +281,7 @@ class Checkpointer:
     )
 
   def _finish(self) -> None:
-    """Waits for the write under way, and counts how it went."""
+    """Waits for a pending write, and counts its failure."""
     if self._writing is None or self._manager is None:
       return
     step, self._writing = self._writing, None
@@ -294,28 +291,28 @@ class Checkpointer:
     else:
       self.failed(step, error)
 
-  def _kept(self) -> str:
+  def _last_good(self) -> str:
     try:
       steps = ocp.utils.checkpoint_steps(self._root)
     except Exception:  # the disk is gone
       steps = []
     if not steps:
       return "there is no checkpoint"
-    return f"the last good one is of step {max(steps)}"
+    return f"the last good checkpoint is of step {max(steps)}"
 
 
 def combined_error(problems: Sequence[str]) -> OSError:
-  """The error of those that processes told, "" for none."""
+  """Combines the processes' error messages, "" for no error, into one."""
   number, problem = next((n, p) for n, p in enumerate(problems) if p)
   return OSError(problem if all(problems) else f"process {number}: {problem}")
 
 
 def _run_on_all(work: Callable[[], None]) -> Exception | None:
-  """Why one of the processes could not do its part, the same on all."""
+  """Runs work on all processes, and returns the same error on all of them."""
   failure: Exception | None = None
   try:
     work()
-  except Exception as error:  # whatever disks and their drivers raise
+  except Exception as error:  # disks and their drivers raise anything
     failure = error
   if distributed.single_process():
     return failure

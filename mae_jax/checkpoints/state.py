@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""The training state, which each step updates and a checkpoint saves."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Health:
-  """What went wrong so far: scalars that the step counts.
+  """Scalar counters of problems, which the train step updates.
 
   Attributes:
-    skipped: int32, steps left out because loss or gradient was not finite.
-    consecutive_skipped: int32, such steps since the last good one.
+    skipped: int32, steps skipped because loss or gradient was not finite.
+    consecutive_skipped: int32, skipped steps since the last good step.
     spikes: int32, steps whose loss was far above its running mean.
-    unreadable: int32, images replaced by a substitute.
-    loss_mean: float32, the running mean of the loss; 0 before the first step.
+    unreadable: int32, unreadable images, which were replaced.
+    loss_mean: float32, running mean of the loss; 0 before the first step.
   """
 
   skipped: jax.Array
@@ -29,20 +29,20 @@ class Health:
 
   @classmethod
   def create(cls) -> Health:
-    """Before the first step."""
-    none, mean = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-    return cls(none, none, none, none, mean)
+    """Returns the counters before the first step."""
+    zero, mean = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+    return cls(zero, zero, zero, zero, mean)
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that training changes; no functions, no keys.
+  """Everything that training changes; it has no functions and no random keys.
 
   Attributes:
-    step: int32 scalar, optimizer steps taken.
-    params: by role ("model"), then as the module names them.
-    opt_state: by role.
-    health: counters of what went wrong.
+    step: int32 scalar, number of optimizer steps taken.
+    params: parameters by role ("model"), then by module name.
+    opt_state: optimizer state by role.
+    health: counters of problems.
   """
 
   step: jax.Array
@@ -54,5 +54,5 @@ class TrainState:
   def create(
     cls, params: dict[str, Any], opt_state: dict[str, Any]
   ) -> TrainState:
-    """A state before its first step."""
+    """Returns a state before its first step."""
     return cls(jnp.zeros((), jnp.int32), params, opt_state, Health.create())

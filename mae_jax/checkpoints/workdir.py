@@ -1,9 +1,9 @@
-"""A run's directory: that it can be written, and that one run has it.
+"""A run's directory, which one run at a time may write.
 
-Where locks work, the second run on a directory is refused. In buckets and on
-network disks without locks the newer run takes over, and the older one finds
-that out before its next checkpoint and stops: on such machines the older one is
-most often a ghost of a host that was taken away.
+Where file locks work, a second run in a directory is refused. In buckets and on
+network disks without locks the newer run takes over. The older one notices it
+before its next checkpoint and stops. On such machines the older run is usually
+left over from a preempted host.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _LOCK = ".lock"
 
 
 class Workdir:
-  """A directory that this run holds until it ends.
+  """A directory that belongs to this run until the run ends.
 
   Attributes:
-    path: of the directory.
+    path: the directory.
   """
 
   def __init__(self, path: epath.Path, identity: str | None = None):
-    """Names a directory; without an identity another process watches it."""
+    """Sets the path; `identity` is None in processes that do not check it."""
     self.path = path
     self._identity = identity
 
   def check(self) -> None:
-    """Is called before a checkpoint is written.
+    """Checks that the directory still belongs to this run, before each save.
 
     Raises:
       OSError: if the directory is gone or cannot be read.
@@ -54,26 +54,26 @@ class Workdir:
         owner = json.loads((self.path / _OWNER).read_text())
       who = _describe(owner)
     except (ValueError, KeyError, TypeError):
-      raise OSError(f"{self.path / _OWNER} is not what was written") from None
+      raise OSError(f"{self.path / _OWNER} was changed or damaged") from None
     if owner["run"] != self._identity:
       raise TrainingError(
-        f"another run took over {self.path}: {who}. This one "
-        "stops and writes nothing more there; start it with another --workdir"
+        f"another run took over {self.path}: {who}. This run stops and writes "
+        "nothing more there; start it with another --workdir"
       )
 
 
 @contextlib.contextmanager
 def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
-  """Makes the directory, and keeps other runs out of it while inside.
+  """Makes the directory, and locks it for this run while the context is open.
 
   Args:
     path: the directory; it need not exist.
-    owner: whether this process speaks for the run; the others come later, and
-      look whether they see what it wrote.
+    owner: whether this process takes the directory for the run. The other
+      processes check that they see the owner's file.
 
   Raises:
-    ConfigError: if it cannot be written, another run has it, or a process has
-      another directory of that name.
+    ConfigError: if it cannot be written, if another run uses it, or if the
+      processes do not share it.
   """
   if not owner:
     held = Workdir(storage.absolute(path))
@@ -84,7 +84,8 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
   if (path / "params").exists():
     raise ConfigError(
       f"--workdir={path} is a checkpoint, not the directory of a run: name "
-      f"another, and start from this one with --config.init_from={path}"
+      "another directory, and start from this checkpoint with "
+      f"--config.init_from={path}"
     )
   with contextlib.ExitStack() as stack:
     try:
@@ -97,14 +98,14 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
         "pid": os.getpid(),
         "since": datetime.datetime.now().isoformat(timespec="seconds"),
       }
-      # Of one length, as TensorFlow's client for buckets remembers lengths for
-      # some seconds, and would cut off a longer one that has replaced it.
+      # Always of one length: TensorFlow's bucket client caches lengths for some
+      # seconds, and would truncate a longer file that replaced this one.
       owner_text = json.dumps(content).ljust(storage.RECORD_BYTES)
       storage.write_atomic(path / _OWNER, owner_text.encode())
     except OSError as error:
       raise ConfigError(
-        f"--workdir={path} cannot be written ({error}): name a directory that "
-        "can, with room for the checkpoints"
+        f"--workdir={path} cannot be written ({error}): name a writable "
+        "directory with room for the checkpoints"
       ) from error
     held = Workdir(path, identity)
     _check_shared(held, path, distributed.gather(identity)[0])
@@ -112,7 +113,7 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
 
 
 def _check_shared(held: Workdir, given: epath.PathLike, identity: str) -> None:
-  """Writes and reads where all processes must."""
+  """Checks that all processes see and can write the same directory."""
   if distributed.single_process():
     return
   problem = ""
@@ -133,7 +134,7 @@ def _check_shared(held: Workdir, given: epath.PathLike, identity: str) -> None:
 
 
 def _read_run_id(path: epath.Path, identity: str) -> str | None:
-  """Which run a process sees there; network disks show files a little late."""
+  """Reads the owner's identity, with retries: network disks may lag."""
   found = None
   for _ in range(20):
     try:
@@ -149,7 +150,7 @@ def _read_run_id(path: epath.Path, identity: str) -> str | None:
 
 @contextlib.contextmanager
 def _lock(path: epath.Path) -> Iterator[None]:
-  # The system lets go of the lock when the process ends, however it ends.
+  # The system releases the lock when the process ends, however it ends.
   with open(path / _LOCK, "w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,7 +163,7 @@ def _lock(path: epath.Path) -> Iterator[None]:
         f"--workdir={path} is in use by another run ({who}): wait for it, stop "
         "it, or name another directory"
       ) from None
-    except OSError:  # a network disk without locks: see the module
+    except OSError:  # a network disk without locks: see the module docstring
       pass
     yield
 

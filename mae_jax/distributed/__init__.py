@@ -1,20 +1,19 @@
-"""One run in several processes: how they meet, agree, and end together.
+"""One run in several processes: how they start, agree, and end together.
 
-Each host (or each GPU, under Slurm) runs the same command. Who is who comes
-from, in this order:
+Each host (or each GPU, under Slurm) runs the same command. A process learns its
+number from the first of these that is set:
 
 1. the flags `--coordinator=HOST:PORT --num_processes=N --process_id=I`;
-2. the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID:
-   for Kubernetes, where an indexed Job, of a JobSet or alone, numbers its pods
-   in JOB_COMPLETION_INDEX, so that the third may be left out. The address is
-   that of pod 0, `JOB-0.SUBDOMAIN:8476` with a headless service, which a JobSet
-   makes: `JOBSET-REPLICATEDJOB-0-0.JOBSET:8476`;
-3. what JAX finds: TPU pods (also on GKE), Slurm's `srun`, Open MPI.
+2. the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID,
+   for Kubernetes. In an indexed Job, JOB_COMPLETION_INDEX replaces the third
+   one. The address is that of pod 0: `JOB-0.SUBDOMAIN:8476` with a headless
+   service, or `JOBSET-REPLICATEDJOB-0-0.JOBSET:8476` in a JobSet;
+3. the cluster that JAX detects: a TPU pod (also on GKE), Slurm, Open MPI.
 
-A run of one process starts nothing. Of several, each tells the others that it
-is alive through JAX's coordination service, which process 0 has. Who falls
-silent, or fails, ends the run of all within bounded time, in one line that
-names it: an accelerator would wait for a peer that is gone for ever.
+A run of one process starts nothing. Several processes send heartbeats through
+JAX's coordination service, which runs in process 0. If one of them is silent or
+fails, all processes end within bounded time, with one line that names it.
+Otherwise an accelerator would wait forever for a lost peer.
 """
 
 from mae_jax.distributed.cluster import ProcessInfo, detect

@@ -1,7 +1,7 @@
-"""What processes must have been given alike, and are asked about beforehand.
+"""Checks, at the start, that all processes have equal settings and data.
 
-Devices would not notice: steps of one shape with two seeds or rates train on
-what nobody asked for, and one save more than the others have waits for ever.
+Devices would not notice a difference. With two seeds or learning rates the
+steps run but train the wrong thing, and one save too many waits forever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mae_jax.config import Config, leaves
 from mae_jax.distributed import processes
 from mae_jax.utils.errors import ConfigError
 
-# What only says where a host has things, or how many.
+# Paths and counts that depend on the host alone.
 MAY_DIFFER = (
   "data.data_dir",
   "data.max_unreadable",
@@ -27,50 +27,54 @@ MAY_DIFFER = (
 
 
 def check_same_settings(config: Config) -> None:
-  """All processes must come to it.
+  """Compares the settings of all processes, which must all call this.
 
   Raises:
-    ConfigError: on all of them, if settings differ.
+    ConfigError: on all processes, if settings differ.
   """
   mine = {
     name: value for name, value in leaves(config) if name not in MAY_DIFFER
   }
   if found := _first_difference(mine):
     raise ConfigError(
-      f"the processes have other settings: {found}: start the same command on "
-      "all hosts, with the same recipes"
+      f"the processes have different settings: {found}: start the same command "
+      "on all hosts, with the same recipes"
     )
 
 
 def check_same_data(
   split: str, identity: Mapping[str, int | str] | None
 ) -> None:
-  """Likewise, of the images of a split; None if there are none.
+  """Compares the images that all processes see, which must all call this.
+
+  Args:
+    split: "train" or "eval", for the message.
+    identity: of the source; None if there are no images.
 
   Raises:
-    ConfigError: on all processes, if they see others.
+    ConfigError: on all processes, if the images differ.
   """
   mine = {"identity": None} if identity is None else dict(identity)
   if found := _first_difference(mine):
     raise ConfigError(
-      f"the processes see other images for {split}: {found}: each host must "
-      "have all of them, and the same ones"
+      f"the processes see different images for {split}: {found}: each host "
+      "must have all images, and the same ones"
     )
 
 
 def _first_difference(mine: Mapping[str, Any]) -> str:
-  """What differs between process 0 and the first that is unlike it."""
+  """Describes how the first process that differs from process 0 differs."""
   if processes.single_process():
     return ""
   first, *others = map(json.loads, processes.gather(json.dumps(mine)))
   for number, other in enumerate(others, 1):
-    unlike = [
+    different = [
       f"{name} is {first.get(name)!r} on process 0 and {other.get(name)!r} on "
       f"process {number}"
       for name in sorted({*first, *other})
       if first.get(name) != other.get(name)
     ]
-    if unlike:
-      more = f", and {len(unlike) - 3} more" if len(unlike) > 3 else ""
-      return ", ".join(unlike[:3]) + more
+    if different:
+      more = f", and {len(different) - 3} more" if len(different) > 3 else ""
+      return ", ".join(different[:3]) + more
   return ""

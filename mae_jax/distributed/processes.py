@@ -1,4 +1,4 @@
-"""A process among others: it watches them, and they leave together."""
+"""Heartbeats, failure detection and a common end of all processes of a run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from mae_jax.utils.errors import ConfigError
 
 LOST_PEER_CODE = 76  # EX_PROTOCOL of sysexits.h: the other side broke off
 _RESTART_HINT = (
-  "start the same command again on all hosts, and it goes on from the last "
-  "checkpoint"
+  "start the same command again on all hosts to resume from the last checkpoint"
 )
-_HEARTBEAT_INTERVAL = 1.0  # seconds
-# After a collective that failed somebody is gone, or about to say why: who is
-# silent for so long is it.
+# Seconds:
+_HEARTBEAT_INTERVAL = 1.0
+# A failed collective means that a peer is lost or about to report an error. So
+# from then on a shorter silence counts as lost.
 _FAILED_COLLECTIVE_TIMEOUT = 10.0
-_OWN_ERROR_GRACE = (
-  2.0  # for an error of one's own, when another process told of one
-)
-_EXIT_TIMEOUT = 10.0  # that process 0 waits for the others to hear of its end
-# JAX's own verdict ends a process without a word; it comes if ours does not.
+# After a peer's error this process has so long to report an error of its own.
+_OWN_ERROR_GRACE = 2.0
+# Process 0 waits so long for the others to learn that it ends.
+_EXIT_TIMEOUT = 10.0
+# JAX's own heartbeat ends a process without a message. It is a fallback, and so
+# it is slower than ours.
 _JAX_TIMEOUT_MARGIN = 20
 
 _group: ProcessGroup | None = None
@@ -42,20 +43,20 @@ _group: ProcessGroup | None = None
 def start(
   place: ProcessInfo, *, start_seconds: float, heartbeat: float
 ) -> None:
-  """Joins the others; before anything uses a device.
+  """Joins the other processes; call it before anything uses a device.
 
   Args:
-    place: of this process.
-    start_seconds: how long to wait for the others.
-    heartbeat: seconds of silence after which a process counts as gone.
+    place: the place of this process.
+    start_seconds: seconds to wait for the other processes.
+    heartbeat: seconds of silence after which a process counts as lost.
 
   Raises:
-    ConfigError: if somebody does not come.
+    ConfigError: if a process is missing.
   """
   global _team
   console.set_process(place.process_id)
   rendezvous.wait_for_all(place, start_seconds)
-  # It would take SIGTERM for itself.
+  # The preemption service would handle SIGTERM itself.
   jax.config.update("jax_enable_preemption_service", False)
   if jax.config.values["jax_cpu_collectives_implementation"] != "mpi":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -76,40 +77,40 @@ def start(
       f"({console.first_line(error)}): name another address of process 0"
     ) from error
   _group = ProcessGroup(place, heartbeat)
-  _group.watch()
-  jax.devices()  # the topologies are told now
-  _group.catch_abort()
+  _group.start_threads()
+  jax.devices()  # exchanges the topologies now, and not in the first step
+  _group.handle_abort()
 
 
 def single_process() -> bool:
-  """Whether this is the only process."""
+  """Checks whether this is the only process."""
   return _group is None
 
 
 def gather(text: str = "") -> list[str]:
-  """What each process says at this point, in order; all must come to it."""
+  """Collects one text from each process, in order; all must call this."""
   if _group is None:
     return [text]
-  return _group.board.gather(text)
+  return _group.store.gather(text)
 
 
-def publish(where: str, value: Any) -> None:
-  """Leaves a note, JSON, for those that `meet` the others with it in mind."""
+def publish(key: str, value: Any) -> None:
+  """Publishes a JSON value under `key`, such as a barrier's `error_key`."""
   if _group is not None:
-    _group.board.post(where, value)
+    _group.store.publish(key, value)
 
 
-def barrier(where: str, seconds: float, unless: str) -> None:
-  """Waits for the others at a place.
+def barrier(key: str, seconds: float, error_key: str) -> None:
+  """Waits until all processes call this with the same `key`.
 
-  It may be called by any thread; no two places of a run share a name.
+  Any thread may call it. Each barrier of a run needs its own `key`.
 
   Raises:
-    OSError: with the note that somebody left at the place `unless`.
-    TimeoutError: if not all come.
+    OSError: if a process published an error under `error_key`.
+    TimeoutError: if some process does not call within `seconds`.
   """
   if _group is not None:
-    _group.board.meet(where, seconds, unless)
+    _group.store.barrier(key, seconds, error_key)
 
 
 def fail(code: int, line: str) -> None:
@@ -119,15 +120,15 @@ def fail(code: int, line: str) -> None:
 
 
 def announce_exit(code: int, text: str) -> None:
-  """Tells the others that this one ends at once."""
+  """Reports to the other processes that this one ends at once, and why."""
   if _group is not None:
-    _group.part(code, text)
+    _group.announce_exit(code, text)
 
 
 def exit_if_peer_lost(error: BaseException) -> None:
-  """Ends the process if an error comes from one that is gone, and names it."""
+  """Ends the process if an error was caused by a lost peer, and names it."""
   if _group is not None and _is_peer_error(error):
-    _group.wait_for_verdict(console.first_line(error))
+    _group.wait_for_lost_peer(console.first_line(error))
 
 
 def finish(code: int) -> None:
@@ -158,171 +159,172 @@ def _is_peer_error(error: BaseException) -> bool:
 
 
 class ProcessGroup:
-  """The others as this process sees them.
+  """The other processes of the run, as seen by this one.
 
   Attributes:
-    board: what they tell.
+    store: the shared key-value store.
   """
 
   def __init__(self, place: ProcessInfo, heartbeat: float):
-    self.board = KeyValueStore(place.process_id, place.num_processes)
+    self.store = KeyValueStore(place.process_id, place.num_processes)
     self._me, self._place, self._heartbeat = place.process_id, place, heartbeat
-    self._leaving = threading.Lock()
+    self._exiting = threading.Lock()
     self._ended = threading.Event()
-    self._failed_at: float | None = None  # a collective of this process
-    self._told_at: float | None = None  # of another's failure
+    self._collective_failed_at: float | None = None
+    self._peer_failed_at: float | None = None
     self._code = LOST_PEER_CODE
     now = time.monotonic()
-    self._reached = now
+    self._store_answered_at = now
+    # Last heartbeat of each process, and when it was seen.
     self._beats = dict.fromkeys(range(place.num_processes), (0, now))
-    self._notes: dict[str, dict[int, Any]] = {}
+    self._statuses: dict[str, dict[int, Any]] = {}
 
-  def watch(self) -> None:
-    """Begins to tell that this process lives, and to look at the others."""
-    self.board.put("host", socket.gethostname())
-    for work in (self._talk, self._judge):
+  def start_threads(self) -> None:
+    """Starts to send heartbeats, and to watch those of the others."""
+    self.store.set_status("host", socket.gethostname())
+    for work in (self._send_heartbeats, self._watch_peers):
       threading.Thread(target=work, daemon=True, name=work.__name__).start()
 
-  def _talk(self) -> None:
+  def _send_heartbeats(self) -> None:
     count = 0
     while not self._ended.is_set():
       count += 1
-      # Without process 0 there is no answer; how long is looked at elsewhere.
+      # Without process 0 this fails; `_watch_peers` measures for how long.
       with contextlib.suppress(Exception):
-        self.board.put("beat", count)
-        found = self.board.notes()
+        self.store.set_status("beat", count)
+        found = self.store.statuses()
         now = time.monotonic()
         for number, beat in found.get("beat", {}).items():
           if beat != self._beats[number][0]:
             self._beats[number] = (beat, now)
-        self._notes, self._reached = found, now
+        self._statuses, self._store_answered_at = found, now
       self._ended.wait(_HEARTBEAT_INTERVAL)
 
-  def _judge(self) -> None:
+  def _watch_peers(self) -> None:
     last = time.monotonic()
     while not self._ended.wait(_HEARTBEAT_INTERVAL / 2):
       now = time.monotonic()
-      if now - last > 5:  # it was this process that stood still
-        self._reached = now
+      if now - last > 5:  # this process was suspended, not the others
+        self._store_answered_at = now
         self._beats = {n: (b, now) for n, (b, _) in self._beats.items()}
       last = now
       limit = self._heartbeat
-      if self._failed_at is not None:
+      if self._collective_failed_at is not None:
         limit = min(limit, _FAILED_COLLECTIVE_TIMEOUT)
-      silent = now - self._reached
+      silent = now - self._store_answered_at
       if self._me and silent > limit:
-        self._give_up([0], f"does not answer for {silent:.0f} s")
-      gone = [n for n in self._others() if now - self._beats[n][1] > limit]
-      if gone and silent < limit / 2:
-        self._give_up(gone, f"has not been heard of for {limit:g} s")
-      told = dict(self._notes.get("failed", {}))
-      told.pop(self._me, None)  # which `fail` tells
-      if told:
-        self._told_at = self._told_at or now
-        if now - self._told_at > _OWN_ERROR_GRACE:
-          self._follow(told)
+        self._exit_for_lost([0], f"has not answered for {silent:.0f} s")
+      lost = [n for n in self._live_peers() if now - self._beats[n][1] > limit]
+      if lost and silent < limit / 2:
+        self._exit_for_lost(lost, f"has sent no heartbeat for {limit:g} s")
+      failed = dict(self._statuses.get("failed", {}))
+      failed.pop(self._me, None)  # `fail` reports that one
+      if failed:
+        self._peer_failed_at = self._peer_failed_at or now
+        if now - self._peer_failed_at > _OWN_ERROR_GRACE:
+          self._exit_like_peers(failed)
 
-  def _others(self) -> list[int]:
-    """Those that are not known to have ended."""
+  def _live_peers(self) -> list[int]:
     ended = {
-      n for kind in ("done", "failed") for n in self._notes.get(kind, ())
+      n for kind in ("done", "failed") for n in self._statuses.get(kind, ())
     }
     return [n for n in self._beats if n != self._me and n not in ended]
 
-  def _give_up(self, gone: list[int], why: str) -> None:
-    hosts = self._notes.get("host", {})
-    names = " and ".join(f"process {n} on {hosts.get(n, '?')}" for n in gone)
+  def _exit_for_lost(self, lost: list[int], why: str) -> None:
+    hosts = self._statuses.get("host", {})
+    names = " and ".join(f"process {n} on {hosts.get(n, '?')}" for n in lost)
     text = f"{names} is gone ({why})"
     line = f"error: {text}: {_RESTART_HINT}"
-    self._leave(LOST_PEER_CODE, line, note=(LOST_PEER_CODE, text))
+    self._exit(LOST_PEER_CODE, line, failure=(LOST_PEER_CODE, text))
 
-  def _follow(self, told: dict[int, Any]) -> None:
-    """Ends as others do who failed or were stopped."""
-    number = min(told, key=lambda n: (told[n][0] == LOST_PEER_CODE, n))
-    code, text = told[number]
-    if code == LOST_PEER_CODE:  # it names who is gone
-      self._leave(code, f"error: {text}: {_RESTART_HINT}")
-    host = self._notes.get("host", {}).get(number, "?")
-    said = "error: " if code == 1 else ""
-    verb = "failed" if code == 1 else "ended"
-    self._leave(code, f"{said}process {number} on {host} {verb}: {text}")
+  def _exit_like_peers(self, failed: dict[int, Any]) -> None:
+    """Ends with the code of a process that failed or was stopped."""
+    number = min(failed, key=lambda n: (failed[n][0] == LOST_PEER_CODE, n))
+    code, text = failed[number]
+    if code == LOST_PEER_CODE:  # the text names the lost process
+      self._exit(code, f"error: {text}: {_RESTART_HINT}")
+    host = self._statuses.get("host", {}).get(number, "?")
+    start, verb = ("error: ", "failed") if code == 1 else ("", "ended")
+    self._exit(code, f"{start}process {number} on {host} {verb}: {text}")
 
-  def _leave(
-    self, code: int, line: str, note: tuple[int, str] | None = None
+  def _exit(
+    self, code: int, line: str, failure: tuple[int, str] | None = None
   ) -> NoReturn:
-    """Says a line and ends, after telling process 0 and being heard by all."""
-    if not self._leaving.acquire(blocking=False):
-      time.sleep(_EXIT_TIMEOUT + 10)  # somebody else is at it
+    """Prints a line, sets the status, and ends the process."""
+    if not self._exiting.acquire(blocking=False):
+      time.sleep(_EXIT_TIMEOUT + 10)  # another thread ends the process
       os._exit(code)
     self._code = code
     _exit_within(_EXIT_TIMEOUT + 5, code)
     if line:
       console.final_message(line)
-    self._part(note)
+    self._set_left(failure)
     _flush()
     os._exit(code)
 
-  def _part(self, note: tuple[int, str] | None) -> None:
+  def _set_left(self, failure: tuple[int, str] | None) -> None:
     with contextlib.suppress(Exception):  # process 0 may be gone
-      if note is not None:
-        self.board.put("failed", note)
-      self.board.put("left", True)
-    if self._me == 0:  # without it the others would not hear of anything
+      if failure is not None:
+        self.store.set_status("failed", failure)
+      self.store.set_status("left", True)
+    if self._me == 0:  # the store ends with it, so the others must read first
       end = time.monotonic() + _EXIT_TIMEOUT
       while time.monotonic() < end and not self._all_left():
         time.sleep(0.1)
-      time.sleep(0.5)  # from the note to the end
+      time.sleep(0.5)  # between a peer's last status and its end
 
   def _all_left(self) -> bool:
     silent = time.monotonic() - min(self._heartbeat, _FAILED_COLLECTIVE_TIMEOUT)
-    left = {n for kind in ("left", "done") for n in self._notes.get(kind, ())}
+    left = {
+      n for kind in ("left", "done") for n in self._statuses.get(kind, ())
+    }
     return all(
       n == self._me or n in left or beat < silent
       for n, (_, beat) in self._beats.items()
     )
 
   def fail(self, code: int, text: str) -> NoReturn:
-    """Ends for an error of this process's own."""
-    note, line = (code, text.partition("\n")[0]), f"error: {text}"
+    """Ends all processes for an error of this one."""
+    failure, line = (code, text.partition("\n")[0]), f"error: {text}"
     if self._me:
-      # A wrong setting is wrong for all: one of them says it.
+      # A wrong setting fails in all processes: then only process 0 prints.
       with contextlib.suppress(Exception):
-        self.board.put("failed", note)
+        self.store.set_status("failed", failure)
       end = time.monotonic() + 3
       while time.monotonic() < end:
-        first = self._notes.get("failed", {}).get(0)
-        if first and first[1] == note[1]:
+        first = self._statuses.get("failed", {}).get(0)
+        if first and first[1] == failure[1]:
           line = ""
           break
         time.sleep(0.1)
-    self._leave(code, line, note=note)
+    self._exit(code, line, failure=failure)
 
-  def part(self, code: int, text: str) -> None:
-    """Tells the others of an end at once, for at most a few seconds."""
-    if not self._leaving.acquire(blocking=False):
+  def announce_exit(self, code: int, text: str) -> None:
+    """Reports that this process ends at once; takes at most a few seconds."""
+    if not self._exiting.acquire(blocking=False):
       return
     self._code = code
     _exit_within(_EXIT_TIMEOUT, code)
-    self._part((code, text))
+    self._set_left((code, text))
 
-  def wait_for_verdict(self, why: str) -> NoReturn:
-    """Waits until it is known who is gone."""
-    self._failed_at = time.monotonic()
+  def wait_for_lost_peer(self, why: str) -> NoReturn:
+    """Waits until `_watch_peers` ends the process and names the lost peer."""
+    self._collective_failed_at = time.monotonic()
     time.sleep(self._heartbeat + _OWN_ERROR_GRACE + 5)
-    self._leave(
+    self._exit(
       LOST_PEER_CODE,
-      f"error: the connection to other processes failed ({why}), and none is "
-      f"gone: see to the network, and {_RESTART_HINT}",
-      note=(LOST_PEER_CODE, f"the connection failed ({why})"),
+      f"error: the connection to other processes failed ({why}), but all of "
+      f"them are alive: check the network, and {_RESTART_HINT}",
+      failure=(LOST_PEER_CODE, f"the connection failed ({why})"),
     )
 
   def finish(self, code: int) -> NoReturn:
-    """Ends when all others are done too."""
+    """Ends this process when all others are done too."""
     _flush()
-    self.board.put("done", code)
-    while self._others():
+    self.store.set_status("done", code)
+    while self._live_peers():
       time.sleep(0.05)
-    self._leaving.acquire()
+    self._exiting.acquire()
     self._code = code
     self._ended.set()
     _exit_within(60, code)
@@ -331,37 +333,37 @@ class ProcessGroup:
     _flush()
     os._exit(code)
 
-  def catch_abort(self) -> None:
-    """When process 0 dies, JAX aborts the others: with our code, and a line."""
+  def handle_abort(self) -> None:
+    """Handles SIGABRT, which JAX raises in all processes if process 0 dies."""
     libc = ctypes.CDLL(None)
     libc.signal.restype = ctypes.c_void_p
     libc.signal.argtypes = [ctypes.c_int, _HANDLER]
-    self._handler = _HANDLER(self._on_abort)  # kept, as C code points to it
+    self._handler = _HANDLER(self._on_abort)  # C code needs the reference
     libc.signal(signal.SIGABRT, self._handler)
 
   def _on_abort(self, number: int) -> None:
-    # Not asynchronous: abort() was called by the thread that this runs in.
-    if self._leaving.locked():
+    # This is synchronous: its own thread has called abort().
+    if self._exiting.locked():
       os._exit(self._code)
     host, _, port = self._place.coordinator.rpartition(":")
     try:
       with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
         pass
     except OSError:
-      name = self._notes.get("host", {}).get(0, "?")
+      name = self._statuses.get("host", {}).get(0, "?")
       console.final_message(
         f"error: process 0 on {name} is gone: {_RESTART_HINT}"
       )
       _flush()
       os._exit(LOST_PEER_CODE)
-    # Another abort: it takes its course when this returns.
+    # Process 0 is alive, so the abort has another cause and continues.
 
 
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
 def _exit_within(seconds: float, code: int) -> None:
-  """Whatever happens, the process ends by then."""
+  """Starts a timer that ends the process, whatever else happens."""
   timer = threading.Timer(seconds, os._exit, (code,))
   timer.daemon = True
   timer.start()

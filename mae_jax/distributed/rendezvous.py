@@ -1,8 +1,8 @@
-"""Waits until all processes are there, and says which ones are not.
+"""A start barrier that names the missing processes.
 
-JAX waits too, but ends the process with a stack trace and no names. So before
-it starts, process 0 listens at its address, and lets all go on when everybody
-has called.
+JAX waits for all processes too, but fails with a stack trace and no names. So
+before JAX starts, process 0 listens at its address, and releases all processes
+when each has connected.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import time
 from mae_jax.distributed.cluster import ProcessInfo
 from mae_jax.utils.errors import ConfigError
 
-_RETRY_SECONDS = 0.5  # seconds between two calls
-_MAX_BYTES = 200  # bytes of a call
+_RETRY_SECONDS = 0.5  # between two connections
+_MAX_BYTES = 200  # of a message
 
 
 def wait_for_all(place: ProcessInfo, seconds: float) -> None:
-  """Meets the others, for at most so many seconds.
+  """Waits until all processes have started, for at most `seconds`.
 
   Raises:
-    ConfigError: if somebody is missing, or two say they are the same.
+    ConfigError: if a process is missing, or two have the same number.
   """
   if place.process_id == 0:
     _listen(place, time.monotonic() + seconds, seconds)
@@ -42,7 +42,7 @@ def _listen(place: ProcessInfo, end: float, seconds: float) -> None:
       raise ConfigError(
         f"process 0 cannot listen at {place.coordinator} ({error.strerror}): "
         "name another port for all processes (--coordinator=HOST:PORT), or end "
-        "what has this one"
+        "the program that uses this one"
       ) from error
     ready = stack.enter_context(selectors.DefaultSelector())
     ready.register(server, selectors.EVENT_READ)
@@ -57,19 +57,20 @@ def _listen(place: ProcessInfo, end: float, seconds: float) -> None:
       if known is not None and not _hung_up(known):
         _reply(caller, "twice")
         raise ConfigError(
-          f"two processes say that they are process {number} of "
+          f"two processes were started as process {number} of "
           f"{place.num_processes}: give each its own --process_id"
         )
       callers[number] = caller
     for caller in callers.values():
       _reply(caller, "go")
-    # Who hangs up first keeps the port for a while: not the one that needs it.
+    # The side that closes first keeps the port busy for a while. Process 0
+    # needs its port again, so the others close first.
     for caller in callers.values():
       _hung_up(caller, wait=2.0)
 
 
 def _server(port: int) -> socket.socket:
-  """Listens on all addresses of this host, as JAX does afterwards."""
+  """Listens on all addresses of this host, as JAX will do."""
   if socket.has_dualstack_ipv6():
     return socket.create_server(
       ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
@@ -78,18 +79,18 @@ def _server(port: int) -> socket.socket:
 
 
 def _read_process_id(caller: socket.socket, place: ProcessInfo) -> int | None:
-  """The number of who calls; None if it is not one of the others."""
+  """Reads the number of a caller; None if it is not a process of this run."""
   caller.settimeout(2.0)
   try:
-    said = json.loads(caller.recv(_MAX_BYTES))
-    number, count = int(said["process_id"]), int(said["num_processes"])
+    message = json.loads(caller.recv(_MAX_BYTES))
+    number, count = int(message["process_id"]), int(message["num_processes"])
   except (OSError, ValueError, KeyError, TypeError):
     return None
   if count != place.num_processes or not 0 < number < count:
     _reply(caller, f"of {place.num_processes}")
     raise ConfigError(
-      f"process {number} was started as one of --num_processes={count}, and "
-      f"process 0 as one of {place.num_processes}: say the same everywhere"
+      f"process {number} was started with --num_processes={count}, and process "
+      f"0 with {place.num_processes}: give all processes the same number"
     )
   return number
 
@@ -113,10 +114,10 @@ def _missing(
   place: ProcessInfo, callers: dict[int, socket.socket], seconds: float
 ) -> str:
   here = {0, *(n for n, each in callers.items() if not _hung_up(each))}
-  gone = sorted(set(range(place.num_processes)) - here)
-  names = ", ".join(map(str, gone[:8])) + (", ..." if len(gone) > 8 else "")
+  missing = sorted(set(range(place.num_processes)) - here)
+  names = ", ".join(map(str, missing[:8])) + ", ..." * (len(missing) > 8)
   return (
-    f"{len(here)} of {place.num_processes} processes came within "
+    f"{len(here)} of {place.num_processes} processes started within "
     f"--start_seconds={seconds:g}: process {names} did not. Start the same "
     f"command on every host; all must reach {place.coordinator}"
   )
@@ -124,7 +125,7 @@ def _missing(
 
 def _connect(place: ProcessInfo, end: float, seconds: float) -> None:
   host, _, port = place.coordinator.rpartition(":")
-  told = {
+  message = {
     "process_id": place.process_id,
     "num_processes": place.num_processes,
   }
@@ -133,39 +134,39 @@ def _connect(place: ProcessInfo, end: float, seconds: float) -> None:
     try:
       address = (host.strip("[]"), int(port))
       with socket.create_connection(address, timeout=min(left, 5.0)) as call:
-        call.sendall(json.dumps(told).encode())
+        call.sendall(json.dumps(message).encode())
         reason = ""
-        word = _read_reply(call, end)
+        reply = _read_reply(call, end)
     except OSError as error:
       reason = error.strerror or str(error)
-      word = ""
-    if word == "go":
+      reply = ""
+    if reply == "go":
       return
-    if word == "twice":
+    if reply == "twice":
       raise ConfigError(
-        f"another process says that it is process {place.process_id} too: give "
+        f"another process was started as process {place.process_id} too: give "
         "each its own --process_id"
       )
-    if word:
+    if reply:
       raise ConfigError(
-        f"process 0 was started as one {word}, and process "
-        f"{place.process_id} of --num_processes={place.num_processes}: say the "
-        "same everywhere"
+        f"process 0 was started as one {reply}, and process "
+        f"{place.process_id} as one of --num_processes={place.num_processes}: "
+        "give all processes the same number"
       )
     time.sleep(_RETRY_SECONDS)
   if reason:
     raise ConfigError(
       f"process 0 could not be reached at {place.coordinator} within "
       f"--start_seconds={seconds:g} ({reason}): start the same command on every"
-      " host, and see that the address is that of process 0"
+      " host, and check that the address is that of process 0"
     )
   raise ConfigError(
-    f"not all {place.num_processes} processes came within "
-    f"--start_seconds={seconds:g}; process 0 says which"
+    f"not all {place.num_processes} processes started within "
+    f"--start_seconds={seconds:g}: process 0 names the missing ones"
   )
 
 
 def _read_reply(call: socket.socket, end: float) -> str:
-  # A little longer than process 0, which is to say who is missing.
+  # Waits a little longer than process 0, which names the missing processes.
   call.settimeout(max(0.1, end + 2 - time.monotonic()))
   return call.recv(_MAX_BYTES).decode(errors="replace")

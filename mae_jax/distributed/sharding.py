@@ -1,7 +1,8 @@
-"""The mesh, where each parameter lives on it, and how a batch gets there.
+"""The device mesh, and the sharding of parameters and batches.
 
-One mesh of two axes, ("data", "fsdp"): the batch is split over both, parameters
-and optimizer state over "fsdp" by rule. Nothing here or above names a device.
+One mesh has two axes, ("data", "fsdp"). Batches are split over both axes;
+parameters and optimizer state over "fsdp", by the rules below. No code names a
+single device.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from mae_jax.utils.errors import ConfigError
 
 AXES = ("data", "fsdp")
 
-# The first rule whose pattern is found in a parameter's path gives the axis
-# to split, counted from the end, so that stacked and single layers share it.
-# Kernels that widen are split along their input and those that narrow along
-# their output: always the model width, the dimension every variant has.
+# (pattern, axis): the first pattern found in a parameter's path gives the axis
+# to split. Axes count from the end, so that stacked and single layers share a
+# rule. The split axis is always the model width, which every variant has: the
+# input of kernels that widen and the output of kernels that narrow.
 RULES: tuple[tuple[str, int], ...] = (
   (r"(qkv|fc1|pred)/kernel$", -2),
   (r"(proj|fc2|embed)/kernel$", -1),
@@ -34,7 +35,7 @@ RULES: tuple[tuple[str, int], ...] = (
 def make_mesh(
   config: MeshConfig, devices: Iterable[jax.Device] | None = None
 ) -> Mesh:
-  """All devices as a (data, fsdp) mesh.
+  """Arranges all devices in a (data, fsdp) mesh.
 
   Raises:
     ConfigError: if `fsdp` does not divide the number of devices.
@@ -47,7 +48,7 @@ def make_mesh(
       f"mesh.fsdp={config.fsdp} does not divide the {count} devices; use one "
       f"of {', '.join(map(str, divisors))}"
     )
-  # A TPU slice is a torus, of which `fsdp` may be less than a side.
+  # In a TPU slice, a torus, `fsdp` may be less than a side.
   grid = mesh_utils.create_device_mesh(
     (count // config.fsdp, config.fsdp), devices, allow_split_physical_axes=True
   )
@@ -55,17 +56,17 @@ def make_mesh(
 
 
 def param_spec(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-  """Where one array of the state lives.
+  """Chooses the sharding of one array of the state.
 
   Args:
-    path: its keys joined by "/", e.g. "encoder/stack/blocks/mlp/fc1/kernel"; a
-      moment of the optimizer ends in the path of its parameter.
-    shape: its shape.
-    fsdp: size of that mesh axis.
+    path: keys joined by "/", such as "encoder/stack/blocks/mlp/fc1/kernel". An
+      optimizer moment's path ends in the path of its parameter.
+    shape: shape of the array.
+    fsdp: size of the "fsdp" mesh axis.
 
   Returns:
-    A spec that splits one axis, or replicates what is small, matches no rule,
-    or cannot be divided evenly.
+    A spec that splits one axis. An array that matches no rule, or that `fsdp`
+    does not divide, is replicated.
   """
   for pattern, axis in RULES:
     if re.search(pattern, path) and shape[axis] % fsdp == 0:
@@ -76,7 +77,7 @@ def param_spec(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-  """A NamedSharding for each array of a state, by its path."""
+  """Returns the tree of NamedShardings of a state, by `param_spec`."""
 
   def sharding(path: Any, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -87,20 +88,20 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of what every device holds whole."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Axis 0 split over all devices."""
+  """Returns the sharding that splits axis 0 over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def check_batch(mesh: Mesh, batch_size: int, field: str) -> None:
-  """Refuses a batch that devices do not divide.
+  """Checks that the number of devices divides a batch size.
 
   Raises:
-    ConfigError: with the nearest sizes that do.
+    ConfigError: with the nearest valid sizes; `field` is the setting's name.
   """
   count = math.prod(mesh.shape.values())
   if batch_size < 1 or batch_size % count:
@@ -113,14 +114,14 @@ def check_batch(mesh: Mesh, batch_size: int, field: str) -> None:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """The rows of a global batch that this process must supply, in order."""
+  """Returns the sorted rows of a global batch that this process must supply."""
   indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   rows = [np.arange(batch_size)[index] for index in indices.values()]
   return np.unique(np.concatenate(rows))
 
 
 def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
-  """Arrays of this process's rows [b, ...] -> global arrays [B, ...]."""
+  """Makes global arrays [B, ...] of this process's rows [b, ...]."""
   rows = local_rows(mesh, batch_size)
   sharding = batch_sharding(mesh)
 
@@ -140,7 +141,7 @@ def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
 def prefetch(
   mesh: Mesh, batches: Iterable[Any], batch_size: int, ahead: int
 ) -> Iterator[Any]:
-  """Global batches, of which `ahead` are on their way to the devices."""
+  """Yields global batches, and copies `ahead` further ones to the devices."""
   waiting: list[Any] = []
   for batch in batches:
     waiting.append(to_global(mesh, batch, batch_size))
@@ -150,9 +151,10 @@ def prefetch(
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-  """Splits axis 0 over all axes of the ambient mesh; x itself without one.
+  """Splits axis 0 over all automatic axes of the current mesh.
 
-  Where a device has a part of its own already, as in `shard_map`, it stays.
+  Without a mesh, and inside `shard_map`, where each device has its own part
+  already, this returns x unchanged.
   """
   axes = jax.sharding.get_abstract_mesh().auto_axes
   if not axes:
@@ -161,14 +163,14 @@ def constrain_batch(x: jax.Array) -> jax.Array:
 
 
 def replicate(x: jax.Array) -> jax.Array:
-  """Gives each device of the ambient mesh all of x; x itself without one."""
+  """Replicates x on the current mesh; returns x unchanged without a mesh."""
   if not jax.sharding.get_abstract_mesh().auto_axes:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def num_devices() -> int:
-  """Of the ambient mesh, over which `constrain_batch` splits."""
+  """Returns the number of devices that `constrain_batch` splits over."""
   mesh = jax.sharding.get_abstract_mesh()
   return math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
 
@@ -178,8 +180,8 @@ def on_each_device(
 ) -> Callable[[jax.Array], jax.Array]:
   """Applies a function of [B, ...] to each device's part of the batch.
 
-  For loops over the batch, which the partitioner would run over what lies on
-  other devices.
+  A loop over the batch needs this: the partitioner would otherwise run it over
+  the rows of other devices too.
   """
   axes = jax.sharding.get_abstract_mesh().auto_axes
   if not axes:

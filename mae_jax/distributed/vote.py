@@ -1,8 +1,8 @@
-"""What several processes vote on while devices work: nobody waits for it.
+"""A vote among processes, such as "stop now", that never blocks a train step.
 
-A ballot is a program of its own beside the steps, a maximum over a few integers
-of each process. It is counted when the step after it is on its way, and then
-the devices have long finished it.
+Each vote is a small max-reduction over the devices, dispatched beside a train
+step. Its result is read when the next step is running, long after the devices
+have finished the vote.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mae_jax.distributed import sharding
 
 
 class AsyncVote:
-  """Votes of all processes, which all of them count alike."""
+  """Computes any() over processes without blocking."""
 
   def __init__(self, mesh: Mesh, questions: int):
-    """No votes yet.
+    """Prepares the reduction.
 
     Args:
       mesh: the devices of all processes.
-      questions: how many yes-or-no votes a ballot has.
+      questions: number of yes-or-no questions per vote.
     """
     self._shape = (mesh.size, questions)
     self._split = sharding.batch_sharding(mesh)
@@ -34,7 +34,7 @@ class AsyncVote:
     self._cast: list[Any] = []
 
   def cast(self, *votes: bool) -> None:
-    """This process's votes; all processes must cast as often."""
+    """Starts a vote with this process's answers; all processes must do so."""
     row = np.asarray(votes, np.int32)[None]
     array = jax.make_array_from_callback(
       self._shape, self._split, lambda index: row
@@ -42,7 +42,10 @@ class AsyncVote:
     self._cast.append(self._max(array))
 
   def count(self) -> tuple[bool, ...]:
-    """Whether any process voted yes, in the ballot before the last one."""
+    """Returns whether any process answered yes, for the vote before the last.
+
+    All processes get the same result. Before the second vote it is all False.
+    """
     if len(self._cast) < 2:
       return (False,) * self._shape[1]
     counted = jax.device_get(self._cast.pop(0))

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models: errors, console, storage, signals."""
+"""Utilities without models: errors, console, storage, signals, randomness."""

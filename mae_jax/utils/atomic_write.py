@@ -1,8 +1,8 @@
-"""Files that a tool writes while it works, and that are whole or not there.
+"""Output files and folders of tools, which appear complete or not at all.
 
-What is written goes to a temporary file beside the one that is wanted, which
-it replaces at the end. Arrays are written as they come, so that memory does
-not grow with their number.
+A tool writes to a temporary file beside its output, and replaces the output at
+the end. Arrays are written as they arrive, so memory does not grow with their
+number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check_suffix(path: str, suffix: str) -> None:
   """Raises ConfigError unless the path of --out ends in `suffix`."""
   if not path.endswith(suffix):
     raise ConfigError(
-      f"--out={path} does not end in {suffix}: name such a file, as "
+      f"--out={path} does not end in {suffix}: name a file that does, such as "
       f"{os.path.splitext(path)[0] or 'out'}{suffix}"
     )
 
@@ -38,25 +38,25 @@ def write_rows(file: IO[bytes], rows: Iterable[Sequence[Any]]) -> None:
   """Writes rows of a .csv file."""
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows(rows)
-  # A file name may be bytes that are no UTF-8: then the very same.
+  # A file name that is not UTF-8 is written with its original bytes.
   file.write(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 @contextlib.contextmanager
 def atomic_file(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
-  """Opens a file to be written, which appears when the block ends well.
+  """Opens a file for writing, which appears when the block ends without error.
 
   Args:
-    path: on a disk or in a bucket; its folder is made. What lies there is
-      replaced at the end, and stays as it is if the block raises.
-    flag: what the user calls it.
+    path: on a disk or in a bucket; its folder is made. An existing file is
+      replaced at the end, and stays unchanged if the block raises.
+    flag: the user's name for the path, for messages.
 
   Yields:
-    What `write` is called of; in a bucket it cannot seek.
+    The open file; in a bucket it cannot seek.
 
   Raises:
     ConfigError: before the block, if the file cannot be written.
-    OSError: with the path, when that turns out later.
+    OSError: with the path, if writing fails later.
   """
   out = storage.absolute(path)
   with _temporary_path(out, flag) as temporary:
@@ -65,7 +65,7 @@ def atomic_file(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
     except OSError as error:
       raise ConfigError(
         f"{flag}={path} cannot be written ({error.strerror or error}): name a "
-        "file in a folder that may be written"
+        "file in a writable folder"
       ) from error
     with _errors_name_path(out):
       with temporary.open("wb") as file:
@@ -78,35 +78,35 @@ def atomic_file(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
 def atomic_folder(
   path: str, mine: Callable[[epath.Path], bool], flag: str = "--out"
 ) -> Iterator[epath.Path]:
-  """Makes a folder to be filled, which appears when the block ends well.
+  """Makes a folder to fill, which appears when the block ends without error.
 
   Args:
-    path: on a disk; the folder above it is made. An empty folder there, or one
-      of the same kind, is replaced at the end, and stays as it is if the block
-      raises.
-    mine: whether a folder is of that kind, and has nothing else in it.
-    flag: what the user calls it.
+    path: on a disk; the folder above it is made. An empty folder, or one for
+      which `mine` is true, is replaced at the end, and stays unchanged if the
+      block raises.
+    mine: checks whether a folder was made by this tool and has no other files.
+    flag: the user's name for the path, for messages.
 
   Yields:
-    The folder to fill, which lies beside it.
+    The temporary folder to fill.
 
   Raises:
     ConfigError: before the block, if the folder cannot be made or replaced.
-    OSError: with a path, when that turns out later.
+    OSError: with a path, if writing fails later.
   """
   out = storage.absolute(path)
   if storage.is_remote(out):
     raise ConfigError(
-      f"{flag}={path} is in a bucket, where a folder cannot appear as a whole: "
-      "name one on a disk, and copy it (gcloud storage cp -r)"
+      f"{flag}={path} is in a bucket, where a folder cannot appear at once: "
+      "name a folder on a disk, and copy it (gcloud storage cp -r)"
     )
-  # A link stays, and what it points to is replaced.
+  # A symbolic link stays; the folder that it points to is replaced.
   out = epath.Path(os.path.realpath(out))
   here = os.path.join(os.path.realpath(os.getcwd()), "")
   if here.startswith(os.path.join(out, "")):
     raise ConfigError(
-      f"{flag}={path} is the folder that this command runs in, or one above: "
-      "name another"
+      f"{flag}={path} is the folder that this command runs in, or a parent of "
+      "it: name another folder"
     )
   _check_replaceable(path, mine, flag)
   with _temporary_path(out, flag) as temporary:
@@ -115,7 +115,7 @@ def atomic_folder(
     except OSError as error:
       raise ConfigError(
         f"{flag}={path} cannot be written ({error.strerror or error}): name a "
-        "folder in one that may be written"
+        "folder in a writable one"
       ) from error
     with _errors_name_path(out):
       yield temporary
@@ -157,15 +157,15 @@ def _check_replaceable(
   if not out.exists():
     return
   if not out.is_dir() or (any(out.iterdir()) and not mine(out)):
-    what = "holds other things" if out.is_dir() else "is a file"
+    what = "has other files" if out.is_dir() else "is a file"
     raise ConfigError(
-      f"{flag}={path} {what}, and is not touched: name a folder that is not "
-      "there, or one that this command made"
+      f"{flag}={path} {what}, and was not changed: name a new folder, or one "
+      "that this command made"
     )
 
 
 def _swap(new: epath.Path, out: epath.Path) -> None:
-  """Puts `new` in the place of `out`, where there may be a folder."""
+  """Moves `new` to `out`, and deletes a folder that was there."""
   if not out.exists():
     new.rename(out)
     return
@@ -180,14 +180,14 @@ def _swap(new: epath.Path, out: epath.Path) -> None:
 
 
 def check_space(path: str, wanted: int) -> None:
-  """Refuses to begin what a disk has no room for.
+  """Checks that a disk has enough space for a file.
 
   Args:
-    path: of the file, in a folder that is there.
-    wanted: bytes.
+    path: the file, in an existing folder.
+    wanted: size of the file in bytes.
 
   Raises:
-    ConfigError: with both numbers.
+    ConfigError: if there is not enough space.
   """
   out = storage.absolute(path)
   if storage.is_remote(out):
@@ -195,16 +195,16 @@ def check_space(path: str, wanted: int) -> None:
   free = shutil.disk_usage(out.parent).free
   if wanted > free:
     raise ConfigError(
-      f"--out={path} takes {wanted / 1e9:.1f} GB, and its disk has "
+      f"--out={path} needs {wanted / 1e9:.1f} GB, but its disk has "
       f"{free / 1e9:.1f} GB: name a file on another disk, or make it smaller"
     )
 
 
 class NpzWriter:
-  """An .npz file as `np.savez` makes it, of arrays that come in parts."""
+  """A writer of .npz files, as `np.savez`, for arrays that arrive in parts."""
 
   def __init__(self, file: IO[bytes]):
-    """Nothing is written yet to `file`, which is open."""
+    """Starts an archive in the open `file`."""
     self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
 
   def __enter__(self) -> NpzWriter:
@@ -224,16 +224,16 @@ class NpzWriter:
 
     Args:
       name: its key.
-      shape: of the whole.
-      dtype: likewise.
-      parts: [n, ...] pieces in order, whose n add up to shape[0].
+      shape: shape of the whole array.
+      dtype: dtype of the whole array.
+      parts: arrays [n, ...] in order, whose n add up to shape[0].
     """
     header = {
       "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
       "fortran_order": False,
       "shape": shape,
     }
-    # Sizes are written first and are not known to the writer: zip64 for all.
+    # zip64 for every array, as zipfile writes the header before it knows sizes.
     with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
       np.lib.format.write_array_header_1_0(member, header)
       written = 0
@@ -244,7 +244,7 @@ class NpzWriter:
 
 
 class _Unseekable:
-  """A bucket's file as zipfile wants one that cannot seek."""
+  """A file in a bucket without `seek`, so that zipfile does not try to seek."""
 
   def __init__(self, file: Any):
     self._file = file
@@ -254,7 +254,7 @@ class _Unseekable:
     return len(data)
 
   def flush(self) -> None:
-    """All goes to the bucket when the file is closed."""
+    """Does nothing: the file is uploaded when it is closed."""
 
 
 def _check_writable(out: epath.Path, temporary: epath.Path) -> None:
@@ -266,7 +266,7 @@ def _check_writable(out: epath.Path, temporary: epath.Path) -> None:
 
 @contextlib.contextmanager
 def _errors_name_path(out: epath.Path) -> Iterator[None]:
-  """Says of an error of writing which file it is about."""
+  """Adds the path to an OSError that names no file."""
   try:
     with storage.os_errors(out):
       yield

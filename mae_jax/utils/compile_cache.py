@@ -1,4 +1,4 @@
-"""What was compiled, kept for the next start: JAX's persistent cache."""
+"""JAX's persistent cache of compiled programs, for a faster next start."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from mae_jax.utils.errors import ConfigError
 
 
 def enable(directory: str) -> None:
-  """From now on what is compiled is kept there, and looked for.
-
-  Of several processes the first one writes, and all read.
+  """Turns the cache on; process 0 writes to it, and all processes read.
 
   Args:
-    directory: `train.compile_cache`; "" leaves it to JAX's own settings, such
-      as JAX_COMPILATION_CACHE_DIR.
+    directory: `train.compile_cache`; "" leaves the cache to JAX's own settings,
+      such as JAX_COMPILATION_CACHE_DIR.
 
   Raises:
-    ConfigError: if it cannot be made or written.
+    ConfigError: if the directory cannot be made or written.
   """
   if not directory:
     return
@@ -30,12 +28,13 @@ def enable(directory: str) -> None:
   except OSError as error:
     raise ConfigError(
       f"train.compile_cache={directory} cannot be written "
-      f"({error.strerror or error}): name a directory that can, or leave it out"
+      f"({error.strerror or error}): name a writable directory, or omit it"
     ) from error
   jax.config.update("jax_compilation_cache_dir", os.fspath(path))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-    # JAX leaves out what takes less than a second. A run has a dozen of such.
+    # By default JAX does not cache programs that compile in less than a second.
+    # A run has a dozen of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if storage.is_remote(path):
-    # XLA's own, of kernels for GPUs, is of files.
+    # XLA's own cache, for GPU kernels, works only with local files.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")

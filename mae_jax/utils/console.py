@@ -1,4 +1,4 @@
-"""Lines for whoever watches a run, who may go away: no print may end it."""
+"""Messages to the terminal; a closed terminal or pipe never ends a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tqdm
 
 
 class _Stderr:
-  """Standard error, until it is closed or full; then nothing."""
+  """A standard error stream that becomes silent when it is closed or full."""
 
   def write(self, text: str) -> int:
     try:
@@ -36,18 +36,18 @@ _process = 0
 
 
 def set_process(number: int) -> None:
-  """From now on warnings say which of several processes they are of."""
+  """Sets this process's number, which warnings then begin with."""
   global _process
   _process = number
 
 
 def prefix() -> str:
-  """What begins a line of any process but the first."""
+  """Returns "process N: ", or "" for process 0."""
   return f"process {_process}: " if _process else ""
 
 
 def is_first() -> bool:
-  """Whether this is the process that speaks for all."""
+  """Checks whether this is process 0, which prints messages for all."""
   return _process == 0
 
 
@@ -97,35 +97,36 @@ def warn(text: str, *, shared: bool = False) -> None:
   """Prints a warning to standard error without breaking a progress bar.
 
   Args:
-    text: of the warning.
-    shared: whether all processes have it: then the first one says it.
+    text: the warning.
+    shared: whether all processes have the same warning; then only process 0
+      prints it.
   """
   if not (shared and _process):
     tqdm.tqdm.write(f"{prefix()}warning: {_escape(text)}", file=STDERR)
 
 
 def final_message(text: str) -> None:
-  """Prints why the process ends; also while another thread is printing."""
-  # A progress bar leaves its line open.
+  """Prints why the process ends, even while another thread is printing."""
+  # A progress bar has not ended its line.
   above = "\n" if getattr(tqdm.tqdm, "_instances", None) else ""
-  with contextlib.suppress(OSError):  # nobody is there
+  with contextlib.suppress(OSError):  # the stream is closed
     os.write(2, f"{above}{prefix()}{text}\n".encode())
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-  """What an error says, as part of a line."""
+  """Returns the first line of an error's message, truncated to `most`."""
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]
   return line if len(line) <= most else line[:most] + " ..."
 
 
 def _escape(text: str) -> str:
-  """Control characters escaped, as a terminal would do what they say."""
+  """Escapes control characters, which a terminal would execute."""
   return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda x: repr(x[0])[1:-1], text)
 
 
 def _mute(stream: Any) -> None:
-  # Else what waits in the stream's buffer fails again when Python ends, and
-  # changes the exit code.
-  with contextlib.suppress(OSError, ValueError):  # it may be no file
+  # Otherwise flushing the buffer fails again when Python ends, and changes the
+  # exit code.
+  with contextlib.suppress(OSError, ValueError):  # the stream may be no file
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,11 +1,11 @@
-"""What a user is told, in one line, of an error that is not the program's."""
+"""User errors, and the one-line messages that explain them."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-# What TensorFlow raises, which may not be imported here.
+# Raised by TensorFlow, which must not be imported here.
 _NO_MEMORY = "ResourceExhaustedError"
 
 
@@ -14,26 +14,27 @@ class ConfigError(ValueError):
 
 
 class TrainingError(RuntimeError):
-  """Training cannot go on; the message says what is kept and what to do."""
+  """An error that stops training; the message says what is saved and to do."""
 
 
 def abbreviate(value: Any) -> str:
-  """A value in a message, cut where it is long."""
+  """Returns the repr of a value for a message, truncated if long."""
   text = repr(value)
   return text if len(text) <= 200 else f"{text[:190]}..."
 
 
 def explain(error: BaseException) -> str | None:
-  """The line for an error, with its remedy; None for one of the program's.
+  """Explains an error that the user can fix, in one line with its remedy.
 
-  Settings that cannot work, memory and files are the user's to mend. Of
-  anything else the traceback says more.
+  Returns:
+    The line for settings, memory and files. None for any other error, which
+    needs a traceback.
   """
   if isinstance(error, ConfigError | TrainingError):
     return str(error)
   if is_out_of_memory(error):
     return (
-      f"out of memory: {_allocation(str(error))}; in this order, take a smaller "
+      f"out of memory: {_allocation(str(error))}; in this order, try a smaller "
       "data.batch_size, or the same one with a larger optim.accum_steps; "
       "model.remat=full; more devices in mesh.fsdp"
     )
@@ -42,22 +43,22 @@ def explain(error: BaseException) -> str | None:
       str(name) for name in (error.filename, error.filename2) if name
     )
     return (
-      f"{files}: {error.strerror or type(error).__name__}: see that the path "
-      "is right, that it may be read and written, and that its disk has space"
+      f"{files}: {error.strerror or type(error).__name__}: check that the path "
+      "is right, that it is readable and writable, and that its disk has space"
     )
   return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-  """Whether a device (at compile time or later) or the host has no memory."""
-  jax = sys.modules.get("jax")  # whoever raised its error has imported it
+  """Checks for lack of memory on the host or a device, also while compiling."""
+  jax = sys.modules.get("jax")  # an error of JAX implies that it is imported
   if jax and isinstance(error, jax.errors.JaxRuntimeError):
     return "RESOURCE_EXHAUSTED" in str(error)
   return isinstance(error, MemoryError) or type(error).__name__ == _NO_MEMORY
 
 
 def _allocation(text: str) -> str:
-  """What was asked for, as XLA, NumPy or TensorFlow say it, without codes."""
+  """Returns the failed request as XLA, NumPy or TensorFlow describe it."""
   for preface in ("RESOURCE_EXHAUSTED:", "XLA:TPU compile permanent error."):
     text = text.strip().removeprefix(preface)
   first = text.strip().partition("\n")[0].rstrip(". ")

@@ -1,12 +1,15 @@
-"""What chips can do: the one table of their figures.
+"""Peak figures of accelerators, in one table.
 
-TPU: the pages "System architecture" and "TPU v2" to "TPU v6e" of Google Cloud's
-TPU documentation; links of v2 and v3, Jouppi et al. 2020, "A domain-specific
-supercomputer for training deep neural networks", of v4 the same authors in 2023
-(arXiv 2304.01433). A device of v2 and v3 is one of a chip's two cores, and has
-half of what the chip has. GPU: NVIDIA's data sheets of A100 and H100 (SXM),
-without sparsity. Documented interconnects are often the sum of both directions,
-of which a chip can send half.
+Sources for TPUs: the pages "System architecture" and "TPU v2" to "TPU v6e" of
+Google Cloud's TPU documentation. Links of v2 and v3: Jouppi et al. 2020, "A
+domain-specific supercomputer for training deep neural networks"; links of v4:
+Jouppi et al. 2023 (arXiv 2304.01433). A JAX device of v2 or v3 is one of the
+chip's two cores, with half of the chip's figures.
+
+Sources for GPUs: NVIDIA's data sheets of A100 and H100 (SXM), without sparsity.
+
+Documented interconnect speeds are often the sum of both directions; then a chip
+can send at half the speed.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ class Chip:
   """The figures of one JAX device.
 
   Attributes:
-    flops: a second, dense bfloat16 products.
-    hbm_bytes: of main memory.
-    hbm_bandwidth: bytes a second, to and from it.
-    send_bandwidth: bytes a second to its neighbors, over all links together.
-    torus: dimensions of the torus in which the links are; 0 for a switch.
-    network_bandwidth: bytes a second to other hosts, where links do not go; of
-      a DGX, its network cards shared out. 0 where links go everywhere.
+    flops: peak FLOP/s of dense bfloat16 products.
+    hbm_bytes: size of the device memory.
+    hbm_bandwidth: bytes per second to and from the device memory.
+    send_bandwidth: bytes per second to neighbors, over all links together.
+    torus: number of dimensions of the links' torus; 0 for a switch.
+    network_bandwidth: bytes per second to hosts that the links do not reach.
+      For a DGX this is a device's share of the network cards. 0 if the links
+      reach all hosts.
   """
 
   flops: float
@@ -42,7 +46,7 @@ class Chip:
 
 _V5P = Chip(459e12, 95 * GIB, 2765e9, 600e9, 3)
 
-# By the name JAX gives a device (`device.device_kind`).
+# By `device.device_kind`, JAX's name of a device.
 CHIPS = {
   "TPU v2": Chip(22.5e12, 8 * GIB, 350e9, 124e9, 2),
   "TPU v3": Chip(61.5e12, 16 * GIB, 450e9, 164e9, 2),
@@ -58,11 +62,11 @@ CHIPS = {
 
 
 def chip(device: jax.Device) -> Chip | None:
-  """The figures of a device, or None where they are not known (any CPU)."""
+  """Returns the figures of a device; None if unknown, as for any CPU."""
   return CHIPS.get(device.device_kind)
 
 
 def peak_flops(device: jax.Device) -> float | None:
-  """Peak bfloat16 FLOP/s, or None likewise."""
+  """Returns the peak bfloat16 FLOP/s of a device; None if unknown."""
   found = chip(device)
   return found.flops if found else None

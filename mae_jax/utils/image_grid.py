@@ -1,4 +1,4 @@
-"""Pictures side by side on one sheet, with words above and beside them."""
+"""A grid of images on one sheet, with column titles and captions."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 4  # pixels between cells
-_LINE = 16  # pixels for a line of words
-_LETTERS, _FINE = 12, 9  # pixels, where there is room, and where not
-_SMALLEST = 112  # pixels; smaller pictures are enlarged, pixel by pixel
-_ALARM = "firebrick"
+_LINE = 16  # pixels per line of text
+_FONT_SIZE, _MIN_FONT_SIZE = 12, 9  # pixels
+_MIN_WIDTH = 112  # pixels; smaller images are enlarged by a whole factor
+_HIGHLIGHT = "firebrick"
 
 
 def draw_grid(
   rows: Sequence[Sequence[np.ndarray | None]],
   titles: Sequence[str],
-  words: Sequence[Sequence[str]] | None = None,
-  alarms: Sequence[str] = (),
+  captions: Sequence[Sequence[str]] | None = None,
+  highlighted: Sequence[str] = (),
 ) -> np.ndarray:
-  """Lays pictures out for a person.
+  """Draws a grid of images.
 
   Args:
-    rows: of pictures, uint8 [H, W, C] of one size; C other than 3 is shown as
-      gray, the mean of the channels; None leaves a place empty.
-    titles: above the columns, each of one or more lines.
-    words: below each picture, of one or more lines; None for none.
-    alarms: titles that are to stand out.
+    rows: images, uint8 [H, W, C] of one size. If C is not 3, the mean of the
+      channels is drawn in gray. None leaves a cell empty.
+    titles: titles above the columns, each of one or more lines.
+    captions: text below each image, of one or more lines; None for none.
+    highlighted: titles to draw in red.
 
   Returns:
-    [H', W', 3] uint8.
+    uint8 [H', W', 3].
   """
   first = next(cell for row in rows for cell in row if cell is not None)
-  scale = max(1, -(-_SMALLEST // first.shape[1]))
+  scale = max(1, -(-_MIN_WIDTH // first.shape[1]))
   height, width = first.shape[0] * scale, first.shape[1] * scale
   header = _GAP // 2 + _LINE * max(1 + title.count("\n") for title in titles)
   below = 0
-  if words is not None:
+  if captions is not None:
     below = _LINE * max(
-      (1 + text.count("\n") for row in words for text in row if text),
+      (1 + text.count("\n") for row in captions for text in row if text),
       default=0,
     )
   step = height + below + _GAP
@@ -52,7 +52,7 @@ def draw_grid(
   draw = ImageDraw.Draw(canvas)
   for column, title in enumerate(titles):
     left = _GAP + column * (width + _GAP)
-    color = _ALARM if title in alarms else "black"
+    color = _HIGHLIGHT if title in highlighted else "black"
     _write(draw, (left, 2), title, width, color)
     for number, row in enumerate(rows):
       top = header + number * step
@@ -61,14 +61,14 @@ def draw_grid(
         cell = Image.fromarray(to_rgb(picture))
         cell = cell.resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(cell, (left, top))
-      if words is not None:
-        text = words[number][column]
+      if captions is not None:
+        text = captions[number][column]
         _write(draw, (left, top + height), text, width, "dimgray")
   return np.asarray(canvas)
 
 
 def to_rgb(picture: np.ndarray) -> np.ndarray:
-  """uint8 [H, W, C] -> [H, W, 3]; C other than 3 as the mean, in gray."""
+  """Converts uint8 [H, W, C] to [H, W, 3]; if C is not 3, to the gray mean."""
   if picture.shape[-1] == 3:
     return picture
   gray = picture.mean(axis=-1, keepdims=True).round().astype(np.uint8)
@@ -82,15 +82,15 @@ def _write(
   width: int,
   color: str,
 ) -> None:
-  """Writes lines, in smaller letters where needed, or without their middle."""
+  """Writes lines; for a long line shrinks the font, then omits its middle."""
   for number, line in enumerate(text.split("\n")):
-    for size in range(_LETTERS, _FINE - 1, -1):
+    for size in range(_FONT_SIZE, _MIN_FONT_SIZE - 1, -1):
       font = _font(line, size)
       if draw.textlength(line, font=font) <= width:
         break
     kept = len(line)
     shown = line
-    # Names differ at their ends.
+    # File names differ mostly at their ends.
     while kept and draw.textlength(shown, font=font) > width:
       kept -= 1
       shown = f"{line[: kept - kept // 2]}...{line[len(line) - kept // 2 :]}"
@@ -100,7 +100,7 @@ def _write(
 
 
 def _font(text: str, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-  """Pillow's narrow one where it has the letters, else Matplotlib's."""
+  """Loads Pillow's narrow font for ASCII text, else Matplotlib's."""
   if text.isascii():
     return ImageFont.load_default(size=size)
   return ImageFont.truetype(

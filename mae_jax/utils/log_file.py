@@ -1,9 +1,8 @@
-"""A file that only grows, on disks that fill up and in buckets.
+"""An append-only log file, for disks that fill up and for buckets.
 
-What cannot be written waits in memory, and the next write tries again: a run
-need not end because a log could not be written for a while. `flush` is where
-that becomes an error: what is logged about a step must be safe before the
-checkpoint of that step is.
+Bytes that cannot be written wait in memory until the next write, so a full disk
+does not end a run at once. `flush` raises the error: the log of a step must be
+on disk before the checkpoint of that step.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from mae_jax.utils import storage
 
 
 class LogFile:
-  """Appends bytes to a file; each `append` is in the file when it returns.
+  """An append-only file, which `append` writes to at once.
 
-  In a bucket, whose objects cannot grow, `flush` uploads the whole file.
+  Objects in a bucket cannot grow, so there `flush` uploads the whole file.
 
   Attributes:
-    path: of the file.
-    error: why the last write failed, or None.
+    path: path of the file.
+    error: the error of the last write, or None.
   """
 
   def __init__(self, path: epath.Path):
-    """Goes on at the end of the file, if there is one.
+    """Opens the file, and appends to it if it exists.
 
     Raises:
       OSError: if it cannot be read.
@@ -44,20 +43,20 @@ class LogFile:
     self._closed = False
 
   def append(self, data: bytes) -> None:
-    """Adds bytes; an error is kept in `error`, and the bytes in memory."""
+    """Appends bytes; on an error, sets `error` and keeps them in memory."""
     self._waiting += data
     if not self._remote:
       self._try(sync=False)
 
   def drop(self) -> None:
-    """Forgets what was not written, and writes nothing any more."""
+    """Discards unwritten bytes, and writes nothing from now on."""
     self._waiting, self._closed = b"", True
 
   def flush(self) -> None:
-    """Makes all of it safe.
+    """Writes all bytes to the disk (fsync) or bucket.
 
     Raises:
-      OSError: if that is not possible now.
+      OSError: if that fails.
     """
     self._try(sync=True)
     if self.error is not None:
@@ -76,19 +75,19 @@ class LogFile:
       self.error = error
 
   def _write(self, sync: bool) -> None:
-    # Not in append mode: after a write that stopped in the middle, the next one
-    # begins where the last good one ended. And a file that was there and is no
-    # more must not appear again with a hole in front.
+    # Not in append mode: after a partial write, the next write starts where the
+    # last complete one ended. "r+b" fails for a file that was deleted, which
+    # must not appear again with a hole at its start.
     with open(self.path, "r+b" if self._created else "xb") as file:
       self._created = True
       if file.seek(0, os.SEEK_END) < self._size:
-        raise OSError(f"{self.path} was cut off by somebody else")
+        raise OSError(f"{self.path} was truncated by another program")
       file.seek(self._size)
       if self._waiting:
         file.write(self._waiting)
         file.truncate()
       file.flush()
-      if sync:  # also against a loss of power
+      if sync:  # survives a power failure
         os.fsync(file.fileno())
     self._size += len(self._waiting)
     self._waiting = b""

@@ -1,7 +1,7 @@
 """Random streams as a function of (seed, stream name, step).
 
-Nothing random is saved or split off anything else, so that a resumed run, or
-one on other devices, draws what the first one drew.
+No random state is saved, and no key is split. So a resumed run, or a run on
+other devices, samples the same numbers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import jax
 
 
 def stream_id(name: str) -> int:
-  """A fixed non-negative 31-bit number for a stream's name."""
+  """Hashes a stream's name to a non-negative 31-bit number."""
   return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
 def key(
   seed: jax.Array | int, name: str, step: jax.Array | int = 0
 ) -> jax.Array:
-  """The key of one step of one named stream; numbers may be traced."""
+  """Makes the key for a step of a named stream; seed and step may be traced."""
   stream = jax.random.fold_in(jax.random.key(seed), stream_id(name))
   return jax.random.fold_in(stream, step)

@@ -1,7 +1,7 @@
-"""Seconds from the start of the process to its first step, and with what.
+"""A timer for the start of a process, until its first train step.
 
-There is one start to a process, so that its clock is the module's. What comes
-after the first step, such as a second run, is no part of it.
+A process starts once, so the timer is global. It ends with the first step: a
+second run in the same process is not timed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-# In the order in which they come.
+# The parts of a start, in order, as printed.
 PARTS = {
   "imports": "importing",
   "processes": "meeting the other processes",
@@ -31,7 +31,7 @@ _parts: dict[str, float] = {}
 
 
 def start_timer() -> None:
-  """Starts the clock, back when the process did: until now it has imported."""
+  """Starts the timer, backdated to the process start; until now are imports."""
   global _began, _last
   _began = _last = time.monotonic() - _age()
   _parts.clear()
@@ -39,7 +39,7 @@ def start_timer() -> None:
 
 
 def mark(part: str) -> None:
-  """The time since the last call was spent on this part."""
+  """Adds the time since the last call to a part."""
   global _last
   if _last is not None:
     now = time.monotonic()
@@ -48,11 +48,11 @@ def mark(part: str) -> None:
 
 
 def first_step() -> dict[str, float]:
-  """The first step is done, and so is the start.
+  """Ends the timer after the first step.
 
   Returns:
-    Seconds of the whole as `start_seconds`, and of each part as `start_PART`;
-    nothing if this was no step of a program, or not its first.
+    The total as `start_seconds`, and each part as `start_PART`, in seconds.
+    Empty if the timer was not started, or has ended before.
   """
   global _last
   if _last is None:
@@ -64,7 +64,7 @@ def first_step() -> dict[str, float]:
 
 
 def describe(seconds: dict[str, float]) -> str:
-  """What `first_step` returned, in a line; what took no time is left out."""
+  """Formats the result of `first_step`, without parts below 0.05 seconds."""
   parts = {part: seconds.get(f"start_{part}", 0.0) for part in PARTS}
   return f"first step after {seconds['start_seconds']:.1f} s: " + ", ".join(
     f"{PARTS[part]} {time:.1f}" for part, time in parts.items() if time >= 0.05
@@ -72,29 +72,29 @@ def describe(seconds: dict[str, float]) -> str:
 
 
 def _age() -> float:
-  """Seconds since this process began."""
+  """Returns the seconds since this process started."""
   try:
     stat = pathlib.Path("/proc/self/stat").read_text()
-    # Behind the program's name, which may have blanks and brackets.
+    # After the program's name, which may contain spaces and brackets.
     ticks = int(stat.rpartition(")")[2].split()[19])
     begin = ticks / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - begin
-  except (OSError, AttributeError):  # on macOS; nearly the same
+  except (OSError, AttributeError):  # on macOS; CPU time is nearly the same
     return time.process_time()
 
 
 @contextlib.contextmanager
 def hide_packages(*packages: str) -> Iterator[None]:
-  """What is imported inside finds these as if they were not installed.
+  """Hides optional packages from imports inside the block.
 
-  For those that would be used if they were there, but can do without. Later
-  they may be imported as ever; those that were before stay.
+  The imported code sees the packages as not installed. Packages that were
+  imported before stay, and all can be imported again later.
   """
-  absent = [name for name in packages if name not in sys.modules]
-  # Python's own way to say that there is no such module.
-  sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+  hidden = [name for name in packages if name not in sys.modules]
+  # None in sys.modules makes an import raise ModuleNotFoundError.
+  sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
   try:
     yield
   finally:
-    for name in absent:
+    for name in hidden:
       del sys.modules[name]

@@ -1,8 +1,8 @@
-"""Where files are kept, on disks and in buckets (`gs://`), as if it were one.
+"""Files on disks and in buckets (`gs://`), with one interface.
 
-epath hides most of the difference. What is left: a bucket's client raises
-errors of its own, an address has no absolute form, and an object appears when
-it is whole.
+epath hides most of the differences. This module hides the rest: a bucket's
+client raises its own errors, an address has no absolute form, and an object
+appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from mae_jax.utils.errors import ConfigError
 # Length of small files that processes write, replace and read.
 RECORD_BYTES = 512
 
-# Of TensorFlow, whose client it is and which may not be imported here.
-_CLIENTS_ERRORS = "tensorflow.python.framework.errors_impl"
+# The bucket client is TensorFlow's, which must not be imported here.
+_CLIENT_ERRORS = "tensorflow.python.framework.errors_impl"
 
 
 def is_remote(path: epath.PathLike) -> bool:
-  """Whether a path is in a bucket."""
+  """Checks whether a path is in a bucket."""
   return "://" in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """A path that does not depend on the working directory."""
+  """Returns a path that does not depend on the working directory."""
   path = epath.Path(path)
-  # epath puts the working directory in front of an address too.
+  # epath would prepend the working directory to an address.
   return path if is_remote(path) else path.resolve()
 
 
 @contextlib.contextmanager
 def os_errors(path: epath.PathLike) -> Iterator[None]:
-  """Turns the errors of a bucket's client into those that a disk has.
+  """Turns errors of a bucket's client into OSErrors.
 
   Args:
-    path: what is reached for, which the error names.
+    path: the path in use, which the error names.
 
   Raises:
-    OSError: in place of the client's.
+    OSError: in place of the client's error.
   """
   try:
     yield
   except Exception as error:
-    if type(error).__module__ != _CLIENTS_ERRORS:
+    if type(error).__module__ != _CLIENT_ERRORS:
       raise
     raise OSError(
       errno.EIO, console.first_line(error), os.fspath(path)
@@ -59,13 +59,13 @@ def os_errors(path: epath.PathLike) -> Iterator[None]:
 
 
 def make_directories(path: epath.Path) -> None:
-  """Makes a directory, if there is none, with all above it.
+  """Makes a directory and its parents, unless they exist.
 
   Raises:
-    OSError: if that cannot be.
+    OSError: if that fails.
   """
   with os_errors(path):
-    # To make a directory in no bucket TensorFlow would try for ever.
+    # TensorFlow would try forever to make a directory in a missing bucket.
     if is_remote(path) and not _bucket_of(path).exists():
       raise OSError(
         errno.ENOENT, "no such bucket, or not with these credentials", str(path)
@@ -79,14 +79,14 @@ def _bucket_of(path: epath.PathLike) -> epath.Path:
 
 
 def make_directory(path: epath.PathLike, name: str) -> epath.Path:
-  """Makes a directory, if there is none, with all above it.
+  """Makes a directory that the user named, and its parents.
 
   Args:
-    path: of the directory.
-    name: what the user calls it, such as "--workdir".
+    path: the directory.
+    name: the user's name for it, such as "--workdir", for messages.
 
   Raises:
-    ConfigError: if that cannot be.
+    ConfigError: if that fails.
   """
   given, path = os.fspath(path), absolute(path)
   try:
@@ -97,7 +97,7 @@ def make_directory(path: epath.PathLike, name: str) -> epath.Path:
   except OSError as error:
     raise ConfigError(
       f"{name}={given} cannot be made ({error.strerror or error}): name a "
-      "directory that may be written"
+      "writable directory"
     ) from error
   return path
 
@@ -107,8 +107,8 @@ def _check_bucket(address: str, name: str) -> None:
   bucket = rest.partition("/")[0]
   if scheme != "gs" or not bucket:
     raise ConfigError(
-      f"{name}={address} is no directory: name one on a disk, or in a bucket "
-      "as gs://BUCKET/DIRECTORY"
+      f"{name}={address} is not a directory: name one on a disk, or "
+      "gs://BUCKET/DIRECTORY in a bucket"
     )
   try:
     found = importlib.util.find_spec("google.cloud.storage")
@@ -116,24 +116,24 @@ def _check_bucket(address: str, name: str) -> None:
     found = None
   if found is None:
     raise ConfigError(
-      f"{name}={address} needs google-cloud-storage, with which Orbax writes "
+      f"{name}={address} needs google-cloud-storage, which Orbax uses to write "
       "checkpoints to buckets: pip install 'mae_jax[gcs]'"
     )
   if not _bucket_of(address).exists():
     raise ConfigError(
-      f"{name}={address}: there is no bucket {bucket!r}, or it may not be seen "
-      "with these credentials; make it, or log in: gcloud auth "
-      "application-default login"
+      f"{name}={address}: there is no bucket {bucket!r}, or these credentials "
+      "may not read it; make it, or log in: gcloud auth application-default "
+      "login"
     )
 
 
 def write_atomic(path: epath.Path, data: bytes) -> None:
-  """Writes a file so that its old or its new content is there at any moment.
+  """Replaces a file atomically: readers see the old or the new content.
 
   Raises:
-    OSError: if that is not possible now.
+    OSError: if that fails.
   """
-  if is_remote(path):  # an object appears when it is whole
+  if is_remote(path):  # an object appears only when it is complete
     with os_errors(path):
       path.write_bytes(data)
     return
@@ -146,10 +146,10 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
 
 
 def check_writable(path: epath.Path) -> None:
-  """Writes a small file of this process, and takes it away.
+  """Checks that a directory is writable, with a small temporary file.
 
   Raises:
-    OSError: if it cannot.
+    OSError: if it is not.
   """
   name = path / f".probe-{uuid.uuid4().hex[:8]}"
   write_atomic(name, bytes(RECORD_BYTES))

@@ -118,7 +118,7 @@ def test_a_full_disk_of_one_process_ends_all_and_loses_nothing(
   # Of the other one there is nothing to say.
   assert "checkpoint" not in team.output(1)
   kept = steps(tmp_path)[-1]
-  assert f"the last good one is of step {kept}" in told
+  assert f"the last good checkpoint is of step {kept}" in told
   check_goes_on(nursery, tmp_path, whole)
 
 

@@ -34,7 +34,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(nursery, tmp_path):
   assert "Traceback" not in told
   assert "error: two checkpoints in a row could not be written" in told
   kept = steps(tmp_path / "run")[-1]
-  assert f"the last good one is of step {kept}. Make room" in told
+  assert f"the last good checkpoint is of step {kept}. Free space" in told
   again = nursery.start(command)
   assert again.wait() == 0
   assert f"resuming at step {kept}" in again.log.read_text()

@@ -151,8 +151,8 @@ def test_the_newer_run_takes_over(bucket, nursery):
   ("where", "told"),
   [
     ("gs://nobodys/run", "there is no bucket 'nobodys'"),
-    ("gs://", "is no directory"),
-    ("s3://bucket/run", "is no directory"),
+    ("gs://", "is not a directory"),
+    ("s3://bucket/run", "is not a directory"),
   ],
 )
 def test_no_such_bucket(nursery, where, told):

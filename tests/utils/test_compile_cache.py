@@ -12,8 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bench.lib import kills
-from mae_jax.checkpoints import workdir as workdirs
-from mae_jax.utils import compile_cache
+from mae_jax.utils import compile_cache, storage
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands
 
@@ -125,7 +124,7 @@ def test_what_cannot_be_written_is_told(settings, tmp_path, monkeypatch):
   def full(path):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-  monkeypatch.setattr(workdirs, "probe", full)
+  monkeypatch.setattr(storage, "check_writable", full)
   with pytest.raises(ConfigError, match=r"be written \(No space"):
     compile_cache.enable(str(tmp_path))
   assert settings() == before

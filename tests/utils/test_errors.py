@@ -66,10 +66,12 @@ def test_memory_that_numpy_cannot_have():
 
 def test_files(tmp_path):
   full = OSError(errno.ENOSPC, "No space left on device", "runs/a")
-  assert errors.explain(full).startswith("runs/a: No space left on device: see")
+  assert errors.explain(full).startswith(
+    "runs/a: No space left on device: check"
+  )
   with pytest.raises(OSError, match="absent") as caught:
     (tmp_path / "absent").read_text()
-  assert "absent: No such file or directory: see" in errors.explain(
+  assert "absent: No such file or directory: check" in errors.explain(
     caught.value
   )
 

@@ -21,7 +21,7 @@ def test_errors_of_the_buckets_client_are_the_disks():
   assert caught.value.filename == "gs://bucket/run"
   assert caught.value.strerror == "no permission"
   line = errors.explain(caught.value)
-  assert line.startswith("gs://bucket/run: no permission: see that")
+  assert line.startswith("gs://bucket/run: no permission: check that")
 
 
 @pytest.mark.parametrize(
