@@ -332,7 +332,7 @@ def test_what_was_made_here_is_replaced_and_nothing_else(pretrained, tmp_path):
   assert (out / stablehlo.WEIGHTS).stat().st_size < before
   assert os.listdir(tmp_path) == ["out"]
   (out / "notes.txt").write_text("mine")
-  with pytest.raises(ConfigError, match="out holds other things"):
+  with pytest.raises(ConfigError, match="out has other files"):
     command.write(str(pretrained), str(out))
   assert (out / "notes.txt").read_text() == "mine"
 
@@ -424,10 +424,19 @@ def test_a_disk_that_fills_up_is_named(pretrained, tmp_path, monkeypatch, form):
       {"checkpoint": "finetuned", "image_size": (8, 8)},
       r"--image_size=\(8, 8\) is about features, .* add --what=features",
     ),
-    ({"out": "{tmp}/file"}, "file is a file, and is not touched: name a fold"),
-    ({"out": "{tmp}"}, "holds other things, and is not touched: name a folder"),
+    (
+      {"out": "{tmp}/file"},
+      "file is a file, and was not changed: name a new fold",
+    ),
+    (
+      {"out": "{tmp}"},
+      "has other files, and was not changed: name a new folder",
+    ),
     ({"out": "/proc/x/y"}, "the folder of --out=/proc/x cannot be made"),
-    ({"out": "/proc/x"}, r"/proc/x cannot be written \(.*name a folder in one"),
+    (
+      {"out": "/proc/x"},
+      r"/proc/x cannot be written \(.*name a folder in a writ",
+    ),
     ({"out": "gs://bucket/x"}, "is in a bucket, .* name one on a disk, and"),
   ],
 )

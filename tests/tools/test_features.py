@@ -311,7 +311,7 @@ def test_mistakes(pretrained, photos, tmp_path, changes, text):
 
 def test_a_folder_that_may_not_be_written(pretrained, photos, monkeypatch):
   monkeypatch.chdir("/proc")
-  text = "--out=x.npz cannot be written .*in a folder that may be written"
+  text = "--out=x.npz cannot be written .*in a writable folder"
   with pytest.raises(ConfigError, match=text):
     features.write(str(pretrained), str(photos), "x.npz")
 
@@ -329,7 +329,7 @@ def test_a_disk_without_room_is_told_before(
   usage = atomic_write.shutil.disk_usage(tmp_path)._replace(free=100)
   monkeypatch.setattr(atomic_write.shutil, "disk_usage", lambda _: usage)
   monkeypatch.setattr(cli, "stream", None)
-  text = r"takes 0.0 GB, and its disk has 0.0 GB: name a file on another disk"
+  text = r"needs 0.0 GB, but its disk has 0.0 GB: name a file on another disk"
   with pytest.raises(ConfigError, match=text):
     features.write(str(pretrained), str(photos), str(tmp_path / "x.npz"))
 

@@ -292,7 +292,7 @@ def test_nothing_else_is_replaced(workdirs, images, tmp_path):
   run(workdirs["raw"], images / "a.png", out)
   run(workdirs["raw"], images / "a.png", out)
   (out / "images" / "mine.txt").write_text("mine")
-  with pytest.raises(ConfigError, match="holds other things"):
+  with pytest.raises(ConfigError, match="has other files"):
     run(workdirs["raw"], images / "a.png", out)
   assert (out / "images" / "mine.txt").exists()
   settings = json.loads((out / "made_by.json").read_text())
