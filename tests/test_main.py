@@ -70,7 +70,7 @@ def test_the_digits_recipe_shortened(tmp_path):
     ),
     (["--config.data.image_size=9"], "data.image_size=9 is not a multiple of"),
     (["--config.data.crop_scale=0.5,0.1"], "the smaller one first"),
-    (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+    (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir?"),
   ],
 )
 def test_a_mistake_is_one_line(tmp_path, args, complaint):
@@ -98,7 +98,7 @@ def test_debug_shows_where(tmp_path):
     ("raise RuntimeError('boom')", "RuntimeError: boom"),
     ("get_config = lambda: {}", "returned a dict: return mae_jax.config"),
     ("def get_config(): pass", "returned a NoneType: return"),
-    ("", "has no attribute 'get_config'"),
+    ("", "has no function get_config"),
     ("def get_config(:", "SyntaxError: invalid syntax"),
   ],
 )

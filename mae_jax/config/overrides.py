@@ -84,7 +84,12 @@ def load(settings: Iterable[str]) -> Config:
     raise ConfigError(f"--config={path} is not a file: {_EXAMPLE}")
   values = _run(path)
   for key, new, text in overrides:
-    _, value = current_setting(key, _parse(new, text))
+    old = (
+      _parse_bool(text)
+      if key == "objective.norm_pix_loss"
+      else _parse(new, text)
+    )
+    _, value = current_setting(key, old)
     if key != new or (isinstance(value, str) and value != text):
       console.warn(f"--config.{key}={text} is now --config.{new}={value}")
     section, _, field = new.rpartition(".")
@@ -111,7 +116,8 @@ def _run(text: str) -> ml_collections.ConfigDict:
   path, _, arg = text.partition(":")
   try:
     get_config = runpy.run_path(path).get("get_config")
-    values = get_config(arg or None) if get_config else None
+    args = (arg,) if arg else ()
+    values = get_config(*args) if get_config else None
   except ConfigError as error:
     raise ConfigError(f"{path}: {error}") from error
   except Exception as error:  # a recipe may be any program
@@ -161,7 +167,7 @@ def _parse(key: str, text: str) -> Any:
     return parse(text.strip() if parse is not str else text)
   except (ValueError, SyntaxError, MemoryError, RecursionError):
     raise ConfigError(
-      f"--config.{key}={abbreviate(text)}: write {wanted}"
+      f"--config.{key}={abbreviate(text)[1:-1]}: write {wanted}"
     ) from None
 
 

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from mae_jax.tools import cli, reconstructor
-from mae_jax.tools.demo import __main__ as command
-from mae_jax.tools.demo import server
+from mae_jax.tools.demo import command, server
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands, runs
 

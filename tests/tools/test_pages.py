@@ -16,7 +16,7 @@ from playwright import sync_api
 
 from mae_jax.tools import reconstructor
 from mae_jax.tools.demo import server
-from mae_jax.tools.report import __main__ as report
+from mae_jax.tools.report import command as report
 from tests.helpers import fake_logs, runs, tiny
 
 PATIENCE = 120_000  # ms, on a machine that has other things to do

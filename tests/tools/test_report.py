@@ -12,8 +12,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from mae_jax.tools.report import __main__ as command
-from mae_jax.tools.report import data_summary, page, run_logs
+from mae_jax.tools.report import command, data_summary, page, run_logs
 from mae_jax.train import run_info
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands, fake_logs, tiny

@@ -44,14 +44,14 @@ def given() -> tuple[np.ndarray, np.ndarray]:
   return images, random.uniform(size=(4, 16)).astype(np.float32)
 
 
-JUDGES = {
+DISCRIMINATORS = {
   "patch": discriminator.Discriminator,
   "image": discriminator.ImageDiscriminator,
 }
 
 
 @pytest.mark.parametrize(
-  ("step", "game", "type"),
+  ("step", "game", "kind"),
   [
     (0, "hinge", "patch"),
     (10, "hinge", "patch"),
@@ -59,24 +59,24 @@ JUDGES = {
     (20, "non_saturating", "patch"),
   ],
 )
-def test_each_learns_from_its_own_loss_alone(step: int, game: str, judges: str):
-  objective, model, params = adversarial(loss=game, type=judges)
+def test_each_learns_from_its_own_loss_alone(step: int, game: str, kind: str):
+  objective, model, params = adversarial(loss=game, type=kind)
   images, noise = given()
-  opponent = JUDGES[judges](8, 2)
+  network = DISCRIMINATORS[kind](8, 2)
   soft = jax.nn.softplus
   weight = 0.5 * np.clip((step / TOTAL - 0.25) / 0.5, 0, 1)
 
   def score(rival, x):
-    return opponent.apply({"params": rival}, x)
+    return network.apply({"params": rival}, x)
 
-  def of_network(network):
-    out = model.apply({"params": network}, images, noise)
-    painted = objectives.generated_image(model, {"model": network}, images, out)
-    found = score(params["discriminator"], painted)
+  def of_generator(generator):
+    out = model.apply({"params": generator}, images, noise)
+    fake = objectives.generated_image(model, {"model": generator}, images, out)
+    found = score(params["discriminator"], fake)
     fooled = -found if game == "hinge" else soft(-found)
     return out.loss + weight * fooled.mean()
 
-  def of_opponent(rival):
+  def of_discriminator(rival):
     out = model.apply({"params": params["model"]}, images, noise)
     fake = score(rival, objectives.generated_image(model, params, images, out))
     real = score(rival, images)
@@ -91,13 +91,13 @@ def test_each_learns_from_its_own_loss_alone(step: int, game: str, judges: str):
     jax.value_and_grad(objective.loss, argnums=1, has_aux=True),
     static_argnums=0,
   )(model, params, images, noise, step)
-  own, wanted = jax.jit(jax.value_and_grad(of_network))(params["model"])
-  telling, theirs = jax.jit(jax.value_and_grad(of_opponent))(
+  own, wanted = jax.jit(jax.value_and_grad(of_generator))(params["model"])
+  telling, theirs = jax.jit(jax.value_and_grad(of_discriminator))(
     params["discriminator"]
   )
   np.testing.assert_allclose(metrics["loss"], own, rtol=1e-5)
   np.testing.assert_allclose(total, own + telling, rtol=1e-5)
-  np.testing.assert_allclose(metrics["adversary_weight"], weight, atol=1e-6)
+  np.testing.assert_allclose(metrics["generator_weight"], weight, atol=1e-6)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
   jax.tree.map(close, grads["model"], wanted)
   jax.tree.map(close, grads["discriminator"], theirs)
@@ -163,7 +163,7 @@ def test_the_discriminator_has_an_adam_and_a_rate_of_its_own():
       {"loss": "wgan"},
       "discriminator.loss='wgan' is not known: known are hinge",
     ),
-    ({"depth": 4}, r"discriminator.depth=4 halves .*\(8, 8\) to .* at most 3"),
+    ({"depth": 4}, r"discriminator.depth=4 halves .*\(8, 8\): .* at most 3"),
     (
       {"ramp": (0.5, 0.2)},
       r"discriminator.ramp=\(0.5, 0.2\) ends before it",
