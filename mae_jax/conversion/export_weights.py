@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from mae_jax import checkpoints
 from mae_jax.config import lookup
@@ -249,7 +248,7 @@ def _write_jax(weights: Weights, out: str, dtype: np.dtype) -> Sequence[str]:
     writer.write(out, weights.shapes, weights.run)
     weights.finish()
     return ()
-  with _folder(out) as directory:
+  with atomic_write.atomic_folder(out, lambda _: False, _FLAG) as directory:
     writer.write(directory, weights.shapes, weights.run)
     weights.finish()
   return ()
@@ -312,7 +311,7 @@ def _write_transformers(
 ) -> Sequence[str]:
   name = next(name for name, value in DTYPES.items() if value == dtype)
   files = transformers.files(weights.info, name)
-  with _folder(out) as directory:
+  with atomic_write.atomic_folder(out, lambda _: False, _FLAG) as directory:
     for file, content in files.items():
       (directory / file).write_text(json.dumps(content, indent=2) + "\n")
     _write_safetensors(
@@ -320,10 +319,6 @@ def _write_transformers(
     )
   (architecture,) = files[transformers.CONFIG]["architectures"]
   return (f"load it with transformers.{architecture}.from_pretrained({out!r})",)
-
-
-def _folder(out: str) -> contextlib.AbstractContextManager[epath.Path]:
-  return atomic_write.atomic_folder(out, lambda _: False, _FLAG)
 
 
 _WRITERS: dict[str, Callable[[Weights, str, np.dtype], Sequence[str]]] = {

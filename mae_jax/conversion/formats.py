@@ -26,7 +26,6 @@ from mae_jax.utils.errors import ConfigError
 JAX = "jax"
 _PICKLES = (".pth", ".pt", ".bin")
 _SAFE = ".safetensors"
-_WRAPPERS = (name_maps.WRAPPERS,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +48,18 @@ class WeightFormat:
     [tensor_files.Header, pathlib.Path, model_info.ModelInfo | None],
     model_info.ModelInfo,
   ]
-  aliases: Sequence[tuple[str, str]] = _WRAPPERS
+  aliases: Sequence[tuple[str, str]] = (name_maps.WRAPPERS,)
   ignored: Sequence[tuple[str, str]] = ()
   optional_biases: str = ""
 
 
-_BATCH_COUNTER = (
-  (r"^head\.0\.num_batches_tracked$", "BatchNorm's counter of batches"),
-)
 FORMATS = {
   "facebook": WeightFormat(
-    name_maps.FACEBOOK, facebook.describe, ignored=_BATCH_COUNTER
+    name_maps.FACEBOOK,
+    facebook.describe,
+    ignored=(
+      (r"^head\.0\.num_batches_tracked$", "BatchNorm's counter of batches"),
+    ),
   ),
   "transformers": WeightFormat(
     name_maps.TRANSFORMERS,
@@ -96,11 +96,7 @@ def check_exists(path: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: epath.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a local path; files in a bucket are copied temporarily.
-
-  Raises:
-    ConfigError: if the path does not exist.
-  """
+  """Yields a local path; files in a bucket are copied temporarily."""
   check_exists(path)
   path = storage.absolute(path)
   with storage.os_errors(path):

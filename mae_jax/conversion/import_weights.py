@@ -41,7 +41,7 @@ class ForeignCheckpoint:
     overrides: model_info.ModelOverrides,
   ):
     self._path, self._tensors = path, found
-    self._format_name, self._overrides = weight_format, overrides
+    self.weight_format, self._overrides = weight_format, overrides
     self._format = formats.FORMATS[weight_format]
     self._stored_names = {
       _canonical_name(name, self._format.aliases): name for name in found.shapes
@@ -83,7 +83,7 @@ class ForeignCheckpoint:
     zeros = self._check_names(pieces)
     shapes = shapes | self._positions(pieces, patch, dtype)
     origin = {
-      "dialect": self._format_name,
+      "dialect": self.weight_format,
       "file": self._path.name,
       "dtype": next(k for k, v in tensor_files.FLOATS.items() if v == dtype),
     }
@@ -93,7 +93,7 @@ class ForeignCheckpoint:
 
     return Weights(
       what=str(self._path),
-      weight_format=self._format_name,
+      weight_format=self.weight_format,
       info=info,
       run=dataclasses.replace(run, origin=origin),
       dtype=dtype,
@@ -176,7 +176,7 @@ class ForeignCheckpoint:
       shown = "; ".join(problems[:_MAX_NAMES])
       more = len(problems) - _MAX_NAMES
       raise ConfigError(
-        f"{self._path} does not match the format {self._format_name} "
+        f"{self._path} does not match the format {self.weight_format} "
         f"({model_info.KINDS[self.info.kind]}): {shown}"
         + (f"; and {more} more" if more > 0 else "")
         + ". Check that the file is complete and holds a plain ViT"

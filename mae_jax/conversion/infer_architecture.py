@@ -28,9 +28,6 @@ def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
   Returns:
     Fields of `model_info.ModelInfo`. `heads` is None if no named size has these
     dimensions; `image_size` is None if the grid is not square.
-
-  Raises:
-    ConfigError: if the tensors are not a ViT's.
   """
 
   def shape(path: str, dims: int, suffix: str = "") -> tuple[int, ...]:
@@ -76,7 +73,7 @@ def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
   }
   if names["model/decoder/mask_token"] in shapes:
     *_, narrow = shape("model/decoder/mask_token", 3)
-    heads = model_info.heads_of_decoder(narrow) or 0
+    heads = model_info.DECODER_HEADS.get(narrow, 0)
     layers, hidden = stack("decoder")
     found["decoder"] = architecture.Dims(narrow, layers, heads, hidden)
     found["kind"] = model_info.MAE

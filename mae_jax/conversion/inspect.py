@@ -19,11 +19,6 @@ PARTS = {
 }
 
 
-def size(weights: Weights) -> int:
-  """Counts the parameters of weights."""
-  return name_maps.num_parameters(weights.shapes)
-
-
 def describe(
   path: epath.PathLike,
   local: pathlib.Path,
@@ -32,14 +27,7 @@ def describe(
 ) -> str:
   """Returns the table, even if the weights cannot be converted as they are.
 
-  Args:
-    path: as in `load.open_weights`.
-    local: as in `load.open_weights`.
-    weight_format: as in `load.open_weights`.
-    overrides: as in `load.open_weights`.
-
-  Raises:
-    ConfigError: if the weights have no known format.
+  Arguments are as in `load.open_weights`.
   """
   weight_format, found = load.describe(path, local, weight_format, overrides)
   rows = [("file", str(path)), ("format", weight_format), *_info_rows(found)]
@@ -129,7 +117,9 @@ def _content_rows(weights: Weights) -> Iterator[tuple[str, str]]:
     if path in weights.shapes
   )
   counts["positions"] = tables
-  counts["head"] = size(weights) - sum(counts.values())
+  counts["head"] = name_maps.num_parameters(weights.shapes) - sum(
+    counts.values()
+  )
   yield (
     "parameters",
     ", ".join(

@@ -15,11 +15,7 @@ from mae_jax.utils.errors import ConfigError
 
 
 def read(path: pathlib.Path) -> Any:
-  """Reads a JSON file.
-
-  Raises:
-    ConfigError: if it is not JSON.
-  """
+  """Reads a JSON file."""
   try:
     return json.loads(path.read_text())
   except (ValueError, RecursionError) as error:
@@ -29,11 +25,7 @@ def read(path: pathlib.Path) -> Any:
 
 
 def number(content: Mapping[str, Any], key: str, path: pathlib.Path) -> float:
-  """Returns a value that must be a number.
-
-  Raises:
-    ConfigError: if it is not.
-  """
+  """Returns a value that must be a number."""
   value = content[key]
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise _wrong_type(path, key, value, "a number")
@@ -43,11 +35,7 @@ def number(content: Mapping[str, Any], key: str, path: pathlib.Path) -> float:
 def numbers(
   content: Mapping[str, Any], key: str, path: pathlib.Path
 ) -> tuple[float, ...]:
-  """Returns a value that must be a number or a list of numbers.
-
-  Raises:
-    ConfigError: if it is neither.
-  """
+  """Returns a value that must be a number or a list of numbers."""
   value = content[key]
   values = value if isinstance(value, list) else [value]
   if not values or not all(type(each) in (int, float) for each in values):
@@ -58,11 +46,7 @@ def numbers(
 def mapping(
   content: Mapping[str, Any], key: str, path: pathlib.Path
 ) -> Mapping[str, Any]:
-  """Returns a value that must be an object; empty if the key is missing.
-
-  Raises:
-    ConfigError: if it is not an object.
-  """
+  """Returns a value that must be an object; empty if the key is missing."""
   value = content.get(key) or {}
   if not isinstance(value, dict):
     raise _wrong_type(path, key, value, "an object {...}")

@@ -46,16 +46,10 @@ def open_weights(
   Raises:
     ConfigError: if the weights are missing, damaged or of no known format.
   """
-  if weight_format == formats.JAX or (
-    weight_format is None and not formats.is_foreign(path)
-  ):
+  if _is_native(path, weight_format):
     return native.open_checkpoint(path, overrides)
   assert local is not None
-  found = formats.open_tensors(local)
-  weight_format = weight_format or formats.detect(local, found)
-  return import_weights.ForeignCheckpoint(
-    local, found, weight_format, overrides
-  ).weights()
+  return _open_foreign(local, weight_format, overrides).weights()
 
 
 def describe(
@@ -64,20 +58,27 @@ def describe(
   weight_format: str | None,
   overrides: model_info.ModelOverrides,
 ) -> tuple[str, model_info.ModelInfo]:
-  """Returns the format and the model info, even if the latter is incomplete.
-
-  Raises:
-    ConfigError: if the weights have no known format.
-  """
-  if weight_format == formats.JAX or (
-    weight_format is None and not formats.is_foreign(path)
-  ):
+  """Returns the format and the model info, even if the latter is incomplete."""
+  if _is_native(path, weight_format):
     return formats.JAX, native.open_checkpoint(path, overrides).info
+  found = _open_foreign(local, weight_format, overrides)
+  return found.weight_format, found.info
+
+
+def _is_native(path: epath.PathLike, weight_format: str | None) -> bool:
+  if weight_format is None:
+    return not formats.is_foreign(path)
+  return weight_format == formats.JAX
+
+
+def _open_foreign(
+  local: pathlib.Path,
+  weight_format: str | None,
+  overrides: model_info.ModelOverrides,
+) -> import_weights.ForeignCheckpoint:
   found = formats.open_tensors(local)
-  weight_format = weight_format or formats.detect(local, found)
-  return weight_format, import_weights.ForeignCheckpoint(
-    local, found, weight_format, overrides
-  ).info
+  name = weight_format or formats.detect(local, found)
+  return import_weights.ForeignCheckpoint(local, found, name, overrides)
 
 
 def read_arrays(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
@@ -88,11 +89,7 @@ def read_arrays(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def locate(path: epath.PathLike) -> epath.Path:
-  """Returns the directory of a checkpoint's step, or the path of other weights.
-
-  Raises:
-    ConfigError: if there are none.
-  """
+  """Returns the directory of a checkpoint's step, or another format's path."""
   if not formats.is_foreign(path):
     return checkpoints.find_step(path)
   formats.check_exists(path)
@@ -100,11 +97,7 @@ def locate(path: epath.PathLike) -> epath.Path:
 
 
 def read_metadata(path: epath.PathLike) -> checkpoints.CheckpointMetadata:
-  """Reads the settings of the run that `load_any` would return.
-
-  Raises:
-    ConfigError: if there are none, or they are damaged.
-  """
+  """Reads the settings of the run that `load_any` would return."""
   if not formats.is_foreign(path):
     return checkpoints.read_metadata(path)
   with formats.local_copy(path) as local:

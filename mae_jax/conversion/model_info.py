@@ -27,7 +27,7 @@ KINDS = {
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # The reference's evaluation crops 224 of 256 pixels.
 EVAL_CROP = 224 / 256
-_DECODER_HEADS = {512: 16}  # the reference's decoder
+DECODER_HEADS = {512: 16}  # by width, of the reference's decoder
 TARGETS = {"norm_pix": True, "raw": False}
 
 
@@ -148,11 +148,6 @@ def heads_of_named_size(width: int, depth: int) -> int | None:
     if (dims.width, dims.depth) == (width, depth):
       return dims.heads
   return None
-
-
-def heads_of_decoder(width: int) -> int | None:
-  """Returns the heads of the reference's decoder if it has this width."""
-  return _DECODER_HEADS.get(width)
 
 
 def with_overrides(info: ModelInfo, overrides: ModelOverrides) -> ModelInfo:

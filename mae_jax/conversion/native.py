@@ -21,9 +21,6 @@ def open_checkpoint(
   Args:
     path: a workdir, its `checkpoints`, or one step's directory.
     overrides: parts to leave out or to replace.
-
-  Raises:
-    ConfigError: if there is none, it is damaged, or an override contradicts it.
   """
   directory = checkpoints.find_step(path)
   run, arrays = (

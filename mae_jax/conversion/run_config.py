@@ -190,11 +190,7 @@ def from_run(run: checkpoints.CheckpointMetadata, kind: str) -> ModelInfo:
 def shapes(
   run: checkpoints.CheckpointMetadata, kind: str
 ) -> dict[str, tuple[int, ...]]:
-  """Returns the arrays' shapes by path, without fixed position tables.
-
-  Raises:
-    ConfigError: if sizes do not fit together.
-  """
+  """Returns the arrays' shapes by path, without fixed position tables."""
   config = run.config
   key = jax.random.key(0)
   images = jnp.zeros((1, *config.data.image_size, config.data.channels))
@@ -218,11 +214,7 @@ def shapes(
 def check_single_network(
   path: epath.PathLike, run: checkpoints.CheckpointMetadata
 ) -> None:
-  """Refuses a run whose checkpoints hold many networks.
-
-  Raises:
-    ConfigError: if the task is not one that trains a single network.
-  """
+  """Refuses a run whose checkpoints hold many networks."""
   known = list(dict.fromkeys(TASKS.values()))
   if run.config.task not in known:
     raise ConfigError(
@@ -253,11 +245,7 @@ def to_metadata(run: checkpoints.CheckpointMetadata) -> dict[str, Any]:
 def from_metadata(
   content: Mapping[str, Any],
 ) -> checkpoints.CheckpointMetadata:
-  """Converts JSON content of `to_metadata` back.
-
-  Raises:
-    ConfigError: if it is from another version.
-  """
+  """Converts JSON content of `to_metadata` back."""
   return checkpoints.CheckpointMetadata(
     from_config_dict(content["config"]),
     content["data"],

@@ -149,7 +149,11 @@ class PickledTensors:
         "the model's state_dict()"
       )
     self._key = next(
-      (key for key in ("model", "state_dict") if _is_dict(content.get(key))),
+      (
+        key
+        for key in ("model", "state_dict")
+        if isinstance(content.get(key), Mapping)
+      ),
       None,
     )
     self.reference = self._key == "model"
@@ -190,10 +194,6 @@ class PickledTensors:
     yield read
 
 
-def _is_dict(value: Any) -> bool:
-  return isinstance(value, Mapping)
-
-
 def _dtype_name(tensor: Any) -> str:
   layout = str(tensor.layout).removeprefix("torch.")
   if tensor.is_meta or layout != "strided":
@@ -205,11 +205,7 @@ def _dtype_name(tensor: Any) -> str:
 
 
 def import_torch(path: os.PathLike | str) -> Any:
-  """Imports PyTorch, which only `.pth` files need.
-
-  Raises:
-    ConfigError: if it is not installed.
-  """
+  """Imports PyTorch, which only `.pth` files need."""
   try:
     import torch
   except ImportError as error:

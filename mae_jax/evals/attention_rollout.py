@@ -31,12 +31,7 @@ class AttentionMaps(NamedTuple):
 def attention_function(
   encoder: mae.Encoder, data: DataConfig
 ) -> Callable[[Any, np.ndarray], AttentionMaps]:
-  """Returns a function from parameters and a uint8 image to AttentionMaps.
-
-  Args:
-    encoder: the network.
-    data: gives mean and std of pixels.
-  """
+  """Returns a function from parameters and a uint8 image to AttentionMaps."""
   # Float32, because rows of bfloat16 weights do not sum to one.
   float32_encoder = encoder.clone(dtype=jnp.float32, remat="none", frozen=0)
 

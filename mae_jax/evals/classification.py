@@ -170,9 +170,6 @@ class Scorer:
       source: labeled images.
       allowed: as in `score`.
       unreadable: collects the names of images that cannot be read.
-
-    Raises:
-      ConfigError: if the classifier lacks a class of the data.
     """
     numbers = match_classes(source.class_names or (), self._class_names)
     if allowed is None:

@@ -59,11 +59,7 @@ class EvalSplit:
 
 
 def held_out(data: DataConfig) -> EvalSplit:
-  """Opens the held-out split; for a folder without one, all images.
-
-  Raises:
-    ConfigError: if there are no images, or they have no labels.
-  """
+  """Opens the held-out split; for a folder without one, all images."""
   if not data.eval_split:
     raise ConfigError(
       "data.eval_split='' leaves nothing to evaluate: set "
@@ -85,11 +81,7 @@ def held_out(data: DataConfig) -> EvalSplit:
 
 
 def check_images(split: EvalSplit) -> None:
-  """Checks a few images, so that problems are reported before the long work.
-
-  Raises:
-    ConfigError: if none of them can be read, or one has no label.
-  """
+  """Checks a few images, so that problems are reported before the long work."""
   pipeline.check_readable(split.source, split.data)
   number = min(_NUM_CHECKED, split.source.num_examples)
   for batch in pipeline.eval_batches(
@@ -103,11 +95,7 @@ def check_images(split: EvalSplit) -> None:
 
 
 def check_labels(labels: np.ndarray, split: EvalSplit) -> None:
-  """Refuses images without a label, which some splits of TFDS have.
-
-  Raises:
-    ConfigError: if an image has no label.
-  """
+  """Refuses images without a label, which some splits of TFDS have."""
   if (labels < 0).any():
     raise ConfigError(
       f"images of {split.what} have no label: use another split, such as "

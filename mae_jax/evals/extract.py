@@ -27,20 +27,17 @@ def extract_source(
   limit: int = 0,
   unreadable: BadImages | None = None,
 ) -> tuple[Any, np.ndarray, int]:
-  """Runs `apply(params, batch)` over the images of a source, each once.
+  """Runs `extract` over the images of a source, each once.
 
   Args:
     apply: as in `extract`.
-    params: first argument of `apply`.
+    params: as in `extract`.
     source: the images.
     data: settings of preprocessing.
     mesh: the devices.
     batch_size: B, over all processes.
     limit: maximum number of images; 0 for all.
     unreadable: collects the names of images that cannot be read.
-
-  Returns:
-    As `extract`.
   """
   batches = pipeline.eval_batches(
     source,

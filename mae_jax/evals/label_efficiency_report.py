@@ -32,12 +32,7 @@ Groups = dict[str, dict[int, np.ndarray]]  # start, shots -> one per seed
 
 
 def compare(trials: Sequence[Trial], top1: np.ndarray) -> results.Report:
-  """Computes means and standard deviations over seeds.
-
-  Args:
-    trials: M runs.
-    top1: [M] accuracies.
-  """
+  """Computes means and standard deviations over seeds from accuracies [M]."""
   groups: Groups = {}
   for start, shots in dict.fromkeys(
     (each.start, each.shots) for each in trials

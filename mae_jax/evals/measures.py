@@ -37,11 +37,7 @@ class TrainedHead:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Loads the checkpoint.
-
-    Raises:
-      ConfigError: if eval.classes is unknown, or as in `load_for_evaluation`.
-    """
+    """Loads the checkpoint."""
     restricted = {
       "all": False,
       "present": True,
@@ -64,12 +60,7 @@ class TrainedHead:
     return checksums.checksum(self._params)
 
   def open(self, data: DataConfig) -> eval_data.EvalSplit:
-    """Opens the images to evaluate.
-
-    Raises:
-      ConfigError: if the head lacks one of their classes, or as in
-        `eval_data.held_out`.
-    """
+    """Opens the images to evaluate."""
     images = eval_data.held_out(data)
     names = images.class_names
     classification.match_classes(names, self.class_names)
@@ -83,11 +74,7 @@ class TrainedHead:
   def score(
     self, images: eval_data.EvalSplit
   ) -> tuple[classification.Scores, int]:
-    """Scores each image; returns the number of allowed classes too.
-
-    Raises:
-      ConfigError: if no image can be read, or one has no label.
-    """
+    """Scores each image; returns the number of allowed classes too."""
     allowed = np.ones(len(self.class_names), bool)
     if self._present_only:
       allowed = self._present(images)
@@ -122,11 +109,7 @@ class HeadAccuracy:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Opens checkpoint and images.
-
-    Raises:
-      ConfigError: if the settings, checkpoint or images do not fit together.
-    """
+    """Opens checkpoint and images."""
     self._head = TrainedHead(config, mesh)
     self._images = self._head.open(config.data)
     eval_data.check_images(self._images)
@@ -170,11 +153,7 @@ class CorruptionErrors:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Opens checkpoint and images.
-
-    Raises:
-      ConfigError: if the settings, checkpoint or images do not fit together.
-    """
+    """Opens checkpoint and images."""
     data = config.data
     self._head = TrainedHead(config, mesh)
     self._images = {
@@ -244,11 +223,7 @@ class FeatureProbes:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Opens checkpoint and images.
-
-    Raises:
-      ConfigError: if the settings, checkpoint or images do not fit together.
-    """
+    """Opens checkpoint and images."""
     self._checkpoint = load_model.load_for_evaluation(config, mesh, head=False)
     self._config, self._mesh = config, mesh
     self._apply = pretraining.representations(

@@ -40,8 +40,7 @@ class PartialResults:
   def resume(self, about: Any) -> None:
     """Loads the results of an interrupted run of the same evaluation.
 
-    Args:
-      about: JSON content that identifies the evaluation.
+    `about` is JSON content that identifies the evaluation.
     """
     self._about = json.loads(json.dumps(about))
     try:

@@ -46,9 +46,6 @@ class Evaluation:
       eval_source: held-out images; without them there are only pictures.
       unreadable: collects the names of images that cannot be read. They count
         only in `eval_unreadable`.
-
-    Raises:
-      ConfigError: if `eval.pooling` is unknown.
     """
     self._config, self._mesh, self._model = config, mesh, model
     self._train_source, self._eval_source = train_source, eval_source
@@ -57,11 +54,7 @@ class Evaluation:
     self._represent = representations(config, mesh, model.encoder)
 
   def __call__(self, params: Mapping[str, Any]) -> results.Report:
-    """Computes held-out loss, probes of the frozen features, and pictures.
-
-    Args:
-      params: parameters by role.
-    """
+    """Computes held-out loss, probes of the frozen features, and pictures."""
     config, variables = self._config, mae.apply_variables(params)
     scalars: dict[str, float] = {}
     pictures: dict[str, np.ndarray] = {}
@@ -190,9 +183,6 @@ def representations(
   Returns:
     A jitted function from the encoder's parameters and uint8 images [B, H, W,
     C] to named representations [B, D], replicated on all devices.
-
-  Raises:
-    ConfigError: if `eval.pooling` is unknown.
   """
   data, pooling = config.data, config.eval.pooling
   pool = lookup(mae.POOLINGS, pooling, "eval.pooling")

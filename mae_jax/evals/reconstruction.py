@@ -142,15 +142,7 @@ def to_images(
 
 
 def sheet(images: np.ndarray, painted: Reconstructed) -> np.ndarray:
-  """Lays out one row per image, with TITLES above.
-
-  Args:
-    images: [B, H, W, C] uint8.
-    painted: their reconstructions.
-
-  Returns:
-    [H', W', 3] uint8.
-  """
+  """Lays out one row per image as [H', W', 3] uint8, with TITLES above."""
   columns = (
     images,
     painted.masked(images),

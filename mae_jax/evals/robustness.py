@@ -80,11 +80,7 @@ def corruption_data(data: DataConfig, key: Key) -> DataConfig:
 
 
 def corruption_keys(data: DataConfig, names: Collection[str]) -> list[Key]:
-  """Returns the corruptions of TFDS configs, in the order of tables.
-
-  Raises:
-    ConfigError: if a name is not a corruption.
-  """
+  """Returns the corruptions of TFDS configs, in the order of tables."""
   known = {config_name(key): key for key in KEYS}
   for name in names:
     if name not in known:

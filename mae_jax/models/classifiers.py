@@ -119,16 +119,7 @@ class Probe:
 
 
 def fine_tuned(config: Config, num_classes: int, platform: str) -> FineTuned:
-  """Builds the network of a fine-tuning run.
-
-  Args:
-    config: the run's settings.
-    num_classes: number of classes.
-    platform: as in `factory.masked_autoencoder`.
-
-  Raises:
-    ConfigError: if sizes do not fit together.
-  """
+  """Builds the network of a fine-tuning run, as `factory.classifier` does."""
   model = factory.classifier(config, num_classes, platform)
   return FineTuned(model, config)
 

@@ -31,7 +31,7 @@ from mae_jax.utils.errors import ConfigError
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Above this, the position table alone would fill the host's memory.
 MAX_PATCHES = 2**20
-# A platform for exported programs, which run on any of the renamed.
+# A platform for exported programs, which run on any device.
 ANY_PLATFORM = "anywhere"
 # Default bound on attention logits in MB. Measured on CPU with ViT-B's decoder
 # and 16 images: 55 ms with chunks of 2 MB, 47 ms with 5 MB, 53 ms with 10 MB,
@@ -168,11 +168,7 @@ def _auxiliary_losses(
 
 
 def build_discriminator(config: Config) -> discriminator.Discriminator:
-  """Builds the discriminator of a pre-training run.
-
-  Raises:
-    ConfigError: if images are too small for it.
-  """
+  """Builds the discriminator of a pre-training run."""
   settings, size = config.discriminator, config.data.image_size
   build = lookup(
     discriminator.DISCRIMINATORS, settings.type, "discriminator.type"
@@ -222,16 +218,7 @@ def _check_masks(
 def classifier(
   config: Config, num_classes: int, platform: str = "cpu"
 ) -> vit.VisionTransformer:
-  """Builds the network of a fine-tuning run.
-
-  Args:
-    config: the run's settings.
-    num_classes: number of classes.
-    platform: as in `masked_autoencoder`.
-
-  Raises:
-    ConfigError: if sizes do not fit together.
-  """
+  """Builds the network of a fine-tuning run for `num_classes` classes."""
   settings = config.classify
   lookup(vit.POOLINGS, settings.pooling, "classify.pooling")
   built = encoder(config, platform)
@@ -245,11 +232,7 @@ def classifier(
 
 
 def encoder(config: Config, platform: str = "cpu") -> mae.Encoder:
-  """Builds the encoder of a labeled task, with learned positions.
-
-  Raises:
-    ConfigError: if sizes do not fit together.
-  """
+  """Builds the encoder of a labeled task, with learned positions."""
   built = _build_encoder(config, platform)
   _checked_grid(config, built.patch_size)
   return built.clone(learned_positions=True)
@@ -264,9 +247,6 @@ def with_computation(
     network: the encoder; it keeps its parameters and sizes.
     config: gives dtype, rematerialization and the like; its sizes are ignored.
     platform: as in `masked_autoencoder`.
-
-  Raises:
-    ConfigError: if a setting has an unknown value.
   """
   return network.clone(
     **_computation_settings(config.model, network.depth, platform)
@@ -316,35 +296,25 @@ def _computation_settings(
   # Measured: on CPU a rolled scan is 11-17 % slower; on accelerators unrolling
   # doubles compile time.
   unroll = model.unroll or (depth if platform == "cpu" else 1)
-  lookup(transformer.ACTIVATIONS, model.activation, "model.activation")
+  activation = model.activation
+  lookup(transformer.ACTIVATIONS, activation, "model.activation")
+  chunk_mb = model.attention_chunk_mb
+  if chunk_mb is None:
+    chunk_mb = _CPU_ATTENTION_MB if platform == "cpu" else _ATTENTION_MB
   if platform == ANY_PLATFORM:
     # No chunks: their number depends on the batch size, which is unknown.
     # Unrolled, ViT-B on CPU copies all weights while it runs (temporaries of
     # 330 MB instead of 30), compiles four times as long, and is no faster.
-    return {
-      "dtype": dtype,
-      "remat": "none",
-      "unroll": 1,
-      "activation": transformer.PORTABLE_ACTIVATIONS.get(
-        model.activation, model.activation
-      ),
-      "chunk_bytes": 0,
-    }
+    remat, unroll, chunk_mb = "none", 1, 0
+    portable = transformer.PORTABLE_ACTIVATIONS
+    activation = portable.get(activation, activation)
   return {
     "dtype": dtype,
     "remat": remat,
     "unroll": unroll,
-    "activation": model.activation,
-    "chunk_bytes": _chunk_bytes(model.attention_chunk_mb, platform),
+    "activation": activation,
+    "chunk_bytes": math.ceil(1e6 * chunk_mb),
   }
-
-
-def _chunk_bytes(attention_chunk_mb: float | None, platform: str) -> int:
-  if attention_chunk_mb is None:
-    attention_chunk_mb = (
-      _CPU_ATTENTION_MB if platform == "cpu" else _ATTENTION_MB
-    )
-  return math.ceil(1e6 * attention_chunk_mb)
 
 
 @contextlib.contextmanager

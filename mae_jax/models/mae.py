@@ -77,22 +77,13 @@ class MaeOutput:
 class Encoder(nn.Module):
   """The ViT encoder, of all patches or of the visible ones.
 
+  Attributes not listed here are those of `transformer.Stack`.
+
   Attributes:
     patch_size: height and width of a patch in pixels.
-    width: D.
-    depth: number of blocks.
-    heads: number of attention heads.
-    mlp_dim: hidden width of the MLP.
-    dtype: of activations.
-    remat: as in `transformer.Stack`.
-    unroll: as in `transformer.Stack`.
     learned_positions: makes the position table a parameter, "pos_embed" [1, 1 +
       L, D], initialized as sin-cos; the class token has row 0.
     final_norm: applies a LayerNorm to the tokens.
-    frozen: as in `transformer.Stack`.
-    norm_eps: as in `transformer.Stack`.
-    activation: as in `transformer.Stack`.
-    chunk_bytes: as in `attention.attend`.
   """
 
   patch_size: tuple[int, int]
@@ -144,20 +135,7 @@ class Encoder(nn.Module):
     if masked is not None:
       x = masking.visible_only(x, masked)
     x = _prepend(cls, x)
-    stack = transformer.Stack(
-      self.depth,
-      self.heads,
-      self.mlp_dim,
-      self.dtype,
-      self.remat,
-      self.unroll,
-      self.frozen,
-      self.norm_eps,
-      self.activation,
-      self.chunk_bytes,
-      name="stack",
-    )
-    x = stack(x, residual_scale)
+    x = _stack(self, self.frozen)(x, residual_scale)
     if self.final_norm:
       x = transformer.layer_norm("norm", self.norm_eps)(x)
     x = x.astype(jnp.float32)
@@ -167,20 +145,12 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
   """The light decoder, which predicts the target of every patch.
 
+  Attributes not listed here are those of `transformer.Stack`.
+
   Attributes:
     grid: rows and columns of patches.
     target_dim: T, number of target values per patch.
-    width: width of the decoder.
-    depth: number of blocks.
-    heads: number of attention heads.
-    mlp_dim: hidden width of the MLP.
-    dtype: of activations.
-    remat: as in `transformer.Stack`.
-    unroll: as in `transformer.Stack`.
     learned_positions: as in `Encoder`; "pos_embed" is [1, 1 + L, D].
-    norm_eps: as in `transformer.Stack`.
-    activation: as in `transformer.Stack`.
-    chunk_bytes: as in `attention.attend`.
   """
 
   grid: tuple[int, int]
@@ -213,19 +183,8 @@ class Decoder(nn.Module):
       table = pos_embed[0, 1:]
     x = x + table.astype(self.dtype)
     x = jnp.concatenate([cls, x], axis=1)
-    stack = transformer.Stack(
-      self.depth,
-      self.heads,
-      self.mlp_dim,
-      self.dtype,
-      self.remat,
-      self.unroll,
-      norm_eps=self.norm_eps,
-      activation=self.activation,
-      chunk_bytes=self.chunk_bytes,
-      name="stack",
-    )
-    x = transformer.layer_norm("norm", self.norm_eps)(stack(x))[:, 1:]
+    x = _stack(self)(x)
+    x = transformer.layer_norm("norm", self.norm_eps)(x)[:, 1:]
     # Float32, as the loss: rounding predictions would add noise to it.
     return transformer.dense(self.target_dim, jnp.float32, "pred")(x)
 
@@ -359,6 +318,22 @@ def apply_variables(params: Mapping[str, Any]) -> dict[str, Any]:
   """Converts parameters by role to variables for `MaskedAutoencoder.apply`."""
   fitted = {role: params[role] for role in [targets.FITTED] if role in params}
   return {"params": params["model"], **fitted}
+
+
+def _stack(side: Encoder | Decoder, frozen: int = 0) -> transformer.Stack:
+  return transformer.Stack(
+    side.depth,
+    side.heads,
+    side.mlp_dim,
+    side.dtype,
+    side.remat,
+    side.unroll,
+    frozen,
+    side.norm_eps,
+    side.activation,
+    side.chunk_bytes,
+    name="stack",
+  )
 
 
 def _prepend(token: jax.Array, x: jax.Array) -> jax.Array:

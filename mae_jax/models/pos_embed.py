@@ -66,12 +66,11 @@ def resize(
   """
   if tuple(grid) == tuple(to):
     return np.asarray(table, np.float32)
-  width = table.shape[-1]
-  cells = np.asarray(table, np.float64).reshape(*table.shape[:-2], *grid, width)
+  *leading, _, width = table.shape
+  cells = np.asarray(table, np.float64).reshape(*leading, *grid, width)
   rows, columns = (_bicubic_matrix(a, b) for a, b in zip(grid, to, strict=True))
   result = np.einsum("yr,xc,...rcd->...yxd", rows, columns, cells)
-  result = result.reshape(*table.shape[:-2], to[0] * to[1], width)
-  return result.astype(np.float32)
+  return result.reshape(*leading, -1, width).astype(np.float32)
 
 
 def _bicubic_matrix(size: int, to: int) -> np.ndarray:

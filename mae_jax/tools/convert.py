@@ -12,7 +12,13 @@ from collections.abc import Sequence
 
 import jax
 
-from mae_jax.conversion import export_weights, formats, load, model_info
+from mae_jax.conversion import (
+  export_weights,
+  formats,
+  load,
+  model_info,
+  name_maps,
+)
 from mae_jax.conversion import inspect as inspection
 from mae_jax.tools import cli
 from mae_jax.utils import console
@@ -116,7 +122,7 @@ def convert(
     weights = load.open_weights(
       source, local, weight_format=from_, overrides=known
     )
-    total = inspection.size(weights)
+    total = name_maps.num_parameters(weights.shapes)
     with console.progress_bar(total, "parameter", unit_scale=True) as bar:
       notes = export_weights.write(weights, to, out, dtype, bar.update)
   found = model_info.KINDS[weights.info.kind]

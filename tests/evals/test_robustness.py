@@ -67,7 +67,7 @@ def test_keys_are_in_the_order_of_tables():
   names = ("saturate_1", "fog_2", "fog_1", "shot_noise_5")
   found = robustness.corruption_keys(data("x"), names)
   assert found == [("shot_noise", 5), ("fog", 1), ("fog", 2), ("saturate", 1)]
-  with pytest.raises(ConfigError, match=r"'fog_6', which is no cor"):
+  with pytest.raises(ConfigError, match=r"'fog_6', which is not a cor"):
     robustness.corruption_keys(data("x"), (*names, "fog_6"))
 
 

@@ -137,7 +137,7 @@ def test_the_head_of_a_run_is_worth_what_the_run_said(
     assert float(accuracy) == pytest.approx(right[mine].mean())
   assert len(table) == 11
   printed = capsys.readouterr().out
-  assert "on 360 images of digits, the held-out part, 10 classes" in printed
+  assert "on 360 images of digits, the held-out split, 10 classes" in printed
   top1 = 100 * found["scalars"]["eval_top1"]
   assert f"top-1 {top1:.2f} %" in printed
   assert f"written to {tmp_path}: per_class.csv, evaluation.json" in printed
@@ -305,7 +305,7 @@ def test_corruptions_go_on_where_they_were_cut(
 
   monkeypatch.setattr(measures.TrainedHead, "score", cut)
   with pytest.raises(
-    signals.RunInterrupted, match="with 1 of its parts done: the"
+    signals.RunInterrupted, match="1 parts are saved: the same"
   ):
     run(settings, tmp_path / "cut")
   assert not (tmp_path / "cut" / "evaluation.json").exists()
@@ -425,7 +425,9 @@ def test_images_that_cannot_be_scored(trained, digits, tmp_path):
   broken = tmp_path / "broken" / "5"
   broken.mkdir(parents=True)
   (broken / "a.png").write_bytes(b"no image")
-  refused("none can be read", **folder | {"path": str(broken.parent)})
+  refused(
+    "none of 1 images, .* can be read", **folder | {"path": str(broken.parent)}
+  )
 
   write_set(tmp_path, "imagenet_a", "test", pixels[:5], labels[:5])
   tfds_set = {"source": "tfds", "data_dir": str(tmp_path)}
@@ -442,7 +444,7 @@ def test_images_that_cannot_be_scored(trained, digits, tmp_path):
   whole = tfds_set | {"name": robustness.CORRUPTED, "eval_split": "validation"}
   refused("none of its configs is prepared in .*: set --config.data.d", **whole)
   write_corrupted(tmp_path, digits, [("fogg", 1)])
-  refused("a config 'fogg_1', which is no cor.*mean 'fog_1'", **whole)
+  refused("a config 'fogg_1', which is not a cor.*mean 'fog_1'", **whole)
 
 
 def test_features_are_worth_what_pre_training_said(
@@ -475,7 +477,7 @@ def test_a_signal_ends_it_and_nothing_is_written(trained, tmp_path):
   stop = signals.StopSignals()
   stop.requested = True
   with pytest.raises(
-    signals.RunInterrupted, match="nothing is written: the same"
+    signals.RunInterrupted, match="no result is saved: the same"
   ):
     standalone.run(config(trained[0]), str(tmp_path), stop)
   assert not (tmp_path / "evaluation.json").exists()
