@@ -60,7 +60,7 @@ class Discriminator(nn.Module):
 class ImageDiscriminator(Discriminator):
   """A discriminator with one score per image.
 
-  A hidden layer sees the mean over positions. The score can so depend on how
+  A hidden layer sees the mean over positions. This lets the score depend on how
   parts relate, which a mean of scores of parts cannot.
   """
 
