@@ -248,7 +248,7 @@ def test_classes_without_names_go_by_number(tmp_path: pathlib.Path):
   known = conversion.default_class_names(3)
   names = ("eel", "fox", "gnu")
   assert classification.match_classes(names, known).tolist() == [0, 1, 2]
-  with pytest.raises(ConfigError, match="have the class 'eel'"):
+  with pytest.raises(ConfigError, match="such as 'eel', are not"):
     classification.match_classes(names[:2], known)
   with pytest.raises(ConfigError, match="more than once, such as"):
     classification.match_classes(("crane",), ("crane", "eel", "crane"))
@@ -278,7 +278,7 @@ def test_class_names_are_given(tmp_path: pathlib.Path):
   )
   names.write_text("a\nb")
   for kind, text, flags in (
-    ("mean", "has 2 lines, and the head 5", {"heads": 4}),
+    ("mean", "has 2 lines, but the head has 5", {"heads": 4}),
     ("mae", "no head", test_refusals.HEADS | {"target": "raw"}),
   ):
     model = facebook_model.MODELS[kind]()
