@@ -28,9 +28,9 @@ import tqdm
 from bench.lib import figures as painted
 from bench.lib import flags, machine, plots, processes
 from mae_jax.config import overrides, to_dict
-from mae_jax.models import factory
+from mae_jax.distributed import sharding
 from mae_jax.tools.plan import format
-from mae_jax.train.tasks import pretrain
+from mae_jax.train import tasks
 from mae_jax.utils.errors import ConfigError
 
 OUT = pathlib.Path(__file__).with_suffix(".md")
@@ -138,9 +138,7 @@ class Run:
       ConfigError: if it could not be trained.
     """
     config = overrides.recipe(self.recipe)
-    pretrain.program(
-      config, factory.masked_autoencoder(config), lambda _: 0.0, 9
-    )
+    tasks.load("pretrain")(config, sharding.make_mesh(config.mesh))
 
   def train(self, nursery: processes.Nursery) -> None:
     """Runs it to its end, or goes on.

@@ -207,7 +207,7 @@ def compiled_rows(
 def total_flops(found: compile_step.CompiledStep) -> float:
   """Of a step on all chips, on paper."""
   planned = found.planned
-  return planned.program.flops_per_image * planned.config.data.batch_size
+  return planned.task.flops_per_image * planned.config.data.batch_size
 
 
 def large_rows(found: Large) -> Iterator[list[str]]:

@@ -109,7 +109,7 @@ def flops(found: compile_step.CompiledStep) -> tuple[float, float]:
   planned = found.planned
   share = planned.config.data.batch_size // planned.mesh.size
   count = found.costs.flops / share
-  return count, count / planned.program.flops_per_image - 1
+  return count, count / planned.task.flops_per_image - 1
 
 
 def parts(known: roofline.Estimate) -> str:

@@ -176,11 +176,11 @@ def _run(entry: Entry, batch_size: int) -> timed_steps.Run:
   planned = planned_step.planned(
     config, mesh, planned_step.IMAGENET, planned_step.CLASSES
   )
-  state = program_lib.abstract_state(planned)
+  state = program_lib.abstract_state(planned.task)
   step = compile_step.lower(planned, state).compile()
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   with jax.set_mesh(mesh):
-    state = jax.jit(planned.init, out_shardings=shardings)()
+    state = jax.jit(planned.task.init, out_shardings=shardings)()
   random = np.random.default_rng(0)
   batch = {
     name: jax.device_put(

@@ -18,6 +18,7 @@ from absl import logging
 from mae_jax import distributed
 from mae_jax.config import Config
 from mae_jax.tools import cli
+from mae_jax.train import tasks
 from mae_jax.utils import (
   compile_cache,
   console,
@@ -31,34 +32,16 @@ from mae_jax.utils.errors import ConfigError
 Run: TypeAlias = Callable[[Config, str, signals.StopSignals], None]
 
 
-def _pretrain() -> Run:
-  from mae_jax.train.tasks import pretrain
+def _train(name: str) -> Run:
+  from mae_jax.train import loop
 
-  return pretrain.run
-
-
-def _finetune() -> Run:
-  from mae_jax.train.tasks import finetune
-
-  return finetune.run
-
-
-def _linprobe() -> Run:
-  from mae_jax.train.tasks import linprobe
-
-  return linprobe.run
+  return functools.partial(loop.train, tasks.load(name))
 
 
 def _label_efficiency() -> Run:
-  from mae_jax.train.tasks import finetune, label_efficiency, linprobe, pretrain
+  from mae_jax.train.tasks import label_efficiency
 
-  kinds = {
-    "finetune": finetune.FinetuneTask,
-    "linprobe": linprobe.LinprobeTask,
-  }
-  return functools.partial(
-    label_efficiency.run, kinds=kinds, pretrain=pretrain.run
-  )
+  return label_efficiency.run
 
 
 def _evaluate() -> Run:
@@ -70,9 +53,7 @@ def _evaluate() -> Run:
 # A task is imported when it is chosen: that imports TensorFlow, which takes
 # seconds, and a wrong setting should be reported before.
 TASKS: dict[str, Callable[[], Run]] = {
-  "pretrain": _pretrain,
-  "finetune": _finetune,
-  "linprobe": _linprobe,
+  **{name: functools.partial(_train, name) for name in tasks.TASKS},
   "label_efficiency": _label_efficiency,
   "evaluate": _evaluate,
 }

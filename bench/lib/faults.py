@@ -24,7 +24,6 @@ from mae_jax import checkpoints
 from mae_jax.config import Config, EvalConfig
 from mae_jax.data import bad_images, pipeline, sources
 from mae_jax.train import step as program
-from mae_jax.train.tasks import pretrain
 from tests.helpers import runs, tiny
 
 MISTAKES = (
@@ -177,9 +176,9 @@ def _restorer(
   config: Config,
 ) -> Callable[[pathlib.Path], checkpoints.TrainState]:
   mesh = runs.devices_mesh()
-  task = pretrain.PretrainTask(config, mesh)
+  task, _ = runs.open_task(config, mesh)
   shapes = program.abstract_state(task)
-  run = checkpoints.CheckpointMetadata(config, task.data_identity)
+  run = checkpoints.CheckpointMetadata(config, task.info.identity)
 
   def restore(workdir: pathlib.Path) -> checkpoints.TrainState:
     state = checkpoints.restore_newest(workdir, run, shapes)

@@ -130,9 +130,9 @@ def run(model: Model, dtype: str) -> Run:
 
   from mae_jax.config import overrides
   from mae_jax.distributed import sharding
-  from mae_jax.models import factory
-  from mae_jax.train import step as program_lib
-  from mae_jax.train.tasks import pretrain
+  from mae_jax.train import step as step_lib
+  from mae_jax.train.tasks import base
+  from mae_jax.train.tasks.pretrain import PretrainTask
 
   recipe = overrides.recipe("configs/vit_b.py")
   config = dataclasses.replace(
@@ -156,17 +156,16 @@ def run(model: Model, dtype: str) -> Run:
     ),
   )
   mesh = sharding.make_mesh(config.mesh)
-  program = pretrain.program(
-    config, factory.masked_autoencoder(config), lambda step: LR, total_steps=1
-  )
+  task = PretrainTask(config, mesh)
+  task.prepare(base.DataInfo(num_examples=10**6))
   with jax.set_mesh(mesh):
-    shapes = jax.eval_shape(program.init)
+    shapes = jax.eval_shape(task.init)
     where = sharding.state_shardings(mesh, shapes)
-    state = jax.jit(program.init, out_shardings=where)()
-    train_step = program_lib.jit_step(program.train_step, mesh, state)
+    state = jax.jit(task.init, out_shardings=where)()
+    train_step = step_lib.jit_step(task.train_step, mesh, state)
   local = {"image": photos(model), "readable": np.ones(model.batch, bool)}
   batch = sharding.to_global(mesh, local, model.batch)
-  flops = model.batch * program.flops_per_image
+  flops = model.batch * task.flops_per_image
   return Run(train_step, state, batch, mesh, flops)
 
 

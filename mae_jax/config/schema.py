@@ -501,6 +501,13 @@ class DiscriminatorConfig:
   b1: float = setting(0.0, ge=0, lt=1, help="beta 1 of Adam")
   b2: float = setting(0.99, ge=0, lt=1, help="beta 2 of Adam")
 
+  def __post_init__(self):
+    if self.ramp[0] > self.ramp[1]:
+      raise ConfigError(
+        f"discriminator.ramp={self.ramp} ends before it begins: write the "
+        "smaller share of training first"
+      )
+
 
 @section
 class ClassifyConfig:

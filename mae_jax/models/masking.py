@@ -7,6 +7,7 @@ section 3, "Simple implementation").
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mae_jax.distributed import sharding
+from mae_jax.utils import rng
 
 
 @flax.struct.dataclass
@@ -327,3 +329,35 @@ def _permute_backward(
 
 
 _permute.defvjp(_permute_forward, _permute_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSchedule:
+  """A choice among the mask ratios and strategies of training, by step.
+
+  Attributes:
+    kind: random (sampled anew in each step) or sequential (equal parts of
+      training, in order).
+    seed: seed of the random choice.
+    total_steps: number of steps of the whole training.
+    num_ratios: number of mask ratios.
+    num_strategies: number of strategies.
+  """
+
+  kind: str
+  seed: int
+  total_steps: int
+  num_ratios: int
+  num_strategies: int
+
+  def __call__(self, step: jax.Array) -> jax.Array | int:
+    """Returns ratio * num_strategies + strategy of a step."""
+    ratio = self._choose("ratio", step, self.num_ratios)
+    strategy = self._choose("strategy", step, self.num_strategies)
+    return ratio * self.num_strategies + strategy
+
+  def _choose(self, name: str, step: jax.Array, count: int) -> jax.Array:
+    if self.kind == "random":
+      return jax.random.randint(rng.key(self.seed, name, step), (), 0, count)
+    begins = [-(-n * self.total_steps // count) for n in range(1, count)]
+    return sum((step >= begin for begin in begins), jnp.int32(0))

@@ -122,7 +122,8 @@ def write(
     f"{out}: attention of block {network.layer} in "
     f"{image_stream.readable(done, total)}, in "
     f"{time.monotonic() - began:.1f} s; three colors show "
-    f"{100 * colors.shares.sum():.0f} % of the features' variance; look at {os.path.join(out, output_folder.SHEET)}{first}"
+    f"{100 * colors.shares.sum():.0f} % of the features' variance; "
+    f"look at {os.path.join(out, output_folder.SHEET)}{first}"
   )
 
 

@@ -229,7 +229,12 @@ def run(
     values = parse(function, name, argv)
     debug = values.pop("debug")
     signals.exit_on_signals(interrupted)
-    function(**values)
+    arguments = [
+      values.pop(each.name)
+      for each in inspect.signature(function).parameters.values()
+      if each.kind is inspect.Parameter.POSITIONAL_ONLY
+    ]
+    function(*arguments, **values)
   except Exception as error:
     line = _explain(error, "batch_size" in values)
     if debug or line is None:

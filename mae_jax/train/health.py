@@ -13,8 +13,10 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from mae_jax import checkpoints
 from mae_jax.config import Config
 from mae_jax.utils import console, storage
+from mae_jax.utils.errors import TrainingError
 
 
 class Unreadable(Protocol):
@@ -73,8 +75,22 @@ class HealthMonitor:
     self._epoch: int | None = None
     self._before = int(health.unreadable)
 
-  def look(self, step: int, values: Mapping[str, jax.Array]) -> Problem | None:
-    """Tells what is new after a step; waits for it."""
+  def check_start(self, step: int, health: checkpoints.Health) -> None:
+    """Refuses to resume after too many steps that were not finite.
+
+    Raises:
+      TrainingError: with the way out.
+    """
+    problem = self._diverged(step, int(health.consecutive_skipped))
+    if problem:
+      raise TrainingError(f"step {step}: {problem.text}")
+
+  def check(self, step: int, values: Mapping[str, jax.Array]) -> Problem | None:
+    """Warns of what is new after a step, whose end it waits for.
+
+    Returns:
+      The reason to end the run; None to continue.
+    """
     if not values:  # before the first step
       return None
     counts = {name: values[name] for name in COUNTS}
@@ -94,11 +110,11 @@ class HealthMonitor:
         shared=True,
       )
     self._skipped, self._spikes = now["skipped"], now["loss_spikes"]
-    return self.lost(
+    return self._diverged(
       step, now["consecutive_skipped"]
     ) or self._too_many_unreadable(step, now)
 
-  def lost(self, step: int, consecutive_skipped: int) -> Problem | None:
+  def _diverged(self, step: int, consecutive_skipped: int) -> Problem | None:
     """Whether too many steps in a row were not finite."""
     limit = self._config.train.max_bad_steps
     if consecutive_skipped < limit:

@@ -1,4 +1,7 @@
-"""The one loop: step, log, evaluate, save. It never knows which task runs."""
+"""The training loop: next batch, step, health, log, evaluate, save, stop.
+
+The loop knows no task: `tasks.base.Task` is all that it asks of one.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import contextlib
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
@@ -15,82 +18,63 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from mae_jax import checkpoints, distributed
-from mae_jax.checkpoints import workdir as workdirs
+from mae_jax.checkpoints import TrainState
+from mae_jax.checkpoints.workdir import Workdir, hold
 from mae_jax.config import Config
 from mae_jax.distributed import sharding, vote
-from mae_jax.evals import results
-from mae_jax.train import health as watch_lib
-from mae_jax.train import metrics, run_info
-from mae_jax.train import step as program
-from mae_jax.utils import console, startup, storage
-from mae_jax.utils import signals as interrupts_lib
+from mae_jax.evals.results import Report
+from mae_jax.train import health, metrics, run_info
+from mae_jax.train import step as step_lib
+from mae_jax.train.tasks.base import Task
+from mae_jax.utils import console, signals, startup, storage
 from mae_jax.utils.errors import TrainingError
 
+if TYPE_CHECKING:
+  from mae_jax.train.run_data import RunData
 
-class Task(program.ShardedStep, Protocol):
-  """What the loop asks of a task."""
 
-  @property
-  def total_steps(self) -> int:
-    """Where training ends."""
+def train(
+  make_task: Callable[[Config, Mesh], Task],
+  config: Config,
+  workdir: str,
+  stop: signals.StopSignals,
+) -> None:
+  """Trains a task from start to end, or resumes an interrupted run.
 
-  @property
-  def flops_per_image(self) -> int:
-    """Of a training step, for utilization."""
+  Args:
+    make_task: the class of the task.
+    config: settings of the run.
+    workdir: directory for checkpoints, logs and pictures.
+    stop: the signals that ask the run to stop.
 
-  @property
-  def num_examples(self) -> int:
-    """Size of the training set."""
+  Raises:
+    ConfigError: if something cannot work, before any step.
+    TrainingError: if training cannot continue; what was learned is saved.
+    RunInterrupted: after a signal; everything is saved.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  startup.mark("devices")
+  task = make_task(config, mesh)
+  # TensorFlow takes seconds to import; wrong settings are reported before.
+  from mae_jax.train.run_data import RunData
 
-  @property
-  def data_identity(self) -> Mapping[str, int | str]:
-    """Tells the training data from others, wherever they are."""
-
-  @property
-  def class_names(self) -> Sequence[str]:
-    """Of the labels; () if there are none."""
-
-  @property
-  def unreadable(self) -> watch_lib.Unreadable:
-    """Names the images that could not be read."""
-
-  @property
-  def evaluate(self) -> Callable[[Mapping[str, Any]], results.Report]:
-    """Measures parameters, by role."""
-
-  def train_batches(self, start_step: int) -> Iterator[Any]:
-    """This process's rows of every global batch from `start_step` on."""
-
-  def interval(self, duration: str, field: str) -> int:
-    """A Duration between events in steps; 0 for never."""
-
-  def load(self, path: str, like: Any) -> Any:
-    """The parameters by role that a new run starts from, out of a checkpoint.
-
-    `like` is what `init` makes, of ShapeDtypeStructs with shardings. What the
-    checkpoint does not have is drawn as in `init`.
-    """
-
-  def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
-    """A new state, with what is to be learned of the data before training."""
+  data = RunData(config, mesh)
+  task.prepare(data.info)
+  run(task, data, config, mesh, workdir, stop)
 
 
 def initial_state(
-  task: Task,
-  config: Config,
-  mesh: Mesh,
-  workdir: epath.PathLike,
-) -> checkpoints.TrainState:
-  """Where a run starts.
+  task: Task, data: RunData, config: Config, mesh: Mesh, workdir: epath.PathLike
+) -> TrainState:
+  """Returns the state that a run starts from.
 
-  In this order: the newest whole checkpoint of its workdir; the parameters
-  named by `init_from`; scratch.
+  The newest whole checkpoint of the workdir comes first, then the parameters of
+  `init_from`, then random initialization.
   """
-  shapes = program.abstract_state(task)
-  run = checkpoints.CheckpointMetadata(
-    config, task.data_identity, task.class_names
+  shapes = step_lib.abstract_state(task)
+  restored = checkpoints.restore_newest(
+    workdir, _metadata(task, config), shapes
   )
-  restored = checkpoints.restore_newest(workdir, run, shapes)
   if restored is not None:
     return restored
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
@@ -98,38 +82,47 @@ def initial_state(
     params = task.load(config.init_from, shapes.params)
     state = jax.jit(task.init, out_shardings=shardings)()
     return dataclasses.replace(state, params=params)
-  return task.fit(jax.jit(task.init, out_shardings=shardings)())
+  state = jax.jit(task.init, out_shardings=shardings)()
+  return task.fit(state, task.train_batches(data, 0))
+
+
+def _metadata(task: Task, config: Config) -> checkpoints.CheckpointMetadata:
+  info = task.info
+  return checkpoints.CheckpointMetadata(config, info.identity, info.class_names)
 
 
 def run(
   task: Task,
+  data: RunData,
   config: Config,
   mesh: Mesh,
   workdir: epath.PathLike,
-  interrupts: interrupts_lib.StopSignals | None = None,
-) -> results.Report:
-  """Trains to the end, and says how it went.
+  stop: signals.StopSignals | None = None,
+) -> Report:
+  """Trains a prepared task to the end.
 
   Args:
     task: what to train.
-    config: the run; saved with every checkpoint.
+    data: the images.
+    config: settings of the run; saved with every checkpoint.
     mesh: the devices.
-    workdir: where checkpoints, logs and pictures go; one run at a time.
-    interrupts: signals that ask the run to stop; None for none.
+    workdir: directory for checkpoints, logs and pictures; one run at a time.
+    stop: the signals that ask the run to stop; None for none.
 
   Returns:
     The last evaluation.
 
   Raises:
     ConfigError: if something cannot work, before any step.
-    TrainingError: if training cannot go on; what was learned is kept.
-    Stopped: if a signal asked for it; everything is saved.
+    TrainingError: if training cannot continue; what was learned is saved.
+    RunInterrupted: after a signal; everything is saved.
   """
   first = jax.process_index() == 0
+  evaluate = task.evaluator(data)
   with contextlib.ExitStack() as stack:
-    held = stack.enter_context(workdirs.hold(workdir, owner=first))
+    held = stack.enter_context(hold(workdir, owner=first))
     with storage.os_errors(held.path):
-      state = initial_state(task, config, mesh, held.path)
+      state = initial_state(task, data, config, mesh, held.path)
     start = int(state.step)
     startup.mark("state")
     if first:
@@ -145,186 +138,195 @@ def run(
       )
     stack.callback(writer.close)
     if first:
-      _tell_about(held.path, config, mesh)
+      _write_run_info(held.path, config, mesh)
     checkpointer = stack.enter_context(
       checkpoints.Checkpointer(
-        held.path,
-        config.train.keep,
-        checkpoints.CheckpointMetadata(
-          config, task.data_identity, task.class_names
-        ),
+        held.path, config.train.keep, _metadata(task, config)
       )
     )
-    runner = Trainer(
+    trainer = Trainer(
       task,
+      data,
       config,
       mesh,
       held,
-      interrupts or interrupts_lib.StopSignals(),
+      stop or signals.StopSignals(),
       writer,
       checkpointer,
+      evaluate,
     )
     with jax.set_mesh(mesh):
-      result = runner.train(state, start)
+      result = trainer.train(state)
   if first:
-    console.info(runner.summary(result))
+    console.info(trainer.summary(result))
   return result
 
 
-def _tell_about(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
+def _write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
   try:
     run_info.write_run_info(workdir, config, mesh)
-  except OSError as error:  # training does without
+  except OSError as error:  # training works without the file
     console.warn(f"{workdir / run_info.FILE} cannot be written: {error}")
 
 
 class Trainer:
-  """The loop and what it drives."""
+  """The state of the loop, and the objects that it drives."""
 
   def __init__(
     self,
     task: Task,
+    data: RunData,
     config: Config,
     mesh: Mesh,
-    held: workdirs.Workdir,
-    interrupts: interrupts_lib.StopSignals,
+    held: Workdir,
+    stop: signals.StopSignals,
     writer: metrics.Writer,
     checkpointer: checkpoints.Checkpointer,
+    evaluate: Callable[[Mapping[str, Any]], Report],
   ):
-    self._task, self._config, self._mesh = task, config, mesh
-    self._held, self._interrupts = held, interrupts
+    self._task, self._data = task, data
+    self._config, self._mesh = config, mesh
+    self._held, self._signals = held, stop
     self._writer, self._checkpointer = writer, checkpointer
-    self._due = Schedule(task, config)
-    # Of several processes, on whether to stop and whether it is time to save.
+    self._evaluate_params = evaluate
+    self._schedule = Schedule(task, config)
+    # With several processes: votes on whether to stop and whether to save.
     self._votes = (
       None if distributed.single_process() else vote.AsyncVote(mesh, 2)
     )
-    self._stop = self._late = False
+    self._stop = self._overdue = False
     self._meter = metrics.Meter(
       mesh.devices, config.data.batch_size, task.flops_per_image
     )
-    self._step = 0
-    self._start: dict[str, float] = {}  # until it is logged
+    self._first = self._step = 0
+    self._start_times: dict[str, float] = {}  # until they are logged
     self._values: Mapping[str, jax.Array] = {}
-    self._result: results.Report | None = None
+    self._result: Report | None = None
 
-  def train(self, state: checkpoints.TrainState, start: int) -> results.Report:
-    """Steps from `start` to the end; returns the last evaluation."""
-    task = self._task
-    self._step = start
-    (evaluated, *_) = distributed.gather("yes" * self._writer.evaluated)
-    if start and self._due.evaluate(start) and not evaluated:
-      self._evaluate(state)  # the run was stopped before it
-      startup.mark("evaluation")
-    watch = watch_lib.HealthMonitor(
+  def train(self, state: TrainState) -> Report:
+    """Trains from `state.step` to the end; returns the last evaluation."""
+    task, data = self._task, self._config.data
+    self._first = self._step = start = int(state.step)
+    if start:
+      self._evaluate_if_missing(state)
+    monitor = health.HealthMonitor(
       self._config,
-      task.num_examples,
-      task.unreadable,
+      task.info.num_examples,
+      self._data.bad_images,
       state.health,
       self._held.path,
     )
-    if problem := watch.lost(start, int(state.health.consecutive_skipped)):
-      raise TrainingError(f"step {start}: {problem.text}")
-    train_step = program.jit_step(
+    monitor.check_start(start, state.health)
+    train_step = step_lib.jit_step(
       task.train_step, self._mesh, state, overlap=self._config.mesh.overlap
     )
     batches = sharding.prefetch(
       self._mesh,
-      task.train_batches(start),
-      self._config.data.batch_size,
-      ahead=self._config.data.prefetch,
+      task.train_batches(self._data, start),
+      data.batch_size,
+      ahead=data.prefetch,
     )
-    previous_batch: Any = None
+    batch = None
     with contextlib.ExitStack() as stack:
       for step in range(start + 1, task.total_steps + 1):
-        try:
-          batch, previous = next(batches), self._values
-        except Exception:
-          # Of several processes the others are in a step, and cannot save.
-          if self._step > start and distributed.single_process():
-            self._save(state, wait=True)  # training was not in vain
-          raise
+        previous_batch, previous_values = batch, self._values
+        with self._saved_if_it_fails(state):
+          batch = next(batches)
         startup.mark("images")
         state, self._values = train_step(state, batch)
-        if self._votes:
-          self._votes.cast(self._interrupts.requested, self._due.late())
+        self._vote()
         # Waits for the step before this one, so that the host is never more
         # than two steps ahead of the devices.
-        problem = watch.look(step - 1, previous)
+        problem = monitor.check(step - 1, previous_values)
         self._step = step
         self._meter.tick(self._values)
         self._writer.advance()
         if step == start + 1:
-          stack.enter_context(self._interrupts.unsaved_work())
-          self._tell_start()
+          stack.enter_context(self._signals.unsaved_work())
+          self._report_start()
         if problem:
           self._give_up(problem, state, previous_batch)
-        last = step == task.total_steps
-        if last and (problem := watch.look(step, self._values)):
+        if step == task.total_steps and (
+          problem := monitor.check(step, self._values)
+        ):
           self._give_up(problem, state, batch)
-        self._after_step(state)
-        previous_batch = batch
-    if self._result is None:  # there was nothing left to train
-      self._result = task.evaluate(state.params)
+        # What is written about a step comes before its checkpoint, so that a
+        # resumed run finds its logs complete.
+        self._log()
+        self._count_votes()
+        self._evaluate_if_due(state)
+        self._save_if_due(state)
+        self._stop_if_asked()
+    if self._result is None:  # nothing was left to train
+      self._result = self._evaluate_params(state.params)
       self._save_pictures(self._result)
     return self._result
 
-  def _after_step(self, state: checkpoints.TrainState) -> None:
-    """Logs, evaluates and saves: in this order.
+  @property
+  def _last(self) -> bool:
+    return self._step == self._task.total_steps
 
-    What is written about a step comes before its checkpoint, so that a resumed
-    run finds the logs whole up to where it starts.
-    """
-    last = self._step == self._task.total_steps
-    self._log()
-    self._ask()
-    stop = not last and self._stop
-    if self._due.evaluate(self._step) and not stop:
-      with self._meter.paused(self._values):
-        try:
-          self._evaluate(state)
-        except interrupts_lib.RunInterrupted:
-          self._interrupts.agree_to_stop()
-          stop = True
-        except Exception:
-          if distributed.single_process():  # as above
-            self._save(state, wait=True)
-          raise
-    if self._due.save(self._step, self._late) or stop:
-      with self._meter.paused(self._values):
-        self._save(state, wait=stop or last)
-    if stop:
-      raise interrupts_lib.RunInterrupted(
-        f"stopped after step {self._step} of {self._task.total_steps}, which "
-        "is saved: the same command goes on from there"
-      )
+  def _evaluate_if_missing(self, state: TrainState) -> None:
+    """Evaluates a resumed run that was stopped before its evaluation."""
+    (evaluated, *_) = distributed.gather("yes" * self._writer.evaluated)
+    if self._schedule.evaluate(self._step) and not evaluated:
+      self._evaluate(state)
+      startup.mark("evaluation")
 
-  def _ask(self) -> None:
-    """Whether to stop or save; of several processes, by the last ballot."""
+  @contextlib.contextmanager
+  def _saved_if_it_fails(self, state: TrainState) -> Iterator[None]:
+    """Saves the state if the block raises, so that training was not in vain."""
+    try:
+      yield
+    except Exception:
+      # Several processes cannot save: the others are in a step.
+      if self._step > self._first and distributed.single_process():
+        self._save(state, wait=True)
+      raise
+
+  def _vote(self) -> None:
+    if self._votes:
+      self._votes.cast(self._signals.requested, self._schedule.overdue())
+
+  def _count_votes(self) -> None:
+    """Decides whether to stop or save; with several processes, by vote."""
     if self._votes is None:
-      self._stop, self._late = self._interrupts.requested, self._due.late()
-      return
-    self._stop, self._late = self._votes.count()
-    if self._stop:
-      self._interrupts.agree_to_stop()
+      self._stop = self._signals.requested
+      self._overdue = self._schedule.overdue()
+    else:
+      self._stop, self._overdue = self._votes.count()
+      if self._stop:
+        self._signals.agree_to_stop()
+    self._stop = self._stop and not self._last
 
-  def _tell_start(self) -> None:
+  def _report_start(self) -> None:
     startup.mark("compile")
-    self._start = startup.first_step()
-    if self._start:
-      self._writer.say(startup.describe(self._start))
+    self._start_times = startup.first_step()
+    if self._start_times:
+      self._writer.say(startup.describe(self._start_times))
 
   def _log(self) -> None:
-    if self._due.log(self._step):
+    if self._schedule.log(self._step):
       scalars = {key: float(value) for key, value in self._values.items()}
-      scalars |= self._meter.read() | self._start
+      scalars |= self._meter.read() | self._start_times
       self._writer.scalars(self._step, scalars)
-      self._start = {}
+      self._start_times = {}
 
-  def _evaluate(self, state: checkpoints.TrainState) -> None:
+  def _evaluate_if_due(self, state: TrainState) -> None:
+    if self._stop or not self._schedule.evaluate(self._step):
+      return
+    with self._meter.paused(self._values):
+      try:
+        with self._saved_if_it_fails(state):
+          self._evaluate(state)
+      except signals.RunInterrupted:
+        self._signals.agree_to_stop()
+        self._stop = True
+
+  def _evaluate(self, state: TrainState) -> None:
     begin = time.monotonic()
-    with self._interrupts.interruptible():
-      result = self._task.evaluate(state.params)
+    with self._signals.interruptible():
+      result = self._evaluate_params(state.params)
     seconds = {"eval_seconds": time.monotonic() - begin}
     self._writer.scalars(self._step, {**result.scalars, **seconds})
     for name, pixels in result.pictures.items():
@@ -332,8 +334,20 @@ class Trainer:
     self._save_pictures(result)
     self._result = result
 
-  def _save(self, state: checkpoints.TrainState, *, wait: bool = False) -> None:
-    """Makes the logs safe, then writes a checkpoint."""
+  def _save_if_due(self, state: TrainState) -> None:
+    if self._schedule.save(self._step, self._overdue) or self._stop:
+      with self._meter.paused(self._values):
+        self._save(state, wait=self._stop or self._last)
+
+  def _stop_if_asked(self) -> None:
+    if self._stop:
+      raise signals.RunInterrupted(
+        f"stopped after step {self._step} of {self._task.total_steps}, which "
+        "is saved: the same command resumes from there"
+      )
+
+  def _save(self, state: TrainState, *, wait: bool = False) -> None:
+    """Flushes the logs, then writes a checkpoint."""
     for _ in range(2 if wait else 1):
       failure: OSError | None = None
       try:
@@ -350,11 +364,9 @@ class Trainer:
       if not any(failures):
         self._checkpointer.save(self._step, state, wait=wait)
         return
-      self._checkpointer.failed(
-        self._step, checkpoints.combined_error(failures)
-      )
+      self._checkpointer.failed(self._step, checkpoints.combined_error(failures))
 
-  def _save_pictures(self, result: results.Report) -> None:
+  def _save_pictures(self, result: Report) -> None:
     if jax.process_index() != 0:
       return
     for name, pixels in result.pictures.items():
@@ -368,21 +380,21 @@ class Trainer:
         console.warn(f"{name}.png could not be written: {error}")
 
   def _give_up(
-    self, problem: watch_lib.Problem, state: checkpoints.TrainState, batch: Any
+    self, problem: health.Problem, state: TrainState, batch: Any
   ) -> None:
-    """Keeps what was learned, and what may be to blame; raises."""
+    """Saves what was learned, and the inputs that may be the cause; raises."""
     text = f"stopped at step {self._step}: {problem.text}"
     if problem.keep_inputs:
       with contextlib.suppress(OSError):  # the checkpoint matters more
-        path = watch_lib.save_inputs(self._held.path, problem.step, batch)
-        text += f". What step {problem.step} was given is in {path}"
+        path = health.save_inputs(self._held.path, problem.step, batch)
+        text += f". The inputs of step {problem.step} are in {path}"
     if problem.keep_state:
       self._log()
       self._save(state, wait=True)
     raise TrainingError(text)
 
-  def summary(self, result: results.Report) -> str:
-    """What a user wants to know at the end."""
+  def summary(self, result: Report) -> str:
+    """Describes the finished run, in a few lines."""
     if self._values:
       lines = [
         f"trained to step {self._step} in {self._meter.seconds:.1f} s after "
@@ -417,23 +429,28 @@ class Schedule:
     self._saved_at, self._saved_step = time.monotonic(), 0
 
   def log(self, step: int) -> bool:
-    """Whether to log after `step`."""
+    """Checks whether to log after `step`."""
     return self._due(self._log, step)
 
   def evaluate(self, step: int) -> bool:
-    """Whether to evaluate after `step`."""
+    """Checks whether to evaluate after `step`."""
     return self._due(self._evaluate, step)
 
-  def late(self) -> bool:
-    """Whether it is time to save, by this process's clock."""
+  def overdue(self) -> bool:
+    """Checks whether save_every_minutes have passed in this process."""
     waited = time.monotonic() - self._saved_at
     return 0 < self._save_seconds < waited
 
-  def save(self, step: int, late: bool) -> bool:
-    """Whether to save after `step`; `late`: what the processes agreed on."""
-    # A vote that was cast before the last save is about that one.
-    late = late and step > self._saved_step + 1
-    due = self._due(self._save, step) or late
+  def save(self, step: int, overdue: bool) -> bool:
+    """Checks whether to save after `step`.
+
+    Args:
+      step: the current step.
+      overdue: what all processes have agreed on.
+    """
+    # A vote that was cast before the last save is about that save.
+    overdue = overdue and step > self._saved_step + 1
+    due = self._due(self._save, step) or overdue
     if due:
       self._saved_at, self._saved_step = time.monotonic(), step
     return due

@@ -1,4 +1,4 @@
-"""What pre-training makes small: the network's loss, with an opponent or not.
+"""What pre-training makes small: the network's loss, with an judged or not.
 
 An objective names the parameters that are trained, makes those that are not the
 network's, and turns images into a loss. The step does not know which it has.
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mae_jax.config import Config, lookup
+from mae_jax.config import Config
 from mae_jax.models import (
   discriminator,
   factory,
@@ -26,67 +26,49 @@ from mae_jax.models import (
   patchify,
 )
 from mae_jax.train import optim
-from mae_jax.utils.errors import ConfigError
 
 ROLE = "model"  # the network's parameters in the state
-OPPONENT = discriminator.ROLE
+DISCRIMINATOR = discriminator.ROLE
 
 Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class RoleOptimizer:
-  """How parameters of a role are trained.
+  """The optimizer of one role's parameters.
 
   Attributes:
-    tx: gives the direction.
-    lr_fn: step -> learning rate.
+    tx: gives the direction of the update.
+    relative_lr: the learning rate, as a multiple of the run's.
   """
 
   tx: optax.GradientTransformation
-  lr_fn: optax.Schedule
+  relative_lr: float = 1.0
 
 
 class Reconstruction:
-  """The loss of the network alone.
+  """The reconstruction loss of a masked autoencoder.
 
   Attributes:
-    trained: by role, the network's first.
+    optimizers: optimizers of the trained roles, the network's first.
   """
 
-  trained: dict[str, RoleOptimizer]
-
-  def __init__(
-    self,
-    config: Config,
-    model: mae.MaskedAutoencoder,
-    lr_fn: optax.Schedule,
-    total_steps: int,
-  ):
-    """Binds what does not change from step to step.
-
-    Args:
-      config: of the run.
-      model: the network.
-      lr_fn: step -> learning rate.
-      total_steps: where training ends.
+  def __init__(self, config: Config, model: mae.MaskedAutoencoder):
+    """Stores the network.
 
     Raises:
-      ConfigError: if a name is not known.
+      ConfigError: if a setting cannot work.
     """
-    del total_steps
-    name = config.objective.trainable
-    self._frozen = lookup(FROZEN, name, "objective.trainable")
-    # Also where nobody judges: a name that is wrong stays so.
-    self._game = lookup(
-      GAN_LOSSES, config.discriminator.loss, "discriminator.loss"
-    )
+    self._frozen = FROZEN[config.objective.trainable]
     self._batch_size = config.data.batch_size
     self._model = model
     self._shape = (*config.data.image_size, config.data.channels)
     self.optimizers = {
-      ROLE: RoleOptimizer(optim.adamw(config.optim, frozen=self._frozen), lr_fn)
+      ROLE: RoleOptimizer(optim.adamw(config.optim, frozen=self._frozen))
     }
+
+  def set_total_steps(self, total_steps: int) -> None:
+    """Sets the length of training, on which a schedule may depend."""
 
   def init(self, key: Callable[[str], jax.Array]) -> dict[str, Any]:
     """New parameters by role, from a key for each purpose."""
@@ -170,43 +152,31 @@ class Adversarial(Reconstruction):
   2018, arXiv 1801.04406).
   """
 
-  def __init__(
-    self,
-    config: Config,
-    model: mae.MaskedAutoencoder,
-    lr_fn: optax.Schedule,
-    total_steps: int,
-  ):
-    """As `Reconstruction`.
-
-    Raises:
-      ConfigError: also if a setting of `discriminator` cannot work.
-    """
-    super().__init__(config, model, lr_fn, total_steps)
+  def __init__(self, config: Config, model: mae.MaskedAutoencoder):
+    """Builds the discriminator; see `Reconstruction`."""
+    super().__init__(config, model)
     settings = config.discriminator
     self._settings = settings
-    self._opponent = factory.build_discriminator(config)
-    begin, full = (share * total_steps for share in settings.ramp)
-    if begin > full:
-      raise ConfigError(
-        f"discriminator.ramp={settings.ramp} ends before it begins: write the "
-        "smaller share of training first"
-      )
-    self._ramp = optax.linear_schedule(
-      0.0, settings.weight, max(round(full - begin), 1), round(begin)
-    )
+    self._gan_losses = GAN_LOSSES[settings.loss]
+    self._discriminator = factory.build_discriminator(config)
     assert config.optim.lr is not None  # config_dict has filled it in
-    relative = settings.lr / config.optim.lr if config.optim.lr else 0.0
-    self.optimizers[OPPONENT] = RoleOptimizer(
+    self.optimizers[DISCRIMINATOR] = RoleOptimizer(
       optax.scale_by_adam(b1=settings.b1, b2=settings.b2),
-      lambda step: relative * lr_fn(step),
+      settings.lr / config.optim.lr if config.optim.lr else 0.0,
+    )
+
+  def set_total_steps(self, total_steps: int) -> None:
+    """Sets the steps in which the weight of the generator loss rises."""
+    begin, full = (share * total_steps for share in self._settings.ramp)
+    self._ramp = optax.linear_schedule(
+      0.0, self._settings.weight, max(round(full - begin), 1), round(begin)
     )
 
   def init(self, key: Callable[[str], jax.Array]) -> dict[str, Any]:
     """As `Reconstruction.init`, with the discriminator's."""
     images = jnp.zeros((1, *self._shape))
-    variables = self._opponent.init(key(OPPONENT), images)
-    return super().init(key) | {OPPONENT: variables["params"]}
+    variables = self._discriminator.init(key(DISCRIMINATOR), images)
+    return super().init(key) | {DISCRIMINATOR: variables["params"]}
 
   def loss(
     self,
@@ -218,47 +188,47 @@ class Adversarial(Reconstruction):
   ) -> tuple[jax.Array, Metrics]:
     """Both losses in one sum, of which each role has its own gradient alone."""
     out = self._forward(model, params, images, noise)
-    painted = generated_image(model, params, images, out)
-    opponent = params[OPPONENT]
-    fixed = jax.lax.stop_gradient(opponent)
+    fake_images = generated_image(model, params, images, out)
+    discriminator_params = params[DISCRIMINATOR]
+    fixed = jax.lax.stop_gradient(discriminator_params)
     weight = self._ramp(step)
-    of_scores, of_fakes = self._game
-    fooling = of_fakes(self._score(fixed, painted))
-    real = self._score(opponent, images)
-    fake = self._score(opponent, jax.lax.stop_gradient(painted))
-    telling = of_scores(real, fake)
+    real_fake_loss, fake_loss = self._gan_losses
+    generator_loss = fake_loss(self._score(fixed, fake_images))
+    real = self._score(discriminator_params, images)
+    fake = self._score(discriminator_params, jax.lax.stop_gradient(fake_images))
+    discriminator_loss = real_fake_loss(real, fake)
     penalty = jnp.zeros(())
     if self._settings.gradient_penalty:
       penalty = self._settings.gradient_penalty * gradient_penalty(
-        lambda x: self._score(opponent, x), images
+        lambda x: self._score(discriminator_params, x), images
       )
-    loss = out.loss + weight * fooling
-    return loss + telling + penalty, {
+    loss = out.loss + weight * generator_loss
+    return loss + discriminator_loss + penalty, {
       "loss": loss,  # the network's own
       "loss_reconstruction": out.loss,
       **{f"loss_{name}": x for name, x in out.parts.items()},
-      "loss_generator": fooling,
-      "loss_discriminator": telling,
+      "loss_generator": generator_loss,
+      "loss_discriminator": discriminator_loss,
       "gradient_penalty": penalty,
       "score_real": real.mean(),
       "score_fake": fake.mean(),
-      "adversary_weight": weight,
+      "generator_weight": weight,
     }
 
   def flops(self, model: mae.MaskedAutoencoder, channels: int) -> int:
     """As `Reconstruction.flops`; products of the discriminator's.
 
-    Of forward passes, seven: two, their backward passes, and the gradient by
-    what was painted; the penalty's gradient and its derivatives are four more.
+    The two forward passes, their backward passes and the gradient by the fake
+    images cost seven forward passes; the gradient penalty costs four more.
     """
     forward = discriminator.forward_flops(
-      self._opponent, (self._shape[0], self._shape[1]), channels
+      self._discriminator, (self._shape[0], self._shape[1]), channels
     )
     times = 11 if self._settings.gradient_penalty else 7
     return super().flops(model, channels) + times * forward
 
   def _score(self, params: Any, images: jax.Array) -> jax.Array:
-    scores: Any = self._opponent.apply({"params": params}, images)
+    scores: Any = self._discriminator.apply({"params": params}, images)
     return scores
 
 

@@ -102,20 +102,20 @@ def update(
   loss: jax.Array,
   grads: Any,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
-  """`update_all` of one role."""
-  return update_all(state, {role: RoleUpdate(tx, lr, grads)}, loss)
+  """`apply_updates` of one role."""
+  return apply_updates(state, {role: RoleUpdate(tx, lr, grads)}, loss)
 
 
-def update_all(
+def apply_updates(
   state: checkpoints.TrainState,
-  moves: Mapping[str, RoleUpdate],
+  updates: Mapping[str, RoleUpdate],
   loss: jax.Array,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
   """One optimizer step, skipped where loss or gradient is not finite.
 
   Args:
     state: before the step.
-    moves: by role, of those that are trained. If one cannot move, none does.
+    updates: by role, of those that are trained. If one cannot move, none does.
     loss: scalar.
 
   Returns:
@@ -125,7 +125,7 @@ def update_all(
   """
   good = jnp.isfinite(loss)
   metrics, updated = {"loss": loss}, {}
-  for number, (role, move) in enumerate(moves.items()):
+  for number, (role, move) in enumerate(updates.items()):
     params, opt_state = state.params[role], state.opt_state[role]
     grad_norm = optax.tree.norm(move.grads)
     updates, new_opt_state = move.tx.update(move.grads, opt_state, params)

@@ -395,14 +395,14 @@ def check_task(changes, source: str, devices: int, photos: pathlib.Path):
   try:
     config = changed(changes, source, photos)
     mesh = runs.devices_mesh(devices, config.mesh.fsdp)
-    task = runs.TASKS[config.task](config, mesh)
+    task, data = runs.open_task(config, mesh)
     for every in (config.train.log_every, config.eval.every):
       assert task.interval(every, "every") >= 0
   except ConfigError as error:
     check_line(str(error))
     return
+  batch = next(task.train_batches(data, 0))
   data = config.data
-  batch = next(task.train_batches(0))
   shape = (data.batch_size, *data.image_size, data.channels)
   assert batch["image"].shape == shape
   assert batch["image"].dtype == np.uint8

@@ -16,7 +16,6 @@ from mae_jax.config import Config, EvalConfig, LabelEfficiencyConfig
 from mae_jax.evals import classification
 from mae_jax.tools import convert, feature_extractor
 from mae_jax.train import loop, step
-from mae_jax.train.tasks import finetune, label_efficiency, linprobe, pretrain
 from mae_jax.utils.errors import ConfigError
 from tests.conversion import test_refusals
 from tests.helpers import facebook_model, runs, sample_checkpoints, tiny
@@ -48,14 +47,9 @@ def digits_weights(root: pathlib.Path, kind: str, to: str) -> pathlib.Path:
 def initial(config: Config) -> checkpoints.TrainState:
   """Initializes a run's state on two devices that shard parameters."""
   mesh = runs.devices_mesh(2, fsdp=2)
-  kinds = {
-    "pretrain": pretrain.PretrainTask,
-    "finetune": finetune.FinetuneTask,
-    "linprobe": linprobe.LinprobeTask,
-  }
-  task = kinds[config.task](config, mesh)
+  task, data = runs.open_task(config, mesh)
   with jax.set_mesh(mesh):
-    state = loop.initial_state(task, config, mesh, "/nowhere")
+    state = loop.initial_state(task, data, config, mesh, "/nowhere")
   shapes = step.abstract_state(task)
   for leaf, wanted in zip(
     jax.tree.leaves(state.params), jax.tree.leaves(shapes.params), strict=True
@@ -119,11 +113,9 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
     eval=EvalConfig(shots=(), images=0),
   )
   mesh = runs.devices_mesh()
-  task = label_efficiency.LabelEfficiencyTask(
-    config, mesh, {"finetune": finetune.FinetuneTask}
-  )
+  task, data = runs.open_task(config, mesh)
   with jax.set_mesh(mesh):
-    state = loop.initial_state(task, config, mesh, "/nowhere")
+    state = loop.initial_state(task, data, config, mesh, "/nowhere")
   token = state.params["model"]["encoder"]["cls_token"][0]
   np.testing.assert_array_equal(token, model.state_dict()["cls_token"])
 

@@ -1,4 +1,4 @@
-"""What processes do when one of them cannot, with the others' words made up."""
+"""Tests of restoring when another process fails, with simulated answers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def workdir(tmp_path_factory):
 
 def restore(workdir):
   mesh = runs.devices_mesh()
-  task = runs.TASKS["pretrain"](_CONFIG, mesh)
+  task, data = runs.open_task(_CONFIG, mesh)
   run = checkpoints.CheckpointMetadata(
-    _CONFIG, task.data_identity, task.class_names
+    _CONFIG, task.info.identity, task.info.class_names
   )
   return checkpoints.restore_newest(workdir, run, step.abstract_state(task))
 
@@ -38,14 +38,14 @@ def restore(workdir):
 def test_a_checkpoint_that_another_process_cannot_read(
   workdir, tmp_path, monkeypatch, capsys, failing
 ):
-  """All go to the one before; at reading, or when sums are compared."""
+  """All restore the step before, if reading or the checksum fails."""
   copy = shutil.copytree(workdir, tmp_path / "copy")
   calls = 0
 
   def gather(text=""):
     nonlocal calls
     calls += 1
-    # The first round tells the steps; of newest and older, two rounds each.
+    # The first call sends the steps; then there are two calls per checkpoint.
     return [text, "the file is gone" if calls == 1 + failing else ""]
 
   monkeypatch.setattr(distributed, "gather", gather)
@@ -57,7 +57,7 @@ def test_a_checkpoint_that_another_process_cannot_read(
   assert "(process 1: the file is gone)" in capsys.readouterr().err
 
 
-def test_only_the_first_process_sets_aside(workdir, tmp_path, monkeypatch):
+def test_only_process_0_sets_checkpoints_aside(workdir, tmp_path, monkeypatch):
   copy = shutil.copytree(workdir, tmp_path / "copy")
   (copy / "checkpoints" / "4" / "loop" / "metadata").write_text("{")
   monkeypatch.setattr("mae_jax.utils.console._process", 1)
@@ -65,10 +65,8 @@ def test_only_the_first_process_sets_aside(workdir, tmp_path, monkeypatch):
   assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["2", "4"]
 
 
-def test_the_first_process_says_which_checkpoints_there_are(
-  workdir, monkeypatch
-):
-  """On a network disk another one may not see the newest yet."""
+def test_process_0_lists_the_checkpoints(workdir, monkeypatch):
+  """On a network disk another process may not see the newest one yet."""
   words = iter(["[2]"])
   monkeypatch.setattr(
     distributed, "gather", lambda text="": [next(words, ""), text]

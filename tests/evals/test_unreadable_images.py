@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mae_jax.config import EvalConfig
-from mae_jax.train.tasks import pretrain
+from mae_jax.evals import pretraining
 from tests.helpers import runs, tiny
 
 
@@ -22,26 +22,27 @@ def make(root, **classes: int) -> str:
   return str(root)
 
 
-def task(**changes) -> pretrain.PretrainTask:
+def evaluation(**changes) -> pretraining.Evaluation:
   sections = {"eval": {"images": 0}} | changes
   data = {"source": "folder", "batch_size": 4} | sections.pop("data", {})
-  return pretrain.PretrainTask(
+  task, data = runs.open_task(
     tiny.config(data=data, **sections), runs.devices_mesh()
   )
+  return task.evaluator(data)
 
 
 def test_one_class_no_held_out_part_or_nothing_left_out(tmp_path):
   one = make(tmp_path / "one", cat=2)
-  assert task(data={"path": one}).evaluate.unavailable == (
+  assert evaluation(data={"path": one}).unavailable == (
     "no probes: all images are of one class, cat"
   )
   two = make(tmp_path / "two", cat=2, dog=1)
-  assert task(data={"path": two}).evaluate.unavailable == ""
+  assert evaluation(data={"path": two}).unavailable == ""
   for changes, why in (
     ({"path": two, "eval_split": ""}, "data.eval_split is empty"),
     ({"path": f"{two}/train/cat"}, "data.source='folder' found none"),
   ):
-    left_out = task(data=changes).evaluate.unavailable
+    left_out = evaluation(data=changes).unavailable
     assert left_out.startswith("no held-out loss and no probes: there are no")
     assert left_out.endswith(why)
 
@@ -52,7 +53,7 @@ def test_a_training_part_of_one_class_does_not_end_the_run(
 ):
   path = make(tmp_path, cat=5, dog=1)
   settings = EvalConfig(images=0, max_train=most)
-  evaluate = task(data={"path": path}, eval=settings).evaluate
+  evaluate = evaluation(data={"path": path}, eval=settings)
   report = evaluate({"model": tiny.params()})
   assert np.isfinite(report.scalars["eval_loss"])
   assert ("eval_knn_all/MAE" in report.scalars) == probed

@@ -19,7 +19,7 @@ from configs import digits
 from mae_jax.config import Config, from_config_dict
 from mae_jax.distributed import sharding
 from mae_jax.train import loop
-from mae_jax.train.tasks import pretrain
+from tests.helpers import runs
 
 FILE = pathlib.Path(__file__).with_name("digits_curve.json")
 SEEDS = (0, 1, 2)
@@ -40,7 +40,8 @@ def losses(seed: int) -> dict[str, float]:
   config = recipe(seed)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   with tempfile.TemporaryDirectory() as workdir:
-    loop.run(pretrain.PretrainTask(config, mesh), config, mesh, workdir)
+    task, data = runs.open_task(config, mesh)
+    loop.run(task, data, config, mesh, workdir)
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
   records = [json.loads(line) for line in lines]
   return {

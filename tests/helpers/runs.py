@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,15 +11,10 @@ import numpy as np
 from mae_jax import checkpoints
 from mae_jax.config import Config, EvalConfig, MeshConfig
 from mae_jax.distributed import sharding
-from mae_jax.train import loop, step
-from mae_jax.train.tasks import finetune, linprobe, pretrain
+from mae_jax.train import loop, step, tasks
+from mae_jax.train.run_data import RunData
+from mae_jax.train.tasks.label_efficiency import LabelEfficiencyTask
 from tests.helpers import tiny
-
-TASKS: dict[str, Callable[[Config, jax.sharding.Mesh], Any]] = {
-  "pretrain": pretrain.PretrainTask,
-  "finetune": finetune.FinetuneTask,
-  "linprobe": linprobe.LinprobeTask,
-}
 
 
 def devices_mesh(devices: int = 1, fsdp: int = 1) -> jax.sharding.Mesh:
@@ -28,11 +22,26 @@ def devices_mesh(devices: int = 1, fsdp: int = 1) -> jax.sharding.Mesh:
   return sharding.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:devices])
 
 
-def train(config: Config, workdir: pathlib.Path, **mesh: int):
+def open_task(
+  config: Config, mesh: jax.sharding.Mesh, kind: Any = None
+) -> tuple[Any, RunData]:
+  """Opens a run's data and prepares its task, `kind` or that of the config."""
+  kind = kind or (
+    LabelEfficiencyTask
+    if config.task == "label_efficiency"
+    else tasks.load(config.task)
+  )
+  task = kind(config, mesh)
+  data = RunData(config, mesh)
+  task.prepare(data.info)
+  return task, data
+
+
+def train(config: Config, workdir: pathlib.Path, kind: Any = None, **mesh: int):
   """Runs the whole training loop; returns its report."""
   where = devices_mesh(**mesh)
-  task = TASKS[config.task](config, where)
-  return loop.run(task, config, where, workdir)
+  task, data = open_task(config, where, kind)
+  return loop.run(task, data, config, where, workdir)
 
 
 def pretrained(workdir: pathlib.Path) -> pathlib.Path:
@@ -66,11 +75,14 @@ def steps_with_metrics(
     **mesh: as in `devices_mesh`.
   """
   where = devices_mesh(**mesh)
-  task = TASKS[config.task](config, where)
+  task, data = open_task(config, where)
   shapes = step.abstract_state(task)
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
-  state = task.fit(jax.jit(task.init, out_shardings=shardings)())
-  stream = task.train_batches(0) if batch is None else iter(lambda: batch, 0)
+  state = jax.jit(task.init, out_shardings=shardings)()
+  state = task.fit(state, task.train_batches(data, 0))
+  stream = (
+    iter(lambda: batch, 0) if batch is not None else task.train_batches(data, 0)
+  )
   values = []
   with jax.set_mesh(where):
     train_step = step.jit_step(task.train_step, where, state)
@@ -85,5 +97,5 @@ def steps_with_metrics(
 def params(workdir: pathlib.Path, config: Config) -> Any:
   """Loads the parameters of the newest checkpoint to the host."""
   mesh = devices_mesh()
-  shapes = step.abstract_state(TASKS[config.task](config, mesh))
+  shapes = step.abstract_state(open_task(config, mesh)[0])
   return jax.device_get(checkpoints.load_params(workdir, shapes.params))

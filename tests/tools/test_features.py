@@ -18,9 +18,8 @@ from mae_jax.models import (
   pos_embed,
   transformer,
 )
-from mae_jax.tools import cli, feature_extractor, features
+from mae_jax.tools import cli, feature_extractor, features, image_stream
 from mae_jax.train import loop
-from mae_jax.train.tasks import finetune
 from mae_jax.utils import atomic_write
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import disks, runs, tiny
@@ -229,8 +228,8 @@ def test_another_size_has_the_positions_of_fine_tuning(
   data = dataclasses.replace(settings.data, image_size=(12, 8))
   settings = dataclasses.replace(settings, data=data)
   mesh = runs.devices_mesh()
-  task = finetune.FinetuneTask(settings, mesh)
-  state = loop.initial_state(task, settings, mesh, tmp_path / "none")
+  task, images = runs.open_task(settings, mesh)
+  state = loop.initial_state(task, images, settings, mesh, tmp_path / "none")
   params = jax.device_get(state.params["model"]["encoder"])
   encoder = factory.classifier(settings, 10).encoder
   cls, patches = by_hand(encoder, params, photos, data)
@@ -328,7 +327,7 @@ def test_a_disk_without_room_is_told_before(
 ):
   usage = atomic_write.shutil.disk_usage(tmp_path)._replace(free=100)
   monkeypatch.setattr(atomic_write.shutil, "disk_usage", lambda _: usage)
-  monkeypatch.setattr(cli, "stream", None)
+  monkeypatch.setattr(image_stream, "stream", None)
   text = r"needs 0.0 GB, but its disk has 0.0 GB: name a file on another disk"
   with pytest.raises(ConfigError, match=text):
     features.write(str(pretrained), str(photos), str(tmp_path / "x.npz"))
@@ -341,14 +340,14 @@ def test_cut_midway_the_old_file_stays(
   out = tmp_path / "x.npz"
   features.write(str(pretrained), str(photos), str(out))
   before = out.read_bytes()
-  whole = cli.stream
+  whole = image_stream.stream
 
   def cut(*args, **kwargs):
     yield next(whole(*args, **kwargs))
     assert len(os.listdir(tmp_path)) == 2
     raise error
 
-  monkeypatch.setattr(cli, "stream", cut)
+  monkeypatch.setattr(image_stream, "stream", cut)
   with pytest.raises(error):
     features.write(str(pretrained), str(photos), str(out), layer=1)
   assert out.read_bytes() == before
@@ -373,8 +372,8 @@ def test_a_disk_that_fills_up_is_named(tmp_path):
   ("args", "text"),
   [
     ([], "required: --checkpoint, --images, --out; --help"),
-    (["--wrong=3"], "unrecognized arguments: --wrong=3; --help"),
-    (["--lay=3"], "unrecognized arguments: --lay=3"),
+    (["--wrong=3"], "--wrong is not a flag; --help"),
+    (["--lay=3"], "--lay is not a flag: did you mean --layer?"),
     (["--layer=x"], "--layer: invalid int value: 'x'"),
     (["--image_size=big"], "'big' is no size: write 224, or height and"),
     (["--image_size=1,2,3"], "'1,2,3' is no size"),

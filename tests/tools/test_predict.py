@@ -11,7 +11,7 @@ import pytest
 
 from mae_jax.config import ClassifyConfig, EvalConfig
 from mae_jax.models import classifiers, factory
-from mae_jax.tools import cli, predict
+from mae_jax.tools import cli, image_stream, predict
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 from tests.helpers.commands import (
@@ -214,13 +214,13 @@ def test_cut_midway_the_old_file_stays(trained, photos, tmp_path, monkeypatch):
   out = tmp_path / "x.csv"
   predict.write(str(trained[1]), str(photos), str(out))
   before = out.read_bytes()
-  whole = cli.stream
+  whole = image_stream.stream
 
   def cut(*args, **kwargs):
     yield next(whole(*args, **kwargs))
     raise RuntimeError
 
-  monkeypatch.setattr(cli, "stream", cut)
+  monkeypatch.setattr(image_stream, "stream", cut)
   with pytest.raises(RuntimeError):
     predict.write(str(trained[1]), str(photos), str(out), top=1)
   assert out.read_bytes() == before

@@ -22,7 +22,7 @@ from mae_jax.data.bad_images import BadImages
 from mae_jax.evals import pretraining
 from mae_jax.train import health as watch_lib
 from mae_jax.train import step as update
-from mae_jax.train.tasks import pretrain
+from mae_jax.train.run_data import RunData
 from mae_jax.train.tasks import pretrain as steps
 from mae_jax.utils.errors import ConfigError, TrainingError
 from tests.helpers import runs, tiny
@@ -92,8 +92,8 @@ def test_the_inputs_of_a_lost_step_are_kept_for_a_look(tmp_path):
   (path,) = tmp_path.glob("bad_step_*.npz")
   assert str(path) in str(stop.value)
   kept = np.load(path)
-  task = pretrain.PretrainTask(config, runs.devices_mesh())
-  given = next(task.train_batches(int(kept["step"]) - 1))
+  task, data = runs.open_task(config, runs.devices_mesh())
+  given = next(data.train_batches(int(kept["step"]) - 1))
   for name in given:
     np.testing.assert_array_equal(kept[name], given[name])
   picture = np.asarray(Image.open(path.with_suffix(".png")))
@@ -135,7 +135,7 @@ def test_a_run_that_lost_its_workdir_to_another_stops(tmp_path, monkeypatch):
   config = tiny.config(
     train={"length": "30 steps", "save_every": "2 steps"}, eval=_NO_EVAL
   )
-  train_batches = pretrain.PretrainTask.train_batches
+  train_batches = RunData.train_batches
 
   def then_taken(self, start_step):
     for step, batch in enumerate(train_batches(self, start_step)):
@@ -145,7 +145,7 @@ def test_a_run_that_lost_its_workdir_to_another_stops(tmp_path, monkeypatch):
         (tmp_path / "metrics.jsonl").write_text("the newer run's\n")
       yield batch
 
-  monkeypatch.setattr(pretrain.PretrainTask, "train_batches", then_taken)
+  monkeypatch.setattr(RunData, "train_batches", then_taken)
   with pytest.raises(TrainingError, match="process 7 on other"):
     runs.train(config, tmp_path)
   assert (tmp_path / "metrics.jsonl").read_text() == "the newer run's\n"
@@ -303,14 +303,14 @@ def test_a_stream_that_breaks_does_not_lose_the_steps_before(
     eval=_NO_EVAL,
   )
   runs.train(config, tmp_path / "whole")
-  train_batches = pretrain.PretrainTask.train_batches
+  train_batches = RunData.train_batches
 
   def then_broken(self, start_step):
     yield from itertools.islice(train_batches(self, start_step), 6)
     raise TrainingError("a damaged file")
 
   with monkeypatch.context() as patch:
-    patch.setattr(pretrain.PretrainTask, "train_batches", then_broken)
+    patch.setattr(RunData, "train_batches", then_broken)
     with pytest.raises(TrainingError, match="a damaged file"):
       runs.train(config, tmp_path / "run")
   steps = [int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()]

@@ -19,7 +19,6 @@ from mae_jax.config import ClassifyConfig, Config, EvalConfig
 from mae_jax.data import pipeline
 from mae_jax.models import patchify, pos_embed
 from mae_jax.train import loop
-from mae_jax.train.tasks import finetune
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tfds_data, tiny
 
@@ -52,8 +51,8 @@ def pretrained(tmp_path_factory):
 
 def loaded(settings: Config, workdir) -> checkpoints.TrainState:
   mesh = runs.devices_mesh()
-  task = finetune.FinetuneTask(settings, mesh)
-  return loop.initial_state(task, settings, mesh, workdir)
+  task, data = runs.open_task(settings, mesh)
+  return loop.initial_state(task, data, settings, mesh, workdir)
 
 
 def test_starts_from_the_encoder_and_a_new_head(pretrained, tmp_path):
@@ -176,11 +175,11 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
     optim={"lr": 3e-3},
   )
   report = runs.train(settings, tmp_path)
-  task = finetune.FinetuneTask(settings, runs.devices_mesh())
+  task, data = runs.open_task(settings, runs.devices_mesh())
   params = runs.params(tmp_path, settings)["model"]
   model = task.train_step.keywords["model"]
   batches = pipeline.eval_batches(
-    task.eval_source, settings.data, batch_size=1, rows=np.arange(1)
+    data.eval_source, settings.data, batch_size=1, rows=np.arange(1)
   )
   right = top5 = count = 0
   loss = 0.0
@@ -236,7 +235,7 @@ def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
   settings = config(data=data | {"batch_size": 8, "eval_split": "test"})
   text = "images of data.eval_split='test' have no label: use another split"
   with pytest.raises(ConfigError, match=text):
-    finetune.FinetuneTask(settings, runs.devices_mesh())
+    runs.open_task(settings, runs.devices_mesh())
 
 
 def test_images_without_labels_are_refused(tmp_path):
@@ -246,7 +245,7 @@ def test_images_without_labels_are_refused(tmp_path):
     data={"source": "folder", "path": str(tmp_path), "batch_size": 2}
   )
   with pytest.raises(ConfigError, match="have no labels, which"):
-    finetune.FinetuneTask(settings, runs.devices_mesh())
+    runs.open_task(settings, runs.devices_mesh())
 
 
 @pytest.mark.parametrize("trained", ["head", "mlp", "1 blocks"])
@@ -282,7 +281,7 @@ def test_what_is_trained_must_be_known(trained: str):
     f"classify.trainable='{trained}' is not known: .*'1 blocks' to '2 blocks"
   )
   with pytest.raises(ConfigError, match=text):
-    finetune.FinetuneTask(settings, runs.devices_mesh())
+    runs.open_task(settings, runs.devices_mesh())
 
 
 @pytest.mark.slow
@@ -308,10 +307,10 @@ def test_averaged_parameters_follow_and_are_what_is_used(tmp_path):
 
   report = runs.train(settings, tmp_path)
   saved = runs.params(tmp_path, settings)
-  task = finetune.FinetuneTask(settings, runs.devices_mesh())
-  scores = task.evaluate({"model": saved["averaged"]}).scalars
+  task, data = runs.open_task(settings, runs.devices_mesh())
+  scores = task.evaluator(data)({"model": saved["averaged"]}).scalars
   assert report.scalars == scores
-  assert scores != task.evaluate({"model": saved["model"]}).scalars
+  assert scores != task.evaluator(data)({"model": saved["model"]}).scalars
   again = config(init_from=str(tmp_path))
   encoder = loaded(again, tmp_path / "again").params["model"]["encoder"]
   jax.tree.map(

@@ -21,15 +21,12 @@ from mae_jax.distributed import sharding
 from mae_jax.evals import label_efficiency_report, load_model
 from mae_jax.train import loop
 from mae_jax.train import step as program
-from mae_jax.train.tasks import finetune, label_efficiency, linprobe, pretrain
+from mae_jax.train.run_data import RunData
+from mae_jax.train.tasks import label_efficiency
 from mae_jax.utils import signals
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 
-KINDS = {
-  "finetune": finetune.FinetuneTask,
-  "linprobe": linprobe.LinprobeTask,
-}
 _PRETRAIN = tiny.config(
   train={"length": "3 steps"}, eval=EvalConfig(shots=(), images=0)
 )
@@ -60,15 +57,15 @@ def pretrained(tmp_path_factory):
 
 def train(settings: Config, workdir, **mesh):
   where = runs.devices_mesh(**mesh)
-  task = label_efficiency.LabelEfficiencyTask(settings, where, KINDS)
-  report = loop.run(task, settings, where, workdir)
+  task, data = runs.open_task(settings, where)
+  report = loop.run(task, data, settings, where, workdir)
   return report, params(settings, workdir, where)
 
 
 def params(settings: Config, workdir, where):
-  task = label_efficiency.LabelEfficiencyTask(settings, where, KINDS)
+  task, data = runs.open_task(settings, where)
   shapes = program.abstract_state(task)
-  restored = loop.initial_state(task, settings, where, workdir)
+  restored = loop.initial_state(task, data, settings, where, workdir)
   assert jax.tree.structure(restored) == jax.tree.structure(shapes)
   return jax.device_get(restored.params)
 
@@ -89,8 +86,8 @@ def close(mine, its) -> None:
 def test_a_member_is_the_run_it_would_be_alone(whole, number):
   _, settings, _, members = whole
   mesh = runs.devices_mesh()
-  task = label_efficiency.LabelEfficiencyTask(settings, mesh, KINDS)
-  member = task.members[number]
+  task, data = runs.open_task(settings, mesh)
+  member = task.trials[number]
   assert (member.start == label_efficiency.PRETRAINED) == (number < 4)
   assert member.shots == (2, 2, 0, 0)[number % 4]
   assert member.seed == number % 2
@@ -101,14 +98,13 @@ def test_a_member_is_the_run_it_would_be_alone(whole, number):
     data=dataclasses.replace(settings.data, shots=member.shots),
     train=dataclasses.replace(settings.train, seed=member.seed),
   )
-  one = finetune.FinetuneTask(alone, mesh)
-  one.train_source = few_shot.limit_per_class(
-    finetune.FinetuneTask(
-      dataclasses.replace(alone, data=dataclasses.replace(alone.data, shots=0)),
-      mesh,
-    ).train_source,
-    member.shots,
-    member.seed,
+  one, data = runs.open_task(alone, mesh)
+  everything = RunData(
+    dataclasses.replace(alone, data=dataclasses.replace(alone.data, shots=0)),
+    mesh,
+  )
+  data.train_source = few_shot.limit_per_class(
+    everything.train_source, member.shots, member.seed
   )
   shapes = program.abstract_state(one)
   places = jax.tree.map(lambda x: x.sharding, shapes)
@@ -116,7 +112,7 @@ def test_a_member_is_the_run_it_would_be_alone(whole, number):
   if number < 4:
     loaded = one.load(settings.init_from, shapes.params)
     state = dataclasses.replace(state, params=loaded)
-  stream = one.train_batches(0)
+  stream = data.train_batches(0)
   with jax.set_mesh(mesh):
     step = program.jit_step(one.train_step, mesh, state)
     for _ in range(4):
@@ -132,14 +128,13 @@ def test_a_member_is_the_run_it_would_be_alone(whole, number):
 def test_the_report_is_of_the_members(whole):
   _, settings, report, members = whole
   mesh = runs.devices_mesh()
-  task = label_efficiency.LabelEfficiencyTask(settings, mesh, KINDS)
-  one = finetune.FinetuneTask(
+  task, data = runs.open_task(settings, mesh)
+  one, data = runs.open_task(
     dataclasses.replace(settings, task="finetune"), mesh
   )
+  evaluate = one.evaluator(data)
   top1 = [
-    one.evaluate(jax.tree.map(lambda x, i=i: x[i], members)).scalars[
-      "eval_top1"
-    ]
+    evaluate(jax.tree.map(lambda x, i=i: x[i], members)).scalars["eval_top1"]
     for i in range(8)
   ]
   names = ("pre-trained_2", "pre-trained_all", "from_scratch_2")
@@ -149,7 +144,7 @@ def test_the_report_is_of_the_members(whole):
     assert report.scalars[f"eval_top1/{name}"] == pytest.approx(values.mean())
     std = report.scalars[f"eval_top1_std/{name}"]
     assert std == pytest.approx(np.std(values, ddof=1))
-  wanted = label_efficiency_report.compare(task.members, np.array(top1))
+  wanted = label_efficiency_report.compare(task.trials, np.array(top1))
   assert report.text == wanted.text
   np.testing.assert_array_equal(
     report.pictures["comparison"], wanted.pictures["comparison"]
@@ -212,7 +207,7 @@ def test_the_whole_chain(tmp_path):
   )
   workdir = str(tmp_path / "run")
   stop = signals.StopSignals()
-  label_efficiency.run(settings, workdir, stop, KINDS, pretrain.run)
+  label_efficiency.run(settings, workdir, stop)
   records = kills.records(tmp_path / "run")
   assert records[-1]["step"] == 4
   assert "eval_top1/pre-trained_3" in records[-1]
@@ -221,7 +216,7 @@ def test_the_whole_chain(tmp_path):
   encoder = runs.params(tmp_path / "run" / "pretrain", _PRETRAIN)["model"]
   # What goes on needs no start.
   shutil.rmtree(tmp_path / "run" / "pretrain")
-  label_efficiency.run(settings, workdir, stop, KINDS, pretrain.run)
+  label_efficiency.run(settings, workdir, stop)
   assert not (tmp_path / "run" / "pretrain").exists()
   members = params(settings, workdir, runs.devices_mesh())["model"]["encoder"]
   kernel = np.asarray(members["patch_embed"]["kernel"])
@@ -258,9 +253,7 @@ def test_a_mistake_is_one_line(tmp_path, compare_settings, text):
     compare=dataclasses.replace(config().compare, **compare_settings)
   )
   with pytest.raises(ConfigError, match=text):
-    label_efficiency.run(
-      settings, str(tmp_path), signals.StopSignals(), KINDS, pretrain.run
-    )
+    label_efficiency.run(settings, str(tmp_path), signals.StopSignals())
   assert not list(tmp_path.iterdir())
 
 
@@ -273,9 +266,7 @@ def test_pre_training_on_other_images_is_refused(tmp_path):
   )
   text = r"has data.image_size=\(8, 8\), and the comparison \(12, 12\)"
   with pytest.raises(ConfigError, match=text):
-    label_efficiency.run(
-      settings, str(tmp_path), signals.StopSignals(), KINDS, pretrain.run
-    )
+    label_efficiency.run(settings, str(tmp_path), signals.StopSignals())
 
 
 def test_a_comparison_is_no_start_and_names_its_own(whole, tmp_path):
@@ -291,4 +282,4 @@ def test_a_comparison_is_no_start_and_names_its_own(whole, tmp_path):
 def test_held_out_images_are_needed(tmp_path):
   settings = config(data={"eval_split": ""})
   with pytest.raises(ConfigError, match="no held-out images to com"):
-    label_efficiency.LabelEfficiencyTask(settings, runs.devices_mesh(), KINDS)
+    runs.open_task(settings, runs.devices_mesh())

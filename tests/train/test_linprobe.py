@@ -10,7 +10,6 @@ import pytest
 
 from bench.lib import kills
 from mae_jax.config import ClassifyConfig, Config, EvalConfig
-from mae_jax.train.tasks import linprobe
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 
@@ -89,11 +88,11 @@ def test_settings_of_fine_tuning_are_refused(section, name, value):
   settings = config(**{section: {name: value}})
   text = f"{section}.{name}={value!r} is a setting of fine-tuning"
   with pytest.raises(ConfigError, match=text):
-    linprobe.LinprobeTask(settings, runs.devices_mesh())
+    runs.open_task(settings, runs.devices_mesh())
 
 
 def test_groups_must_divide_the_batch():
   settings = config(classify=ClassifyConfig(norm_group=12))
   text = "classify.norm_group=12 does not divide data.batch_size=32: use a div"
   with pytest.raises(ConfigError, match=text):
-    linprobe.LinprobeTask(settings, runs.devices_mesh())
+    runs.open_task(settings, runs.devices_mesh())

@@ -17,7 +17,6 @@ from mae_jax.distributed import sharding
 from mae_jax.models import patchify
 from mae_jax.tools import convert, reconstructor
 from mae_jax.train import fit_target
-from mae_jax.train.tasks import pretrain
 from mae_jax.train.tasks import pretrain as steps
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
@@ -145,8 +144,8 @@ def test_draws_are_even_independent_and_of_the_seed():
 def test_what_is_fitted_is_of_the_training_stream():
   config = settings(**PCA)
   state, _ = runs.steps(config, 0)
-  task = pretrain.PretrainTask(config, runs.devices_mesh())
-  stream = task.train_batches(0)
+  task, data = runs.open_task(config, runs.devices_mesh())
+  stream = data.train_batches(0)
   rows = np.concatenate([next(stream)["image"] for _ in range(4)])  # of 32
   x = patchify.normalize(rows, config.data.mean, config.data.std)
   cut = np.asarray(patchify.patchify(x, (2, 2)), np.float64).reshape(-1, 4)
@@ -211,7 +210,7 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
 def test_an_unknown_game_is_refused_without_an_adversary_too():
   config = tiny.config(discriminator={"loss": "wgan"})
   with pytest.raises(ConfigError, match="'wgan' is not known: known"):
-    pretrain.PretrainTask(config, sharding.make_mesh(MeshConfig()))
+    runs.open_task(config, sharding.make_mesh(MeshConfig()))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +268,7 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
 def test_what_does_not_go_together_is_refused(objective, text: str):
   config = tiny.config(objective=objective)
   with pytest.raises(ConfigError, match=text):
-    pretrain.PretrainTask(config, sharding.make_mesh(MeshConfig()))
+    runs.open_task(config, sharding.make_mesh(MeshConfig()))
 
 
 def test_a_decoder_alone_wants_a_start(tmp_path):

@@ -12,7 +12,6 @@ from sklearn import datasets
 from bench.lib import kills
 from mae_jax.config import EvalConfig
 from mae_jax.distributed import sharding
-from mae_jax.train.tasks import pretrain
 from tests.helpers import runs, tfds_data, tiny
 
 
@@ -99,18 +98,19 @@ def test_held_out_images_that_cannot_be_read(tmp_path):
   held_out = sorted((tmp_path / "photos" / "val").glob("*/*.jpg"))
   held_out[0].write_bytes(b"")
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  task = pretrain.PretrainTask(config, mesh)
+  task, data = runs.open_task(config, mesh)
+  evaluate = task.evaluator(data)
   state = task.init()
-  scalars = task.evaluate(state.params).scalars
+  scalars = evaluate(state.params).scalars
   assert scalars["eval_unreadable"] == 1
   assert np.isfinite(list(scalars.values())).all()
-  assert task.unreadable.names == (str(held_out[0]),)
+  assert data.bad_images.names == (str(held_out[0]),)
   for path in held_out:
     path.write_bytes(b"")
-  report = task.evaluate(state.params)
+  report = evaluate(state.params)
   assert report.scalars == {"eval_unreadable": 4}
   assert report.pictures == {}
-  assert task.data_identity["images"] == 4
+  assert task.info.identity["images"] == 4
 
 
 def test_images_without_labels_or_held_out_part(tmp_path):

@@ -11,7 +11,6 @@ import pytest
 from bench.lib import kills
 from mae_jax import checkpoints
 from mae_jax.config import EvalConfig
-from mae_jax.train.tasks import pretrain
 from tests.helpers import runs, tiny
 
 _CONFIG = tiny.config(
@@ -49,8 +48,8 @@ def test_the_optimizer_and_the_counters_are_restored_too(whole):
     runs.steps(_CONFIG, 0)[0],
   )
   expected, _ = runs.steps(_CONFIG, 4)
-  task = pretrain.PretrainTask(_CONFIG, runs.devices_mesh())
-  run = checkpoints.CheckpointMetadata(_CONFIG, task.data_identity)
+  task, data = runs.open_task(_CONFIG, runs.devices_mesh())
+  run = checkpoints.CheckpointMetadata(_CONFIG, task.info.identity)
   restored = checkpoints.restore_newest(whole, run, shapes)
   jax.tree.map(np.testing.assert_array_equal, restored, expected)
   assert int(restored.step) == 4

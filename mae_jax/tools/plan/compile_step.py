@@ -71,9 +71,9 @@ _OPTIONS = {
 
 def lower(planned: plan_program.PlannedStep, state: Any = None) -> Any:
   """The train step as XLA is given it, a `jax.stages.Lowered`."""
-  state = program_lib.abstract_state(planned) if state is None else state
+  state = program_lib.abstract_state(planned.task) if state is None else state
   step = program_lib.jit_step(
-    planned.train_step,
+    planned.task.train_step,
     planned.mesh,
     state,
     overlap=planned.config.mesh.overlap,
@@ -86,7 +86,7 @@ def measure(
   planned: plan_program.PlannedStep, chip: hardware.Chip
 ) -> CompiledStep:
   """Compiles the train step; too little memory is a result."""
-  state = program_lib.abstract_state(planned)
+  state = program_lib.abstract_state(planned.task)
   batch = planned.batch()
   params, opt_state = _share(state.params), _share(state.opt_state)
   held = params + opt_state + _share(batch)

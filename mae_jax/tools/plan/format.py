@@ -46,7 +46,7 @@ def text(measured: compile_step.CompiledStep, where: topology.Topology) -> str:
   lines.append(_row("compiled in", f"{measured.compile_seconds:.0f} s here"))
   found = estimate_lib.estimate(measured)
   if found and measured.fits:
-    lines += ["", *_estimate(found, planned.total_steps, config)]
+    lines += ["", *_estimate(found, planned.task.total_steps, config)]
   return "\n".join(lines)
 
 
@@ -133,7 +133,7 @@ def _tokens(tokens: tuple[int, ...]) -> str:
 
 
 def _flops(measured: compile_step.CompiledStep) -> str:
-  analytic = measured.planned.program.flops_per_image
+  analytic = measured.planned.task.flops_per_image
   result = f"{analytic:.3e} on paper"
   if measured.costs is None:
     return result

@@ -68,8 +68,8 @@ def estimate(measured: compile_step.CompiledStep) -> Estimate | None:
     memory,
     interconnect,
     images_per_second=rate,
-    mfu=rate * planned.program.flops_per_image / (devices * chip.flops),
-    days=planned.total_steps * step / 86400,
+    mfu=rate * planned.task.flops_per_image / (devices * chip.flops),
+    days=planned.task.total_steps * step / 86400,
   )
 
 

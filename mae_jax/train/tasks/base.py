@@ -1,9 +1,14 @@
-"""What every task has: its images, its lengths in steps, and its batches."""
+"""The parts that all tasks share: durations in steps, shardings, loading.
+
+A task holds its train step and needs no data, only a `DataInfo`. So planning
+for chips builds the same task without opening images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,148 +18,179 @@ from jax.sharding import Mesh
 
 from mae_jax import checkpoints, conversion
 from mae_jax.config import Config, Duration
-from mae_jax.data import few_shot, pipeline, sources
-from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
-from mae_jax.evals import classification, eval_data
 from mae_jax.models import classifiers, patchify
 from mae_jax.train import init_from, optim
-from mae_jax.train import step as program_lib
-from mae_jax.utils import startup
+from mae_jax.train import step as step_lib
 from mae_jax.utils.errors import ConfigError
 
+if TYPE_CHECKING:
+  from mae_jax.evals import results
+  from mae_jax.train.run_data import RunData
 
-class ImageTask:
-  """The images of a run, and how they become steps.
+Batches = Iterator[dict[str, np.ndarray]]
+Evaluator = Callable[[Mapping[str, Any]], "results.Report"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+  """A description of a run's data.
 
   Attributes:
-    train_source: images to learn from.
-    eval_source: held-out images, or None.
-    num_examples: of the training source.
-    data_identity: what makes two openings of it the same data.
-    class_names: of its labels; () if there are none.
-    unreadable: the images that could not be read so far.
-    total_steps: where training ends.
-    lr_fn: step -> learning rate.
+    num_examples: size of the training set.
+    identity: distinguishes the training set from others, wherever it lies.
+    class_names: names of the labels; () without labels.
+    eval_class_names: the same of the held-out images; None without any.
   """
 
+  num_examples: int
+  identity: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
+  class_names: Sequence[str] = ()
+  eval_class_names: Sequence[str] | None = None
+
+
+class Task:
+  """A network, its train step and its evaluation.
+
+  The constructor checks every setting that can be checked without data.
+  `prepare` completes the task with a description of the data.
+
+  Attributes:
+    info: the data.
+    total_steps: number of steps of the whole training.
+    lr_fn: learning rate by step.
+    init: makes a new train state; only ever traced.
+    train_step: maps state and global batch to the next state and metrics.
+    flops_per_image: flops of a train step, counted on paper.
+  """
+
+  info: DataInfo
+  total_steps: int
+  lr_fn: optax.Schedule
+  init: step_lib.Init
+  train_step: step_lib.Step
+  flops_per_image: int
+
   def __init__(self, config: Config, mesh: Mesh):
-    """Opens the sources.
+    """Checks the settings.
 
     Raises:
-      ConfigError: on any setting of data, lengths or batches that cannot work.
+      ConfigError: if one cannot work.
     """
     self._config, self._mesh = config, mesh
-    startup.mark("devices")
-    program_lib.check_batch(config, mesh)
-    self.train_source = few_shot.limit_per_class(
-      sources.open_source(config.data, "train"),
-      config.data.shots,
-      config.data.shots_seed,
-    )
-    pipeline.check_readable(self.train_source, config.data)
-    self.eval_source = sources.open_source(config.data, "eval")
-    self.num_examples = self.train_source.num_examples
-    self.data_identity = self.train_source.identity
-    self.class_names: Sequence[str] = self.train_source.class_names or ()
-    self.unreadable = BadImages()
-    self.total_steps = self.steps(config.train.length, "train.length")
-    self.lr_fn: optax.Schedule = optim.learning_rate(
-      config.optim,
-      self.total_steps,
-      self.steps(config.optim.warmup, "optim.warmup"),
-    )
-    # Read from when training starts. Made here, since only the pipeline knows
-    # whether the settings of the data fit these images and this process.
-    self.train_batches(0)
-    startup.mark("data")
+    self._platform = mesh.devices.flat[0].platform
+    step_lib.check_batch(config, mesh)
 
-  def steps(self, duration: str, field: str) -> int:
-    """A Duration of the config in steps."""
+  def prepare(self, info: DataInfo) -> None:
+    """Completes the task for these data.
+
+    Raises:
+      ConfigError: if a setting does not fit the data.
+    """
+    self.info = info
+    self.total_steps = self._steps(self._config.train.length, "train.length")
+    warmup = self._steps(self._config.optim.warmup, "optim.warmup")
+    self.lr_fn = optim.learning_rate(
+      self._config.optim, self.total_steps, warmup
+    )
+    built = self.build()
+    self.init, self.train_step = built.init, built.train_step
+    self.flops_per_image = built.flops_per_image
+
+  def build(self) -> step_lib.TaskStep:
+    """Builds initialization and train step; `prepare` calls it."""
+    raise NotImplementedError
+
+  def _steps(self, duration: str, field: str) -> int:
     return Duration.parse(duration, field).steps(
-      self.num_examples, self._config.data.batch_size
+      self.info.num_examples, self._config.data.batch_size
     )
 
   def interval(self, duration: str, field: str) -> int:
-    """A Duration between events in steps; 0 for never."""
+    """Converts a Duration to steps between two events; 0 for never."""
     return Duration.parse(duration, field).interval(
-      self.num_examples, self._config.data.batch_size
+      self.info.num_examples, self._config.data.batch_size
     )
 
   def state_shardings(
     self, state: checkpoints.TrainState
   ) -> checkpoints.TrainState:
-    """Where each array of a state lives, by the rules of `sharding`."""
+    """Returns the sharding of each array of a state."""
     result: checkpoints.TrainState = sharding.state_shardings(self._mesh, state)
     return result
 
-  def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
-    """See `loop.Task`: nothing."""
+  def load(self, path: str, like: Any) -> Any:
+    """Loads the parameters by role that a new run starts from.
+
+    Args:
+      path: a checkpoint, or weights of another format.
+      like: ShapeDtypeStructs with shardings, as `init` makes them.
+
+    Returns:
+      The parameters; those that the checkpoint lacks are initialized.
+
+    Raises:
+      ConfigError: if the checkpoint does not fit.
+    """
+    raise NotImplementedError
+
+  def fit(
+    self, state: checkpoints.TrainState, batches: Batches
+  ) -> checkpoints.TrainState:
+    """Fits what a new state learns from data before training: nothing here."""
+    del batches
     return state
 
-  def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of every batch from `start_step` on."""
-    data = self._config.data
-    return pipeline.train_batches(
-      self.train_source,
-      data,
-      seed=self._config.train.seed,
-      rows=sharding.local_rows(self._mesh, data.batch_size),
-      start_step=start_step,
-      unreadable=self.unreadable,
-    )
+  def train_batches(self, data: RunData, start_step: int) -> Batches:
+    """Returns this process's rows of every global batch from `start_step`."""
+    return data.train_batches(start_step)
+
+  def evaluator(self, data: RunData) -> Evaluator:
+    """Makes the evaluation that runs during and after training."""
+    raise NotImplementedError
 
 
-class ClassificationTask(ImageTask):
-  """Learns to tell classes apart, from an encoder that was pre-trained.
+class ClassificationTask(Task):
+  """A task that learns labels, from an encoder that was pre-trained.
 
   Attributes:
-    classifier: what learns.
+    classifier: the network.
     grid: rows and columns of patches.
-    evaluate: accuracy on held-out images.
   """
 
   classifier: classifiers.FineTuned | classifiers.Probe
 
-  def __init__(self, config: Config, mesh: Mesh):
-    """Opens the sources, and builds `classifiers.CLASSIFIERS[config.task]`.
-
-    Raises:
-      ConfigError: on any setting that cannot work, or data without labels.
-    """
-    super().__init__(config, mesh)
-    _check_classes(self.train_source, self.eval_source)
-    for name, source in (
-      ("train", self.train_source),
-      ("eval", self.eval_source),
-    ):
-      if isinstance(source, sources.Records):
-        what = f"data.{name}_split={getattr(config.data, f'{name}_split')!r}"
-        eval_data.check_images(eval_data.EvalSplit(source, what, config.data))
-    build = classifiers.CLASSIFIERS[config.task]
-    platform = mesh.devices.flat[0].platform
-    self.classifier = build(config, len(self.class_names), platform)
+  def prepare(self, info: DataInfo) -> None:
+    """Completes the task; see `Task.prepare`."""
+    if not info.class_names:
+      raise ConfigError(
+        "the training images have no labels, which this task needs: put them "
+        "in folders named by class, or set data.name to a data set with labels"
+      )
+    if info.eval_class_names not in (None, info.class_names):
+      raise ConfigError(
+        f"the held-out images have {len(info.eval_class_names or ())} classes "
+        f"and the training images {len(info.class_names)}: use parts of one "
+        "data set, or set data.eval_split=''"
+      )
+    self.classifier = classifiers.CLASSIFIERS[self._config.task](
+      self._config, len(info.class_names), self._platform
+    )
     self.grid = patchify.grid_size(
-      config.data.image_size, self.classifier.encoder.patch_size
+      self._config.data.image_size, self.classifier.encoder.patch_size
     )
-    self.evaluate = classification.Evaluation(
-      config,
-      mesh,
-      self.classifier.logits,
-      self.eval_source,
-      self.class_names,
-      self.unreadable,
-    )
-    program = self.seeded(config.train.seed)
-    self.init, self.train_step = program.init, program.train_step
-    self.flops_per_image = program.flops_per_image
+    super().prepare(info)
 
-  def seeded(self, seed: jax.Array | int) -> program_lib.TaskStep:
-    """What is compiled of a run with some seed, which may be traced."""
+  def build(self) -> step_lib.TaskStep:
+    """Builds the step of this run's seed."""
+    return self.seeded_step(self._config.train.seed)
+
+  def seeded_step(self, seed: jax.Array | int) -> step_lib.TaskStep:
+    """Builds initialization and train step for a seed, which may be traced."""
     raise NotImplementedError
 
   def load(self, path: str, like: Any) -> Any:
-    """The encoder of any checkpoint; the head is drawn."""
+    """Loads the encoder of any checkpoint; the head starts from scratch."""
     model = like[classifiers.MODEL]
     encoder = init_from.load_encoder(
       path,
@@ -166,26 +202,24 @@ class ClassificationTask(ImageTask):
       channels=init_from.adaptable_channels(self._config),
     )
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    drawn = jax.jit(lambda: self.init().params, out_shardings=shardings)()
-    roles = drawn.keys() & {classifiers.MODEL, classifiers.AVERAGED}
-    # Each role has a copy of its own: the step takes its memory over.
-    return drawn | {
-      role: drawn[role] | {"encoder": jax.tree.map(jnp.copy, encoder)}
+    new = jax.jit(lambda: self.init().params, out_shardings=shardings)()
+    roles = new.keys() & {classifiers.MODEL, classifiers.AVERAGED}
+    # Each role needs a copy of its own: the step donates its buffers.
+    return new | {
+      role: new[role] | {"encoder": jax.tree.map(jnp.copy, encoder)}
       for role in roles
     }
 
+  def evaluator(self, data: RunData) -> Evaluator:
+    """Makes the evaluation: accuracy on the held-out images."""
+    from mae_jax.evals import classification
 
-def _check_classes(
-  train: sources.Source, held_out: sources.Source | None
-) -> None:
-  if not train.class_names:
-    raise ConfigError(
-      "the training images have no labels, which this task needs: put them in "
-      "folders named by class, or set data.name to a data set with labels"
-    )
-  if held_out is not None and held_out.class_names != train.class_names:
-    raise ConfigError(
-      f"the held-out images have {len(held_out.class_names or ())} classes and "
-      f"the training images {len(train.class_names)}: use parts of one data "
-      "set, or set data.eval_split=''"
+    data.check_images()
+    return classification.Evaluation(
+      self._config,
+      self._mesh,
+      self.classifier.logits,
+      data.eval_source,
+      self.info.class_names,
+      data.bad_images,
     )

@@ -1,4 +1,4 @@
-"""Fine-tuning: a new state and the train step."""
+"""Fine-tuning: the encoder, or its last blocks, with a head on labels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import optax
 
 from mae_jax import checkpoints
 from mae_jax.config import Config
-from mae_jax.distributed import sharding
-from mae_jax.models import classifiers, flops, losses, patchify, vit
-from mae_jax.train import loop, mixup, optim, step
-from mae_jax.train import step as program_lib
+from mae_jax.models import classifiers, flops, losses, vit
+from mae_jax.train import mixup, optim
+from mae_jax.train import step as step_lib
 from mae_jax.train.tasks import base
-from mae_jax.utils import rng, signals
+from mae_jax.utils import rng
 
 ROLE = classifiers.MODEL  # what is trained
 
@@ -34,16 +33,16 @@ def train_step(
   config: Config,
   seed: jax.Array | int,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
-  """One step on one global batch.
+  """Takes one step on one global batch.
 
   Args:
     state: before the step.
     batch: "image" [B, H, W, C] uint8, "label" [B] int32, "readable" [B] bool.
     model: the network.
-    tx: see `optim.adamw`.
-    lr_fn: step -> learning rate.
-    config: of the run, but for its seed.
-    seed: of all that is random, together with the step.
+    tx: optimizer, from `optim.adamw`.
+    lr_fn: learning rate by step.
+    config: settings of the run; its seed is not used.
+    seed: seed of everything random.
 
   Returns:
     The state after the step and scalar metrics.
@@ -54,8 +53,8 @@ def train_step(
   def key(name: str) -> jax.Array:
     return rng.key(seed, name, state.step)
 
-  # All that is random is drawn for the whole batch: micro-batches and devices
-  # see their part of it.
+  # Everything random is sampled for the whole batch; micro-batches and devices
+  # use their part.
   x = classifiers.normalize_pixels(pixels, config)
   if settings.erasing:
     x = mixup.random_erasing(key("erasing"), x, settings.erasing)
@@ -83,7 +82,7 @@ def train_step(
     logits: Any = model.apply({"params": params}, x, noise, settings.drop_path)
     return losses.soft_cross_entropy(logits, targets).mean()
 
-  loss, grads = step.loss_and_grads(
+  loss, grads = step_lib.loss_and_grads(
     loss_fn,
     state.params[ROLE],
     (x, targets, noise),
@@ -91,7 +90,7 @@ def train_step(
   )
   lr = lr_fn(state.step)
   skipped = state.health.skipped
-  state, values = step.update(state, ROLE, tx, lr, loss, grads)
+  state, values = step_lib.update(state, ROLE, tx, lr, loss, grads)
   params = state.params
   if settings.ema:
     share = jnp.where(state.health.skipped > skipped, 0.0, 1 - settings.ema)
@@ -99,67 +98,42 @@ def train_step(
       params[ROLE], params[classifiers.AVERAGED], share
     )
     params = params | {classifiers.AVERAGED: averaged}
-  health = step.update_health(
+  health = step_lib.update_health(
     state.health, loss, batch["readable"], config.train.spike_factor
   )
   state = dataclasses.replace(state, params=params, health=health)
-  return state, values | step.health_metrics(health)
-
-
-def program(
-  config: Config,
-  classifier: classifiers.FineTuned,
-  lr_fn: optax.Schedule,
-  seed: jax.Array | int,
-) -> program_lib.TaskStep:
-  """What is compiled of a run.
-
-  Args:
-    config: of the run, but for its seed.
-    classifier: its network.
-    lr_fn: step -> learning rate.
-    seed: of the run; may be traced.
-  """
-  params = jax.eval_shape(classifier.init, rng.key(0, "init"))[ROLE]
-  # What is frozen is not decayed either.
-  scales = jax.tree.map(
-    lambda scale, changes: np.float32(scale * changes),
-    optim.layer_scales(params, config.optim.layer_decay),
-    vit.trainable_mask(params, config.classify.trainable),
-  )
-  tx = optim.adamw(config.optim, optim.FINETUNE_NOT_DECAYED, scales)
-  data, patch_size = config.data, classifier.encoder.patch_size
-  return program_lib.TaskStep(
-    init=functools.partial(
-      program_lib.init_classifier, classifier, tx, role=ROLE, seed=seed
-    ),
-    train_step=functools.partial(
-      train_step,
-      model=classifier.model,
-      tx=tx,
-      lr_fn=lr_fn,
-      config=config,
-      seed=seed,
-    ),
-    flops_per_image=flops.classifier_step(
-      classifier.model,
-      patchify.grid_size(data.image_size, patch_size),
-      data.channels,
-    ),
-  )
+  return state, values | step_lib.health_metrics(health)
 
 
 class FinetuneTask(base.ClassificationTask):
-  """The task as `loop.run` drives it."""
+  """Fine-tuning of an encoder, or of its last blocks, with a head on labels."""
 
   classifier: classifiers.FineTuned
 
-  def seeded(self, seed: jax.Array | int) -> program_lib.TaskStep:
-    """As in `task.Labeled`."""
-    return program(self._config, self.classifier, self.lr_fn, seed)
-
-
-def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
-  """Fine-tunes, or goes on where an earlier run in `workdir` stopped."""
-  mesh = sharding.make_mesh(config.mesh)
-  loop.run(FinetuneTask(config, mesh), config, mesh, workdir, stop)
+  def seeded_step(self, seed: jax.Array | int) -> step_lib.TaskStep:
+    """Builds the train step; see `base.ClassificationTask`."""
+    config, classifier = self._config, self.classifier
+    params = jax.eval_shape(classifier.init, rng.key(0, "init"))[ROLE]
+    # Frozen parameters do not decay either.
+    scales = jax.tree.map(
+      lambda scale, changes: np.float32(scale * changes),
+      optim.layer_scales(params, config.optim.layer_decay),
+      vit.trainable_mask(params, config.classify.trainable),
+    )
+    tx = optim.adamw(config.optim, optim.FINETUNE_NOT_DECAYED, scales)
+    return step_lib.TaskStep(
+      init=functools.partial(
+        step_lib.init_classifier, classifier, tx, role=ROLE, seed=seed
+      ),
+      train_step=functools.partial(
+        train_step,
+        model=classifier.model,
+        tx=tx,
+        lr_fn=self.lr_fn,
+        config=config,
+        seed=seed,
+      ),
+      flops_per_image=flops.classifier_step(
+        classifier.model, self.grid, config.data.channels
+      ),
+    )

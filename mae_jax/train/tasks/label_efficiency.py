@@ -1,11 +1,11 @@
-"""What pre-training is worth: many small runs, as one.
+"""Label efficiency: many small runs, with and without pre-training, as one.
 
-The runs, here called members, differ in where they start (pre-trained, or from
-scratch), in how many labels a class they see, and in their seed. They are one
-state with a leading axis, so that the loop trains, saves and resumes them like
-any other, and a program is compiled once for all. One after the other goes
-through the step of the task they belong to, whole on one device: this is for
-small networks and images.
+The runs, called trials, differ in their start (pre-trained, or from scratch),
+in the number of labels of each class, and in their seed. They are one state
+with a leading axis, so that the loop trains, saves and resumes them like any
+other, and one program is compiled for all. The trials go one after the other
+through the step of their task, each whole on one device: this is for small
+networks and images.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,66 +24,45 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mae_jax import checkpoints, conversion, distributed
 from mae_jax.checkpoints import TrainState
-from mae_jax.config import Config, lookup, overrides
-from mae_jax.data import few_shot, pipeline
+from mae_jax.config import Config, overrides
 from mae_jax.distributed import sharding
-from mae_jax.evals import (
-  classification,
-  extract,
-  label_efficiency_report,
-  results,
-)
+from mae_jax.evals import classification, label_efficiency_report, results
 from mae_jax.models import classifiers
-from mae_jax.train import init_from, loop, step
+from mae_jax.train import init_from, loop, tasks
+from mae_jax.train import step as step_lib
 from mae_jax.train.tasks import base
 from mae_jax.utils import signals
 from mae_jax.utils.errors import ConfigError
 
+if TYPE_CHECKING:
+  from mae_jax.train.run_data import RunData
+
 PRETRAINED, SCRATCH = "pre-trained", "from scratch"
 
-Kinds: TypeAlias = Mapping[
-  str, Callable[[Config, Mesh], base.ClassificationTask]
-]
 
-
-class LabelEfficiencyTask:
-  """The task as `loop.run` drives it.
+class LabelEfficiencyTask(base.Task):
+  """All trials as one task.
 
   Attributes:
-    members: the runs, those that are pre-trained first.
-    total_steps: of each member.
-    num_examples: of the whole training source.
-    data_identity: likewise.
-    class_names: of the labels.
-    unreadable: the images that could not be read so far.
-    flops_per_image: of a step, of all members.
+    trials: the runs, those that are pre-trained first.
   """
 
-  def __init__(self, config: Config, mesh: Mesh, kinds: Kinds):
-    """Builds everything that can fail for a wrong setting.
-
-    Args:
-      config: of the comparison.
-      mesh: the devices.
-      kinds: the tasks that members may have.
+  def __init__(self, config: Config, mesh: Mesh):
+    """Builds the task of the trials; see `base.Task`.
 
     Raises:
-      ConfigError: on any setting that cannot work.
+      ConfigError: if a setting cannot work.
     """
+    super().__init__(config, mesh)
     settings = config.label_efficiency
-    kind = lookup(kinds, settings.task, "label_efficiency.task")
     if not settings.shots:
       raise ConfigError(
         "label_efficiency.shots=() compares nothing: give it numbers of "
         "images a class, such as 5,10,0 (0: all)"
       )
-    self._config, self._mesh = config, mesh
-    self._one = kind(dataclasses.replace(config, task=settings.task), mesh)
-    if self._one.eval_source is None:
-      raise ConfigError(
-        "there are no held-out images to compare on: set data.eval_split, or "
-        "make a folder val/"
-      )
+    self._one: base.ClassificationTask = tasks.load(settings.task)(
+      dataclasses.replace(config, task=settings.task), mesh
+    )
     first = config.train.seed
     self._streams = tuple(
       itertools.product(
@@ -91,44 +70,49 @@ class LabelEfficiencyTask:
       )
     )
     starts = (PRETRAINED, SCRATCH) if settings.scratch else (PRETRAINED,)
-    self.members = tuple(
+    self.trials = tuple(
       label_efficiency_report.Trial(start, *stream)
       for start, stream in itertools.product(starts, self._streams)
     )
-    self.total_steps = self._one.total_steps
-    self.num_examples = self._one.num_examples
-    self.data_identity = self._one.data_identity
-    self.class_names = self._one.class_names
-    self.unreadable = self._one.unreadable
-    self.interval = self._one.interval
-    self.flops_per_image = len(self.members) * self._one.flops_per_image
+
+  def prepare(self, info: base.DataInfo) -> None:
+    """Completes the task; see `base.Task`."""
+    self._one.prepare(info)
+    if info.eval_class_names is None:
+      raise ConfigError(
+        "there are no held-out images to compare on: set data.eval_split, or "
+        "make a folder val/"
+      )
+    super().prepare(info)
+
+  def build(self) -> step_lib.TaskStep:
+    """Builds the step of all trials."""
+    flops = len(self.trials) * self._one.flops_per_image
+    return step_lib.TaskStep(self._init, self._train_step, flops)
 
   @property
   def _seeds(self) -> jax.Array:
-    return jnp.array([member.seed for member in self.members])
+    return jnp.array([trial.seed for trial in self.trials])
 
-  def init(self) -> TrainState:
-    """All members from scratch."""
-    one = jax.lax.map(lambda seed: self._one.seeded(seed).init(), self._seeds)
+  def _init(self) -> TrainState:
+    one = jax.lax.map(
+      lambda seed: self._one.seeded_step(seed).init(), self._seeds
+    )
     return TrainState.create(one.params, one.opt_state)
 
   def state_shardings(self, state: TrainState) -> TrainState:
-    """Each device keeps its members, if there are as many for each."""
+    """Splits the trials over the devices, if that gives equal parts."""
     whole = sharding.replicated(self._mesh)
     split = whole
-    if len(self.members) % self._mesh.size == 0:
+    if len(self.trials) % self._mesh.size == 0:
       split = NamedSharding(self._mesh, PartitionSpec(sharding.AXES))
     where = jax.tree.map(lambda _: split, state)
     return dataclasses.replace(
       where, step=whole, health=jax.tree.map(lambda _: whole, state.health)
     )
 
-  def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
-    """See `loop.Task`: nothing."""
-    return state
-
   def load(self, path: str, like: Any) -> Any:
-    """The encoder of a checkpoint, for those that are to be pre-trained."""
+    """Loads an encoder for the trials that are pre-trained."""
     where = sharding.replicated(self._mesh)
     encoder = init_from.load_encoder(
       path,
@@ -142,18 +126,18 @@ class LabelEfficiencyTask:
       conversion.ModelOverrides.from_config(self._config),
       channels=init_from.adaptable_channels(self._config),
     )
-    # Only of the scratch members is what is drawn kept.
+    # The trials from scratch keep their random initialization.
     count = len(self._streams)
 
     def start(encoder: Any) -> Any:
-      drawn = self.init().params
-      roles = drawn.keys() & {classifiers.MODEL, classifiers.AVERAGED}
-      return drawn | {
-        role: drawn[role]
+      new = self.init().params
+      roles = new.keys() & {classifiers.MODEL, classifiers.AVERAGED}
+      return new | {
+        role: new[role]
         | {
           "encoder": jax.tree.map(
             lambda own, loaded: own.at[:count].set(loaded),
-            drawn[role]["encoder"],
+            new[role]["encoder"],
             encoder,
           )
         }
@@ -163,60 +147,61 @@ class LabelEfficiencyTask:
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(start, out_shardings=shardings)(encoder)
 
-  def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-    """Each stream's rows of every batch, [B, streams, ...].
+  def train_batches(self, data: RunData, start_step: int) -> base.Batches:
+    """Returns each stream's rows of every batch, [B, streams, ...].
 
-    Members that differ in their start alone see the same images.
+    Trials that differ in their start alone see the same images.
     """
-    data = self._config.data
+    # TensorFlow takes seconds to import.
+    from mae_jax.data import few_shot, pipeline
+
+    settings = self._config.data
     seeds = [seed for _, seed in self._streams]
-    chosen = few_shot.few_shot_subsets(self._one.train_source, self._streams)
+    chosen = few_shot.few_shot_subsets(data.train_source, self._streams)
     return pipeline.stacked_train_batches(
       list(zip(chosen, seeds, strict=True)),
-      data,
-      rows=sharding.local_rows(self._mesh, data.batch_size),
+      settings,
+      rows=sharding.local_rows(self._mesh, settings.batch_size),
       start_step=start_step,
-      unreadable=self.unreadable,
+      unreadable=data.bad_images,
     )
 
-  def train_step(
+  def _train_step(
     self, state: TrainState, batch: Mapping[str, jax.Array]
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of each member; metrics are means over them."""
+    """Takes one step of each trial; metrics are means over the trials."""
     streams = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batch)
 
-    def one(
-      member: tuple[Any, ...], shared: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
-      params, opt_state, seed, number = member
+    def one(trial: tuple[Any, ...], shared: tuple[Any, ...]) -> tuple[Any, ...]:
+      params, opt_state, seed, number = trial
       at, health, streams = shared
       own = jax.tree.map(lambda x: x[number], streams)
       before = TrainState(at, params, opt_state, health)
-      after, values = self._one.seeded(seed).train_step(before, own)
+      after, values = self._one.seeded_step(seed).train_step(before, own)
       return after.params, after.opt_state, after.health, values
 
-    number = jnp.arange(len(self.members)) % len(self._streams)
-    params, opt_state, healths, values = self._each(
+    number = jnp.arange(len(self.trials)) % len(self._streams)
+    params, opt_state, healths, values = self._map_trials(
       one,
       (state.params, state.opt_state, self._seeds, number),
       (state.step, state.health, streams),
     )
-    # A step that went wrong for one of them counts.
+    # A step that failed in one trial counts.
     health = jax.tree.map(lambda x: x.max(axis=0), healths)
     means = jax.tree.map(lambda x: x.mean(axis=0), values)
     after = TrainState(state.step + 1, params, opt_state, health)
-    return after, means | step.health_metrics(health)
+    return after, means | step_lib.health_metrics(health)
 
-  def _each(self, one: Callable, members: Any, shared: Any) -> Any:
-    """`one` of each member, device by device, one after the other."""
-    count = len(self.members)
-    # As many for each device: some are done twice.
+  def _map_trials(self, one: Callable, trials: Any, shared: Any) -> Any:
+    """Applies `one` to each trial, on each device one after the other."""
+    count = len(self.trials)
+    # Equal numbers for all devices: some trials are computed twice.
     spread = np.arange(count + -count % self._mesh.size) % count
     if len(spread) > count:
-      members = jax.tree.map(lambda x: x[spread], members)
+      trials = jax.tree.map(lambda x: x[spread], trials)
 
-    def some(members: Any, shared: Any) -> Any:
-      return jax.lax.map(lambda member: one(member, shared), members)
+    def some(trials: Any, shared: Any) -> Any:
+      return jax.lax.map(lambda trial: one(trial, shared), trials)
 
     split = PartitionSpec(sharding.AXES)
     out = jax.shard_map(
@@ -225,78 +210,76 @@ class LabelEfficiencyTask:
       in_specs=(split, PartitionSpec()),
       out_specs=split,
       check_vma=False,
-    )(members, shared)
+    )(trials, shared)
     return jax.tree.map(lambda x: x[:count], out)
 
   @functools.cached_property
   def _score(self) -> Callable[[Any, Any], Any]:
-    """(params, batch) -> what became of each example for each member."""
+    """Maps (params, batch) to the scores of each example in each trial."""
 
     def apply(params: Any, batch: Mapping[str, jax.Array]) -> Any:
       def one(params: Any, batch: Any) -> Any:
         logits = self._one.classifier.logits(params, batch["image"])
         return classification.score(logits, batch["label"])
 
-      scores = self._each(one, params, batch)
+      scores = self._map_trials(one, params, batch)
       return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), scores)
 
     return jax.jit(apply, out_shardings=sharding.replicated(self._mesh))
 
-  def evaluate(self, params: Mapping[str, Any]) -> results.Report:
-    """Accuracy of each member on the held-out images, as table and plot."""
-    source = self._one.eval_source
+  def evaluator(self, data: RunData) -> base.Evaluator:
+    """Makes the evaluation: accuracy of each trial, as table and plot."""
+    from mae_jax.evals import extract
+
+    data.check_images()
+    source = data.eval_source
     assert source is not None
-    out, labels, _ = extract.extract_source(
-      self._score,
-      params,
-      source,
-      self._config.data,
-      mesh=self._mesh,
-      batch_size=self._config.data.batch_size,
-      unreadable=self.unreadable,
-    )
-    if not len(labels):
-      return results.Report({}, {}, "no held-out image can be read")
-    return label_efficiency_report.compare(
-      self.members, (out["rank"] < 1).mean(axis=0)
-    )
+
+    def evaluate(params: Mapping[str, Any]) -> results.Report:
+      out, labels, _ = extract.extract_source(
+        self._score,
+        params,
+        source,
+        self._config.data,
+        mesh=self._mesh,
+        batch_size=self._config.data.batch_size,
+        unreadable=data.bad_images,
+      )
+      if not len(labels):
+        return results.Report({}, {}, "no held-out image can be read")
+      return label_efficiency_report.compare(
+        self.trials, (out["rank"] < 1).mean(axis=0)
+      )
+
+    return evaluate
 
 
-def run(
-  config: Config,
-  workdir: str,
-  stop: signals.StopSignals,
-  kinds: Kinds,
-  pretrain: Callable[[Config, str, signals.StopSignals], None],
-) -> None:
-  """Compares, or goes on where an earlier run in `workdir` stopped.
+def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
+  """Trains all trials, or resumes them.
 
-  Without `init_from`, the recipe `label_efficiency.pretrain` is run first, in
-  WORKDIR/pretrain, or goes on there.
+  Without `init_from`, the recipe `label_efficiency.pretrain` is trained first,
+  in WORKDIR/pretrain.
 
   Args:
-    config: of the comparison.
-    workdir: where everything goes.
+    config: settings of the run.
+    workdir: directory of everything that is written.
     stop: signals that ask the run to stop.
-    kinds: the tasks that members may have.
-    pretrain: runs a recipe of task "pretrain".
 
   Raises:
     ConfigError: if there is nothing to start from, and as the tasks do.
   """
-  mesh = sharding.make_mesh(config.mesh)
-  comparison_task = LabelEfficiencyTask(config, mesh, kinds)
+  LabelEfficiencyTask(config, sharding.make_mesh(config.mesh))  # checks first
   if not config.init_from and not _has_begun(workdir):
-    first = _first(config)
+    first = _pretrain_config(config)
     where = os.path.join(workdir, "pretrain")
     try:
-      pretrain(first, where, stop)
-    except ConfigError as error:  # no setting of the comparison's
+      loop.train(tasks.load("pretrain"), first, where, stop)
+    except ConfigError as error:  # no setting of this task
       raise ConfigError(
         f"label_efficiency.pretrain={config.label_efficiency.pretrain}: {error}"
       ) from error
     config = dataclasses.replace(config, init_from=where)
-  loop.run(comparison_task, config, mesh, workdir, stop)
+  loop.train(LabelEfficiencyTask, config, workdir, stop)
 
 
 def _has_begun(workdir: str) -> bool:
@@ -308,7 +291,7 @@ def _has_begun(workdir: str) -> bool:
   return bool(distributed.gather("yes" * begun)[0])  # the same on all hosts
 
 
-def _first(config: Config) -> Config:
+def _pretrain_config(config: Config) -> Config:
   recipe = config.label_efficiency.pretrain
   if not recipe:
     raise ConfigError(
@@ -325,9 +308,8 @@ def _first(config: Config) -> Config:
     old, new = getattr(first.data, name), getattr(config.data, name)
     if old != new:
       raise ConfigError(
-        f"label_efficiency.pretrain={recipe} has data.{name}={old!r}, and the "
-        f"comparison {new!r}: pre-train on these images first, and set "
+        f"label_efficiency.pretrain={recipe} has data.{name}={old!r}, and this "
+        f"config {new!r}: pre-train on these images first, and set "
         "--config.init_from to that run"
       )
-  # Measured is what comes of it.
   return dataclasses.replace(first, eval=config.eval, mesh=config.mesh)

@@ -1,4 +1,4 @@
-"""Masked pre-training: a new state and the train step."""
+"""Pre-training: a masked autoencoder reconstructs masked patches."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import functools
 import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from mae_jax import checkpoints, conversion
-from mae_jax.config import Config, lookup
-from mae_jax.distributed import sharding
-from mae_jax.evals import pretraining
-from mae_jax.models import factory, mae, patchify, targets
-from mae_jax.train import fit_target, init_from, loop, objectives
-from mae_jax.train import step as program_lib
-from mae_jax.train import step as update
+from mae_jax.config import Config
+from mae_jax.models import factory, mae, masking, patchify, targets
+from mae_jax.train import fit_target, init_from, objectives
+from mae_jax.train import step as step_lib
 from mae_jax.train.tasks import base
-from mae_jax.utils import rng, signals
+from mae_jax.utils import console, rng
 from mae_jax.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+  from mae_jax.train.run_data import RunData
 
 
 def train_step(
@@ -32,27 +31,29 @@ def train_step(
   batch: Mapping[str, jax.Array],
   *,
   models: Sequence[mae.MaskedAutoencoder],
-  which: Callable[[jax.Array], jax.Array | int],
+  schedule: Callable[[jax.Array], jax.Array | int],
   objective: objectives.Reconstruction,
+  lr_fn: optax.Schedule,
   config: Config,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
-  """One step on one global batch.
+  """Takes one step on one global batch.
 
   Args:
-    state: before the step; its counter also decides masks and learning rate.
+    state: before the step; its counter also determines masks and learning rate.
     batch: "image" [B, H, W, C] uint8, "readable" [B] bool.
-    models: the network, with each mask that training takes.
-    which: step -> the one of these that it takes.
-    objective: what is made small.
+    models: the network, once for each mask that training uses.
+    schedule: maps the step to the index of its model.
+    objective: the loss.
+    lr_fn: learning rate by step.
     config: seed, normalization and accumulation.
 
   Returns:
     The state after the step and scalar metrics.
   """
-  # For the whole global batch at once: the same masks on any devices.
+  # One key for the whole global batch: the masks do not depend on the devices.
   key = rng.key(config.train.seed, "mask", state.step)
 
-  def taken(
+  def loss_and_grads(
     model: mae.MaskedAutoencoder, trained: Any, pixels: jax.Array
   ) -> tuple[Any, Any]:
     def loss_fn(trained: Any, part: tuple[jax.Array, Any]) -> Any:
@@ -62,147 +63,90 @@ def train_step(
       return objective.loss(model, params, x, noise, state.step)
 
     noise = model.sample_noise(key, pixels.shape)
-    return update.loss_and_grads(
+    return step_lib.loss_and_grads(
       loss_fn, trained, (pixels, noise), config.optim.accum_steps, has_aux=True
     )
 
   (loss, metrics), grads = jax.lax.switch(
-    which(state.step),
-    [functools.partial(taken, model) for model in models],
+    schedule(state.step),
+    [functools.partial(loss_and_grads, model) for model in models],
     {role: state.params[role] for role in objective.optimizers},
     batch["image"],
   )
-  moves = {
-    role: update.RoleUpdate(how.tx, how.lr_fn(state.step), grads[role])
+  lr = lr_fn(state.step)
+  updates = {
+    role: step_lib.RoleUpdate(how.tx, how.relative_lr * lr, grads[role])
     for role, how in objective.optimizers.items()
   }
-  state, values = update.update_all(state, moves, loss)
+  state, values = step_lib.apply_updates(state, updates, loss)
   values |= metrics
-  # Of more than one part the whole may be below 0, where nothing is a spike.
+  # With several terms the whole loss may be negative, where a spike has no
+  # meaning.
   watched = values.get("loss_reconstruction", values["loss"])
-  health = update.update_health(
+  health = step_lib.update_health(
     state.health, watched, batch["readable"], config.train.spike_factor
   )
   state = dataclasses.replace(state, health=health)
-  return state, values | update.health_metrics(health)
+  return state, values | step_lib.health_metrics(health)
 
 
-def program(
-  config: Config,
-  model: mae.MaskedAutoencoder,
-  lr_fn: optax.Schedule,
-  total_steps: int,
-) -> program_lib.TaskStep:
-  """What is compiled of a run.
-
-  Args:
-    config: of the run.
-    model: its network, see `build.masked_autoencoder`.
-    lr_fn: step -> learning rate.
-    total_steps: where training ends.
-
-  Raises:
-    ConfigError: if there is no mask that training is to take.
-  """
-  settings, seed = config.objective, config.train.seed
-  by_ratio = factory.mask_variants(model, config)
-  pick = lookup(
-    MASK_SCHEDULES, settings.mask_schedule, "objective.mask_schedule"
-  )
-
-  def which(step: jax.Array) -> jax.Array | int:
-    ratio, strategy = (
-      pick(rng.key(seed, name, step), step, total_steps, count)
-      for name, count in (
-        ("ratio", len(by_ratio)),
-        ("strategy", len(by_ratio[0])),
-      )
-    )
-    return ratio * len(by_ratio[0]) + strategy
-
-  kind = lookup(
-    objectives.OBJECTIVES, config.discriminator.type, "discriminator.type"
-  )
-  objective = kind(config, model, lr_fn, total_steps)
-
-  def init() -> checkpoints.TrainState:
-    params = objective.init(lambda name: rng.key(seed, name))
-    return checkpoints.TrainState.create(
-      params=params,
-      opt_state={
-        role: how.tx.init(params[role])
-        for role, how in objective.optimizers.items()
-      },
-    )
-
-  models = list(itertools.chain(*by_ratio))
-  return program_lib.TaskStep(
-    init=init,
-    train_step=functools.partial(
-      train_step,
-      models=models,
-      which=which,
-      objective=objective,
-      config=config,
-    ),
-    flops_per_image=round(
-      statistics.mean(
-        objective.flops(each, config.data.channels) for each in models
-      )
-    ),
-  )
-
-
-def _random(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
-  del step, total
-  return jax.random.randint(key, (), 0, count)
-
-
-def _sequential(key: jax.Array, step: jax.Array, total: int, count: int) -> Any:
-  del key
-  begins = [-(-number * total // count) for number in range(1, count)]
-  return sum((step >= begin for begin in begins), jnp.int32(0))
-
-
-# Which of several a step takes, by name: from a key of its own, its number, the
-# number of all steps and that of what there is to take.
-MASK_SCHEDULES: dict[str, Callable[[jax.Array, jax.Array, int, int], Any]] = {
-  "random": _random,
-  "sequential": _sequential,
-}
-
-
-class PretrainTask(base.ImageTask):
-  """The task as `loop.run` drives it."""
+class PretrainTask(base.Task):
+  """Pre-training of a masked autoencoder."""
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Builds everything that can fail for a wrong setting.
-
-    Raises:
-      ConfigError: on any setting that cannot work.
-    """
-    platform = mesh.devices.flat[0].platform
-    self._model = factory.masked_autoencoder(config, platform)
-    # For what it refuses: it may be minutes before data are open.
-    program(config, self._model, lambda step: 0.0, total_steps=1)
+    """Builds the network; see `base.Task`."""
     super().__init__(config, mesh)
-    built = program(config, self._model, self.lr_fn, self.total_steps)
-    self.init, self.train_step = built.init, built.train_step
-    self.flops_per_image = built.flops_per_image
-    self.evaluate = pretraining.Evaluation(
-      config,
-      mesh,
-      self._model,
-      self.train_source,
-      self.eval_source,
-      self.unreadable,
+    self.model = factory.masked_autoencoder(config, self._platform)
+    self._models = factory.mask_variants(self.model, config)
+    kind = objectives.OBJECTIVES[config.discriminator.type]
+    self._objective = kind(config, self.model)
+
+  def build(self) -> step_lib.TaskStep:
+    """Builds initialization and train step."""
+    config, objective = self._config, self._objective
+    objective.set_total_steps(self.total_steps)
+    models = list(itertools.chain(*self._models))
+
+    def init() -> checkpoints.TrainState:
+      params = objective.init(lambda name: rng.key(config.train.seed, name))
+      return checkpoints.TrainState.create(
+        params=params,
+        opt_state={
+          role: how.tx.init(params[role])
+          for role, how in objective.optimizers.items()
+        },
+      )
+
+    return step_lib.TaskStep(
+      init=init,
+      train_step=functools.partial(
+        train_step,
+        models=models,
+        schedule=masking.MaskSchedule(
+          config.objective.mask_schedule,
+          config.train.seed,
+          self.total_steps,
+          num_ratios=len(self._models),
+          num_strategies=len(self._models[0]),
+        ),
+        objective=objective,
+        lr_fn=self.lr_fn,
+        config=config,
+      ),
+      flops_per_image=round(
+        statistics.mean(
+          objective.flops(each, config.data.channels) for each in models
+        )
+      ),
     )
 
-  def fit(self, state: checkpoints.TrainState) -> checkpoints.TrainState:
-    """See `loop.Task`: what the target learns.
+  def fit(
+    self, state: checkpoints.TrainState, batches: base.Batches
+  ) -> checkpoints.TrainState:
+    """Fits a target, such as principal components, before training.
 
     Raises:
-      ConfigError: if what is not trained would stay as it was drawn.
+      ConfigError: if the run would keep a randomly initialized encoder.
     """
     if objectives.FROZEN[self._config.objective.trainable]:
       raise ConfigError(
@@ -210,16 +154,12 @@ class PretrainTask(base.ImageTask):
         "encoder as it starts, which here is at random: set init_from to a "
         "checkpoint of pre-training"
       )
-    target = self._model.target
+    target = self.model.target
     if not isinstance(target, targets.Fitted):
       return state
     before = state.params[targets.FITTED]
     found = fit_target.fit(
-      self._config,
-      self._mesh,
-      target,
-      self._model.encoder.patch_size,
-      self.train_batches(0),
+      self._config, self._mesh, target, self.model.encoder.patch_size, batches
     )
     after = jax.tree.map(
       lambda old, new: jax.device_put(new, old.sharding),
@@ -230,30 +170,38 @@ class PretrainTask(base.ImageTask):
     return dataclasses.replace(state, params=params)
 
   def load(self, path: str, like: Any) -> Any:
-    """The network of another pre-training run; an opponent is drawn."""
-    hints = conversion.ModelOverrides.from_config(self._config)
+    """Loads the network of another pre-training; see `base.Task`.
+
+    A discriminator is initialized.
+    """
     found = init_from.load_autoencoder(
       path,
       like,
       self._mesh,
-      self._model,
-      hints,
+      self.model,
+      conversion.ModelOverrides.from_config(self._config),
       self._config.objective,
       channels=init_from.adaptable_channels(self._config),
     )
     others = {role: like[role] for role in like if role not in found}
-    drawn = jax.jit(
+    new = jax.jit(
       lambda: {role: self.init().params[role] for role in others},
       out_shardings=jax.tree.map(lambda x: x.sharding, others),
     )()
-    return found | drawn
+    return found | new
 
+  def evaluator(self, data: RunData) -> base.Evaluator:
+    """Makes the evaluation: held-out loss, probes and pictures."""
+    from mae_jax.evals import pretraining
 
-def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
-  """Pre-trains, or goes on where an earlier run in `workdir` stopped."""
-  mesh = sharding.make_mesh(config.mesh)
-  pretraining_task = PretrainTask(config, mesh)
-  left_out = pretraining_task.evaluate.unavailable
-  if left_out and jax.process_index() == 0:
-    print(left_out, flush=True)
-  loop.run(pretraining_task, config, mesh, workdir, stop)
+    evaluation = pretraining.Evaluation(
+      self._config,
+      self._mesh,
+      self.model,
+      data.train_source,
+      data.eval_source,
+      data.bad_images,
+    )
+    if evaluation.unavailable and console.is_first():
+      console.info(evaluation.unavailable)
+    return evaluation

@@ -27,13 +27,13 @@ def test_the_same_program_as_a_run_with_data(task: str):
     classify={"norm_group": 16},
   )
   mesh = sharding.make_mesh(config.mesh, jax.devices())
-  run = runs.TASKS[task](config, mesh)
-  found = planned(config, run.num_examples, 10)
-  assert found.total_steps == run.total_steps
-  assert found.program.flops_per_image == run.flops_per_image
+  run, data = runs.open_task(config, mesh)
+  found = planned(config, data.info.num_examples, 10)
+  assert found.task.total_steps == run.total_steps
+  assert found.task.flops_per_image == run.flops_per_image
   state = program_lib.abstract_state(run)
-  assert program_lib.abstract_state(found) == state
-  batch = next(run.train_batches(0))
+  assert program_lib.abstract_state(found.task) == state
+  batch = next(data.train_batches(0))
   placed = sharding.to_global(mesh, batch, config.data.batch_size)
   assert {k: (v.shape, v.dtype, v.sharding) for k, v in placed.items()} == {
     k: (v.shape, v.dtype, v.sharding) for k, v in found.batch().items()

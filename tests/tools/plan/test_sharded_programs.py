@@ -28,7 +28,7 @@ def params_bytes(
   found: compile_step.CompiledStep, split: bool | None = None
 ) -> int:
   """Of all parameters, or those that are split over fsdp, or those not."""
-  state = program_lib.abstract_state(found.planned)
+  state = program_lib.abstract_state(found.planned.task)
   return sum(
     math.prod(leaf.shape) * 4
     for leaf in jax.tree.leaves(state.params)
@@ -46,9 +46,9 @@ def test_parameters_and_optimizer_are_held_in_parts(fsdp: int):
   assert 2 * held <= memory.opt_state < 2 * held + 64  # and a counter
   # What the program itself says it is given.
   with jax.set_mesh(found.planned.mesh):
-    state = program_lib.abstract_state(found.planned)
+    state = program_lib.abstract_state(found.planned.task)
     compiled = (
-      program_lib.jit_step(found.planned.train_step, found.planned.mesh, state)
+      program_lib.jit_step(found.planned.task.train_step, found.planned.mesh, state)
       .lower(state, found.planned.batch())
       .compile()
     )
