@@ -1,14 +1,14 @@
-"""Pre-training on images of CIFAR's size: ViT-Ti or S, patches of 2 or 4.
+"""Pre-trains on CIFAR-10 or CIFAR-100: ViT-Ti or ViT-S, patches of 2 or 4.
 
     python -m mae_jax.main --config=configs/cifar.py --workdir=runs/cifar10
     python -m mae_jax.main --workdir=runs/cifar100 \
       --config=configs/cifar.py:name=cifar100,size=S,patch=4
 
-32 x 32 pixels are 256 patches of 2 x 2, more than ImageNet's 196: it is the
-patch that is small, not the task. The schedule is long, since 50,000 images are
-few. `name=photos` are the photographs that come with scikit-image, which need
-no download and have no labels. Not run here to its end: there is no published
-figure to meet.
+Images of 32 x 32 pixels have 256 patches of 2 x 2; ImageNet's have 196. The
+schedule is long, since there are only 50,000 images. `name=photos` uses
+scikit-image's photographs, which need no download and have no labels.
+
+This recipe was not run to its end here, and no published result exists.
 """
 
 from mae_jax.config import (
@@ -29,16 +29,16 @@ NAMES = ("cifar10", "cifar100", "photos")
 
 
 def get_config(arg: str | None = None):
-  """The recipe; its arguments are above, and `epochs`."""
+  """Returns the recipe; `epochs` is its length."""
   args = parse_arg(arg, name="cifar10", size="Ti", patch=2, epochs=1600)
-  embedded = one_of("name", args.name, NAMES) == "photos"
+  is_photos = one_of("name", args.name, NAMES) == "photos"
   return config_dict(
     Config(
       task="pretrain",
       data=DataConfig(
-        source="photos" if embedded else "tfds",
-        name="" if embedded else args.name,
-        batch_size=32 if embedded else 512,
+        source="photos" if is_photos else "tfds",
+        name="" if is_photos else args.name,
+        batch_size=32 if is_photos else 512,
         image_size=(32, 32),
         crop_scale=(0.2, 1.0),
         flip=True,

@@ -1,20 +1,20 @@
-r"""What pre-training is worth to fine-tuning, on scikit-learn's digits.
+r"""Compares fine-tuning from pre-trained weights and from scratch, on digits.
 
     python -m mae_jax.main --config=configs/digits_finetune.py \
       --workdir=runs/digits_finetune
 
-Pre-trains (1000 steps of `digits.py`), then fine-tunes with 5, 10 and all
-labels a class, and does the same from scratch; five seeds each. It prints,
-after about a minute and a half on two CPU cores,
+Pre-trains for 1000 steps of `digits.py`. Then fine-tunes from these weights and
+from scratch, with 5, 10 and all labels per class and five seeds each. It
+prints, after about a minute and a half on two CPU cores:
 
                          5 per class      10 per class        all labels
     pre-trained         84.3 ± 2.0 %      90.8 ± 2.3 %      97.3 ± 0.5 %
     from scratch        73.4 ± 5.7 %      81.2 ± 3.0 %      71.6 ± 8.0 %
 
-Each run has 400 steps of 16 images, which is over a hundred epochs of 50
-images, and four of all: with all labels the network from scratch has not
-finished learning. To start from another checkpoint instead of pre-training:
---config.init_from=runs/digits.
+Each run has 400 steps of 16 images. That is over 100 epochs with 5 labels per
+class, and four epochs with all labels: there, training from scratch has not
+converged. Set --config.init_from=runs/digits to skip pre-training and start
+from that checkpoint.
 """
 
 import pathlib
@@ -37,7 +37,7 @@ DIGITS = pathlib.Path(__file__).with_name("digits.py")
 
 
 def get_config(arg: str | None = None):
-  """The recipe; takes no argument."""
+  """Returns the recipe, which takes no argument."""
   parse_arg(arg)
   return config_dict(
     Config(

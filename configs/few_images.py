@@ -1,15 +1,15 @@
-"""Pre-training on a folder of a few hundred images, color or gray.
+"""Pre-trains on a folder of a few hundred images, color or gray.
 
     python -m mae_jax.main --config=configs/few_images.py --workdir=runs/few \
       --config.data.path=/data/photos
     python -m mae_jax.main --config=configs/few_images.py:channels=1 \
       --workdir=runs/few_gray --config.data.path=/data/scans
 
-A small network, since it sees each image thousands of times, and crops of a
-tenth of an image and more, which are most of what there is to learn from. What
-is held out is read from `val/` if there is one; `data.inspect` tells mean and
-std to set. `source=photos` takes the photographs that come with scikit-image in
-place of a folder. To start from a larger network's weights, see `init_from` and
+The network is small, since it sees each image thousands of times. Random crops
+cover 10 % to 100 % of an image: most of the variety comes from them. Held-out
+images are read from `val/` if it exists. `python -m mae_jax inspect` prints the
+mean and std to set. `source=photos` uses scikit-image's photographs instead of
+a folder. To start from a larger network's weights, set `init_from` and
 `init_adapt`.
 """
 
@@ -30,7 +30,7 @@ SOURCES = ("folder", "photos")
 
 
 def get_config(arg: str | None = None):
-  """The recipe; `images` is how many it sees in all."""
+  """Returns the recipe; `images` is the number of examples to train on."""
   args = parse_arg(arg, source="folder", channels=3, images=1_000_000)
   return config_dict(
     Config(

@@ -1,14 +1,15 @@
-"""Pre-training on the photographs that come with scikit-learn and scikit-image.
+"""Pre-trains on the photographs of scikit-learn and scikit-image.
 
     python -m mae_jax.main --config=configs/photos.py --workdir=runs/photos
 
-Twelve photographs, cut into overlapping squares, and two held out: enough to
-see what a masked autoencoder does with a picture it does not know, after a
-quarter of an hour on two CPU cores and without a download, and far too little
-for features that are worth anything.
+Twelve photographs are cut into overlapping squares; two more are held out. A
+quarter of an hour on two CPU cores, without a download, shows how a masked
+autoencoder reconstructs a photograph it has not seen. These are far too few
+images to learn useful features.
 
-What is not as in the paper, and why: the target is raw pixels, so that colors
-are the network's own and not taken from around; the network is small.
+It differs from the paper in two ways: the network is small, and the target is
+raw pixels, so that the network predicts colors too. With norm_pix, pictures
+would take their colors from the original.
 """
 
 from mae_jax.config import (
@@ -24,7 +25,7 @@ from mae_jax.config import (
 
 
 def get_config(arg: str | None = None):
-  """The recipe; `steps` is its length."""
+  """Returns the recipe; `steps` is its length."""
   args = parse_arg(arg, steps=3000)
   return config_dict(
     Config(

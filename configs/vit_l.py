@@ -1,67 +1,12 @@
-"""Pre-training of ViT-L on ImageNet-1k: the reference's recipe.
+"""ViT-L/16: `python -m mae_jax.main --config=configs/vit_l.py`."""
 
-    python -m mae_jax.main --config=configs/vit_l.py --workdir=runs/vit_l
-    python -m mae_jax.main --config=configs/vit_l.py:epochs=1600 --workdir=...
+import pathlib
+import runpy
 
-He et al. 2021, table 8. Published after 1600 epochs: 85.9 % top-1 fine-tuned,
-75.8 % linear probe.
-"""
-
-from mae_jax.config import (
-  Config,
-  DataConfig,
-  EvalConfig,
-  ModelConfig,
-  ObjectiveConfig,
-  OptimConfig,
-  TrainConfig,
-  config_dict,
-  parse_arg,
-)
+PROGRAM = pathlib.Path(__file__).with_name("pretrain_imagenet.py")
 
 
 def get_config(arg: str | None = None):
-  """The recipe; `epochs` is 800 (the default) or 1600 in the paper."""
-  args = parse_arg(arg, epochs=800)
-  return config_dict(
-    Config(
-      task="pretrain",
-      data=DataConfig(
-        source="tfds",
-        name="imagenet2012",
-        batch_size=4096,
-        image_size=(224, 224),
-        crop_scale=(0.2, 1.0),
-        flip=True,
-        eval_crop=224 / 256,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        record_shards=256,  # one for each chip of a 256-chip pod
-        shuffle_buffer=32768,
-      ),
-      model=ModelConfig(
-        variant="L/16",
-        decoder_width=512,
-        decoder_depth=8,
-        decoder_heads=16,
-        dtype="bfloat16",
-      ),
-      objective=ObjectiveConfig(mask_ratio=0.75, target="norm_pix"),
-      optim=OptimConfig(
-        blr=1.5e-4,
-        warmup="40 epochs",
-        weight_decay=0.05,
-        b1=0.9,
-        b2=0.95,
-      ),
-      train=TrainConfig(
-        length=f"{args.epochs} epochs",
-        log_every="50 steps",
-        save_every="5 epochs",
-        save_every_minutes=30.0,
-      ),
-      eval=EvalConfig(
-        every="100 epochs", shots=(10,), max_train=20000, num_trials=1
-      ),
-    )
-  )
+  """Returns the recipe of `pretrain_imagenet.py` for L/16."""
+  args = f"variant=L/16,{arg or ''}"
+  return runpy.run_path(str(PROGRAM))["get_config"](args)

@@ -1,7 +1,7 @@
-"""Settings: parsed from the command line, checked, and saved without loss.
+"""Tests of settings: parsing, checks, and a lossless round trip to JSON.
 
-Every recipe under `configs/` loads, survives that, and builds its model and
-optimizer, without any data.
+Every recipe under `configs/` is loaded, and its model and optimizer are built
+without any data.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from mae_jax.utils.errors import ConfigError
 from tests.helpers import tiny
 
 RECIPES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
-# By task: what builds its network.
+# The function that builds the network of each task.
 BUILDERS = {
   "pretrain": factory.masked_autoencoder,
   "finetune": lambda config: factory.classifier(config, 1000),
@@ -64,7 +64,7 @@ BUILDERS = {
 
 
 def unset() -> Config:
-  """The tiny config as a recipe writes it: `lr` is left to `blr`."""
+  """Returns the tiny config as a recipe writes it: `blr` sets `lr`."""
   config = tiny.config()
   return dataclasses.replace(
     config, optim=dataclasses.replace(config.optim, lr=None)
@@ -111,7 +111,7 @@ def test_duration(text: str, amount: float, unit: str, steps: int):
   assert duration.steps(num_examples=1000, batch_size=64) == steps
 
 
-def test_duration_is_not_cut_by_rounding():
+def test_rounding_never_loses_a_step():
   for tenths in range(1, 100):
     duration = Duration.parse(f"{tenths / 10} epochs")
     assert duration.steps(num_examples=1000, batch_size=1) == 100 * tenths
@@ -133,7 +133,7 @@ def test_duration_is_not_cut_by_rounding():
     "5 steps 6",
   ],
 )
-def test_what_is_no_duration(text: str):
+def test_text_that_is_no_duration_is_refused(text: str):
   with pytest.raises(ConfigError, match="is not a duration: write") as error:
     Duration.parse(text, "train.length")
   assert f"train.length={text!r}" in str(error.value)
@@ -150,13 +150,13 @@ def test_nothing_changes_without_arguments(parse):
 @pytest.mark.parametrize(
   ("arg", "wanted"),
   [
-    ("data.image_size=32", (32, 32)),  # one number makes a square
+    ("data.image_size=32", (32, 32)),  # one number means a square
     ("data.image_size=(32,16)", (32, 16)),
     ("data.mean=(0.1,)", (0.1,)),
     ("data.crop_scale=(0.5,1)", (0.5, 1.0)),
     ("data.flip=true", True),
     ("data.path=gs://bucket/images", "gs://bucket/images"),
-    # None in the recipe, with a type of its own all the same:
+    # These are None in the recipe and have a type nevertheless:
     ("model.width=64", 64),
     ("model.patch_size=(4,2)", (4, 2)),
     ("model.patch_size=4", (4, 4)),
@@ -177,7 +177,7 @@ def test_override(parse, arg: str, wanted):
   assert type(value) is type(wanted)
 
 
-def test_of_a_tuple_given_twice_the_last_one_counts(parse):
+def test_the_last_of_two_values_of_a_tuple_counts(parse):
   config = parse("data.image_size=8", "data.image_size=16")
   assert config.data.image_size == (16, 16)
 
@@ -193,14 +193,14 @@ def test_of_a_tuple_given_twice_the_last_one_counts(parse):
     ("", "config. is not known"),
   ],
 )
-def test_the_name_of_no_setting(key: str, text: str):
+def test_an_unknown_setting_is_refused(key: str, text: str):
   with pytest.raises(ConfigError, match=text):
     check_key(key)
   check_key("data.batch_size")
 
 
-def test_no_setting_is_dead():
-  """Each is read somewhere, as an attribute of its name."""
+def test_every_setting_is_read():
+  """Finds a read of an attribute of each setting's name in the package."""
   package = pathlib.Path(__file__).parents[2] / "mae_jax"
   read = {
     node.attr
@@ -209,22 +209,22 @@ def test_no_setting_is_dead():
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
   }
-  # `build` copies those of these that are set over the variant's.
+  # `architecture.build` reads these by a loop over the fields of Dims.
   read |= {field.name for field in dataclasses.fields(architecture.Dims)}
-  # `prepared` makes the name from the split's; `config_dict` makes lr of blr.
+  # The data pipeline composes "train_split"; `config_dict` computes lr.
   read |= {"train_split", "blr"}
   settings = to_dict(tiny.config())
   names = {
     name: value if isinstance(value, dict) else {name}
     for name, value in settings.items()
   }
-  dead = {
+  unread = {
     f"{section}.{field}"
     for section, fields in names.items()
     for field in fields
     if field not in read
   }
-  assert dead == set()
+  assert unread == set()
 
 
 def test_lr_follows_blr_and_the_batch(parse):
@@ -270,8 +270,10 @@ def test_a_value_may_follow_its_name(tmp_path):
       "--config.data.path",
       "b",
       "--config.eval.raw_pixels",
+      "--noconfig.data.flip",
+      "-config.train.seed=3",
+      "y",
     ]
-    + ["--noconfig.data.flip", "-config.train.seed=3", "y"]
   )
   assert rest == ["--out=x", "y"]
   assert settings == [
@@ -349,7 +351,7 @@ def test_choices_are_the_names_of_the_tables():
   assert others == {"classify.pooling", "eval.classes", "label_efficiency.task"}
 
 
-def test_the_dict_is_locked():
+def test_a_config_dict_is_locked():
   values = config_dict(unset())
   with pytest.raises(AttributeError, match="locked"):
     values.model.widht = 3
@@ -357,7 +359,7 @@ def test_the_dict_is_locked():
     values.data.batch_size = "many"
 
 
-def plain() -> dict:
+def as_dict() -> dict:
   return to_dict(tiny.config())
 
 
@@ -394,7 +396,7 @@ def plain() -> dict:
   ],
 )
 def test_wrong_values_are_refused(path, value, text: str):
-  values = plain()
+  values = as_dict()
   section = values
   for key in path[:-1]:
     section = section[key]
@@ -404,7 +406,7 @@ def test_wrong_values_are_refused(path, value, text: str):
 
 
 def test_a_missing_key_is_refused_unless_it_has_a_default():
-  values = plain()
+  values = as_dict()
   del values["eval"], values["model"]["unroll"]
   assert from_config_dict(values).model.unroll == 0
   del values["data"]["batch_size"]
@@ -415,20 +417,20 @@ def test_a_missing_key_is_refused_unless_it_has_a_default():
 @pytest.mark.parametrize(
   "section", ["data", "model", "objective", "optim", "train", "mesh", "eval"]
 )
-def test_a_section_that_is_no_section(section: str):
-  values = plain() | {section: 3}
+def test_a_section_must_hold_settings(section: str):
+  values = as_dict() | {section: 3}
   with pytest.raises(ConfigError, match=f"config.{section}=3 is not a sect"):
     from_config_dict(values)
 
 
-def test_json_there_and_back():
+def test_a_round_trip_through_json_loses_nothing():
   config = tiny.config(
     model={"patch_size": (4, 2)}, optim={"grad_clip": 1.0}, init_from="a/b"
   )
   assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
-def test_argument_of_a_config_file():
+def test_arguments_of_a_recipe_are_parsed():
   assert vars(parse_arg(None, epochs=800)) == {"epochs": 800}
   assert vars(parse_arg("", epochs=800)) == {"epochs": 800}
   arg = parse_arg("epochs=1600,size=x=y,rate=2", epochs=8, size="", rate=0.1)
@@ -448,7 +450,7 @@ def test_argument_of_a_config_file():
     ("epochs=1.5", "epochs='1.5' is not of type int"),
   ],
 )
-def test_wrong_argument_of_a_config_file(arg: str, text: str):
+def test_wrong_arguments_of_a_recipe_are_refused(arg: str, text: str):
   with pytest.raises(ConfigError, match=text):
     parse_arg(arg, epochs=800, size="L")
 
@@ -463,8 +465,8 @@ def test_there_are_recipes():
   assert RECIPES
 
 
-# Base learning rate, layer decay, drop path, erasing, epochs: REFERENCE of the
-# paper's code, and He et al. 2021, table 9.
+# Base learning rate, layer decay, drop path, erasing and epochs: FINETUNE.md of
+# the published code, and He et al. 2021, table 9.
 FINETUNE = {
   ("b", "code"): (5e-4, 0.65, 0.1, 0.25, 100),
   ("l", "code"): (1e-3, 0.75, 0.2, 0.25, 50),
@@ -473,6 +475,37 @@ FINETUNE = {
   ("l", "paper"): (1e-3, 0.75, 0.1, 0, 50),
   ("h", "paper"): (1e-3, 0.75, 0.2, 0, 50),
 }
+
+
+VARIANTS = {"b": "B/16", "l": "L/16", "h": "H/14"}
+
+
+@pytest.mark.parametrize("size", VARIANTS)
+@pytest.mark.parametrize(
+  ("program", "prefix", "arg"),
+  [
+    ("pretrain", "", "epochs=1600"),
+    ("finetune", "finetune_", "recipe=paper,size=448"),
+    ("linprobe", "linprobe_", "recipe=paper"),
+  ],
+)
+def test_short_names_of_imagenet_recipes(program, prefix, arg, size):
+  path = f"configs/{program}_imagenet.py:variant={VARIANTS[size]}"
+  short = f"configs/{prefix}vit_{size}.py"
+  config = overrides.recipe(path)
+  assert overrides.recipe(short) == config
+  assert overrides.recipe(f"{short}:{arg}") == overrides.recipe(f"{path},{arg}")
+  assert config.model.variant == VARIANTS[size]
+  with pytest.raises(ConfigError, match="variant is given twice"):
+    overrides.recipe(f"{short}:variant=B/16")
+
+
+@pytest.mark.parametrize("program", ["pretrain", "finetune", "linprobe"])
+def test_imagenet_recipes_are_for_vit_l_by_default(program: str):
+  path = f"configs/{program}_imagenet.py"
+  assert overrides.recipe(path).model.variant == "L/16"
+  with pytest.raises(ConfigError, match="'S/16' is not known: use B/16 or L/"):
+    overrides.recipe(f"{path}:variant=S/16")
 
 
 @pytest.mark.parametrize(("size", "recipe"), FINETUNE)
@@ -600,18 +633,18 @@ def test_values_out_of_range_are_refused(section, field, value, complaint):
     from_config_dict(values)
 
 
-def test_an_interval_is_never_rounded_to_never():
+def test_a_positive_interval_is_at_least_one_step():
   parse = Duration.parse
   assert parse("1 epochs").interval(10, 64) == 1
   assert parse("1 epochs").steps(10, 64) == 0
   assert parse("0 epochs").interval(10, 64) == 0
-  assert parse("800 epochs").steps(1281167, 4096) == 250227  # as the README
+  assert parse("800 epochs").steps(1281167, 4096) == 250227  # as in README.md
 
 
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
-def test_a_lane_of_imagenet_is_never_more_than_a_device_of_a_pod(name):
-  """Then any order of the devices gives each process whole lanes."""
-  data = importlib.import_module(f"configs.{name}").get_config().data
+def test_record_shards_of_imagenet_are_not_split_between_devices(name):
+  """Any order of the devices then gives each process whole record shards."""
+  data = overrides.recipe(f"configs/{name}.py").data
   assert data.batch_size % data.record_shards == 0
   for devices in (1, 8, 64, 128, 256):
     assert (
@@ -636,8 +669,8 @@ def test_a_lane_of_imagenet_is_never_more_than_a_device_of_a_pod(name):
     "trainable=decoder",
   ],
 )
-def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
-  """The paper's table 1 and more: other settings stay the recipe's."""
+def test_each_ablation_can_be_built(change: str, data: str):
+  """Checks that no other setting changes, and that the model initializes."""
   path = f"configs/ablations.py:{change},data={data}"
   config = overrides.recipe(path)
   base = overrides.recipe(f"configs/ablations.py:data={data}")
@@ -675,13 +708,13 @@ def test_one_change_of_each_recipe_can_be_built(change: str, data: str):
     ("decoder=1", "key is one of data, decoder_depth, decoder_width, mask"),
   ],
 )
-def test_changes_that_are_none(arg: str, text: str):
+def test_unknown_ablations_are_refused(arg: str, text: str):
   with pytest.raises(ConfigError, match=text):
     overrides.recipe(f"configs/ablations.py:{arg}")
 
 
 @pytest.mark.parametrize(("old", "new"), [(True, "norm_pix"), (False, "raw")])
-def test_a_stored_config_of_before_is_read(old: bool, new: str):
+def test_norm_pix_loss_of_old_configs_is_read(old: bool, new: str):
   values = to_dict(tiny.config())
   del values["objective"]["target"]
   values["objective"]["norm_pix_loss"] = old
@@ -696,7 +729,7 @@ def test_a_stored_config_of_before_is_read(old: bool, new: str):
     ("('random', 'block')", ("random", "block")),
   ],
 )
-def test_words_are_written_with_commas(parse, text: str, wanted):
+def test_a_list_of_words_needs_no_quotes(parse, text: str, wanted):
   assert (
     parse(f"objective.mask_strategies={text}").objective.mask_strategies
     == wanted
@@ -709,6 +742,6 @@ def test_rows_of_a_mask_keep_their_zeros(parse, text: str):
   assert ",".join(found) == text
 
 
-def test_an_adaptation_of_nothing_is_refused():
+def test_init_adapt_without_init_from_is_refused():
   with pytest.raises(ConfigError, match="init_from, which is not set"):
     tiny.config(init_adapt=True)
