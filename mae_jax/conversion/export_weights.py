@@ -141,7 +141,7 @@ def _convertible(weights: Weights, weight_format: str) -> Weights:
         f"{weights.what} is a linear probe with classify.pooling="
         f"{found.pooling}, which no other format can hold: probe with "
         "--config.classify.pooling=cls, or serve it with python -m "
-        "mae_jax.tools.export"
+        "mae_jax export"
       )
     if weight_format != "facebook":
       weights = fold_batch_norm(weights)

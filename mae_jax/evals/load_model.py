@@ -1,4 +1,4 @@
-"""Networks out of checkpoints, built as the run that saved them says."""
+"""Loads networks from checkpoints, for evaluation and for every tool."""
 
 from __future__ import annotations
 
@@ -11,181 +11,133 @@ from jax.sharding import Mesh
 
 from mae_jax import checkpoints, conversion
 from mae_jax.config import Config, leaves
-from mae_jax.models import classifiers, factory, mae
+from mae_jax.models import architecture, classifiers, factory, mae
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError, abbreviate
 
 
 @dataclasses.dataclass(frozen=True)
-class Restored:
-  """What a checkpoint holds.
+class LoadedModel:
+  """A checkpoint's network with its parameters, on the way into any use.
 
   Attributes:
-    params: by role, on the devices.
-    run: that saved them.
+    path: the checkpoint.
+    params: parameters by role, on the devices.
+    metadata: the run that saved them.
+    config: settings that the network is built with: the run's, or with data and
+      computation of another config.
+    platform: platform of the devices.
     encoder: the network that gives features.
-    classifier: the same with its head; None if there is none.
+    decoder: the decoder of an autoencoder; None if it was not asked for.
   """
 
+  path: epath.PathLike
   params: dict[str, Any]
-  run: checkpoints.CheckpointMetadata
+  metadata: checkpoints.CheckpointMetadata
+  config: Config
+  platform: str
   encoder: mae.Encoder
-  classifier: classifiers.Classifier | None
+  decoder: mae.Decoder | None = None
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the head's classes; () without a head."""
+    return tuple(self.metadata.class_names)
+
+  @property
+  def has_head(self) -> bool:
+    """Whether the checkpoint is a classifier."""
+    return self.metadata.config.task in classifiers.CLASSIFIERS
+
+  @property
+  def classifier(self) -> classifiers.Classifier:
+    """The encoder with its head."""
+    make = classifiers.CLASSIFIERS[self.metadata.config.task]
+    return make(self.config, len(self.class_names), self.platform)
 
   @property
   def encoder_params(self) -> Any:
-    """Those of `encoder`."""
+    """Parameters of `encoder`."""
     return classifiers.inference_params(self.params)["encoder"]
+
+  @property
+  def autoencoder(self) -> mae.MaskedAutoencoder:
+    """Encoder and decoder; its variables are `mae.apply_variables(params)`."""
+    model = factory.masked_autoencoder(self.config, self.platform)
+    return model.clone(encoder=self.encoder, decoder=self.decoder)
+
+  @property
+  def info(self) -> dict[str, Any]:
+    """Which checkpoint this is, as JSON content."""
+    return {
+      "checkpoint": str(self.path),
+      "checkpoint_task": self.metadata.config.task,
+    }
 
 
 def load(
   path: epath.PathLike,
   mesh: Mesh,
-  hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
-) -> Restored:
-  """Reads a checkpoint of any task, or weights of another program.
+  overrides: conversion.ModelOverrides = conversion.NO_OVERRIDES,
+  *,
+  head: bool = False,
+  decoder: bool = False,
+) -> LoadedModel:
+  """Loads a checkpoint of any task, or weights of another format.
 
   Args:
-    path: see `dialects.load_any`.
+    path: a workdir, a checkpoint, or weights.
     mesh: the devices.
-    hints: what is known of the network besides.
+    overrides: what is known of the network besides.
+    head: require a classifier.
+    decoder: require an autoencoder; otherwise its decoder is left out.
 
   Raises:
-    ConfigError: if there is no checkpoint, or it is damaged.
+    ConfigError: if there is no checkpoint, it is damaged, or it lacks the
+      required part.
   """
-  hints = dataclasses.replace(hints, no_decoder=True)
-  params, run = conversion.load_any(path, mesh, hints)
-  platform = mesh.devices.flat[0].platform
-  task = run.config.task
-  if task == "pretrain":
-    model = factory.encoder(run.config, platform)
-    # Weights from elsewhere may have positions of their own.
-    own = "pos_embed" in params[classifiers.MODEL]["encoder"]
-    return Restored(params, run, model.clone(learned_positions=own), None)
-  built = classifiers.CLASSIFIERS[task](
-    run.config, len(run.class_names), platform
-  )
-  like = jax.eval_shape(built.init, jax.random.key(0))
-  checkpoints.check_shapes(path, params, like)
-  return Restored(params, run, built.encoder, built)
-
-
-def load_autoencoder(
-  path: epath.PathLike,
-  mesh: Mesh,
-  hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
-) -> tuple[mae.MaskedAutoencoder, Any, checkpoints.CheckpointMetadata]:
-  """Reads a checkpoint of pre-training, or such weights of another program.
-
-  Args:
-    path: see `dialects.load_any`.
-    mesh: the devices.
-    hints: what is known of the network besides.
-
-  Returns:
-    The network, its variables on the devices, and the run that saved them.
-
-  Raises:
-    ConfigError: if there is none, it is damaged, or it has no decoder.
-  """
-  params, run = conversion.load_any(path, mesh, hints)
+  if not decoder:
+    overrides = dataclasses.replace(overrides, no_decoder=True)
+  params, run = conversion.load_any(path, mesh, overrides)
+  config, platform = run.config, mesh.devices.flat[0].platform
   found = params.get(classifiers.MODEL, {})
-  if run.config.task != "pretrain" or "decoder" not in found:
+  if decoder and (config.task != "pretrain" or "decoder" not in found):
     raise ConfigError(
       f"{path} has no decoder, without which nothing is reconstructed: name a "
       "checkpoint of pre-training, or weights that hold both "
       "(mae_pretrain_vit_base_full.pth, or a ViTMAEForPreTraining)"
     )
-  model = factory.masked_autoencoder(run.config, mesh.devices.flat[0].platform)
-  # Weights from elsewhere may have positions of their own.
-  model = model.clone(
-    encoder=model.encoder.clone(
-      learned_positions="pos_embed" in found["encoder"]
-    ),
-    decoder=model.decoder.clone(
-      learned_positions="pos_embed" in found["decoder"]
-    ),
-  )
-  return model, mae.apply_variables(params), run
-
-
-def load_classifier(
-  path: epath.PathLike,
-  mesh: Mesh,
-  hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
-) -> Restored:
-  """As `load`, where a head is needed.
-
-  Raises:
-    ConfigError: also if the checkpoint has no head.
-  """
-  restored = load(path, mesh, hints)
-  if restored.classifier is None:
+  if head and config.task == "pretrain":
     raise ConfigError(
-      f"{path} has no head: it is of a run of task={restored.run.config.task}. "
-      "Fine-tune or probe it first (--config=configs/finetune_vit_b.py "
-      f"--config.init_from={path}), and name that run's workdir; what its "
-      "features are worth as they are, task=evaluate tells with "
+      f"{path} has no head: it is of a run of task={config.task}. Fine-tune "
+      "or probe it first (--config=configs/finetune_vit_b.py "
+      f"--config.init_from={path}), and name that run's workdir. To measure "
+      "its features as they are, use task=evaluate with "
       "--config.eval.measure=features"
     )
-  return restored
-
-
-# What an encoder is. Other settings of models say how they are computed, or
-# what a decoder is, which has no part in what is measured.
-_ARCHITECTURE = (
-  "variant",
-  "width",
-  "depth",
-  "heads",
-  "mlp_dim",
-  "patch_size",
-  "norm_eps",
-  "activation",
-)
-_SHOWN = ("data.image_size", "data.channels", "data.mean", "data.std")
-
-
-@dataclasses.dataclass(frozen=True)
-class Suited:
-  """A checkpoint that the config does not contradict.
-
-  Attributes:
-    step: its directory.
-    found: what it holds.
-    config: of its run, with data, evaluation and computation of the given one.
-    platform: of the devices.
-  """
-
-  step: epath.Path
-  found: Restored
-  config: Config
-  platform: str
-
-  @property
-  def facts(self) -> dict[str, Any]:
-    """Which one it is, for other programs."""
-    return {
-      "checkpoint": str(self.step),
-      "checkpoint_task": self.found.run.config.task,
-    }
-
-  @property
-  def encoder(self) -> mae.Encoder:
-    """As in `found`, computed as the config says."""
-    return factory.with_computation(
-      self.found.encoder, self.config, self.platform
+  if config.task == "pretrain":
+    # Weights of other formats may have position tables of their own.
+    encoder = factory.encoder(config, platform).clone(
+      learned_positions="pos_embed" in found["encoder"]
     )
-
-  @property
-  def classifier(self) -> classifiers.Classifier:
-    """Likewise."""
-    make = classifiers.CLASSIFIERS[self.found.run.config.task]
-    return make(self.config, len(self.found.run.class_names), self.platform)
+    built_decoder = None
+    if decoder:
+      built_decoder = factory.masked_autoencoder(
+        config, platform
+      ).decoder.clone(learned_positions="pos_embed" in found["decoder"])
+    return LoadedModel(
+      path, params, run, config, platform, encoder, built_decoder
+    )
+  built = classifiers.CLASSIFIERS[config.task](
+    config, len(run.class_names), platform
+  )
+  like = jax.eval_shape(built.init, jax.random.key(0))
+  checkpoints.check_shapes(path, params, like)
+  return LoadedModel(path, params, run, config, platform, built.encoder)
 
 
 def locate(config: Config) -> epath.Path:
-  """The directory of the checkpoint `init_from`.
+  """Returns the directory of the checkpoint `init_from`.
 
   Raises:
     ConfigError: if there is none.
@@ -199,29 +151,36 @@ def locate(config: Config) -> epath.Path:
     return conversion.locate(config.init_from)
 
 
-def load_for_evaluation(config: Config, mesh: Mesh, *, head: bool) -> Suited:
-  """Reads the checkpoint `init_from`.
+# Settings that say how images reach the network.
+_PREPARATION = ("data.image_size", "data.channels", "data.mean", "data.std")
+
+
+def load_for_evaluation(
+  config: Config, mesh: Mesh, *, head: bool
+) -> LoadedModel:
+  """Loads the checkpoint `init_from` for evaluation under another config.
+
+  The network and the preparation of its images must be those of the checkpoint.
+  The config chooses the images and how the network is computed.
 
   Args:
-    config: how it is to be measured.
+    config: the settings of the evaluation.
     mesh: the devices.
-    head: whether a head is needed.
+    head: require a classifier.
 
   Raises:
     ConfigError: if there is no such checkpoint, or the config contradicts it.
   """
-  read = load_classifier if head else load
-  # Of a run that goes on, the second reading might find another.
+  # The newest checkpoint of a running run may change between two readings.
   step = locate(config)
   with storage.os_errors(config.init_from):
-    found = read(step, mesh, conversion.ModelOverrides.from_config(config))
-  platform = mesh.devices.flat[0].platform
-  before = found.run.config
-  settings = [*_SHOWN, *(("classify.pooling",) if head else ())]
-  if _dimensions(factory.encoder(config, platform)) != _dimensions(
-    found.encoder
-  ):
-    settings += [f"model.{name}" for name in _ARCHITECTURE]
+    found = load(
+      step, mesh, conversion.ModelOverrides.from_config(config), head=head
+    )
+  before = found.config
+  settings = [*_PREPARATION, *(("classify.pooling",) if head else ())]
+  if architecture.diff(factory.encoder(config, found.platform), found.encoder):
+    settings += [f"model.{name}" for name in ("variant", *architecture.FIELDS)]
   old, new = dict(leaves(before)), dict(leaves(config))
   wrong = [
     f"{name} is {abbreviate(new[name])}, was {old[name]!r}"
@@ -243,10 +202,5 @@ def load_for_evaluation(config: Config, mesh: Mesh, *, head: bool) -> Suited:
   merged = dataclasses.replace(
     before, data=config.data, model=model, eval=config.eval
   )
-  return Suited(step, found, merged, platform)
-
-
-def _dimensions(encoder: mae.Encoder) -> tuple[Any, ...]:
-  return tuple(
-    getattr(encoder, name) for name in _ARCHITECTURE if name != "variant"
-  )
+  encoder = factory.with_computation(found.encoder, merged, found.platform)
+  return dataclasses.replace(found, config=merged, encoder=encoder)

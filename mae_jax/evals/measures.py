@@ -45,10 +45,10 @@ class TrainedHead:
     }
     self._present_only = lookup(restricted, config.eval.classes, "eval.classes")
     checkpoint = load_model.load_for_evaluation(config, mesh, head=True)
-    self.class_names = checkpoint.found.run.class_names
-    self.about = f"the head of {checkpoint.step}"
-    self.info = checkpoint.facts | {"head_classes": len(self.class_names)}
-    self._params = checkpoint.found.params
+    self.class_names = checkpoint.class_names
+    self.about = f"the head of {checkpoint.path}"
+    self.info = checkpoint.info | {"head_classes": len(self.class_names)}
+    self._params = checkpoint.params
     self._scorer = classification.Scorer(
       config.data, mesh, checkpoint.classifier.logits, self.class_names
     )
@@ -244,7 +244,7 @@ class FeatureProbes:
     self._images = eval_data.held_out(data)
     eval_data.check_images(self._images)
     self.about = (
-      f"frozen features of {self._checkpoint.step}, with probes trained on "
+      f"frozen features of {self._checkpoint.path}, with probes trained on "
       f"{self._num_train} images, on {self._images.about}"
     )
     self._unreadable = BadImages()
@@ -271,7 +271,7 @@ class FeatureProbes:
     if unreadable:
       text += f"\n{unreadable} held-out images could not be read"
       scalars["eval_unreadable"] = float(unreadable)
-    info = self._checkpoint.facts | {
+    info = self._checkpoint.info | {
       "data": self._images.info,
       "images": len(test.labels),
       "train_images": len(train.labels),
@@ -284,7 +284,7 @@ class FeatureProbes:
   ) -> tuple[probes.Split, int]:
     found, labels, unreadable = extract.extract_source(
       lambda params, batch: self._apply(params, batch["image"]),
-      self._checkpoint.found.encoder_params,
+      self._checkpoint.encoder_params,
       source,
       self._config.data,
       mesh=self._mesh,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from mae_jax.config import lookup
 from mae_jax.utils.errors import ConfigError
@@ -46,3 +47,21 @@ def parse(variant: str) -> tuple[Dims, int]:
     )
   dims = lookup(VARIANTS, match[1], "model.variant")
   return dims, int(match[2])
+
+
+# Attributes of an encoder that define the network. Others say how it is
+# computed.
+FIELDS = (
+  *("width", "depth", "heads", "mlp_dim"),
+  *("patch_size", "norm_eps", "activation"),
+)
+
+
+def diff(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+  """Compares two encoders.
+
+  Returns:
+    For each of FIELDS in which they differ, both values.
+  """
+  pairs = {name: (getattr(one, name), getattr(other, name)) for name in FIELDS}
+  return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

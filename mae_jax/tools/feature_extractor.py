@@ -1,10 +1,10 @@
-"""The network that gives features: an encoder up to a block, and a pooling."""
+"""Builds feature extractors: an encoder up to a block, and a pooling."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,29 +31,46 @@ POOLS: dict[str, Callable[[mae.Tokens], jax.Array]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Extractor:
-  """What gives the features.
+class ImageFunction:
+  """A network as a function of images, for tools and exports.
 
   Attributes:
-    apply: from `params` and uint8 images [B, H, W, C] to float32 [B, ...].
-    params: on the devices; those of the encoder are in "encoder".
-    encoder: the network, up to `layer`.
+    apply: maps `params` and uint8 images [B, H, W, C] to float32 [B, ...].
+    params: its parameters, on the devices.
     data: how images are prepared.
-    layer: the last block that is applied, from 1.
+    output: name of the result: features or logits.
+    info: more about the network, as JSON content.
   """
 
   apply: Callable[[Any, jax.Array], jax.Array]
   params: Any
-  encoder: mae.Encoder
   data: DataConfig
-  layer: int
+  output: str
+  info: Mapping[str, Any]
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """Height, width and channels of an image."""
+    return (*self.data.image_size, self.data.channels)
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of one image's features."""
-    size = (1, *self.data.image_size, self.data.channels)
-    blank = jax.ShapeDtypeStruct(size, jnp.uint8)
-    return jax.eval_shape(self.apply, self.params, blank).shape[1:]
+    """Shape of one image's result."""
+    images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.uint8)
+    return jax.eval_shape(self.apply, self.params, images).shape[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureExtractor(ImageFunction):
+  """An encoder up to a block, and a pooling of its tokens.
+
+  Attributes:
+    encoder: the network, up to `layer`.
+    layer: the last block that is applied, from 1.
+  """
+
+  encoder: mae.Encoder
+  layer: int
 
 
 def from_checkpoint(
@@ -65,31 +82,33 @@ def from_checkpoint(
   image_size: tuple[int, int] | None = None,
   dtype: str | None = None,
   platform: str | None = None,
-) -> Extractor:
-  """Makes what the flags of the same names say of a checkpoint.
+) -> FeatureExtractor:
+  """Builds the feature extractor of a checkpoint.
 
   Args:
-    checkpoint: see `dialects.load_any`.
+    checkpoint: a workdir, a checkpoint, or weights.
     mesh: the devices.
     pool: a name in POOLS.
-    layer: the block whose tokens are wanted, from 1. After the last one, which
-      None is too, they pass the norm that is behind it.
+    layer: the block after which tokens are taken, from 1; None for the last,
+      whose tokens pass the final norm.
     image_size: height and width; None for the checkpoint's.
-    dtype: of activations, a name in `build.DTYPES`; None for the checkpoint's.
-    platform: what it will run on, see `build.computed`; None for the mesh's.
+    dtype: dtype of activations, a name in `factory.DTYPES`; None for the
+      checkpoint's.
+    platform: the platform to run on, as in `factory.masked_autoencoder`; None
+      for the mesh's.
 
   Raises:
-    ConfigError: if there is no checkpoint, or it cannot do what is wanted.
+    ConfigError: if there is no checkpoint, or a setting does not fit it.
   """
   pooled = lookup(POOLS, pool, "--pool")
   with storage.os_errors(checkpoint):
-    # Of a run that goes on, the second reading might find another.
+    # The newest checkpoint of a running run may change between two readings.
     step = conversion.locate(checkpoint)
     found = load_model.load(step, mesh)
-    config = _with_size(found.run.config, image_size)
+    config = _with_size(found.config, image_size)
     encoder = found.encoder.clone(frozen=0)
     parts = {"encoder": found.encoder_params}
-    if config.data.image_size != found.run.config.data.image_size:
+    if config.data.image_size != found.config.data.image_size:
       encoder = encoder.clone(learned_positions=True)
       parts["encoder"] = _with_positions(step, encoder, config.data, mesh)
   model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
@@ -100,7 +119,7 @@ def from_checkpoint(
   )
   layer = encoder.depth if layer is None else layer
   trained = classifiers.inference_params(found.params)
-  # What is averaged before its norm is known by nothing but this pooling.
+  # fc_norm belongs to mean pooling after the last block.
   if layer == encoder.depth and pool == "mean" and vit.FC_NORM in trained:
     parts[vit.FC_NORM] = trained[vit.FC_NORM]
   encoder, parts["encoder"] = _first_blocks(encoder, parts["encoder"], layer)
@@ -114,7 +133,10 @@ def from_checkpoint(
       out = norm.apply({"params": params[vit.FC_NORM]}, out)
     return out
 
-  return Extractor(jax.jit(apply), parts, encoder, config.data, layer)
+  info = {"pool": pool, "layer": layer}
+  return FeatureExtractor(
+    jax.jit(apply), parts, config.data, "features", info, encoder, layer
+  )
 
 
 def _with_size(config: Config, image_size: tuple[int, int] | None) -> Config:
@@ -134,7 +156,7 @@ def _with_size(config: Config, image_size: tuple[int, int] | None) -> Config:
 def _with_positions(
   step: epath.Path, encoder: mae.Encoder, data: DataConfig, mesh: Mesh
 ) -> Any:
-  """The encoder's parameters, with positions for images of another size."""
+  """Loads the encoder with positions for images of another size."""
   blank = jnp.zeros((1, *data.image_size, data.channels))
   like = jax.eval_shape(encoder.init, jax.random.key(0), blank)["params"]
   like = jax.tree.map(
@@ -151,7 +173,7 @@ def _with_positions(
 def _first_blocks(
   encoder: mae.Encoder, params: Any, layer: int
 ) -> tuple[mae.Encoder, Any]:
-  """The encoder up to a block, without the norm unless it is the last one."""
+  """Cuts the encoder after a block; only the last block keeps the norm."""
   if not 1 <= layer <= encoder.depth:
     raise ConfigError(
       f"--layer={layer}: the encoder has blocks 1 to {encoder.depth}"

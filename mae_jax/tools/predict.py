@@ -93,11 +93,11 @@ def write(
       else stack.enter_context(atomic_write.atomic_file(out))
     )
     with storage.os_errors(checkpoint):
-      found = load_model.load_classifier(checkpoint, mesh)
-    names = found.run.class_names
+      found = load_model.load(checkpoint, mesh, head=True)
+    names: Sequence[str] = found.class_names
     if given is not None:
       names = _checked(given, len(names), f"--class_names={class_names}")
-    source = image_stream.open_images(images, found.run.config.data)
+    source = image_stream.open_images(images, found.config.data)
     results = predictions(
       found, source, top=top, mesh=mesh, batch_size=batch_size
     )
@@ -111,7 +111,7 @@ def write(
 
 
 def predictions(
-  found: load_model.Restored,
+  found: load_model.LoadedModel,
   source: sources.Indexed,
   *,
   top: int,
@@ -121,15 +121,14 @@ def predictions(
   """Those of all images that can be read, in their order.
 
   Args:
-    found: of `restored.load_classifier`.
+    found: the classifier.
     source: the images.
     top: k, or more than there are classes.
     mesh: the devices.
     batch_size: see `tools.stream`.
   """
   classifier = found.classifier
-  assert classifier is not None
-  k = min(top, len(found.run.class_names))
+  k = min(top, len(found.class_names))
 
   @jax.jit
   def best(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -142,7 +141,7 @@ def predictions(
     best,
     found.params,
     source,
-    found.run.config.data,
+    found.config.data,
     mesh=mesh,
     batch_size=batch_size,
   ):

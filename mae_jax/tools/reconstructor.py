@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mae_jax import conversion
 from mae_jax.config import lookup
 from mae_jax.evals import load_model, reconstruction
-from mae_jax.models import masking, patchify
+from mae_jax.models import mae, masking, patchify
 from mae_jax.utils import rng
 from mae_jax.utils.errors import ConfigError
 
@@ -34,12 +34,13 @@ class Reconstructor:
     self,
     checkpoint: epath.PathLike,
     mesh: Mesh,
-    hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
+    overrides: conversion.ModelOverrides = conversion.NO_OVERRIDES,
   ):
     """Reads a checkpoint; see `restored.load_autoencoder`."""
-    self._model, self._variables, run = load_model.load_autoencoder(
-      checkpoint, mesh, hints
-    )
+    found = load_model.load(checkpoint, mesh, overrides, decoder=True)
+    self._model = found.autoencoder
+    self._variables = mae.apply_variables(found.params)
+    run = found.metadata
     # It paints little, and a program for each number of patches is compiled.
     self._model = self._model.clone(
       encoder=self._model.encoder.clone(unroll=1),

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from mae_jax import checkpoints, conversion
 from mae_jax.config import Config, ModelConfig, ObjectiveConfig
 from mae_jax.models import (
+  architecture,
   classifiers,
   factory,
   mae,
@@ -27,15 +28,6 @@ from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
 _ROUNDING = 1e-6  # of tables of positions
-_ARCHITECTURE = (
-  "width",
-  "depth",
-  "heads",
-  "mlp_dim",
-  "patch_size",
-  "norm_eps",
-  "activation",
-)
 
 
 def adaptable_channels(config: Config) -> int | None:
@@ -319,22 +311,21 @@ def check_network(
   Raises:
     ConfigError: if they differ.
   """
-  before = factory.encoder(run.config)
-  old, new = (
-    {name: getattr(each, name) for name in _ARCHITECTURE}
-    for each in (before, encoder)
-  )
-  wrong = [
-    name
-    for name in _ARCHITECTURE
-    if old[name] != new[name] and not (adapted and name == "patch_size")
-  ]
-  if wrong:
-    said = ", ".join(f"model.{x}={old[x]}, not {new[x]}" for x in wrong)
-    flags = " ".join(_flag(f"model.{x}", old[x]) for x in wrong)
+  changes = architecture.diff(factory.encoder(run.config), encoder)
+  if adapted:
+    changes.pop("patch_size", None)
+  if changes:
+    found = ", ".join(
+      f"model.{name}={old}, not {new}" for name, (old, new) in changes.items()
+    )
+    flags = " ".join(
+      _flag(f"model.{name}", old) for name, (old, _) in changes.items()
+    )
     raise ConfigError(
-      f"the encoder of {path} has {said}: set {flags}"
-      + (", or --config.init_adapt=true" if wrong == ["patch_size"] else "")
+      f"the encoder of {path} has {found}: set {flags}"
+      + (
+        ", or --config.init_adapt=true" if [*changes] == ["patch_size"] else ""
+      )
     )
 
 

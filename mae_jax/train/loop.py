@@ -364,7 +364,9 @@ class Trainer:
       if not any(failures):
         self._checkpointer.save(self._step, state, wait=wait)
         return
-      self._checkpointer.failed(self._step, checkpoints.combined_error(failures))
+      self._checkpointer.failed(
+        self._step, checkpoints.combined_error(failures)
+      )
 
   def _save_pictures(self, result: Report) -> None:
     if jax.process_index() != 0:

@@ -42,7 +42,7 @@ def logits(path: pathlib.Path, x: np.ndarray) -> np.ndarray:
   """Computes logits [B, N] of normalized images; `logits` here takes uint8."""
   from mae_jax.models import batch_norm, classifiers
 
-  found = load_model.load_classifier(path, runs.devices_mesh())
+  found = load_model.load(path, runs.devices_mesh(), head=True)
   network = found.classifier
   if isinstance(network, classifiers.Probe):
     out = network.encoder.apply({"params": found.encoder_params}, x)

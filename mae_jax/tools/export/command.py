@@ -27,6 +27,7 @@ from mae_jax.tools import cli, feature_extractor
 from mae_jax.tools.export import exportable as network_lib
 from mae_jax.tools.export import manifest, stablehlo, verify
 from mae_jax.tools.export import quantize as weights_lib
+from mae_jax.tools.feature_extractor import ImageFunction
 from mae_jax.utils import atomic_write, console, storage
 from mae_jax.utils.errors import ConfigError
 
@@ -184,7 +185,7 @@ def _fill(
 
 def _open(
   step: epath.Path, what: str, dtype: str, asked: dict[str, Any]
-) -> network_lib.Network:
+) -> ImageFunction:
   with storage.os_errors(step):
     if what == "classifier":
       return network_lib.classifier(step, dtype=dtype)

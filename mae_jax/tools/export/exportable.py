@@ -1,44 +1,19 @@
-"""What is exported: a checkpoint's encoder, or the whole classifier."""
+"""The network that is exported: an encoder with pooling, or a classifier."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax.config import DataConfig, MeshConfig
+from mae_jax.config import MeshConfig
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
 from mae_jax.models import classifiers, factory
 from mae_jax.tools import feature_extractor
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-  """A function of images.
-
-  Attributes:
-    apply: from `params` and uint8 images [B, H, W, C] to float32 [B, ...].
-    params: on a CPU device.
-    data: the images it is shown.
-    output: what its values are called.
-    facts: more about it, for other programs.
-  """
-
-  apply: Callable[[Any, jax.Array], jax.Array]
-  params: Any
-  data: DataConfig
-  output: str
-  facts: Mapping[str, Any]
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:
-    """Height, width and channels."""
-    return (*self.data.image_size, self.data.channels)
+from mae_jax.tools.feature_extractor import ImageFunction
 
 
 def features(
@@ -48,45 +23,43 @@ def features(
   pool: str | None,
   layer: int | None,
   image_size: tuple[int, int] | None,
-) -> Network:
-  """The encoder of a checkpoint, see `extractor.from_checkpoint`.
+) -> ImageFunction:
+  """Returns the encoder; arguments as in `feature_extractor.from_checkpoint`.
 
   Raises:
-    ConfigError: if it cannot do what is wanted.
+    ConfigError: if a setting does not fit the checkpoint.
   """
-  pool = pool or "mean"
-  found = feature_extractor.from_checkpoint(
+  return feature_extractor.from_checkpoint(
     step,
     host(),
-    pool=pool,
+    pool=pool or "mean",
     layer=layer,
     image_size=image_size,
     dtype=dtype,
     platform=factory.ANY_PLATFORM,
   )
-  facts = {"pool": pool, "layer": found.layer}
-  return Network(found.apply, found.params, found.data, "features", facts)
 
 
-def classifier(step: epath.Path, *, dtype: str) -> Network:
-  """The encoder with its head.
+def classifier(step: epath.Path, *, dtype: str) -> ImageFunction:
+  """Returns the encoder with its head.
 
   Raises:
     ConfigError: if there is no head.
   """
-  found = load_model.load_classifier(step, host())
-  run = found.run
-  model = dataclasses.replace(run.config.model, dtype=dtype)
-  config = dataclasses.replace(run.config, model=model)
-  make = classifiers.CLASSIFIERS[config.task]
-  built = make(config, len(run.class_names), factory.ANY_PLATFORM)
+  found = load_model.load(step, host(), head=True)
+  model = dataclasses.replace(found.config.model, dtype=dtype)
+  config = dataclasses.replace(found.config, model=model)
+  found = dataclasses.replace(
+    found, config=config, platform=factory.ANY_PLATFORM
+  )
   params = found.params
-  if classifiers.AVERAGED in params:  # the others have no further use
+  if classifiers.AVERAGED in params:  # the others are not used
     params = {classifiers.MODEL: classifiers.inference_params(params)}
-  facts = {"class_names": list(run.class_names)}
-  return Network(built.logits, params, config.data, "logits", facts)
+  info = {"class_names": list(found.class_names)}
+  logits = found.classifier.logits
+  return ImageFunction(logits, params, config.data, "logits", info)
 
 
 def host() -> Mesh:
-  """One CPU device: what is traced there runs anywhere."""
+  """Returns one CPU device; what is traced there runs anywhere."""
   return sharding.make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])

@@ -9,15 +9,15 @@ from typing import Any
 
 from etils import epath
 
-from mae_jax.tools.export import exportable as network_lib
+from mae_jax.tools.feature_extractor import ImageFunction
 
 NAME = "export.json"
-_MAKER = "mae_jax.tools.export"
+_MAKER = "mae_jax.export"  # stored in files: not a module
 _PACKAGES = ("mae_jax", "jax", "jaxlib", "flax")
 
 
 def facts(
-  network: network_lib.Network, output_shape: tuple[int, ...]
+  network: ImageFunction, output_shape: tuple[int, ...]
 ) -> dict[str, Any]:
   """What there is to say of a network; `output_shape` is of one image."""
   data = network.data
@@ -34,7 +34,7 @@ def facts(
     },
     # Done by the program: these are for whoever wonders.
     "normalized_inside": {"mean": list(data.mean), "std": list(data.std)},
-    **network.facts,
+    **network.info,
   }
 
 
