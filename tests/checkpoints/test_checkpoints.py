@@ -1,4 +1,4 @@
-"""Checkpoints: whole, kept as many as asked, and loud where they do not fit."""
+"""Tests of saving and restoring, damaged checkpoints, and full disks."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def like(tree):
   )
 
 
-def test_everything_comes_back(saved, state):
+def test_everything_is_restored(saved, state):
   restored = checkpoints.restore_newest(saved, RUN, like(state))
   jax.tree.map(np.testing.assert_array_equal, restored, state)
   assert jax.tree.structure(restored) == jax.tree.structure(state)
 
 
-def test_only_the_last_are_kept(saved):
+def test_only_the_newest_checkpoints_stay(saved):
   names = {path.name for path in (saved / "checkpoints").iterdir()}
   assert names == {"6", "7"}
 
@@ -72,7 +72,7 @@ def test_a_checkpoint_holds_the_config(saved):
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints", "checkpoints/6"])
-def test_parameters_alone(saved, state, part):
+def test_parameters_are_loaded_alone(saved, state, part):
   params = checkpoints.load_params(saved / part, like(state.params))
   jax.tree.map(np.testing.assert_array_equal, params, state.params)
 
@@ -97,18 +97,18 @@ def test_a_mismatch_names_the_parameter(saved, tree, complaint):
     checkpoints.load_params(saved, wanted)
 
 
-def test_no_checkpoint_names_the_place(tmp_path, state):
+def test_a_missing_checkpoint_is_an_error_with_its_path(tmp_path, state):
   complaint = f"no checkpoint in {tmp_path}"
   with pytest.raises(ConfigError, match=complaint):
     checkpoints.load_params(tmp_path, like(state.params))
 
 
-def test_any_harm_to_the_newest_is_noticed(
+def test_any_damage_to_the_newest_is_noticed(
   saved, state, tmp_path_factory, capsys
 ):
-  """Every file, absent, empty, truncated and with flipped bits.
+  """Damages every file: missing, empty, truncated, with flipped bits.
 
-  Either what is read is what was saved, to the bit, or the one before is read.
+  Restoring gives the saved state, bit for bit, or the checkpoint before it.
   """
   random_ = random.Random(0)
   spoilt = 0
@@ -130,14 +130,14 @@ def test_any_harm_to_the_newest_is_noticed(
         restored,
         state.replace(step=jnp.int32(step)),
       )
-      told = capsys.readouterr().err
+      output = capsys.readouterr().err
       aside = [p.name for p in (copy / "checkpoints").glob("7.broken-*")]
       if step == 7:
-        assert (told, aside) == ("", [])
+        assert (output, aside) == ("", [])
       else:
         assert step == 6
-        assert f"{copy}/checkpoints/7 cannot be read (" in told
-        assert aside[0] in told
+        assert f"{copy}/checkpoints/7 cannot be read (" in output
+        assert aside[0] in output
         spoilt += 1
   assert spoilt > 30
 
@@ -148,34 +148,36 @@ def test_a_half_deleted_and_a_foreign_directory(saved, state, capsys):
   (saved / "checkpoints" / "99" / "notes.txt").write_text("mine")
   restored = checkpoints.restore_newest(saved, RUN, like(state))
   assert restored.step == 6
-  told = capsys.readouterr().err
-  assert "99.broken" in told
-  assert "7.broken" in told
+  output = capsys.readouterr().err
+  assert "99.broken" in output
+  assert "7.broken" in output
   kept = list((saved / "checkpoints").glob("99.broken-*/notes.txt"))
   assert kept[0].read_text() == "mine"
-  # The way is free to write that step again.
+  # That step can be saved again.
   with checkpoints.Checkpointer(saved, keep=2, run=RUN) as writer:
     writer.save(7, state)
   assert checkpoints.restore_newest(saved, RUN, like(state)).step == 7
 
 
-def test_no_start_from_scratch_when_nothing_can_be_read(saved, state):
+def test_no_readable_checkpoint_is_an_error(saved, state):
   for path in (saved / "checkpoints").rglob("manifest.ocdbt"):
     path.unlink()
-  for _ in range(2):  # nor the next time
+  for _ in range(2):  # also the next time
     with pytest.raises(ConfigError, match=r"no checkpoint in .* can be"):
       checkpoints.restore_newest(saved, RUN, like(state))
   assert {p.name for p in (saved / "checkpoints").iterdir()} == {"6", "7"}
 
 
-def test_what_was_set_aside_is_no_reason_to_start_anew(saved, state):
+def test_only_broken_checkpoints_is_an_error(saved, state):
   (saved / "checkpoints" / "7").rename(saved / "checkpoints" / "7.broken-1")
   shutil.rmtree(saved / "checkpoints" / "6")
   with pytest.raises(ConfigError, match="set aside before"):
     checkpoints.restore_newest(saved, RUN, like(state))
 
 
-def test_a_disk_that_errs_is_not_a_broken_checkpoint(saved, state, monkeypatch):
+def test_a_disk_error_does_not_set_a_checkpoint_aside(
+  saved, state, monkeypatch
+):
   def fail(*args):
     raise OSError(errno.EIO, "Input/output error", "loop/metadata")
 
@@ -197,7 +199,7 @@ def test_damaged_parameters_are_not_loaded(saved, state):
     checkpoints.load_params(saved, like(state.params))
 
 
-def test_a_checksum_sees_each_bit_and_no_sharding():
+def test_a_checksum_depends_on_each_bit_and_not_on_sharding():
   rng = np.random.default_rng(0)
   tree = {
     "float": rng.normal(size=(8, 5)).astype(np.float32),
@@ -222,14 +224,14 @@ def test_a_checksum_sees_each_bit_and_no_sharding():
   assert checksums.checksum(renamed) != plain
 
 
-def test_large_arrays_are_summed_as_small_ones_are(monkeypatch):
+def test_large_and_small_arrays_have_equal_checksums(monkeypatch):
   tree = {"a": jnp.arange(3 * 5 * 7.0).reshape(3, 5, 7), "b": jnp.int32(3)}
   here = checksums.checksum(tree)
   monkeypatch.setattr(checksums, "_is_small", lambda leaf: False)
   assert checksums.checksum(tree) == here
 
 
-def test_what_differs_is_named_and_refused(saved, state):
+def test_a_different_run_is_refused_and_the_difference_named(saved, state):
   config = tiny.config(
     model={"width": 64},
     train={"seed": 3, "length": "9 epochs"},
@@ -262,22 +264,22 @@ def test_what_differs_is_named_and_refused(saved, state):
     {"data": {"prefetch": 4, "path": "/moved"}, "init_from": "x"},
   ],
 )
-def test_what_may_differ(saved, state, changes):
+def test_settings_that_may_differ(saved, state, changes):
   run = checkpoints.CheckpointMetadata(tiny.config(**changes), RUN.data)
   assert checkpoints.restore_newest(saved, run, like(state)).step == 7
 
 
-def test_a_full_disk_leaves_what_was_saved(saved, state, capsys):
-  """The first failure is told, the second ends; a later success forgives."""
+def test_a_full_disk_keeps_earlier_checkpoints(saved, state, capsys):
+  """Warns at the first failure, ends at the second; a success resets them."""
   writer = checkpoints.Checkpointer(saved, keep=1, run=RUN)
   with full_disk():
     writer.save(8, state)
     writer.save(9, state)
     with pytest.raises(TrainingError) as error:
       writer.save(10, state)
-  told = capsys.readouterr().err
-  assert "the checkpoint of step 8 could not be written (" in told
-  assert "the last good checkpoint is of step 7" in told
+  output = capsys.readouterr().err
+  assert "the checkpoint of step 8 could not be written (" in output
+  assert "the last good checkpoint is of step 7" in output
   assert "the last good checkpoint is of step 7" in str(error.value)
   assert "Free space" in str(error.value)
   assert checkpoints.restore_newest(saved, RUN, like(state)).step == 7

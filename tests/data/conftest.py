@@ -1,4 +1,4 @@
-"""Real images in the forms that sources read: folders and a TFDS data set."""
+"""Fixtures with real images: folders and a TFDS data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.tfds_data import SHARDS, TEST, TRAIN, prepare, shapes
 
 @pytest.fixture(scope="session")
 def prepared_dir(tmp_path_factory):
-  """A data_dir in which the data set "shapes" has several files a split."""
+  """A data_dir with the data set "shapes", with several files per split."""
   directory = tmp_path_factory.mktemp("tfds")
   features = {
     "image": tfds.features.Image(shape=(None, None, 3)),
@@ -36,7 +36,7 @@ def photos():
 
 
 def encode(image, **options):
-  """The bytes of an image file; options as Pillow's save."""
+  """Encodes an image file; takes the options of Pillow's `save`."""
   buffer = io.BytesIO()
   if isinstance(image, np.ndarray):
     image = Image.fromarray(image)
@@ -59,7 +59,7 @@ def photo_dir(tmp_path_factory, photos):
 
 @pytest.fixture
 def settings():
-  """Makes a `Data` section, of the digits unless told otherwise."""
+  """Makes a `DataConfig`, of the digits by default."""
 
   def make(**changes):
     values = {
@@ -80,7 +80,7 @@ def settings():
 
 @pytest.fixture
 def any_settings(settings, photo_dir, prepared_dir):
-  """Makes the section for a source by name, with batches of 8."""
+  """Makes the `DataConfig` of a source by name, with batches of 8."""
   of_source = {
     "digits": {},
     "folder": {"path": str(photo_dir), "channels": 3, "image_size": (12, 10)},
@@ -102,7 +102,7 @@ def any_settings(settings, photo_dir, prepared_dir):
 
 
 def take(batches, number):
-  """The next `number` batches as copies."""
+  """Copies the next `number` batches."""
   return [
     {key: value.copy() for key, value in batch.items()}
     for batch in itertools.islice(batches, number)

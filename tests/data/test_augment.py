@@ -1,4 +1,4 @@
-"""Each operation against NumPy or a plain call of Pillow; which, how often."""
+"""Tests of RandAugment against NumPy and Pillow, and of its random draws."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def picture(channels: int = 3) -> np.ndarray:
 
 
 def apply(name: str, level: float, sign: int = 1, channels: int = 3):
-  """One operation for sure, at a severity of 0..1, through the front door."""
+  """Applies one operation at a severity in 0..1, through `rand_augment`."""
   names = list(augment.OPERATIONS)
   which = (names.index(name) + 0.5) / len(names)
   direction = 0.2 if sign > 0 else 0.7
@@ -33,7 +33,7 @@ def apply(name: str, level: float, sign: int = 1, channels: int = 3):
 
 
 def gray(x: np.ndarray) -> np.ndarray:
-  """ITU-R 601, in Pillow's fixed point."""
+  """Computes ITU-R 601 luma in Pillow's fixed point."""
   weights = np.array([19595, 38470, 7471])
   return ((x.astype(int) @ weights + (1 << 15)) >> 16)[..., None]
 
@@ -43,7 +43,7 @@ def blend(start: np.ndarray, x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def pillow(name: str, image: Image.Image, level: float, sign: int):
-  """The same by Pillow alone, with the numbers of timm's m9-mstd0.5-inc1."""
+  """Applies the operation with Pillow alone, as timm's m9-mstd0.5-inc1."""
 
   def affine(*matrix):
     return image.transform(
@@ -165,7 +165,7 @@ def test_sharpness(sign: int):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("level", [0.25, 0.9])
 def test_geometry(level: float, sign: int):
-  """Where a ramp of coordinates ends up, inside; the fill color outside."""
+  """Transforms a ramp of coordinates; outside pixels have the fill color."""
   y, x = np.mgrid[:27, :33].astype(float)
   s = sign * level
   center_x, center_y, angle = 16.5, 13.5, np.deg2rad(30 * s)
@@ -200,7 +200,7 @@ def test_geometry(level: float, sign: int):
 
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_gray_images(name: str):
-  """Are what a color image of three equal channels would be."""
+  """Gray images equal color images of three equal channels."""
   one = picture(1)
   names = list(augment.OPERATIONS)
   draws = np.array([(names.index(name) + 0.5) / 15, 0, 0.5, 0.2] + [0.9] * 4)
@@ -213,7 +213,7 @@ def test_gray_images(name: str):
   )
 
 
-def test_how_often_and_how_severe(monkeypatch):
+def test_frequency_and_severity_of_operations(monkeypatch):
   calls = collections.Counter()
   levels = []
 
@@ -233,13 +233,13 @@ def test_how_often_and_how_severe(monkeypatch):
   image, random = picture(), np.random.default_rng(1)
   for draws in random.uniform(size=(6000, augment.RAND_AUGMENT_DRAWS)):
     augment.rand_augment(image, draws, magnitude=9, std=0.5, fill=FILL)
-  # Two of fifteen, each half of the time: 6000 in all, 400 of each.
+  # Two of fifteen, each with probability 0.5: 6000 in all, 400 of each.
   assert abs(calls.total() - 6000) < 250
   assert len(calls) == 15
   assert min(calls.values()) > 320
   levels = 10 * np.array(levels)
   assert abs(np.median(levels) - 9) < 0.03
   assert levels.max() <= 10
-  # N(9, 0.5), of which a fortieth lies above 10.
+  # N(9, 0.5) is above 10 with probability 1/40.
   assert abs((levels == 10).mean() - 0.0228) < 0.008
   assert abs(np.quantile(levels, 0.1587) - 8.5) < 0.04

@@ -1,4 +1,4 @@
-"""Images that cannot be read keep their slot, and nothing else changes."""
+"""Tests that unreadable images keep their rows, and change no other row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEAN = (0.2, 0.4, 0.6)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, photos):
-  """The same 14 images, whole and with four of them spoilt."""
+  """Two folders of the same 14 images; in the second four are unreadable."""
   roots = []
   for name in ("whole", "spoilt"):
     root = tmp_path_factory.mktemp(name)
@@ -55,7 +55,7 @@ def train(source, data, number, **how):
   return take(pipeline.train_batches(source, data, **how), number)
 
 
-def test_training_puts_a_uniform_image_in_their_place(folders, opened, capsys):
+def test_training_replaces_unreadable_images(folders, opened, capsys):
   whole = train(*opened(folders[0]), 4)
   source, data = opened(folders[1])
   found = BadImages()
@@ -91,14 +91,14 @@ def test_resuming_and_sharing_with_unreadable_images(folders, opened):
       np.testing.assert_array_equal(joined, value)
 
 
-def test_evaluation_gives_them_no_weight(folders, opened):
+def test_evaluation_ignores_unreadable_images(folders, opened):
   batches = [
     next(
       pipeline.eval_batches(*opened(root), batch_size=16, rows=np.arange(16))
     )
     for root in folders
   ]
-  bad = np.isin(np.arange(16), [1, 9, 10, 12])  # in the order of their paths
+  bad = np.isin(np.arange(16), [1, 9, 10, 12])  # sorted by path
   mask, readable = batches[1]["mask"], batches[1]["readable"]
   np.testing.assert_array_equal(readable, ~bad)
   np.testing.assert_array_equal(mask, batches[0]["mask"] * ~bad)
@@ -107,7 +107,7 @@ def test_evaluation_gives_them_no_weight(folders, opened):
     np.testing.assert_array_equal(batches[0][key][~bad], batches[1][key][~bad])
 
 
-def test_nothing_readable_is_an_error_before_training(tmp_path, opened):
+def test_no_readable_image_is_an_error_before_training(tmp_path, opened):
   for k in range(30):
     (tmp_path / f"{k:02d}.jpg").write_bytes(b"<html>")
   source, data = opened(tmp_path)
@@ -122,7 +122,7 @@ def test_nothing_readable_is_an_error_before_training(tmp_path, opened):
 
 @pytest.fixture
 def records(tmp_path, settings):
-  """A data set of 12 records in two files, of which number 3 is no image."""
+  """A data set of 12 records in two files; record 3 is not an image."""
   features = {"image": tfds.features.Image(shape=(None, None, 3))}
   path = tmp_path / "3.png"
   path.write_bytes(b"\x89PNG, or not")
@@ -155,7 +155,7 @@ def test_a_damaged_record_file_is_named(records, fault):
     content = bytearray(file.read())
   if fault == "cut":
     content = content[:-20]
-  elif fault == "short":  # by exactly the last record
+  elif fault == "short":  # removes exactly the last record
     ends = [0]
     while ends[-1] < len(content):
       size = int.from_bytes(content[ends[-1] :][:8], "little")
@@ -183,7 +183,7 @@ def test_streams_may_be_dropped_while_pillow_works(folders, opened):
   assert not thread.is_alive()
 
 
-def test_names_are_said_once_and_not_for_ever(capsys):
+def test_names_are_reported_once_and_up_to_a_limit(capsys):
   found = BadImages(max_warnings=2)
   for name in "aabcd":
     found.report(name, "it is empty")

@@ -1,4 +1,4 @@
-"""Color jitter against the formulas of its three parts."""
+"""Tests of color jitter against the formulas of its three operations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ORDERS = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
 
 
 def jittered(x: np.ndarray, factors, order: int, strength: float = 0.4):
-  """With factors given, not their draws."""
+  """Applies color jitter with given factors instead of draws."""
   draws = [(factor - 1 + strength) / (2 * strength) for factor in factors]
   draws = np.float32([*draws, (order + 0.5) / 6])
   return augment.color_jitter(x, draws, strength=strength)
 
 
 def by_hand(x: np.ndarray, factors, order: int) -> np.ndarray:
-  """Rounded after each, as Pillow's images are."""
+  """Applies the formulas, and rounds after each as Pillow does."""
   for which in ORDERS[order]:
     luma = gray(x) if x.shape[-1] == 3 else x
     start = {
@@ -44,13 +44,13 @@ def test_the_factors_in_their_order(order: int, channels: int):
   for factors in ((0.6, 1.4, 0.7), (1.3, 0.65, 1.35), (1.0, 1.0, 1.0)):
     found = jittered(x, factors, order)
     wanted = by_hand(x, factors, order)
-    # Truncated or rounded, at most once each.
+    # Pillow truncates, the formulas round, at most once per operation.
     np.testing.assert_allclose(found, wanted.astype(float), atol=3)
     assert (factors == (1.0, 1.0, 1.0)) == np.array_equal(found, x)
 
 
 def test_orders_and_factors_are_uniform(monkeypatch):
-  told: list[tuple[int, float]] = []
+  calls: list[tuple[int, float]] = []
 
   def recording(which):
     class Kind:
@@ -58,7 +58,7 @@ def test_orders_and_factors_are_uniform(monkeypatch):
         self.image = image
 
       def enhance(self, factor):
-        told.append((which, factor))
+        calls.append((which, factor))
         return self.image
 
     return Kind
@@ -69,18 +69,21 @@ def test_orders_and_factors_are_uniform(monkeypatch):
   for row in draws:
     augment.color_jitter(picture(), row, strength=0.3)
   orders = collections.Counter(
-    tuple(which for which, _ in told[i : i + 3]) for i in range(0, len(told), 3)
+    tuple(which for which, _ in calls[i : i + 3])
+    for i in range(0, len(calls), 3)
   )
   assert sorted(orders) == ORDERS
-  assert min(orders.values()) > 400  # of 500, six deviations are 120
+  assert (
+    min(orders.values()) > 400
+  )  # 500 are expected; six standard deviations are 120
   for which in range(3):
-    factors = [factor for kind, factor in told if kind == which]
+    factors = [factor for kind, factor in calls if kind == which]
     assert 0.7 <= min(factors) < 0.705
     assert 1.295 < max(factors) <= 1.3
     assert np.mean(factors) == pytest.approx(1, abs=0.02)
 
 
-def test_images_of_a_batch_are_those_one_by_one():
+def test_a_batch_equals_its_images_one_by_one():
   images = np.stack([picture(), picture()[::-1], picture()[:, ::-1]])
   draws = np.random.default_rng(1).random(
     (3, augment.COLOR_JITTER_DRAWS), np.float32
@@ -108,7 +111,7 @@ def first_batch(**data) -> np.ndarray:
 
 
 def test_training_images_are_jittered():
-  """The crops are as they were: other draws are of streams of their own."""
+  """Crops stay the same, because color jitter has its own random stream."""
   plain, changed = first_batch(), first_batch(color_jitter=0.4)
   assert (plain != changed).any(axis=(1, 2, 3)).mean() > 0.9
   np.testing.assert_array_equal(changed, first_batch(color_jitter=0.4))

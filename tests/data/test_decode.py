@@ -1,4 +1,4 @@
-"""Every kind of image file against Pillow, and what cannot be read."""
+"""Tests of decoding against Pillow, and of unreadable files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _decoder(channels, exif_rotate):
 
 
 def read(data, channels=3, exif_rotate=True):
-  """The image, and the reason or ""."""
+  """Decodes a file; returns the image, and the reason or ""."""
   image, reason = _decoder(channels, exif_rotate)(tf.constant(data))
   return image.numpy(), reason.numpy().decode()
 
@@ -66,7 +66,7 @@ MODES = {
   ("form", "mode"), [(form, mode) for form in MODES for mode in MODES[form]]
 )
 def test_pixels_are_pillows(photo, form, mode, channels):
-  """Bit for bit, also of JPEG: both decoders are libjpeg-turbo's exact one."""
+  """Bit for bit, also for JPEG: both use libjpeg-turbo's accurate decoder."""
   color = photo
   if "A" in mode and mode != "LAB":
     color = color.copy()
@@ -99,7 +99,7 @@ def test_kinds_of_jpeg_are_pillows(photos, options, channels):
 
 
 @pytest.mark.parametrize("form", ["png", "tiff"])
-def test_of_16_bits_the_high_byte_is_read(photos, form):
+def test_the_high_byte_of_16_bits_is_read(photos, form):
   gray = photos[0][..., 0].astype(np.uint16) * 200 + 77
   data = encode(gray, format=form)
   for channels in (1, 3):
@@ -117,7 +117,7 @@ def test_pixels_of_no_known_range_are_refused(array):
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp", "tiff"])
-def test_images_are_turned_upright(photo, form, turn):
+def test_images_are_rotated_by_their_exif_tag(photo, form, turn):
   exif = Image.Exif()
   exif[0x112] = turn
   data = encode(photo, format=form, exif=exif, quality=90)
@@ -125,13 +125,13 @@ def test_images_are_turned_upright(photo, form, turn):
   exif_rotate = np.asarray(ImageOps.exif_transpose(stored))
   np.testing.assert_array_equal(decoded(data), exif_rotate)
   raw = decoded(data, exif_rotate=False)
-  if form == "tiff":  # which Pillow turns by itself
+  if form == "tiff":  # Pillow rotates it without being asked
     np.testing.assert_array_equal(raw, exif_rotate)
   else:
     np.testing.assert_array_equal(raw, by_pillow(data, 3))
 
 
-def test_a_crop_of_a_turned_image(photo):
+def test_a_crop_of_a_rotated_image(photo):
   exif = Image.Exif()
   exif[0x112] = 6
   data = encode(photo, format="png", exif=exif)
@@ -148,7 +148,7 @@ def test_a_crop_of_a_turned_image(photo):
 
 
 @pytest.mark.parametrize("form", ["gif", "webp", "tiff", "png"])
-def test_the_first_frame_counts(form):
+def test_the_first_frame_is_used(form):
   frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
   how = {"lossless": True} if form == "webp" else {}
   data = encode(
@@ -219,7 +219,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded():
   assert "65536 x 32768 is more than 1073741824 pixels" in reason
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
   (tmp_path / "folder.jpg").mkdir()
   for name, words in (("a.jpg", "No such file"), ("folder.jpg", "Is a dir")):
     record = {"file": tf.constant(str(tmp_path / name))}
@@ -232,7 +232,7 @@ FORMS = ("jpeg", "png", "webp", "bmp", "gif", "tiff")
 
 @pytest.mark.parametrize("form", FORMS)
 def test_truncated_files(photo, form):
-  """Whatever the length: never an error, and no JPEG is taken for whole."""
+  """A file truncated anywhere raises nothing, and no JPEG passes as whole."""
   data = encode(photo, format=form)
   for length in np.linspace(0, len(data) - 1, 40).astype(int):
     image, reason = read(data[:length])
@@ -247,7 +247,7 @@ def test_truncated_files(photo, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_flipped_bits(photo, form):
-  """200 of them, one at a time: an image or a reason, never an error."""
+  """Flips 200 bits, one at a time: an image or a reason, never an exception."""
   data = encode(photo, format=form)
   rng = np.random.default_rng(0)
   for place in rng.integers(0, 8 * len(data), 200):

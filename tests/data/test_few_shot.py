@@ -1,4 +1,4 @@
-"""A few images a class: exact, balanced, and the same every time."""
+"""Tests of few-shot subsets: exact size, balance, determinism."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def choose(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 25, 60])
-def test_so_many_of_each_class(count: int):
+def test_each_class_has_the_given_number(count: int):
   chosen = choose(count)
   assert (np.diff(chosen) > 0).all()
   found = collections.Counter(LABELS[chosen].tolist())
@@ -34,11 +34,11 @@ def test_so_many_of_each_class(count: int):
   assert found == {label: min(count, n) for label, n in whole.items()}
 
 
-def test_all_of_them():
+def test_zero_shots_takes_all():
   np.testing.assert_array_equal(choose(0), np.arange(100))
 
 
-def test_a_choice_is_deterministic_choices_differ_and_all_can_be_chosen():
+def test_subsets_are_deterministic_differ_by_seed_and_cover_all():
   np.testing.assert_array_equal(choose(2, 3), choose(2, 3))
   assert len({tuple(choose(2, seed)) for seed in range(20)}) == 20
   assert {each for seed in range(200) for each in choose(4, seed)} == set(
@@ -60,7 +60,7 @@ def examples(source, data) -> list[tuple[int, bytes]]:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory) -> DataConfig:
-  """40 images in four files, of classes of 24, 12 and 4."""
+  """40 images in four files, in classes of 24, 12 and 4."""
   directory = tmp_path_factory.mktemp("tfds")
   random = np.random.default_rng(1)
   images = [
@@ -96,7 +96,7 @@ def folder(tmp_path) -> DataConfig:
 
 
 @pytest.mark.parametrize("kind", ["digits", "folder", "tfds"])
-def test_a_source_of_few(kind, tmp_path, records):
+def test_limit_per_class(kind, tmp_path, records):
   data = {
     "digits": lambda: tiny.config().data,
     "folder": lambda: folder(tmp_path),
@@ -121,7 +121,7 @@ def test_a_source_of_few(kind, tmp_path, records):
 
 
 def counting(source, read: list):
-  """The same, which notes each record that is parsed."""
+  """Wraps a source so that it records each parsed record."""
 
   def parse(serialized):
     record = source.parse(serialized)
@@ -133,7 +133,7 @@ def counting(source, read: list):
   return dataclasses.replace(source, parse=parse)
 
 
-def test_record_files_are_read_once_for_several_choices(records):
+def test_record_files_are_read_once_for_several_subsets(records):
   source, read = sources.open_source(records, "train"), []
   choices = [(2, 0), (3, 0), (0, 0), (2, 1), (2, 0)]
   found = few_shot.few_shot_subsets(counting(source, read), choices)
@@ -143,15 +143,15 @@ def test_record_files_are_read_once_for_several_choices(records):
     assert examples(few, records) == examples(alone, records)
 
 
-def test_of_record_files_no_more_is_read_than_shows_each_class(records):
+def test_labels_present_stops_when_all_classes_were_seen(records):
   whole = sources.open_source(records, "train")
   many = dataclasses.replace(whole, pieces=whole.pieces * 50)
   read: list[int] = []
   assert few_shot.labels_present(counting(many, read)).tolist() == [0, 1, 2]
-  assert len(read) < 2000 / 2  # some are read ahead
+  assert len(read) < 2000 / 2  # some records are prefetched
 
 
-def test_a_few_of_record_files_can_be_trained_on(records):
+def test_a_subset_of_record_files_can_be_trained_on(records):
   few = few_shot.limit_per_class(sources.open_source(records, "train"), 2, 0)
   batch = next(pipeline.train_batches(few, records, seed=0, rows=np.arange(32)))
   assert set(batch["label"]) == {0, 1, 2}
@@ -167,7 +167,7 @@ def test_labels_are_needed(tmp_path):
     few_shot.limit_per_class(source, 5, 0)
 
 
-def test_a_damaged_file_of_records_is_named(records, tmp_path):
+def test_a_damaged_record_file_is_named(records, tmp_path):
   source = sources.open_source(records, "train")
   piece = source.pieces[0]
   broken = tmp_path / "broken.tfrecord"

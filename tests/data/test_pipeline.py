@@ -1,4 +1,4 @@
-"""Streams: order, resuming, processes, evaluation; on all three sources."""
+"""Tests of batches of three sources: order, resume, processes, evaluation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def assert_same(left, right):
 
 @pytest.fixture
 def digit_numbers(settings):
-  """From un-augmented digit batches to the numbers of their examples."""
+  """Finds the example numbers of batches of digits without augmentation."""
   source = sources.open_source(settings(), "train")
   images = source.load(np.arange(source.num_examples))["image"].numpy()
   number = {image.tobytes(): k for k, image in enumerate(images)}
@@ -78,7 +78,7 @@ def test_an_epoch_is_a_permutation(settings, digit_numbers):
   assert abs(np.corrcoef(other_seed, epochs[0])[0, 1]) < 0.15
 
 
-def test_a_batch_may_hold_many_epochs(any_settings):
+def test_a_batch_may_span_many_epochs(any_settings):
   data = any_settings("folder", batch_size=64)
   labels = joined(train(data, 13), "label")
   epochs = labels.reshape(64, 13)  # 13 images
@@ -102,7 +102,7 @@ def test_labels_stay_with_their_images(settings):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_resumed_stream_is_the_same_bit_for_bit(any_settings, source):
-  """Also across the ends of epochs: 13 photos, and 13 records a lane."""
+  """Resumes across epochs too: 13 photos, and 13 records per shard."""
   data = any_settings(source)
   whole = train(data, 15)
   for start in (1, 6, 13):
@@ -134,10 +134,10 @@ def test_processes_share_a_batch(any_settings, source, processes):
 
 
 @pytest.mark.parametrize("number", [1, 5, 12])
-def test_how_many_images_are_tried_together_does_not_matter(
+def test_the_group_size_does_not_change_batches(
   any_settings, photo_dir, tmp_path, number
 ):
-  """One, five, and twice six of a batch that is three times eight."""
+  """Compares rows in groups of 1, 5 and 6 with groups of 8."""
   shutil.copytree(photo_dir, tmp_path / "photos")
   (tmp_path / "photos" / "train" / "cat" / "02.jpg").write_bytes(b"no image")
   data = any_settings(
@@ -151,13 +151,13 @@ def test_how_many_images_are_tried_together_does_not_matter(
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_randaugment_is_a_function_of_step_and_row(any_settings, source):
-  """After the flip, on some images; resumed and on two processes alike."""
+  """Changes some images; the same after a resume and on two processes."""
   data = any_settings(source, randaugment=9.0)
   whole = train(data, 4)
   before = train(any_settings(source), 4)
   changed = joined(whole) != joined(before)
   share = changed.reshape(len(changed), -1).any(axis=1).mean()
-  # Three in four get an operation; of some nothing is to be seen.
+  # Three in four images get an operation; some operations change nothing.
   assert 0.4 < share < 0.95
   np.testing.assert_array_equal(joined(whole, "label"), joined(before, "label"))
   assert_same(train(data, 2, start_step=2), whole[2:])
@@ -189,23 +189,23 @@ def test_half_of_the_images_are_mirrored(settings):
   flipped = (kept[:, :, ::-1] == mirrored).all((1, 2, 3))
   same = (kept == mirrored).all((1, 2, 3))
   assert (flipped | same).all()
-  # 5748 fair coins: 0.5 within five standard errors.
+  # 5748 fair coin flips: 0.5 within five standard errors.
   assert abs(flipped.mean() - 0.5) < 0.033 + same[flipped].mean()
 
 
-def lane_labels(data, steps):
-  """The labels that each lane gave, in order, over so many steps."""
+def shard_labels(data, steps):
+  """Returns the labels of each shard over a number of steps, in order."""
   labels = np.stack([batch["label"] for batch in train(data, steps)])
   return labels.reshape(steps, data.record_shards, -1).swapaxes(0, 1)
 
 
-def test_a_lane_reads_each_record_once_an_epoch(any_settings):
+def test_a_shard_reads_each_record_once_per_epoch(any_settings):
   data = any_settings("tfds", batch_size=4, record_shards=4)
-  lanes = lane_labels(data, 41).reshape(4, -1)
+  shards = shard_labels(data, 41).reshape(4, -1)
   sizes = [13, 13, 13, 14]  # 53 records
   firsts = []
-  for lane, size in zip(lanes, sizes, strict=True):
-    epochs = [tuple(lane[k * size : (k + 1) * size]) for k in range(2)]
+  for shard, size in zip(shards, sizes, strict=True):
+    epochs = [tuple(shard[k * size : (k + 1) * size]) for k in range(2)]
     assert len(set(epochs[0])) == size
     assert set(epochs[0]) == set(epochs[1])
     assert epochs[0] != epochs[1]
@@ -213,22 +213,22 @@ def test_a_lane_reads_each_record_once_an_epoch(any_settings):
   assert sorted(firsts) == list(range(TRAIN))
 
 
-def test_one_lane_of_several_files(any_settings):
+def test_one_shard_of_several_files(any_settings):
   data = any_settings("tfds", batch_size=5, record_shards=1, shuffle_buffer=4)
-  labels = lane_labels(data, 22).reshape(-1)
+  labels = shard_labels(data, 22).reshape(-1)
   for epoch in (labels[:TRAIN], labels[TRAIN : 2 * TRAIN]):
     assert sorted(epoch) == list(range(TRAIN))
 
 
-def test_lanes_divide_the_batch(any_settings):
-  """Of 64 lanes wanted, 12 fit a batch of 12: three processes can share."""
+def test_the_number_of_shards_divides_the_batch(any_settings):
+  """A batch of 12 has at most 12 shards, although 64 are configured."""
   data = any_settings("tfds", batch_size=12, record_shards=64)
   whole = train(data, 3)
   third = train(data, 3, rows=np.arange(4, 8))
   assert_same(third, [{k: v[4:8] for k, v in b.items()} for b in whole])
 
 
-def test_rows_that_cut_a_lane_are_refused(any_settings):
+def test_rows_that_split_a_shard_are_refused(any_settings):
   data = any_settings("tfds", record_shards=2)
   with pytest.raises(ConfigError, match=r"2 shards.*number of devices"):
     train(data, 1, rows=np.arange(2))
@@ -249,7 +249,7 @@ def test_evaluation_gives_every_example_once(any_settings, source, batch_size):
   assert (images[mask == 0] == 0).all()
   assert (labels[mask == 0] == 0).all()
   real = {image.tobytes() for image in images[mask == 1]}
-  # The digits hold no two equal images, the photos differ in size.
+  # No two digits are equal, and the photos differ in size.
   assert len(real) == total
   if source == "tfds":
     assert sorted(labels[mask == 1]) == list(range(TEST))
@@ -258,7 +258,7 @@ def test_evaluation_gives_every_example_once(any_settings, source, batch_size):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_processes_share_an_evaluation(any_settings, source):
-  """Also of unequal parts, and of record files with lanes cut in two."""
+  """Splits rows unevenly too, and splits record shards."""
   data = any_settings(source, record_shards=2)
   whole = evaluate(data)
   for parts in (np.split(np.arange(8), 4), np.split(np.arange(8), [1, 3])):
@@ -284,7 +284,7 @@ def test_fewer_examples_than_rows(any_settings, source, split):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_limited_evaluation_is_a_fixed_sample_of_all(any_settings, source):
+def test_a_limited_evaluation_is_a_fixed_even_sample(any_settings, source):
   data = any_settings(source)
   sample = evaluate(data, split="train", limit=10)
   mask = joined(sample, "mask") == 1
@@ -339,7 +339,7 @@ def test_rows_that_are_not_part_of_a_batch(settings, rows):
 
 
 @pytest.mark.parametrize("kind", ["digits", "folder"])
-def test_side_by_side_are_the_streams_themselves(kind, tmp_path):
+def test_stacked_streams_equal_single_streams(kind, tmp_path):
   settings = tiny.config().data
   if kind == "folder":
     for number in range(7):
@@ -351,13 +351,18 @@ def test_side_by_side_are_the_streams_themselves(kind, tmp_path):
   source = sources.open_source(settings, "train")
   rows = np.arange(3, 9)
   pairs = [(source, 0), (source.subset(5), 1), (source, 2)]
-  told = [bad_images.BadImages(max_warnings=0) for _ in range(2)]
+  unreadable = [bad_images.BadImages(max_warnings=0) for _ in range(2)]
   together = pipeline.stacked_train_batches(
-    pairs, settings, rows=rows, start_step=2, unreadable=told[0]
+    pairs, settings, rows=rows, start_step=2, unreadable=unreadable[0]
   )
   alone = [
     pipeline.train_batches(
-      each, settings, seed=seed, rows=rows, start_step=2, unreadable=told[1]
+      each,
+      settings,
+      seed=seed,
+      rows=rows,
+      start_step=2,
+      unreadable=unreadable[1],
     )
     for each, seed in pairs
   ]
@@ -366,5 +371,5 @@ def test_side_by_side_are_the_streams_themselves(kind, tmp_path):
     for number, stream in enumerate(alone):
       for name, values in next(stream).items():
         np.testing.assert_array_equal(batch[name][:, number], values)
-  assert bool(told[0].names) == (kind == "folder")
-  assert set(told[0].names) == set(told[1].names)
+  assert bool(unreadable[0].names) == (kind == "folder")
+  assert set(unreadable[0].names) == set(unreadable[1].names)

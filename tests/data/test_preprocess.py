@@ -1,4 +1,4 @@
-"""Crops, flips and decoding against torchvision's rules and Pillow."""
+"""Tests of crops, flips and decoding against torchvision's rules and Pillow."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def decoded(encoded, channels, box=None):
 
 
 def torchvision_box(height, width, draws, scale, ratio):
-  """RandomResizedCrop.get_params, its random numbers taken from `draws`."""
+  """Computes RandomResizedCrop.get_params with random numbers from `draws`."""
   areas, aspects = draws[:10], draws[10:20]
   for u, v in zip(areas, aspects, strict=True):
     area = height * width * (scale[0] + u * (scale[1] - scale[0]))
@@ -94,8 +94,8 @@ def test_crop_box_is_torchvisions_and_inside(shape, scale):
 
 
 @pytest.mark.parametrize("shape", [(375, 500), (40, 400), (1, 90), (2, 3)])
-def test_a_clipped_box_is_the_first_one_cut_to_the_image(shape):
-  """util/crop.py of the reference: one draw, no second try."""
+def test_a_clipped_box_is_the_first_one_clipped_to_the_image(shape):
+  """Follows util/crop.py of the reference: one sample, no second try."""
   height, width = shape
   draws = uniform(300)
   full = np.ones(len(draws), np.int32)
@@ -117,7 +117,7 @@ def test_a_clipped_box_is_the_first_one_cut_to_the_image(shape):
   "shape", [(256, 341), (375, 256), (256, 256), (512, 700), (1, 9)]
 )
 def test_a_fixed_box_is_resize_and_random_crop(shape):
-  """torchvision: the shorter side to 256, then 224 x 224 anywhere."""
+  """Follows torchvision: shorter side to 256, then a random 224 x 224 crop."""
   draws = uniform(400)
   full = np.ones(len(draws), np.int32)
   boxes = preprocess.crop_box(
@@ -132,7 +132,7 @@ def test_a_fixed_box_is_resize_and_random_crop(shape):
   assert (boxes[:, 2:] == side).all()
   for axis in (0, 1):
     room = shape[axis] - side
-    # RandomCrop draws from 0 to the room left, both counted in.
+    # RandomCrop samples from 0 to the margin, both included.
     wanted = np.floor(draws[:, axis - 2].astype(np.float64) * (room + 1))
     np.testing.assert_array_equal(boxes[:, axis], wanted)
     assert boxes[:, axis].min() >= 0
@@ -155,7 +155,7 @@ def test_crop_box_of_one_image_equals_that_of_many():
 
 
 def test_crop_box_distribution():
-  """Against torchvision's loop on draws of its own, and known ranges."""
+  """Compares means with torchvision's loop on other draws; checks ranges."""
   number, side = 20_000, 1000
   ours = boxes_of(side, side, uniform(number, 1), (0.2, 1.0))
   other = uniform(number, 2).astype(np.float64)
@@ -181,7 +181,7 @@ def test_crop_box_distribution():
 
 
 def test_small_crops_have_the_stated_area_and_aspect():
-  """Boxes that nearly always fit follow the two laws without rejection."""
+  """Boxes that nearly always fit have the distributions of area and aspect."""
   boxes = boxes_of(2000, 2000, uniform(20_000), (0.1, 0.3))
   area = boxes[:, 2] * boxes[:, 3] / 2000**2
   aspect = np.log(boxes[:, 3] / boxes[:, 2]) / math.log(4 / 3)
@@ -192,7 +192,7 @@ def test_small_crops_have_the_stated_area_and_aspect():
 
 
 def pillow_resize(image, size, mode):
-  """Pillow's bicubic resize of uint8 [h, w, 3], a channel at a time.
+  """Resizes uint8 [h, w, 3] with Pillow's bicubic filter, channel by channel.
 
   Mode "L" rounds to bytes, and clips, between its two passes; "F" does neither.
   """
@@ -208,8 +208,8 @@ def pillow_resize(image, size, mode):
 @pytest.mark.parametrize(
   "shape", [(40, 61), (7, 9), (1, 1), (1, 300), (300, 1), (19, 26)]
 )
-def test_two_passes_are_tensorflows_resize(shape, channels):
-  """Equal but for ties, which a graph may also break otherwise."""
+def test_two_passes_equal_tensorflows_resize(shape, channels):
+  """Pixels are equal except in ties, which a graph may break differently."""
   pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels))
   image = tf.constant(pixels, tf.uint8)
   for size in ((19, 26), tf.constant([26, 19])):
@@ -222,7 +222,7 @@ def test_two_passes_are_tensorflows_resize(shape, channels):
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "bmp"])
 def test_random_resized_crop_is_pillows(photos, form):
-  """Decoded, cropped and resized as Pillow does, but for when it rounds."""
+  """Decodes, crops and resizes as Pillow does, except for the rounding."""
   size, scale = (96, 80), (0.2, 1.0)
   for photo, draws in zip(photos * 3, uniform(6), strict=True):
     encoded = encode(photo, format=form)
@@ -234,12 +234,12 @@ def test_random_resized_crop_is_pillows(photos, form):
     image = np.asarray(Image.open(io.BytesIO(encoded)))
     crop = image[top : top + height, left : left + width]
 
-    # Rounded once: equal but for ties, and for the color of a JPEG crop's
-    # very edge, which Pillow, having decoded all, interpolates from outside it.
+    # Rounded once: equal except in ties, and in the color at a JPEG crop's
+    # edge, which Pillow interpolates from pixels outside the crop.
     exact = np.abs(found.astype(int) - pillow_resize(crop, size, "F"))
     assert exact.max() <= (2 if form == "jpeg" else 1)
     assert exact.mean() < (0.01 if form == "jpeg" else 0.001)
-    # Rounded and clipped twice, as the reference's images are.
+    # Rounded and clipped twice, as in the reference.
     usual = np.abs(found.astype(int) - pillow_resize(crop, size, "L"))
     assert usual.max() <= 3
     assert usual.mean() < 0.15
@@ -247,7 +247,7 @@ def test_random_resized_crop_is_pillows(photos, form):
 
 def test_arrays_and_files_are_cropped_alike():
   rng = np.random.default_rng(0)
-  # Of moderate contrast: where Pillow's first pass would clip, files do not.
+  # Moderate contrast, as Pillow's first pass would clip and ours does not.
   images = rng.integers(90, 160, (30, 20, 26, 1), np.uint8)
   draws = uniform(30)
   how = {"size": (9, 12), "scale": (0.2, 1.0), "ratio": RATIO}
@@ -271,14 +271,14 @@ def test_decoding_a_crop_equals_cropping_the_decoded(photos, subsampling):
     expected = whole[top : top + height, left : left + width].astype(int)
     difference = np.abs(crop - expected)
     assert crop.shape == (height, width, 3)
-    # Color is interpolated from beyond the crop, except at its very edge.
+    # Color is interpolated from outside the crop, except at its edge.
     assert difference[1:-1, 1:-1].max(initial=0) == 0
     if subsampling == 0:
       assert difference.max() == 0
 
 
 def test_a_thin_image_is_not_resized_as_a_whole():
-  """That would be 64 x 1,280,000 pixels; and it is the same as if it were."""
+  """The result equals a resize of the whole image, 64 x 1,280,000 pixels."""
   pixels = np.random.default_rng(0).integers(0, 256, (3, 60_000), np.uint8)
   image = center_crop(
     encode(pixels, format="png"), size=(64, 64), keep=1.0, channels=1
@@ -300,7 +300,7 @@ def test_flip_mirrors_below_a_half():
 
 
 def pillow_center_crop(image, size, keep):
-  """As torchvision's Resize(round(size / keep)) and CenterCrop(size)."""
+  """Applies torchvision's Resize(round(size / keep)) and CenterCrop(size)."""
   width, height = image.size
   short = round(size / keep)
   if width <= height:
@@ -355,7 +355,7 @@ def test_covering_size(shape, size, keep, cover):
   assert tuple(int(side) for side in found) == cover
 
 
-def test_center_crop_of_the_very_size_changes_nothing(photos):
+def test_center_crop_of_an_image_of_this_size_changes_nothing(photos):
   image = photos[0][:50, :70]
   same = center_crop(
     encode(image, format="png"), size=(50, 70), keep=1.0, channels=3

@@ -1,4 +1,4 @@
-"""Batched resampling is Pillow's, bit for bit."""
+"""Tests that batched resampling equals Pillow's, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mae_jax.data import resample
 
 
 def pillow(image, box, size):
-  """Pillow's two passes, columns first; Pillow 13 may itself choose rows."""
+  """Applies Pillow's passes with columns first; Pillow 13 may do rows first."""
   top, left, height, width = box
   if image.shape[-1] == 1:
     image = image[..., 0]

@@ -1,1 +1,1 @@
-"""Runs of several real processes on this machine."""
+"""Tests of mae_jax.distributed, with several processes on this machine."""

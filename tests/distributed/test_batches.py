@@ -1,4 +1,4 @@
-"""Each process reads its share, and the shares are the batches of one."""
+"""Tests that the rows of several processes form the batches of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bench.lib.processes import ROOT
+from bench.lib.fork_server import ROOT
 from tests.data.conftest import photo_dir, photos  # noqa: F401  (fixtures)
 from tests.helpers import process_groups, read_batches
 from tests.helpers.tfds_data import TEST, TRAIN, prepare, shapes
@@ -32,7 +32,7 @@ HELD_OUT = {"digits": 360, "folder": 5, "files": TEST, "file": TEST}
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory, photo_dir):  # noqa: F811
-  """Arrays, a folder of 13 + 5 images, records in three files and in one."""
+  """Settings of arrays, 13 + 5 images, and records in three files or one."""
   directory = tmp_path_factory.mktemp("tfds")
   features = {
     "image": tfds.features.Image(shape=(None, None, 3)),
@@ -57,7 +57,7 @@ def settings(tmp_path_factory, photo_dir):  # noqa: F811
 
 
 def test_batches_are_bit_equal_to_those_of_one_process(settings, tmp_path):
-  """Also with fewer files than processes, and an uneven last batch."""
+  """Includes fewer files than processes, and an incomplete last batch."""
   count = 3
   where, out = f"127.0.0.1:{process_groups.free_port()}", tmp_path / "found.npz"
   processes = [
@@ -83,7 +83,7 @@ def test_batches_are_bit_equal_to_those_of_one_process(settings, tmp_path):
   assert found.keys() == expected.keys()
   for key, value in expected.items():
     np.testing.assert_array_equal(found[key], value, err_msg=key)
-  # Nothing is read twice or dropped in evaluation.
+  # Evaluation reads every example exactly once.
   for name, total in HELD_OUT.items():
     masks = [
       v

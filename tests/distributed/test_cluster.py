@@ -1,4 +1,4 @@
-"""Who is who: by flags, variables and Slurm; and who is missing."""
+"""Tests of process detection, and of the start barrier."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import time
 import pytest
 
 from mae_jax import distributed
-from mae_jax.distributed import cluster as place_lib
-from mae_jax.distributed import rendezvous
+from mae_jax.distributed import cluster, rendezvous
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import process_groups
 
@@ -33,7 +32,7 @@ def find(monkeypatch, environ, *flags):
   return distributed.detect(*(flags or (None, None, None)))
 
 
-def test_a_laptop_is_alone(monkeypatch):
+def test_a_single_process_is_detected(monkeypatch):
   assert find(monkeypatch, {}) is None
   assert find(monkeypatch, {}, "localhost:1234", 1, 0) is None
   assert find(monkeypatch, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
@@ -84,7 +83,7 @@ def test_kubernetes_numbers_its_pods(monkeypatch):
   ("changes", "gpus"),
   [
     ({}, (1,)),  # a process for each GPU
-    ({"CUDA_VISIBLE_DEVICES": "1"}, None),  # which Slurm gave it
+    ({"CUDA_VISIBLE_DEVICES": "1"}, None),  # the GPU that Slurm assigned
     ({"CUDA_VISIBLE_DEVICES": "0,1"}, (1,)),
     ({"SLURM_STEP_TASKS_PER_NODE": "1(x8)", "SLURM_LOCALID": "0"}, None),
     ({"SLURM_STEP_TASKS_PER_NODE": "1,7"}, (1,)),
@@ -98,20 +97,20 @@ def test_slurm(monkeypatch, changes, gpus):
   assert found.local_device_ids == gpus
 
 
-def test_what_slurm_says_must_make_sense(monkeypatch):
+def test_invalid_slurm_variables_are_refused(monkeypatch):
   with pytest.raises(ConfigError, match="is not understood"):
     find(monkeypatch, SLURM | {"SLURM_NTASKS": "many"})
 
 
-def answers(places, seconds=1.0):
-  """What each process is told; "" for being let go on."""
-  told = [""] * len(places)
+def start_errors(places, seconds=1.0):
+  """Returns the error of each process; "" if it may start."""
+  errors = [""] * len(places)
 
   def answer(number):
     try:
       rendezvous.wait_for_all(places[number], seconds)
     except ConfigError as error:
-      told[number] = str(error)
+      errors[number] = str(error)
 
   threads = [
     threading.Thread(target=answer, args=(n,)) for n in range(len(places))
@@ -121,46 +120,48 @@ def answers(places, seconds=1.0):
   for thread in threads:
     thread.join(30)
     assert not thread.is_alive()
-  return told
+  return errors
 
 
 def places(count, numbers):
   where = f"127.0.0.1:{process_groups.free_port()}"
-  return [place_lib.ProcessInfo(where, count, n) for n in numbers]
+  return [cluster.ProcessInfo(where, count, n) for n in numbers]
 
 
-def test_all_answer_and_go_on():
-  assert answers(places(4, range(4)), 20) == [""] * 4
+def test_all_processes_start():
+  assert start_errors(places(4, range(4)), 20) == [""] * 4
 
 
-def test_who_does_not_come_is_named():
-  first, second = answers(places(4, (0, 2)))
+def test_missing_processes_are_named():
+  first, second = start_errors(places(4, (0, 2)))
   assert "2 of 4 processes started within --start_seconds=1" in first
   assert "process 1, 3 did not" in first
   assert "not all 4 processes started" in second or "process 0 could" in second
 
 
 def test_without_process_0_the_address_is_named():
-  (told,) = answers(places(2, [1]))
-  assert "process 0 could not be reached at 127.0.0.1" in told
-  assert "refused" in told
+  (error,) = start_errors(places(2, [1]))
+  assert "process 0 could not be reached at 127.0.0.1" in error
+  assert "refused" in error
 
 
-def test_two_of_one_number_are_told():
-  told = answers(places(3, (0, 1, 1)), 5)
-  assert "two processes were started as process 1 of 3" in told[0]
-  assert any("another process was started as process 1" in x for x in told[1:])
+def test_two_processes_of_one_number_are_refused():
+  errors = start_errors(places(3, (0, 1, 1)), 5)
+  assert "two processes were started as process 1 of 3" in errors[0]
+  assert any(
+    "another process was started as process 1" in x for x in errors[1:]
+  )
 
 
-def test_other_numbers_of_processes_are_told():
+def test_different_process_counts_are_refused():
   first, second = places(2, (0, 1))
-  second = place_lib.ProcessInfo(second.coordinator, 3, 1)
-  told = answers([first, second], 5)
-  assert "--num_processes=3, and process 0 with 2" in told[0]
-  assert "started as one of 2" in told[1]
+  second = cluster.ProcessInfo(second.coordinator, 3, 1)
+  errors = start_errors([first, second], 5)
+  assert "--num_processes=3, and process 0 with 2" in errors[0]
+  assert "started as one of 2" in errors[1]
 
 
-def test_a_stranger_at_the_port_is_let_go():
+def test_another_program_at_the_port_is_ignored():
   first, second = places(2, (0, 1))
 
   def stranger():
@@ -175,13 +176,13 @@ def test_a_stranger_at_the_port_is_let_go():
 
   thread = threading.Thread(target=stranger)
   thread.start()
-  assert answers([first, second], 20) == ["", ""]
+  assert start_errors([first, second], 20) == ["", ""]
   thread.join()
 
 
-def test_a_port_in_use_is_told():
+def test_a_port_in_use_is_an_error():
   (first,) = places(2, [0])
   port = int(first.coordinator.rpartition(":")[2])
   with rendezvous._server(port):
-    (told,) = answers([first])
-  assert f"process 0 cannot listen at 127.0.0.1:{port}" in told
+    (error,) = start_errors([first])
+  assert f"process 0 cannot listen at 127.0.0.1:{port}" in error

@@ -1,4 +1,4 @@
-"""Runs of several processes against those of one, with as many devices."""
+"""Tests that runs of several processes equal a run of one process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from tests.helpers import process_groups
 
 
 def losses(workdir):
   found = {
     line["step"]: line["loss"]
-    for line in kills.records(workdir)
+    for line in run_outputs.read_metrics(workdir)
     if "loss" in line
   }
   assert sorted(found) == list(range(1, 25))
@@ -22,33 +22,33 @@ def losses(workdir):
 
 
 def evaluations(workdir):
-  """Each number of both evaluations, by step and name."""
+  """Returns the metrics of all evaluations, by (step, name)."""
   return {
     (line["step"], name): value
-    for line in kills.records(workdir)
+    for line in run_outputs.read_metrics(workdir)
     for name, value in line.items()
     if name.startswith("eval_")
   }
 
 
 @pytest.fixture(scope="session")
-def single(nursery, tmp_path_factory):
+def single(fork_server, tmp_path_factory):
   """A run of one process with four devices."""
   workdir = tmp_path_factory.mktemp("single")
   args = [*process_groups.SETTINGS, f"--workdir={workdir}"]
-  life = nursery.start([*args, "--config.mesh.cpu_devices=4"])
-  assert life.wait() == 0, life.log.read_text()
+  process = fork_server.start([*args, "--config.mesh.cpu_devices=4"])
+  assert process.wait() == 0, process.log.read_text()
   return workdir
 
 
 @pytest.fixture(scope="session")
-def double(nursery, tmp_path_factory):
-  """The same of two processes with two devices each."""
+def double(fork_server, tmp_path_factory):
+  """The same run in two processes with two devices each."""
   workdir = tmp_path_factory.mktemp("double")
   args = [*process_groups.SETTINGS, f"--workdir={workdir}"]
-  team = process_groups.Team(nursery, 2, args, devices=2)
+  team = process_groups.Team(fork_server, 2, args, devices=2)
   assert team.wait() == [0, 0], team.outputs()
-  assert "step" not in team.output(1)  # one of them speaks
+  assert "step" not in team.output(1)  # only process 0 prints
   return workdir
 
 
@@ -57,7 +57,7 @@ def check_same(workdir, single):
   found, expected = evaluations(workdir), evaluations(single)
   assert found.keys() == expected.keys()
   for each, value in expected.items():
-    # Of 360 held-out digits, of which one may change sides.
+    # One of 360 held-out digits may be classified differently.
     rtol, atol = (1e-5, 0) if each[1] == "eval_loss" else (0, 0.006)
     np.testing.assert_allclose(found[each], value, rtol, atol, err_msg=each)
 
@@ -67,20 +67,20 @@ def test_two_processes_train_as_one_does(double, single):
 
 
 @pytest.mark.slow
-def test_four_processes_train_as_one_does(nursery, single, tmp_path):
+def test_four_processes_train_as_one_does(fork_server, single, tmp_path):
   args = [
     *process_groups.SETTINGS,
     f"--workdir={tmp_path}",
     "--config.mesh.fsdp=2",
   ]
-  team = process_groups.Team(nursery, 4, args)
+  team = process_groups.Team(fork_server, 4, args)
   assert team.wait() == [0] * 4, team.outputs()
   check_same(tmp_path, single)
 
 
 @pytest.mark.slow
-def test_two_processes_with_all_other_objectives(nursery, tmp_path):
-  """Components, InfoNCE over the batch, masks in turn, and a discriminator."""
+def test_two_processes_with_all_other_objectives(fork_server, tmp_path):
+  """PCA target, InfoNCE over the batch, two masks, and a discriminator."""
   args = [
     *process_groups.SETTINGS,
     "--config.train.length=6 steps",
@@ -100,14 +100,17 @@ def test_two_processes_with_all_other_objectives(nursery, tmp_path):
   ]
   compared = {"loss", "loss_contrast", "loss_generator", "loss_discriminator"}
   one, two = tmp_path / "one", tmp_path / "two"
-  life = nursery.start(
+  process = fork_server.start(
     [*args, f"--workdir={one}", "--config.mesh.cpu_devices=4"]
   )
-  team = process_groups.Team(nursery, 2, [*args, f"--workdir={two}"], devices=2)
+  team = process_groups.Team(
+    fork_server, 2, [*args, f"--workdir={two}"], devices=2
+  )
   assert team.wait() == [0, 0], team.outputs()
-  assert life.wait() == 0, life.log.read_text()
+  assert process.wait() == 0, process.log.read_text()
   every, wanted = (
-    [line for line in kills.records(x) if "loss" in line] for x in (two, one)
+    [line for line in run_outputs.read_metrics(x) if "loss" in line]
+    for x in (two, one)
   )
   assert len(wanted) == 6
   for found, expected in zip(every, wanted, strict=True):
@@ -120,7 +123,7 @@ def test_two_processes_with_all_other_objectives(nursery, tmp_path):
 
 
 @pytest.mark.slow
-def test_goes_on_in_one_process(nursery, double, single, tmp_path):
+def test_resumes_in_one_process(fork_server, double, single, tmp_path):
   cut = shutil.copytree(double, tmp_path / "cut")
   for step in (18, 24):
     shutil.rmtree(cut / "checkpoints" / str(step))
@@ -130,28 +133,30 @@ def test_goes_on_in_one_process(nursery, double, single, tmp_path):
     "--config.mesh.fsdp=2",
     "--config.mesh.cpu_devices=2",
   ]
-  life = nursery.start(args)
-  assert life.wait() == 0, life.log.read_text()
-  assert "resuming at step 12 of 24" in life.log.read_text()
+  process = fork_server.start(args)
+  assert process.wait() == 0, process.log.read_text()
+  assert "resuming at step 12 of 24" in process.log.read_text()
   check_same(cut, single)
 
 
-def test_a_workdir_that_one_does_not_see_is_told(nursery, tmp_path):
+def test_a_workdir_that_is_not_shared_is_refused(fork_server, tmp_path):
   team = process_groups.Team(
-    nursery,
+    fork_server,
     2,
     process_groups.SETTINGS,
     own=[[f"--workdir={tmp_path / name}"] for name in ("one", "other")],
   )
   assert team.wait() == [1, 1], team.outputs()
-  told = team.output(0)
-  assert f"process 1 does not see --workdir={tmp_path / 'one'}: it mu" in told
+  output = team.output(0)
+  assert f"process 1 does not see --workdir={tmp_path / 'one'}: it mu" in output
   assert not (tmp_path / "one" / "checkpoints").exists()
 
 
-def test_one_mistake_is_told_once(nursery, tmp_path):
+def test_one_mistake_is_reported_once(fork_server, tmp_path):
   args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
-  team = process_groups.Team(nursery, 2, [*args, "--config.data.batch_size=31"])
+  team = process_groups.Team(
+    fork_server, 2, [*args, "--config.data.batch_size=31"]
+  )
   assert team.wait() == [1, 1], team.outputs()
   assert team.outputs().count("error:") == 1
   assert team.output(0).startswith(
@@ -166,19 +171,21 @@ def test_one_mistake_is_told_once(nursery, tmp_path):
     ("train.save_every", "6 steps", "7 steps"),
   ],
 )
-def test_other_settings_are_told(nursery, tmp_path, name, one, other):
+def test_different_settings_are_refused(
+  fork_server, tmp_path, name, one, other
+):
   args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
   own = [[f"--config.{name}={value}"] for value in (one, other)]
-  team = process_groups.Team(nursery, 2, args, own=own)
+  team = process_groups.Team(fork_server, 2, args, own=own)
   assert team.wait(90) == [1, 1], team.outputs()
   assert team.outputs().count("error:") == 1
   assert (
-    f"error: the processes have different settings: {name} is {one!r} on process 0 "
-    f"and {other!r} on process 1"
+    f"error: the processes have different settings: {name} is {one!r} on "
+    f"process 0 and {other!r} on process 1"
   ) in team.output(0)
 
 
-def test_other_images_are_told(nursery, tmp_path):
+def test_different_images_are_refused(fork_server, tmp_path):
   for host, count in (("one", 8), ("other", 9)):
     (tmp_path / host).mkdir()
     for number in range(count):
@@ -189,17 +196,17 @@ def test_other_images_are_told(nursery, tmp_path):
     "--config.data.source=folder",
   ]
   own = [[f"--config.data.path={tmp_path / host}"] for host in ("one", "other")]
-  team = process_groups.Team(nursery, 2, args, own=own)
+  team = process_groups.Team(fork_server, 2, args, own=own)
   assert team.wait(90) == [1, 1], team.outputs()
   assert "error: the processes see different images for train: images" in (
     team.output(0)
   )
 
 
-def test_a_mistake_of_one_ends_all(nursery, tmp_path):
+def test_a_mistake_of_one_ends_all(fork_server, tmp_path):
   args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
   wrong = ["--config.init_from=nowhere"]
-  team = process_groups.Team(nursery, 2, args, own=[[], wrong])
+  team = process_groups.Team(fork_server, 2, args, own=[[], wrong])
   assert team.wait() == [1, 1], team.outputs()
   assert "there is no checkpoint in nowhere" in team.output(1)
   assert "process 1 on " in team.output(0)
@@ -207,8 +214,8 @@ def test_a_mistake_of_one_ends_all(nursery, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failure_of_one_while_training_ends_all(nursery, tmp_path):
-  """Process 1 alone takes an image that cannot be read for one too many."""
+def test_a_failure_of_one_while_training_ends_all(fork_server, tmp_path):
+  """Only process 1 has a limit of unreadable images that it exceeds."""
   random = np.random.default_rng(0)
   folder = tmp_path / "images"
   folder.mkdir()
@@ -224,19 +231,19 @@ def test_a_failure_of_one_while_training_ends_all(nursery, tmp_path):
     "--config.data.max_unreadable=1",
   ]
   strict = ["--config.data.max_unreadable=0"]
-  team = process_groups.Team(nursery, 2, args, own=[[], strict])
+  team = process_groups.Team(fork_server, 2, args, own=[[], strict])
   assert team.wait() == [1, 1], team.outputs()
   assert "process 1: error: stopped at step" in team.output(1)
   assert " failed: stopped at step" in team.output(0)
 
 
-def test_who_does_not_come_ends_those_who_did(nursery, tmp_path):
+def test_a_missing_process_ends_the_others(fork_server, tmp_path):
   args = [
     *process_groups.SETTINGS,
     f"--workdir={tmp_path}",
     "--start_seconds=3",
   ]
-  team = process_groups.Team(nursery, 3, args, only=[0, 2])
+  team = process_groups.Team(fork_server, 3, args, only=[0, 2])
   assert team.wait(60) == [1, 1]
   assert team.output(0).startswith("error: 2 of 3 processes started within")
   assert "process 1 did not" in team.output(0)

@@ -1,4 +1,4 @@
-"""Where parameters and batches live on a mesh, and which ones are refused."""
+"""Tests of the mesh and of the sharding of parameters and batches."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def vit_l() -> checkpoints.TrainState:
   )
 
 
-# By name: the axis, of the array with its layers, that must be split.
+# By parameter: the axis of the stacked array that must be split.
 SPLIT = {
   "encoder/patch_embed/kernel": (None, "fsdp"),
   "decoder/embed/kernel": (None, "fsdp"),
@@ -85,7 +85,7 @@ def test_kernels_are_split_and_the_rest_is_replicated(vit_l, fsdp: int):
 
 
 def test_nearly_everything_of_a_large_model_is_split(vit_l):
-  """Each device of eight holds little more than an eighth."""
+  """Each of eight devices holds little more than an eighth."""
   shardings = sharding.state_shardings(mesh(8), vit_l)
   whole = part = 0
   for leaf, where in zip(
@@ -145,13 +145,13 @@ def test_devices_must_divide_the_batch(batch: int, nearest: str):
     sharding.check_batch(mesh(2), batch, "data.batch_size")
 
 
-def test_a_batch_that_devices_divide_is_taken():
+def test_a_batch_that_devices_divide_is_accepted():
   for batch in (8, 16, 1024):
     assert sharding.check_batch(mesh(2), batch, "data.batch_size") is None
 
 
 @pytest.mark.parametrize(("fsdp", "devices"), [(1, 8), (4, 8), (2, 2), (1, 1)])
-def test_a_batch_goes_there_and_back(fsdp: int, devices: int):
+def test_a_global_batch_has_the_values_of_its_rows(fsdp: int, devices: int):
   where = mesh(fsdp, devices)
   rows = sharding.local_rows(where, 16)
   np.testing.assert_array_equal(rows, np.arange(16))

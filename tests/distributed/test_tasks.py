@@ -1,4 +1,4 @@
-"""Every task in two processes, from checkpoints and weights of others."""
+"""Tests of every task in two processes, from checkpoints and other weights."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LINPROBE = ("--config=configs/digits_linprobe.py", *SMALL)
 
 
 @pytest.mark.slow
-def test_every_task_runs(nursery, tmp_path):
-  """One after the other, since each starts from one before it."""
+def test_every_task_runs(fork_server, tmp_path):
+  """Runs the tasks in order, as each starts from a result before it."""
 
   def run(name, *args):
     args = (*args, f"--workdir={tmp_path / name}")
-    team = process_groups.Team(nursery, 2, args)
+    team = process_groups.Team(fork_server, 2, args)
     assert team.wait() == [0, 0], team.outputs()
     return team.output(0)
 
@@ -40,7 +40,7 @@ def test_every_task_runs(nursery, tmp_path):
 
   run("pre", *PRETRAIN)
   assert "starting from" in run("again", *PRETRAIN, start("pre"))
-  told = run(
+  output = run(
     "label_efficiency",
     *(*LINPROBE, *SHORT, start("pre")),
     *(
@@ -48,7 +48,7 @@ def test_every_task_runs(nursery, tmp_path):
       "--config.label_efficiency.shots=5,0",
     ),
   )
-  assert "from scratch" in told
+  assert "from scratch" in output
   probe = ("--config.task=linprobe", "--config.classify.norm_group=32")
   assert "held-out top-1" in run(
     "probe", *LINPROBE, *SHORT, *probe, start("pre")
@@ -59,7 +59,7 @@ def test_every_task_runs(nursery, tmp_path):
   )
   run("measured", *FINETUNE, "--config.task=evaluate", start("tuned"))
   found = json.loads((tmp_path / "measured" / "evaluation.json").read_text())
-  # The same network on the same images: each counted once, 360 in all.
+  # The same network on the same 360 images, each counted once.
   last = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()[-1]
   assert found["scalars"]["eval_top1"] == json.loads(last)["eval_top1"]
   from mae_jax.tools import convert

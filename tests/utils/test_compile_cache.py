@@ -1,4 +1,4 @@
-"""What one run compiled the next one finds, and comes out the same."""
+"""Tests of the compile cache: a second run compiles nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax.utils import compile_cache, storage
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands
 
-# The program, with what JAX tells of its cache at the end.
+# Runs the program, and prints JAX's cache events at the end.
 COUNTING = """
 import collections, json, sys, jax
 found = collections.Counter()
@@ -30,7 +30,7 @@ finally:
 
 
 def train(workdir, cache):
-  """Runs the program; returns how often the cache was asked, and answered."""
+  """Runs the program; returns the numbers of cache requests and cache hits."""
   args = (
     "--config=configs/digits.py",
     f"--workdir={workdir}",
@@ -54,11 +54,11 @@ def train(workdir, cache):
 
 
 def result(workdir):
-  """What a run logged, but for the time, and its state."""
+  """Returns a run's log without times, and its state."""
   with ocp.StandardCheckpointer() as reader:
     checkpoint = workdir / "checkpoints" / "3"
     state = [reader.restore(checkpoint / x) for x in ("params", "opt_state")]
-  return kills.records(workdir), state
+  return run_outputs.read_metrics(workdir), state
 
 
 def test_a_second_run_compiles_nothing_and_is_the_same(tmp_path):
@@ -74,18 +74,18 @@ def test_a_second_run_compiles_nothing_and_is_the_same(tmp_path):
     result, (tmp_path / "first", tmp_path / "second")
   )
   assert lines == others
-  told = [
+  compiled = [
     "start_compile" in json.loads(line)
     for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()
     if "loss" in line
   ]
-  assert told == [True, False, False]
+  assert compiled == [True, False, False]
   jax.tree.map(np.testing.assert_array_equal, state, other)
 
 
 @pytest.fixture
 def settings():
-  """JAX's settings, put back afterwards."""
+  """A function that reads JAX's settings, which are restored afterwards."""
   names = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
@@ -106,7 +106,7 @@ def test_a_relative_directory_is_made(settings, tmp_path, monkeypatch):
   assert not list((tmp_path / "a" / "b").iterdir())
 
 
-def test_without_it_jax_has_its_own_word(settings, tmp_path, monkeypatch):
+def test_an_empty_setting_leaves_jax_alone(settings, tmp_path, monkeypatch):
   before = settings()
   compile_cache.enable("")
   assert settings() == before
@@ -115,7 +115,7 @@ def test_without_it_jax_has_its_own_word(settings, tmp_path, monkeypatch):
   assert settings() == (str(tmp_path), before[1])
 
 
-def test_what_cannot_be_written_is_told(settings, tmp_path, monkeypatch):
+def test_an_unwritable_directory_is_an_error(settings, tmp_path, monkeypatch):
   before = settings()
   (tmp_path / "file").touch()
   with pytest.raises(ConfigError, match=r"compile_cache=.*be made"):

@@ -1,4 +1,4 @@
-"""What of an error reaches the user, and what is left to the traceback."""
+"""Tests of one-line explanations of errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mae_jax.utils import errors
 from mae_jax.utils.errors import ConfigError, TrainingError
 
 
-def test_memory_that_runs_out_on_a_device():
+def test_out_of_memory_on_a_device():
   too_much = jax.jit(lambda: jax.numpy.ones((10**9, 10**9)))
   with pytest.raises(jax.errors.JaxRuntimeError) as caught:
     too_much().block_until_ready()
@@ -40,7 +40,7 @@ def test_memory_that_runs_out_on_a_device():
     ("RESOURCE_EXHAUSTED: ", "out of memory: an allocation failed; in this"),
   ],
 )
-def test_what_accelerators_say_of_memory(text: str, clause: str):
+def test_out_of_memory_messages_of_accelerators(text: str, clause: str):
   line = errors.explain(jax.errors.JaxRuntimeError(text))
   assert line.startswith(clause)
   assert "\n" not in line
@@ -54,11 +54,11 @@ def test_what_accelerators_say_of_memory(text: str, clause: str):
   ],
   ids=["python", "tensorflow"],
 )
-def test_memory_that_runs_out_on_the_host(error: Exception):
+def test_out_of_memory_on_the_host(error: Exception):
   assert errors.explain(error).startswith("out of memory: ")
 
 
-def test_memory_that_numpy_cannot_have():
+def test_out_of_memory_in_numpy():
   with pytest.raises(MemoryError) as caught:
     np.zeros(2**60, np.uint8)
   assert "Unable to allocate 1.00 EiB" in errors.explain(caught.value)
@@ -86,5 +86,5 @@ def test_settings_and_training():
   [ValueError("x"), OSError("x"), jax.errors.JaxRuntimeError("INTERNAL: x")],
   ids=str,
 )
-def test_what_is_left_to_the_traceback(error: Exception):
+def test_other_errors_keep_their_traceback(error: Exception):
   assert errors.explain(error) is None

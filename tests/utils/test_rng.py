@@ -1,4 +1,4 @@
-"""Streams differ by seed, name and step, and by nothing else."""
+"""Tests that random streams depend only on seed, name and step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mae_jax.utils import rng
 
 
 def crc32(data: bytes) -> int:
-  """The checksum of IEEE 802.3, bit by bit."""
+  """Computes the CRC-32 of IEEE 802.3, bit by bit."""
   value = 0xFFFFFFFF
   for byte in data:
     value ^= byte
@@ -25,7 +25,7 @@ def crc32(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("name", ["", "mask", "init", "eval_mask", "data"])
-def test_a_stream_has_a_number_that_no_process_changes(name: str):
+def test_a_stream_has_the_same_number_in_every_process(name: str):
   assert rng.stream_id(name) == crc32(name.encode()) & 0x7FFFFFFF
 
 

@@ -1,4 +1,4 @@
-"""What a start waits for: no TensorFlow where there are no images to read."""
+"""Tests of the start: its timer, and that TensorFlow is imported late."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests import test_imports
 from tests.helpers import tiny
 from tests.tools import test_export
 
-# Runs the module named first, and fails if it has imported TensorFlow.
+# Runs a module, and fails if it has imported TensorFlow.
 WITHOUT = """
 import runpy, sys
 del sys.argv[0]
@@ -83,14 +83,14 @@ def test_stablehlo_is_exported_without_tensorflow(tmp_path):
   assert (tmp_path / "out" / "program.bin").exists()
 
 
-def test_only_the_data_and_what_shows_images_need_tensorflow():
-  """At their top, or through what they import at theirs."""
+def test_only_some_packages_import_tensorflow():
+  """Follows imports at the top level of modules, directly or indirectly."""
   needed = {"mae_jax.data", "mae_jax.tools.export.savedmodel"}
   found = {
     name: top_level(name, path) for name, path in test_imports.modules().items()
   }
   while True:
-    # A package comes before its modules.
+    # A module imports the packages that contain it.
     more = {
       name
       for name, names in found.items()
@@ -119,7 +119,7 @@ def top_level(name, path):
   return test_imports.imports(name, ast.unparse(tree))
 
 
-def test_to_import_the_tasks_needs_no_more():
+def test_importing_the_tasks_imports_no_optional_package():
   code = (
     "import sys, mae_jax.train.tasks.label_efficiency\n"
     "import mae_jax.train.tasks.pretrain\n"
@@ -138,18 +138,18 @@ def test_to_import_the_tasks_needs_no_more():
   assert not {"torch", "keras", "sklearn", "transformers"} & set(loaded)
 
 
-def test_what_is_left_out_can_be_imported_later(monkeypatch):
+def test_a_hidden_package_can_be_imported_later(monkeypatch):
   monkeypatch.delitem(sys.modules, "colorsys", raising=False)
   with startup.hide_packages("colorsys", "ast"):
     with pytest.raises(ImportError):
       import colorsys
-    assert sys.modules["ast"] is ast  # it was there
+    assert sys.modules["ast"] is ast  # imported before
   import colorsys
 
   assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)
 
 
-def test_the_parts_of_a_start_are_the_whole():
+def test_the_parts_of_a_start_add_up():
   startup.start_timer()
   for part in ("data", "state", "data"):
     startup.mark(part)
@@ -157,14 +157,14 @@ def test_the_parts_of_a_start_are_the_whole():
   total = found.pop("start_seconds")
   assert list(found) == ["start_imports", "start_data", "start_state"]
   assert sum(found.values()) == pytest.approx(total)
-  # This process has imported JAX, and has not run for a day.
+  # This process has imported JAX, and has run for less than a day.
   assert 0.3 < found["start_imports"] < 86400
-  assert startup.first_step() == {}  # there is one start
+  assert startup.first_step() == {}  # a process starts once
   startup.mark("data")
   assert startup.first_step() == {}
 
 
-def test_a_start_is_told_in_a_line():
+def test_a_start_is_described_in_one_line():
   seconds = {"start_seconds": 3.14, "start_imports": 3.0, "start_data": 0.04}
   assert startup.describe(seconds | {"start_compile": 0.1}) == (
     "first step after 3.1 s: importing 3.0, compiling and a step 0.1"

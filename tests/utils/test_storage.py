@@ -1,4 +1,4 @@
-"""What a disk and a bucket have in common."""
+"""Tests of paths and errors on disks and in buckets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mae_jax.utils import errors, storage
 from mae_jax.utils.errors import ConfigError
 
 
-def test_errors_of_the_buckets_client_are_the_disks():
+def test_errors_of_a_buckets_client_become_os_errors():
   with (
     pytest.raises(OSError, match="no permission") as caught,
     storage.os_errors("gs://bucket/run"),
@@ -27,7 +27,7 @@ def test_errors_of_the_buckets_client_are_the_disks():
 @pytest.mark.parametrize(
   "error", [ValueError("x"), KeyError("y"), OSError(errno.ENOSPC, "full")]
 )
-def test_other_errors_stay_what_they_are(error):
+def test_other_errors_stay_unchanged(error):
   with pytest.raises(type(error)) as caught, storage.os_errors("somewhere"):
     raise error
   assert caught.value is error
@@ -42,12 +42,12 @@ def test_a_missing_library_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "gs://", "gs:///run"])
-def test_an_address_that_is_none(address):
+def test_an_invalid_address(address):
   with pytest.raises(ConfigError, match="gs://BUCKET/DIRECTORY"):
     storage.make_directory(address, "--workdir")
 
 
-def test_a_path_of_its_own(tmp_path, monkeypatch):
+def test_absolute_paths(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert str(storage.absolute("a")) == f"{tmp_path}/a"
   assert str(storage.absolute("gs://bucket/a")) == "gs://bucket/a"

@@ -1,4 +1,4 @@
-"""Records are divided and thinned out without losing or doubling one."""
+"""Tests of splits and subsets of sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIECES = (
 
 
 def numbers(pieces):
-  """(file, record number) of all records of some pieces."""
+  """Lists (file, record number) of all records of some pieces."""
   return [
     (piece.path, piece.skip + k * piece.stride)
     for piece in pieces
@@ -28,7 +28,7 @@ def records(shuffled=True):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 20, 23])
-def test_split_gives_each_record_once_in_order(parts):
+def test_split_has_each_record_once_in_order(parts):
   split = records().split(parts)
   sizes = [len(numbers(part)) for part in split]
   assert len(split) == parts

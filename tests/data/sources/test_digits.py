@@ -1,4 +1,4 @@
-"""The digits: a fixed split, and the right labels."""
+"""Tests of the digits source: a fixed split, and the right labels."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from mae_jax.data import sources
 from mae_jax.utils.errors import ConfigError
 
 
-def everything(source):
+def all_images(source):
   return {
     key: value.numpy()
     for key, value in source.load(np.arange(source.num_examples)).items()
   }
 
 
-def test_digits_are_split_once_and_for_all(settings):
+def test_the_split_is_fixed(settings):
   train = sources.open_source(settings(), "train")
   held_out = sources.open_source(settings(), "eval")
   assert (train.num_examples, held_out.num_examples) == (1437, 360)
   assert train.class_names == held_out.class_names == tuple("0123456789")
-  both = [everything(train), everything(held_out)]
+  both = [all_images(train), all_images(held_out)]
   pixels = np.concatenate([part["image"] for part in both])
   assert pixels.dtype == np.uint8
   assert (pixels.min(), pixels.max()) == (0, 255)
-  # The two parts are the whole: each image of the original, as often as there.
+  # Together the splits contain each original image exactly as often.
   levels = np.rint(pixels * (16 / 255)).astype(int).reshape(1797, 64)
   original = datasets.load_digits().data.astype(int)
   np.testing.assert_array_equal(
@@ -39,7 +39,7 @@ def test_digits_are_split_once_and_for_all(settings):
 
 
 def test_labels_belong_to_their_images(settings):
-  train = everything(sources.open_source(settings(), "train"))
+  train = all_images(sources.open_source(settings(), "train"))
   digits = datasets.load_digits()
   label = {
     tuple(image): label
@@ -54,10 +54,10 @@ def test_color_is_refused(settings):
     sources.open_source(settings(channels=3), "train")
 
 
-def test_no_held_out_part_is_wanted(settings):
+def test_an_empty_eval_split_has_no_source(settings):
   assert sources.open_source(settings(eval_split=""), "eval") is None
 
 
-def test_unknown_source_is_named_with_the_nearest(settings):
+def test_an_unknown_source_suggests_the_nearest(settings):
   with pytest.raises(ConfigError, match=r"'folders'.*mean 'folder'"):
     sources.open_source(settings(source="folders"), "train")

@@ -1,4 +1,4 @@
-"""Which images a folder or a file is, and what they are called."""
+"""Tests of `open_files`: order, names and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.data.conftest import encode
 
 @pytest.fixture
 def write(tmp_path):
-  """Writes 1-pixel images whose gray level is the order they are given in."""
+  """Writes 1-pixel images whose gray levels count up from 0."""
 
   def write_images(*names):
     for level, name in enumerate(names):
@@ -29,7 +29,7 @@ def write(tmp_path):
 
 
 def contents(source):
-  """(name, gray level) of each record, in order."""
+  """Lists (name, gray level) of each record, in order."""
   result = []
   for index in range(source.num_examples):
     record = source.load(tf.constant(index, tf.int64))
@@ -40,7 +40,7 @@ def contents(source):
   return result
 
 
-def test_order_of_paths_whatever_folders_are_called(settings, write):
+def test_images_are_sorted_by_path(settings, write):
   root = write("b.png", "train/x/1.png", "a.png", "val/0.png", "a/z/2.png")
   (root / "val" / "notes.txt").write_text("no image")
   (root / ".hidden").mkdir()
@@ -59,7 +59,7 @@ def test_order_of_paths_whatever_folders_are_called(settings, write):
   )
 
 
-def test_one_file_whatever_it_is_called(settings, write, monkeypatch):
+def test_one_file_may_have_any_name(settings, write, monkeypatch):
   root = write("a.png", ".b")
   for path in (root / ".b", str(root / ".b")):
     source = files.open_files(path, settings(channels=3))
@@ -69,7 +69,7 @@ def test_one_file_whatever_it_is_called(settings, write, monkeypatch):
   assert contents(source) == [("a.png", 0)]
 
 
-def test_of_more_channels_only_arrays_are_looked_for(settings, write):
+def test_other_channel_counts_use_only_arrays(settings, write):
   root = write("a.png", "b/c.png")
   np.save(root / "b" / "x.npy", np.zeros((2, 2, 5), np.uint8))
   source = files.open_files(root, settings(channels=5))
@@ -77,13 +77,13 @@ def test_of_more_channels_only_arrays_are_looked_for(settings, write):
 
 
 @pytest.mark.parametrize("name", ["none", "pipe"])
-def test_neither_folder_nor_file(settings, tmp_path, name):
+def test_a_missing_path_is_an_error(settings, tmp_path, name):
   os.mkfifo(tmp_path / "pipe")
   with pytest.raises(ConfigError, match=f"no folder or file '.*{name}'"):
     files.open_files(tmp_path / name, settings())
 
 
-def test_no_image(settings, tmp_path):
+def test_no_image_is_an_error(settings, tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a" / "notes.txt").write_text("no image")
   with pytest.raises(ConfigError, match=r"have no image .*name another"):

@@ -1,4 +1,4 @@
-"""Folder layouts, what counts as an image, and what is refused."""
+"""Tests of folder layouts, image suffixes, and errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mae_jax.utils.errors import ConfigError
 
 @pytest.fixture
 def tree(tmp_path):
-  """Writes 1-pixel images whose gray level is the order they are given in.
+  """Writes 1-pixel images whose gray levels count up from 0.
 
-  What is named as a text is one.
+  A name that ends in .txt becomes a text file.
   """
 
   def write(*names):
@@ -38,7 +38,7 @@ def opened(settings, root, split="train", **changes):
 
 
 def contents(source):
-  """(gray level, label) of each record, in order."""
+  """Lists (gray level, label) of each record, in order."""
   result = []
   for index in range(source.num_examples):
     record = source.load(tf.constant(index, tf.int64))
@@ -82,7 +82,7 @@ def test_no_held_out_folder(settings, tree):
   assert opened(settings, tree("a/0.png"), "eval") is None
 
 
-def test_no_held_out_part_is_wanted(settings, tree):
+def test_an_empty_eval_split_has_no_source(settings, tree):
   root = tree("train/a/0.png", "val/a/0.png")
   assert opened(settings, root, "eval", eval_split="") is None
 
@@ -97,7 +97,7 @@ def test_suffixes_hidden_files_and_folders_without_images(settings, tree):
   assert [level for level, _ in contents(source)] == [0, 1, 2, 3, 4]
 
 
-def test_held_out_part_may_lack_a_class(settings, tree):
+def test_held_out_images_may_lack_a_class(settings, tree):
   root = tree("train/a/0.png", "train/b/0.png", "val/b/0.png")
   assert contents(opened(settings, root, "eval")) == [(2, 1)]
 

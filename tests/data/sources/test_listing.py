@@ -1,4 +1,4 @@
-"""What a folder lists, in which order, and what the cache may answer."""
+"""Tests of the listing of image files and of its cache."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def names(source, root):
   return [os.fsdecode(file.removeprefix(start)) for file in files]
 
 
-def age(root, seconds=10):
-  """Lets folders look as if they had rested for a while."""
+def make_old(root, seconds=10):
+  """Sets mtimes of folders to the past, so that the cache is valid."""
   for path, _, _ in os.walk(root):
     status = os.stat(path)
     os.utime(
@@ -61,7 +61,7 @@ def age(root, seconds=10):
     )
 
 
-def test_names_of_any_bytes_and_suffixes_of_any_case(settings, root):
+def test_names_may_be_any_bytes_and_suffixes_any_case(settings, root):
   wild = ["ä/ü ñ.PNG", "ä/new\nline.JPG", "ä/日本.webp", "ä/noext", "ä/x.dat"]
   write(root, *wild, b"\xc3\xa4/\xff\xfe.jpeg", "ä/deep/er/still/a.TIFF")
   source = opened(settings, root)
@@ -72,14 +72,14 @@ def test_names_of_any_bytes_and_suffixes_of_any_case(settings, root):
   assert r"new\nline" in source.name(found.index("ä/new\nline.JPG"))
 
 
-def test_files_stand_in_the_order_of_their_paths(settings, root):
+def test_files_are_sorted_by_path(settings, root):
   write(root, "c/a/z.png", "c/a-b.png", "c/a.png", "c/a/b/y.png", "c/a0.png")
   assert names(opened(settings, root), root) == [
     "c/a-b.png", "c/a.png", "c/a/b/y.png", "c/a/z.png", "c/a0.png",
   ]  # fmt: skip
 
 
-def test_what_is_no_image_is_passed_over_and_counted(settings, root, capsys):
+def test_other_files_are_skipped_and_counted(settings, root, capsys):
   write(root, "c/a.png", "c/.hidden.png", "c/.dir/b.png")
   write(root, "c/n.txt", "c/m.TXT", "c/none", "BM", content=b"no image")
   os.mkfifo(root / "c" / "pipe.png")
@@ -93,7 +93,7 @@ def test_what_is_no_image_is_passed_over_and_counted(settings, root, capsys):
   assert "3 no suffix, 2 .txt" in line
 
 
-def test_links_are_followed_and_circles_end(settings, root, tmp_path):
+def test_links_are_followed_and_cycles_end(settings, root, tmp_path):
   write(tmp_path / "far", "a.png", "more/b.png")
   write(root, "c/own.png")
   os.symlink(tmp_path / "far", root / "c" / "far")
@@ -111,7 +111,7 @@ def test_a_folder_named_as_an_image(settings, root):
   assert names(opened(settings, root), root) == ["c/photos.jpg/a.png"]
 
 
-def test_arrays_alone_for_other_channel_counts(settings, root):
+def test_other_channel_counts_use_only_arrays(settings, root):
   write(root, "c/a.png", "c/b.npy", "c/d.NPY")
   assert names(opened(settings, root, channels=5), root) == [
     "c/b.npy", "c/d.NPY",
@@ -119,7 +119,9 @@ def test_arrays_alone_for_other_channel_counts(settings, root):
   assert opened(settings, root).num_examples == 3
 
 
-def test_the_identity_follows_names_and_not_places(settings, root, tmp_path):
+def test_the_identity_depends_on_names_and_not_on_the_root(
+  settings, root, tmp_path
+):
   write(root, "c/a.png", "c/b.png")
   first = opened(settings, root).identity
   assert first["images"] == 2
@@ -138,7 +140,7 @@ def listed(root):
 
 @pytest.fixture
 def scans(monkeypatch):
-  """The folders that are really listed."""
+  """The folders that are really scanned."""
   seen, scandir = [], os.scandir
 
   def counted(path):
@@ -149,9 +151,9 @@ def scans(monkeypatch):
   return seen
 
 
-def test_the_cache_answers_for_what_has_not_changed(root, cache, scans):
+def test_unchanged_folders_are_read_from_the_cache(root, cache, scans):
   write(root, "c/a.png", "c/d/b.png", "c/e/b.png", "c/e/\x01\udcff.png")
-  age(root)
+  make_old(root)
   scans.clear()
   before = listed(root)
   assert sorted(scans) == ["c", "d", "e"]
@@ -161,7 +163,7 @@ def test_the_cache_answers_for_what_has_not_changed(root, cache, scans):
   write(root, "c/e/new.png")
   assert sorted(listed(root)) == sorted([*before, "c/e/new.png"])
   assert scans == ["e"]
-  # What was changed just now may change again within the clock's tick.
+  # A recent mtime is not reliable: another change may leave it unchanged.
   scans.clear()
   listed(root)
   assert scans == ["e"]
@@ -173,9 +175,9 @@ def test_the_cache_answers_for_what_has_not_changed(root, cache, scans):
   [b"", b"{", b'{"version": 0}\n', b'{"version": 1}\n["c", 1]\n', b"\xff" * 50,
    b'{"version": 1}\n["c", "x", [], 0, 0]\n', b'{"version": 1}\n[[1], 1]\n'],
 )  # fmt: skip
-def test_a_broken_cache_is_made_anew(root, cache, content):
+def test_a_broken_cache_is_replaced(root, cache, content):
   write(root, "c/a.png")
-  age(root)
+  make_old(root)
   listed(root)
   (file,) = cache.iterdir()
   good = file.read_bytes()

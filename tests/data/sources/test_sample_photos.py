@@ -1,4 +1,4 @@
-"""The photographs that come with packages: two parts, and the right pixels."""
+"""Tests of the sample photographs: two splits, and the right pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def color(settings):
   return settings(source="photos", **three)
 
 
-def test_squares_are_of_the_photographs(color):
+def test_tiles_are_parts_of_the_photographs(color):
   train = sources.open_source(color, "train")
   images = everything(train)["image"]
   assert images.shape == (135, 160, 160, 3)
@@ -30,22 +30,22 @@ def test_squares_are_of_the_photographs(color):
     np.testing.assert_array_equal(
       image, np.asarray(whole)[top : top + 160, left : left + 160]
     )
-  # Those of gray photographs are gray.
+  # Tiles of gray photographs are gray.
   assert (np.ptp(images, axis=-1).max(axis=(1, 2)) == 0).sum() == 9 * 4 + 12
 
 
-def test_held_out_photographs_are_others(color):
+def test_held_out_tiles_are_of_other_photographs(color):
   train, held_out = (
     everything(sources.open_source(color, split))["image"]
     for split in ("train", "eval")
   )
   assert len(held_out) == 30
-  # A square of the same photograph would share a row with one of these.
+  # A tile of the same photograph would share a row of pixels.
   rows = {row.tobytes() for image in train for row in image}
   assert not any(row.tobytes() in rows for image in held_out for row in image)
 
 
-def test_they_may_be_read_as_gray(settings):
+def test_photographs_can_be_read_as_gray(settings):
   train = sources.open_source(settings(source="photos"), "train")
   assert everything(train)["image"].shape == (135, 160, 160, 1)
   assert train.image_shape == (160, 160, 1)
@@ -57,7 +57,7 @@ def test_two_channels_are_refused(settings):
     sources.open_source(two, "train")
 
 
-def test_a_package_without_them_is_told(color, monkeypatch):
+def test_a_missing_photograph_is_an_error(color, monkeypatch):
   monkeypatch.setattr(sources.sample_photos, "TRAIN", ("nothing.png",))
   with pytest.raises(ConfigError, match=r"needs nothing\.png.*install"):
     sources.open_source(color, "train")

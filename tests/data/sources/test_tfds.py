@@ -1,4 +1,4 @@
-"""Data sets that TFDS prepared: splits, features, and what is refused."""
+"""Tests of data sets that TFDS prepared: splits, features and errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_slices_of_splits(any_settings):
 
 
 @pytest.mark.parametrize("split", ["validation", "train[", "test+no"])
-def test_unknown_split_lists_those_there_are(any_settings, split):
+def test_an_unknown_split_lists_the_known_ones(any_settings, split):
   data = any_settings("tfds", eval_split=split)
   with pytest.raises(ConfigError, match=r"is not a split of") as error:
     sources.open_source(data, "eval")

@@ -1,4 +1,4 @@
-"""Configs of a prepared data set are found where TFDS would find them."""
+"""Tests of the listing of a data set's prepared configs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noisy(tmp_path):
   return tmp_path
 
 
-def test_those_that_are_prepared(any_settings, noisy, monkeypatch):
+def test_prepared_configs_are_listed(any_settings, noisy, monkeypatch):
   data = any_settings("tfds", name="noisy", data_dir=str(noisy))
   assert configs.prepared_configs(data) == ("a_1", "much")
   second = any_settings("tfds", name="noisy:2.0.0", data_dir=str(noisy))
@@ -37,7 +37,7 @@ def test_those_that_are_prepared(any_settings, noisy, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["noisy:3.0.0", "quiet", "noisy/much"])
-def test_none(any_settings, noisy, name):
+def test_no_prepared_config_is_an_error(any_settings, noisy, name):
   data = any_settings("tfds", name=name, data_dir=str(noisy))
   with pytest.raises(ConfigError, match=r"is prepared in .*: set") as e:
     configs.prepared_configs(data)
