@@ -26,7 +26,8 @@ import numpy as np
 import tqdm
 
 from bench.lib import figures as painted
-from bench.lib import flags, machine, plots, processes
+from bench.lib import flags, machine, plots
+from bench.lib.fork_server import ForkServer
 from mae_jax.config import overrides, to_dict
 from mae_jax.distributed import sharding
 from mae_jax.tools.plan import format
@@ -140,7 +141,7 @@ class Run:
     config = overrides.recipe(self.recipe)
     tasks.load("pretrain")(config, sharding.make_mesh(config.mesh))
 
-  def train(self, nursery: processes.Nursery) -> None:
+  def train(self, fork_server: ForkServer) -> None:
     """Runs it to its end, or goes on.
 
     Raises:
@@ -157,10 +158,11 @@ class Run:
           "has by now: remove it"
         )
       return
-    life = nursery.start(self.args)
-    if life.wait(timeout=_A_DAY):
+    process = fork_server.start(self.args)
+    if process.wait(timeout=_A_DAY):
       raise ConfigError(
-        f"mae_jax.main {' '.join(self.args)}:\n{life.log.read_text()[-2000:]}"
+        f"mae_jax.main {' '.join(self.args)} failed:\n"
+        f"{process.log.read_text()[-2000:]}"
       )
     done.write_text(settings)
 
@@ -339,12 +341,12 @@ def _run(args: argparse.Namespace) -> None:
     ) from None
   jax.config.update("jax_platforms", "cpu")
   with (
-    processes.Nursery(args.workdir) as nursery,
+    ForkServer(args.workdir) as fork_server,
     futures.ThreadPoolExecutor(args.jobs) as pool,
   ):
 
     def train(run: Run) -> Run:
-      run.train(nursery)
+      run.train(fork_server)
       return run
 
     try:

@@ -29,7 +29,7 @@ from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench.lib import flags, kills, machine
+from bench.lib import flags, machine, run_outputs
 from mae_jax.tools.plan import format
 from mae_jax.train import metrics
 from mae_jax.utils import signals, startup
@@ -237,7 +237,7 @@ def saves(number: int, window: int) -> tuple[list[Save], int]:
     # The last checkpoint was waited for.
     times = {
       event.step: event.wall_time
-      for event in reversed(kills.events(workdir))
+      for event in reversed(run_outputs.read_events(workdir))
       if event.step
     }
   found = []

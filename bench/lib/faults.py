@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from bench.lib import corruption, kills, processes
+from bench.lib import corruption, kill_and_resume, run_outputs
+from bench.lib.fork_server import PHASES, ForkServer, Process
 from mae_jax import checkpoints
 from mae_jax.config import Config, EvalConfig
 from mae_jax.data import bad_images, pipeline, sources
@@ -86,10 +87,12 @@ class Row:
 
 def kill_at_random(count: int, directory: pathlib.Path) -> Iterator[Row]:
   """SIGKILL in every phase."""
-  report = kills.run(count, directory, tell=lambda text: print(f"  {text}"))
+  report = kill_and_resume.run(
+    count, directory, report_progress=lambda text: print(f"  {text}")
+  )
   for difference in report.differences:
     print(difference)
-  for phase in processes.PHASES:
+  for phase in PHASES:
     number = report.kills[phase]
     yield Row(
       f"SIGKILL while {phase}",
@@ -105,21 +108,21 @@ def kill_at_random(count: int, directory: pathlib.Path) -> Iterator[Row]:
 def stop_at_random(count: int, directory: pathlib.Path) -> Iterator[Row]:
   """SIGTERM and Ctrl-C once training has begun."""
   random_ = random.Random(0)
-  with processes.Nursery(directory) as nursery:
-    expected = _whole(nursery, directory)
+  with ForkServer(directory) as fork_server:
+    expected = _whole(fork_server, directory)
     for number in (signal.SIGTERM, signal.SIGINT):
       codes: collections.Counter[int] = collections.Counter()
       longest, kept = 0.0, 0
       for _ in range(count):
         workdir = directory / "stopped"
         shutil.rmtree(workdir, ignore_errors=True)
-        life = _start(nursery, workdir)
-        life.wait_for("stepping", 2 + random_.randrange(80))
+        process = _start(fork_server, workdir)
+        process.wait_for("stepping", 2 + random_.randrange(80))
         begin = time.monotonic()
-        life.signal(number)
-        codes[life.wait()] += 1
+        process.signal(number)
+        codes[process.wait()] += 1
         longest = max(longest, time.monotonic() - begin)
-        code = _start(nursery, workdir).wait()
+        code = _start(fork_server, workdir).wait()
         kept += not code and _same(workdir, expected)
       yield Row(
         f"{signal.Signals(number).name} while training",
@@ -256,15 +259,15 @@ def _stream(folder: pathlib.Path) -> dict[str, np.ndarray]:
 def break_disks(count: int, directory: pathlib.Path) -> Iterator[Row]:
   """Full and vanished workdirs, and two runs on one, under the program."""
 
-  def fill(life: processes.Life, workdir: pathlib.Path) -> pathlib.Path:
-    life.limit_files(LOGS_ONLY)
+  def fill(process: Process, workdir: pathlib.Path) -> pathlib.Path:
+    process.limit_files(LOGS_ONLY)
     return workdir
 
-  def move_away(life: processes.Life, workdir: pathlib.Path) -> pathlib.Path:
+  def move_away(process: Process, workdir: pathlib.Path) -> pathlib.Path:
     return workdir.rename(workdir.with_name("moved"))
 
-  with processes.Nursery(directory) as nursery:
-    expected = _whole(nursery, directory)
+  with ForkServer(directory) as fork_server:
+    expected = _whole(fork_server, directory)
     for fault, harm in (
       ("the disk is full (size of files limited) while training", fill),
       ("the workdir vanishes while training", move_away),
@@ -275,12 +278,12 @@ def break_disks(count: int, directory: pathlib.Path) -> Iterator[Row]:
       for _ in range(count):
         for name in ("broken", "moved"):
           shutil.rmtree(directory / name, ignore_errors=True)
-        life = _start(nursery, directory / "broken")
-        life.wait_for("stepping", 10 + random_.randrange(50))
-        left = harm(life, directory / "broken")
-        codes[life.wait()] += 1
-        clear = "Traceback" not in life.log.read_text()
-        code = _start(nursery, left).wait()
+        process = _start(fork_server, directory / "broken")
+        process.wait_for("stepping", 10 + random_.randrange(50))
+        left = harm(process, directory / "broken")
+        codes[process.wait()] += 1
+        clear = "Traceback" not in process.log.read_text()
+        code = _start(fork_server, left).wait()
         kept += clear and not code and _same(left, expected)
       yield Row(
         fault,
@@ -290,18 +293,18 @@ def break_disks(count: int, directory: pathlib.Path) -> Iterator[Row]:
         kept if set(codes) == {1} else 0,
         f"exit codes {dict(codes)}",
       )
-    yield _two_runs(nursery, directory, count)
+    yield _two_runs(fork_server, directory, count)
 
 
 def _two_runs(
-  nursery: processes.Nursery, directory: pathlib.Path, count: int
+  fork_server: ForkServer, directory: pathlib.Path, count: int
 ) -> Row:
   kept = 0
   for _ in range(count):
     shutil.rmtree(directory / "shared", ignore_errors=True)
-    first = _start(nursery, directory / "shared")
+    first = _start(fork_server, directory / "shared")
     first.wait_for("compiling")
-    second = _start(nursery, directory / "shared")
+    second = _start(fork_server, directory / "shared")
     kept += second.wait() == 1 and "in use by another" in second.log.read_text()
     first.signal(signal.SIGKILL)
     first.wait()
@@ -314,16 +317,16 @@ def make_mistakes(directory: pathlib.Path) -> Iterator[Row]:
   """What people type."""
   (directory / "empty").mkdir()
   kept, slowest = 0, 0.0
-  with processes.Nursery(directory) as nursery:
+  with ForkServer(directory) as fork_server:
     for mistake in MISTAKES:
       args = mistake.replace("EMPTY", str(directory / "empty")).split(" | ")
       begin = time.monotonic()
-      life = nursery.start(
+      process = fork_server.start(
         ["--config=configs/digits.py", f"--workdir={directory / 'w'}", *args]
       )
-      code = life.wait()
+      code = process.wait()
       slowest = max(slowest, time.monotonic() - begin)
-      told = life.log.read_text().strip().splitlines()
+      told = process.log.read_text().strip().splitlines()
       clear = len(told) == 1 and told[0].startswith("error: ")
       kept += code == 1 and clear
       if code != 1 or not clear:
@@ -337,21 +340,19 @@ def make_mistakes(directory: pathlib.Path) -> Iterator[Row]:
   )
 
 
-def _start(nursery: processes.Nursery, workdir: pathlib.Path) -> processes.Life:
-  return nursery.start([*kills.SETTINGS, f"--workdir={workdir}"])
+def _start(fork_server: ForkServer, workdir: pathlib.Path) -> Process:
+  return fork_server.start([*kill_and_resume.SETTINGS, f"--workdir={workdir}"])
 
 
-def _whole(
-  nursery: processes.Nursery, directory: pathlib.Path
-) -> dict[str, Any]:
-  _start(nursery, directory / "whole").wait()
-  return kills.remains(directory / "whole")
+def _whole(fork_server: ForkServer, directory: pathlib.Path) -> dict[str, Any]:
+  _start(fork_server, directory / "whole").wait()
+  return run_outputs.read_all(directory / "whole")
 
 
 def _same(workdir: pathlib.Path, expected: dict[str, Any]) -> bool:
   """Whether a run left what another did; how many saves it took may differ."""
-  found = kills.remains(workdir)
-  names = expected.keys() - {"kept checkpoints"}
+  found = run_outputs.read_all(workdir)
+  names = expected.keys() - {"steps of checkpoints"}
   return all(found[name] == expected[name] for name in names)
 
 

@@ -7,11 +7,12 @@ import socket
 import time
 from collections.abc import Sequence
 
-from bench.lib import kills, processes
+from bench.lib import kill_and_resume
+from bench.lib.fork_server import ForkServer
 
 HEARTBEAT = 6  # seconds
 SETTINGS = (
-  *kills.SETTINGS,
+  *kill_and_resume.SETTINGS,
   "--config.train.length=24 steps",
   "--config.train.log_every=1 steps",
   "--config.train.save_every=6 steps",
@@ -34,12 +35,12 @@ class Team:
   """The processes of one run.
 
   Attributes:
-    lives: each process by its number.
+    processes: each process by its number.
   """
 
   def __init__(
     self,
-    nursery: processes.Nursery,
+    fork_server: ForkServer,
     count: int,
     args: Sequence[str],
     *,
@@ -50,7 +51,7 @@ class Team:
     """Starts the processes.
 
     Args:
-      nursery: starts processes by forking.
+      fork_server: starts processes by forking.
       count: number of processes of the run.
       args: command line of all processes.
       devices: devices per process.
@@ -58,8 +59,8 @@ class Team:
       own: further arguments of each process.
     """
     where = f"--coordinator=127.0.0.1:{free_port()}"
-    self.lives = {
-      number: nursery.start(
+    self.processes = {
+      number: fork_server.start(
         [
           *args,
           f"--config.mesh.cpu_devices={devices}",
@@ -77,13 +78,14 @@ class Team:
     """Waits for all processes; returns their exit codes."""
     end = time.monotonic() + timeout
     return [
-      life.wait(max(1, end - time.monotonic())) for life in self.lives.values()
+      process.wait(max(1, end - time.monotonic()))
+      for process in self.processes.values()
     ]
 
   def output(self, number: int) -> str:
     """Returns the output of a process."""
-    return self.lives[number].log.read_text()
+    return self.processes[number].log.read_text()
 
   def outputs(self) -> str:
     """Returns the outputs of all processes."""
-    return "\n".join(f"--- {n}\n{self.output(n)}" for n in self.lives)
+    return "\n".join(f"--- {n}\n{self.output(n)}" for n in self.processes)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bench.lib import processes
+from bench.lib.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory):
+def fork_server(tmp_path_factory):
   """Starts the program without importing everything each time."""
-  with processes.Nursery(tmp_path_factory.mktemp("lives")) as opened:
+  with ForkServer(tmp_path_factory.mktemp("processes")) as opened:
     yield opened

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax import checkpoints
 from mae_jax.config import EvalConfig
 from mae_jax.data.bad_images import BadImages
@@ -124,7 +124,9 @@ def test_skips_and_spikes_are_told_and_logged(tmp_path, capsys, monkeypatch):
   told = capsys.readouterr().err
   assert "loss spike at step 2: 9 is more than train.spike_factor=3" in told
   assert "step 3 is left out, as it is not finite: loss nan" in told
-  lines = [line for line in kills.records(tmp_path) if "loss" in line]
+  lines = [
+    line for line in run_outputs.read_metrics(tmp_path) if "loss" in line
+  ]
   assert [line["loss_spikes"] for line in lines] == [0, 1, 1, 1]
   assert [line["skipped"] for line in lines] == [0, 0, 1, 1]
   assert lines[2]["loss"] is None
@@ -171,7 +173,9 @@ def test_a_slow_disk_delays_and_loses_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(ocp.CheckpointManager, "_finalize", slowly)
   runs.train(config, tmp_path / "slow")
-  assert kills.records(tmp_path / "slow") == kills.records(tmp_path / "whole")
+  assert run_outputs.read_metrics(
+    tmp_path / "slow"
+  ) == run_outputs.read_metrics(tmp_path / "whole")
   names = [
     sorted((tmp_path / run / "checkpoints").iterdir())
     for run in ("slow", "whole")
@@ -218,7 +222,7 @@ def test_too_many_unreadable_images_stop_the_run_with_their_names(
   # Two epochs of five steps, and each has both.
   counts = [
     (line["step"], line["unreadable"])
-    for line in kills.records(tmp_path / "run")
+    for line in run_outputs.read_metrics(tmp_path / "run")
     if "loss" in line
   ]
   assert counts[-2:] == [(5, 2), (10, 4)]
@@ -241,7 +245,7 @@ def test_mended_images_and_the_same_command_go_on(scans, tmp_path):
   counts = {
     run: [
       line["unreadable"]
-      for line in kills.records(tmp_path / run)
+      for line in run_outputs.read_metrics(tmp_path / run)
       if "loss" in line
     ]
     for run in ("run", "whole")
@@ -316,4 +320,6 @@ def test_a_stream_that_breaks_does_not_lose_the_steps_before(
   steps = [int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()]
   assert steps[0] >= 4
   runs.train(config, tmp_path / "run")
-  assert kills.records(tmp_path / "run") == kills.records(tmp_path / "whole")
+  assert run_outputs.read_metrics(tmp_path / "run") == run_outputs.read_metrics(
+    tmp_path / "whole"
+  )

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax import checkpoints
 from mae_jax.checkpoints import checksums
 from mae_jax.config import ClassifyConfig, Config, EvalConfig
@@ -155,7 +155,9 @@ def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path):
     runs.params(cut, settings),
     runs.params(tmp_path / "whole", settings),
   )
-  assert kills.records(cut) == kills.records(tmp_path / "whole")
+  assert run_outputs.read_metrics(cut) == run_outputs.read_metrics(
+    tmp_path / "whole"
+  )
 
 
 @pytest.mark.slow

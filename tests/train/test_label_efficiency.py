@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax.config import (
   ClassifyConfig,
   Config,
@@ -159,7 +159,7 @@ def test_a_cut_run_is_a_whole_one(whole, tmp_path):
   shutil.rmtree(cut / "checkpoints" / "4")
   _, again = train(settings, cut)
   jax.tree.map(np.testing.assert_array_equal, again, members)
-  assert kills.records(cut) == kills.records(workdir)
+  assert run_outputs.read_metrics(cut) == run_outputs.read_metrics(workdir)
 
 
 @pytest.mark.slow
@@ -208,11 +208,13 @@ def test_the_whole_chain(tmp_path):
   workdir = str(tmp_path / "run")
   stop = signals.StopSignals()
   label_efficiency.run(settings, workdir, stop)
-  records = kills.records(tmp_path / "run")
+  records = run_outputs.read_metrics(tmp_path / "run")
   assert records[-1]["step"] == 4
   assert "eval_top1/pre-trained_3" in records[-1]
   assert (tmp_path / "run" / "comparison.png").stat().st_size > 1000
-  assert kills.records(tmp_path / "run" / "pretrain")[-1]["step"] == 3
+  assert (
+    run_outputs.read_metrics(tmp_path / "run" / "pretrain")[-1]["step"] == 3
+  )
   encoder = runs.params(tmp_path / "run" / "pretrain", _PRETRAIN)["model"]
   # What goes on needs no start.
   shutil.rmtree(tmp_path / "run" / "pretrain")

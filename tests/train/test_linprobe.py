@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax.config import ClassifyConfig, Config, EvalConfig
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
@@ -53,7 +53,7 @@ def test_only_the_head_changes_and_a_cut_run_is_a_whole_one(
   after.pop("pos_embed")
   jax.tree.map(np.testing.assert_array_equal, after, before)
   assert params["stats"]["mean"].any()
-  records = kills.records(tmp_path / "whole")
+  records = run_outputs.read_metrics(tmp_path / "whole")
   assert report.scalars["eval_top1"] > 0.25  # of ten classes
 
   cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -62,7 +62,7 @@ def test_only_the_head_changes_and_a_cut_run_is_a_whole_one(
   jax.tree.map(
     np.testing.assert_array_equal, runs.params(cut, settings), params
   )
-  assert kills.records(cut) == records
+  assert run_outputs.read_metrics(cut) == records
 
 
 def test_any_devices_and_parts_of_the_batch_give_the_same_losses():

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax.train import metrics
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
@@ -29,7 +29,7 @@ def lines(workdir: pathlib.Path) -> list[dict]:
 def scalars(workdir: pathlib.Path) -> list[tuple[int, str, float]]:
   return [
     (event.step, value.tag, value.simple_value)
-    for event in kills.events(workdir)
+    for event in run_outputs.read_events(workdir)
     for value in event.summary.value
     if value.WhichOneof("value") == "simple_value"
   ]
@@ -62,7 +62,7 @@ def test_pictures(tmp_path):
   log.close()
   images = [
     (event.step, value.tag, value.image.height, value.image.width)
-    for event in kills.events(tmp_path)
+    for event in run_outputs.read_events(tmp_path)
     for value in event.summary.value
   ]
   assert images == [(3, "reconstructions", 5, 7)]

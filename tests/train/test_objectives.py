@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax.config import Config, EvalConfig, MeshConfig
 from mae_jax.distributed import sharding
 from mae_jax.models import patchify
@@ -87,9 +87,9 @@ def test_resumed_bit_for_bit_and_equal_on_one_device(name: str, tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, runs.params(cut, config), expected
   )
-  assert kills.records(cut) == kills.records(whole)
+  assert run_outputs.read_metrics(cut) == run_outputs.read_metrics(whole)
 
-  found = [line for line in kills.records(whole) if "loss" in line]
+  found = [line for line in run_outputs.read_metrics(whole) if "loss" in line]
   _, wanted = runs.steps_with_metrics(config, 4)
   for here, there in zip(found, wanted, strict=True):
     np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-5)

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax.config import EvalConfig
 from mae_jax.distributed import sharding
 from tests.helpers import runs, tfds_data, tiny
@@ -35,7 +35,7 @@ def _config(**data):
 
 
 def _check(workdir, report):
-  losses = [x["loss"] for x in kills.records(workdir) if "loss" in x]
+  losses = [x["loss"] for x in run_outputs.read_metrics(workdir) if "loss" in x]
   assert len(losses) == 3
   assert np.isfinite(losses).all()
   assert np.isfinite(report.scalars["eval_loss"])

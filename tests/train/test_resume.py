@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from bench.lib import kills
+from bench.lib import run_outputs
 from mae_jax import checkpoints
 from mae_jax.config import EvalConfig
 from tests.helpers import runs, tiny
@@ -39,7 +39,9 @@ def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path, fsdp):
   jax.tree.map(
     np.testing.assert_array_equal, runs.params(cut, _CONFIG), expected
   )
-  assert kills.records(cut) == kills.records(tmp_path / "whole")
+  assert run_outputs.read_metrics(cut) == run_outputs.read_metrics(
+    tmp_path / "whole"
+  )
 
 
 def test_the_optimizer_and_the_counters_are_restored_too(whole):
@@ -60,11 +62,14 @@ def test_a_finished_run_only_reports(whole, capsys):
   report = runs.train(_CONFIG, whole)
   assert (whole / "metrics.jsonl").read_bytes() == before
   assert "all 4 steps were already done" in capsys.readouterr().out
-  assert report.scalars["eval_loss"] == kills.records(whole)[-1]["eval_loss"]
+  assert (
+    report.scalars["eval_loss"]
+    == run_outputs.read_metrics(whole)[-1]["eval_loss"]
+  )
 
 
 def test_every_log_line_and_both_evaluations_are_there(whole):
-  lines = kills.records(whole)
+  lines = run_outputs.read_metrics(whole)
   assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 4]
   evaluated = [line["step"] for line in lines if "eval_loss" in line]
   assert evaluated == [3, 4]
@@ -119,7 +124,7 @@ def on_eight(tmp_path_factory):
 
 
 def _losses(workdir):
-  return [x["loss"] for x in kills.records(workdir) if "loss" in x]
+  return [x["loss"] for x in run_outputs.read_metrics(workdir) if "loss" in x]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from bench.lib import kills
+from bench.lib import kill_and_resume, run_outputs
 
 SETTINGS = (
-  *kills.SETTINGS,
+  *kill_and_resume.SETTINGS,
   "--config.train.length=40 steps",
   "--config.train.save_every=0 steps",
   "--config.eval.every=20 steps",
@@ -19,10 +19,10 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def whole(nursery, tmp_path_factory):
+def whole(fork_server, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("whole")
-  assert nursery.start([*SETTINGS, f"--workdir={workdir}"]).wait() == 0
-  return kills.remains(workdir)
+  assert fork_server.start([*SETTINGS, f"--workdir={workdir}"]).wait() == 0
+  return run_outputs.read_all(workdir)
 
 
 @pytest.mark.parametrize(
@@ -33,23 +33,23 @@ def whole(nursery, tmp_path_factory):
   ],
 )
 def test_saves_and_leaves_with_its_own_code(
-  nursery, whole, tmp_path, number, phase, after
+  fork_server, whole, tmp_path, number, phase, after
 ):
   """And the same command ends as if nothing had been."""
   command = [*SETTINGS, f"--workdir={tmp_path}"]
-  life = nursery.start(command)
-  assert life.wait_for(phase, after)
-  life.signal(number)
-  assert life.wait() == 75
-  told = life.log.read_text()
+  process = fork_server.start(command)
+  assert process.wait_for(phase, after)
+  process.signal(number)
+  assert process.wait() == 75
+  told = process.log.read_text()
   assert "Traceback" not in told
   steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
   assert len(steps) == 1
   assert f"stopped after step {steps[0]} of 40, which is saved" in told
-  assert nursery.start(command).wait() == 0
-  found = kills.remains(tmp_path)
+  assert fork_server.start(command).wait() == 0
+  found = run_outputs.read_all(tmp_path)
   # It has one checkpoint more than the run that was never stopped.
-  assert found.pop("kept checkpoints")[-1] == 40
+  assert found.pop("steps of checkpoints")[-1] == 40
   assert found == {k: v for k, v in whole.items() if k in found}
 
 
@@ -57,22 +57,22 @@ def test_saves_and_leaves_with_its_own_code(
   "phase", ["starting", pytest.param("compiling", marks=pytest.mark.slow)]
 )
 def test_leaves_at_once_before_there_is_something_to_save(
-  nursery, tmp_path, phase
+  fork_server, tmp_path, phase
 ):
-  life = nursery.start([*SETTINGS, f"--workdir={tmp_path}"])
-  assert life.wait_for(phase)
+  process = fork_server.start([*SETTINGS, f"--workdir={tmp_path}"])
+  assert process.wait_for(phase)
   time.sleep(0.3)
   begin = time.monotonic()
-  life.signal(signal.SIGTERM)
-  assert life.wait() == 75
+  process.signal(signal.SIGTERM)
+  assert process.wait() == 75
   assert time.monotonic() - begin < 5
-  assert "there was nothing new to save" in life.log.read_text()
+  assert "there was nothing new to save" in process.log.read_text()
 
 
-def test_the_second_run_on_a_workdir_is_refused(nursery, tmp_path):
-  first = nursery.start([*SETTINGS, f"--workdir={tmp_path}"])
+def test_the_second_run_on_a_workdir_is_refused(fork_server, tmp_path):
+  first = fork_server.start([*SETTINGS, f"--workdir={tmp_path}"])
   assert first.wait_for("compiling")
-  second = nursery.start([*SETTINGS, f"--workdir={tmp_path}"])
+  second = fork_server.start([*SETTINGS, f"--workdir={tmp_path}"])
   assert second.wait() == 1
   told = second.log.read_text()
   assert f"--workdir={tmp_path} is in use by another run (process" in told
@@ -80,7 +80,7 @@ def test_the_second_run_on_a_workdir_is_refused(nursery, tmp_path):
   first.signal(signal.SIGKILL)
   assert first.wait() == -signal.SIGKILL
   # What was killed holds nothing back.
-  third = nursery.start([*SETTINGS, f"--workdir={tmp_path}"])
+  third = fork_server.start([*SETTINGS, f"--workdir={tmp_path}"])
   assert third.wait_for("stepping")
   assert json.loads((tmp_path / "run.json").read_text())["pid"] == third.pid
   third.signal(signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_the_second_run_on_a_workdir_is_refused(nursery, tmp_path):
 @pytest.mark.slow
 def test_killed_once_in_each_phase(tmp_path):
   """A hundred times takes ten minutes: `make reliability` does that."""
-  report = kills.run(5, tmp_path, seed=2)
+  report = kill_and_resume.run(5, tmp_path, seed=2)
   assert report.kills.total() == 5
   # One in each phase; but a short one may be over by the moment that is drawn.
   assert len(report.kills) >= 3

@@ -1,8 +1,9 @@
-"""Starts `mae_jax.main` many times, without importing everything each time.
+"""Starts `mae_jax.main` many times, and imports its modules only once.
 
-A process imports what the program imports and forks for each run, before any
-device or thread pool is started. A life can be watched by its phase (starting,
-compiling, stepping, saving, evaluating), signalled, and killed.
+The fork server imports all modules of the program. For each run it forks a
+process, before any device or thread pool is started. A caller can read the
+process's phase (starting, compiling, stepping, saving, evaluating), send it
+signals, and kill it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,12 +28,12 @@ PHASES = ("starting", "compiling", "stepping", "saving", "evaluating")
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-class Life:
+class Process:
   """One run of the program.
 
   Attributes:
-    pid: of its process.
-    log: path of what it printed, both streams.
+    pid: process ID.
+    log: path of its output, stdout and stderr.
   """
 
   def __init__(self, pid: int, log: pathlib.Path, phases: mmap.mmap):
@@ -42,48 +44,51 @@ class Life:
 
   @property
   def phase(self) -> tuple[str, int]:
-    """The phase it is in, and how many it has been in so far."""
+    """The current phase, and the number of phases entered so far."""
     return PHASES[self._phases[0]], int.from_bytes(self._phases[1:5], "little")
 
   @property
   def running(self) -> bool:
-    """Whether it has not ended."""
+    """True until the process has ended."""
     return not self._done.is_set()
 
   def signal(self, number: int) -> None:
-    """Sends a signal, unless it has ended."""
+    """Sends a signal, unless the process has ended."""
     if self.running:
       with contextlib.suppress(ProcessLookupError):
         os.kill(self.pid, number)
 
   def limit_files(self, largest: int) -> None:
-    """No file of it can grow beyond so many bytes from now on.
+    """Limits the size of each file that the process writes, in bytes.
 
-    The system refuses the rest of a write, in Python and in C++ alike, as it
-    does on a full disk or beyond a quota.
+    The system refuses the rest of a larger write, in Python and in C++ alike,
+    as on a full disk or beyond a quota.
     """
     _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (largest, hard))
 
   def wait(self, timeout: float = 600) -> int:
-    """Its exit code, or minus the signal that ended it.
+    """Waits for the end; returns the exit code, or minus the signal number.
 
     Raises:
-      TimeoutError: if it goes on for so many seconds.
+      TimeoutError: if the process still runs after `timeout` seconds.
     """
     if not self._done.wait(timeout):
       raise TimeoutError(f"{self.log.read_text()[-2000:]}")
     return os.waitstatus_to_exitcode(self._status)
 
   def join(self, seconds: float) -> None:
-    """Waits so long, or until it has ended."""
+    """Waits for `seconds`, or until the process has ended."""
     self._done.wait(seconds)
 
   def wait_for(self, phase: str, number: int = 0, timeout: float = 600) -> bool:
-    """Waits for a phase, not before the one of that number.
+    """Waits for a phase, once at least `number` phases were entered.
 
     Returns:
-      False if the life ended before.
+      False if the process ended before.
+
+    Raises:
+      TimeoutError: after `timeout` seconds.
     """
     end = time.monotonic() + timeout
     while self.running:
@@ -95,73 +100,73 @@ class Life:
       time.sleep(0.001)
     return False
 
-  def _end(self, status: int) -> None:
+  def _set_ended(self, status: int) -> None:
     self._status = status
     self._done.set()
 
 
-class Nursery:
-  """Gives lives, until it is closed."""
+class ForkServer:
+  """A process that forks one process for each run, until it is closed."""
 
   def __init__(
     self, directory: pathlib.Path, environ: Mapping[str, str] | None = None
   ):
-    """Starts the process that forks.
+    """Starts the server.
 
     Args:
-      directory: where logs go, and what was compiled.
-      environ: for all lives, besides this process's environment.
+      directory: for logs and the compilation cache.
+      environ: variables of all runs, added to this process's environment.
     """
     self._directory = directory
-    # What one life has compiled the next one uses.
+    # All runs share one compilation cache.
     cache = {
       "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    self._lives: dict[int, Life] = {}
+    self._processes: dict[int, Process] = {}
     self._process = subprocess.Popen(
-      [sys.executable, "-m", "bench.lib.processes"],
+      [sys.executable, "-m", "bench.lib.fork_server"],
       cwd=ROOT,
       env=os.environ | {"JAX_PLATFORMS": "cpu"} | cache | dict(environ or {}),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
     )
-    self._starting = threading.Lock()
-    self._born: list[int] = []
+    self._start_lock = threading.Lock()
+    self._forked: list[int] = []  # process IDs that `start` has not read yet
     self._changed = threading.Condition()
     self._listener = threading.Thread(target=self._listen, daemon=True)
     self._listener.start()
 
-  def start(self, args: Sequence[str]) -> Life:
-    """Runs the program with command line arguments; any thread may ask."""
-    with self._starting:
+  def start(self, args: Sequence[str]) -> Process:
+    """Runs the program with command line arguments; threads may share it."""
+    with self._start_lock:
       return self._start(args)
 
-  def _start(self, args: Sequence[str]) -> Life:
-    number = len(list(self._directory.glob("life-*.log")))
-    log = self._directory / f"life-{number}.log"
+  def _start(self, args: Sequence[str]) -> Process:
+    number = len(list(self._directory.glob("process-*.log")))
+    log = self._directory / f"process-{number}.log"
     phases = log.with_suffix(".phase")
     phases.write_bytes(bytes(5))
     log.touch()
     with phases.open("r+b") as file:
       view = mmap.mmap(file.fileno(), 5)
-    order = {"args": list(args), "log": str(log), "phases": str(phases)}
+    request = {"args": list(args), "log": str(log), "phases": str(phases)}
     assert self._process.stdin is not None
-    self._process.stdin.write(json.dumps(order) + "\n")
+    self._process.stdin.write(json.dumps(request) + "\n")
     self._process.stdin.flush()
     with self._changed:
-      if not self._changed.wait_for(lambda: self._born, timeout=120):
-        raise TimeoutError("the forking process does not answer")
-      life = Life(self._born.pop(), log, view)
-      self._lives[life.pid] = life
+      if not self._changed.wait_for(lambda: self._forked, timeout=120):
+        raise TimeoutError("the fork server did not answer within 120 s")
+      process = Process(self._forked.pop(), log, view)
+      self._processes[process.pid] = process
       self._changed.notify_all()
-    return life
+    return process
 
   def close(self) -> None:
-    """Ends everything."""
-    for life in self._lives.values():
-      life.signal(signal.SIGKILL)
+    """Kills all runs and the server."""
+    for process in self._processes.values():
+      process.signal(signal.SIGKILL)
     self._process.kill()
     self._process.wait()
     self._listener.join()
@@ -169,7 +174,7 @@ class Nursery:
       assert pipe is not None
       pipe.close()
 
-  def __enter__(self) -> Nursery:
+  def __enter__(self) -> ForkServer:
     return self
 
   def __exit__(self, *exception: object) -> None:
@@ -178,73 +183,74 @@ class Nursery:
   def _listen(self) -> None:
     assert self._process.stdout is not None
     for line in self._process.stdout:
-      told = json.loads(line)
+      message = json.loads(line)
+      pid = message["pid"]
       with self._changed:
-        if "status" not in told:
-          self._born.append(told["pid"])
+        if "status" not in message:
+          self._forked.append(pid)
           self._changed.notify_all()
           continue
-        pid = told["pid"]
-        self._changed.wait_for(functools.partial(self._lives.__contains__, pid))
-        self._lives[pid]._end(told["status"])
+        self._changed.wait_for(
+          functools.partial(self._processes.__contains__, pid)
+        )
+        self._processes[pid]._set_ended(message["status"])
 
 
 def _serve() -> None:
-  """Forks for each line of standard input; tells of births and deaths."""
-  tell = threading.Lock()
+  """Forks for each line of stdin; prints the start and end of each process."""
+  print_lock = threading.Lock()
 
-  def say(**told: int) -> None:
-    with tell:
-      print(json.dumps(told), flush=True)
+  def send(**message: int) -> None:
+    with print_lock:
+      print(json.dumps(message), flush=True)
 
-  alive: set[int] = set()
+  running: set[int] = set()
 
-  def bury(pid: int) -> None:
+  def wait_for_end(pid: int) -> None:
     _, status = os.waitpid(pid, 0)
-    alive.discard(pid)
-    say(pid=pid, status=status)
+    running.discard(pid)
+    send(pid=pid, status=status)
 
   for line in sys.stdin:
-    order = json.loads(line)
+    request = json.loads(line)
     pid = os.fork()
     if pid == 0:
-      _live(order)
-    alive.add(pid)
-    say(pid=pid)
-    threading.Thread(target=bury, args=(pid,), daemon=True).start()
-  for pid in list(alive):  # whoever asked for them is gone: they save and leave
+      _run(request)
+    running.add(pid)
+    send(pid=pid)
+    threading.Thread(target=wait_for_end, args=(pid,), daemon=True).start()
+  for pid in list(running):  # the caller is gone: the runs save and stop
     os.kill(pid, signal.SIGTERM)
 
 
-def _live(order: dict[str, Any]) -> None:
-  out = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
+def _run(request: dict[str, Any]) -> None:
+  """Runs the program in the forked process, and ends that process."""
+  out = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   os.dup2(out, 1)
   os.dup2(out, 2)
-  with open(order["phases"], "r+b") as file:
+  with open(request["phases"], "r+b") as file:
     _report_phases(mmap.mmap(file.fileno(), 5))
   from mae_jax import main
 
-  code = 1
-  sys.argv = ["main", *order["args"]]  # where config flags look too
+  code = 0
+  sys.argv = ["main", *request["args"]]  # a run saves its command line
   try:
-    main.main(order["args"])
+    main.main(request["args"])
   except SystemExit as error:
-    code = error.code if isinstance(error.code, int) else 1
     if isinstance(error.code, str):
       print(error.code, file=sys.stderr)
-    code = 0 if error.code is None else code
+    code = 1 if isinstance(error.code, str) else error.code or 0
   except BaseException:
-    import traceback
-
     traceback.print_exc()
+    code = 1
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
 
 
 def _report_phases(view: mmap.mmap) -> None:
-  """Has the program tell which phase it is in."""
+  """Makes the program write its phase into `view`."""
   from mae_jax import checkpoints
   from mae_jax.evals import pretraining
   from mae_jax.train import loop, metrics
@@ -272,7 +278,8 @@ def _report_phases(view: mmap.mmap) -> None:
 
   wrap(loop.Trainer, "train", "compiling", None)
   wrap(metrics.Meter, "tick", "stepping", None)
-  # It returns while files are written: the phase lasts until the next step.
+  # `save` returns while files are being written. The phase lasts until the
+  # next step.
   wrap(checkpoints.Checkpointer, "save", "saving", None)
   wrap(pretraining.Evaluation, "__call__", "evaluating", "stepping")
 
