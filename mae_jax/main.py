@@ -16,6 +16,7 @@ import jax
 from absl import logging
 
 from mae_jax import distributed
+from mae_jax.config import TASKS as TRAINED_TASKS
 from mae_jax.config import Config
 from mae_jax.tools import cli
 from mae_jax.train import tasks
@@ -53,7 +54,7 @@ def _evaluate() -> Run:
 # A task is imported when it is chosen: that imports TensorFlow, which takes
 # seconds, and a wrong setting should be reported before.
 TASKS: dict[str, Callable[[], Run]] = {
-  **{name: functools.partial(_train, name) for name in tasks.TASKS},
+  **{name: functools.partial(_train, name) for name in TRAINED_TASKS},
   "label_efficiency": _label_efficiency,
   "evaluate": _evaluate,
 }

@@ -3,6 +3,7 @@
 from mae_jax.config.overrides import config_dict, parse_arg
 from mae_jax.config.schema import (
   RULES,
+  TASKS,
   UNITS,
   ClassifyConfig,
   Config,
@@ -31,6 +32,7 @@ from mae_jax.config.validate import (
 
 __all__ = [
   "RULES",
+  "TASKS",
   "UNITS",
   "ClassifyConfig",
   "Config",

@@ -749,15 +749,20 @@ class LabelEfficiencyConfig:
   )
 
 
+# Tasks with a train step: the module and the class of each.
+TASKS = {
+  "pretrain": "mae_jax.train.tasks.pretrain:PretrainTask",
+  "finetune": "mae_jax.train.tasks.finetune:FinetuneTask",
+  "linprobe": "mae_jax.train.tasks.linprobe:LinprobeTask",
+}
+
+
 @section
 class Config:
   """All settings of a run."""
 
   task: str = setting(
-    choices=(
-      *("evaluate", "finetune", "label_efficiency", "linprobe"),
-      "pretrain",
-    ),
+    choices=(*TASKS, "label_efficiency", "evaluate"),
     values_were=(("compare", "label_efficiency"),),
     help="what the run does",
   )

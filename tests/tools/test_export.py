@@ -437,7 +437,7 @@ def test_a_disk_that_fills_up_is_named(pretrained, tmp_path, monkeypatch, form):
       {"out": "/proc/x"},
       r"/proc/x cannot be written \(.*name a folder in a writ",
     ),
-    ({"out": "gs://bucket/x"}, "is in a bucket, .* name one on a disk, and"),
+    ({"out": "gs://bucket/x"}, "is in a bucket, .* name a folder on a disk, and"),
   ],
 )
 def test_mistakes(pretrained, finetuned, tmp_path, changes, text):

@@ -279,7 +279,7 @@ def test_one_file(pretrained, photos, written):
     ({"checkpoint": "nowhere"}, "no checkpoint in nowhere: name a workdir"),
     ({"images": "nowhere"}, "--images=nowhere: there is no such folder or"),
     ({"images": ""}, "--images=: there is no such folder or file"),
-    ({"images": "{tmp}"}, r"has no image \(\.jpg, .*name another folder"),
+    ({"images": "{tmp}"}, r"have no image \(\.jpg, .*name another folder"),
     ({"out": "x.npy"}, "--out=x.npy does not end in .npz: .* as x.npz"),
     ({"out": "/proc/x/y.npz"}, "the folder of --out=/proc/x cannot be made"),
     ({"out": "{tmp}/d.npz"}, r"d.npz cannot be written \(it is a folder\)"),

@@ -435,7 +435,7 @@ def test_where_pictures_may_not_go(workdirs, images, tmp_path, monkeypatch):
   here.mkdir()
   monkeypatch.chdir(here)
   for out in ("", ".", ".."):
-    with pytest.raises(ConfigError, match="runs in, or one above"):
+    with pytest.raises(ConfigError, match="runs in, or a parent of it"):
       reconstruct.write(str(workdirs["raw"]), str(images / "a.png"), out)
   assert here.exists()
 
@@ -477,5 +477,5 @@ def test_the_command(workdirs, images, tmp_path):
   assert (out / "sheet.png").exists()
   found = command("reconstruct", "--mask_ratio=half", "--checkpoint=x")
   assert found.returncode == 1
-  assert "'half' are no shares" in found.stderr
+  assert "'half' is not a number, or several" in found.stderr
   assert found.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mae_jax.config import Config
+from mae_jax.config import TASKS, Config
 from mae_jax.distributed import sharding
 from mae_jax.tools.plan import topology
 from mae_jax.train import tasks
@@ -76,10 +76,10 @@ def planned(
   Raises:
     ConfigError: if a setting cannot work.
   """
-  if config.task not in tasks.TASKS:
+  if config.task not in TASKS:
     raise ConfigError(
       f"task={config.task!r} has no train step to plan: use one of "
-      f"{', '.join(tasks.TASKS)}"
+      f"{', '.join(TASKS)}"
     )
   task = tasks.load(config.task)(config, mesh)
   names = tuple(map(str, range(num_classes)))

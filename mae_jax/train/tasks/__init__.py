@@ -5,15 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# The class of each task that has a train step. It is imported when it is used.
-TASKS = {
-  "pretrain": ("mae_jax.train.tasks.pretrain", "PretrainTask"),
-  "finetune": ("mae_jax.train.tasks.finetune", "FinetuneTask"),
-  "linprobe": ("mae_jax.train.tasks.linprobe", "LinprobeTask"),
-}
+from mae_jax.config import TASKS
 
 
 def load(name: str) -> Any:
-  """Returns the class of a task: a `base.Task`."""
-  module, kind = TASKS[name]
+  """Imports the class of a task in TASKS, a `base.Task`."""
+  module, _, kind = TASKS[name].partition(":")
   return getattr(importlib.import_module(module), kind)

@@ -40,7 +40,7 @@ def test_the_same_program_as_a_run_with_data(task: str):
   }
   texts = []
   with jax.set_mesh(mesh):
-    for each in (run, found):
+    for each in (run, found.task):
       step = program_lib.jit_step(each.train_step, mesh, state)
       texts.append(step.lower(state, found.batch()).as_text())
   assert texts[0] == texts[1]
@@ -56,7 +56,7 @@ def test_tokens():
 @pytest.mark.parametrize(
   ("sections", "text"),
   [
-    ({"task": "label_efficiency"}, "task='compare' has no train step to plan"),
+    ({"task": "label_efficiency"}, "task='label_efficiency' has no train step to plan"),
     ({"data": {"batch_size": 12}}, "batch_size=12 is not a multiple of the 8"),
     (
       {"data": {"batch_size": 8}, "optim": {"accum_steps": 2}},

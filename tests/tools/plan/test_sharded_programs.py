@@ -48,7 +48,9 @@ def test_parameters_and_optimizer_are_held_in_parts(fsdp: int):
   with jax.set_mesh(found.planned.mesh):
     state = program_lib.abstract_state(found.planned.task)
     compiled = (
-      program_lib.jit_step(found.planned.task.train_step, found.planned.mesh, state)
+      program_lib.jit_step(
+        found.planned.task.train_step, found.planned.mesh, state
+      )
       .lower(state, found.planned.batch())
       .compile()
     )
