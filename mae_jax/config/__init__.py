@@ -1,4 +1,4 @@
-"""A run's settings: what there is, what is allowed, how they are overridden."""
+"""Settings of a run: schema, checks, recipes and overrides."""
 
 from mae_jax.config.overrides import config_dict, parse_arg
 from mae_jax.config.schema import (

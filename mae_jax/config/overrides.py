@@ -223,7 +223,7 @@ def config_dict(config: Config) -> ml_collections.ConfigDict:
   if config.optim.lr is None:
     optim = result.optim
     batch_size = result.data.get_ref("batch_size")
-    # Removed first: the typed placeholder does not take a reference.
+    # The typed placeholder does not take a reference: it is removed first.
     with result.unlocked():
       del optim.lr
       optim.lr = optim.get_ref("blr") * batch_size / 256
@@ -274,7 +274,7 @@ def _to_dict(section: Any) -> ml_collections.ConfigDict:
     if dataclasses.is_dataclass(value):
       value = _to_dict(value)
     elif value is None:
-      # A typed placeholder, so that the command line knows how to parse it.
+      # A typed placeholder keeps the type of the setting.
       kind = typing.get_args(hints[field.name])[0]
       value = mlc.placeholder(typing.get_origin(kind) or kind)
     result[field.name] = value

@@ -438,7 +438,7 @@ class ObjectiveConfig:
     choices=("batch", "image", "none"),
     help="add InfoNCE: each reconstructed patch must find its original among "
     "others of its image, or of the batch. Identical patches, such as blank "
-    "corners, cannot be told apart, so this loss cannot reach 0",
+    "corners, cannot be distinguished, so this loss cannot reach 0",
   )
   contrast_weight: float = setting(0.1, ge=0, help="weight of InfoNCE")
   contrast_temperature: float = setting(
@@ -590,7 +590,7 @@ class OptimConfig:
 
 @section
 class TrainConfig:
-  """How long a run trains, how often it logs and saves, and its seed."""
+  """Length of training, intervals of logs and checkpoints, and the seed."""
 
   length: str = setting(duration=True, resumable=True, help="how long to train")
   seed: int = setting(0, ge=0, help="seed of everything random")

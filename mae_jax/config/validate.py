@@ -68,11 +68,13 @@ _KEYS_WERE = {
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
-  """The frozen Config of a ConfigDict, or of a dict read from JSON.
+  """Checks a ConfigDict, or a dict read from JSON, and makes a frozen Config.
+
+  Old names of settings are understood.
 
   Raises:
-    ConfigError: on an unknown or missing key, a value of the wrong type, or one
-      that cannot work whatever the others are.
+    ConfigError: on an unknown or missing key, or a value of the wrong type or
+      out of bounds.
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
@@ -90,10 +92,10 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
 
 
 def one_of(key: str, value: str, known: typing.Collection[str]) -> str:
-  """A config argument that must be one of a few words.
+  """Returns a config argument that must be one of a few words.
 
   Raises:
-    ConfigError: if it is none of them.
+    ConfigError: if it is not.
   """
   if value not in known:
     raise ConfigError(
@@ -103,7 +105,7 @@ def one_of(key: str, value: str, known: typing.Collection[str]) -> str:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-  """The known name that comes closest, or all of them, for an error."""
+  """Suggests the known name that is most like `name`, or lists all."""
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=1)
   if close:
@@ -136,10 +138,10 @@ def lookup(table: Mapping[str, Any], name: str, field: str) -> Any:
 
 
 def check_key(key: str) -> None:
-  """Refuses what is not the name of a setting, such as "data.batchsize".
+  """Checks that there is a setting of this full name.
 
   Raises:
-    ConfigError: with the nearest name there is.
+    ConfigError: with the nearest name.
   """
   kind: Any = Config
   path = "config"
@@ -148,7 +150,7 @@ def check_key(key: str) -> None:
       raise ConfigError(f"config.{key} is not known: set the whole {path}")
     hints = typing.get_type_hints(kind)
     if name not in hints:
-      raise ConfigError(f"{path}.{name} is not known: {_meant(name, hints)}")
+      raise ConfigError(f"{path}.{name} is not known: {_suggest(name, hints)}")
     kind, path = hints[name], f"{path}.{name}"
   if dataclasses.is_dataclass(kind):
     one = dataclasses.fields(kind)[0].name
@@ -157,8 +159,8 @@ def check_key(key: str) -> None:
     )
 
 
-def _meant(name: Any, known: typing.Iterable[str]) -> str:
-  """As `nearest`, but first the section that has a setting of that name."""
+def _suggest(name: Any, known: typing.Iterable[str]) -> str:
+  """Suggests the same name in another section, or the nearest name."""
   for section, kind in typing.get_type_hints(Config).items():
     if name in getattr(kind, "__dataclass_fields__", ()):
       return f"did you mean 'config.{section}.{name}'?"
@@ -176,7 +178,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   for key in values:
     if key not in fields:
       key = key if str(key).isprintable() else repr(key)
-      raise ConfigError(f"{path}.{key} is not known: {_meant(key, fields)}")
+      raise ConfigError(f"{path}.{key} is not known: {_suggest(key, fields)}")
   built = {}
   for name, field in fields.items():
     here = f"{path}.{name}"
@@ -188,7 +190,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     if dataclasses.is_dataclass(kind):
       built[name] = _build(typing.cast(type, kind), value, here)
     else:
-      built[name] = _check(kind, value, here)
+      built[name] = _convert(kind, value, here)
       _check_rule(here.removeprefix("config."), built[name])
   return cls(**built)
 
@@ -230,22 +232,22 @@ def _check_rule(name: str, value: Any) -> None:
 
 
 def _check_probes(settings: EvalConfig) -> None:
-  # A probe tells classes apart, and one image is of one class.
+  # A probe needs two classes, and one image has one class.
   if settings.max_train == 1:
     raise ConfigError(
-      "eval.max_train=1 lets a probe see one image and so one class: give it "
-      "at least 2, or 0 for all there are"
+      "eval.max_train=1 lets a probe see one image and so one class: set it to "
+      "at least 2, or to 0 for all"
     )
 
 
-def _check(kind: Any, value: Any, path: str) -> Any:
-  """The value as the declared type; numbers and lists are taken leniently."""
+def _convert(kind: Any, value: Any, path: str) -> Any:
+  """Converts a value to its declared type: 1 to 1.0, lists to tuples."""
   if isinstance(kind, types.UnionType):  # X | None
-    return None if value is None else _check(kind.__args__[0], value, path)
+    return None if value is None else _convert(kind.__args__[0], value, path)
   if typing.get_origin(kind) is tuple:
     item, *rest = typing.get_args(kind)
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if item is str:  # a command line takes 1010,1111 for numbers
+    if item is str:  # 1010,1111 on a command line are numbers
       items = tuple(str(x) if type(x) is int else x for x in items)
     if Ellipsis not in rest:
       wanted = 1 + len(rest)
@@ -254,7 +256,7 @@ def _check(kind: Any, value: Any, path: str) -> Any:
         raise ConfigError(
           f"{path}={abbreviate(value)} must have {wanted} items"
         )
-    return tuple(_check(item, each, path) for each in items)
+    return tuple(_convert(item, each, path) for each in items)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     # A whole number may be too large for a float, but not for a message.
     value = float(value) if abs(value) < 2**1023 else math.inf

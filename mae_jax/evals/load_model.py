@@ -46,7 +46,7 @@ class LoadedModel:
 
   @property
   def has_head(self) -> bool:
-    """Whether the checkpoint is a classifier."""
+    """True for a classifier."""
     return self.metadata.config.task in classifiers.CLASSIFIERS
 
   @property
@@ -68,7 +68,7 @@ class LoadedModel:
 
   @property
   def info(self) -> dict[str, Any]:
-    """Which checkpoint this is, as JSON content."""
+    """The checkpoint's path and task, as JSON content."""
     return {
       "checkpoint": str(self.path),
       "checkpoint_task": self.metadata.config.task,

@@ -1,4 +1,4 @@
-"""What a target learns from the training stream before the first step."""
+"""Fits a target on training images before the first step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mae_jax.distributed import sharding
 from mae_jax.models import patchify, targets
 from mae_jax.utils import console
 
-IMAGES = 8192  # that are looked at, rounded up to whole batches
+IMAGES = 8192  # used for the fit, rounded up to whole batches
 
 
 def fit(
@@ -27,18 +27,18 @@ def fit(
 ) -> dict[str, np.ndarray]:
   """Fits a target on the first IMAGES of a stream.
 
-  Sums are of all processes' images, in float32 within a batch and in float64
-  over batches.
+  Statistics are summed over all processes, in float32 within a batch and in
+  float64 over batches.
 
   Args:
-    config: of the run.
+    config: settings of the run.
     mesh: the devices.
-    target: what learns.
+    target: the target to fit.
     patch_size: height and width of a patch in pixels.
     batches: this process's rows of global batches.
 
   Returns:
-    What `target.fit` gives, the same on all processes.
+    The result of `target.fit`, the same on all processes.
   """
   data, count = config.data, -(-IMAGES // config.data.batch_size)
   if jax.process_index() == 0:
@@ -47,13 +47,13 @@ def fit(
       f"{count * data.batch_size} images"
     )
 
-  def of_batch(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  def batch_statistics(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     x = patchify.normalize(batch["image"], data.mean, data.std)
     return target.statistics(
       patchify.patchify(x, patch_size), batch["readable"]
     )
 
-  sums = jax.jit(of_batch, out_shardings=sharding.replicated(mesh))
+  sums = jax.jit(batch_statistics, out_shardings=sharding.replicated(mesh))
   total: Any = None
   ahead = sharding.prefetch(mesh, batches, data.batch_size, data.prefetch)
   for _, batch in zip(range(count), ahead, strict=False):

@@ -1,4 +1,4 @@
-"""Looks at each step's counters, and tells and stops what goes wrong."""
+"""Monitors a run's health: warns of problems, and stops a run that diverged."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mae_jax.utils.errors import TrainingError
 
 
 class Unreadable(Protocol):
-  """What the data knows of the images that it could not read."""
+  """The record of images that could not be read."""
 
   def listing(self, limit: int) -> str:
-    """Some of their names, with reasons."""
+    """Lists some of their names, with reasons."""
 
 
 COUNTS = ("skipped", "consecutive_skipped", "loss_spikes", "unreadable")
@@ -31,13 +31,13 @@ COUNTS = ("skipped", "consecutive_skipped", "loss_spikes", "unreadable")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """Why a run cannot go on.
+  """A reason to end a run.
 
   Attributes:
-    step: after which it was seen.
-    text: for the user, with the way out.
-    keep_inputs: whether what that step was given may be to blame.
-    keep_state: whether what was learned is worth a checkpoint.
+    step: the step after which it was found.
+    text: a message with the way out.
+    keep_inputs: whether to save the inputs of that step, a possible cause.
+    keep_state: whether to save a checkpoint.
   """
 
   step: int
@@ -47,7 +47,7 @@ class Problem:
 
 
 class HealthMonitor:
-  """Follows the counters of a run from step to step."""
+  """Watches the health counters from step to step."""
 
   def __init__(
     self,
@@ -57,21 +57,21 @@ class HealthMonitor:
     health: Any,
     workdir: epath.Path,
   ):
-    """Starts from what was counted before.
+    """Starts from the counters of the first state.
 
     Args:
-      config: of the run.
+      config: settings of the run.
       num_examples: size of the training set.
-      unreadable: names what was counted.
-      health: of the state the run starts with.
-      workdir: where checkpoints are.
+      unreadable: the images that could not be read.
+      health: counters of the first state.
+      workdir: directory of the checkpoints.
     """
     self._config, self._workdir = config, workdir
     self._num_examples = num_examples
     self._unreadable = unreadable
     self._skipped, self._spikes = int(health.skipped), int(health.spikes)
-    # Of the epoch under way; a run that goes on counts from where it does, as
-    # files may have been mended.
+    # Unreadable images are counted by epoch. A resumed run counts from its
+    # start, as files may have been repaired.
     self._epoch: int | None = None
     self._before = int(health.unreadable)
 
@@ -97,16 +97,16 @@ class HealthMonitor:
     now = {k: int(v) for k, v in jax.device_get(counts).items()}
     if now["skipped"] > self._skipped and _worth_a_line(now["skipped"]):
       console.warn(
-        f"step {step} is left out, as it is not finite: loss "
+        f"step {step} is skipped, because it is not finite: loss "
         f"{float(values['loss']):g}, gradient norm "
-        f"{float(values['grad_norm']):g} ({now['skipped']} such so far)",
+        f"{float(values['grad_norm']):g} ({now['skipped']} skipped so far)",
         shared=True,
       )
     if now["loss_spikes"] > self._spikes and _worth_a_line(now["loss_spikes"]):
       console.warn(
         f"loss spike at step {step}: {float(values['loss']):.4g} is more than "
         f"train.spike_factor={self._config.train.spike_factor:g} times the "
-        f"running mean ({now['loss_spikes']} such so far)",
+        f"running mean ({now['loss_spikes']} spikes so far)",
         shared=True,
       )
     self._skipped, self._spikes = now["skipped"], now["loss_spikes"]
@@ -115,16 +115,16 @@ class HealthMonitor:
     ) or self._too_many_unreadable(step, now)
 
   def _diverged(self, step: int, consecutive_skipped: int) -> Problem | None:
-    """Whether too many steps in a row were not finite."""
+    """Returns a problem if too many consecutive steps were not finite."""
     limit = self._config.train.max_bad_steps
     if consecutive_skipped < limit:
       return None
     return Problem(
       step,
       f"loss or gradient was not finite for train.max_bad_steps={limit} steps "
-      "in a row. They changed nothing, and what was learned before is saved: "
-      "lower optim.blr, set optim.grad_clip or use model.dtype=float32, and "
-      "start another --workdir from it with "
+      "in a row. They changed nothing, and the state before them is saved. "
+      "Lower optim.blr, set optim.grad_clip or use model.dtype=float32, and "
+      "start another --workdir from this one with "
       f"--config.init_from={self._workdir}",
       keep_inputs=True,
     )
@@ -138,35 +138,35 @@ class HealthMonitor:
     last = (step * batch - 1) // total
     epochs, share = last - self._epoch + 1, self._config.data.max_unreadable
     count = now["unreadable"] - self._before
-    if last > self._epoch:  # by epochs: the same files come again in each
+    if last > self._epoch:  # each epoch reads the same files again
       self._epoch, self._before = last, now["unreadable"]
     if not count or count <= share * total * epochs:
       return None
     return Problem(
       step,
       f"images could not be read {count} times in one epoch, which is more "
-      f"than data.max_unreadable={share:g} of {total}. Put whole files in "
-      "their places, or raise data.max_unreadable, and run the same command "
-      "again: it goes on from the last checkpoint, before most of them\n"
+      f"than data.max_unreadable={share:g} of {total}. Replace these files, or "
+      "raise data.max_unreadable, and run the same command again: it resumes "
+      "from the last checkpoint, before most of them\n"
       f"{self._unreadable.listing(50)}",
       keep_state=False,
     )
 
 
 def _worth_a_line(count: int) -> bool:
-  """Ten times, then ever more seldom."""
+  """Limits repeated warnings: the first ten, then powers of two."""
   return count <= 10 or count & (count - 1) == 0
 
 
 def save_inputs(
   workdir: epath.Path, step: int, batch: Mapping[str, jax.Array]
 ) -> epath.Path:
-  """Writes what a step was given, as arrays and as a picture.
+  """Saves the inputs of a step, as arrays and as a picture.
 
   Args:
-    workdir: where to.
-    step: its number.
-    batch: global arrays [B, ...]; this process writes the rows it holds.
+    workdir: the directory to write to.
+    step: number of the step.
+    batch: global arrays [B, ...]; this process writes its own rows.
 
   Returns:
     The path of the `.npz` file.
@@ -192,7 +192,7 @@ def _local_rows(array: jax.Array) -> np.ndarray:
 
 
 def _contact_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
-  """Up to eight rows of [n, H, W, C] uint8; of other than 3 channels, one."""
+  """Draws up to 64 images [n, H, W, C]; only the first channel unless C = 3."""
   images = images[: columns * columns]
   if images.shape[-1] != 3:
     images = np.repeat(images[..., :1], 3, axis=-1)

@@ -1,4 +1,4 @@
-"""An encoder out of any checkpoint, made to fit the network that trains."""
+"""Loads the parameters that a new run starts from (`init_from`)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from mae_jax.models import (
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
-_ROUNDING = 1e-6  # of tables of positions
+_ROUNDING = 1e-6  # tolerance for sin-cos tables
 
 
 def adaptable_channels(config: Config) -> int | None:
-  """The channels to adapt patches to, if `init_adapt` asks for it."""
+  """Returns the channels to adapt patches to, or None without `init_adapt`."""
   return config.data.channels if config.init_adapt else None
 
 
@@ -41,36 +41,36 @@ def load_encoder(
   mesh: Mesh,
   grid: tuple[int, int],
   encoder: mae.Encoder,
-  hints: conversion.ModelOverrides = conversion.NO_OVERRIDES,
+  overrides: conversion.ModelOverrides = conversion.NO_OVERRIDES,
   *,
   channels: int | None = None,
 ) -> Any:
-  """The encoder of a pre-trained or fine-tuned checkpoint.
+  """Loads the encoder of a pre-trained or fine-tuned checkpoint.
 
-  Averaged parameters are preferred. Positions are those of the checkpoint, the
-  fixed table if it has no others, interpolated if the grid of patches is
-  another one. A final norm that is not wanted is left out.
+  Averaged parameters are preferred. Positions come from the checkpoint, or are
+  the sin-cos table if it has none; they are interpolated for another grid of
+  patches. A final norm is left out if the network has none.
 
   Args:
-    path: see `dialects.load_any`.
-    like: the encoder's tree wanted, of ShapeDtypeStructs with shardings.
+    path: a workdir, a checkpoint, or weights.
+    like: the encoder's tree, of ShapeDtypeStructs with shardings.
     mesh: the devices.
-    grid: rows and columns of patches of the images to come.
-    encoder: the network that is to have it.
-    hints: what is known of the checkpoint's network besides.
-    channels: of the images to come, if patches are to be adapted to these.
+    grid: rows and columns of patches.
+    encoder: the network of the new run.
+    overrides: facts about the checkpoint's network that it may not state.
+    channels: adapt patches to this number of channels; None not to adapt.
 
   Returns:
-    The tree `like`, filled.
+    The parameters, a tree like `like`.
 
   Raises:
     ConfigError: if there is no checkpoint, it is damaged, or its encoder is of
       another architecture.
   """
-  hints = dataclasses.replace(hints, no_decoder=True)
-  params, run = conversion.load_any(path, mesh, hints)
+  overrides = dataclasses.replace(overrides, no_decoder=True)
+  params, run = conversion.load_any(path, mesh, overrides)
   check_network(path, run, encoder, adapted=channels is not None)
-  _tell_pixels(path, run, hints)
+  _warn_pixels(path, run, overrides)
   found = dict(classifiers.inference_params(params)["encoder"])
   if channels is not None:
     found = _embedding(found, run.config, encoder.patch_size, channels)
@@ -96,41 +96,42 @@ def load_autoencoder(
   like: Any,
   mesh: Mesh,
   model: mae.MaskedAutoencoder,
-  hints: conversion.ModelOverrides,
+  overrides: conversion.ModelOverrides,
   objective: ObjectiveConfig,
   *,
   channels: int | None = None,
 ) -> Any:
-  """A whole pre-trained network, to go on from.
+  """Loads encoder and decoder of a pre-trained checkpoint.
 
   Args:
-    path: see `dialects.load_any`.
-    like: the parameters wanted, by role.
+    path: a workdir, a checkpoint, or weights.
+    like: the parameters by role, ShapeDtypeStructs with shardings.
     mesh: the devices.
-    model: the network that is to have them.
-    hints: what is known of the checkpoint's network besides.
-    objective: that it is to be trained with.
-    channels: of the images to come, if patches are to be adapted to these.
+    model: the network of the new run.
+    overrides: facts about the checkpoint's network that it may not state.
+    objective: the objective of the new run.
+    channels: adapt patches to this number of channels; None not to adapt.
 
   Returns:
-    The network's part of `like`, filled: what is trained besides, is not.
+    The network's parameters. Other roles, such as a discriminator, are left
+    out.
 
   Raises:
     ConfigError: if there is no checkpoint, it is damaged, or of another
       network.
   """
-  params, run = conversion.load_any(path, mesh, hints)
+  params, run = conversion.load_any(path, mesh, overrides)
   found = dict(params[classifiers.MODEL])
   if "decoder" not in found:
     raise ConfigError(
-      f"{path} has no decoder, which pre-training goes on with: name weights "
+      f"{path} has no decoder, which pre-training needs: name weights "
       "that have one (the reference's files whose names end in _full)"
-      + _afresh(objective)
+      + _or_from_scratch(objective)
     )
-  # What differs is named by its setting, before shapes are compared.
+  # Settings that differ are named before shapes are compared.
   _check_objective(path, run.config, params, like, model.encoder, objective)
   check_network(path, run, model.encoder, adapted=channels is not None)
-  _tell_pixels(path, run, hints)
+  _warn_pixels(path, run, overrides)
   for part, width in (
     ("encoder", model.encoder.width),
     ("decoder", model.decoder.width),
@@ -143,9 +144,9 @@ def load_autoencoder(
       found["decoder"] = _prediction(
         found["decoder"], run.config, size, channels
       )
-    _tell_frozen(path, run.config, size, channels, objective)
+    _warn_frozen(path, run.config, size, channels, objective)
   _check_decoder(path, run.config.model, model.decoder)
-  _tell_objective(path, run.config.objective, objective)
+  _warn_objective(path, run.config.objective, objective)
   _check_channels(
     path, found["encoder"], like[classifiers.MODEL]["encoder"], model.encoder
   )
@@ -163,29 +164,29 @@ def load_autoencoder(
 def _check_decoder(
   path: epath.PathLike, before: ModelConfig, decoder: mae.Decoder
 ) -> None:
-  """Compares what two decoders are, of which shapes tell only a part.
+  """Checks that two decoders have the same architecture.
 
   Raises:
-    ConfigError: naming the settings.
+    ConfigError: with the settings that differ.
   """
   wrong = [
     name
     for name in ("width", "depth", "heads", "mlp_dim")
-    if _decoders(before, name) != getattr(decoder, name)
+    if _decoder_dim(before, name) != getattr(decoder, name)
   ]
   if wrong:
-    told = {f"model.decoder_{x}": _decoders(before, x) for x in wrong}
-    there = " ".join(f"{name}={value}" for name, value in told.items())
+    found = {f"model.decoder_{x}": _decoder_dim(before, x) for x in wrong}
+    there = " ".join(f"{name}={value}" for name, value in found.items())
     here = ", ".join(str(getattr(decoder, name)) for name in wrong)
     raise ConfigError(
       f"the decoder of {path} has {there}, not {here}: set "
-      + " ".join(_flag(name, value) for name, value in told.items())
+      + " ".join(_flag(name, value) for name, value in found.items())
     )
 
 
-def _decoders(config: ModelConfig, name: str) -> int:
+def _decoder_dim(config: ModelConfig, name: str) -> int:
   value: int = getattr(config, f"decoder_{name}")
-  return value or 4 * config.decoder_width  # as `build` fills it in
+  return value or 4 * config.decoder_width  # the default of decoder_mlp_dim
 
 
 def _check_objective(
@@ -196,17 +197,17 @@ def _check_objective(
   encoder: mae.Encoder,
   now: ObjectiveConfig,
 ) -> None:
-  """Refuses a decoder that was to do something else.
+  """Refuses a decoder that was trained to predict something else.
 
   Raises:
-    ConfigError: naming the setting.
+    ConfigError: with the setting.
   """
   before = config.objective
   if (targets.FITTED in params) != (targets.FITTED in like):
     raise ConfigError(
       f"{path} was trained with objective.target={before.target}, and its "
       "decoder predicts something else: set "
-      f"--config.objective.target={before.target}{_afresh(now)}"
+      f"--config.objective.target={before.target}{_or_from_scratch(now)}"
     )
   token = "encoder_mask_token"
   if (token in params[classifiers.MODEL]) != (token in like[classifiers.MODEL]):
@@ -214,7 +215,7 @@ def _check_objective(
       f"{path} was trained with objective.masked_input={before.masked_input}, "
       "which has other parameters: set "
       f"--config.objective.masked_input={before.masked_input}"
-      f"{_afresh(now)}"
+      f"{_or_from_scratch(now)}"
     )
   if targets.FITTED not in like:
     return
@@ -226,51 +227,51 @@ def _check_objective(
       f"{path} was trained with objective.target={before.target}, fitted to "
       f"patches of {old.height} x {old.width} x {old.channels}, which cannot "
       f"be adapted: set {_flag('model.patch_size', old[:2])} "
-      f"{_flag('data.channels', old.channels)}{_afresh(now)}"
+      f"{_flag('data.channels', old.channels)}{_or_from_scratch(now)}"
     )
   if before.pca_components != now.pca_components:
     raise ConfigError(
       f"{path} was trained with objective.pca_components="
       f"{before.pca_components}, not {now.pca_components}: set "
       f"{_flag('objective.pca_components', before.pca_components)}"
-      f"{_afresh(now)}"
+      f"{_or_from_scratch(now)}"
     )
 
 
-def _afresh(objective: ObjectiveConfig) -> str:
-  """The other way out, where there is one: a frozen encoder needs a start."""
+def _or_from_scratch(objective: ObjectiveConfig) -> str:
+  """Returns another way out, except for a frozen encoder."""
   if objective.trainable == "decoder":
     return ""
   return ", or leave init_from empty to start from scratch"
 
 
-def _tell_frozen(
+def _warn_frozen(
   path: epath.PathLike,
   config: Config,
   patch_size: tuple[int, int],
   channels: int,
   objective: ObjectiveConfig,
 ) -> None:
-  """Warns of an encoder that is adapted, and then never trained."""
+  """Warns of an encoder that is adapted and then frozen."""
   changed = _patch(config) != resize_patches.Patch(*patch_size, channels)
   if changed and objective.trainable == "decoder" and jax.process_index() == 0:
     console.warn(
-      f"the encoder of {path} is adapted to other patches, and stays as that "
-      "makes it, as objective.trainable='decoder': to train it too, set "
+      f"the encoder of {path} is adapted to other patches and then not "
+      "trained, because of objective.trainable='decoder': to train it, set "
       "--config.objective.trainable=all"
     )
 
 
-def _tell_objective(
+def _warn_objective(
   path: epath.PathLike, before: ObjectiveConfig, now: ObjectiveConfig
 ) -> None:
-  """Warns of a decoder that did something else, of the same shapes."""
+  """Warns of a decoder of the same shape with another objective."""
   for name in ("target", "masked_input"):
     old, new = getattr(before, name), getattr(now, name)
     if old != new and jax.process_index() == 0:
       console.warn(
-        f"{path} was trained with objective.{name}={old}, and goes on with "
-        f"{new}: if that is not meant, set --config.objective.{name}={old}"
+        f"{path} was trained with objective.{name}={old}, and this run uses "
+        f"{new}: if that is a mistake, set --config.objective.{name}={old}"
       )
 
 
@@ -281,7 +282,7 @@ def _without_fixed(
   config: Config,
   width: int,
 ) -> Any:
-  """Parameters without a table that is, but for rounding, the fixed one."""
+  """Removes a position table that is the sin-cos one up to rounding."""
   if "pos_embed" not in params:
     return params
   table = np.asarray(jax.device_get(params["pos_embed"]))
@@ -290,9 +291,9 @@ def _without_fixed(
   )
   if table.shape != fixed.shape or not np.allclose(table, fixed, 0, _ROUNDING):
     raise ConfigError(
-      f"{path}: its {part} has positions other than the sin-cos table, which "
-      "pre-training has fixed: fine-tune it, or convert it with --positions="
-      "sincos (python -m mae_jax convert)"
+      f"{path}: its {part} has positions other than the sin-cos table, the "
+      "only one that pre-training uses: fine-tune it, or convert it with "
+      "--positions=sincos (python -m mae_jax convert)"
     )
   return {name: leaf for name, leaf in params.items() if name != "pos_embed"}
 
@@ -304,7 +305,7 @@ def check_network(
   *,
   adapted: bool = False,
 ) -> None:
-  """Compares what two encoders are, of which shapes tell only a part.
+  """Checks that two encoders have the same architecture.
 
   Patches may differ if they are adapted.
 
@@ -330,21 +331,21 @@ def check_network(
 
 
 def _flag(name: str, value: Any) -> str:
-  """Of the command line, without brackets, which a shell would read."""
+  """Formats a flag, without brackets that a shell would interpret."""
   several = isinstance(value, tuple)
   text = ",".join(map(str, value)) if several else str(value)
   return f"--config.{name}={text}"
 
 
-def _tell_pixels(
+def _warn_pixels(
   path: epath.PathLike,
   run: checkpoints.CheckpointMetadata,
-  hints: conversion.ModelOverrides,
+  overrides: conversion.ModelOverrides,
 ) -> None:
-  """Warns of other pixels than an encoder was trained with."""
+  """Warns if pixels are normalized differently than in the checkpoint."""
   data = run.config.data
   old = {"mean": data.mean, "std": data.std}
-  new = {"mean": hints.mean, "std": hints.std}
+  new = {"mean": overrides.mean, "std": overrides.std}
   if any(value is None for value in new.values()) or all(
     _per_channel(old[x], data.channels) == _per_channel(new[x], data.channels)
     for x in old
@@ -354,8 +355,8 @@ def _tell_pixels(
     flags = " ".join(_flag(f"data.{name}", old[name]) for name in old)
     console.warn(
       f"{path} was trained with pixels of mean {old['mean']} and std "
-      f"{old['std']}, and these have {new['mean']} and {new['std']}: if that "
-      f"is not meant, set {flags}"
+      f"{old['std']}, and this run has {new['mean']} and {new['std']}: if that "
+      f"is a mistake, set {flags}"
     )
 
 
@@ -376,7 +377,7 @@ def _check_channels(
 
 
 def _channels(encoder: Any, patch_size: tuple[int, int]) -> int:
-  """Of the images that an encoder's parameters take."""
+  """Returns the number of channels of an encoder's images."""
   rows: int = encoder["patch_embed"]["kernel"].shape[0]
   return rows // math.prod(patch_size)
 
@@ -384,7 +385,7 @@ def _channels(encoder: Any, patch_size: tuple[int, int]) -> int:
 def _positions(
   encoder: Any, config: Config, grid: tuple[int, int]
 ) -> np.ndarray:
-  """[1, 1 + L, D] on the new grid, from what the checkpoint has."""
+  """Returns the checkpoint's positions on the new grid, [1, 1 + L, D]."""
   before = _grid(config)
   if "pos_embed" in encoder:
     table = np.asarray(jax.device_get(encoder["pos_embed"]))
@@ -407,13 +408,13 @@ def _patch(config: Config) -> resize_patches.Patch:
   )
 
 
-def _whole(array: jax.Array) -> np.ndarray:
-  """All of an array, of which other processes may hold parts."""
+def _gathered(array: jax.Array) -> np.ndarray:
+  """Returns a whole array, whose parts other processes may hold."""
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def _alike(array: np.ndarray) -> Any:
-  """The first process's array: hosts may round differently."""
+def _from_first_process(array: np.ndarray) -> Any:
+  """Returns the first process's array, because hosts may round differently."""
   return multihost_utils.broadcast_one_to_all(array)
 
 
@@ -423,11 +424,11 @@ def _embedding(
   patch_size: tuple[int, int],
   channels: int,
 ) -> dict[str, Any]:
-  """The encoder of a config, with an embedding for other patches."""
+  """Adapts the patch embedding of an encoder to other patches."""
   old, new = _patch(config), resize_patches.Patch(*patch_size, channels)
   embed = dict(encoder["patch_embed"])
-  embed["kernel"] = _alike(
-    resize_patches.embedding(_whole(embed["kernel"]), old, new)
+  embed["kernel"] = _from_first_process(
+    resize_patches.embedding(_gathered(embed["kernel"]), old, new)
   )
   return {**encoder, "patch_embed": embed}
 
@@ -438,10 +439,12 @@ def _prediction(
   patch_size: tuple[int, int],
   channels: int,
 ) -> dict[str, Any]:
-  """The decoder of a config, with predictions of other patches."""
+  """Adapts the prediction layer of a decoder to other patches."""
   old, new = _patch(config), resize_patches.Patch(*patch_size, channels)
   pred = {
-    name: _alike(resize_patches.prediction(_whole(values), old, new))
+    name: _from_first_process(
+      resize_patches.prediction(_gathered(values), old, new)
+    )
     for name, values in decoder["pred"].items()
   }
   return {**decoder, "pred": pred}

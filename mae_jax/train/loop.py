@@ -275,7 +275,7 @@ class Trainer:
 
   @contextlib.contextmanager
   def _saved_if_it_fails(self, state: TrainState) -> Iterator[None]:
-    """Saves the state if the block raises, so that training was not in vain."""
+    """Saves the state if the block raises, so that training is not lost."""
     try:
       yield
     except Exception:

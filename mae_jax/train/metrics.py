@@ -1,6 +1,6 @@
-"""What a run tells: TensorBoard, `metrics.jsonl`, a progress bar, throughput.
+"""Logs metrics: TensorBoard, `metrics.jsonl`, a progress bar, throughput.
 
-Only one process writes; the others hold a Writer that does nothing.
+Only one process writes; the Writer of the others does nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from etils import epath
 from mae_jax.utils import console, hardware, log_file, startup, storage
 from mae_jax.utils.errors import ConfigError
 
-# Seconds, for kinds of writers that are not used here.
+# tensorboardX imports these for seconds, for writers that are not used here.
 with startup.hide_packages("torch", "google.cloud.storage", "boto3"):
   from tensorboardX import record_writer, summary
   from tensorboardX.proto import event_pb2
 
-# Fields that depend on the clock: exempt from "resumed equals uninterrupted".
+# Fields that depend on the clock: they differ in a resumed run.
 TIMING = (
   "eval_seconds",
   "images_per_second",
@@ -42,8 +42,9 @@ class Writer:
   """Writes scalars, images and progress of a run.
 
   Attributes:
-    path: of `metrics.jsonl`, one JSON object a line: the step, then scalars.
-    evaluated: whether the log says how an evaluation at the first step went.
+    path: path of `metrics.jsonl`, one JSON object a line: the step, then
+      scalars.
+    evaluated: whether the log has an evaluation at the first step.
   """
 
   def __init__(
@@ -54,14 +55,14 @@ class Writer:
     total_steps: int,
     enabled: bool = True,
   ):
-    """Opens the logs and cuts off what is later than `start_step`.
+    """Opens the logs and removes records later than `start_step`.
 
-    Lines cut off `metrics.jsonl` are added to `metrics.cut.jsonl`.
+    Lines removed from `metrics.jsonl` are appended to `metrics.cut.jsonl`.
 
     Args:
       workdir: directory of the run.
       start_step: steps already taken, 0 for a new run.
-      total_steps: where the run ends.
+      total_steps: the last step of the run.
       enabled: whether this process writes.
 
     Raises:
@@ -80,11 +81,11 @@ class Writer:
     self.evaluated = any(
       line["step"] == start_step and "eval_seconds" in line for line in kept
     )
-    # In a bucket an empty directory is none.
+    # A bucket has no empty directories.
     for path in sorted(board.iterdir()) if board.is_dir() else ():
       if ".tfevents." in path.name:
         _cut_events(path, start_step)
-    # As TensorBoard expects; nanoseconds, as two starts may share a second.
+    # The name that TensorBoard expects; two starts may share a second.
     name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
     self._board = log_file.LogFile(board / name)
     self._lines = log_file.LogFile(self.path)
@@ -98,7 +99,7 @@ class Writer:
   def advance(self) -> None:
     """Moves the progress bar by a step."""
     if self._enabled:
-      if not self._moved:  # compiling does not count in the time that is left
+      if not self._moved:  # the estimate of the time left ignores compiling
         self._bar.unpause()
         self._moved = True
       self._bar.update()
@@ -122,7 +123,7 @@ class Writer:
         for key, value in values.items()
       )
     )
-    self._look()
+    self._check_files()
     if "loss" in values:
       self._bar.set_postfix(
         loss=f"{values['loss']:.4f}",
@@ -135,43 +136,43 @@ class Writer:
     if self._enabled:
       picture = summary.image(name, pixels, dataformats="HWC")
       self._board.append(_event(step=step, summary=picture))
-      self._look()
+      self._check_files()
 
   def flush(self) -> None:
-    """Makes what was logged safe.
+    """Writes all pending records to disk.
 
     Raises:
-      OSError: if that is not possible now; nothing is lost.
+      OSError: if that fails; the records stay in memory.
     """
     if self._enabled:
       self._lines.flush()
       self._board.flush()
 
   def abandon(self) -> None:
-    """Writes nothing any more: the logs are another run's."""
+    """Stops writing: another run owns the logs now."""
     if self._enabled:
       self._lines.drop()
       self._board.drop()
 
   def close(self) -> None:
-    """Writes out what can be written and ends the bar."""
+    """Writes pending records if possible, and closes the bar."""
     if self._enabled:
       self._bar.close()
-      with contextlib.suppress(OSError):  # told before
+      with contextlib.suppress(OSError):  # it was reported before
         self.flush()
 
-  def _look(self) -> None:
-    """Tells when the logs begin to fail, and when they work again."""
+  def _check_files(self) -> None:
+    """Warns when writing starts to fail, and when it works again."""
     error = self._lines.error or self._board.error
     if error is not None and not self._failing:
-      console.warn(f"logs wait in memory, as writing failed: {error}")
+      console.warn(f"logs wait in memory, because writing failed: {error}")
     elif error is None and self._failing:
       console.warn("the logs are written again; no line is missing")
     self._failing = error is not None
 
 
 def _event(**fields: Any) -> bytes:
-  """One record of an event file: length, checksum, event, checksum."""
+  """Encodes one record of an event file: length, checksum, event, checksum."""
   event = event_pb2.Event(wall_time=time.time(), **fields)
   data = event.SerializeToString()
   length = struct.pack("<Q", len(data))
@@ -183,15 +184,15 @@ def _checksum(data: bytes) -> bytes:
 
 
 def _cut_lines(path: epath.Path, step: int) -> list[dict[str, Any]]:
-  """Moves away the lines later than `step`: the run is about to repeat them.
+  """Moves lines later than `step` away; the run will write them again.
 
   Returns:
-    What stays.
+    The records that stay.
   """
   if not path.exists():
     return []
   kept, cut, records = [], [], []
-  # What follows the last line end was cut off in the middle of writing.
+  # Text after the last line end is a record whose writing was interrupted.
   *lines, rest = path.read_bytes().split(b"\n")
   if _is_json(rest):  # an editor left out the line end
     lines, rest = [*lines, rest], b"\n"
@@ -226,7 +227,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _cut_events(path: epath.Path, step: int) -> None:
-  """Ends a TensorBoard file before its first event later than `step`."""
+  """Truncates a TensorBoard file before its first event later than `step`."""
   data = path.read_bytes()
   end = 0
   for stop, event in events(data):
@@ -238,23 +239,23 @@ def _cut_events(path: epath.Path, step: int) -> None:
 
 
 def events(data: bytes) -> Iterator[tuple[int, event_pb2.Event]]:
-  """Where each whole record of an event file ends, and what it holds."""
+  """Yields the end and the content of each whole record of an event file."""
   start = 0
   while start + 12 <= len(data):
     (length,) = struct.unpack_from("<Q", data, start)
     body = data[start + 12 : start + 12 + length]
     start += 12 + length + 4
     if data[start - 4 : start] != _checksum(body):
-      return  # cut off in the middle of writing
+      return  # its writing was interrupted
     yield start, event_pb2.Event.FromString(body)
 
 
 class Meter:
-  """Throughput of the training steps alone, the first (compiling) one apart.
+  """Throughput of the training steps, without the first, which compiles.
 
   Attributes:
-    compile_seconds: from the start to the end of the first step.
-    seconds: spent in the other steps, up to the last reading.
+    compile_seconds: time from the start to the end of the first step.
+    seconds: time spent in the other steps, up to the last reading.
   """
 
   def __init__(
@@ -264,8 +265,8 @@ class Meter:
 
     Args:
       devices: JAX devices, all of one kind.
-      batch_size: images a step, over all of them.
-      flops_per_image: of a training step.
+      batch_size: images a step, over all devices.
+      flops_per_image: flops of a train step.
     """
     self._peak = hardware.peak_flops(devices.flat[0])
     self._batch, self._devices = batch_size, devices.size
@@ -287,7 +288,7 @@ class Meter:
 
   @contextlib.contextmanager
   def paused(self, values: Any) -> Iterator[None]:
-    """Leaves out what happens inside, once the steps so far are done."""
+    """Waits for pending steps, and does not count the time of the block."""
     jax.block_until_ready(values)
     begin = time.monotonic()
     yield
@@ -295,7 +296,7 @@ class Meter:
       self._since += time.monotonic() - begin
 
   def read(self) -> dict[str, float]:
-    """Rates since the last reading; empty if there was no step."""
+    """Returns rates since the last reading; {} if there was no step."""
     if self._since is None or not self._steps:
       return {}
     now = time.monotonic()

@@ -1,10 +1,10 @@
-"""What fine-tuning does to normalized images on the device, in timm's way.
+"""Mixup, cutmix and random erasing of normalized images, as in timm.
 
 Mixup (Zhang et al. 2018, arXiv 1710.09412) and cutmix (Yun et al. 2019, arXiv
-1905.04899) draw one lambda a batch, and the partner of an example is the one at
-the same place of the batch reversed; random erasing (Zhong et al. 2020, arXiv
-1708.04896) fills a box with noise. Everything random is drawn for the whole
-global batch from a key: the same on any devices.
+1905.04899) sample one lambda a batch, and mix an example with the one at the
+same place of the reversed batch. Random erasing (Zhong et al. 2020, arXiv
+1708.04896) fills a box with noise. Everything random is sampled for the whole
+global batch, so that it does not depend on the devices.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ ERASE_ASPECT = (0.3, 1 / 0.3)  # height / width, log-uniform
 
 @flax.struct.dataclass
 class Mix:
-  """How much of its partner each pixel and each label takes.
+  """The shares in which an example and its partner are mixed.
 
   Attributes:
-    pixels: [H, W] float32, the share of the example itself.
-    label: scalar, the same of its label.
+    pixels: [H, W] float32, the example's share of each pixel.
+    label: scalar, the example's share of the label.
   """
 
   pixels: jax.Array
   label: jax.Array
 
 
-def draw_mix(
+def sample_mix(
   key: jax.Array,
   image_size: tuple[int, int],
   *,
@@ -42,15 +42,15 @@ def draw_mix(
   switch: float,
   prob: float = 1.0,
 ) -> Mix:
-  """Draws what one batch is mixed by.
+  """Samples the mix of one batch.
 
   Args:
-    key: of the step.
+    key: key of the step.
     image_size: H and W.
     mixup: alpha of mixup's beta distribution; 0 for no mixup.
-    cutmix: the same of cutmix.
-    switch: how often cutmix is taken where both are on.
-    prob: how often there is any of it.
+    cutmix: alpha of cutmix's beta distribution; 0 for no cutmix.
+    switch: probability of cutmix if both are on.
+    prob: probability that the batch is mixed.
   """
   kinds, shares, places, whether = jax.random.split(key, 4)
   height, width = image_size
@@ -64,7 +64,7 @@ def draw_mix(
   share = jnp.where(jax.random.uniform(whether) < prob, share, 1.0)
   if not mixup and not cutmix:
     share = jnp.ones(())
-  # The box may stick out of the image, and what is left of it counts.
+  # The box is clipped to the image, and the share follows the clipped box.
   ratio = jnp.sqrt(1 - share)
   y, x = jax.random.uniform(places, (2,))
   rows = _inside(y, ratio, height)
@@ -77,7 +77,7 @@ def draw_mix(
 
 
 def _inside(draw: jax.Array, ratio: jax.Array, size: int) -> jax.Array:
-  """[size] bool: the places a side of cutmix's box covers."""
+  """Returns [size] bool: the places that a side of the box covers."""
   half = jnp.floor(size * ratio).astype(jnp.int32) // 2
   center = jnp.floor(draw * size).astype(jnp.int32)
   low = jnp.clip(center - half, 0, size)
@@ -87,7 +87,7 @@ def _inside(draw: jax.Array, ratio: jax.Array, size: int) -> jax.Array:
 
 
 def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
-  """[B, H, W, C], mixed with the batch reversed."""
+  """Mixes images [B, H, W, C] with the reversed batch."""
   share = mix.pixels[None, :, :, None]
   return images * share + images[::-1] * (1 - share)
 
@@ -95,7 +95,7 @@ def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
 def mix_labels(
   labels: jax.Array, num_classes: int, smoothing: float, mix: Mix
 ) -> jax.Array:
-  """int32 [B] -> smoothed, mixed targets [B, num_classes]."""
+  """Maps labels [B] to smoothed, mixed targets [B, num_classes]."""
   targets = smooth_labels(labels, num_classes, smoothing)
   return targets * mix.label + targets[::-1] * (1 - mix.label)
 
@@ -103,7 +103,7 @@ def mix_labels(
 def smooth_labels(
   labels: jax.Array, num_classes: int, smoothing: float
 ) -> jax.Array:
-  """int32 [B] -> [B, N] with 1 - s + s / N for the label, else s / N."""
+  """Maps labels [B] to [B, N]: 1 - s + s / N at the label, else s / N."""
   one_hot = jax.nn.one_hot(labels, num_classes)
   return one_hot * (1 - smoothing) + smoothing / num_classes
 
@@ -114,9 +114,9 @@ def random_erasing(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:
   The first of ten boxes that fits counts, as in timm.
 
   Args:
-    key: of the step.
+    key: key of the step.
     images: [B, H, W, C], normalized.
-    prob: how often an image is erased.
+    prob: probability that an image is erased.
   """
   batch, height, width, channels = images.shape
   whether, sizes, places, fill = jax.random.split(key, 4)

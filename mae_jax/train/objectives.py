@@ -1,7 +1,7 @@
-"""What pre-training makes small: the network's loss, with an judged or not.
+"""Pre-training objectives: the reconstruction loss, with a GAN loss or without.
 
-An objective names the parameters that are trained, makes those that are not the
-network's, and turns images into a loss. The step does not know which it has.
+An objective initializes parameters by role, has an optimizer for each trained
+role, and computes the loss of a batch. The train step is the same for all.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Reconstruction:
     """Sets the length of training, on which a schedule may depend."""
 
   def init(self, key: Callable[[str], jax.Array]) -> dict[str, Any]:
-    """New parameters by role, from a key for each purpose."""
+    """Initializes parameters by role; `key` makes a key for each name."""
     keys = {"params": key("init"), "mask": key("mask")}
     variables: Any = self._model.init(keys, jnp.zeros((1, *self._shape)))
     return {ROLE: variables.pop("params"), **variables}
@@ -84,15 +84,15 @@ class Reconstruction:
     noise: Any,
     step: jax.Array,
   ) -> tuple[jax.Array, Metrics]:
-    """The mean loss of images [B, H, W, C], and what it is made of."""
+    """Computes the mean loss of images [B, H, W, C], and metrics."""
     del step
     out = self._forward(model, params, images, noise)
     return out.loss, {f"loss_{name}": x for name, x in out.parts.items()}
 
   def flops(self, model: mae.MaskedAutoencoder, channels: int) -> int:
-    """Of a training step on one image, counted on paper."""
+    """Counts flops of a train step on one image."""
     total = flops.train_step(model, channels)
-    if self._frozen:  # two of three parts are the backward pass
+    if self._frozen:  # the backward pass is two thirds
       total -= 2 * flops.masked_encoder(model, channels)
     length = math.prod(model.decoder.grid)
     for _, _, term in model.auxiliary_losses:
@@ -117,14 +117,14 @@ class Reconstruction:
     return out
 
 
-# Parts of the network that stay as they are, by what is trained.
+# Modules that are frozen, by `objective.trainable`.
 FROZEN: dict[str, tuple[str, ...]] = {
   "all": (),
   "decoder": ("encoder", "encoder_mask_token"),
 }
 
-# What a discriminator pays for its scores of real images and of others, and
-# what the network pays for the latter, by name. Hinge: Lim and Ye 2017, arXiv
+# GAN losses: the discriminator's, of scores of real and fake images, and the
+# generator's, of scores of fake images. Hinge: Lim and Ye 2017, arXiv
 # 1705.02894; non-saturating: Goodfellow et al. 2014, arXiv 1406.2661.
 Scores = Callable[[jax.Array, jax.Array], jax.Array]
 GAN_LOSSES: dict[str, tuple[Scores, Callable[[jax.Array], jax.Array]]] = {
@@ -144,12 +144,12 @@ GAN_LOSSES: dict[str, tuple[Scores, Callable[[jax.Array], jax.Array]]] = {
 
 
 class Adversarial(Reconstruction):
-  """With a discriminator that is trained in the same step.
+  """Reconstruction with a discriminator, trained in the same step.
 
-  It is shown images as they are, and with hidden patches as the network paints
-  them. The network's loss has what that costs it, by a weight that is ramped
-  in; its own has a penalty of its gradient at real images (R1: Mescheder et al.
-  2018, arXiv 1801.04406).
+  Real images are the inputs; fake images have masked patches as the network
+  reconstructs them. The generator loss is added to the reconstruction loss with
+  a weight that rises during training. The discriminator loss has an R1 penalty
+  on real images (Mescheder et al. 2018, arXiv 1801.04406).
   """
 
   def __init__(self, config: Config, model: mae.MaskedAutoencoder):
@@ -173,7 +173,7 @@ class Adversarial(Reconstruction):
     )
 
   def init(self, key: Callable[[str], jax.Array]) -> dict[str, Any]:
-    """As `Reconstruction.init`, with the discriminator's."""
+    """Initializes the parameters of network and discriminator."""
     images = jnp.zeros((1, *self._shape))
     variables = self._discriminator.init(key(DISCRIMINATOR), images)
     return super().init(key) | {DISCRIMINATOR: variables["params"]}
@@ -186,7 +186,7 @@ class Adversarial(Reconstruction):
     noise: Any,
     step: jax.Array,
   ) -> tuple[jax.Array, Metrics]:
-    """Both losses in one sum, of which each role has its own gradient alone."""
+    """Sums both losses; each role gets the gradient of its own loss alone."""
     out = self._forward(model, params, images, noise)
     fake_images = generated_image(model, params, images, out)
     discriminator_params = params[DISCRIMINATOR]
@@ -216,7 +216,7 @@ class Adversarial(Reconstruction):
     }
 
   def flops(self, model: mae.MaskedAutoencoder, channels: int) -> int:
-    """As `Reconstruction.flops`; products of the discriminator's.
+    """Counts flops of a train step on one image.
 
     The two forward passes, their backward passes and the gradient by the fake
     images cost seven forward passes; the gradient penalty costs four more.
@@ -238,10 +238,10 @@ def generated_image(
   images: jax.Array,
   out: mae.MaeOutput,
 ) -> jax.Array:
-  """Images [B, H, W, C] with hidden patches as they were predicted.
+  """Returns images [B, H, W, C] with masked patches as predicted.
 
-  Predictions of normalized patches are given the true mean and deviation: what
-  is judged is the structure, which alone the network predicts.
+  Predictions of normalized patches get the true mean and deviation: the
+  discriminator judges structure, which is all that the network predicts.
   """
   patch_size = model.encoder.patch_size
   true = patchify.patchify(images, patch_size)  # [B, L, P]
@@ -258,16 +258,16 @@ def generated_image(
 def gradient_penalty(
   score: Callable[[jax.Array], jax.Array], images: jax.Array
 ) -> jax.Array:
-  """R1: half the mean squared norm of the gradient of scores at images.
+  """Computes R1: half the mean squared gradient of the scores at images.
 
-  The derivative of half of |g|^2, where g is that gradient, is that of the
-  scores' change along a g that stays as it is. So nothing is derived backward
-  twice, of which XLA's convolutions on CPU take ten times as long.
+  The derivative of |g|^2 / 2, where g is the gradient, equals the derivative of
+  the scores' change along a constant g. So no backward pass is differentiated
+  again, which takes ten times as long with XLA's convolutions on CPU.
 
   Args:
-    score: [B, H, W, C] -> [B, S], each of its own image alone; those of an
-      image are averaged.
-    images: [B, H, W, C]; by them, the penalty has no derivative.
+    score: maps [B, H, W, C] to [B, S]; the scores of an image depend on that
+      image alone, and are averaged.
+    images: [B, H, W, C]; the penalty has no gradient for them.
 
   Returns:
     A float32 scalar.
@@ -283,7 +283,7 @@ def gradient_penalty(
   return total - 0.5 * jax.lax.stop_gradient(total)
 
 
-# By `discriminator.type`.
+# Objectives by `discriminator.type`.
 OBJECTIVES: dict[str, type[Reconstruction]] = {
   "none": Reconstruction,
   **dict.fromkeys(discriminator.DISCRIMINATORS, Adversarial),

@@ -25,26 +25,26 @@ LARS_MOMENTUM = 0.9
 
 
 def decay_mask(params: Any, skip: Container[str] = NOT_DECAYED) -> Any:
-  """True for every parameter that weight decay applies to."""
+  """Returns a tree that is True where weight decay applies."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key not in skip, params
   )
 
 
 def layer_scales(params: Any, decay: float) -> Any:
-  """What layer-wise decay multiplies each learning rate by.
+  """Computes the learning rate factors of layer-wise decay.
 
-  decay^(depth + 1 - id), where id is 0 for the embeddings, i + 1 for block i,
-  and depth + 1 for what comes after the blocks (Clark et al. 2020, arXiv
+  The factor is decay^(depth + 1 - id), where id is 0 for the embeddings, i + 1
+  for block i, and depth + 1 after the blocks (Clark et al. 2020, arXiv
   2003.10555; ids as in the reference).
 
   Args:
-    params: of a `vit.VisionTransformer`; ShapeDtypeStructs will do.
+    params: parameters of a `vit.VisionTransformer`, or ShapeDtypeStructs.
     decay: 1 for equal rates.
 
   Returns:
-    A float32 array for each parameter, that broadcasts to it: of stacked blocks
-    [depth, 1, ...], of the others a scalar.
+    For each parameter a float32 array that broadcasts to it: [depth, 1, ...]
+    for stacked blocks, a scalar for the others.
   """
   depth = jax.tree.leaves(params["encoder"]["stack"])[0].shape[0]
   powers = decay ** np.arange(depth + 1, -1, -1.0)  # by id
@@ -68,11 +68,11 @@ def scale_by_tree(scales: Any) -> optax.GradientTransformation:
 
 
 def lars(config: OptimConfig) -> optax.GradientTransformation:
-  """LARS without its learning rate, in the order of the reference.
+  """Builds LARS without its learning rate, in the order of the reference.
 
-  Decay, then the trust ratio (kernels only), then momentum; the rate comes
-  last, so that a change of it does not change what the momentum holds. You et
-  al. 2017, arXiv 1708.03888; `optax.lars` has the rate before the momentum.
+  Decay, then the trust ratio (kernels only), then momentum (You et al. 2017,
+  arXiv 1708.03888). The learning rate comes last, so that the momentum does not
+  depend on it; `optax.lars` applies the rate before the momentum.
   """
 
   def kernels(params: Any) -> Any:
@@ -90,15 +90,15 @@ def lars(config: OptimConfig) -> optax.GradientTransformation:
 def learning_rate(
   config: OptimConfig, total_steps: int, warmup_steps: int
 ) -> optax.Schedule:
-  """Linear warm-up from 0, then half a cosine to `min_lr`, step by step.
+  """Builds the schedule: linear warm-up from 0, then half a cosine to min_lr.
 
   Args:
     config: peak `lr` and `min_lr`.
-    total_steps: where the cosine ends.
-    warmup_steps: where the peak is.
+    total_steps: the step at which the cosine ends.
+    warmup_steps: the step of the peak.
 
   Raises:
-    ConfigError: if the warm-up does not end before the training does.
+    ConfigError: if the warm-up does not end before the training.
   """
   if total_steps < 1:
     raise ConfigError(
@@ -106,8 +106,8 @@ def learning_rate(
     )
   if total_steps >= 2**31:
     raise ConfigError(
-      f"training lasts {total_steps} steps, more than the {2**31 - 1} that are "
-      "counted: shorten train.length"
+      f"training lasts {total_steps} steps, more than the {2**31 - 1} that "
+      "can be counted: shorten train.length"
     )
   if not 0 <= warmup_steps < total_steps:
     raise ConfigError(
@@ -135,21 +135,20 @@ def adamw(
   scales: Any = None,
   frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-  """AdamW without its learning rate: `step = -lr * update`.
+  """Builds AdamW without its learning rate: parameters change by -lr * update.
 
-  The rate is left to the train step, so that it is a function of the step
-  number alone (a skipped step does not delay the schedule) and the logged rate
-  is the one used.
+  The train step applies the learning rate. So the rate is a function of the
+  step number alone (a skipped step does not delay the schedule), and the logged
+  rate is the applied one.
 
   Args:
     config: moments, decay and clipping.
-    not_decayed: names of parameters.
-    scales: see `layer_scales`; None for equal rates. It multiplies the decay
-      too.
-    frozen: modules whose parameters are not changed.
+    not_decayed: names of parameters without weight decay.
+    scales: from `layer_scales`, or None for equal rates; decay is scaled too.
+    frozen: modules whose parameters do not change.
   """
   clip = (
-    optax.identity()  # so that a run may go on with clipping, or without
+    optax.identity()  # one tree with or without clipping, for resumed runs
     if config.grad_clip is None
     else optax.clip_by_global_norm(config.grad_clip)
   )
@@ -163,7 +162,7 @@ def adamw(
   )
   if not frozen:
     return tx
-  # What is frozen has no moments.
+  # Frozen parameters have no moments.
   return optax.partition(
     {True: optax.set_to_zero(), False: tx},
     lambda params: {name: name in frozen for name in params},

@@ -1,4 +1,4 @@
-"""What a run was started with and on: a file beside its logs."""
+"""Describes how and where a run was started, in a file beside its logs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _PACKAGES = (
 
 
 def write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
-  """Writes FILE, in place of that of an earlier start.
+  """Writes FILE, replacing that of an earlier start.
 
   Raises:
-    OSError: if that is not possible now.
+    OSError: if the file cannot be written.
   """
   device = mesh.devices.flat[0]
   content = {
@@ -52,7 +52,7 @@ def write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
 
 
 def read(workdir: epath.Path) -> dict[str, Any]:
-  """What was written; {} if there is none that can be read."""
+  """Reads FILE; returns {} if there is none that can be read."""
   try:
     with storage.os_errors(workdir):
       content = json.loads((workdir / FILE).read_bytes())
@@ -65,7 +65,7 @@ def read(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _recipe(argv: Sequence[str]) -> str | None:
-  """Where it is found from any directory, with its arguments."""
+  """Returns the recipe with an absolute path and its arguments."""
   text = overrides.recipe_of(argv)
   if text is None:
     return None

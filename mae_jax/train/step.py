@@ -1,4 +1,4 @@
-"""What every task's train step shares: accumulation and the guarded update."""
+"""The parts that train steps share: accumulation, update, compilation."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def loss_and_grads(
   *,
   has_aux: bool = False,
 ) -> tuple[Any, Any]:
-  """The mean loss of a batch and its gradient, in `accum_steps` parts.
+  """Computes the mean loss of a batch and its gradient, in micro-batches.
 
   Args:
-    loss_fn: (params, part of the batch) -> a mean over its examples.
-    params: what to differentiate by.
-    batch: a tree of [B, ...]; everything random is drawn for all of it, so
-      that the parts see what the whole would.
-    accum_steps: A, a divisor of B.
-    has_aux: whether loss_fn gives (loss, tree of other means).
+    loss_fn: maps (params, micro-batch) to a mean over its examples.
+    params: parameters to differentiate by.
+    batch: a tree of [B, ...]. Everything random is sampled for the whole batch,
+      so that the result does not depend on accum_steps.
+    accum_steps: A, the number of micro-batches, a divisor of B.
+    has_aux: whether loss_fn returns (loss, tree of other means).
 
   Returns:
-    What loss_fn gives, and gradients: equal to those of the whole batch up to
-    rounding.
+    The result of loss_fn and the gradients, equal to those of the whole batch
+    up to rounding.
   """
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
   if accum_steps == 1:
@@ -62,7 +62,7 @@ def loss_and_grads(
 def in_parts(
   function: Callable[[jax.Array], jax.Array], batch: jax.Array, parts: int
 ) -> jax.Array:
-  """`function` of [B, ...], applied to so many parts one after the other."""
+  """Applies `function` to [B, ...] in `parts` parts, one after the other."""
   if parts == 1:
     return function(batch)
 
@@ -81,12 +81,12 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
 
 
 class RoleUpdate(NamedTuple):
-  """How parameters of a role are to be changed.
+  """The update of one role's parameters.
 
   Attributes:
-    tx: gives the direction; the step is -lr times it.
+    tx: gives the direction; the parameters change by -lr times the direction.
     lr: learning rate of this step.
-    grads: as the parameters.
+    grads: gradients, a tree like the parameters.
   """
 
   tx: optax.GradientTransformation
@@ -102,7 +102,7 @@ def update(
   loss: jax.Array,
   grads: Any,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
-  """`apply_updates` of one role."""
+  """Applies the update of one role; see `apply_updates`."""
   return apply_updates(state, {role: RoleUpdate(tx, lr, grads)}, loss)
 
 
@@ -111,35 +111,35 @@ def apply_updates(
   updates: Mapping[str, RoleUpdate],
   loss: jax.Array,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
-  """One optimizer step, skipped where loss or gradient is not finite.
+  """Takes an optimizer step, or skips it if loss or gradient is not finite.
 
   Args:
     state: before the step.
-    updates: by role, of those that are trained. If one cannot move, none does.
+    updates: updates of the trained roles; all are skipped if one is not finite.
     loss: scalar.
 
   Returns:
-    The state after the step, whose `health` tells whether it was skipped, and
-    the metrics loss, lr and grad_norm; of roles after the first, lr_<role> and
-    grad_norm_<role>.
+    The state after the step, whose `health` counts skipped steps, and the
+    metrics loss, lr and grad_norm; lr_<role> and grad_norm_<role> for roles
+    after the first.
   """
   good = jnp.isfinite(loss)
   metrics, updated = {"loss": loss}, {}
-  for number, (role, move) in enumerate(updates.items()):
+  for number, (role, change) in enumerate(updates.items()):
     params, opt_state = state.params[role], state.opt_state[role]
-    grad_norm = optax.tree.norm(move.grads)
-    updates, new_opt_state = move.tx.update(move.grads, opt_state, params)
-    # A finite norm of gradients, a finite state and the bounds of rate and
-    # decay (config.AT_MOST) make finite updates. To look at these as well would
-    # take another pass over parameters and moments, which are most of what a
-    # step reads on a large slice.
+    grad_norm = optax.tree.norm(change.grads)
+    direction, new_opt_state = change.tx.update(change.grads, opt_state, params)
+    # Finite gradients, a finite state and the bounds of learning rate and decay
+    # (config/schema.py) give finite updates. Checking the updates too would
+    # take another pass over parameters and moments, which are most of the
+    # traffic of a step on a large slice.
     good &= jnp.isfinite(grad_norm)
     new_params = jax.tree.map(
-      lambda p, u, lr=move.lr: p - lr * u, params, updates
+      lambda p, u, lr=change.lr: p - lr * u, params, direction
     )
     updated[role] = new_params, new_opt_state
     suffix = f"_{role}" if number else ""
-    metrics |= {f"lr{suffix}": move.lr, f"grad_norm{suffix}": grad_norm}
+    metrics |= {f"lr{suffix}": change.lr, f"grad_norm{suffix}": grad_norm}
 
   def keep(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
@@ -172,10 +172,10 @@ def update_health(
   """Counts loss spikes and images that could not be read.
 
   Args:
-    health: of the steps before.
-    loss: of this one, scalar.
-    readable: [B] bool, False where a substitute stands for an image.
-    spike_factor: a loss above so many running means is a spike.
+    health: counters before the step.
+    loss: loss of the step, a scalar.
+    readable: [B] bool, False for images that were replaced.
+    spike_factor: a loss above this many running means is a spike.
   """
   mean = health.loss_mean
   begun = jnp.where(mean == 0, loss, mean)
@@ -184,13 +184,13 @@ def update_health(
     health,
     spikes=health.spikes + spike,
     unreadable=health.unreadable + jnp.sum(~readable, dtype=jnp.int32),
-    # Over some fifty steps; a loss that is not finite would stay in it.
+    # A mean over some fifty steps. A loss that is not finite would stay in it.
     loss_mean=jnp.where(jnp.isfinite(loss), 0.98 * begun + 0.02 * loss, mean),
   )
 
 
 def health_metrics(health: checkpoints.Health) -> dict[str, jax.Array]:
-  """The counters of a step as metrics."""
+  """Returns the health counters as metrics."""
   return {
     "skipped": health.skipped,
     "consecutive_skipped": health.consecutive_skipped,
@@ -206,27 +206,28 @@ Step: TypeAlias = Callable[
 ]
 
 
-# By itself the TPU compiler sums all gradients of a block over the devices in
-# one exchange, for which the chip waits. So each kernel's has its own, and goes
-# on while the products of the next one's are computed.
+# By default the TPU compiler sums all gradients of a block over the devices in
+# one all-reduce, and the chip waits for it. With these options each kernel has
+# its own all-reduce, which runs while the next gradient is computed.
 _OVERLAP = {
   "xla_jf_crs_combiner_threshold_in_bytes": 1_000_000,
   "xla_enable_async_all_reduce": True,
   "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
 }
-# There that wants more memory on the chip than it has: ViT-L does not compile.
-_WITHOUT_ROOM = ("TPU v2", "TPU v3", "TPU v4")
+# These chips lack the on-chip memory that the options need: ViT-L does not
+# compile.
+_TOO_SMALL = ("TPU v2", "TPU v3", "TPU v4")
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskStep:
-  """What a task asks of the devices.
+  """The programs of a task.
 
   Attributes:
     init: makes a new state; only ever traced.
-    train_step: a pure function of state and global batch: state and scalar
-      metrics.
-    flops_per_image: of a training step, counted on paper.
+    train_step: maps state and global batch to the next state and scalar
+      metrics; a pure function.
+    flops_per_image: flops of a train step, counted on paper.
   """
 
   init: Init
@@ -241,7 +242,7 @@ def init_classifier(
   role: str,
   seed: jax.Array | int,
 ) -> checkpoints.TrainState:
-  """A new state, of which `role` is trained; only ever traced."""
+  """Makes a new state in which `role` is trained; only ever traced."""
   params = classifier.init(rng.key(seed, "init"))
   return checkpoints.TrainState.create(
     params=params, opt_state={role: tx.init(params[role])}
@@ -249,24 +250,24 @@ def init_classifier(
 
 
 class ShardedStep(Protocol):
-  """A program, and where its state lives."""
+  """A task's programs, with the sharding of its state."""
 
   @property
   def init(self) -> Init:
-    """See `TaskStep`."""
+    """Makes a new state; only ever traced."""
 
   @property
   def train_step(self) -> Step:
-    """See `TaskStep`."""
+    """Makes a new state; only ever traced."""
 
   def state_shardings(
     self, state: checkpoints.TrainState
   ) -> checkpoints.TrainState:
-    """Where each array of a state lives."""
+    """Returns the sharding of each array of a state."""
 
 
 def abstract_state(task: ShardedStep) -> checkpoints.TrainState:
-  """The state as ShapeDtypeStructs, each with its sharding."""
+  """Returns the state as ShapeDtypeStructs with shardings."""
   shapes = jax.eval_shape(task.init)
   return jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(
@@ -284,31 +285,31 @@ def jit_step(
   *,
   overlap: bool = True,
 ) -> Any:
-  """The jitted, sharded train step, which takes the state's memory over.
+  """Compiles the sharded train step, which donates the state's buffers.
 
   Args:
-    train_step: of a task.
+    train_step: the step of a task.
     mesh: the devices.
-    state: of arrays or ShapeDtypeStructs, placed as the step will find it.
-    overlap: see `config.Mesh`.
+    state: arrays or ShapeDtypeStructs with the shardings of the state.
+    overlap: the setting `mesh.overlap`.
   """
   device = mesh.devices.flat[0]
-  room = device.platform == "tpu" and device.device_kind not in _WITHOUT_ROOM
+  fits = device.platform == "tpu" and device.device_kind not in _TOO_SMALL
   shardings = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(
     train_step,
     in_shardings=(shardings, sharding.batch_sharding(mesh)),
     out_shardings=(shardings, sharding.replicated(mesh)),
     donate_argnums=0,
-    compiler_options=_OVERLAP if room and overlap else None,
+    compiler_options=_OVERLAP if fits and overlap else None,
   )
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
-  """Refuses a batch that devices and accumulation do not divide.
+  """Checks that devices and micro-batches divide the batch.
 
   Raises:
-    ConfigError: naming what would.
+    ConfigError: with a value that would work.
   """
   accum, batch = config.optim.accum_steps, config.data.batch_size
   sharding.check_batch(mesh, batch, "data.batch_size")

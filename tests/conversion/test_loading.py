@@ -157,8 +157,8 @@ def test_another_objective_is_told(
 @pytest.mark.parametrize(
   ("kind", "changes", "text"),
   [
-    ("encoder", {}, "has no decoder, which pre-training goes on with: name"),
-    ("cls", {}, "has no decoder, which pre-training goes on with"),
+    ("encoder", {}, "has no decoder, which pre-training needs: name"),
+    ("cls", {}, "has no decoder, which pre-training needs"),
     ("mae", {"model": {"heads": 8}}, "has model.heads=4, not 8: set --config"),
     ("mae", {"model": {"decoder_heads": 2}}, "has model.decoder_heads=4, not"),
     ("mae", {"model": {"norm_eps": 1e-5}}, "has model.norm_eps=1e-06, not"),

@@ -123,7 +123,7 @@ def test_skips_and_spikes_are_told_and_logged(tmp_path, capsys, monkeypatch):
   runs.train(config, tmp_path)
   told = capsys.readouterr().err
   assert "loss spike at step 2: 9 is more than train.spike_factor=3" in told
-  assert "step 3 is left out, as it is not finite: loss nan" in told
+  assert "step 3 is skipped, because it is not finite: loss nan" in told
   lines = [
     line for line in run_outputs.read_metrics(tmp_path) if "loss" in line
   ]

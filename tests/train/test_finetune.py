@@ -206,7 +206,7 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
 
 def test_pre_training_does_not_start_from_a_classifier(tuned, tmp_path):
   settings = dataclasses.replace(_PRETRAIN, init_from=str(tuned[1]))
-  text = "has no decoder, which pre-training goes on with"
+  text = "has no decoder, which pre-training needs"
   with pytest.raises(ConfigError, match=text):
     runs.train(settings, tmp_path)
 

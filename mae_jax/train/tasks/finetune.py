@@ -58,7 +58,7 @@ def train_step(
   x = classifiers.normalize_pixels(pixels, config)
   if settings.erasing:
     x = mixup.random_erasing(key("erasing"), x, settings.erasing)
-  mix = mixup.draw_mix(
+  mix = mixup.sample_mix(
     key("mix"),
     config.data.image_size,
     mixup=settings.mixup,
