@@ -47,12 +47,7 @@ Subset = tuple[int, int]  # (images per class, seed)
 
 
 def limit_per_class(source: Source, shots: int, seed: int) -> Source:
-  """Limits a source to `shots` examples per class, sampled by the seed.
-
-  Args:
-    source: labeled images.
-    shots: examples per class; 0 for all.
-    seed: seed of the sample.
+  """Limits a source to `shots` examples per class, or 0 for all, by a seed.
 
   Raises:
     ConfigError: if there are no labels, or a record file is damaged.
@@ -65,9 +60,6 @@ def few_shot_subsets(source: Source, choices: Sequence[Subset]) -> list[Source]:
 
   Record files are read once for all subsets, without decoding images. The
   encoded images of the subsets stay in memory.
-
-  Raises:
-    ConfigError: if there are no labels, or a record file is damaged.
   """
   wanted = dict.fromkeys(choice for choice in choices if choice[0])
   if wanted and not source.class_names:

@@ -57,11 +57,7 @@ def inspect_image(
 ) -> tuple[np.ndarray, np.bool_, bytes]:
   """Reads the header of an image file, without decoding the pixels.
 
-  Args:
-    data: the file's bytes.
-    reason: why the bytes could not be read, or "".
-    channels: as for `load_box`.
-    exif_rotate: as for `load_box`.
+  The arguments are those of `load_box`.
 
   Returns:
     Height and width, int32 [2], of the whole image in `load_box`; whether

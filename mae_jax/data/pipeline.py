@@ -83,21 +83,9 @@ def stacked_train_batches(
   """Stacks several streams of `train_batches`, step by step.
 
   The streams share one tf.data iterator, because each further iterator would
-  have its own buffers and threads.
-
-  Args:
-    streams: S pairs of a source and a seed; the sources are subsets of one.
-    data: as for `train_batches`.
-    rows: as for `train_batches`.
-    start_step: as for `train_batches`.
-    unreadable: as for `train_batches`.
-
-  Returns:
-    The iterator of `train_batches`, with arrays [len(rows), S, ...].
-
-  Raises:
-    ConfigError: as `train_batches`.
-    ValueError: as `train_batches`.
+  have its own buffers and threads. `streams` has S pairs of a source and a
+  seed; the sources are subsets of one. The other arguments and the errors are
+  those of `train_batches`, and arrays are [len(rows), S, ...].
   """
   batches = [
     _augmented_dataset(source, data, seed, rows, start_step)

@@ -120,19 +120,8 @@ def random_resized_crop(
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Crops an image file to `crop_box` and resizes the crop, bicubic.
 
-  Only the crop of a JPEG is decoded.
-
-  Args:
-    record: an image file, as for `decode.decode`.
-    draws: [CROP_DRAWS] uniform in [0, 1).
-    size: height and width of the result.
-    scale: as for `crop_box`.
-    ratio: as for `crop_box`.
-    clipped: as for `crop_box`.
-    fixed: as for `crop_box`.
-    channels: as for `decode.decode`.
-    exif_rotate: as for `decode.decode`.
-    may_fail: as for `decode.decode`.
+  Only the crop of a JPEG is decoded. `size` is the height and width of the
+  result; the other arguments are those of `crop_box` and `decode.decode`.
 
   Returns:
     uint8 [height, width, channels], and "" or why the image cannot be read.
@@ -161,20 +150,7 @@ def random_resized_crop_arrays(
   clipped: bool = False,
   fixed: float = 0.0,
 ) -> tf.Tensor:
-  """Applies `random_resized_crop` to uint8 [n, H, W, C].
-
-  Args:
-    images: uint8 [n, H, W, C].
-    draws: [n, CROP_DRAWS] uniform in [0, 1).
-    size: height and width of the result.
-    scale: as for `crop_box`.
-    ratio: as for `crop_box`.
-    clipped: as for `crop_box`.
-    fixed: as for `crop_box`.
-
-  Returns:
-    uint8 [n, height, width, C].
-  """
+  """Applies `random_resized_crop` to uint8 [n, H, W, C], by [n, CROP_DRAWS]."""
   shape = tf.shape(images)
   full = tf.ones_like(draws[:, 0], tf.int32)
   boxes = crop_box(
@@ -203,14 +179,9 @@ def rand_augment(
   std: float,
   mean: tuple[float, ...],
 ) -> tf.Tensor:
-  """Applies `augment.rand_augment` to one image or a batch.
+  """Applies `augment.rand_augment` to uint8 [H, W, C] or [n, H, W, C].
 
-  Args:
-    images: uint8 [H, W, C] or [n, H, W, C].
-    draws: [RAND_AUGMENT_DRAWS] or [n, RAND_AUGMENT_DRAWS] uniform in [0, 1).
-    magnitude: mean severity, from 0 to 10.
-    std: standard deviation of the severity.
-    mean: fill color in [0, 1], one value or one per channel.
+  `mean` in [0, 1], one value or one per channel, is the fill color.
   """
   channels = images.shape[-1]
   fill = tuple(round(255 * each) for each in np.broadcast_to(mean, channels))
@@ -223,13 +194,7 @@ def rand_augment(
 def color_jitter(
   images: tf.Tensor, draws: tf.Tensor, *, strength: float
 ) -> tf.Tensor:
-  """Applies `augment.color_jitter` to one image or a batch.
-
-  Args:
-    images: uint8 [H, W, C] or [n, H, W, C].
-    draws: [COLOR_JITTER_DRAWS] or [n, COLOR_JITTER_DRAWS] uniform in [0, 1).
-    strength: at most 1; factors are uniform in 1 - strength to 1 + strength.
-  """
+  """Applies `augment.color_jitter` to uint8 [H, W, C] or [n, H, W, C]."""
   function = functools.partial(augment.color_jitter, strength=strength)
   return _map_pillow(function, images, draws)
 
@@ -261,12 +226,9 @@ def center_crop(
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Resizes an image file to just cover size / keep, and crops the center.
 
-  Args:
-    record: an image file, as for `decode.decode`.
-    size: height and width of the result.
-    keep: the fraction of the resized image's sides to keep, in (0, 1].
-    channels: as for `decode.decode`.
-    exif_rotate: as for `decode.decode`.
+  `size` is the height and width of the result, and `keep` the fraction of the
+  resized image's sides to keep, in (0, 1]. The other arguments are those of
+  `decode.decode`.
 
   Returns:
     uint8 [height, width, channels], and "" or why the image cannot be read.
@@ -351,10 +313,9 @@ def covering_size(
 def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:
   """Resizes with antialiased bicubic interpolation, as Pillow does.
 
-  The values are those of `tf.image.resize`, except in ties, and the time is a
-  third to 0.9 of its time, depending on the machine. Each pass reshapes the
-  image to one column with many channels, which the kernel adds up as whole
-  rows; with three channels it would go pixel by pixel.
+  The values are those of `tf.image.resize`, except in ties, in a third to 0.9
+  of the time, depending on the machine. Each pass reshapes the image to one
+  column of many channels, which the kernel adds up as whole rows.
   """
   shape, channels = tf.shape(image), image.shape[-1]
   height, width = size[0], size[1]

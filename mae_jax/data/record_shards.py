@@ -77,13 +77,7 @@ class _PieceTable:
 
 
 def num_record_shards(wanted: int, batch_size: int, num_examples: int) -> int:
-  """Returns the largest shard count that divides a batch, without empty shards.
-
-  Args:
-    wanted: the largest count allowed.
-    batch_size: B, which the count must divide.
-    num_examples: N; with more shards than examples a shard would be empty.
-  """
+  """Returns the largest shard count that divides B, without empty shards."""
   most = max(1, min(wanted, batch_size, num_examples))
   return next(n for n in range(most, 0, -1) if batch_size % n == 0)
 

@@ -51,18 +51,10 @@ def _weights(
   first: int,
   count: int,
 ) -> tf.Tensor:
-  """Computes the resampling weights of one axis, times 2^22.
+  """Computes whole weights * 2^22, float64 [n, count, length], of one axis.
 
-  Args:
-    start: integers [n], first pixel of the box.
-    extent: integers [n], length of the box in pixels.
-    length: length of the axis in pixels.
-    size: length of the resized box in pixels.
-    first: first resized pixel to compute.
-    count: number of resized pixels to compute.
-
-  Returns:
-    Whole numbers, float64 [n, count, length].
+  A box from `start` [n] with `extent` [n] pixels is resized to `size` pixels;
+  the weights are those of the resized pixels first..first + count - 1.
   """
   extent = tf.cast(extent, tf.float64)[:, None, None]
   scale = extent / size

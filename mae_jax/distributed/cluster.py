@@ -43,11 +43,7 @@ def detect(
 ) -> ProcessInfo | None:
   """Finds the place of this process; None if it is the only one.
 
-  Args:
-    coordinator: the flag --coordinator; None if not given.
-    num_processes: the flag --num_processes; None if not given.
-    process_id: the flag --process_id; None if not given.
-    environ: the environment variables, which are used if no flag is given.
+  `environ` is used if the three flags are None.
 
   Raises:
     ConfigError: if some of the three are missing or invalid.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import sys
@@ -137,25 +138,17 @@ def finish(code: int) -> None:
     _group.finish(code)
 
 
+_PEER_ERRORS = re.compile(
+  "gloo|nccl|coordination|connection closed|connection reset|socket closed|"
+  "unavailable|heartbeat|deadline_exceeded|barrier",
+  re.IGNORECASE,
+)
+
+
 def _is_peer_error(error: BaseException) -> bool:
-  text = f"{type(error).__name__} {error}".lower()
-  if not isinstance(error, ValueError | RuntimeError | OSError):
-    return False
-  return any(
-    word in text
-    for word in (
-      "gloo",
-      "nccl",
-      "coordination",
-      "connection closed",
-      "connection reset",
-      "socket closed",
-      "unavailable",
-      "heartbeat",
-      "deadline_exceeded",
-      "barrier",
-    )
-  )
+  text = f"{type(error).__name__} {error}"
+  kinds = ValueError | RuntimeError | OSError
+  return isinstance(error, kinds) and bool(_PEER_ERRORS.search(text))
 
 
 class ProcessGroup:
