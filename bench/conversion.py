@@ -29,7 +29,7 @@ from bench.lib import flags, machine
 from mae_jax import checkpoints
 from mae_jax.conversion import model_info, run_config
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
+OUT = flags.RESULTS / "conversion.md"
 SUFFIX = {
   "jax": "",
   "facebook": ".pth",

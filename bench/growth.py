@@ -27,7 +27,7 @@ from mae_jax.config import Config, overrides
 from mae_jax.tools.plan import compile_step, roofline
 from mae_jax.tools.plan import format as report_lib
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
+OUT = flags.RESULTS / "growth.md"
 BASE = timed_steps.Model(64, 8, 32, 192, 6, 3, 128, 2, 4)
 # By what is changed: the fields, and times their base.
 CPU = {

@@ -36,11 +36,17 @@ from PIL import Image
 from sklearn import datasets
 
 from bench import plan
-from bench.lib import flags, input_peers, machine, plots, worker
+from bench.lib import (
+  flags,
+  input_peers,
+  machine,
+  plots,
+  tfds_data,
+  worker,
+)
 from mae_jax.data import preprocess
-from tests.helpers import tfds_data
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
+OUT = flags.RESULTS / "pipeline.md"
 PEERS = (
   "torch==2.14.1",
   "torchvision==0.29.1",

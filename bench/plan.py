@@ -30,7 +30,7 @@ from mae_jax.tools.plan import (
   topology,
 )
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
+OUT = flags.RESULTS / "plan.md"
 RECIPES = {
   "B": ("vit_b", "B/16"),
   "L": ("vit_l", "L/16"),

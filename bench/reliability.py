@@ -1,10 +1,10 @@
-"""Tries every fault that a run should survive, and writes what came of it.
+"""Tries every fault that a run must survive, and writes a table of results.
 
     python -m bench.reliability
 
-It writes `bench/results/reliability.md`: the faults, what was promised, how
-often each was tried and how often the promise was kept. The tests hold the same
-promises; this tries more of each.
+The table is `bench/results/reliability.md`. It lists each fault, the expected
+result, the number of tries, and how often the expected result came. The test
+suite checks the same faults with fewer tries.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from collections.abc import Callable, Iterator
 
 from bench.lib import faults, flags, machine
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
+OUT = flags.RESULTS / "reliability.md"
 
 
 def write(rows: list[faults.Row], seconds: float) -> None:
-  """Writes the table."""
+  """Writes the table of results."""
   kept = sum(row.kept for row in rows)
   tried = sum(row.tried for row in rows)
   about = machine.about(("jax", "orbax-checkpoint", "tensorflow", "pillow"))
   lines = [
-    "# Faults tried, and what came of them",
+    "# Faults that runs must survive",
     "",
-    f"{kept} of {tried} promises kept. Written by "
+    f"{kept} of {tried} tries gave the expected result. Written by "
     f"`python -m bench.reliability` on {datetime.date.today()} in "
     f"{seconds / 60:.0f} minutes, on {about}.",
     "",
-    "| fault | promise | tried | kept | seen |",
+    "| fault | expected result | tries | as expected | observed |",
     "|---|---|---|---|---|",
     *(
       f"| {row.fault} | {row.promise} | {row.tried} | {row.kept} | {row.seen} |"
@@ -46,40 +46,40 @@ def write(rows: list[faults.Row], seconds: float) -> None:
 
 
 def main() -> int:
-  """Tries everything; returns 1 if a promise was broken."""
+  """Tries all faults; returns 1 if a result was not as expected."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--kills", type=flags.whole(), default=100)
   parser.add_argument(
-    "--stops", type=flags.whole(), default=10, help="of each signal"
+    "--stops", type=flags.whole(), default=10, help="tries of each signal"
   )
   parser.add_argument(
-    "--flips", type=flags.whole(4), default=40, help="bits an image"
+    "--flips", type=flags.whole(4), default=40, help="flipped bits per image"
   )
   parser.add_argument(
-    "--disks", type=flags.whole(), default=5, help="of each fault"
+    "--disks", type=flags.whole(), default=5, help="tries of each fault"
   )
   args = parser.parse_args()
   sections: dict[str, Callable[[pathlib.Path], Iterator[faults.Row]]] = {
     "mistakes": faults.make_mistakes,
-    "images": lambda place: faults.harm_images(args.flips, place),
-    "checkpoints": lambda place: faults.harm_checkpoints(
-      args.flips // 4, place
+    "images": lambda directory: faults.damage_images(args.flips, directory),
+    "checkpoints": lambda directory: faults.damage_checkpoints(
+      args.flips // 4, directory
     ),
-    "disks": lambda place: faults.break_disks(args.disks, place),
-    "stops": lambda place: faults.stop_at_random(args.stops, place),
-    "kills": lambda place: faults.kill_at_random(args.kills, place),
+    "disks": lambda directory: faults.break_disks(args.disks, directory),
+    "stops": lambda directory: faults.stop_at_random(args.stops, directory),
+    "kills": lambda directory: faults.kill_at_random(args.kills, directory),
   }
   begin = time.monotonic()
   rows: list[faults.Row] = []
   for name, section in sections.items():
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
       print(f"{name} ...", flush=True)
-      for row in section(pathlib.Path(place)):
+      for row in section(pathlib.Path(directory)):
         print(f"  {row.fault}: {row.kept} of {row.tried}", flush=True)
         rows.append(row)
   write(rows, time.monotonic() - begin)
   broken = sum(row.tried - row.kept for row in rows)
-  print(f"{OUT}: {broken} promises broken")
+  print(f"wrote {OUT}: {broken} tries did not give the expected result")
   return int(broken > 0)
 
 

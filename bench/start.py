@@ -34,8 +34,8 @@ from mae_jax.tools.plan import format
 from mae_jax.train import metrics
 from mae_jax.utils import signals, startup
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
-ROOT = OUT.parents[1]
+OUT = flags.RESULTS / "start.md"
+ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("jax", "flax", "orbax-checkpoint", "tensorflow", "numpy")
 
 COLD, WARM = "nothing compiled before", "all compiled before"

@@ -24,7 +24,7 @@ import tqdm
 from bench.lib import flags, machine, plots, timed_steps, worker
 from mae_jax.tools.plan import format as report_lib
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
+OUT = flags.RESULTS / "step.md"
 PEER = "PyTorch"
 DTYPES = ("float32", "bfloat16")
 HEADINGS = (

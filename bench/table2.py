@@ -34,7 +34,7 @@ from mae_jax.tools.plan import roofline as estimate
 from mae_jax.train import step as program_lib
 from mae_jax.utils import hardware
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
+OUT = flags.RESULTS / "table2.md"
 SLICES = ("v3:8x8", "v5e:16x16")
 PAPERS = "v3:8x8"  # the slice of the paper's times, 128 cores
 EPOCHS = 800

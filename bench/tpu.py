@@ -23,12 +23,11 @@ import jax
 import tqdm
 
 from bench import plan
-from bench.lib import flags, machine, plots
+from bench.lib import flags, machine, plots, tiny_config
 from mae_jax.models import attention, patchify, transformer
 from mae_jax.tools.plan import compile_step, format, roofline
-from tests.helpers import tiny
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
+OUT = flags.RESULTS / "tpu.md"
 SLICES = ("v5e:16x16", "v5p:4x4x4")
 HEADINGS = (
   "slice",
@@ -102,19 +101,15 @@ UNDONE = {
   ),
   "rows divided after the product with v": Undone(
     "dividing late saves the gradient's sum over N: 0.3 GB less late",
-    _patched(attention, "_whole", attention._chunk_of_examples),
+    _patched(attention, "_all_at_once", attention._chunk_of_examples),
   ),
   "GELU by erfc": Undone(
     "by erf: nothing, it is fused",
     _patched(
       transformer,
-      "FUNCTIONS",
+      "ACTIVATION_FUNCTIONS",
       transformer.ACTIVATION_FUNCTIONS
-      | {
-        "gelu": transformer.ACTIVATION_FUNCTIONS[
-          transformer.PORTABLE_ACTIVATIONS["gelu"]
-        ]
-      },
+      | {"gelu": functools.partial(jax.nn.gelu, approximate=False)},
     ),
   ),
   "patches cut along six axes": Undone(
@@ -132,7 +127,7 @@ UNDONE = {
 
 def compiled(slice_: str, undone: Undone) -> compile_step.CompiledStep:
   """The step on that slice, all data parallel."""
-  config = tiny.with_changes(plan.configured("L", 1), **undone.settings)
+  config = tiny_config.with_changes(plan.configured("L", 1), **undone.settings)
   with undone.patch():
     jax.clear_caches()  # of what was traced with other code
     return plan.compiled(config, slice_)

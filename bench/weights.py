@@ -33,8 +33,8 @@ from mae_jax.tools import image_stream
 from mae_jax.tools.export import command, exportable, stablehlo
 from mae_jax.tools.export import quantize as weights_lib
 
-OUT = pathlib.Path(__file__).with_suffix(".md")
-_ROOT = OUT.parents[1]
+OUT = flags.RESULTS / "weights.md"
+_ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Measured(NamedTuple):

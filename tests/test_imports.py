@@ -1,6 +1,6 @@
-"""Imports point one way, from the program down to the settings.
+"""Tests that modules import only from the layers below them.
 
-Read off the source: an import inside a function counts like any other.
+The tests read the source, so imports inside functions count too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import pathlib
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "mae_jax"
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "mae_jax"
 
 # A package of mae_jax may import itself and those of a lower tier; a module at
 # the top level may import everything.
@@ -29,13 +30,13 @@ TIERS = {
   "__main__": 8,
 }
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
-# Beside `data`: what writes for TensorFlow, imported by no one at the top.
+# Besides `data`, only this module imports TensorFlow. Others import it late.
 WRITES_TENSORFLOW = "mae_jax.tools.export.savedmodel"
 TASKS = "mae_jax.train.tasks"
 
 
 def imports(module: str, source: str) -> set[str]:
-  """Full names of what a module imports; `module` is its own full name."""
+  """Returns the full names of imports; `module` is the importer's full name."""
   names = set()
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Import):
@@ -50,7 +51,7 @@ def imports(module: str, source: str) -> set[str]:
 
 
 def tier(name: str) -> int | None:
-  """The tier of a full name; None for what is not mae_jax."""
+  """Returns the tier of a full name, or None outside mae_jax."""
   first, _, rest = name.partition(".")
   if first != "mae_jax":
     return None
@@ -59,7 +60,7 @@ def tier(name: str) -> int | None:
 
 
 def violations(module: str, source: str) -> list[str]:
-  """What a module of mae_jax imports and should not."""
+  """Lists the imports that a module of mae_jax must not have."""
   wrong = []
   inside = module.split(".")[1:]
   for name in sorted(imports(module, source)):
@@ -81,22 +82,42 @@ def violations(module: str, source: str) -> list[str]:
   return wrong
 
 
-def modules() -> dict[str, pathlib.Path]:
+def modules(package: pathlib.Path = PACKAGE) -> dict[str, pathlib.Path]:
   found = {}
-  for path in sorted(PACKAGE.rglob("*.py")):
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+  for path in sorted(package.rglob("*.py")):
+    parts = path.relative_to(package.parent).with_suffix("").parts
     found[".".join(p for p in parts if p != "__init__")] = path
   return found
 
 
 def test_every_module_has_a_tier():
   parts = {name.split(".")[1] for name in modules() if "." in name}
-  assert parts == set(TIERS), "give a new module its place in TIERS"
+  assert parts == set(TIERS), "add the new package to TIERS"
 
 
 @pytest.mark.parametrize("module", modules())
-def test_direction(module: str):
+def test_imports_point_down(module: str):
   assert violations(module, modules()[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+  ("package", "forbidden"),
+  [("bench", {"tests"}), ("mae_jax", {"bench", "tests"})],
+)
+def test_packages_do_not_import_benchmarks_or_tests(
+  package: str, forbidden: set[str]
+):
+  found = {
+    name: imports(name, path.read_text())
+    for name, path in modules(ROOT / package).items()
+  }
+  wrong = {
+    f"{name} imports {each}"
+    for name, names in found.items()
+    for each in names
+    if each.partition(".")[0] in forbidden
+  }
+  assert wrong == set()
 
 
 @pytest.mark.parametrize(
@@ -138,5 +159,5 @@ def test_a_wrong_import_is_found(module: str, source: str, text: str):
     ("mae_jax.tools.export.savedmodel", "import tensorflow as tf"),
   ],
 )
-def test_a_right_import_is_let_through(module: str, source: str):
+def test_a_right_import_is_allowed(module: str, source: str):
   assert violations(module, source) == []

@@ -1,4 +1,4 @@
-"""The faults, section by section; each gives rows of the table."""
+"""Tries faults that a run must survive; each function yields table rows."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from bench.lib import corruption, kill_and_resume, run_outputs
+from bench.lib import (
+  corruption,
+  kill_and_resume,
+  run_outputs,
+  small_runs,
+  tiny_config,
+)
 from bench.lib.fork_server import PHASES, ForkServer, Process
 from mae_jax import checkpoints
 from mae_jax.config import Config, EvalConfig
 from mae_jax.data import bad_images, pipeline, sources
 from mae_jax.train import step as program
-from tests.helpers import runs, tiny
 
 MISTAKES = (
   "--config.data.batch_sizee=3",
@@ -61,21 +66,21 @@ MISTAKES = (
   "extra",
 )
 
-
-# Bytes: more than a log of these runs has, less than a checkpoint's files.
+# File size limit in bytes: above the logs of these runs, below the files of a
+# checkpoint.
 LOGS_ONLY = 40_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One line of the table.
+  """One row of the table.
 
   Attributes:
-    fault: what was done.
-    promise: what should come of it.
-    tried: how often it was done.
-    kept: how often that came of it.
-    seen: what did, in words.
+    fault: the fault.
+    promise: the expected result.
+    tried: number of tries.
+    kept: number of tries with the expected result.
+    seen: the observed results, in words.
   """
 
   fault: str
@@ -86,7 +91,7 @@ class Row:
 
 
 def kill_at_random(count: int, directory: pathlib.Path) -> Iterator[Row]:
-  """SIGKILL in every phase."""
+  """Sends SIGKILL in every phase, and resumes."""
   report = kill_and_resume.run(
     count, directory, report_progress=lambda text: print(f"  {text}")
   )
@@ -96,20 +101,20 @@ def kill_at_random(count: int, directory: pathlib.Path) -> Iterator[Row]:
     number = report.kills[phase]
     yield Row(
       f"SIGKILL while {phase}",
-      "the rerun's metrics, events, pictures and state are bit for bit those "
-      "of a run never killed",
+      "metrics, events, pictures and state after the rerun equal those of an "
+      "uninterrupted run, bit for bit",
       number,
       0 if report.differences else number,
-      f"{report.runs} runs compared over all phases, "
+      f"{report.runs} runs compared in all phases, "
       f"{len(report.differences)} differences",
     )
 
 
 def stop_at_random(count: int, directory: pathlib.Path) -> Iterator[Row]:
-  """SIGTERM and Ctrl-C once training has begun."""
+  """Sends SIGTERM and Ctrl-C while training, and resumes."""
   random_ = random.Random(0)
   with ForkServer(directory) as fork_server:
-    expected = _whole(fork_server, directory)
+    expected = _run_uninterrupted(fork_server, directory)
     for number in (signal.SIGTERM, signal.SIGINT):
       codes: collections.Counter[int] = collections.Counter()
       longest, kept = 0.0, 0
@@ -126,20 +131,21 @@ def stop_at_random(count: int, directory: pathlib.Path) -> Iterator[Row]:
         kept += not code and _same(workdir, expected)
       yield Row(
         f"{signal.Signals(number).name} while training",
-        "saves and leaves with 75; the rerun ends as if nothing had been",
+        "the run saves and exits with code 75; the rerun ends like an "
+        "uninterrupted run",
         count,
         kept if set(codes) == {75} else 0,
         f"exit codes {dict(codes)}; the longest took {longest:.1f} s",
       )
 
 
-def harm_checkpoints(flips: int, directory: pathlib.Path) -> Iterator[Row]:
-  """Every file of the newest checkpoint, in every way."""
+def damage_checkpoints(flips: int, directory: pathlib.Path) -> Iterator[Row]:
+  """Damages each file of the newest checkpoint in every way, and restores."""
   every = {"length": "4 steps", "save_every": "2 steps"}
-  config = tiny.config(train=every, eval=EvalConfig(images=0))
+  config = tiny_config.config(train=every, eval=EvalConfig(images=0))
   saved = directory / "saved"
   with _silent():
-    runs.train(config, saved)
+    small_runs.train(config, saved)
   restore = _restorer(config)
   older = shutil.copytree(saved, directory / "older")
   shutil.rmtree(older / "checkpoints" / "4")
@@ -149,37 +155,37 @@ def harm_checkpoints(flips: int, directory: pathlib.Path) -> Iterator[Row]:
     path.relative_to(saved) for path in newest.rglob("*") if path.is_file()
   ]
   tried: collections.Counter[str] = collections.Counter()
-  kept, unharmed = tried.copy(), tried.copy()
+  kept, undamaged = tried.copy(), tried.copy()
   random_ = random.Random(0)
   for name in sorted(files):
     content = (saved / name).read_bytes()
-    for kind, harm in corruption.harms(content, random_, flips):
-      copy = directory / "harmed"
+    for kind, damaged in corruption.damages(content, random_, flips):
+      copy = directory / "damaged"
       shutil.rmtree(copy, ignore_errors=True)
       shutil.copytree(saved, copy)
-      corruption.apply(copy / name, harm)
+      corruption.apply(copy / name, damaged)
       with _silent():
         state = restore(copy)
       step = int(state.step)
       tried[kind] += 1
       kept[kind] += _equal(state, good[step])
-      unharmed[kind] += step == 4
+      undamaged[kind] += step == 4
   for kind, number in tried.items():
     yield Row(
       f"a file of the newest checkpoint {kind} ({len(files)} files)",
-      "what is restored is what was saved, or the checkpoint before it",
+      "the run restores the saved state or the checkpoint before it",
       number,
       kept[kind],
-      f"{unharmed[kind]} times the harm changed nothing, "
-      f"{number - unharmed[kind]} times the one before was used",
+      f"{undamaged[kind]} times the newest checkpoint was restored unchanged, "
+      f"{number - undamaged[kind]} times the checkpoint before it",
     )
 
 
 def _restorer(
   config: Config,
 ) -> Callable[[pathlib.Path], checkpoints.TrainState]:
-  mesh = runs.devices_mesh()
-  task, _ = runs.open_task(config, mesh)
+  mesh = small_runs.devices_mesh()
+  task, _ = small_runs.open_task(config, mesh)
   shapes = program.abstract_state(task)
   run = checkpoints.CheckpointMetadata(config, task.info.identity)
 
@@ -196,8 +202,8 @@ def _equal(a: Any, b: Any) -> bool:
   return all(np.array_equal(x, y) for x, y in pairs)
 
 
-def harm_images(flips: int, directory: pathlib.Path) -> Iterator[Row]:
-  """Image files of each kind, among others, in a training stream."""
+def damage_images(flips: int, directory: pathlib.Path) -> Iterator[Row]:
+  """Damages an image of each file type in a training stream."""
   photo = Image.fromarray(datasets.load_sample_images().images[0])
   photo = photo.resize((64, 48))
   for suffix in ("jpg", "png", "webp", "bmp", "gif", "tif"):
@@ -212,33 +218,33 @@ def harm_images(flips: int, directory: pathlib.Path) -> Iterator[Row]:
     place = int(np.argmin(_stream(folder)["readable"]))
     others = np.arange(16) != place
     random_ = random.Random(0)
-    harms = [b"", b"<html>not an image</html>"]
-    harms += [
+    contents = [b"", b"<html>not an image</html>"]
+    contents += [
       content[: random_.randrange(len(content))] for _ in range(flips // 2)
     ]
-    harms += [corruption.flipped(content, random_) for _ in range(flips)]
+    contents += [corruption.flip_bit(content, random_) for _ in range(flips)]
     kept = substitutes = 0
-    for harm in harms:
-      victim.write_bytes(harm)
+    for damaged in contents:
+      victim.write_bytes(damaged)
       found = _stream(folder)
       kept += all(
         np.array_equal(found[key][others], clean[key][others]) for key in clean
       )
       substitutes += not found["readable"][place]
     yield Row(
-      f"a {suffix.upper()} empty, of wrong type, truncated or with a flipped "
-      "bit, among fifteen good ones",
-      "the stream goes on, with every other image in its place, to the bit",
-      len(harms),
+      f"a {suffix.upper()} that is empty, of another type, truncated or has a "
+      "flipped bit, among fifteen good images",
+      "the stream continues; all other images are in their places, bit for bit",
+      len(contents),
       kept,
-      f"{substitutes} times a substitute stood for it, else it was decoded",
+      f"{substitutes} times a plain image replaced it, else it was decoded",
     )
 
 
 def _stream(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """The first epoch of a folder of sixteen, in one batch."""
+  """Returns the first epoch of a folder of sixteen images, as one batch."""
   data = dataclasses.replace(
-    tiny.config().data,
+    tiny_config.config().data,
     source="folder",
     path=str(folder),
     channels=3,
@@ -257,7 +263,7 @@ def _stream(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def break_disks(count: int, directory: pathlib.Path) -> Iterator[Row]:
-  """Full and vanished workdirs, and two runs on one, under the program."""
+  """Fills and removes workdirs of runs, and starts two runs on one workdir."""
 
   def fill(process: Process, workdir: pathlib.Path) -> pathlib.Path:
     process.limit_files(LOGS_ONLY)
@@ -267,10 +273,10 @@ def break_disks(count: int, directory: pathlib.Path) -> Iterator[Row]:
     return workdir.rename(workdir.with_name("moved"))
 
   with ForkServer(directory) as fork_server:
-    expected = _whole(fork_server, directory)
-    for fault, harm in (
-      ("the disk is full (size of files limited) while training", fill),
-      ("the workdir vanishes while training", move_away),
+    expected = _run_uninterrupted(fork_server, directory)
+    for fault, break_disk in (
+      ("the disk fills up while training (the size of files is limited)", fill),
+      ("the workdir is moved away while training", move_away),
     ):
       random_ = random.Random(0)
       codes: collections.Counter[int] = collections.Counter()
@@ -280,15 +286,15 @@ def break_disks(count: int, directory: pathlib.Path) -> Iterator[Row]:
           shutil.rmtree(directory / name, ignore_errors=True)
         process = _start(fork_server, directory / "broken")
         process.wait_for("stepping", 10 + random_.randrange(50))
-        left = harm(process, directory / "broken")
+        left = break_disk(process, directory / "broken")
         codes[process.wait()] += 1
         clear = "Traceback" not in process.log.read_text()
         code = _start(fork_server, left).wait()
         kept += clear and not code and _same(left, expected)
       yield Row(
         fault,
-        "the run stops with one line and the last good checkpoint; the rerun "
-        "ends as if nothing had been",
+        "the run stops with one line that names the last good checkpoint; the "
+        "rerun ends like an uninterrupted run",
         count,
         kept if set(codes) == {1} else 0,
         f"exit codes {dict(codes)}",
@@ -309,12 +315,16 @@ def _two_runs(
     first.signal(signal.SIGKILL)
     first.wait()
   return Row(
-    "a second run on a workdir", "refused with one line", count, kept, ""
+    "a second run on the workdir of a running one",
+    "refused with one line",
+    count,
+    kept,
+    "",
   )
 
 
 def make_mistakes(directory: pathlib.Path) -> Iterator[Row]:
-  """What people type."""
+  """Starts runs with common mistakes on the command line."""
   (directory / "empty").mkdir()
   kept, slowest = 0, 0.0
   with ForkServer(directory) as fork_server:
@@ -326,14 +336,14 @@ def make_mistakes(directory: pathlib.Path) -> Iterator[Row]:
       )
       code = process.wait()
       slowest = max(slowest, time.monotonic() - begin)
-      told = process.log.read_text().strip().splitlines()
-      clear = len(told) == 1 and told[0].startswith("error: ")
+      lines = process.log.read_text().strip().splitlines()
+      clear = len(lines) == 1 and lines[0].startswith("error: ")
       kept += code == 1 and clear
       if code != 1 or not clear:
-        print(f"{mistake}: {code} {told[-3:]}")
+        print(f"{mistake}: {code} {lines[-3:]}")
   yield Row(
     "mistakes on the command line",
-    "one line with the value and the way out, exit code 1, before training",
+    "one line with the value and the way out, and exit code 1, before training",
     len(MISTAKES),
     kept,
     f"the slowest took {slowest:.1f} s after the imports",
@@ -344,18 +354,20 @@ def _start(fork_server: ForkServer, workdir: pathlib.Path) -> Process:
   return fork_server.start([*kill_and_resume.SETTINGS, f"--workdir={workdir}"])
 
 
-def _whole(fork_server: ForkServer, directory: pathlib.Path) -> dict[str, Any]:
+def _run_uninterrupted(
+  fork_server: ForkServer, directory: pathlib.Path
+) -> dict[str, Any]:
   _start(fork_server, directory / "whole").wait()
   return run_outputs.read_all(directory / "whole")
 
 
 def _same(workdir: pathlib.Path, expected: dict[str, Any]) -> bool:
-  """Whether a run left what another did; how many saves it took may differ."""
+  """Compares outputs of runs; the steps of checkpoints may differ."""
   found = run_outputs.read_all(workdir)
   names = expected.keys() - {"steps of checkpoints"}
   return all(found[name] == expected[name] for name in names)
 
 
 def _silent() -> contextlib.AbstractContextManager[Any]:
-  """Hides the warnings of one fault."""
+  """Hides the warnings that a fault causes."""
   return contextlib.redirect_stderr(io.StringIO())

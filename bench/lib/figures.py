@@ -1,4 +1,4 @@
-"""How near and how sharp held-out images are painted by a run's network."""
+"""Measures and plots how a run's network reconstructs held-out images."""
 
 from __future__ import annotations
 
@@ -18,42 +18,45 @@ from mae_jax.tools import reconstructor
 from mae_jax.utils import image_grid
 
 PSNR, SHARPNESS = "PSNR, dB", "sharpness"
-IMAGES = 64  # held out, that are painted
-SHOWN = 8  # of those, in a picture
+IMAGES = 64  # number of held-out images to reconstruct
+SHOWN = 8  # number of these in a picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Painted:
-  """Held-out images, painted where they were hidden.
+class Reconstructions:
+  """Held-out images, and their reconstructions.
 
   Attributes:
-    images: [B, H, W, C] uint8, as they are.
-    pasted: the same with hidden patches as they are painted.
-    hidden: [B, H, W] bool.
-    patch: height and width.
+    images: [B, H, W, C] uint8, the original images.
+    pasted: [B, H, W, C] uint8, with masked patches replaced by predictions.
+    masked: [B, H, W] bool, True for pixels of masked patches.
+    patch: height and width of a patch in pixels.
   """
 
   images: np.ndarray
   pasted: np.ndarray
-  hidden: np.ndarray
+  masked: np.ndarray
   patch: tuple[int, int]
 
   def figures(self) -> dict[str, float]:
-    """PSNR and sharpness of hidden patches.
+    """Returns PSNR and sharpness of masked patches.
 
-    Sharpness is the mean absolute difference of neighboring pixels of one
-    hidden patch, and 1 for the images themselves; what blurs has less.
+    Sharpness is the mean absolute difference of neighboring pixels of a masked
+    patch, divided by that of the original images. A blurred patch is below 1.
     """
-    error = self.pasted[self.hidden] / 255.0 - self.images[self.hidden] / 255.0
+    error = self.pasted[self.masked] / 255.0 - self.images[self.masked] / 255.0
     return {
       PSNR: float(-10 * np.log10((error**2).mean())),
-      SHARPNESS: edges(self.pasted, self.hidden, self.patch)
-      / edges(self.images, self.hidden, self.patch),
+      SHARPNESS: edges(self.pasted, self.masked, self.patch)
+      / edges(self.images, self.masked, self.patch),
     }
 
 
-def paint(workdir: pathlib.Path) -> Painted:
-  """By a run's network; the same random masks for all that hide as much."""
+def reconstruct(workdir: pathlib.Path) -> Reconstructions:
+  """Reconstructs held-out images with the newest checkpoint of a run.
+
+  Random masks are equal for all runs with an equal mask ratio.
+  """
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   network = reconstructor.Reconstructor(workdir, mesh)
   source = sources.open_source(network.data, "eval")
@@ -68,31 +71,33 @@ def paint(workdir: pathlib.Path) -> Painted:
     limit=IMAGES,
   )
   images = arrays["image"]
-  hidden = network.masks("random", network.mask_ratio, len(images), seed=0)
-  found = network.paint(images, hidden)
-  return Painted(images, found.pasted(images), found.hidden, network.patch_size)
+  masks = network.masks("random", network.mask_ratio, len(images), seed=0)
+  found = network.paint(images, masks)
+  return Reconstructions(
+    images, found.pasted(images), found.hidden, network.patch_size
+  )
 
 
-def draw(rows: Mapping[str, Painted], path: pathlib.Path) -> None:
-  """A row of pictures for each name, under those that they are of.
+def draw(rows: Mapping[str, Reconstructions], path: pathlib.Path) -> None:
+  """Draws a row of reconstructions for each name, below the originals.
 
   Args:
-    rows: of the same images. What the first of them sees is shown; others may
-      see less or more.
-    path: a PNG.
+    rows: reconstructions of the same images by name. The picture shows the
+      visible patches of the first; others may mask different patches.
+    path: path of a PNG file.
   """
   first = next(iter(rows.values()))
-  taken = np.linspace(0, len(first.images) - 1, SHOWN).astype(int)
-  gray = np.where(first.hidden[..., None], 127, first.images)
-  pictures = {"held-out images": first.images, "what is seen": gray}
+  shown = np.linspace(0, len(first.images) - 1, SHOWN).astype(int)
+  visible = np.where(first.masked[..., None], 127, first.images)
+  pictures = {"held-out images": first.images, "visible patches": visible}
   pictures |= {name: each.pasted for name, each in rows.items()}
   side = 0.9  # inches
   figure = Figure(
     figsize=(3 + side * SHOWN, side * len(pictures)), layout="constrained"
   )
   axes = figure.subplots(len(pictures), SHOWN, squeeze=False)
-  for row, (name, every) in zip(axes, pictures.items(), strict=True):
-    for cell, image in zip(row, every[taken], strict=True):
+  for row, (name, images) in zip(axes, pictures.items(), strict=True):
+    for cell, image in zip(row, images[shown], strict=True):
       cell.imshow(image_grid.to_rgb(image.astype(np.uint8)))
       cell.set(xticks=[], yticks=[])
       cell.spines[:].set_visible(False)
@@ -103,14 +108,14 @@ def draw(rows: Mapping[str, Painted], path: pathlib.Path) -> None:
 def edges(
   images: np.ndarray, where: np.ndarray, patch: tuple[int, int]
 ) -> float:
-  """Mean absolute difference of neighbors in a patch, where both count.
+  """Returns the mean absolute difference of neighboring pixels of a patch.
 
-  Between patches there may be seams, which are not sharpness.
+  Differences across patch borders do not count: seams are not sharpness.
 
   Args:
     images: [B, H, W, C].
-    where: [B, H, W] bool.
-    patch: height and width.
+    where: [B, H, W] bool; a pair counts if both pixels are True.
+    patch: height and width of a patch in pixels.
   """
   x = images.astype(np.float64)
   total, count = 0.0, 0

@@ -1,4 +1,4 @@
-"""Kinds of flags: what is wrong is told before any work, not after hours."""
+"""Types of command-line flags that refuse wrong values before any work."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable, Collection
 
 from mae_jax.utils.errors import ConfigError
 
-BATCH = 4096  # of the recipes
+BATCH = 4096  # batch size of the recipes
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def among(known: Collection[str]) -> Callable[[str], list[str]]:
-  """Names with commas between them, each of which must be known."""
+  """Returns a parser of known names, separated by commas."""
 
   def names(text: str) -> list[str]:
     found = text.split(",")
@@ -27,7 +28,7 @@ def among(known: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def whole(least: int = 1, most: int | None = None) -> Callable[[str], int]:
-  """A whole number in a range."""
+  """Returns a parser of a whole number in a range."""
 
   def number(text: str) -> int:
     try:
@@ -40,7 +41,7 @@ def whole(least: int = 1, most: int | None = None) -> Callable[[str], int]:
       raise argparse.ArgumentTypeError(f"{found} is below {least}")
     if most is not None and found > most:
       raise argparse.ArgumentTypeError(
-        f"{found} is above {most}, which is what there is here"
+        f"{found} is above {most}, the number available here"
       )
     return found
 
@@ -48,11 +49,11 @@ def whole(least: int = 1, most: int | None = None) -> Callable[[str], int]:
 
 
 def multiple(of: int) -> Callable[[str], int]:
-  """A whole number of so many."""
-  one = whole(of)
+  """Returns a parser of a positive multiple of `of`."""
+  parse = whole(of)
 
   def number(text: str) -> int:
-    found = one(text)
+    found = parse(text)
     if found % of:
       raise argparse.ArgumentTypeError(
         f"{found} is not a multiple of {of}: write {found // of * of}"
@@ -63,15 +64,15 @@ def multiple(of: int) -> Callable[[str], int]:
 
 
 def wholes(least: int, most: int) -> Callable[[str], list[int]]:
-  """Whole numbers with commas between them."""
-  one = whole(least, most)
-  return lambda text: [one(each) for each in text.split(",")]
+  """Returns a parser of whole numbers, separated by commas."""
+  parse = whole(least, most)
+  return lambda text: [parse(each) for each in text.split(",")]
 
 
 def slices(text: str) -> list[str]:
-  """Slices of chips with commas between them, that there are compilers for.
+  """Parses slices of chips, separated by commas.
 
-  They must share the recipes' batch.
+  Each needs an installed compiler, and its devices must divide the batch.
   """
   from mae_jax.tools.plan import topology
 
@@ -84,13 +85,13 @@ def slices(text: str) -> list[str]:
     if BATCH % devices:
       raise argparse.ArgumentTypeError(
         f"{each} has {devices} devices, which do not divide {BATCH} images: "
-        "take one whose number is a power of 2"
+        "choose a slice whose number of devices is a power of 2"
       )
   return found
 
 
 def page(text: str) -> pathlib.Path:
-  """A file to be written, in a directory that there is."""
+  """Parses the path of a file to write; its directory must exist."""
   found = pathlib.Path(text)
   if not found.parent.is_dir():
     raise argparse.ArgumentTypeError(

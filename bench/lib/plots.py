@@ -1,4 +1,4 @@
-"""Figures beside the tables of pages."""
+"""Writes the SVG figures of result pages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from matplotlib.figure import Figure
 
 @contextlib.contextmanager
 def figure(page: pathlib.Path, width: float, height: float) -> Iterator[Figure]:
-  """One that is written beside a page when all is drawn, as SVG.
+  """Yields a figure, and saves it as SVG beside a page when the block ends.
 
-  Its text is text, and the same figures give the same file.
+  Text stays text in the file, and equal data give an equal file.
 
   Args:
-    page: `bench/results/x.md`, to which `bench/results/x.svg` belongs.
-    width: in inches.
-    height: in inches.
+    page: path of the page: for `bench/results/x.md`, the figure is saved as
+      `bench/results/x.svg`.
+    width: width in inches.
+    height: height in inches.
   """
   with rc_context({"svg.fonttype": "none", "svg.hashsalt": page.stem}):
     result = Figure(figsize=(width, height), layout="constrained")

@@ -1,4 +1,4 @@
-"""A process of its own that is asked, a line at a time, and answers."""
+"""Runs a program that reads one request a line and prints its answers."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ import pathlib
 import subprocess
 from collections.abc import Sequence
 
-_HERE = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Worker:
-  """A started process, which has said in a first line that it is ready."""
+  """A running program that has printed a first line to say that it is ready."""
 
   def __init__(self, command: Sequence[str], **variables: str):
-    """Starts it at the root of the project, on CPU, and waits.
+    """Starts the program at the project's root, on CPU, and waits for a line.
 
     Args:
       command: the program and its arguments.
-      **variables: of its environment, besides those that are here.
+      **variables: environment variables to add.
 
     Raises:
-      RuntimeError: as each method does, if it ended; it has told why.
+      RuntimeError: if the program ended. Each method raises this error. The
+        program has printed the reason.
     """
     self._process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      cwd=_HERE,
+      cwd=_ROOT,
       env=os.environ
-      | {"PYTHONPATH": str(_HERE), "JAX_PLATFORMS": "cpu"}
+      | {"PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
       | variables,
     )
     self.pid = self._process.pid
     self._line()
 
   def ask(self, text: str, answers: int = 1) -> list[str]:
-    """Writes a line, and reads so many."""
+    """Writes a line, and reads `answers` lines."""
     assert self._process.stdin is not None
     self._process.stdin.write(f"{text}\n")
     self._process.stdin.flush()
@@ -47,11 +48,13 @@ class Worker:
     assert self._process.stdout is not None
     line = self._process.stdout.readline()
     if not line:
-      raise RuntimeError("a process of this benchmark ended: see above")
+      raise RuntimeError(
+        "a process of this benchmark ended; its own error is printed above"
+      )
     return line
 
   def close(self) -> None:
-    """Ends it."""
+    """Ends the program."""
     assert self._process.stdin is not None
     self._process.stdin.close()
     self._process.terminate()

@@ -1,4 +1,4 @@
-"""What the table beside the paper's table 2 is made of."""
+"""Tests of the flops, ratios and tables of `bench.table2`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BATCH = 4
 
 
 @pytest.mark.parametrize("entry", table2.ENTRIES[:2])
-def test_flops_on_paper_are_those_of_the_products(entry: table2.Entry):
+def test_counted_flops_equal_the_flops_of_the_products(entry: table2.Entry):
   config = table2.configured(entry)
   model = factory.masked_autoencoder(config)
   images, noise = jnp.zeros((BATCH, 224, 224, 3)), jnp.zeros((BATCH, 196))
@@ -25,7 +25,7 @@ def test_flops_on_paper_are_those_of_the_products(entry: table2.Entry):
   assert table2.flops_per_image(config) * BATCH == 3 * products(jaxpr)
 
 
-def test_steps_are_told_beside_those_with_mask_tokens():
+def test_steps_are_compared_with_steps_with_mask_tokens():
   times = {
     entry: table2.Timed(*np.full((2, 3), 2.0 if entry.mask_tokens else 1.0))
     for entry in table2.ENTRIES

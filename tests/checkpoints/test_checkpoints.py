@@ -119,10 +119,10 @@ def test_any_damage_to_the_newest_is_noticed(
   assert len(files) > 15
   for name in files:
     content = (saved / name).read_bytes()
-    for _, harm in corruption.harms(content, random_, flips=1):
+    for _, damaged in corruption.damages(content, random_, flips=1):
       copy = tmp_path_factory.mktemp("harmed") / "run"
       shutil.copytree(saved, copy)
-      corruption.apply(copy / name, harm)
+      corruption.apply(copy / name, damaged)
       restored = checkpoints.restore_newest(copy, RUN, like(state))
       step = int(restored.step)
       jax.tree.map(
@@ -193,7 +193,7 @@ def test_damaged_parameters_are_not_loaded(saved, state):
     key=lambda path: path.stat().st_size,
   )
   corruption.apply(
-    data, corruption.flipped(data.read_bytes(), random.Random(0))
+    data, corruption.flip_bit(data.read_bytes(), random.Random(0))
   )
   with pytest.raises(ConfigError, match=r"7 cannot be read .*another"):
     checkpoints.load_params(saved, like(state.params))
