@@ -1,12 +1,12 @@
-r"""How time and memory of a train step grow: measured, and compiled for TPUs.
+r"""Measures how time and memory of a train step grow with its size.
 
     python -m bench.growth [--rounds=7]
 
-It writes `bench/results/growth.md` and `bench/results/growth.svg`. On CPU,
-steps of a small network are taken in turn, with one of image size, depth, width
-and batch changed at a time: medians. For a TPU v5e, steps of ViT-B are
-compiled: peaks of memory, and rooflines. At large images, by how much of
-attention's logits there is at a time (`model.attention_chunk_mb`).
+It writes `bench/results/growth.md` and `bench/results/growth.svg`. On CPU, it
+times steps of a small network and changes image size, depth, width or batch,
+one at a time. For TPU v5e, it compiles steps of ViT-B and reports peak memory
+and rooflines. For large images, it also varies the size of attention chunks
+(`model.attention_chunk_mb`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mae_jax.tools.plan import format as report_lib
 
 OUT = flags.RESULTS / "growth.md"
 BASE = timed_steps.Model(64, 8, 32, 192, 6, 3, 128, 2, 4)
-# By what is changed: the fields, and times their base.
+# For each change: the fields, and factors of their values in BASE.
 CPU = {
   "image size": (("image",), (0.5, 1, 1.5, 2, 3, 4)),
   "depth": (("depth",), (0.5, 1, 2, 4)),
@@ -40,13 +40,13 @@ CPU = {
   "batch": (("batch",), (0.25, 0.5, 1, 2, 4)),
 }
 SLICE, CHIPS = "v5e:2x2", 4
-# ViT-B's, of which one is changed at a time.
+# Changes of ViT-B, one at a time.
 TPU: dict[str, tuple[int, ...]] = {
   "depth": (6, 12, 24, 48),
   "width": (384, 768, 1536),
   "images a chip": (8, 32, 64, 128),
 }
-TPU_IMAGES = 32  # a chip, where they are not what changes
+TPU_IMAGES = 32  # per chip, unless this number changes
 SIZES = (224, 512, 1024, 1536, 2048)  # pixels, one image a chip
 MEASURED = (
   "what changes",
@@ -58,7 +58,7 @@ MEASURED = (
   "memory",
 )
 COMPILED = ("what changes", "value", "flops", "HBM peak", "step, at least")
-# By how attention's logits are computed there: `model.attention_chunk_mb`.
+# Values of `model.attention_chunk_mb`, which limits the logits of attention.
 LOGITS: dict[str, float | None] = {
   "whole": 0.0,
   "parts of 2 GB": None,  # the default
@@ -77,14 +77,14 @@ LARGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """A step that was measured.
+  """A measured step.
 
   Attributes:
-    value: of what was changed, in its own unit.
-    tokens: of the decoder.
-    flops: of the products of a step, on paper.
-    memory: bytes of the program: state, batch and temporaries.
-    seconds: of a step.
+    value: the value of the changed field.
+    tokens: number of tokens in the decoder.
+    flops: counted flops of the matrix products of a step.
+    memory: bytes of state, batch and temporary memory.
+    seconds: seconds of a step.
   """
 
   value: int
@@ -95,13 +95,13 @@ class Point:
 
 
 def changed(fields: Sequence[str], times: float) -> timed_steps.Model:
-  """BASE, so many times as large in some ways."""
+  """Returns BASE with some fields multiplied by a factor."""
   values = {name: round(times * getattr(BASE, name)) for name in fields}
   return dataclasses.replace(BASE, **values)
 
 
 def on_cpu(what: str, rounds: int) -> list[Point]:
-  """Steps of one way to grow, taken in turn."""
+  """Times steps for each factor of one change; the sizes take turns."""
   fields, times = CPU[what]
   models = [changed(fields, each) for each in times]
   runs = [timed_steps.run(model, "float32") for model in models]
@@ -129,7 +129,7 @@ def on_cpu(what: str, rounds: int) -> list[Point]:
 
 
 def recipe(batch: int, pixels: int = 224, **model: Any) -> Config:
-  """ViT-B's, of so many images on all chips."""
+  """Returns the ViT-B recipe for a batch on all chips."""
   config = overrides.recipe("configs/vit_b.py")
   return dataclasses.replace(
     config,
@@ -141,7 +141,7 @@ def recipe(batch: int, pixels: int = 224, **model: Any) -> Config:
 
 
 def on_tpu(what: str) -> dict[int, compile_step.CompiledStep]:
-  """By the value of what is changed."""
+  """Compiles the steps of one change, by its value."""
   found = {}
   for value in tqdm.tqdm(TPU[what], what, leave=False):
     if what == "images a chip":
@@ -156,11 +156,12 @@ def on_tpu(what: str) -> dict[int, compile_step.CompiledStep]:
   return found
 
 
-Large = dict[int, dict[str, compile_step.CompiledStep]]  # by pixels and LOGITS
+# Compiled steps by pixels of an image and by the names in LOGITS.
+Large = dict[int, dict[str, compile_step.CompiledStep]]
 
 
 def large() -> Large:
-  """What is compiled for large images."""
+  """Compiles the steps for large images."""
   return {
     pixels: {
       name: plan.compiled(
@@ -173,13 +174,13 @@ def large() -> Large:
 
 
 def step(found: compile_step.CompiledStep) -> str:
-  """The roofline's bound."""
+  """Returns the lower bound of a step, or "" if the program does not fit."""
   known = roofline.estimate(found) if found.fits else None
   return f"{1e3 * known.step:.1f} ms" if known else ""
 
 
 def measured_rows(points: Mapping[str, list[Point]]) -> Iterator[list[str]]:
-  """Those of MEASURED, as multiples of the smallest of their kind."""
+  """Yields rows under MEASURED, with ratios to the first row of each kind."""
   for what, some in points.items():
     for point in some:
       yield [
@@ -196,7 +197,7 @@ def measured_rows(points: Mapping[str, list[Point]]) -> Iterator[list[str]]:
 def compiled_rows(
   found: Mapping[str, Mapping[int, compile_step.CompiledStep]],
 ) -> Iterator[list[str]]:
-  """Those of COMPILED."""
+  """Yields rows under COMPILED."""
   for what, some in found.items():
     smallest = next(iter(some.values()))
     for value, one in some.items():
@@ -205,13 +206,13 @@ def compiled_rows(
 
 
 def total_flops(found: compile_step.CompiledStep) -> float:
-  """Of a step on all chips, on paper."""
+  """Returns the counted flops of a step on all chips."""
   planned = found.planned
   return planned.task.flops_per_image * planned.config.data.batch_size
 
 
 def large_rows(found: Large) -> Iterator[list[str]]:
-  """Those of LARGE."""
+  """Yields rows under LARGE."""
   for pixels, by_limit in found.items():
     tokens = by_limit["whole"].planned.tokens[-1]
     cells = [
@@ -223,7 +224,7 @@ def large_rows(found: Large) -> Iterator[list[str]]:
 def draw(
   points: Mapping[str, list[Point]], found: Large, page: pathlib.Path
 ) -> None:
-  """Time on CPU against flops, and memory on a TPU against tokens."""
+  """Plots time on CPU against flops, and memory on a TPU against tokens."""
   with plots.figure(page, 10, 4) as figure:
     left, right = figure.subplots(1, 2)
     for what, some in points.items():
@@ -264,7 +265,7 @@ def report(
   rounds: int,
   page: pathlib.Path,
 ) -> str:
-  """The whole of `bench/results/growth.md`."""
+  """Returns the page."""
   packages = ("jax", "jaxlib", "flax", "libtpu")
   return f"""\
 # How a train step grows
@@ -308,7 +309,7 @@ To 512 pixels no logits are larger, and the program is the same.
 
 
 def main() -> None:
-  """Measures, compiles and writes."""
+  """Measures, compiles and writes the page."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--rounds", type=flags.whole(), default=7)
   parser.add_argument("--out", type=flags.page, default=OUT)

@@ -1,11 +1,11 @@
-r"""What recipes need on slices of chips that are not there, as a table.
+r"""Estimates memory and time of recipes on slices of TPUs and GPUs.
 
   python -m bench.plan [--models=B,L] [--slices=v5e:16x16] \
       [--out=bench/results/plan.md]
 
-Needs the compilers: pip install -c constraints.txt -e '.[tpu,cuda12]'. Each
-line is compiled as `python -m mae_jax plan` compiles it, and can be had again
-with the flags beside it.
+Needs compilers, but no TPU or GPU:
+pip install -c constraints.txt -e '.[tpu,cuda13]'. Each row is compiled as by
+`python -m mae_jax plan`, and that command gives one row again.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ RECIPES = {
   "H": ("vit_h", "H/14"),
   "2B": ("vit_h", "2B/14"),
 }
-# Of `mesh.fsdp`: all data parallel, and split over a side or a host.
+# Values of `mesh.fsdp`: data parallel, and sharded over a side or a host.
 FSDP = {
   "v5e:16x16": (1, 16),
   "v5p:4x4x4": (1, 16),
   "v6e:16x16": (1, 16),
   "h100:8": (1, 8),
 }
-# Figures of a sketch of this program, in GB, with its settings.
+# Peak memory in GB of an earlier sketch of this program, with its settings.
 SKETCH = (
   ("L", "v5e:16x16", 1, "none", 5.4),
   ("L", "v5e:16x16", 256, "none", 3.6),
@@ -76,7 +76,7 @@ SKETCHED = ("model", "slice", "fsdp", "remat", "sketch", "here")
 
 
 def configured(model: str, fsdp: int, remat: str = "auto") -> Config:
-  """The recipe of a model, batch 4096, with other settings."""
+  """Returns the recipe of a model, batch 4096, with fsdp and remat set."""
   name, variant = RECIPES[model]
   config = overrides.recipe(f"configs/{name}.py")
   return dataclasses.replace(
@@ -87,25 +87,25 @@ def configured(model: str, fsdp: int, remat: str = "auto") -> Config:
 
 
 def compiled(config: Config, slice_: str) -> compile_step.CompiledStep:
-  """The run on that slice."""
+  """Compiles the train step for a slice."""
   where = topology.open_topology(slice_)
   return compile_step.measure(planned_step.on_slice(config, where), where.chip)
 
 
 def peak(found: compile_step.CompiledStep) -> str:
-  """Of a chip's memory, and whether it has as much."""
+  """Returns the peak of a chip's memory, and whether it fits."""
   text = format.gb(found.memory.peak)
   return text if found.fits else f"{text}: no fit"
 
 
 def flops(found: compile_step.CompiledStep) -> tuple[float, float]:
-  """Those of the program an image, and how much more than on paper.
+  """Returns the program's flops per image, and their excess over the count.
 
   Raises:
-    ValueError: if the program's text cannot be had.
+    ValueError: if the program's text is not available.
   """
   if found.costs is None:
-    raise ValueError("of this program nothing can be counted")
+    raise ValueError("the compiler gives no text of this program to count")
   planned = found.planned
   share = planned.config.data.batch_size // planned.mesh.size
   count = found.costs.flops / share
@@ -113,13 +113,13 @@ def flops(found: compile_step.CompiledStep) -> tuple[float, float]:
 
 
 def parts(known: roofline.Estimate) -> str:
-  """Of a roofline: compute, HBM and interconnect."""
+  """Returns the times of compute, HBM and interconnect of a roofline."""
   times = (known.compute, known.memory, known.interconnect)
   return f"{' / '.join(f'{1e3 * each:.1f}' for each in times)} ms"
 
 
 def row(model: str, slice_: str, found: compile_step.CompiledStep) -> list[str]:
-  """The cells of a run under HEADINGS."""
+  """Returns the cells of a row, in the order of HEADINGS."""
   planned = found.planned
   share = planned.config.data.batch_size // planned.mesh.size
   cells = [
@@ -149,7 +149,7 @@ def row(model: str, slice_: str, found: compile_step.CompiledStep) -> list[str]:
 
 
 def draw(rows: list[list[str]], page: pathlib.Path) -> None:
-  """The bounds of each row: a panel a model."""
+  """Plots the bounds of each row, with one panel per model."""
   models = list(dict.fromkeys(row[0] for row in rows))
   high = math.ceil(len(models) / 2)
   with plots.figure(page, 10, 0.5 + 2.3 * high) as figure:
@@ -165,7 +165,7 @@ def draw(rows: list[list[str]], page: pathlib.Path) -> None:
 
 
 def _panel(axes: Axes, rows: list[dict[str, str]]) -> None:
-  """Rows of one model, by headings: a line each, least to most."""
+  """Draws the rows of one model, each with a line from least to most."""
   found = {
     number: [float(x) for x in row[BOUNDS].removesuffix(" ms").split("/")]
     for number, row in enumerate(rows)
@@ -194,7 +194,7 @@ def _panel(axes: Axes, rows: list[dict[str, str]]) -> None:
 
 
 def sketch(models: list[str], slices: list[str]) -> Iterator[list[str]]:
-  """The peaks of settings that there are earlier figures of."""
+  """Yields the peaks for the settings of SKETCH."""
   for model, slice_, fsdp, remat, before in tqdm.tqdm(SKETCH):
     if model in models and slice_ in slices:
       found = compiled(configured(model, fsdp, remat), slice_)
@@ -205,7 +205,7 @@ def sketch(models: list[str], slices: list[str]) -> Iterator[list[str]]:
 def text(
   rows: list[list[str]], sketched: list[list[str]], page: pathlib.Path
 ) -> str:
-  """The page, as far as it has come."""
+  """Returns the page with the rows so far."""
   environment = machine.about(("jax", "libtpu", "jax-cuda12-plugin"))
   return f"""# Recipes on slices of chips
 
@@ -246,7 +246,7 @@ def _slices(text: str) -> list[str]:
 
 
 def main() -> None:
-  """Compiles everything and writes the table."""
+  """Compiles all cases and writes the page."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument(
     "--models", type=flags.among(RECIPES), default=",".join(RECIPES)
@@ -266,7 +266,7 @@ def main() -> None:
   for model, slice_, fsdp in tqdm.tqdm(cases):
     found = compiled(configured(model, fsdp), slice_)
     rows.append(row(model, slice_, found))
-    # It takes hours: what is cut short is not lost.
+    # Writes after each row: all rows together take hours.
     draw(rows, args.out)
     args.out.write_text(text(rows, [], args.out))
   args.out.write_text(text(rows, list(sketch(models, slices)), args.out))

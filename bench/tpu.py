@@ -1,10 +1,11 @@
-r"""What each choice in the train step's program is worth on TPUs, as a table.
+r"""Compiles the train step for TPUs with each design choice undone.
 
     python -m bench.tpu [--slices=v5e:16x16] [--out=bench/results/tpu.md]
 
-Needs the compiler: pip install -c constraints.txt -e '.[tpu]'. The step of
-ViT-L, batch 4096, is compiled as `python -m mae_jax plan` compiles it, and once
-more with each choice undone, one at a time.
+Needs the TPU compiler: pip install -c constraints.txt -e '.[tpu]'. The train
+step of ViT-L with batch 4096 is compiled as by `python -m mae_jax plan`, and
+once more with each choice undone, one at a time. The table compares memory
+traffic and time.
 """
 
 from __future__ import annotations
@@ -66,12 +67,13 @@ def _token_first(qkv: jax.Array, heads: int, part_bytes: int = 0) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Undone:
-  """A choice, as it was before.
+  """Undoes one design choice.
 
   Attributes:
-    predicted: of the choice on v5e:16x16, before it was compiled.
-    patch: what of the code.
-    settings: of the config, by section.
+    predicted: the effect of the choice on v5e:16x16, predicted before it was
+      compiled.
+    patch: makes a context in which the code is as before the choice.
+    settings: changed settings of the config by section.
   """
 
   predicted: str
@@ -126,15 +128,15 @@ UNDONE = {
 
 
 def compiled(slice_: str, undone: Undone) -> compile_step.CompiledStep:
-  """The step on that slice, all data parallel."""
+  """Compiles the train step for a slice, data parallel."""
   config = tiny_config.with_changes(plan.configured("L", 1), **undone.settings)
   with undone.patch():
-    jax.clear_caches()  # of what was traced with other code
+    jax.clear_caches()  # traces of the unpatched code
     return plan.compiled(config, slice_)
 
 
 def row(slice_: str, name: str, found: compile_step.CompiledStep) -> list[str]:
-  """The cells under HEADINGS."""
+  """Returns the cells of a row, in the order of HEADINGS."""
   costs, known = found.costs, roofline.estimate(found)
   if costs is None or known is None:
     return [slice_, name, "", "", plan.peak(found), *[""] * 4]
@@ -153,7 +155,7 @@ def row(slice_: str, name: str, found: compile_step.CompiledStep) -> list[str]:
 
 
 def rows(slices: list[str]) -> Iterator[list[str]]:
-  """A table: each slice's program as it is, and with each choice undone."""
+  """Yields rows: each slice's program as it is, and with each choice undone."""
   programs = {"as it is": Undone("")} | UNDONE
   cases = [(slice_, name) for slice_ in slices for name in programs]
   for slice_, name in tqdm.tqdm(cases):
@@ -161,7 +163,7 @@ def rows(slices: list[str]) -> Iterator[list[str]]:
 
 
 def draw(found: list[list[str]], page: pathlib.Path) -> None:
-  """Traffic of each program: a panel a slice."""
+  """Plots the memory traffic of each program, with one panel per slice."""
   slices = list(dict.fromkeys(row[0] for row in found))
   with plots.figure(page, 10, 3) as figure:
     every = figure.subplots(1, len(slices), sharey=True, squeeze=False)[0]
@@ -269,7 +271,7 @@ what reduces it.
 
 
 def main() -> None:
-  """Compiles and writes."""
+  """Compiles all programs and writes the page."""
   parser = argparse.ArgumentParser(
     description=(__doc__ or "").partition("\n")[0]
   )

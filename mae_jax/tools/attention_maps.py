@@ -1,9 +1,6 @@
-"""What an encoder looks at in images, and how it tells their parts apart.
+"""Draws what an encoder attends to.
 
 python -m mae_jax attention --checkpoint=WORKDIR --images=DIR --out=pictures
-
-Of each image: the attention of each head, the rollout of all blocks, and the
-three principal components of patch features as colors.
 """
 
 from __future__ import annotations
@@ -31,9 +28,9 @@ from mae_jax.utils.errors import ConfigError
 if TYPE_CHECKING:
   from mae_jax.data import sources
 
-_ROWS = 24  # images of the large sheet
-_FITTED = 64  # images that colors are fitted on
-_STRENGTH = 0.7  # of a map over its image
+_ROWS = 24  # images on the sheet of all
+_FITTED = 64  # images used to fit the colors
+_STRENGTH = 0.7  # opacity of a map over its image
 _SUMMARY = ("original", "mean of heads", "rollout", "features")
 
 
@@ -136,7 +133,7 @@ def _readable(
   bar: tqdm.tqdm | None = None,
   told: int = 0,
 ) -> Iterator[tuple[str, photos.Photo]]:
-  """The first images that can be read; of the first `told` no warning."""
+  """Yields readable images; warns of unreadable ones from number `told` on."""
   for index in range(count):
     name = source.name(index)
     path = photos.path_of(images, name)
@@ -158,7 +155,7 @@ def _cells(
   grid: tuple[int, int],
   colors: attention_rollout.FeatureColors,
 ) -> dict[str, np.ndarray]:
-  """Pictures by what they are, uint8 [H, W, C]."""
+  """Makes the pictures of an image by name, uint8 [H, W, C]."""
   weights = seen.weights[-1][:, token, 1:]  # [heads, L]
   cells = {"original": shown}
   cells["mean of heads"] = overlay(shown, weights.mean(axis=0), grid, token)
@@ -177,13 +174,13 @@ def _cells(
 def overlay(
   image: np.ndarray, values: np.ndarray, grid: tuple[int, int], token: int = 0
 ) -> np.ndarray:
-  """A map over an image, from its least value to its greatest.
+  """Draws a map over an image, scaled from its smallest to its largest value.
 
   Args:
     image: uint8 [H, W, C].
-    values: [L], one a patch.
+    values: [L], one for each patch.
     grid: rows and columns of patches.
-    token: a patch that is framed in white, 1 for the first; 0 for none.
+    token: number of the patch to frame in white, from 1; 0 for none.
 
   Returns:
     uint8 [H, W, 3].
@@ -206,7 +203,7 @@ def overlay(
 
 
 def _wrapped(cells: dict[str, np.ndarray]) -> np.ndarray:
-  """All pictures of an image, four in a row, each with its name below."""
+  """Arranges all pictures of an image, four in a row, with their names."""
   names = list(cells)
   names += [""] * (-len(names) % 4)
   rows = [names[start : start + 4] for start in range(0, len(names), 4)]

@@ -1,10 +1,8 @@
-"""Features of images, from any checkpoint to a file.
+"""Writes features of images to a file.
 
-  python -m mae_jax features --checkpoint=WORKDIR --images=DIR --out=x.npz
+    python -m mae_jax features --checkpoint=WORKDIR --images=DIR --out=x.npz
 
-The file has `names` [N], paths under DIR; `features` float32 [N, ...]; and
-`readable` [N]: an image that cannot be read has a row of NaN. Nothing is masked
-and nothing random, so that the same images give the same features.
+Nothing is masked and nothing is random: the same images give the same features.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from mae_jax.utils import atomic_write, console
 if TYPE_CHECKING:
   from mae_jax.data import sources
 
-_NAMES = 4096  # written at a time
+_NAMES = 4096  # names written at a time
 
 
 def write(
@@ -81,7 +79,7 @@ def write(
     shape = (source.num_examples, *network.shape)
     atomic_write.check_space(out, 4 * math.prod(shape))
     with atomic_write.NpzWriter(file) as npz:
-      # Names first: what is wrong with them is told before the long work.
+      # Names come first, so that problems with them are reported early.
       _add_names(npz, source)
       readable: list[np.ndarray] = []
 

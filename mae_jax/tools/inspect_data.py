@@ -1,4 +1,4 @@
-"""Says what is in the data of a config, and what is wrong with it.
+"""Checks the images of a config, and warns of likely mistakes.
 
 python -m mae_jax inspect --config=FILE [--config.data.path=DIR]
 """
@@ -20,11 +20,11 @@ from mae_jax.tools import cli
 from mae_jax.utils import atomic_write, console, image_grid, storage
 from mae_jax.utils.errors import ConfigError
 
-_COLUMNS = 8  # of the picture
-_FAR = 0.1  # from a configured mean or std to the one found: a warning
-_CLASSES = 5  # largest and smallest that are named
-_NAMED = 5  # classes of a warning
-_UNEVEN = 10  # times as many images in one class as in another: a warning
+_COLUMNS = 8  # of the picture of samples
+_FAR = 0.1  # warn if mean or std differ by more from the configured ones
+_CLASSES = 5  # print this many of the largest and of the smallest classes
+_NAMED = 5  # classes to name in a warning
+_UNEVEN = 10  # warn if a class has this many times the images of another
 
 
 def report(
@@ -87,17 +87,18 @@ def look(
   data: DataConfig,
   tell: Callable[[int], object] = lambda number: None,
 ) -> tuple[survey.Survey, collections.Counter[int]]:
-  """Looks at images, and tells classes with what cannot be read from others.
+  """Reads images, and counts readable and unreadable ones by class.
 
   Args:
-    source: of any kind.
-    limit: images to look at; 0 for all.
-    data: see `survey.survey_images`.
-    tell: see there.
+    source: the images.
+    limit: number of images to read; 0 for all.
+    data: settings, as in `survey.survey_images`.
+    tell: called with the number of images read.
 
   Returns:
-    What was found, `labels` without what cannot be read; and how many of each
-    label cannot. Of records nothing says the latter, and they stay in `labels`.
+    The survey, whose `labels` count readable images, and the number of
+    unreadable images of each label. Unreadable records have unknown labels and
+    are counted in `labels`.
 
   Raises:
     TrainingError: if a file of records is damaged.
@@ -109,7 +110,7 @@ def look(
   few, known, name_of = source.subset(limit), source.labels, source.name
   unread: collections.Counter[int] = collections.Counter()
 
-  def name(index: int) -> str:  # is asked for what cannot be read
+  def name(index: int) -> str:  # called for unreadable images
     unread[int(known[index])] += 1
     return name_of(index)
 
@@ -143,7 +144,7 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
 
 
 def _enlarged(found: survey.Survey, data: DataConfig) -> tuple[float, float]:
-  """Shares of images that are enlarged: whole, and in the smallest crops."""
+  """Returns the shares of images enlarged whole and in the smallest crops."""
   keep = data.crop_fixed or float(np.sqrt(data.crop_scale[0]))
   size = data.image_size
   return found.enlarged(size), found.enlarged(size, keep)
@@ -178,7 +179,7 @@ def _numbers(values: np.ndarray | tuple[float, ...]) -> str:
 
 
 def _settings(found: survey.Survey) -> list[str]:
-  """Flags to paste."""
+  """Returns the found mean and std as flags."""
   return [
     f"--config.data.{name}={','.join(f'{value:.4f}' for value in values)}"
     for name, values in (("mean", found.mean), ("std", found.std))
@@ -190,18 +191,18 @@ def warnings(
   data: DataConfig,
   names: tuple[str, ...] | None,
 ) -> list[str]:
-  """What is probably not meant, a line each.
+  """Lists likely mistakes, one a line.
 
   Args:
-    found: in the data.
-    data: as it is configured.
-    names: of the classes; None for none.
+    found: the survey of the images.
+    data: the configured settings.
+    names: names of the classes; None without labels.
   """
-  told = []
+  lines = []
   size = f"{data.image_size[0]} x {data.image_size[1]}"
   share, _ = _enlarged(found, data)
   if share > 0.01:
-    told.append(
+    lines.append(
       f"{share:.0%} of the images are smaller than {size}: they are enlarged, "
       "which shows the network nothing new; set data.image_size (and "
       "model.variant's patch size) to fit most of them"
@@ -211,24 +212,24 @@ def warnings(
     configured = np.broadcast_to(getattr(data, name), found.mean.shape)
     seen = getattr(found, name)
     if (np.abs(configured - seen) > _FAR).any():
-      told.append(
+      lines.append(
         f"data.{name}={getattr(data, name)}, but the images have "
         f"{_numbers(seen)}: unless weights are loaded that were trained with "
         f"it, set {flags}"
       )
   number = len(found.unreadable.names)
   if number / found.num_images > data.max_unreadable:
-    told.append(
+    lines.append(
       f"{number / found.num_images:.1%} of the images cannot be read, and a "
       f"run stops at data.max_unreadable={data.max_unreadable:.1%}: mend or "
       "remove them"
     )
   if data.channels == 3 and found.gray == len(found.sizes):
-    told.append(
+    lines.append(
       "all images are gray: data.channels=1, with one mean and std, takes a "
       "third of the work of the first layer"
     )
-  return told + _of_classes(found.labels, data, names)
+  return lines + _of_classes(found.labels, data, names)
 
 
 def _of_classes(
@@ -238,14 +239,14 @@ def _of_classes(
 ) -> list[str]:
   if not names:
     return []
-  told = []
+  lines = []
   if empty := _empty_folders(data, names):
-    told.append(
+    lines.append(
       f"no image is in {_listed('folder', empty)} of data.path={data.path}, "
       "which makes no class: put images there, or remove it"
     )
   if unread := [names[label] for label, count in labels.items() if not count]:
-    told.append(
+    lines.append(
       f"none of the images looked at of {_listed('class', unread)} can be "
       "read: mend or replace them"
     )
@@ -253,15 +254,15 @@ def _of_classes(
   if len(ordered) > 1:
     (most, high), *_, (least, low) = ordered
     if high > _UNEVEN * low:
-      told.append(
+      lines.append(
         f"class {names[most]} has {high / low:.0f} times as many images as "
         f"{names[least]}"
       )
-  return told
+  return lines
 
 
 def _empty_folders(data: DataConfig, names: tuple[str, ...]) -> list[str]:
-  """Class folders without an image, of which the source says nothing."""
+  """Lists class folders without images, which the source ignores."""
   if data.source != "folder":
     return []
   root = epath.Path(data.path).expanduser()

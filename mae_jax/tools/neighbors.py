@@ -1,9 +1,7 @@
-"""The images of a folder that are nearest to some, by an encoder's features.
+"""Finds the images with the most similar features.
 
-python -m mae_jax neighbors --checkpoint=WORKDIR --images=DIR --query=FILE \
-  --out=pictures
-
-Writes a sheet, a row for each query, and `neighbors.csv`.
+python -m mae_jax neighbors --checkpoint=WORKDIR --images=DIR \
+      --query=FILE --out=pictures
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 TABLE = "neighbors.csv"
 COLUMNS = ("query", "rank", "file", "similarity")
 _QUERIES = 64
-_COLUMNS = 12  # neighbors on the sheet; all are in the table
+_COLUMNS = 12  # neighbors on the sheet; the table has all
 
 
 class Neighbor(NamedTuple):
@@ -119,7 +117,7 @@ def write(
     source = image_stream.open_images(images, network.data)
 
     def stream(which: sources.Indexed) -> Iterator[tuple[str, np.ndarray]]:
-      """Names and features of unit length, of those that can be read."""
+      """Yields names and normalized features of readable images."""
       names = map(which.name, range(which.num_examples))
       for features, readable in image_stream.stream(
         network.apply,
@@ -178,16 +176,16 @@ def nearest(
   count: int,
   same: Callable[[str, str], bool],
 ) -> dict[str, list[Neighbor]]:
-  """Those whose features point most nearly the same way.
+  """Finds the images with the largest cosine similarity.
 
   Args:
     queries: features [D] of unit length by name.
-    others: names and features; no more of them are held than are asked for.
-    count: how many, at most.
-    same: whether a query and one of the others are the same image.
+    others: names and features; at most `count` for each query are in memory.
+    count: number of neighbors of a query.
+    same: whether a query and another image are the same file.
 
   Returns:
-    For each query, nearest first.
+    The neighbors of each query, nearest first.
   """
   found: dict[str, list[Neighbor]] = {name: [] for name in queries}
   for name, row in others:

@@ -1,4 +1,4 @@
-"""Folders of pictures, which appear when they are done."""
+"""Writes folders of pictures, which appear when they are complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHEET = "sheet.png"
 
 
 class OutputFolder:
-  """A folder that is being filled; see `replacing`."""
+  """A folder that a command fills; see `replacing`."""
 
   def __init__(
     self, folder: epath.Path, tool: str, settings: Mapping[str, Any]
@@ -29,17 +29,17 @@ class OutputFolder:
     self._files: list[str] = []
 
   def png(self, name: str, picture: np.ndarray) -> None:
-    """Writes uint8 [H, W, C]; C other than 1 and 3 as the channels' mean."""
+    """Writes a picture, uint8 [H, W, C]; see `as_image`."""
     with self._open(name) as file:
       as_image(picture).save(file, format="png")
 
   def table(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a .csv file, of which the first row is the columns' names."""
+    """Writes a .csv file, whose first row names the columns."""
     with self._open(name) as file:
       atomic_write.write_rows(file, rows)
 
   def close(self) -> None:
-    """Writes what made it."""
+    """Writes MANIFEST: the command, its settings and the files."""
     content = self._content | {"files": self._files}
     (self._folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -56,16 +56,15 @@ class OutputFolder:
 def replacing(
   out: str, tool: str, settings: Mapping[str, Any]
 ) -> Iterator[OutputFolder]:
-  """A folder of pictures that appears when the block ends well.
+  """Opens a folder that appears when the block ends without an error.
 
   Args:
-    out: the folder; see `output.replacing_folder`. One that the same tool
-      filled is replaced.
-    tool: the name of its module.
-    settings: what else is written to MANIFEST, as JSON content.
+    out: the folder. One that the same command made is replaced.
+    tool: name of the command.
+    settings: settings to record in MANIFEST, as JSON content.
 
   Raises:
-    ConfigError: if it cannot be made, or holds other things.
+    ConfigError: if it cannot be made, or holds other files.
   """
 
   def is_ours(folder: epath.Path) -> bool:
@@ -89,7 +88,7 @@ def replacing(
 
 
 def as_image(picture: np.ndarray) -> Image.Image:
-  """Of uint8 [H, W, C]; C other than 1 and 3 as the mean of the channels."""
+  """Makes an image of uint8 [H, W, C]; other C than 1 and 3 are averaged."""
   if picture.shape[-1] == 1:
     return Image.fromarray(picture[..., 0])
   return Image.fromarray(image_grid.to_rgb(picture))

@@ -1,8 +1,8 @@
-"""Single photographs of any size, for tools that show what comes of them.
+"""Reads single photographs of any size, and pastes reconstructions into them.
 
-Read whole and exif_rotate by Pillow, without TensorFlow, as its import takes
-longer than the work. Which part of a photograph the network is shown, and where
-that lies in it, is kept: what is painted goes back to its place.
+Pillow reads them, because importing TensorFlow takes longer than the work. A
+`Photo` knows which box of the photograph the network sees, so that
+reconstructed patches can be put back in place.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ FITS = ("crop", "squash")
 
 
 class UnreadableError(Exception):
-  """A file is no image, for the reason that is the message."""
+  """A file is no readable image; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-  """A photograph, and the part of it that is shown to a network.
+  """A photograph, and the box of it that a network sees.
 
   Attributes:
-    whole: uint8 [H, W, C], exif_rotate.
-    box: top, left, height and width in it, in pixels and parts of pixels.
-    shown: uint8 [h, w, C], the box as the network sees it.
+    whole: uint8 [H, W, C], rotated by its EXIF tag.
+    box: top, left, height and width of the box, in fractional pixels.
+    shown: uint8 [h, w, C], the box resized to the network's input.
   """
 
   whole: np.ndarray
@@ -42,12 +42,12 @@ class Photo:
 
 
 def read(path: epath.PathLike, channels: int, exif_rotate: bool) -> np.ndarray:
-  """The pixels of an image file.
+  """Reads the pixels of an image file.
 
   Args:
-    path: on a disk or in a bucket.
+    path: a file on a disk or in a bucket.
     channels: 1 or 3; more for arrays (.npy) alone.
-    exif_rotate: whether the EXIF tag of orientation is followed.
+    exif_rotate: rotate by the EXIF tag.
 
   Returns:
     uint8 [H, W, C].
@@ -59,11 +59,11 @@ def read(path: epath.PathLike, channels: int, exif_rotate: bool) -> np.ndarray:
 
 
 def path_of(images: str, name: str) -> str:
-  """Where an image of a source is.
+  """Returns the path of an image of a source.
 
   Args:
-    images: what --images names, a folder or one file.
-    name: as the source has it.
+    images: the folder or file of --images.
+    name: the image's name in the source.
   """
   folder = epath.Path(images).is_dir()
   return os.path.join(images, name) if folder else images
@@ -72,7 +72,7 @@ def path_of(images: str, name: str) -> str:
 def decode(
   data: bytes, failed: bytes, channels: int, exif_rotate: bool
 ) -> np.ndarray:
-  """As `read`, of the bytes of a file, or why there are none."""
+  """Decodes the bytes of a file, or raises the error of reading them."""
   shape, _, failed = image_io.inspect_image(data, failed, channels, exif_rotate)
   image, reason = image_io.load_box(
     data, failed, np.array([0, 0, *shape]), channels, exif_rotate
@@ -83,7 +83,7 @@ def decode(
 
 
 def lost(path: epath.PathLike, channels: int) -> str:
-  """What of a file is not in its pixels as `read` gives them, in words."""
+  """Names what `read` drops of a file, such as alpha; "" for nothing."""
   data, failed = image_io.read_bytes(os.fsencode(path))
   if failed or data.startswith(image_io.NPY):
     return ""
@@ -91,7 +91,7 @@ def lost(path: epath.PathLike, channels: int) -> str:
     with Image.open(io.BytesIO(data)) as image:
       mode, bands = image.mode, image.getbands()
       profile = "icc_profile" in image.info
-  except Exception:  # `read` will say so
+  except Exception:  # `read` reports it
     return ""
   gray = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;")
   known = {
@@ -104,13 +104,13 @@ def lost(path: epath.PathLike, channels: int) -> str:
 
 
 def fit(image: np.ndarray, data: DataConfig, how: str = "crop") -> Photo:
-  """Makes a photograph what the network takes.
+  """Fits a photograph to the network's input size.
 
   Args:
     image: uint8 [H, W, C].
-    data: the size of images, and how much evaluation keeps of them.
-    how: "crop", the middle, as in evaluation; "squash", all of it, whatever
-      that does to its aspect.
+    data: size of images and the center crop of evaluation.
+    how: "crop", the middle, as in evaluation, or "squash", all of it, which
+      changes the aspect.
   """
   height, width = image.shape[:2]
   if how == "squash":
@@ -118,7 +118,7 @@ def fit(image: np.ndarray, data: DataConfig, how: str = "crop") -> Photo:
   else:
     lookup(dict.fromkeys(FITS), how, "--fit")
     rows, columns = data.image_size
-    # Pixels of the photograph for one that is shown.
+    # Pixels of the photograph for one pixel of the input.
     scale = min(
       height / round(rows / data.eval_crop),
       width / round(columns / data.eval_crop),
@@ -133,15 +133,15 @@ def resize(
   size: Size,
   box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-  """A box of uint8 [H, W, C] as [h, w, C], bicubic with antialiasing.
+  """Resizes a box of uint8 [H, W, C] to [h, w, C], bicubic with antialiasing.
 
   Args:
-    image: to take it from.
-    size: h and w; of a box that has this size already, its very pixels.
+    image: the photograph.
+    size: h and w; a box of this size is copied.
     box: top, left, height and width; None for all.
   """
   top, left, height, width = box or (0, 0, *image.shape[:2])
-  # Rounding must not take it over the edge.
+  # Rounding must not move the box over the edge.
   place = (
     max(left, 0),
     max(top, 0),
@@ -163,7 +163,7 @@ def resize(
 
 
 def read_mask(path: epath.PathLike) -> np.ndarray:
-  """What is missing of a photograph, painted white in a picture of its size.
+  """Reads a mask: a picture of the photograph's size, white where missing.
 
   Returns:
     bool [H, W].
@@ -175,11 +175,11 @@ def read_mask(path: epath.PathLike) -> np.ndarray:
 
 
 def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:
-  """The patches in which anything is missing.
+  """Finds the patches with missing pixels.
 
   Args:
-    missing: bool [H, W], of the whole photograph.
-    photo: as it is shown.
+    missing: bool [H, W], for the whole photograph.
+    photo: the photograph.
     grid: rows and columns of patches.
 
   Returns:
@@ -195,7 +195,7 @@ def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:
     first = np.floor(edges[:-1] + 1e-6).astype(int).clip(0, length - 1)
     last = np.ceil(edges[1:] - 1e-6).astype(int).clip(1, length)
     ends.append((first, last))
-  # [H + 1, W + 1]: how much is missing above and to the left.
+  # [H + 1, W + 1]: number of missing pixels above and to the left.
   total = np.zeros(np.add(missing.shape, 1), np.int64)
   total[1:, 1:] = missing.astype(np.int64).cumsum(0).cumsum(1)
   (y0, y1), (x0, x1) = ends
@@ -205,7 +205,7 @@ def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:
 
 
 def outside(missing: np.ndarray, photo: Photo) -> bool:
-  """Whether anything is missing where nothing is shown; see `snap`."""
+  """Checks whether pixels are missing outside of the network's box."""
   top, left, height, width = photo.box
   inside = missing.copy()
   inside[
@@ -216,15 +216,15 @@ def outside(missing: np.ndarray, photo: Photo) -> bool:
 
 
 def paste(photo: Photo, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-  """The whole photograph, with its hidden patches painted.
+  """Pastes reconstructed patches into the whole photograph.
 
   Args:
-    photo: as it is shown.
-    painted: uint8 [h, w, C].
-    hidden: bool [rows, columns] of patches.
+    photo: the photograph.
+    painted: uint8 [h, w, C], the reconstruction.
+    hidden: bool [rows, columns], the patches to paste.
 
   Returns:
-    uint8 [H, W, C]; what is not hidden is the photograph's, bit for bit.
+    uint8 [H, W, C]; all other pixels are those of the photograph.
   """
   top, left, height, width = photo.box
   rows, columns = photo.whole.shape[:2]
@@ -232,7 +232,7 @@ def paste(photo: Photo, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
   y1 = min(int(np.ceil(top + height)), rows)
   x1 = min(int(np.ceil(left + width)), columns)
   size = y1 - y0, x1 - x0
-  # Of each pixel there, the patch that its middle is in.
+  # For each pixel, the patch that contains its center.
   y = (np.arange(y0, y1) + 0.5 - top) / height * hidden.shape[0]
   x = (np.arange(x0, x1) + 0.5 - left) / width * hidden.shape[1]
   inside = ((y >= 0) & (y < hidden.shape[0]))[:, None] & (

@@ -1,4 +1,4 @@
-"""What a fine-tuned or probed network sees in images.
+"""Prints the most likely classes of images.
 
 python -m mae_jax predict --checkpoint=WORKDIR --images=DIR --out=x.csv
 """
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
   from mae_jax.data import sources
 
 COLUMNS = ("file", "rank", "class", "label", "probability")
-_SHOWN = 20  # images that are printed when all are in a file
+_SHOWN = 20  # images to print if all are written to a file
 
 
 class Prediction(NamedTuple):
-  """The likeliest classes of an image, best first.
+  """The most likely classes of an image, best first.
 
   Attributes:
-    file: its path, as `Indexed.name` gives it.
+    file: path of the image.
     labels: int [k].
-    probabilities: float32 [k], of the softmax over all classes.
+    probabilities: float32 [k], softmax over all classes.
   """
 
   file: str
@@ -101,7 +101,7 @@ def write(
     results = predictions(
       found, source, top=top, mesh=mesh, batch_size=batch_size
     )
-    done = _tell(results, names, file)
+    done = _report(results, names, file)
   total = source.num_examples
   if out is not None and done > _SHOWN:
     console.info(f"and {done - _SHOWN} more, which are in {out}")
@@ -118,14 +118,14 @@ def predictions(
   mesh: Mesh,
   batch_size: int,
 ) -> Iterator[Prediction]:
-  """Those of all images that can be read, in their order.
+  """Yields the predictions of all readable images, in order.
 
   Args:
     found: the classifier.
     source: the images.
-    top: k, or more than there are classes.
+    top: k, at most the number of classes.
     mesh: the devices.
-    batch_size: see `tools.stream`.
+    batch_size: images at a time.
   """
   classifier = found.classifier
   k = min(top, len(found.class_names))
@@ -151,10 +151,10 @@ def predictions(
     start += len(readable)
 
 
-def _tell(
+def _report(
   results: Iterable[Prediction], names: Sequence[str], file: IO[bytes] | None
 ) -> int:
-  """Prints and writes; returns how many."""
+  """Prints and writes predictions; returns their number."""
   if file is not None:
     atomic_write.write_rows(file, [COLUMNS])
   done = 0

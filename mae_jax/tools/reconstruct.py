@@ -1,10 +1,11 @@
-"""Pictures of what a pre-trained network makes of hidden patches.
+"""Draws reconstructions of masked images.
 
-python -m mae_jax reconstruct --checkpoint=WORKDIR --images=DIR --out=pictures
+    python -m mae_jax reconstruct --checkpoint=WORKDIR --images=DIR \
+      --out=pictures
 
-Of each image there are files of the original, what the network saw, the
-reconstruction, the reconstruction with what is visible pasted in, and its
-error; sheets of them; and `scores.csv`.
+For each image it writes the original, the visible patches, the reconstruction,
+the reconstruction with visible patches pasted in, and the error; sheets of
+these; and `scores.csv`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SCORES = "scores.csv"
 COLUMNS = (
   "file", "variant", "hidden", "method", "psnr", "psnr_hidden", "ssim",
 )  # fmt: skip
-_ROWS = 24  # of the sheet of all images, at most
-_TOLD = 20  # images of which a line is printed
+_ROWS = 24  # at most, on the sheet of all images
+_PRINTED = 20  # images with a printed line
 
 
 def write(
@@ -107,8 +108,8 @@ def write(
   image_stream.check_apart(images, out)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   hints = conversion.ModelOverrides(target=target, insist=target is not None)
-  told = {"checkpoint": checkpoint, "images": images} | settings.to_dict()
-  with output_folder.replacing(out, "reconstruct", told) as album:
+  recorded = {"checkpoint": checkpoint, "images": images} | settings.to_dict()
+  with output_folder.replacing(out, "reconstruct", recorded) as album:
     network = reconstructor.Reconstructor(checkpoint, mesh, hints)
     if target is not None and model_info.TARGETS[target] != network.normalized:
       raise ConfigError(
@@ -147,10 +148,10 @@ def write(
 
 
 class _Pages:
-  """What is written of each image, and of all.
+  """The output files of each image, and of all images.
 
   Attributes:
-    number: of images so far.
+    number: number of images so far.
   """
 
   def __init__(
@@ -178,7 +179,7 @@ class _Pages:
         (name, picture.name, int(picture.hidden.sum()), method, *score)
         for method, score in picture.scores.items()
       ]
-      if self.number <= _TOLD:
+      if self.number <= _PRINTED:
         console.info(f"{name}, {picture}")
     self._album.png(
       f"{place}/{output_folder.SHEET}", self._studio.sheet([pictures])
@@ -188,12 +189,12 @@ class _Pages:
 
   @property
   def shown(self) -> str:
-    """How many are on the sheet of all, if that is not all."""
+    """A note on the number of images on the sheet, if not all are."""
     number = len(self._shown)
     return "" if number == self.number else f", of the first {number}"
 
   def close(self) -> None:
-    """Writes what is of all images."""
+    """Writes the sheet and the scores of all images."""
     self._album.png(output_folder.SHEET, self._studio.sheet(self._shown))
     self._album.table(SCORES, self._rows)
 

@@ -1,4 +1,4 @@
-"""What `reconstruct` shows of an image: pictures, scores and sheets of them."""
+"""Makes the pictures, scores and sheets of `reconstruct`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mae_jax.utils import console, image_grid
 from mae_jax.utils.errors import ConfigError
 
 FILLS = ("once", "multipass")
-_ERROR = 128  # of 255: what the brightest color of an error map stands for
+_ERROR = 128  # of 255: the error of the brightest color
 _TITLES = {
   "original": "original",
   "truth": "truth",
@@ -39,7 +39,7 @@ _WARNINGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """The flags of the same names, see `reconstruct.write`."""
+  """The flags of `reconstruct` that say how pictures are made."""
 
   mask_ratio: tuple[float, ...] = ()
   strategy: str = "random"
@@ -53,10 +53,10 @@ class Settings:
   baselines: bool = False
 
   def check(self) -> None:
-    """What can be said at once.
+    """Checks the flags.
 
     Raises:
-      ConfigError: if something cannot work.
+      ConfigError: if one cannot work.
     """
     cli.at_least("masks", self.masks)
     if self.strategy == "grid" and self.masks > 1:
@@ -100,22 +100,22 @@ class Settings:
         )
 
   def to_dict(self) -> dict[str, Any]:
-    """As JSON content."""
+    """Returns JSON content."""
     return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """What came of one image and one mask.
+  """The reconstruction of one image with one mask.
 
   Attributes:
-    file: the image, as its source names it.
-    name: of the mask, for people.
-    hidden: bool [L], the patches.
+    file: name of the image.
+    name: description of the mask.
+    hidden: bool [L], the masked patches.
     cells: pictures uint8 [h, w, C] by the names of `_TITLES`.
-    scores: of some of them, where the truth is known.
-    restored: uint8 [H, W, C] the whole photograph, painted; None without a
-      mask of the user's.
+    scores: scores of pictures, if the truth is known.
+    restored: uint8 [H, W, C], the whole photograph with reconstructed patches;
+      None without --mask.
   """
 
   file: str
@@ -131,17 +131,17 @@ class Picture:
     return "; ".join([f"{text} hidden", *found])
 
   def below(self, name: str) -> str:
-    """What stands below a cell."""
+    """Returns the caption of a cell."""
     if name in ("original", "masked"):
       return self.name if name == "masked" else self.file
     return _words(self.scores[name], "\n") if name in self.scores else ""
 
 
 class FigureMaker:
-  """Makes pictures with one network and one choice of settings."""
+  """A maker of pictures, with one network and one choice of flags."""
 
   def __init__(self, network: reconstructor.Reconstructor, settings: Settings):
-    """Draws a mask of each kind, so that a wrong one is told at once."""
+    """Samples a mask of each kind, so that a wrong flag is reported early."""
     self._network, self._settings = network, settings
     self._ratios = settings.mask_ratio or (network.mask_ratio,)
     if settings.mask is None:
@@ -156,15 +156,15 @@ class FigureMaker:
   def pictures(
     self, path: epath.PathLike, name: str, index: int
   ) -> list[Picture]:
-    """Of one image, with each mask.
+    """Makes the pictures of one image, with each mask.
 
     Args:
-      path: of the image.
-      name: by which masks and truths are found.
-      index: which masks are drawn.
+      path: path of the image.
+      name: name of the image, which finds its mask and truth.
+      index: number of the image, which selects its masks.
 
     Raises:
-      UnreadableError: if it, its mask or its truth cannot be read.
+      UnreadableError: if the image, its mask or its truth cannot be read.
       ConfigError: if they do not fit together.
     """
     photo = self._photo(path)
@@ -181,31 +181,29 @@ class FigureMaker:
     ]
 
   def check_given(self, named: Iterable[tuple[epath.PathLike, str]]) -> None:
-    """Looks whether masks and truths of the user's fit their images.
-
-    Before any is painted, which takes far longer.
+    """Checks the masks and truths of all images before the long work.
 
     Args:
-      named: the path of each image, and its name; see `pictures`.
+      named: path and name of each image; see `pictures`.
 
     Raises:
-      ConfigError: if there is none for an image, or it does not fit.
+      ConfigError: if one is missing, or does not fit its image.
     """
     if self._settings.mask is None:
       return
     for path, name in named:
-      with contextlib.suppress(photos.UnreadableError):  # told when it is due
+      with contextlib.suppress(photos.UnreadableError):  # reported later
         photo = self._photo(path)
         self._given(photo, name)
         self._truth(photo, name)
 
   def sheet(self, groups: Sequence[Sequence[Picture]]) -> np.ndarray:
-    """Pictures of images side by side.
+    """Arranges pictures of images side by side.
 
     Args:
-      groups: of each image those with each mask. Of one image, or with one
-        mask, all their cells are shown; else what was shown and what was
-        painted.
+      groups: for each image the pictures with each mask. A sheet of one image
+        or one mask has all cells, others have visible patches and
+        reconstruction.
 
     Returns:
       uint8 [H, W, 3].
@@ -314,7 +312,7 @@ class FigureMaker:
       "reconstruction": painted.reconstruction[0],
       "pasted": pasted,
     }
-    # By several passes all was painted, and nothing from itself.
+    # Several passes reconstruct every patch from other patches.
     best = "reconstruction" if multipass else "pasted"
     measured = [best]
     if settings.truth is not None and truth is not None:
@@ -337,14 +335,14 @@ class FigureMaker:
     return Picture(file, word, hidden, cells, found, restored)
 
   def _passes(self, hidden: np.ndarray) -> int:
-    """As many as show the share of patches that it was trained with."""
+    """Returns the number of passes that shows the trained share of patches."""
     shown = 1 - self._network.mask_ratio
     return max(2, round((~hidden).mean() / shown))
 
 
 @contextlib.contextmanager
 def _readable(path: str, flag: str) -> Iterator[None]:
-  """An image without its mask or truth is a mistake, and no bad image."""
+  """Turns an unreadable mask or truth into a ConfigError."""
   try:
     yield
   except photos.UnreadableError as error:
@@ -354,7 +352,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 
 
 def error_map(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
-  """How far uint8 [H, W, C] are apart, as colors uint8 [H, W, 3]."""
+  """Draws the absolute error of uint8 [H, W, C] as colors uint8 [H, W, 3]."""
   error = np.abs(picture.astype(np.float64) - truth).mean(axis=-1) / _ERROR
   colors = mpl.colormaps["magma"](np.clip(error, 0, 1))[..., :3]
   return np.round(255 * colors).astype(np.uint8)
@@ -379,7 +377,7 @@ def _check_size(
 
 
 def _beside(given: str | None, name: str, flag: str) -> str:
-  """The file that belongs to an image: the one given, or one of its folder."""
+  """Finds the mask or truth of an image: the given file, or one in a folder."""
   assert given is not None
   folder = epath.Path(given)
   if not folder.is_dir():
@@ -387,7 +385,7 @@ def _beside(given: str | None, name: str, flag: str) -> str:
   place = folder / name
   if place.exists():
     return os.fspath(place)
-  # Where TensorFlow is imported, which nothing else here needs.
+  # This import needs TensorFlow, which nothing else here does.
   from mae_jax.data.sources import listing
 
   stem = os.path.splitext(place.name)[0]

@@ -1,4 +1,4 @@
-"""A pre-trained network that paints what is hidden of images."""
+"""Reconstructs masked patches of images with a pre-trained network."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mae_jax.utils.errors import ConfigError
 
 
 class Reconstructor:
-  """Shows a network parts of images, and makes pictures of what it predicts.
+  """A pre-trained network that reconstructs masked patches.
 
   Attributes:
     data: how images are prepared.
     patch_size: height and width of a patch.
     grid: rows and columns of patches, L in all.
-    mask_ratio: that it was trained with.
+    mask_ratio: mask ratio of its training.
     normalized: whether it predicts normalized patches.
   """
 
@@ -36,12 +36,13 @@ class Reconstructor:
     mesh: Mesh,
     overrides: conversion.ModelOverrides = conversion.NO_OVERRIDES,
   ):
-    """Reads a checkpoint; see `restored.load_autoencoder`."""
+    """Loads a checkpoint that has a decoder."""
     found = load_model.load(checkpoint, mesh, overrides, decoder=True)
     self._model = found.autoencoder
     self._variables = mae.apply_variables(found.params)
     run = found.metadata
-    # It paints little, and a program for each number of patches is compiled.
+    # Each number of visible patches compiles a program: a rolled scan compiles
+    # faster.
     self._model = self._model.clone(
       encoder=self._model.encoder.clone(unroll=1),
       decoder=self._model.decoder.clone(unroll=1),
@@ -61,17 +62,17 @@ class Reconstructor:
     seed: int,
     index: int = 0,
   ) -> np.ndarray:
-    """Draws what to hide.
+    """Samples masks.
 
     Args:
       strategy: a name in `masking.STRATEGIES`.
-      mask_ratio: share of patches hidden.
-      count: of masks, all different but for "grid".
-      seed: of all.
-      index: of the image among others.
+      mask_ratio: share of masked patches.
+      count: number of masks, all different except for "grid".
+      seed: the seed.
+      index: number of the image.
 
     Returns:
-      bool [count, L], as many in each.
+      bool [count, L], True for masked patches, with equal numbers of them.
 
     Raises:
       ConfigError: if there is no such strategy, or no such mask.
@@ -86,17 +87,17 @@ class Reconstructor:
     return np.asarray(masking.random_masking(noise, keep).mask) > 0
 
   def predict(self, pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """What the network makes of images.
+    """Predicts patches.
 
     Args:
-      pixels: uint8 [B, H, W, C] of the size it was trained with.
-      hidden: bool [B, L], the patches it is not shown, as many of each.
+      pixels: uint8 [B, H, W, C] of the network's image size.
+      hidden: bool [B, L], the masked patches, equally many in each image.
 
     Returns:
-      [B, L, P] predicted patches, in the scale of its target.
+      [B, L, P] predicted patches, in the scale of the target.
 
     Raises:
-      ValueError: if not as many are hidden of each, or all are.
+      ValueError: if the numbers of masked patches differ, or all are masked.
     """
     counts = set((~hidden).sum(axis=1).tolist())
     if len(counts) != 1 or 0 in counts:
@@ -115,18 +116,17 @@ class Reconstructor:
     statistics: str = "visible",
     passes: int = 1,
   ) -> reconstruction.Reconstructed:
-    """Predictions as pictures.
+    """Reconstructs images.
 
     Args:
-      pixels: see `predict`.
-      hidden: see `predict`.
-      truth: images of the same shape, for "true" statistics; None for `pixels`
-        themselves.
-      statistics: see `reconstruction.to_pixels`.
-      passes: if more than one, what is visible is parted in so many, of which
-        the network is shown one at a time; a patch is the mean of what it was
-        painted as when it was hidden. The result says of `hidden` what was
-        hidden in all passes.
+      pixels: images, as in `predict`.
+      hidden: masked patches, as in `predict`.
+      truth: images of the same shape for "true" statistics; None for `pixels`.
+      statistics: a name in `reconstruction.STATISTICS`.
+      passes: with more than one, the visible patches are divided into this many
+        parts and the network sees one part at a time. A patch is the mean of
+        its predictions. The result's mask has the patches that were masked in
+        all passes.
 
     Raises:
       ConfigError: if there are fewer visible patches than passes.
@@ -170,7 +170,7 @@ class Reconstructor:
 
 
 def _parted(hidden: np.ndarray, passes: int) -> list[np.ndarray]:
-  """Masks that show each visible patch once, but for what is left over."""
+  """Divides the visible patches into masks, each with one part visible."""
   shown = int((~hidden[0]).sum()) // passes
   if not shown:
     raise ConfigError(

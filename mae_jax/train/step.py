@@ -258,7 +258,7 @@ class ShardedStep(Protocol):
 
   @property
   def train_step(self) -> Step:
-    """Makes a new state; only ever traced."""
+    """Maps state and global batch to the next state and metrics."""
 
   def state_shardings(
     self, state: checkpoints.TrainState

@@ -18,7 +18,6 @@ from mae_jax.data import sources
 from mae_jax.distributed import sharding
 from mae_jax.evals import measures, robustness, standalone
 from mae_jax.models import patchify
-from mae_jax.train.tasks import finetune
 from mae_jax.utils import signals
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tfds_data, tiny
@@ -50,7 +49,7 @@ def digits():
 @pytest.fixture(scope="module")
 def logits(trained):
   """Returns a function from uint8 images to float64 logits [N, 10]."""
-  task = finetune.FinetuneTask(_FINETUNE, runs.devices_mesh())
+  task, data = runs.open_task(_FINETUNE, runs.devices_mesh())
   params = runs.params(trained[0], _FINETUNE)["model"]
   model = task.train_step.keywords["model"]
 

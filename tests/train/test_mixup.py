@@ -16,13 +16,13 @@ SIZE = (13, 17)
 
 def draw(seed: int, **changes) -> mixup.Mix:
   settings = {"mixup": 0.8, "cutmix": 1.0, "switch": 0.5} | changes
-  return mixup.draw_mix(jax.random.key(seed), SIZE, **settings)
+  return mixup.sample_mix(jax.random.key(seed), SIZE, **settings)
 
 
 def many(count: int, **changes) -> mixup.Mix:
   """The same for many seeds at once: [count, ...]."""
   settings = {"mixup": 0.8, "cutmix": 1.0, "switch": 0.5} | changes
-  one = functools.partial(mixup.draw_mix, image_size=SIZE, **settings)
+  one = functools.partial(mixup.sample_mix, image_size=SIZE, **settings)
   return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), count))
 
 

@@ -1,1 +1,1 @@
-"""What a run asks of the chips it will run on, found out without them."""
+"""Plans a run for chips that need not be here: memory, flops, traffic."""

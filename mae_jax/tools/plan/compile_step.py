@@ -1,4 +1,4 @@
-"""Compiles a planned run, and reads off the program what it needs."""
+"""Compiles a planned step and measures the compiled program."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Memory:
   """Bytes of a chip's main memory.
 
   Attributes:
-    params: its part of the parameters.
-    opt_state: its part of the optimizer's state.
-    batch: its part of a batch.
-    peak: the most that is in use at any time, the program itself included; of
-      what does not fit, what the compiler says it would need, or 0.
+    params: the chip's part of the parameters.
+    opt_state: the chip's part of the optimizer state.
+    batch: the chip's part of a batch.
+    peak: the largest use at any time, with the program itself. If the step does
+      not fit, the compiler's estimate of what it needs, or 0.
   """
 
   params: int
@@ -42,16 +42,16 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-  """A compiled run.
+  """A compiled train step.
 
   Attributes:
-    planned: the run.
-    chip: of its devices.
-    num_params: of the whole model.
-    memory: of a chip.
-    fits: whether the compiler found room.
-    costs: of a step on a chip; None if the program's text cannot be had.
-    compile_seconds: on this machine.
+    planned: the step.
+    chip: the kind of chip.
+    num_params: number of parameters of the whole model.
+    memory: memory of one chip.
+    fits: whether the step fits into that memory.
+    costs: costs of a step on a chip; None if the program cannot be printed.
+    compile_seconds: compile time on this machine.
   """
 
   planned: plan_program.PlannedStep
@@ -63,14 +63,14 @@ class CompiledStep:
   compile_seconds: float
 
 
-# Without a device Triton's search for tiles fails, and nothing can be tuned.
+# Triton's search for tiles and autotuning need a device.
 _OPTIONS = {
   "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 }
 
 
 def lower(planned: plan_program.PlannedStep, state: Any = None) -> Any:
-  """The train step as XLA is given it, a `jax.stages.Lowered`."""
+  """Lowers the train step; returns a `jax.stages.Lowered`."""
   state = program_lib.abstract_state(planned.task) if state is None else state
   step = program_lib.jit_step(
     planned.task.train_step,
@@ -85,7 +85,7 @@ def lower(planned: plan_program.PlannedStep, state: Any = None) -> Any:
 def measure(
   planned: plan_program.PlannedStep, chip: hardware.Chip
 ) -> CompiledStep:
-  """Compiles the train step; too little memory is a result."""
+  """Compiles the train step; running out of memory is a result, no error."""
   state = program_lib.abstract_state(planned.task)
   batch = planned.batch()
   params, opt_state = _share(state.params), _share(state.opt_state)
@@ -116,7 +116,7 @@ def measure(
 
 
 def _share(tree: Any) -> int:
-  """Bytes that one device holds of a tree."""
+  """Counts the bytes of a tree that one device holds."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
@@ -130,8 +130,8 @@ def _peak(compiled: Any) -> int:
 
 def _costs(compiled: Any, devices: int) -> costs_lib.Costs | None:
   try:
-    return costs_lib.of_program(compiled.as_text(), devices)
-  except jax.errors.JaxRuntimeError as error:  # has been seen on v5p
+    return costs_lib.count_costs(compiled.as_text(), devices)
+  except jax.errors.JaxRuntimeError as error:  # seen on v5p
     console.warn(
       f"the compiled program cannot be read ({console.first_line(error)}): no "
       "flops, traffic or collectives"
@@ -144,14 +144,17 @@ _SIZE = r"([\d.]+)([KMGT]?)"
 
 
 def _wanted(text: str, held: int) -> int:
-  """What the compiler says it would need; 0 if it does not say.
+  """Reads the memory that a step needs from the compiler's error.
 
   Args:
-    text: of its error.
+    text: the error.
     held: bytes that a chip holds before the step.
 
+  Returns:
+    Bytes; 0 if the error does not say.
+
   Raises:
-    ConfigError: if what it lacks is not main memory.
+    ConfigError: if another kind of memory is too small.
   """
   if found := re.search(rf"Used {_SIZE} of {_SIZE} (\w+)", text):
     if found[5] != "hbm":

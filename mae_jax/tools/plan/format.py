@@ -1,4 +1,4 @@
-"""What a plan says, for people."""
+"""Formats plans for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mae_jax.tools.plan import roofline as estimate_lib
 
 
 def text(measured: compile_step.CompiledStep, where: topology.Topology) -> str:
-  """All that is known of a compiled run."""
+  """Formats everything about a compiled step."""
   planned = measured.planned
   config, mesh = planned.config, planned.mesh
   lines = [
@@ -51,7 +51,7 @@ def text(measured: compile_step.CompiledStep, where: topology.Topology) -> str:
 
 
 def settings(config: Config) -> str:
-  """What of a run decides its speed and memory."""
+  """Lists the settings that decide speed and memory."""
   return (
     f"batch {config.data.batch_size}, fsdp {config.mesh.fsdp}, remat "
     f"{config.model.remat}, accumulation {config.optim.accum_steps}, "
@@ -60,7 +60,7 @@ def settings(config: Config) -> str:
 
 
 def flags(config: Config) -> str:
-  """The same as flags of `main` and `plan`."""
+  """Formats these settings as flags of `train` and `plan`."""
   return " ".join(
     (
       f"--config.data.batch_size={config.data.batch_size}",
@@ -85,7 +85,7 @@ HEADINGS = (
 
 
 def row(measured: compile_step.CompiledStep) -> list[str]:
-  """The cells of one run under HEADINGS."""
+  """Returns the cells of one compiled step under HEADINGS."""
   config = measured.planned.config
   found = estimate_lib.estimate(measured) if measured.fits else None
   share = config.data.batch_size // measured.planned.mesh.size
@@ -104,7 +104,7 @@ def row(measured: compile_step.CompiledStep) -> list[str]:
 
 
 def table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-  """A table in Markdown, whose columns line up."""
+  """Formats a Markdown table with aligned columns."""
   cells = [list(headings), *map(list, rows)]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -121,7 +121,7 @@ def _row(name: str, value: str) -> str:
 
 
 def gb(count: float) -> str:
-  """Bytes, for people."""
+  """Formats bytes as GB."""
   return f"{count / 1e9:.2f} GB"
 
 

@@ -1,8 +1,7 @@
-"""Counts what a compiled program does in one step, on one device.
+"""Counts flops, memory traffic and collectives of a compiled program.
 
-XLA's own `cost_analysis` counts the body of a loop once, and memory on the chip
-like memory off it; here loops count by their turns, and bytes by where they
-are.
+XLA's own `cost_analysis` counts the body of a loop once, and on-chip memory
+like main memory. Here loops count by their trips, and bytes by memory space.
 """
 
 from __future__ import annotations
@@ -24,27 +23,26 @@ COLLECTIVES = (
   "all-to-all",
   "collective-permute",
 )
-# TPU: what is reduced is scattered in the same operation.
+# On TPU, a reduce-scatter may be one operation.
 _SCATTERS = "all-reduce-scatter"
-# TPU: fusions that begin an exchange, parts of which are in others until it
-# ends.
+# On TPU, a fusion starts a collective, and other fusions hold parts of it until
+# it is done.
 _MEANWHILE = "async-collective-start"
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One exchange between devices.
+  """A collective operation between devices.
 
   Attributes:
     kind: one of COLLECTIVES.
-    times: how often a step does it, on average.
-    bytes: of the whole array, as it is before it is split or after it is put
-      together.
-    group: how many devices take part in one.
-    span: from the first to the last of them, as they are numbered.
-    dims: of the arrays, for people.
-    source: what of the model it comes from, as JAX names it.
-    overlapped: whether the chip computes meanwhile.
+    times: number of executions in a step, on average.
+    bytes: size of the whole array, before it is split or after it is gathered.
+    group: number of devices in a group.
+    span: difference between the last and the first device number of a group.
+    dims: shapes of the arrays, for people.
+    source: the operation of the model, as JAX names it.
+    overlapped: whether the chip computes at the same time.
   """
 
   kind: str
@@ -58,7 +56,7 @@ class Collective:
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends each time, around a ring."""
+    """Bytes that a device sends in one execution, around a ring."""
     if self.group < 2:
       return 0.0
     share = (self.group - 1) / self.group
@@ -68,14 +66,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """Of one step on one device.
+  """The costs of one step on one device.
 
   Attributes:
-    flops: of matrix products, two a multiply-add.
-    hbm_bytes: read from and written to the main memory.
-    collectives: the exchanges with other devices.
-    unknown_loops: how many loops do not tell their turns; they count once.
-    padding: what of `hbm_bytes` fills up tiles.
+    flops: flops of matrix products, two for a multiply-add.
+    hbm_bytes: bytes read from and written to main memory.
+    collectives: the collective operations.
+    unknown_loops: number of loops with unknown trip counts; they count once.
+    padding: the part of `hbm_bytes` that pads tiles.
   """
 
   flops: float
@@ -86,16 +84,16 @@ class Costs:
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends to others."""
+    """Bytes that a device sends to other devices."""
     return sum(each.times * each.sent for each in self.collectives)
 
   @property
   def overlapped(self) -> float:
-    """Of those, the bytes that go while it computes."""
+    """Bytes that a device sends while it computes."""
     return sum(e.times * e.sent for e in self.collectives if e.overlapped)
 
   def by_kind(self) -> dict[str, tuple[float, float]]:
-    """How many exchanges of each kind, and the bytes sent by them."""
+    """Sums number and sent bytes for each kind of collective."""
     result: dict[str, tuple[float, float]] = {}
     for each in self.collectives:
       number, sent = result.get(each.kind, (0.0, 0.0))
@@ -106,12 +104,12 @@ class Costs:
     return result
 
 
-def of_program(text: str, devices: int) -> Costs:
-  """Counts over the text of a compiled program.
+def count_costs(text: str, devices: int) -> Costs:
+  """Counts the costs of a compiled program.
 
   Args:
     text: `compiled.as_text()`.
-    devices: that the program runs on.
+    devices: number of devices.
   """
   module = hlo_parser.Module.parse(text)
   flops = 0.0
@@ -141,7 +139,7 @@ def of_program(text: str, devices: int) -> Costs:
 
 
 def _exchange(each: hlo_parser.Instruction, fused: bool) -> str:
-  """Names it: in fusions, which may each have a part of one, all alike."""
+  """Names a collective, the same in all fusions that hold parts of it."""
   if not fused:
     return each.name
   chain = re.search(r'chain_id="\d+"', each.attributes)
@@ -204,7 +202,7 @@ _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 
 
 def _group(attributes: str, devices: int) -> np.ndarray:
-  """The devices of the first group of an exchange."""
+  """Returns the devices of the first group of a collective."""
   if mesh := _MESH.search(attributes):
     sizes = {
       name: int(size)
@@ -231,7 +229,7 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
   return numbers
 
 
-# As XLA's own products have it, and those that are left to cuBLAS.
+# The attribute of XLA's own products and of calls to cuBLAS.
 _CONTRACTED = re.compile(
   r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)[\]}]'
 )
@@ -259,7 +257,7 @@ def _is_gemm(each: hlo_parser.Instruction) -> bool:
 def _convolution_flops(
   computation: hlo_parser.Computation, each: hlo_parser.Instruction
 ) -> float:
-  """TPU writes every product as one; batches are spatial dimensions there."""
+  """Counts a convolution; on TPU all products are, with batches as space."""
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
   window = re.search(r"window=\{([^}]*)\}", each.attributes)
   assert labels is not None, each
@@ -289,7 +287,7 @@ def _convolution_flops(
 
 
 def _valid(lhs: int, rhs: int, out: int, window: Mapping[str, str]) -> int:
-  """Pairs of places, of result and kernel, that meet an element."""
+  """Counts pairs of result and kernel positions that read an element."""
   stride = int(window.get("stride", 1))
   low = int(window.get("pad", "0_0").split("_")[0])
   lhs_dilate = int(window.get("lhs_dilate", 1))
@@ -302,7 +300,7 @@ def _valid(lhs: int, rhs: int, out: int, window: Mapping[str, str]) -> int:
   return count
 
 
-# What moves no bytes by itself, or is counted where it began.
+# Operations that move no bytes, or are counted where they start.
 _FREE = {
   "after-all",
   "bitcast",
@@ -323,10 +321,10 @@ _FREE = {
 def _traffic(
   module: hlo_parser.Module, place: str, each: hlo_parser.Instruction
 ) -> float:
-  """Bytes between the chip and its main memory."""
+  """Counts bytes between the chip and its main memory."""
   if each.opcode in _FREE or each.opcode.endswith("-done"):
     return 0.0
-  if each.opcode == "custom-call" and not each.operands:  # makes room
+  if each.opcode == "custom-call" and not each.operands:  # allocates
     return 0.0
   computation = module.computations[place]
   operands = [computation[name] for name in each.operands]
@@ -335,7 +333,7 @@ def _traffic(
     return _fusion_traffic(module, fused, operands, each)
   reads = sum(_hbm(array) for x in operands for array in x.arrays)
   if each.opcode in ("copy-start", "slice-start", "async-start"):
-    # (operand, result, context), or the two the other way round.
+    # (operand, result, context), or (result, operand, context).
     first, second, *_ = each.arrays
     smaller = min(first.bytes, second.bytes)
     return sum(smaller for array in (first, second) if array.space == 0)
@@ -345,7 +343,7 @@ def _traffic(
     return min(reads, 2.0 * writes or reads)
   if each.opcode == "dynamic-update-slice":
     return 2.0 * _hbm(operands[1].arrays[0])
-  if each.opcode.endswith("-start"):  # the operand is named in the result too
+  if each.opcode.endswith("-start"):  # the result holds the operand too
     return float(max(reads, writes))
   return float(reads + writes)
 
@@ -382,7 +380,7 @@ def _parameter(module: hlo_parser.Module, fused: str, number: int) -> str:
 
 
 def _read(module: hlo_parser.Module, fused: str, name: str) -> float:
-  """Bytes that a fusion reads of one of its values: a slice is no more."""
+  """Counts bytes that a fusion reads of an operand, or of a slice of it."""
   computation = module.computations[fused]
   total = 0.0
   for user in computation.values():
@@ -406,7 +404,7 @@ def _read(module: hlo_parser.Module, fused: str, name: str) -> float:
 def _written(
   module: hlo_parser.Module, fused: str, number: int, array: hlo_parser.Array
 ) -> float:
-  """Bytes that a fusion writes of one of its results."""
+  """Counts bytes that a fusion writes of a result."""
   computation = module.computations[fused]
   result = module.root(fused)
   while result.opcode in ("tuple", "bitcast"):
@@ -416,7 +414,7 @@ def _written(
   inner = result.called("calls")
   if result.opcode == "fusion" and inner:
     return _written(module, inner, number, array)
-  if result.opcode == "parameter":  # handed through
+  if result.opcode == "parameter":  # passed through
     return 0.0
   if result.opcode == "dynamic-update-slice":  # in place
     return float(computation[result.operands[1]].arrays[0].bytes)

@@ -1,8 +1,7 @@
-"""Reads the text of a compiled program, as XLA prints it.
+"""Parses the text of a compiled program, as XLA prints it.
 
-There is no library for it in Python. What is read is what `costs` needs:
-shapes with their memory space and padding, who calls whom, and how often loops
-turn.
+There is no Python library for that text. This parser reads what `hlo_costs`
+needs: shapes with memory space and padding, calls, and trip counts of loops.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class Array:
   """One array of a shape.
 
   Attributes:
-    dtype: as XLA names it.
-    dims: lengths.
-    layout: dimensions, the one that varies fastest first.
-    tile: of its last dimensions in memory, () for none.
-    space: memory it lives in: 0 is the chip's main memory, others are on chip.
+    dtype: XLA's name of the type.
+    dims: lengths of the dimensions.
+    layout: dimensions in order, the fastest varying first.
+    tile: tile of the last dimensions in memory, () for none.
+    space: memory space: 0 is the chip's main memory, others are on the chip.
   """
 
   dtype: str
@@ -47,7 +46,7 @@ class Array:
 
   @property
   def bytes(self) -> int:
-    """In memory, with the padding of its tiles."""
+    """Bytes in memory, with the padding of tiles."""
     lengths = [self.dims[i] for i in reversed(self.layout or self._row_major)]
     for i, size in enumerate(reversed(self.tile), 1):
       if i <= len(lengths):
@@ -67,12 +66,12 @@ def _bits(dtype: str) -> int:
 
 
 def without_tiles(text: str) -> str:
-  """A program's text, or a shape's, as if nothing were padded."""
+  """Removes tiles from the text of a program or a shape."""
   return re.sub(r"T\([\d,]*\)", "", text)
 
 
 def arrays(shape: str) -> list[Array]:
-  """The arrays of a shape, a tuple's in order."""
+  """Returns the arrays of a shape, those of a tuple in order."""
   found = []
   for dtype, dims, rest in _ARRAY.findall(shape):
     order, _, properties = rest.partition(":")
@@ -99,13 +98,13 @@ class Instruction:
   """One line of a computation.
 
   Attributes:
-    name: unique in the module.
-    opcode: what it does.
-    shape: of its result, as text.
-    operands: names.
-    inside: the text between the brackets of its operands.
-    attributes: the text behind them.
-    root: whether it is its computation's result.
+    name: its name, unique in the module.
+    opcode: the operation.
+    shape: shape of the result, as text.
+    operands: names of the operands.
+    inside: the text between the brackets of the operands.
+    attributes: the text behind the operands.
+    root: whether it is the result of its computation.
   """
 
   name: str
@@ -118,11 +117,11 @@ class Instruction:
 
   @functools.cached_property
   def arrays(self) -> list[Array]:
-    """Of its result."""
+    """The arrays of the result."""
     return arrays(self.shape)
 
   def called(self, attribute: str) -> str | None:
-    """The computation that an attribute such as "body" names."""
+    """Returns the computation that an attribute such as "body" names."""
     found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
     return found.group(1) if found else None
 
@@ -135,8 +134,8 @@ class Module:
   """A program.
 
   Attributes:
-    computations: by name, each its instructions by name, in order.
-    entry: name of the one that is run.
+    computations: the instructions of each computation by name, in order.
+    entry: name of the computation that runs.
   """
 
   computations: Mapping[str, Computation]
@@ -144,10 +143,10 @@ class Module:
 
   @classmethod
   def parse(cls, text: str) -> Module:
-    """Reads what `compiled.as_text()` gives.
+    """Parses the text of `compiled.as_text()`.
 
     Raises:
-      ValueError: if it is not such a text.
+      ValueError: if the text has another form.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
@@ -166,7 +165,7 @@ class Module:
     return cls(computations, entry)
 
   def trips(self, loop: Instruction) -> int | None:
-    """How often a `while` turns; None if its text does not tell."""
+    """Returns the trip count of a `while`; None if the text has none."""
     known = _TRIPS.search(loop.attributes)
     if known:
       return int(known.group(1))
@@ -181,16 +180,15 @@ class Module:
     return None
 
   def root(self, computation: str) -> Instruction:
-    """The result of a computation."""
+    """Returns the result of a computation."""
     found = self.computations[computation].values()
     return next(each for each in found if each.root)
 
   def runs(self) -> Iterator[tuple[str, float]]:
-    """The computations that are run as they stand, and how often each is.
+    """Returns the computations that run, and how often each one does.
 
-    Loops count by their turns, at least one where that is not known; of a
-    choice each branch is taken as often as the others. Fusions are not gone
-    into.
+    Loops count by their trips, or once if those are unknown. The branches of a
+    conditional count in equal shares. Fusions are not entered.
     """
 
     def visit(name: str, times: float) -> Iterator[tuple[str, float]]:
@@ -217,7 +215,7 @@ class Module:
     yield from visit(self.entry, 1)
 
   def inside(self, computation: str) -> Iterator[tuple[str, Instruction]]:
-    """Its instructions and those of its fusions and asynchronous calls."""
+    """Returns instructions, with those in fusions and asynchronous calls."""
     for each in self.computations[computation].values():
       yield computation, each
       target = each.called("calls")
@@ -246,7 +244,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the bracket that opens at `start` is closed."""
+  """Returns the position of the bracket that closes the one at `start`."""
   depth = 0
   for place in range(start, len(text)):
     depth += {"(": 1, ")": -1}.get(text[place], 0)

@@ -1,8 +1,8 @@
-"""How fast a compiled run can be at most: a roofline.
+"""Estimates a lower bound of the step time: a roofline.
 
-Compute, main memory and interconnect are taken to work at their documented
-speed and at the same time, so that a step lasts as long as the slowest of them.
-Real steps are longer: it is a bound, and a way to compare.
+Compute, main memory and interconnect are assumed to run at their documented
+speed and at the same time, so that a step lasts as long as the slowest one.
+Real steps are longer; the bound serves to compare settings.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from mae_jax.utils import hardware
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Of a step, and of what follows from it.
+  """A roofline of a step.
 
   Attributes:
     compute: seconds of matrix products.
     memory: seconds of HBM traffic.
-    interconnect: seconds of sending.
-    images_per_second: of all devices.
-    mfu: share of the devices' peak that the model's own flops are.
-    days: of the recipe, without evaluation and start-up.
+    interconnect: seconds of collectives.
+    images_per_second: throughput of all devices.
+    mfu: the model's flops as a share of the devices' peak.
+    days: time of the recipe, without evaluation and start-up.
   """
 
   compute: float
@@ -35,12 +35,12 @@ class Estimate:
 
   @property
   def step(self) -> float:
-    """Seconds, at least."""
+    """Lower bound of the step time in seconds."""
     return max(self.compute, self.memory, self.interconnect)
 
   @property
   def bound(self) -> str:
-    """What the step waits for."""
+    """The slowest of the three parts."""
     parts = {
       "compute": self.compute,
       "HBM": self.memory,
@@ -50,7 +50,7 @@ class Estimate:
 
 
 def estimate(measured: compile_step.CompiledStep) -> Estimate | None:
-  """The roofline of a compiled run; None if its costs are not known."""
+  """Computes the roofline of a compiled step; None if costs are unknown."""
   if measured.costs is None:
     return None
   planned, chip, found = measured.planned, measured.chip, measured.costs
@@ -76,10 +76,10 @@ def estimate(measured: compile_step.CompiledStep) -> Estimate | None:
 def _bandwidth(
   chip: hardware.Chip, each: hlo_costs.Collective, devices: int
 ) -> float:
-  """Bytes a second that a device sends in an exchange.
+  """Returns the bytes a second that a device sends in a collective.
 
-  In a torus a group of some devices is taken to lie along one dimension, and
-  one of all devices to use every link.
+  In a torus, a group of some devices is assumed to lie along one dimension, and
+  a group of all devices to use every link.
   """
   if not chip.torus:
     beyond = each.span > topology.GPUS_PER_HOST

@@ -1,8 +1,8 @@
-"""Finds the settings under which a run is fastest and fits.
+"""Searches for the fastest settings that fit.
 
-Accumulation only ever costs time: it is tried where memory asks for it. What
-the backward pass recomputes costs products and saves memory and its traffic,
-so that every policy is tried.
+Gradient accumulation only costs time, so it is tried if memory is too small.
+Rematerialization costs products and saves memory and its traffic, so every
+policy is tried.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Measure = Callable[[Config], compile_step.CompiledStep]
 
 
 def candidates(devices: int) -> list[int]:
-  """Sizes of `mesh.fsdp` worth a try: every second power of two, and all."""
+  """Lists sizes of `mesh.fsdp` to try: powers of four, and all devices."""
   powers = [4**n for n in range(devices.bit_length()) if devices % 4**n == 0]
   return sorted({*powers, devices})
 
@@ -31,13 +31,13 @@ def search(
   measured: Measure,
   batches: Sequence[int] = (),
 ) -> Iterator[compile_step.CompiledStep]:
-  """Compiles one setting after the other, and gives each as it is done.
+  """Compiles one setting after the other, and yields each result.
 
   Args:
-    config: of the run.
-    devices: of the mesh.
-    measured: compiles.
-    batches: sizes of the global batch to try; the recipe's if there are none.
+    config: settings of the run.
+    devices: number of devices.
+    measured: compiles a config.
+    batches: sizes of the global batch to try; () for the recipe's.
   """
   for batch in batches or (config.data.batch_size,):
     for fsdp in candidates(devices):
@@ -47,7 +47,7 @@ def search(
 def best(
   found: Sequence[compile_step.CompiledStep],
 ) -> compile_step.CompiledStep | None:
-  """The one with most images a second; None if there is none."""
+  """Returns the fastest step that fits; None if none does."""
   rates = [
     (known.images_per_second, -each.memory.peak, number)
     for number, each in enumerate(found)
@@ -57,7 +57,7 @@ def best(
 
 
 def why_none(found: Sequence[compile_step.CompiledStep], slice_: str) -> str:
-  """What there is to say, and to do, when there is no best one."""
+  """Explains why no setting fits, with the way out."""
   if any(each.fits for each in found):
     return (
       "what fits cannot be compared, as the compiled programs cannot be read: "
@@ -72,11 +72,11 @@ def why_none(found: Sequence[compile_step.CompiledStep], slice_: str) -> str:
 def _fit(
   config: Config, devices: int, measured: Measure
 ) -> Iterator[compile_step.CompiledStep]:
-  """For each policy the least accumulation that fits."""
+  """Yields, for each policy, the smallest accumulation that fits."""
   share = config.data.batch_size // devices
   for remat in REMAT:
     accum = 1
-    # A batch that is compared with itself has no parts.
+    # InfoNCE over the batch needs the batch in one part.
     most = 1 if config.objective.contrast == "batch" else share
     while accum <= most and share % accum == 0:
       result = measured(_set(config, remat, accum))
@@ -93,7 +93,7 @@ def _changed(config: Config, batch: int, fsdp: int) -> Config:
     config,
     data=dataclasses.replace(config.data, batch_size=batch),
     mesh=dataclasses.replace(config.mesh, fsdp=fsdp),
-    # The rate follows the batch; it has no say in speed.
+    # The learning rate follows the batch; it does not change speed.
     optim=dataclasses.replace(
       config.optim, lr=lr * batch / config.data.batch_size
     ),

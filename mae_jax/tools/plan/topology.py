@@ -1,7 +1,7 @@
-"""Devices that are not there, to compile for.
+"""Describes devices to compile for that need not be here.
 
-The compilers for TPU and CUDA run on any Linux machine: what they need to know
-of the devices is in libtpu, or in a text here.
+The compilers for TPU and CUDA run on any Linux machine. The facts about the
+devices that they need are in libtpu, or in a text below.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from jax.experimental import topologies
 from mae_jax.utils import hardware
 from mae_jax.utils.errors import ConfigError
 
-# By the name of a slice: JAX's name of its devices.
+# JAX's name of the devices of a slice.
 TPUS = {
-  "v3": "TPU v3",  # a device is one of a chip's two cores
+  "v3": "TPU v3",  # a device is one of two cores of a chip
   "v4": "TPU v4",
   "v5e": "TPU v5 lite",
   "v5p": "TPU v5",
   "v6e": "TPU v6 lite",
 }
-# The chips of a pod, which no slice exceeds.
+# Chips of a whole pod, the largest slice.
 _POD = {"v3": 1024, "v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}
 GPUS = {"h100": "NVIDIA H100 80GB HBM3"}
 GPUS_PER_HOST = 8
 _EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:16x16 or h100:8"
 
-# What XLA's compiler asks of an H100 (SXM): limits that NVIDIA's CUDA
-# programming guide gives for compute capability 9.0, clocks and memory of the
+# The facts about an H100 (SXM) that XLA's compiler needs: limits from NVIDIA's
+# CUDA programming guide for compute capability 9.0, clocks and memory from the
 # data sheet.
 _H100 = """
 gpu_device_info {
@@ -71,9 +71,9 @@ class Topology:
   """Devices to compile for.
 
   Attributes:
-    name: as it was asked for.
-    devices: compile-only ones.
-    chip: their figures.
+    name: the name that was asked for.
+    devices: compile-only devices.
+    chip: facts about one chip.
   """
 
   name: str
@@ -82,7 +82,7 @@ class Topology:
 
 
 def open_topology(name: str) -> Topology:
-  """Finds the compiler for a slice, such as "v5e:16x16" or "h100:8".
+  """Opens the compiler for a slice, such as "v5e:16x16" or "h100:8".
 
   Raises:
     ConfigError: if there is no such slice, or no compiler for it here.
@@ -105,7 +105,7 @@ def _tpus(
   name: str, kind: str, shape: str, dimensions: int
 ) -> Sequence[jax.Device]:
   sides = [int(side) for side in shape.split("x")]
-  # libtpu would take others, which nobody can have.
+  # libtpu accepts other shapes, which nobody can rent.
   if len(sides) != dimensions:
     example = "4x4" if dimensions == 2 else "2x2x2"
     raise ConfigError(
@@ -122,13 +122,13 @@ def _tpus(
       f"{name} needs the TPU compiler, which runs on any Linux "
       "machine: pip install -c constraints.txt -e '.[tpu]'"
     )
-  # Not to look for a TPU, nor for the lock of whoever has one.
+  # Neither look for a TPU, nor take the lock of its user.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   options: dict[str, Any] = {}
-  if kind == "v4":  # else it has two devices a chip, which JAX refuses
+  if kind == "v4":  # the default of two devices a chip is refused by JAX
     options["chip_config_name"] = "megacore"
-  if max(sides) == 1:  # else a host has 2 x 2 chips
+  if max(sides) == 1:  # the default is hosts of 2 x 2 chips
     options["chips_per_host_bounds"] = (1, 1, 1)
   try:
     with _quiet():
@@ -164,7 +164,7 @@ def _gpus(name: str, kind: str, count: int) -> Sequence[jax.Device]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps back what libraries in C++ write to standard error."""
+  """Suppresses what C++ libraries write to standard error."""
   sys.stderr.flush()
   kept = os.dup(2)
   with open(os.devnull, "wb") as nowhere:

@@ -15,7 +15,7 @@ from mae_jax.tools.plan import hlo_costs
 
 def of(function, *args) -> hlo_costs.Costs:
   compiled = jax.jit(function).lower(*args).compile()
-  return hlo_costs.of_program(compiled.as_text(), jax.device_count())
+  return hlo_costs.count_costs(compiled.as_text(), jax.device_count())
 
 
 def x(*shape: int) -> jax.ShapeDtypeStruct:
@@ -90,7 +90,7 @@ def test_convolutions(line: str, flops: int):
     "%j = f32[3,3,5,6]{3,2,1,0} parameter(5)",
     f"ROOT %out = {shape} {line}",
   )
-  assert hlo_costs.of_program(text, 1).flops == flops
+  assert hlo_costs.count_costs(text, 1).flops == flops
 
 
 def test_products_of_cublas():
@@ -102,7 +102,7 @@ def test_products_of_cublas():
     '"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions'
     '":["2"],"rhs_contracting_dimensions":["1"]}}}',
   )
-  found = hlo_costs.of_program(text, 1)
+  found = hlo_costs.count_costs(text, 1)
   assert found.flops == 2 * 4096 * 50 * 50 * 64
   # Its workspace is neither read nor written in whole.
   assert found.hbm_bytes == 4096 * 50 * 64 * 2 * 2 + 4096 * 50 * 50 * 4
@@ -143,7 +143,7 @@ ENTRY %main (w: bf16[24,64,128]) -> f32[24,8,128] {
 }
 """
   slice_read, update_written, copied = 64 * 128 * 2, 8 * 128 * 4, 64 * 128 * 2
-  found = hlo_costs.of_program(text, 1)
+  found = hlo_costs.count_costs(text, 1)
   assert found.hbm_bytes == slice_read + update_written + copied
 
 
@@ -178,7 +178,7 @@ def test_exchanges_of_a_program(shape: tuple[int, int]):
     .lower(x(16, width), x(turns, width, width))
     .compile()
   )
-  found = hlo_costs.of_program(compiled.as_text(), 8).collectives
+  found = hlo_costs.count_costs(compiled.as_text(), 8).collectives
   kinds = {each.kind: each for each in found}
   total = kinds.pop("all-reduce")
   assert (total.times, total.bytes, total.group) == (1, 4, 8)
@@ -223,7 +223,7 @@ def test_groups(groups: str, size: int, span: int):
     f"ROOT %r = f32[4]{{0}} all-reduce(%p), channel_id=1, {groups}, "
     "to_apply=%add",
   )
-  (found,) = hlo_costs.of_program(text, 16).collectives
+  (found,) = hlo_costs.count_costs(text, 16).collectives
   assert (found.group, found.span) == (size, span)
 
 
@@ -243,7 +243,7 @@ ENTRY %main (p: bf16[1,16]) -> bf16[4,16] {
   ROOT %b = bf16[4,16]{1,0} fusion(%p), kind=kCustom, calls=%fused.1
 }
 """
-  found = hlo_costs.of_program(text, 4)
+  found = hlo_costs.count_costs(text, 4)
   assert found.by_kind() == {"all-gather": (1, 3 / 4 * 4 * 16 * 2)}
   assert found.sent == 96
 
@@ -253,7 +253,7 @@ def test_exchanges_of_one_channel_count_each():
   reduced = (
     "all-reduce(%p), channel_id=8, replica_groups={{0,1,2,3}}, to_apply=%add"
   )
-  found = hlo_costs.of_program(
+  found = hlo_costs.count_costs(
     program(
       "%p = f32[4]{0} parameter(0)",
       f"%a = f32[4]{{0}} {reduced}",
@@ -282,5 +282,5 @@ frontend_attributes={{chain_id="{chain}"}}
       f"  {root}%f.{n} = f32[4]{{0}} fusion(%p), kind=kCustom, "
       f"calls=%fused.{n}\n"
     )
-  found = hlo_costs.of_program(text + "}\n", 4)
+  found = hlo_costs.count_costs(text + "}\n", 4)
   assert found.by_kind() == {"all-reduce": (2, 2 * 2 * 3 / 4 * 4 * 4)}
