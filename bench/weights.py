@@ -1,11 +1,11 @@
-"""What smaller weights cost in accuracy, measured on handwritten digits.
+"""Measures how much accuracy quantized weights lose, on handwritten digits.
 
     python -m bench.weights
 
-It pre-trains and fine-tunes on scikit-learn's digits, exports each network with
-every kind of weights, shows the held-out digits to what was written, and writes
-`bench/results/weights.md`. About five minutes on two cores, nothing is
-downloaded.
+It pre-trains and fine-tunes on scikit-learn's digits, and exports each network
+with every kind of weights. Then it loads each export, evaluates it on the
+held-out digits, and writes `bench/results/weights.md`. This takes about five
+minutes on two cores and downloads nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Measured(NamedTuple):
-  """An exported network on held-out images.
+  """Outputs of an exported network on held-out images.
 
   Attributes:
-    size: bytes of its weights.
+    size: bytes of the weights.
     logits: [N, classes].
     labels: int [N].
   """
@@ -52,16 +52,16 @@ class Measured(NamedTuple):
 
   @property
   def top1(self) -> float:
-    """The share of right answers."""
+    """The top-1 accuracy, 0 to 1."""
     return float((self.logits.argmax(1) == self.labels).mean())
 
 
 def measure(checkpoint: str, kind: str) -> Measured:
-  """Exports a classifier, and shows what was written the held-out images.
+  """Exports a classifier, loads the export, and runs it on held-out images.
 
   Args:
-    checkpoint: a fine-tuned or probed network.
-    kind: of weights.
+    checkpoint: workdir of a fine-tuned network or a linear probe.
+    kind: kind of weights, a name in `quantize.KINDS`.
   """
   data = checkpoints.read_metadata(checkpoint).config.data
   images = eval_data.held_out(data).source
@@ -78,7 +78,7 @@ def measure(checkpoint: str, kind: str) -> Measured:
         None,
         images,
         data,
-        mesh=exportable.host(),
+        mesh=exportable.cpu_mesh(),
         batch_size=64,
       )
     ]
@@ -88,15 +88,15 @@ def measure(checkpoint: str, kind: str) -> Measured:
 def rows(
   measured: Mapping[str, Sequence[Measured]], large: Mapping[str, int]
 ) -> list[str]:
-  """A Markdown table.
+  """Returns the lines of a Markdown table.
 
   Args:
-    measured: by kind of weights, one for each fine-tuning; "float32" is what
-      the others are compared with.
-    large: by kind, bytes of a large network's weights.
+    measured: outputs by kind of weights, one for each fine-tuned network. All
+      kinds are compared with "float32".
+    large: bytes of a large network's weights by kind.
   """
   lines = [
-    "| weights | size | held-out top-1 | change | answers changed | "
+    "| weights | size | held-out top-1 | change | predictions changed | "
     "largest logit difference | ViT-L/16, 1000 classes |",
     "|---|---|---|---|---|---|---|",
   ]
@@ -120,7 +120,7 @@ def rows(
 
 
 def sizes(recipe: Any, num_classes: int) -> dict[str, int]:
-  """Bytes of a network's weights by their kind, from its shapes alone."""
+  """Computes the bytes of a network's weights by kind, from its shapes."""
   config = from_config_dict(recipe)
   built = classifiers.fine_tuned(config, num_classes, "cpu")
 
@@ -138,7 +138,7 @@ def sizes(recipe: Any, num_classes: int) -> dict[str, int]:
 
 
 def train(recipe: str, workdir: str, *changes: str) -> None:
-  """Runs a recipe as a user does."""
+  """Trains a recipe as a user does."""
   flags = [f"--config={recipe}", f"--workdir={workdir}", *changes]
   subprocess.run(
     [sys.executable, "-m", "mae_jax.main", *flags], cwd=_ROOT, check=True
@@ -146,10 +146,13 @@ def train(recipe: str, workdir: str, *changes: str) -> None:
 
 
 def main() -> None:
-  """Trains, measures and writes the table."""
+  """Trains, measures and writes the page."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument(
-    "--seeds", type=flags.whole(2), default=5, help="fine-tunings"
+    "--seeds",
+    type=flags.whole(2),
+    default=5,
+    help="number of fine-tuned networks",
   )
   seeds = parser.parse_args().seeds
   measured: dict[str, list[Measured]] = {kind: [] for kind in weights_lib.KINDS}
@@ -169,14 +172,14 @@ def main() -> None:
   from configs import finetune_vit_l
 
   lines = [
-    "# What smaller weights cost",
+    "# Accuracy of quantized weights",
     "",
-    f"Written by `python -m bench.weights`: {seeds} networks of 200,000 "
-    "parameters, fine-tuned on scikit-learn's digits with all labels "
-    "(`configs/digits_finetune.py`) from one pre-training, each exported with "
-    "every kind of weights; what was written was read from disk and shown the "
-    "360 held-out digits. Mean ± standard deviation over the networks. On "
-    f"{machine.about(('jax', 'flax'))}.",
+    f"Written by `python -m bench.weights`. {seeds} networks of 200,000 "
+    "parameters start from one pre-trained network and are fine-tuned on "
+    "scikit-learn's digits with all labels (`configs/digits_finetune.py`). "
+    "Each is exported with every kind of weights, loaded from disk, and "
+    "evaluated on the 360 held-out digits. The table has mean ± standard "
+    f"deviation over the networks. {machine.about(('jax', 'flax'))}.",
     "",
     *rows(measured, sizes(finetune_vit_l.get_config(), 1000)),
     "",

@@ -123,7 +123,7 @@ def test_converted_weights_are_equal_in_all_formats(files, tmp_path):
 def test_an_old_export_is_loaded(files):
   """JAX promises to load exports for six months after the exporting release."""
   folder = epath.Path(files / "export_stablehlo")
-  assert manifest.describes(folder)
+  assert manifest.is_export(folder)
   serve = stablehlo.load(folder)
   logits = serve(np.zeros((3, 8, 8, 1), np.uint8))
   assert logits.shape == (3, 10)

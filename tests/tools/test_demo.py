@@ -129,9 +129,9 @@ def test_the_page(opened):
 @pytest.mark.parametrize(
   ("body", "status", "told"),
   [
-    (b"no image", 415, "this is no image"),
-    (b"", 415, "this is no image"),
-    (b"\x89PNG\r\n\x1a\n half", 415, "this is no image"),
+    (b"no image", 415, "this is not an image"),
+    (b"", 415, "this is not an image"),
+    (b"\x89PNG\r\n\x1a\n half", 415, "this is not an image"),
   ],
 )
 def test_what_is_no_image_is_refused(opened, body, status: int, told: str):
@@ -170,7 +170,7 @@ def test_without_a_length_it_is_refused(opened):
 @pytest.mark.parametrize(
   ("change", "status", "told"),
   [
-    ({"image": "none"}, 404, "not remembered"),
+    ({"image": "none"}, 404, "no longer in memory"),
     ({"image": None}, 400, "image is missing: write what /image gave"),
     ({"image": []}, 400, "image=[] is not what /image gave"),
     ({"hidden": [1, 0]}, 400, "hidden has 2 patches, and 4 x 4 are there"),
@@ -254,20 +254,24 @@ def test_a_taken_port_is_told(opened, workdir):
     "demo", f"--checkpoint={workdir}", f"--port={opened.server_port}"
   )
   assert found.returncode == 1
-  assert f"--port={opened.server_port} cannot be listened on" in found.stderr
-  assert "name another port" in found.stderr
+  assert f"cannot listen on --port={opened.server_port}" in found.stderr
+  assert "choose another port" in found.stderr
   assert found.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
   ("host", "port", "told"),
   [
-    ("127.0.0.1", 99999, "--port=99999 is not in 0..65535: name another port"),
-    ("127.0.0.1", -1, "--port=-1 is not in 0..65535: name another port"),
+    (
+      "127.0.0.1",
+      99999,
+      "--port=99999 is not in 0..65535: choose another port",
+    ),
+    ("127.0.0.1", -1, "--port=-1 is not in 0..65535: choose another port"),
     # For documentation, RFC 5737: of no machine.
-    ("192.0.2.1", 0, "--host=192.0.2.1 cannot be listened on"),
-    ("no.such.invalid", 0, "--host=no.such.invalid cannot be listened on"),
-    ("a..b", 0, "--host=a..b cannot be listened on"),
+    ("192.0.2.1", 0, "cannot listen on --host=192.0.2.1"),
+    ("no.such.invalid", 0, "cannot listen on --host=no.such.invalid"),
+    ("a..b", 0, "cannot listen on --host=a..b"),
   ],
 )
 def test_where_none_can_listen_is_told(network, host, port: int, told: str):

@@ -313,7 +313,7 @@ def test_quantization_is_by_channel_and_layer():
   kernel = random.normal(size=(3, 8, 5)).astype(np.float32)
   kernel *= 10.0 ** np.arange(15).reshape(3, 1, 5) / 1e7
   kernel[1, :, 2] = 0
-  steps, scale = quantize.quantized(kernel)
+  steps, scale = quantize.quantize_kernel(kernel)
   assert steps.dtype == jnp.int8
   assert scale.shape == (3, 1, 5)
   largest = np.abs(kernel).max(axis=1)
@@ -419,10 +419,13 @@ def test_a_disk_that_fills_up_is_named(pretrained, tmp_path, monkeypatch, form):
     ({"what": "classifier"}, "--what=classifier: .* has no head, .*features"),
     ({"layer": 3}, "--layer=3: the encoder has blocks 1 to 2"),
     ({"image_size": (9, 8)}, "--image_size=9 is not a multiple of model.patc"),
-    ({"checkpoint": "finetuned", "layer": 1}, "--layer=1 is about features, "),
+    (
+      {"checkpoint": "finetuned", "layer": 1},
+      "--layer=1 applies to features, ",
+    ),
     (
       {"checkpoint": "finetuned", "image_size": (8, 8)},
-      r"--image_size=\(8, 8\) is about features, .* add --what=features",
+      r"--image_size=\(8, 8\) applies to features, .* add --what=features",
     ),
     (
       {"out": "{tmp}/file"},
@@ -437,7 +440,10 @@ def test_a_disk_that_fills_up_is_named(pretrained, tmp_path, monkeypatch, form):
       {"out": "/proc/x"},
       r"/proc/x cannot be written \(.*name a folder in a writ",
     ),
-    ({"out": "gs://bucket/x"}, "is in a bucket, .* name a folder on a disk, and"),
+    (
+      {"out": "gs://bucket/x"},
+      "is in a bucket, .* name a folder on a disk, and",
+    ),
   ],
 )
 def test_mistakes(pretrained, finetuned, tmp_path, changes, text):
@@ -461,8 +467,8 @@ def test_the_command(finetuned, tmp_path):
   size, what, read, rounding = done.stdout.splitlines()
   assert re.match(rf"{tmp_path}/out: [\d.]+ MB, in [\d.]+ s", size)
   assert what.startswith("logits [batch, 10], bfloat16 weights of 0.0")
-  assert "differ from the network's by " in read
-  assert "float32 weights differ from them by " in rounding
+  assert "largest difference from the model's outputs: " in read
+  assert "largest difference from float32 weights: " in rounding
 
 
 def test_tensorflow_is_for_saved_models_alone():

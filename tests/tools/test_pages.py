@@ -385,7 +385,7 @@ def test_a_refused_file_is_not_named(visit, demo, tmp_path):
   (tmp_path / "x.png").write_bytes(b"no image")
   page.set_input_files("#file", tmp_path / "x.png")
   error = page.locator("#error")
-  sync_api.expect(error).to_contain_text("this is no image")
+  sync_api.expect(error).to_contain_text("this is not an image")
   sync_api.expect(page.locator("#file")).to_have_value("")
   # What is shown is still what was painted.
   assert painted(page) == before

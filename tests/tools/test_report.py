@@ -208,7 +208,9 @@ def test_a_path_is_the_same_however_it_is_named(tmp_path, monkeypatch):
     fake_logs.write(workdir, config, ())
     monkeypatch.chdir(tmp_path)
     run = run_logs.read(str(workdir))
-    text = html.unescape(page.render([run], [data_summary.of(run, "x", 0)]))
+    text = html.unescape(
+      page.render([run], [data_summary.summarize(run, "x", 0)])
+    )
     table = re.findall(r'<table id="changed">.*?</table>', text, re.DOTALL)
     assert (": no setting differs" in text) == (not table)
     return re.findall("<code>(.*?)</code>", "".join(table))
@@ -225,8 +227,8 @@ def test_a_path_is_the_same_however_it_is_named(tmp_path, monkeypatch):
 
 def test_data_and_environment(written):
   text = html.unescape(written)
-  assert "images to train on" in text
-  assert "2 images replaced in training, as they cannot be read" in text
+  assert "training images" in text
+  assert "2 unreadable training images, replaced" in text
   assert "data.mean=(0.9,), but the images have 0.3" in text
   assert "cpu (cpu)" in text
   assert f"<td>{run_info._version('jax')}</td>" in text
@@ -248,7 +250,7 @@ def test_a_run_that_goes_on_may_have_half_a_line(workdirs, tmp_path):
   assert len(found.records) == len(log.splitlines())
   assert found.config is None
   assert found.pictures == {}
-  text = page.render([found], [data_summary.of(found, "x", 0)])
+  text = page.render([found], [data_summary.summarize(found, "x", 0)])
   assert "its settings are of another version, or not there" in text
   (tmp_path / "metrics.jsonl").write_text(log.rstrip("\n"))  # an editor's
   assert len(run_logs.read(str(tmp_path)).records) == len(log.splitlines())
@@ -279,7 +281,7 @@ def test_what_is_no_record_is_named(tmp_path, line: str, told: str):
     log.write_text(record + line + "\n" + rest)
     with pytest.raises(ConfigError, match=error) as raised:
       run_logs.read(str(tmp_path))
-    assert "remove that line, not the file" in str(raised.value)
+    assert "remove this line, not the file" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -303,12 +305,12 @@ def test_a_directory_that_is_of_no_run_is_told_as_what_it_is(tmp_path):
   (tmp_path / "evaluation.json").write_text("{}")
   (tmp_path / "per_class.csv").write_text("")
   assert told() == (
-    "is of an evaluation, which has no curves to report: its figures are in "
+    "belongs to an evaluation, which has no curves: see its results in "
     "evaluation.json and per_class.csv"
   )
   for torn in ("", "\n", '{"step": 1, "lo'):
     (tmp_path / "metrics.jsonl").write_text(torn)
-    assert told().startswith("has logged nothing yet")
+    assert told().startswith("has not logged a step yet")
 
 
 def test_names_are_short_and_differ():

@@ -1,4 +1,4 @@
-"""A page on this machine to try a network on: drop an image, hide patches.
+"""A local web page to try a model: drop an image, mask patches.
 
-`server` answers, `page.html` is what is seen.
+`server` is the HTTP server, `page.html` the page.
 """

@@ -1,4 +1,4 @@
-"""The command: `python -m mae_jax demo --checkpoint=runs/digits`."""
+"""The command `python -m mae_jax demo --checkpoint=runs/digits`."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ def run(
     browser: do not open the page in a browser.
 
   Raises:
-    ConfigError: if there is no such network, or it cannot listen there.
+    ConfigError: if there is no such checkpoint, or the address is taken.
   """
-  server.check_port(port)  # before a network is read
+  server.check_port(port)  # before the weights are loaded
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  hints = conversion.ModelOverrides(target=target, insist=target is not None)
-  network = reconstructor.Reconstructor(checkpoint, mesh, hints)
+  overrides = conversion.ModelOverrides(
+    target=target, insist=target is not None
+  )
+  network = reconstructor.Reconstructor(checkpoint, mesh, overrides)
   opened = server.Server(network, host, port)
   with opened:
     address = f"http://{host}:{opened.server_port}/"
     if host not in server.LOOPBACK:
       console.warn(
-        f"{address} can be reached from other machines, and nobody is asked "
-        "who they are"
+        f"{address} can be reached from other machines without a password"
       )
     console.info(f"{address} shows the page; Ctrl-C ends it")
     if browser:

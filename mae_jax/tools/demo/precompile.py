@@ -1,7 +1,7 @@
-"""Compiles for what the page may ask next, while nobody waits.
+"""Compiles programs that the page may need next, while it is idle.
 
-Each number of visible patches is a program of its own, and of a ViT-B a second
-or two pass until there is one; to paint with it takes a fraction of that.
+Each number of visible patches needs its own program. Compiling one takes a
+second or two for a ViT-B; running it takes a fraction of that.
 """
 
 from __future__ import annotations
@@ -10,37 +10,37 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-_NEAR = 32  # patches more or fewer than the last that was asked for
+_NEAR = 32  # patches more or fewer than in the last request
 
 
 class Precompiler:
-  """A thread that compiles, the nearest first, until it is closed."""
+  """A thread that compiles for numbers near the last request first."""
 
   def __init__(
     self, compile_: Callable[[int], object], length: int, usual: int
   ):
-    """Starts it.
+    """Starts the thread.
 
     Args:
-      compile_: makes the program for a number of visible patches.
-      length: how many patches there are.
-      usual: how many are visible as long as nothing was asked for.
+      compile_: compiles the program for a number of visible patches.
+      length: number of patches of an image.
+      usual: number of visible patches before the first request.
     """
     self._compile = compile_
     self._left = set(range(1, length + 1))
     self._last = usual
-    self._waiting = 0  # for an answer
+    self._waiting = 0  # requests
     self._closed = False
     self._changed = threading.Condition()
     self._thread = threading.Thread(target=self._run)
     self._thread.start()
 
   @contextlib.contextmanager
-  def serving(self, shown: int) -> Iterator[None]:
-    """While someone waits for so many visible patches, nothing is begun."""
+  def serving(self, num_visible: int) -> Iterator[None]:
+    """Starts no compilation while a request with `num_visible` patches runs."""
     with self._changed:
-      self._last = shown
-      self._left.discard(shown)
+      self._last = num_visible
+      self._left.discard(num_visible)
       self._waiting += 1
     try:
       yield
@@ -50,7 +50,7 @@ class Precompiler:
         self._changed.notify()
 
   def close(self) -> None:
-    """Ends it; a compilation is waited for."""
+    """Stops the thread, after a compilation that runs."""
     with self._changed:
       self._closed = True
       self._changed.notify()
@@ -65,9 +65,9 @@ class Precompiler:
   def _run(self) -> None:
     while True:
       with self._changed:
-        while (shown := self._next()) is None and not self._closed:
+        while (number := self._next()) is None and not self._closed:
           self._changed.wait()
-        if self._closed or shown is None:
+        if self._closed or number is None:
           return
-        self._left.remove(shown)
-      self._compile(shown)
+        self._left.remove(number)
+      self._compile(number)

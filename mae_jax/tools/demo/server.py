@@ -1,7 +1,7 @@
-"""A small server for one person at this machine; nothing is written to disk.
+"""The server of the demo page; it writes nothing to disk.
 
-It listens on the loopback interface, and answers only who asks for it by that
-name: a page of another site, open in the same browser, gets nothing.
+By default the server listens on the loopback interface and checks the Host and
+Origin headers. So another site in the same browser gets no answer.
 """
 
 from __future__ import annotations
@@ -32,58 +32,58 @@ from mae_jax.tools import photo as photos
 from mae_jax.tools.demo import precompile
 from mae_jax.utils.errors import ConfigError, abbreviate
 
-MAX_BYTES = 32 << 20  # of an upload
+MAX_BYTES = 32 << 20  # per upload
 MAX_PIXELS = 64 << 20
-_KEPT = 16  # images that are remembered
+_MAX_IMAGES = 16  # in memory
 _PAGE = pathlib.Path(__file__).with_name("page.html")
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
-class _Refused(Exception):
-  """Says the status and, in a line, why."""
+class _HttpError(Exception):
+  """An answer with an error status and one line of text."""
 
   def __init__(self, status: HTTPStatus, reason: str):
     super().__init__(reason)
     self.status = status
 
 
-def _bad(reason: str) -> _Refused:
-  return _Refused(HTTPStatus.BAD_REQUEST, reason)
+def _bad_request(reason: str) -> _HttpError:
+  return _HttpError(HTTPStatus.BAD_REQUEST, reason)
 
 
-def _field(asked: dict[str, Any], name: str, kind: Any, wanted: str) -> Any:
-  """A value of a JSON object, if it is there and of this kind."""
-  if name not in asked:
-    raise _bad(f"{name} is missing: write {wanted}")
-  value = asked[name]
+def _field(request: dict[str, Any], name: str, kind: Any, wanted: str) -> Any:
+  """Returns a field of a JSON object; checks that it exists and its type."""
+  if name not in request:
+    raise _bad_request(f"{name} is missing: write {wanted}")
+  value = request[name]
   if not isinstance(value, kind) or isinstance(value, bool):
-    raise _bad(f"{name}={abbreviate(value)} is not {wanted}")
+    raise _bad_request(f"{name}={abbreviate(value)} is not {wanted}")
   return value
 
 
 class DemoService:
-  """The network, and the images it was given.
+  """The model and the uploaded images.
 
-  Its methods take and give JSON content; they raise `_Refused`.
+  Methods take and return JSON content, and raise `_HttpError`.
   """
 
   def __init__(self, network: reconstructor.Reconstructor):
-    """Starts to compile for what may be asked."""
+    """Starts the thread that compiles programs."""
     self._network = network
     self._images: collections.OrderedDict[str, photos.Photo] = (
       collections.OrderedDict()
     )
     length = network.grid[0] * network.grid[1]
-    # Of a network whose masks are of pixels, the ratio may leave no patch.
+    # With pixel noise, mask_ratio can leave no visible patch: clip it.
     usual = min(max(int(length * (1 - network.mask_ratio)), 1), length - 1)
-    self._warmer = precompile.Precompiler(self._compile, length, usual)
+    self._precompiler = precompile.Precompiler(self._compile, length, usual)
 
   def close(self) -> None:
-    """Ends what is under way; a compilation is waited for."""
-    self._warmer.close()
+    """Stops the thread that compiles programs."""
+    self._precompiler.close()
 
   def model(self) -> dict[str, Any]:
-    """What the page needs to know of the network."""
+    """Returns the properties of the model that the page needs."""
     network = self._network
     return {
       "rows": network.grid[0],
@@ -97,13 +97,13 @@ class DemoService:
     }
 
   def add(self, data: bytes) -> dict[str, Any]:
-    """Takes the bytes of an image file."""
+    """Adds an image from the bytes of a file."""
     wanted = self._network.data
     shape, _, reason = image_io.inspect_image(
       data, b"", wanted.channels, wanted.exif_rotate
     )
     if not reason and int(shape[0]) * int(shape[1]) > MAX_PIXELS:
-      raise _Refused(
+      raise _HttpError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"the image has {shape[0]} x {shape[1]} pixels, more than "
         f"{MAX_PIXELS >> 20} million: make it smaller",
@@ -111,18 +111,19 @@ class DemoService:
     try:
       whole = photos.decode(data, reason, wanted.channels, wanted.exif_rotate)
     except photos.UnreadableError as error:
-      raise _Refused(
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"this is no image: {error}"
+      raise _HttpError(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"this is not an image: {error}"
       ) from None
     return self._keep(whole)
 
   def example(self) -> dict[str, Any]:
-    """Takes an image that is at hand, as large as the network's or larger."""
+    """Adds a sample image, at least as large as the model's input."""
     data = self._network.data
     if data.channels not in (1, 3):
-      raise _Refused(
+      raise _HttpError(
         HTTPStatus.NOT_FOUND,
-        f"there is no example of {data.channels} channels: drop a .npy file",
+        f"there is no sample image of {data.channels} channels: drop a .npy"
+        " file",
       )
     if data.image_size[0] < 32:
       digit = secrets.choice(datasets.load_digits().images)
@@ -133,66 +134,76 @@ class DemoService:
     whole = np.asarray(image.convert("L" if data.channels == 1 else "RGB"))
     return self._keep(whole.reshape(*whole.shape[:2], data.channels))
 
-  def paint(self, asked: Any) -> dict[str, Any]:
-    """Hides patches of an image and has the network paint them.
+  def paint(self, request: Any) -> dict[str, Any]:
+    """Masks patches of an image and reconstructs them.
 
-    `asked` has "image"; either "hidden", a list of 0 and 1 for each patch, or
-    "strategy", "mask_ratio" and "seed"; and "statistics".
+    `request` has "image" and "statistics", and either "hidden", a list of 0
+    and 1 for each patch, or "strategy", "mask_ratio" and "seed".
     """
-    if not isinstance(asked, dict):
-      raise _bad(f"{abbreviate(asked)} is no object with an image")
-    photo = self._images.get(_field(asked, "image", str, "what /image gave"))
+    if not isinstance(request, dict):
+      raise _bad_request(
+        f"{abbreviate(request)} is not an object with an image"
+      )
+    photo = self._images.get(
+      _field(request, "image", str, "the name that /image returned")
+    )
     if photo is None:
-      raise _Refused(
-        HTTPStatus.NOT_FOUND, "this image is not remembered: drop it again"
+      raise _HttpError(
+        HTTPStatus.NOT_FOUND, "this image is no longer in memory: drop it again"
       )
     names = " or ".join(reconstruction.STATISTICS)
-    statistics = _field(asked, "statistics", str, names)
+    statistics = _field(request, "statistics", str, names)
     if statistics not in reconstruction.STATISTICS:
-      raise _bad(f"statistics={statistics!r} is not known: write {names}")
-    hidden = self._given(asked) if "hidden" in asked else self._drawn(asked)
+      raise _bad_request(
+        f"statistics={statistics!r} is not known: write {names}"
+      )
+    hidden = (
+      self._given_mask(request)
+      if "hidden" in request
+      else self._sampled_mask(request)
+    )
     if hidden.all():
-      raise _bad("all patches are hidden: leave one at least")
-    return self._painted(photo.shown, hidden, statistics)
+      raise _bad_request("all patches are masked: leave at least one visible")
+    return self._reconstruct(photo.shown, hidden, statistics)
 
-  def _given(self, asked: dict[str, Any]) -> np.ndarray:
+  def _given_mask(self, request: dict[str, Any]) -> np.ndarray:
     rows, columns = self._network.grid
-    wanted = f"a list of {rows * columns} numbers, 1 for a patch that is hidden"
-    hidden = _field(asked, "hidden", list, wanted)
+    wanted = f"a list of {rows * columns} numbers, 1 for a masked patch"
+    hidden = _field(request, "hidden", list, wanted)
     if len(hidden) != rows * columns:
-      raise _bad(
-        f"hidden has {len(hidden)} patches, and {rows} x {columns} are there: "
+      raise _bad_request(
+        f"hidden has {len(hidden)} entries for {rows} x {columns} patches: "
         f"write {wanted}"
       )
     for place, each in enumerate(hidden):
       if each not in (0, 1):
-        raise _bad(
+        raise _bad_request(
           f"hidden has {abbreviate(each)} at {place}, not 0 or 1: write "
           f"{wanted}"
         )
     return np.array(hidden, bool)
 
-  def _drawn(self, asked: dict[str, Any]) -> np.ndarray:
+  def _sampled_mask(self, request: dict[str, Any]) -> np.ndarray:
     names = " or ".join(masking.STRATEGIES)
-    strategy = _field(asked, "strategy", str, f"{names}, or hidden patches")
+    strategy = _field(request, "strategy", str, f"{names}, or send hidden")
     above = "a number above 0 and below 1"
-    ratio = _field(asked, "mask_ratio", (int, float), above)
-    if not 0 < ratio < 1:  # as NaN is not
-      raise _bad(f"mask_ratio={abbreviate(ratio)} is not {above}")
+    ratio = _field(request, "mask_ratio", (int, float), above)
+    if not 0 < ratio < 1:  # rejects NaN too
+      raise _bad_request(f"mask_ratio={abbreviate(ratio)} is not {above}")
     whole = "a whole number from 0 to below 2^32"
-    seed = _field(asked, "seed", int, whole)
+    seed = _field(request, "seed", int, whole)
     if not 0 <= seed < 1 << 32:
-      raise _bad(f"seed={abbreviate(seed)} is not {whole}")
+      raise _bad_request(f"seed={abbreviate(seed)} is not {whole}")
     try:
       return self._network.masks(strategy, ratio, 1, seed)[0]
     except ConfigError as error:
-      # The painter speaks of flags, which nobody wrote here.
-      raise _bad(str(error).replace("--", "")) from None
+      # Messages of the reconstructor name flags; this request has none.
+      raise _bad_request(str(error).replace("--", "")) from None
 
-  def _painted(
+  def _reconstruct(
     self, shown: np.ndarray, hidden: np.ndarray, statistics: str
   ) -> dict[str, Any]:
-    with self._warmer.serving(int((~hidden).sum())):
+    with self._precompiler.serving(int((~hidden).sum())):
       painted = self._network.paint(
         shown[None], hidden[None], statistics=statistics
       )
@@ -215,16 +226,16 @@ class DemoService:
   def _keep(self, whole: np.ndarray) -> dict[str, Any]:
     photo = photos.fit(whole, self._network.data)
     name = secrets.token_hex(8)
-    # Only what is shown: photographs are large.
+    # Only the resized image: photographs are large.
     self._images[name] = photos.Photo(photo.shown, photo.box, photo.shown)
-    while len(self._images) > _KEPT:
+    while len(self._images) > _MAX_IMAGES:
       self._images.popitem(last=False)
     return {"image": name, "shown": _uri(photo.shown)}
 
-  def _compile(self, shown: int) -> None:
+  def _compile(self, num_visible: int) -> None:
     data, (rows, columns) = self._network.data, self._network.grid
     blank = np.zeros((1, *data.image_size, data.channels), np.uint8)
-    self._network.predict(blank, np.arange(rows * columns)[None] >= shown)
+    self._network.predict(blank, np.arange(rows * columns)[None] >= num_visible)
 
 
 def _uri(picture: np.ndarray) -> str:
@@ -240,8 +251,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self) -> None:
     answers = {
-      "/model": self.server.desk.model,
-      "/example": self.server.desk.example,
+      "/model": self.server.service.model,
+      "/example": self.server.service.example,
     }
     path = self._path()
     if path == "/":
@@ -256,7 +267,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_POST(self) -> None:
     answers = {
-      "/image": lambda body: self.server.desk.add(body),
+      "/image": lambda body: self.server.service.add(body),
       "/paint": self._paint,
     }
     answer = answers.get(self._path())
@@ -270,29 +281,31 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _paint(self, body: bytes) -> dict[str, Any]:
     try:
-      return self.server.desk.paint(json.loads(body))
+      return self.server.service.paint(json.loads(body))
     except json.JSONDecodeError as error:
-      raise _bad(f"this is no JSON: {error}") from None
+      raise _bad_request(f"this is not JSON: {error}") from None
     except UnicodeDecodeError:
-      raise _bad("this is no JSON: it is no text") from None
-    except RecursionError:  # to read it, or to tell of it
-      raise _bad(
+      raise _bad_request("this is not JSON: it is not text") from None
+    except RecursionError:  # while reading it, or in the message
+      raise _bad_request(
         "this JSON is nested too deeply: write an object whose values are "
         "numbers, names and a list of numbers"
       ) from None
 
   def _nothing(self) -> bytes:
-    raise _Refused(HTTPStatus.NOT_FOUND, f"there is no {self.path}")
+    raise _HttpError(HTTPStatus.NOT_FOUND, f"there is no {self.path}")
 
   def _body(self) -> bytes:
     text = self.headers.get("Content-Length", "")
     if not text.isdigit():
-      raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the length is missing")
+      raise _HttpError(
+        HTTPStatus.LENGTH_REQUIRED, "the header Content-Length is missing"
+      )
     if int(text) > MAX_BYTES:
-      raise _Refused(
+      raise _HttpError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"{int(text) / 1e6:.0f} MB are more than the {MAX_BYTES / 1e6:.0f} MB "
-        "that are taken: make the image smaller",
+        f"{int(text) / 1e6:.0f} MB are more than the limit of "
+        f"{MAX_BYTES / 1e6:.0f} MB: make the image smaller",
       )
     return self.rfile.read(int(text))
 
@@ -300,21 +313,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     host = self.headers.get("Host", "").partition(":")[0]
     origin = self.headers.get("Origin")
     if self.server.names and host not in self.server.names:
-      raise _Refused(HTTPStatus.FORBIDDEN, f"{host!r} is not this server")
+      raise _HttpError(HTTPStatus.FORBIDDEN, f"{host!r} is not this server")
     if (
       origin is not None and origin.partition("://")[2] != self.headers["Host"]
     ):
-      raise _Refused(HTTPStatus.FORBIDDEN, f"{origin} is another site")
+      raise _HttpError(HTTPStatus.FORBIDDEN, f"{origin} is another site")
 
   def _answer(self, make: Any, kind: str) -> None:
     status = HTTPStatus.OK
     try:
       self._check()
       content = make()
-    except _Refused as refused:
-      status, kind = refused.status, "application/json"
-      content = _json({"error": str(refused)})
-      self.close_connection = True  # what was sent may not have been read
+    except _HttpError as error:
+      status, kind = error.status, "application/json"
+      content = _json({"error": str(error)})
+      self.close_connection = True  # the body may be unread
     except ValueError as error:
       status, kind = HTTPStatus.BAD_REQUEST, "application/json"
       content = _json({"error": f"this cannot be used: {error}"})
@@ -333,7 +346,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     if self.command == "HEAD":
       return
-    with contextlib.suppress(ConnectionError):  # whoever asked may be gone
+    with contextlib.suppress(ConnectionError):  # the client may be gone
       self.wfile.write(content)
 
   def log_message(self, *args: object) -> None:
@@ -345,54 +358,54 @@ def _json(content: Any) -> bytes:
 
 
 def check_port(port: int) -> None:
-  """Raises ConfigError for what is no port."""
+  """Raises ConfigError if `port` is not a port."""
   if not 0 <= port < 1 << 16:
     raise ConfigError(
-      f"--port={port} is not in 0..65535: name another port, 0 for any that is "
-      "free"
+      f"--port={port} is not in 0..65535: choose another port, 0 for any free "
+      "one"
     )
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Answers once `serve_forever` is called, until `server_close`."""
+  """An HTTP server that runs from `serve_forever` to `server_close`."""
 
   daemon_threads = True
 
   def __init__(
     self, network: reconstructor.Reconstructor, host: str, port: int
   ):
-    """Listens.
+    """Binds the port.
 
     Args:
-      network: what paints.
+      network: the model.
       host: the address of an interface.
-      port: 0 for any.
+      port: the port, 0 for any free one.
 
     Raises:
-      ConfigError: if it cannot listen there.
+      ConfigError: if it cannot listen on the address.
     """
     check_port(port)
     try:
       super().__init__((host, port), _Handler)
     except (OSError, UnicodeError) as error:
-      # A name that is not found or cannot be one, or is of another machine.
+      # The host name is unknown or malformed, or belongs to another machine.
       of_host = isinstance(error, (socket.gaierror, UnicodeError))
       if of_host or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
         flag = f"--host={host}"
-        remedy = "another host, 127.0.0.1 for this machine alone"
+        remedy = "another host, 127.0.0.1 for this machine only"
       else:
         flag = f"--port={port}"
-        remedy = "another port, 0 for any that is free"
+        remedy = "another port, 0 for any free one"
       raise ConfigError(
-        f"{flag} cannot be listened on "
-        f"({getattr(error, 'strerror', None) or error}): name {remedy}"
+        f"cannot listen on {flag} "
+        f"({getattr(error, 'strerror', None) or error}): choose {remedy}"
       ) from error
-    self.desk = DemoService(network)
-    # Elsewhere whoever is meant may have given it any name.
+    self.service = DemoService(network)
+    # On other interfaces the server can have any host name.
     self.names = LOOPBACK if host in LOOPBACK else ()
 
   def server_close(self) -> None:
-    """Ends it."""
+    """Stops the server and its threads."""
     super().server_close()
-    if hasattr(self, "desk"):  # else it could not listen
-      self.desk.close()
+    if hasattr(self, "service"):  # missing if it could not listen
+      self.service.close()

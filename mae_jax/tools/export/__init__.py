@@ -1,4 +1,1 @@
-"""Networks out of checkpoints as files that serve without this project.
-
-`python -m mae_jax export`, see `command`.
-"""
+"""Exports models to StableHLO and SavedModel; see `command`."""

@@ -1,11 +1,6 @@
-"""An encoder or a classifier as files that serve without this project.
+"""Exports an encoder or a classifier to files that serve without mae_jax.
 
-  python -m mae_jax export --checkpoint=WORKDIR --out=DIR
-
-DIR holds a program from uint8 images [batch, H, W, C], of any batch size, to
-features or logits; the weights it reads; and `export.json`, which says what it
-is. Once written it is read from disk again and compared with the network it was
-made of.
+python -m mae_jax export --checkpoint=WORKDIR --out=DIR
 """
 
 from __future__ import annotations
@@ -24,22 +19,26 @@ from mae_jax import conversion
 from mae_jax.config import lookup
 from mae_jax.models import classifiers, factory
 from mae_jax.tools import cli, feature_extractor
-from mae_jax.tools.export import exportable as network_lib
-from mae_jax.tools.export import manifest, stablehlo, verify
-from mae_jax.tools.export import quantize as weights_lib
+from mae_jax.tools.export import (
+  exportable,
+  manifest,
+  quantize,
+  stablehlo,
+  verify,
+)
 from mae_jax.tools.feature_extractor import ImageFunction
 from mae_jax.utils import atomic_write, console, storage
 from mae_jax.utils.errors import ConfigError
 
 
 class Format(Protocol):
-  """A module that writes a network and reads it again."""
+  """A module that writes a program and reads it again."""
 
   def write(
     self,
     folder: epath.Path,
     call: Callable[[Any, jax.Array], jax.Array],
-    weights: weights_lib.Weights,
+    weights: quantize.Weights,
     image_shape: tuple[int, ...],
     output: str,
   ) -> dict[str, Any]:
@@ -102,13 +101,13 @@ def write(
       checkpoint's. Positions are interpolated, as in fine-tuning.
 
   Raises:
-    ConfigError: if something cannot work. `out` is as it was.
-    TrainingError: if the export does not compute what the network computes;
-      `out` is as it was.
+    ConfigError: if an option is wrong; `out` is unchanged.
+    TrainingError: if the outputs of the export differ from the model's; `out`
+      is unchanged.
   """
   began = time.monotonic()
   make_format = lookup(FORMATS, format, "--format")
-  lookup(weights_lib.KINDS, weights, "--weights")
+  lookup(quantize.KINDS, weights, "--weights")
   if what is not None:
     lookup(dict.fromkeys(WHAT), what, "--what")
   if dtype is not None:
@@ -116,11 +115,11 @@ def write(
   if pool is not None:
     lookup(feature_extractor.POOLS, pool, "--pool")
   with storage.os_errors(checkpoint):
-    # Of a run that goes on, the second reading might find another.
+    # Resolved once: while a run continues, a newer checkpoint can appear.
     step = conversion.locate(checkpoint)
     run = conversion.read_metadata(step)
-  asked = {"pool": pool, "layer": layer, "image_size": image_size}
-  what = _checked_what(what, run.config.task, checkpoint, asked)
+  options = {"pool": pool, "layer": layer, "image_size": image_size}
+  what = _resolve_what(what, run.config.task, checkpoint, options)
   dtype = dtype or run.config.model.dtype
   about = {
     "checkpoint": str(step),
@@ -130,8 +129,8 @@ def write(
     "weights": weights,
     "activations": dtype,
   }
-  with atomic_write.atomic_folder(out, manifest.describes) as folder:
-    lines = _fill(folder, make_format(), step, about, asked)
+  with atomic_write.atomic_folder(out, manifest.is_export) as folder:
+    lines = _fill(folder, make_format(), step, about, options)
     total = _size(folder)
   console.info(
     f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s"
@@ -145,12 +144,12 @@ def _fill(
   form: Format,
   step: epath.Path,
   about: dict[str, Any],
-  asked: dict[str, Any],
+  options: dict[str, Any],
 ) -> list[str]:
-  """Writes and compares; returns what there is to say of it."""
+  """Writes the export, compares it, and returns lines to print."""
   kind, dtype = about["weights"], about["activations"]
-  network = _open(step, about["what"], dtype, asked)
-  stored = weights_lib.store(network.params, kind)
+  network = _open(step, about["what"], dtype, options)
+  stored = quantize.store(network.params, kind)
   size = sum(each.nbytes for each in stored.values())
   atomic_write.check_space(str(folder), size)
   call = _caller(network.apply)
@@ -159,9 +158,10 @@ def _fill(
   exact = wanted
   if kind != "float32":
     exact = verify.values(network.apply, network.params, images)
-  facts = about | manifest.facts(network, wanted[0].shape[1:])
+  facts = about | manifest.describe(network, wanted[0].shape[1:])
   facts |= form.write(folder, call, stored, network.image_shape, network.output)
-  # Before the weights are read again; TensorFlow's functions know themselves.
+  # Frees the weights before they are read again. The functions of TensorFlow
+  # are reference cycles, hence the collection.
   del network, stored
   gc.collect()
   serve = form.load(folder)
@@ -173,41 +173,39 @@ def _fill(
   lines = [
     f"{facts['output']['name']} [{shape}], {kind} weights of "
     f"{_megabytes(size)}",
-    f"read again, its values differ from the network's by {apart:.1e} at most; "
-    f"they go up to {verify.largest(wanted):.3g}",
+    f"largest difference from the model's outputs: {apart:.1e} (largest output "
+    f"{verify.largest(wanted):.3g})",
   ]
   if kind != "float32":
-    lines.append(
-      f"those of float32 weights differ from them by {rounded:.1e} at most"
-    )
+    lines.append(f"largest difference from float32 weights: {rounded:.1e}")
   return lines
 
 
 def _open(
-  step: epath.Path, what: str, dtype: str, asked: dict[str, Any]
+  step: epath.Path, what: str, dtype: str, options: dict[str, Any]
 ) -> ImageFunction:
   with storage.os_errors(step):
     if what == "classifier":
-      return network_lib.classifier(step, dtype=dtype)
-    return network_lib.features(step, dtype=dtype, **asked)
+      return exportable.classifier(step, dtype=dtype)
+    return exportable.features(step, dtype=dtype, **options)
 
 
-def _checked_what(
-  what: str | None, task: str, checkpoint: str, asked: dict[str, Any]
+def _resolve_what(
+  what: str | None, task: str, checkpoint: str, options: dict[str, Any]
 ) -> str:
-  """What is exported; refuses what cannot be, before anything is read."""
+  """Returns `classifier` or `features`; checks options before weights load."""
   has_head = task in classifiers.CLASSIFIERS
   if what == "classifier" and not has_head:
     raise ConfigError(
-      f"--what=classifier: {checkpoint} has no head, since it is of a run of "
-      f"task={task}: ask for --what=features, or fine-tune or probe it first"
+      f"--what=classifier: {checkpoint} comes from task={task} and has no "
+      "head: use --what=features, or fine-tune or probe the checkpoint first"
     )
   what = what or ("classifier" if has_head else "features")
-  for name, value in asked.items():
+  for name, value in options.items():
     if what == "classifier" and value is not None:
       raise ConfigError(
-        f"--{name}={value} is about features, and this is a classifier: leave "
-        "it out, or add --what=features"
+        f"--{name}={value} applies to features, and this export is a "
+        f"classifier: remove --{name}, or add --what=features"
       )
   return what
 
@@ -215,7 +213,7 @@ def _checked_what(
 def _caller(
   apply: Callable[[Any, jax.Array], jax.Array],
 ) -> Callable[[Any, jax.Array], jax.Array]:
-  return lambda stored, images: apply(weights_lib.restore(stored), images)
+  return lambda stored, images: apply(quantize.restore(stored), images)
 
 
 def _size(folder: epath.Path) -> int:
@@ -229,6 +227,6 @@ def _megabytes(size: int) -> str:
 
 def main(argv: Sequence[str]) -> None:
   """Runs the command."""
-  # Nothing is computed: an accelerator that others use is left alone.
+  # Export needs no accelerator: leave it to other programs.
   jax.config.update("jax_platforms", "cpu")
   cli.run(write, "export", argv)

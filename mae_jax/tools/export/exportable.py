@@ -1,4 +1,4 @@
-"""The network that is exported: an encoder with pooling, or a classifier."""
+"""Builds the exported function: an encoder with pooling, or a classifier."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def features(
   """
   return feature_extractor.from_checkpoint(
     step,
-    host(),
+    cpu_mesh(),
     pool=pool or "mean",
     layer=layer,
     image_size=image_size,
@@ -46,20 +46,22 @@ def classifier(step: epath.Path, *, dtype: str) -> ImageFunction:
   Raises:
     ConfigError: if there is no head.
   """
-  found = load_model.load(step, host(), head=True)
+  found = load_model.load(step, cpu_mesh(), head=True)
   model = dataclasses.replace(found.config.model, dtype=dtype)
   config = dataclasses.replace(found.config, model=model)
   found = dataclasses.replace(
     found, config=config, platform=factory.ANY_PLATFORM
   )
   params = found.params
-  if classifiers.AVERAGED in params:  # the others are not used
+  if (
+    classifiers.AVERAGED in params
+  ):  # exports use the averaged parameters alone
     params = {classifiers.MODEL: classifiers.inference_params(params)}
   info = {"class_names": list(found.class_names)}
   logits = found.classifier.logits
   return ImageFunction(logits, params, config.data, "logits", info)
 
 
-def host() -> Mesh:
-  """Returns one CPU device; what is traced there runs anywhere."""
+def cpu_mesh() -> Mesh:
+  """Returns a mesh of one CPU device; its traced programs run anywhere."""
   return sharding.make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])

@@ -1,4 +1,4 @@
-"""The file beside an export that says what it is."""
+"""The description of an export: `export.json` in its folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MAKER = "mae_jax.export"  # stored in files: not a module
 _PACKAGES = ("mae_jax", "jax", "jaxlib", "flax")
 
 
-def facts(
+def describe(
   network: ImageFunction, output_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-  """What there is to say of a network; `output_shape` is of one image."""
+  """Describes a network; `output_shape` is the shape for one image."""
   data = network.data
   return {
     "input": {
@@ -32,14 +32,14 @@ def facts(
       "shape": ["batch", *output_shape],
       "dtype": "float32",
     },
-    # Done by the program: these are for whoever wonders.
+    # The program normalizes; mean and std are information.
     "normalized_inside": {"mean": list(data.mean), "std": list(data.std)},
     **network.info,
   }
 
 
 def write(folder: epath.Path, content: Mapping[str, Any]) -> None:
-  """Writes it, with a list of all else in the folder."""
+  """Writes `export.json`, with a list of the other files in the folder."""
   content = {
     "made_by": _MAKER,
     "files": sorted(each.name for each in folder.iterdir()),
@@ -49,8 +49,8 @@ def write(folder: epath.Path, content: Mapping[str, Any]) -> None:
   (folder / NAME).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def describes(folder: epath.Path) -> bool:
-  """Whether a folder is an export, and nothing was added to it."""
+def is_export(folder: epath.Path) -> bool:
+  """Checks whether a folder is an export without additional files."""
   try:
     content = json.loads((folder / NAME).read_text())
     made, files = content["made_by"], {NAME, *content["files"]}

@@ -1,8 +1,8 @@
-"""What a network's weights are stored as, and how a program reads them.
+"""Stores exported weights as float32, bfloat16 or int8.
 
-Only kernels are made smaller: they are all of the size, and norms, biases,
-tokens and positions are where rounding hurts. Whatever is stored, a program
-makes float32 of it, and computes as it would have.
+Only kernels are quantized: they hold nearly all bytes, while rounding of norms,
+biases, tokens and positions costs accuracy. The program converts stored weights
+to float32 before it computes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Weights = dict[str, jax.Array]
 
 _KERNEL = "kernel"
 _SCALE = "_scale"
-_LARGEST = 127  # -128 would have no positive counterpart
+_LARGEST = 127  # symmetric: -128 is not used
 
 
 def _as_bfloat16(name: str, kernel: jax.Array) -> Weights:
@@ -26,15 +26,15 @@ def _as_bfloat16(name: str, kernel: jax.Array) -> Weights:
 
 
 @jax.jit
-def quantized(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Rounds a kernel to int8, symmetrically, channel by channel.
+def quantize_kernel(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Rounds a kernel to int8, symmetrically for each output channel.
 
   Args:
-    kernel: [..., in, out], of which leading axes count layers.
+    kernel: [..., in, out]; leading axes are layers.
 
   Returns:
-    int8 like it, and the float32 scale [..., 1, out] that it is multiplied by;
-    a channel of zeros has scale 1.
+    The int8 kernel and its float32 scale [..., 1, out]; 1 for channels of
+    zeros.
   """
   largest = jnp.abs(kernel).max(axis=-2, keepdims=True)
   scale = jnp.where(largest == 0, 1, largest / _LARGEST)
@@ -43,11 +43,11 @@ def quantized(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _as_int8(name: str, kernel: jax.Array) -> Weights:
-  steps, scale = quantized(kernel)
+  steps, scale = quantize_kernel(kernel)
   return {name: steps, name + _SCALE: scale}
 
 
-# What becomes of a kernel, by --weights.
+# Conversions of a kernel, by the value of --weights.
 KINDS: dict[str, Callable[[str, jax.Array], Weights]] = {
   "float32": lambda name, kernel: {name: kernel},
   "bfloat16": _as_bfloat16,
@@ -56,15 +56,14 @@ KINDS: dict[str, Callable[[str, jax.Array], Weights]] = {
 
 
 def store(params: Any, kind: str) -> Weights:
-  """Parameters as a flat dict.
+  """Converts parameters to a flat dict of stored arrays.
 
   Args:
     params: a tree of float32, on one CPU device.
     kind: a name in KINDS.
 
   Returns:
-    Arrays by their keys joined by "/"; those of "float32" are the very leaves
-    of `params`.
+    Arrays by their keys joined by "/"; "float32" does not copy them.
   """
   result: Weights = {}
   for name, leaf in traverse_util.flatten_dict(params, sep="/").items():
@@ -74,7 +73,7 @@ def store(params: Any, kind: str) -> Weights:
 
 
 def restore(weights: Mapping[str, Any]) -> Any:
-  """The tree of float32 parameters again; may be traced."""
+  """Returns the float32 parameters; the inverse of `store`, traceable."""
   flat = {}
   for name, value in weights.items():
     if name.endswith(_KERNEL + _SCALE):

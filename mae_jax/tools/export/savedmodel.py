@@ -1,11 +1,11 @@
-"""SavedModel: the same program inside TensorFlow, its weights as variables.
+"""Writes and reads SavedModel: the program in TensorFlow, weights as variables.
 
-Imported when that format is asked for: TensorFlow takes seconds to load.
+Imported only for this format: TensorFlow takes seconds to load.
 """
 
 from __future__ import annotations
 
-# Before TensorFlow: it keeps it quiet, and off the accelerators.
+# Before TensorFlow: this import sets its log level and hides accelerators.
 import mae_jax.data  # noqa: F401
 
 # isort: split
@@ -18,7 +18,7 @@ import tensorflow as tf
 from etils import epath
 from jax.experimental import jax2tf
 
-from mae_jax.tools.export import quantize as weights_lib
+from mae_jax.tools.export import quantize
 from mae_jax.tools.export.stablehlo import PLATFORMS
 from mae_jax.utils import jax_private, storage
 
@@ -30,18 +30,18 @@ _TENSORFLOW_READS = "1.13.7"
 def write(
   folder: epath.Path,
   call: Callable[[Any, jax.Array], jax.Array],
-  weights: weights_lib.Weights,
+  weights: quantize.Weights,
   image_shape: tuple[int, ...],
   output: str,
 ) -> dict[str, Any]:
-  """Writes it; see `stablehlo.write`.
+  """Writes a SavedModel; see `stablehlo.write`.
 
   Args:
-    folder: where to.
-    call: from weights and uint8 images [B, ...] to [B, ...].
-    weights: its first argument.
-    image_shape: of one image.
-    output: the name of the signature's value.
+    folder: the output folder.
+    call: maps weights and uint8 images [B, ...] to [B, ...].
+    weights: the first argument of `call`.
+    image_shape: the shape of one image.
+    output: the name of the signature's output.
   """
   converted = jax2tf.convert(
     call,
@@ -73,12 +73,12 @@ def write(
 
 
 def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """The function of images that was written."""
+  """Loads the exported function of images."""
   module = tf.saved_model.load(str(folder))
   serve = module.signatures[SIGNATURE]
 
   def call(images: np.ndarray) -> np.ndarray:
-    assert module  # its variables live as long as it does
+    assert module  # keeps the variables alive
     (value,) = serve(**{INPUT: tf.constant(images)}).values()
     return value.numpy()
 

@@ -1,7 +1,7 @@
-"""StableHLO: a program for `jax.export`, and its weights beside it.
+"""Writes and reads StableHLO: a `jax.export` program and its weights.
 
-The weights are an argument of the program, not constants in it: there is no
-limit to their size, and they are read without a copy of them in a graph.
+The weights are arguments of the program rather than constants: their size has
+no limit, and they are loaded without a second copy in the program.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors
 
-from mae_jax.tools.export import quantize as weights_lib
+from mae_jax.tools.export import quantize
 
 PROGRAM, WEIGHTS = "program.bin", "weights.safetensors"
-# As `jax.export` calls them. All are lowered to here, whatever is at hand.
+# Names of `jax.export`. The program is lowered for all of them everywhere.
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(
   folder: epath.Path,
   call: Callable[[Any, jax.Array], jax.Array],
-  weights: weights_lib.Weights,
+  weights: quantize.Weights,
   image_shape: tuple[int, ...],
   output: str,
 ) -> dict[str, Any]:
-  """Writes them.
+  """Writes program and weights.
 
   Args:
-    folder: where to.
-    call: from weights and uint8 images [B, ...] to [B, ...].
-    weights: its first argument.
-    image_shape: of one image.
-    output: has no part in a program, whose only value it would name.
+    folder: the output folder.
+    call: maps weights and uint8 images [B, ...] to [B, ...].
+    weights: the first argument of `call`.
+    image_shape: the shape of one image.
+    output: not used; the output of a program has no name.
 
   Returns:
-    What a reader may want to know of them.
+    Entries for `export.json`.
 
   Raises:
-    OSError: with a path, if they cannot be written.
+    OSError: with a path, if a file cannot be written.
   """
   del output
   (batch,) = jax.export.symbolic_shape("batch")
@@ -61,11 +61,11 @@ def write(
   (folder / PROGRAM).write_bytes(program.serialize())
   with _os_errors(folder / WEIGHTS):
     safetensors.save_file(
-      # It writes memory as it lies there.
+      # safetensors writes the memory of an array in its order.
       {name: np.ascontiguousarray(value) for name, value in weights.items()},
       folder / WEIGHTS,
     )
-    # It makes a file that nobody else may read.
+    # safetensors makes a file that only its owner can read.
     shutil.copymode(folder / PROGRAM, folder / WEIGHTS)
   return {
     "platforms": list(program.platforms),
@@ -74,11 +74,11 @@ def write(
 
 
 def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """The function of images that was written."""
+  """Loads the exported function of images."""
   program = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
   device = jax.local_devices(backend="cpu")[0]
   with safe_open(folder / WEIGHTS, "np", backend="pread") as file:
-    # One by one: the whole is held once.
+    # One array at a time: memory holds the weights once.
     weights = {
       name: jax.device_put(file.get_tensor(name), device)
       for name in file.offset_keys()
@@ -91,7 +91,7 @@ def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
 
 @contextlib.contextmanager
 def _os_errors(path: epath.Path) -> Iterator[None]:
-  """Makes of what safetensors raises what the system did."""
+  """Raises errors of safetensors as OSError."""
   try:
     yield
   except SafetensorError as error:

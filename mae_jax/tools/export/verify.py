@@ -1,4 +1,4 @@
-"""Whether what was written does what the network does, on random images."""
+"""Compares an export with its model on random images."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from mae_jax.tools.export import exportable as network_lib
+from mae_jax.tools.export import exportable
 from mae_jax.utils.errors import TrainingError
 
 BATCHES = (1, 3)
-# By the dtype of activations: how far two values may be apart, as a share of
-# the largest. It is rounding, in another order.
+# The allowed difference relative to the largest output, by activation dtype:
+# rounding in another order.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
 
 Values = Sequence[np.ndarray]
 
 
 def random_images(image_shape: tuple[int, ...]) -> list[np.ndarray]:
-  """uint8 [B, H, W, C] for each B of BATCHES."""
+  """Returns uint8 images [B, H, W, C] for each B in BATCHES."""
   random = np.random.default_rng(0)
   return [
     random.integers(0, 256, (batch, *image_shape), np.uint8)
@@ -31,44 +31,44 @@ def random_images(image_shape: tuple[int, ...]) -> list[np.ndarray]:
 def values(
   call: Callable[[Any, jax.Array], jax.Array], weights: Any, images: Values
 ) -> list[np.ndarray]:
-  """What a function of weights and images gives, compiled for each batch."""
+  """Applies a function of weights and images to each batch."""
   compiled = jax.jit(call)
-  with jax.set_mesh(network_lib.host()):
+  with jax.set_mesh(exportable.cpu_mesh()):
     return [np.asarray(compiled(weights, each)) for each in images]
 
 
 def largest(arrays: Values) -> float:
-  """The largest magnitude."""
+  """Returns the largest magnitude."""
   return max(float(np.abs(each).max()) for each in arrays)
 
 
 def difference(a: Values, b: Values) -> float:
-  """The largest magnitude of a - b."""
+  """Returns the largest magnitude of a - b."""
   return largest([x - y for x, y in zip(a, b, strict=True)])
 
 
 def check(found: Values, wanted: Values, dtype: str) -> float:
-  """Compares what was read again with the network.
+  """Compares the outputs of an export with the outputs of the model.
 
   Args:
-    found: its values.
-    wanted: those of the network.
-    dtype: of activations, a name in TOLERANCE.
+    found: outputs of the export.
+    wanted: outputs of the model.
+    dtype: dtype of activations, a key of TOLERANCE.
 
   Returns:
     The largest difference.
 
   Raises:
-    TrainingError: if that is more than rounding.
+    TrainingError: if the difference is more than rounding.
   """
   with np.errstate(invalid="ignore"):
     apart = difference(found, wanted)
   allowed = TOLERANCE[dtype] * largest(wanted)
-  if not apart <= allowed:  # nor is NaN
+  if not apart <= allowed:  # NaN fails too
     raise TrainingError(
-      f"what was written differs from the network by {apart:.3g}, and "
-      f"{allowed:.3g} is allowed for rounding: nothing is kept. If the "
-      "checkpoint's values are finite, these versions of JAX or TensorFlow are "
-      "at fault: take those of constraints.txt"
+      f"the export differs from the model by {apart:.3g}, and rounding "
+      f"explains at most {allowed:.3g}: nothing was saved. If the weights of the "
+      "checkpoint are finite, the installed JAX or TensorFlow is at fault: "
+      "install the versions of constraints.txt"
     )
   return apart

@@ -1,4 +1,4 @@
-"""What became of runs, as one page that needs no network.
+"""Reports runs as one HTML page that works offline.
 
-`runs` reads a workdir, `page` draws.
+`run_logs` reads a workdir, `page` writes the page.
 """

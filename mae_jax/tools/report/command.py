@@ -1,4 +1,4 @@
-"""The command: `python -m mae_jax report --workdir=a,b,c --out=report.html`."""
+"""The command `python -m mae_jax report --workdir=a,b,c --out=report.html`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def write(
 ) -> None:
   """Writes one HTML page about one or more runs.
 
-  It shows curves, pictures over training, data, settings and environment, and
-  needs no network.
+  The page has curves, pictures over training, data, settings and environment,
+  and works offline.
 
   Args:
-    workdir: the directory of a run, or of several as a,b,c, which are drawn
-      over each other.
+    workdir: the directory of a run, or of several as a,b,c, which share
+      charts.
     out: the .html file, which is replaced.
     recipe: settings are compared with this recipe, for instance
       configs/vit_b.py; by default with the one that started each run.
@@ -34,12 +34,12 @@ def write(
       ones; 0 for none.
 
   Raises:
-    ConfigError: if there is no such run. `out` is as it was.
+    ConfigError: if there is no such run; `out` is unchanged.
   """
   atomic_write.check_suffix(out, ".html")
   cli.at_least("look_at", look_at, 0)
   if recipe is not None:
-    overrides.recipe(recipe)  # whether there is one
+    overrides.recipe(recipe)  # raises if there is no such recipe
   if not all(each.strip() for each in workdir):
     raise ConfigError(
       f"--workdir={','.join(workdir)} has an empty name"
@@ -51,11 +51,11 @@ def write(
   with atomic_write.atomic_file(out) as file:
     found = [run_logs.read(each, recipe) for each in workdir]
     names = page.short_names([run.name for run in found])
-    known = [
-      data_summary.of(run, name, look_at)
+    summaries = [
+      data_summary.summarize(run, name, look_at)
       for run, name in zip(found, names, strict=True)
     ]
-    file.write(page.render(found, known).encode())
+    file.write(page.render(found, summaries).encode())
   console.info(f"{out}: {', '.join(names)}; open it in a browser")
 
 

@@ -1,4 +1,4 @@
-"""What a report says of the data of a run."""
+"""Summarizes the data of a run for its report."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from mae_jax.tools.report import page, run_logs
 from mae_jax.utils.errors import ConfigError, TrainingError
 
 _COUNTS = {
-  "unreadable": "images replaced in training, as they cannot be read",
-  "eval_unreadable": "held-out images that cannot be read",
-  "skipped": "steps without an update, as something was not finite",
+  "unreadable": "unreadable training images, replaced",
+  "eval_unreadable": "unreadable held-out images",
+  "skipped": "steps skipped because a value was not finite",
   "loss_spikes": "loss spikes",
 }
 
 
-def of(run: run_logs.RunLogs, name: str, look_at: int) -> page.Health:
-  """What its logs say, and what its data look like if they are here.
+def summarize(
+  run: run_logs.RunLogs, name: str, look_at: int
+) -> page.DataSummary:
+  """Summarizes counters of the log and, if the data are here, some images.
 
   Args:
     run: the run.
-    name: for people.
-    look_at: images; 0 for none.
+    name: its name on the page.
+    look_at: number of images to read; 0 for none.
   """
   rows = [
     (text, f"{value:,.0f}")
@@ -31,22 +33,22 @@ def of(run: run_logs.RunLogs, name: str, look_at: int) -> page.Health:
   ]
   warnings = [f"{text} {name}" for name, text in rows if text != "0"]
   if run.config is None:
-    return page.Health(name, rows, warnings)
+    return page.DataSummary(name, rows, warnings)
   data = run.config.data
   rows.append(("mean, configured", _numbers(data.mean)))
   rows.append(("std, configured", _numbers(data.std)))
   if look_at:
     try:
-      more, told = _looked(data, look_at)
+      more, found = _read_images(data, look_at)
     except (ConfigError, TrainingError) as error:
-      rows.append(("images", f"not looked at: {error}"))
+      rows.append(("images", f"not read: {error}"))
     else:
       rows += more
-      warnings += told
-  return page.Health(name, rows, warnings)
+      warnings += found
+  return page.DataSummary(name, rows, warnings)
 
 
-def _looked(
+def _read_images(
   data: DataConfig, number: int
 ) -> tuple[list[tuple[str, str]], list[str]]:
   # TensorFlow takes seconds to import.
@@ -56,16 +58,16 @@ def _looked(
   source = sources.open_source(data, "train")
   found, _ = inspect_data.look(source, number, data)
   rows = [
-    ("images to train on", f"{source.num_examples:,}"),
-    ("looked at", f"{found.num_images:,}"),
-    ("of these cannot be read", f"{len(found.unreadable.names):,}"),
+    ("training images", f"{source.num_examples:,}"),
+    ("images read", f"{found.num_images:,}"),
+    ("unreadable", f"{len(found.unreadable.names):,}"),
   ]
   if len(found.sizes):
     middle = np.median(found.sizes, axis=0).astype(int)
     rows += [
       ("height x width, median", f"{middle[0]} x {middle[1]}"),
-      ("mean, found", _numbers(found.mean)),
-      ("std, found", _numbers(found.std)),
+      ("mean, measured", _numbers(found.mean)),
+      ("std, measured", _numbers(found.std)),
     ]
   return rows, inspect_data.warnings(found, data, source.class_names)
 

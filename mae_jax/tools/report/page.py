@@ -1,4 +1,4 @@
-"""Draws a page of runs: charts to zoom into, pictures to slide through."""
+"""Writes the report page: interactive charts and sliders of pictures."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import jinja2
 from plotly import offline
 
 from mae_jax.config import Config, leaves
-from mae_jax.tools.report import run_logs as runs_lib
+from mae_jax.tools.report import run_logs
 
 _TEMPLATE = pathlib.Path(__file__).with_name("page.html")
-# Of Okabe and Ito, which color-blind people tell apart.
+# The palette of Okabe and Ito, which color-blind people can distinguish.
 _COLORS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 )  # fmt: skip
 _SYMBOLS = ("circle", "square-open", "diamond", "x")
 _DASHES = ("solid", "dash", "dot", "dashdot")
-# Charts by section, each of one or more scalars. What is in none has one of
-# its own in the last section.
+# Charts by section, each of one or more scalars. Other scalars have a chart
+# each in the last section.
 _CHARTS: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
   "Training": (
     ("loss", ("loss", "eval_loss")),
@@ -35,9 +35,9 @@ _CHARTS: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
   ),
 }
 _NOT_SHOWN = ("step", "images_per_second_per_device", "seconds", "eval_seconds")
-_FEW_STEPS = 8  # of an axis that has a tick for each
-_NO_TRACE = "start_"  # of one line each
-# Counts of what should not be, and what there was none of.
+_FEW_STEPS = 8  # axes of fewer steps have a tick for each
+_NO_TRACE = "start_"  # scalars logged once per start
+# Counters of problems.
 COUNTS = {
   "loss_spikes": "loss spikes",
   "skipped": "skipped steps",
@@ -54,19 +54,19 @@ _OF_ROLES = {"lr_": "learning rate", "grad_norm_": "gradient norm"}
 _PROBE = re.compile(r"eval_(linear|knn)_(\d+|all)")
 _PROBES = {"linear": "linear probe", "knn": "kNN"}
 _SHOTS = re.compile(r"(.*)_(\d+|all)")
-_STD = "_std/"  # in the name of what is the deviation of another scalar
+_STD = "_std/"  # in the names of standard deviations
 
-_Charts = list[tuple[str, Sequence[str]]]  # titles, and scalars
+_Charts = list[tuple[str, Sequence[str]]]  # title and scalars of each
 
 
 @dataclasses.dataclass(frozen=True)
-class Health:
-  """What is known of the data of a run.
+class DataSummary:
+  """The description of a run's data.
 
   Attributes:
-    name: of the run.
-    rows: names and texts.
-    warnings: what is probably not meant.
+    name: the name of the run.
+    rows: names and values.
+    warnings: probable mistakes.
   """
 
   name: str
@@ -74,12 +74,14 @@ class Health:
   warnings: list[str]
 
 
-def render(runs: Sequence[runs_lib.RunLogs], health: Sequence[Health]) -> str:
-  """The page.
+def render(
+  runs: Sequence[run_logs.RunLogs], summaries: Sequence[DataSummary]
+) -> str:
+  """Returns the HTML page.
 
   Args:
-    runs: at least one.
-    health: of their data.
+    runs: at least one run.
+    summaries: the data of each run.
   """
   names = short_names([run.name for run in runs])
   charts: dict[str, Any] = {}
@@ -116,14 +118,14 @@ def render(runs: Sequence[runs_lib.RunLogs], health: Sequence[Health]) -> str:
         for each in sliders
       }
     ),
-    health=health,
+    health=summaries,
     settings=_settings(runs, names),
     environment=_environment(runs, names),
   )
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-  """The last parts of paths, as many as tell them apart."""
+  """Shortens paths to their last parts, as many as make them distinct."""
   parts = [name.split("/") for name in names]
   for count in range(1, max(map(len, parts)) + 1):
     short = ["/".join(part[-count:]) for part in parts]
@@ -133,14 +135,14 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _sections(
-  runs: Sequence[runs_lib.RunLogs],
+  runs: Sequence[run_logs.RunLogs],
 ) -> Iterator[tuple[str, _Charts, str]]:
-  """Names, charts as titles with scalars, and what is said in their place."""
+  """Yields each section: its name, charts, and a note in place of charts."""
   logged = dict.fromkeys(
     key for run in runs for record in run.records for key in record
   )
   used = {key for some in _CHARTS.values() for _, keys in some for key in keys}
-  # There was none of it: a line says as much as a chart.
+  # A counter that stays 0 needs a line, not a chart.
   zero = [
     key
     for key in COUNTS
@@ -161,29 +163,29 @@ def _sections(
     key for key in rest if key.startswith("eval_") and key not in COUNTS
   ]
   groups: dict[str, list[str]] = {}
-  for key in evaluated:  # as eval_knn_5/MAE and eval_knn_5/raw pixels
+  for key in evaluated:  # eval_knn_5/MAE and eval_knn_5/raw pixels share one
     if _STD not in key:
       groups.setdefault(key.partition("/")[0], []).append(key)
-  yield "Evaluation", [(_spoken(key), keys) for key, keys in groups.items()], ""
+  yield "Evaluation", [(_title(key), keys) for key, keys in groups.items()], ""
   others = [key for key in rest if key not in evaluated]
   yield (
     "Counts and rates",
-    [(_spoken(key), (key,)) for key in others],
-    _none(zero),
+    [(_title(key), (key,)) for key in others],
+    _zero_note(zero),
   )
 
 
-def _none(keys: Sequence[str]) -> str:
-  """A line for counts that are zero all through; "" for no counts."""
-  # Where no step was skipped, none was in a row.
+def _zero_note(keys: Sequence[str]) -> str:
+  """Returns a line about counters that stayed 0; "" for no counters."""
+  # "no skipped steps" implies it.
   names = [COUNTS[key] for key in keys if key != "consecutive_skipped"]
   if len(names) > 1:
     names[-2:] = [f"{names[-2]} or {names[-1]}"]
   return f"no {', '.join(names)}" if names else ""
 
 
-def _spoken(key: str) -> str:
-  """A scalar's name for people; of one that is not known, its own words."""
+def _title(key: str) -> str:
+  """Returns the title of a scalar's chart."""
   if key in _TITLES:
     return _TITLES[key]
   if probe := _PROBE.fullmatch(key):
@@ -201,7 +203,7 @@ def _labels(shots: str) -> str:
 
 
 def _traces(
-  runs: Sequence[runs_lib.RunLogs], names: Sequence[str], keys: Sequence[str]
+  runs: Sequence[run_logs.RunLogs], names: Sequence[str], keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
   for number, (run, name) in enumerate(zip(runs, names, strict=True)):
     for dash, key in enumerate(keys):
@@ -225,7 +227,7 @@ def _traces(
 
 def _label(key: str) -> str:
   group, slash, name = key.partition("/")
-  if slash:  # of a comparison, as eval_top1/from_scratch_5
+  if slash:  # a trial of label_efficiency: eval_top1/from_scratch_5
     shots = _SHOTS.fullmatch(name) if group == "eval_top1" else None
     if shots is None:
       return name
@@ -240,7 +242,7 @@ def _color(number: int) -> str:
 def _layout(title: str, steps: Collection[int]) -> dict[str, Any]:
   axis: dict[str, Any] = {"title": {"text": "step"}, "tickformat": ",d"}
   low, high = min(steps), max(steps)
-  if high - low < _FEW_STEPS:  # there is nothing between two steps
+  if high - low < _FEW_STEPS:  # no ticks between two steps
     axis |= {"dtick": 1}
   if low == high:
     axis |= {"range": [low - 1, high + 1]}
@@ -250,14 +252,14 @@ def _layout(title: str, steps: Collection[int]) -> dict[str, Any]:
     "xaxis": axis,
     "yaxis": {"exponentformat": "e"},
     "hovermode": "x unified",
-    "hoverdistance": -1,  # of any point: those of a short run are far apart
+    "hoverdistance": -1,  # no limit: points of a short run are far apart
     "showlegend": True,
     "legend": {"orientation": "h", "y": -0.32},
   }
 
 
 def _sliders(
-  runs: Sequence[runs_lib.RunLogs], names: Sequence[str]
+  runs: Sequence[run_logs.RunLogs], names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
   for number, (run, name) in enumerate(zip(runs, names, strict=True)):
     for place, (tag, pictures) in enumerate(sorted(run.pictures.items())):
@@ -275,7 +277,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def _summary(
-  runs: Sequence[runs_lib.RunLogs], names: Sequence[str]
+  runs: Sequence[run_logs.RunLogs], names: Sequence[str]
 ) -> dict[str, Any]:
   columns = {"loss": "loss", "eval_loss": "held-out loss"}
   if any(run.last("eval_top1") is not None for run in runs):
@@ -301,19 +303,21 @@ def _figure(key: str, value: float | None) -> str:
 
 
 def _settings(
-  runs: Sequence[runs_lib.RunLogs], names: Sequence[str]
+  runs: Sequence[run_logs.RunLogs], names: Sequence[str]
 ) -> dict[str, Any]:
-  """Every setting; first those in which a run differs."""
+  """Lists the settings; first those that differ."""
   notes, columns, heads = [], [], []
   for run, name in zip(runs, names, strict=True):
     if run.config is None:
-      notes.append(f"{name}: its settings are of another version, or not there")
+      notes.append(
+        f"{name}: settings are missing, or belong to another version"
+      )
       continue
     column = _Column.of(run, run.config)
     if column.recipe is None:
       notes.append(
-        f"{name}: there is no recipe {run.recipe or ''} here to compare with; "
-        "--recipe=FILE names one"
+        f"{name}: recipe {run.recipe or ''} not found, settings are not "
+        "compared; choose a recipe with --recipe=FILE"
       )
     else:
       note = f"{name} is compared with {run.recipe}"
@@ -326,7 +330,7 @@ def _settings(
   rest: list[dict[str, Any]] = []
   for key in columns[0].settings if columns else ():
     cells = [column.cell(key) for column in columns]
-    alike = runs_lib.same(
+    alike = run_logs.same(
       key, [(each.settings.get(key), each.directory) for each in columns]
     )
     any_change = not alike or any(cell["changed"] for cell in cells)
@@ -336,15 +340,15 @@ def _settings(
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-  """The settings of a run, and those of its recipe if that is here."""
+  """The settings of a run and, if found, of its recipe."""
 
   settings: Mapping[str, Any]
   recipe: Mapping[str, Any] | None
   directory: str
 
   @classmethod
-  def of(cls, run: runs_lib.RunLogs, config: Config) -> _Column:
-    recipe = runs_lib.recipe_config(run)
+  def of(cls, run: run_logs.RunLogs, config: Config) -> _Column:
+    recipe = run_logs.recipe_config(run)
     return cls(
       dict(leaves(config)),
       None if recipe is None else dict(leaves(recipe)),
@@ -355,7 +359,7 @@ class _Column:
     if self.recipe is None:
       return False
     value = self.settings[key], self.directory
-    return not runs_lib.same(key, [value, (self.recipe[key], os.getcwd())])
+    return not run_logs.same(key, [value, (self.recipe[key], os.getcwd())])
 
   def cell(self, key: str) -> dict[str, Any]:
     text, changed = f"{self.settings[key]!r}", self.differs(key)
@@ -365,7 +369,7 @@ class _Column:
 
 
 def _environment(
-  runs: Sequence[runs_lib.RunLogs], names: Sequence[str]
+  runs: Sequence[run_logs.RunLogs], names: Sequence[str]
 ) -> dict[str, Any]:
   rows = []
   for key in ("command", "devices", "processes", "host", "system", "cores"):
@@ -381,5 +385,5 @@ def _environment(
 
 
 def _json(value: Any) -> str:
-  # Nothing in it may end the script it stands in.
+  # No value can close the <script> element around it.
   return json.dumps(value).replace("<", "\\u003c")

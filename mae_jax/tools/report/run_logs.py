@@ -1,4 +1,4 @@
-"""What a workdir tells of its run: logs, pictures, settings, environment."""
+"""Reads a workdir: logs, pictures, settings and environment of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mae_jax.train import metrics, run_info
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
-# Settings that name a file or directory, of a recipe with its arguments.
+# Settings that name a file or directory; a recipe can have arguments.
 _PATHS = (
   "label_efficiency.pretrain",
   "data.data_dir",
@@ -31,15 +31,15 @@ _PATHS = (
 
 @dataclasses.dataclass(frozen=True)
 class RunLogs:
-  """A run, as far as it has come.
+  """The logs of a run, finished or not.
 
   Attributes:
-    name: of the workdir, for people.
-    records: of metrics.jsonl, in the order of steps.
+    name: the workdir.
+    records: records of metrics.jsonl, in the order of steps.
     pictures: PNG files by tag and step.
-    config: its settings; None if nothing says them.
-    recipe: the file they are compared with, as it was named; None for none.
-    started: what `about` says of the last start.
+    config: the settings; None if they are not known.
+    recipe: the config file to compare with; None if it is not known.
+    started: the content of about.json, which describes the last start.
   """
 
   name: str
@@ -50,17 +50,17 @@ class RunLogs:
   started: Mapping[str, Any]
 
   def series(self, key: str) -> tuple[list[int], list[float | None]]:
-    """Steps and values of a scalar, where it was logged."""
+    """Returns the steps and values of a scalar."""
     pairs = [(x["step"], x[key]) for x in self.records if key in x]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
   def last(self, key: str) -> float | None:
-    """The last value of a scalar."""
+    """Returns the last value of a scalar."""
     _, values = self.series(key)
     return values[-1] if values else None
 
   def directory(self) -> str:
-    """Where it was started; if nothing says it, where this program was."""
+    """Returns the directory the run started in, or the current one."""
     command, recipe = self.started.get("command"), self.started.get("recipe")
     if isinstance(command, list) and isinstance(recipe, str):
       named = overrides.recipe_of([str(word) for word in command]) or ""
@@ -71,14 +71,15 @@ class RunLogs:
 
 
 def read(workdir: str, recipe: str | None = None) -> RunLogs:
-  """Reads a workdir, of a run that has ended or not.
+  """Reads the workdir of a run, finished or not.
 
   Args:
     workdir: the directory, on a disk or in a bucket.
-    recipe: as --config names it; None for what the run was started with.
+    recipe: a config file as in --config; None for the one the run started
+      with.
 
   Raises:
-    ConfigError: if there is no run, or a line of its log is none.
+    ConfigError: if there is no run, or a line of its log is damaged.
   """
   path = storage.absolute(workdir)
   log = path / "metrics.jsonl"
@@ -87,7 +88,7 @@ def read(workdir: str, recipe: str | None = None) -> RunLogs:
     records = _records(log)
     if not records:
       raise ConfigError(
-        f"--workdir={workdir} has logged nothing yet: wait until it has"
+        f"--workdir={workdir} has not logged a step yet: wait for the first"
       )
     pictures = _pictures(path / "tensorboard")
   started = run_info.read(path)
@@ -102,7 +103,7 @@ def read(workdir: str, recipe: str | None = None) -> RunLogs:
 
 
 def recipe_config(run: RunLogs) -> Config | None:
-  """What the recipe of a run says; None if it is not here any more."""
+  """Returns the settings of a run's recipe; None if it cannot be loaded."""
   if run.recipe is None:
     return None
   try:
@@ -112,15 +113,11 @@ def recipe_config(run: RunLogs) -> Config | None:
 
 
 def same(key: str, values: Sequence[tuple[Any, str]]) -> bool:
-  """Whether a setting is the same everywhere.
+  """Checks whether values of a setting are equal, or name the same file.
 
   Args:
-    key: of the setting.
-    values: each with the directory that paths in it start from.
-
-  Returns:
-    Whether values are equal, or name the same file, one of them absolutely and
-    the other not.
+    key: the name of the setting.
+    values: values, each with the directory that relative paths start from.
   """
   first, _ = values[0]
   if all(value == first for value, _ in values):
@@ -139,24 +136,24 @@ def _absolute(text: str, directory: str) -> str:
 
 
 def _check(workdir: str, path: epath.Path) -> None:
-  """Refuses what is no directory of a run, and says what it is instead."""
+  """Raises ConfigError if the directory does not belong to a run."""
   if not path.exists():
     raise ConfigError(f"--workdir={workdir}: there is no such directory")
   if not path.is_dir():
     raise ConfigError(
-      f"--workdir={workdir} is a file: name the directory of a run"
+      f"--workdir={workdir} is a file: give the directory of a run"
     )
   if (path / "metrics.jsonl").exists():
     return
   if (path / "evaluation.json").exists():
     tables = sorted(each.name for each in path.glob("*.csv"))
     raise ConfigError(
-      f"--workdir={workdir} is of an evaluation, which has no curves to "
-      f"report: its figures are in {' and '.join(['evaluation.json', *tables])}"
+      f"--workdir={workdir} belongs to an evaluation, which has no curves: see "
+      f"its results in {' and '.join(['evaluation.json', *tables])}"
     )
   raise ConfigError(
-    f"--workdir={workdir} has no metrics.jsonl: name the directory of a "
-    "run, or wait until it has logged a line"
+    f"--workdir={workdir} has no metrics.jsonl: give the directory of a "
+    "run, or wait until it has logged a step"
   )
 
 
@@ -169,7 +166,7 @@ def _records(log: epath.Path) -> list[dict[str, Any]]:
     try:
       record = json.loads(line)
     except (ValueError, RecursionError) as error:
-      # The last line of a run that goes on, or was cut, may be half a line.
+      # The last line of an active or interrupted run can be incomplete.
       if number > len(lines):
         break
       problem: str | None = str(error)
@@ -178,7 +175,7 @@ def _records(log: epath.Path) -> list[dict[str, Any]]:
     if problem:
       raise ConfigError(
         f"{log} line {number} is not a record of this project ({problem}): "
-        "remove that line, not the file"
+        "remove this line, not the file"
       )
     found.append(
       {
@@ -190,7 +187,7 @@ def _records(log: epath.Path) -> list[dict[str, Any]]:
 
 
 def _problem(record: Any) -> str | None:
-  """What is wrong with a line of the log; None for nothing."""
+  """Returns what is wrong with a record; None if it is valid."""
   if not isinstance(record, dict):
     return f"it is {reprlib.repr(record)}, not a step with its values"
   if "step" not in record:
@@ -206,17 +203,17 @@ def _problem(record: Any) -> str | None:
 
 
 def _finite(value: float | None) -> float | None:
-  """A number as the log has it; None for NaN, as there."""
+  """Returns a finite number as it is, else None, as the log has it."""
   if value is None or abs(value) > sys.float_info.max or math.isnan(value):
     return None
   return float(value)
 
 
-def _pictures(board: epath.Path) -> dict[str, dict[int, bytes]]:
+def _pictures(directory: epath.Path) -> dict[str, dict[int, bytes]]:
   found: dict[str, dict[int, bytes]] = {}
-  if not board.is_dir():
+  if not directory.is_dir():
     return found
-  for path in sorted(board.iterdir()):
+  for path in sorted(directory.iterdir()):
     if ".tfevents." not in path.name:
       continue
     for _, event in metrics.events(path.read_bytes()):
@@ -232,5 +229,5 @@ def _config(workdir: epath.Path, started: Mapping[str, Any]) -> Config | None:
     if "config" in started:
       return from_config_dict(started["config"])
     return checkpoints.read_metadata(workdir).config
-  except ConfigError:  # of another version, or nothing was saved
+  except ConfigError:  # another version, or no checkpoint yet
     return None
