@@ -1,4 +1,4 @@
-"""What a signal does where something is at stake, in a process of its own."""
+"""Tests what signals do, in processes of their own."""
 
 from __future__ import annotations
 
@@ -6,115 +6,201 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
 from tests.helpers import commands
 
-# libtpu takes signals that nobody caught before it looks for devices.
-MEANWHILE = {
+# libtpu installs its own handlers, and ours must still work.
+BEFORE = {
   "nothing": "",
   "libtpu": "from mae_jax.tools.plan import topology\n"
   "topology.open_topology('v5e:2x2')",
 }
-PROGRAM = textwrap.dedent(
+TRAIN = textwrap.dedent(
   """
-  import sys, time
-  from mae_jax import interrupts
+  import sys, threading
+  from mae_jax.utils import signals
 
-  stop = interrupts.Interrupts(grace_seconds=float(sys.argv[1]))
+  # The second Ctrl-C of a wrapper and of a user differ by their delay alone.
+  signals._ECHO_SECONDS = float(sys.argv[2])
+
+  class Signals(signals.StopSignals):
+    def _on_signal(self, number, first):
+      super()._on_signal(number, first)
+      print("handled", number, flush=True)
+
+  stop = Signals(grace_seconds=float(sys.argv[1]))
   stop.install()
-  exec(sys.argv[2])
-  with stop.at_stake():
+  exec(sys.argv[3])
+  with stop.unsaved_work():
     print("ready", flush=True)
-    time.sleep(30)
+    threading.Event().wait()
   """
 )
 
 
-@pytest.fixture
-def process(request):
-  seconds, meanwhile = request.param
-  if meanwhile == "libtpu":
-    pytest.importorskip("libtpu")
-  started = subprocess.Popen(
-    [sys.executable, "-c", PROGRAM, str(seconds), MEANWHILE[meanwhile]],
+def start(program: str, *args: object) -> subprocess.Popen:
+  process = subprocess.Popen(
+    [sys.executable, "-c", program, *map(str, args)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
-  with started:
-    assert started.stdout.readline() == "ready\n"
-    yield started
-    started.kill()
+  assert process.stdout.readline() == "ready\n"
+  return process
 
 
-@pytest.mark.parametrize("process", [(60, "nothing")], indirect=True)
-def test_only_a_later_second_ctrl_c_leaves_at_once(process):
-  process.send_signal(signal.SIGINT)
-  time.sleep(0.05)
-  process.send_signal(signal.SIGINT)  # the echo of a wrapper
-  process.send_signal(signal.SIGTERM)
-  time.sleep(0.7)
-  assert process.poll() is None
-  process.send_signal(signal.SIGINT)
-  assert process.wait(10) == 130
-  assert "left at once" in process.stderr.read()
+@pytest.mark.parametrize(("echo", "exits"), [(3600, False), (0, True)])
+def test_a_second_ctrl_c_exits_at_once_unless_it_is_an_echo(echo, exits):
+  with start(TRAIN, 3600, echo, "") as process:
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == f"handled {signal.SIGINT:d}\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == f"handled {signal.SIGTERM:d}\n"
+    process.send_signal(signal.SIGINT)
+    if exits:
+      assert process.wait(60) == 130
+      assert "left at once" in process.stderr.read()
+    else:
+      assert process.stdout.readline() == f"handled {signal.SIGINT:d}\n"
+      assert process.poll() is None
+    process.kill()
 
 
-@pytest.mark.parametrize(
-  "process",
-  [(0.3, name) for name in MEANWHILE],
-  indirect=True,
-  ids=MEANWHILE.keys(),
-)
+@pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize(
   "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 )
-def test_the_grace_is_bounded(process, number):
-  process.send_signal(number)
-  assert process.wait(10) == 75
-  assert "train.shutdown_timeout=0.3" in process.stderr.read()
+def test_the_grace_period_is_bounded(before, number):
+  if before == "libtpu":
+    pytest.importorskip("libtpu")
+  with start(TRAIN, 0.3, 3600, BEFORE[before]) as process:
+    process.send_signal(number)
+    assert process.wait(60) == 75
+    assert "train.shutdown_timeout=0.3" in process.stderr.read()
 
 
-@pytest.mark.parametrize("process", [(0.3, "nothing")], indirect=True)
-def test_a_reader_that_went_away_changes_nothing(process):
-  process.stderr.close()
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(10) == 75
+def test_a_closed_stderr_changes_nothing():
+  with start(TRAIN, 0.3, 3600, "") as process:
+    process.stderr.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
 
 
-LOST = """
-import gc, os, signal, time
-from mae_jax import interrupts
+COMMAND = """
+import os, sys, threading
+from mae_jax.utils import signals
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-interrupts.raise_at_once()
-
-def callback(phase, info):
-  gc.callbacks.remove(callback)
-  os.kill(os.getpid(), signal.{name})
-  time.sleep(0)
-
-gc.callbacks.append(callback)
-try:
-  gc.collect()
-  print("lost", flush=True)
-  time.sleep(20)
-except KeyboardInterrupt:
-  interrupts.leave(130)
+signals.exit_on_signals("interrupted")
+with signals.cleanup(lambda: os.unlink(sys.argv[1])):
+  {block}
 """
+WAIT = 'print("ready", flush=True); threading.Event().wait()'
+# Where an exception raised by a handler would be printed and lost.
+IN_CALLBACK = (
+  "import gc; gc.callbacks.append(lambda *_: (gc.callbacks.clear(), "
+  "print('ready', flush=True), threading.Event().wait())); gc.collect()"
+)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_what_is_raised_in_a_callback_is_raised_again(name, code):
-  done = commands.python("-c", LOST.format(name=name), timeout=60)
-  assert (done.returncode, done.stdout) == (code, "lost\n"), done.stderr
-  assert done.stderr == ""
+@pytest.mark.parametrize("block", [WAIT, IN_CALLBACK])
+@pytest.mark.parametrize(
+  ("number", "code"),
+  [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
+def test_a_command_cleans_up_and_exits(tmp_path, block, number, code):
+  unfinished = tmp_path / "unfinished"
+  unfinished.touch()
+  with start(COMMAND.format(block=block), unfinished) as process:
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert process.stderr.read().strip() == "interrupted"
+  assert not unfinished.exists()
 
 
-def test_a_tool_that_still_imports_ends_without_a_trace():
+def test_no_exit_delays_the_exit(tmp_path):
+  block = (
+    "signal = __import__('signal')\n"
+    "  with signals.no_exit():\n"
+    "    os.kill(os.getpid(), signal.SIGINT)\n"
+    "    print('ready', flush=True)\n"
+    "    sys.stdin.read()\n"
+    "    open(sys.argv[1] + '.done', 'w').close()\n"
+    "  threading.Event().wait()"
+  )
+  unfinished = tmp_path / "unfinished"
+  unfinished.touch()
+  process = subprocess.Popen(
+    [sys.executable, "-c", COMMAND.format(block=block), str(unfinished)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  with process:
+    assert process.stdout.readline() == "ready\n"
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(60) == 130
+  assert (tmp_path / "unfinished.done").exists()
+
+
+@pytest.mark.parametrize(
+  "block",
+  [
+    "signals.check()",
+    "signals.call_interruptible(threading.Event().wait)",
+  ],
+)
+def test_interruptible_work_stops(block):
+  program = textwrap.dedent(
+    f"""
+    import os, signal, threading
+    from mae_jax.utils import signals
+
+    stop = signals.StopSignals(grace_seconds=3600)
+    stop.install()
+    with stop.unsaved_work():
+      try:
+        with stop.interruptible():
+          print("ready", flush=True)
+          while True:
+            {block}
+      except signals.RunInterrupted:
+        print("saved", flush=True)
+    """
+  )
+  with start(program) as process:
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saved\n"
+    assert process.wait(60) == 0
+
+
+def test_with_other_processes_work_stops_only_by_agreement():
+  program = textwrap.dedent(
+    """
+    import threading
+    from mae_jax.utils import signals
+
+    stop = signals.StopSignals(grace_seconds=3600, together=True)
+    stop.install()
+    with stop.unsaved_work(), stop.interruptible():
+      assert signals.stop_requested() is False
+      print("ready", flush=True)
+      while not signals.stop_requested():
+        signals.check()
+      signals.check()
+      print(signals.call_interruptible(lambda: "called"), flush=True)
+    assert signals.stop_requested() is None
+    """
+  )
+  with start(program) as process:
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "called\n"
+    assert process.wait(60) == 0
+
+
+def test_a_command_that_still_imports_ends_without_a_traceback():
   with subprocess.Popen(
     [sys.executable, "-X", "importtime", "-m", "mae_jax", "reconstruct"],
     cwd=commands.ROOT,
@@ -126,5 +212,5 @@ def test_a_tool_that_still_imports_ends_without_a_trace():
         break
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
-    assert process.wait(30) == -signal.SIGINT
+    assert process.wait(60) == -signal.SIGINT
   assert "Traceback" not in rest

@@ -67,8 +67,8 @@ def check(found: Values, wanted: Values, dtype: str) -> float:
   if not apart <= allowed:  # NaN fails too
     raise TrainingError(
       f"the export differs from the model by {apart:.3g}, and rounding "
-      f"explains at most {allowed:.3g}: nothing was saved. If the weights of the "
-      "checkpoint are finite, the installed JAX or TensorFlow is at fault: "
+      f"explains at most {allowed:.3g}: nothing was saved. If the "
+      "checkpoint is finite, the installed JAX or TensorFlow is at fault: "
       "install the versions of constraints.txt"
     )
   return apart
