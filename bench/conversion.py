@@ -1,10 +1,10 @@
-r"""Seconds and memory of converting large networks, pair by pair.
+r"""Measures time and memory of converting checkpoints between formats.
 
   python -m bench.conversion [--sizes=L/16,H/14] \
       [--out=bench/results/conversion.md]
 
-Each conversion is a process of its own, as a user starts it. Weights are
-random; after each way round every array is compared bit for bit.
+Each conversion runs in its own process, as a user starts it. Weights are
+random. Each result is converted back, and all arrays are compared bit for bit.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ SUFFIX = {
   "transformers": "",
   "timm": ".safetensors",
 }
-# timm has no decoder: of it there is the encoder alone.
+# A timm file has the encoder alone: timm has no decoder.
 PAIRS = [
   (first, second) for first in SUFFIX for second in SUFFIX if first != second
 ]
 RECIPES = {"B/16": "vit_b", "L/16": "vit_l", "H/14": "vit_h"}
 
 
-def start(variant: str, path: pathlib.Path) -> None:
-  """A random checkpoint of the recipe's network."""
+def write_checkpoint(variant: str, path: pathlib.Path) -> None:
+  """Writes a checkpoint of the recipe's network with random weights."""
   from mae_jax.config import overrides
 
   config = overrides.recipe(f"configs/{RECIPES[variant]}.py")
@@ -52,15 +52,18 @@ def start(variant: str, path: pathlib.Path) -> None:
   random = np.random.default_rng(0)
   shapes = run_config.shapes(run, model_info.MAE)
 
-  def draw(name: str) -> np.ndarray:
+  def sample(name: str) -> np.ndarray:
     values = random.standard_normal(shapes[name], np.float32)
     return values * np.float32(0.02)
 
-  checkpoints.ArrayWriter(draw).write(path, shapes, run)
+  checkpoints.ArrayWriter(sample).write(path, shapes, run)
 
 
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls in another process: a new one counts the memory of its parent."""
+def run_apart(function: Callable[..., Any], *args: Any) -> Any:
+  """Calls in a new process, so that this one's memory stays small.
+
+  A forked child would count the memory of its parent as its own.
+  """
   spawn = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
     return pool.submit(function, *args).result()
@@ -69,7 +72,7 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
 def convert(
   source: pathlib.Path, to: str, out: pathlib.Path
 ) -> tuple[float, float]:
-  """Seconds, and the peak of resident memory in bytes, of one process."""
+  """Converts in a new process; returns seconds and peak memory in bytes."""
   command = [sys.executable, "-m", "mae_jax", "convert", f"--to={to}"]
   began = time.monotonic()
   process = subprocess.Popen(
@@ -88,14 +91,14 @@ def convert(
 
 
 def size(path: pathlib.Path) -> int:
-  """Bytes of a file, or of all in a directory."""
+  """Returns the bytes of a file, or of all files in a directory."""
   if path.is_file():
     return path.stat().st_size
   return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
 
 
 def same(path: pathlib.Path, other: pathlib.Path) -> bool:
-  """Whether all that `path` holds is in `other`, bit for bit."""
+  """Checks whether all arrays of `path` are in `other`, bit for bit."""
   found, wanted = checkpoints.ArrayReader(path), checkpoints.ArrayReader(other)
   return all(
     np.array_equal(found.read(name), wanted.read(name)) for name in found.shapes
@@ -103,11 +106,11 @@ def same(path: pathlib.Path, other: pathlib.Path) -> bool:
 
 
 def rows(variant: str) -> Iterator[str]:
-  """The table's rows."""
+  """Measures all pairs of formats, and yields a table row for each."""
   with tempfile.TemporaryDirectory(dir=".") as directory:
     root = pathlib.Path(directory)
     first = root / "jax"
-    apart(start, variant, first)
+    run_apart(write_checkpoint, variant, first)
     files = {"jax": first}
     for to in ("facebook", "transformers", "timm"):
       files[to] = root / f"{to}{SUFFIX[to]}"
@@ -120,7 +123,7 @@ def rows(variant: str) -> Iterator[str]:
       if to != "jax":
         back = root / "back"
         convert(out, "jax", back)
-      exact = "yes" if apart(same, back, first) else "NO"
+      exact = "yes" if run_apart(same, back, first) else "NO"
       yield (
         f"| ViT-{variant} | {source} -> {to} | {smaller / 1e9:.2f} GB | "
         f"{seconds:.1f} s | {peak / 1e9:.2f} GB | {peak / smaller:.2f} | "
@@ -131,7 +134,7 @@ def rows(variant: str) -> Iterator[str]:
 
 
 def main() -> None:
-  """Measures and writes."""
+  """Measures and writes the page."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--sizes", type=flags.among(RECIPES), default="L/16,H/14")
   parser.add_argument("--out", type=flags.page, default=OUT)
@@ -139,14 +142,15 @@ def main() -> None:
   lines = [
     "# Converting large networks",
     "",
-    "Written by `python -m bench.conversion`: whole processes, with the start "
-    "of Python and the import of JAX",
-    "(and of PyTorch for facebook), about 0.4 to 0.7 GB and 3 to 6 s of each "
-    "row. Weights have encoder and decoder; timm",
-    f"has the encoder alone. {machine.about(('jax', 'torch'))}.",
+    "Written by `python -m bench.conversion`. Time and memory are of whole "
+    "processes. About 3 to 6 s and 0.4 to 0.7 GB",
+    "of each row are the start of Python and the import of JAX (and of PyTorch "
+    "for facebook). Weights are of encoder",
+    "and decoder; timm has the encoder alone. "
+    f"{machine.about(('jax', 'torch'))}.",
     "",
     "| network | pair | checkpoint | time | peak memory | peak / checkpoint | "
-    "the same bits |",
+    "equal bits |",
     "|---|---|---|---|---|---|---|",
   ]
   for variant in settings.sizes:

@@ -277,14 +277,14 @@ Written by `python -m bench.growth` (`make growth`), on
 
 ## Measured on CPU
 
-A network of {BASE.depth} blocks, {BASE.width} wide, and a decoder of \
-{BASE.decoder_depth}, {BASE.decoder_width} wide, on {BASE.batch} images of \
-{BASE.image} pixels in
-patches of {BASE.patch}, float32; one thing changes at a time, and width changes
-the decoder's too. Multiples are of the first line of each kind; flops are those
-of products. Medians of {rounds} rounds in turn, each of two steps, of
-which the second counts. The network itself is in all four groups: what its
-times there differ by is what times are worth.
+The network has {BASE.depth} blocks of width {BASE.width} and a decoder of \
+{BASE.decoder_depth} blocks of width {BASE.decoder_width}. It
+sees {BASE.batch} images of {BASE.image} pixels in patches of {BASE.patch}, in \
+float32. One thing changes at a time; a change of width changes the decoder's
+too. Ratios are relative to the first row of each kind, and flops are those of
+matrix products. Times are medians of {rounds} rounds in turn; each round has
+two steps, and the second counts. The unchanged network is in all four groups:
+the spread of its times is the error of all times.
 
 {report_lib.table(list(measured_rows(points)), MEASURED)}
 
@@ -297,12 +297,13 @@ Pre-training of ViT-B, bfloat16, 224 pixels, {TPU_IMAGES} images a chip of
 
 ## Large images
 
-The same, one image a chip: with the logits of attention whole
-(`model.attention_chunk_mb=0`), in parts of at most 2 GB, which is the default,
-and of at most 128 MB (`mae_jax/models/attention.py`). Whole, they grow with
-the square of the tokens; in parts, what is left grows with the tokens. Small
-parts are not slower: from 1536 pixels on, parts of 128 MB have the lower bound.
-To 512 pixels no logits are larger, and the program is the same.
+The same network with one image per chip. Attention's logits are whole
+(`model.attention_chunk_mb=0`), in chunks of at most 2 GB, the default, or in
+chunks of at most 128 MB (`mae_jax/models/attention.py`). Whole logits grow with
+the square of the number of tokens; with chunks, memory grows linearly. Chunks
+of 128 MB are not slower: from 1536 pixels on, they have a lower bound than
+those of 2 GB. Up to 512 pixels, the logits are smaller than a chunk, and the
+program does not change.
 
 {report_lib.table(list(large_rows(big)), LARGE)}
 """

@@ -1,15 +1,16 @@
-"""What the input pipeline costs, beside torchvision, Grain and libjpeg-turbo.
+"""Compares the input pipeline with torchvision, Grain and libjpeg-turbo.
 
     python -m bench.pipeline
 
-It writes `bench/results/pipeline.md`. Photographs of 500 x 375 pixels and about
-55 KB, as ImageNet's are, are cut from those that scikit-learn and matplotlib
-ship. Each pipeline is asked for images in turn, several rounds; what counts is
-the CPU time of its process and its workers, user and system, which other work
-on the machine disturbs least. Figures are medians, ratios those of medians.
+It writes `bench/results/pipeline.md`. The images are like ImageNet's, 500 x 375
+pixels and about 55 KB, and are cropped from photographs of scikit-learn and
+matplotlib. The pipelines make images in turn, for several rounds. The measure
+is the CPU time (user and system) of a process and its workers, since other
+work on the machine disturbs it least. Values are medians, and ratios are
+ratios of medians.
 
-The others need an environment of their own, which is made in --peers with pip;
-`--peers=` leaves them out.
+The other libraries need their own environment, which is created in --peers with
+pip. `--peers=` skips them.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ PEERS = (
   "pillow==13.0.0",
 )
 PACKAGES = ("tensorflow", "tensorflow_datasets", "pillow", "numpy")
-PORTRAIT = "sample_data/grace_hopper.jpg"  # of matplotlib
+PORTRAIT = "sample_data/grace_hopper.jpg"  # in the data of matplotlib
 BYTES, WIDTH, HEIGHT = 55_000, 500, 375
-# Of machines that are rented with them (ct5lp-hightpu-4t, ct5p-hightpu-4t,
-# ct6e-standard-4t, a3-highgpu-8g): hardware threads of the host a chip.
+# Hardware threads of the host per chip, on the machines ct5lp-hightpu-4t,
+# ct5p-hightpu-4t, ct6e-standard-4t and a3-highgpu-8g.
 CHIPS = {"v5e": 112 / 4, "v5p": 208 / 4, "v6e": 180 / 4, "h100": 208 / 8}
 PLAN = OUT.with_name("plan.md")
 
@@ -69,67 +70,69 @@ PIPELINES = {
   "grain": "Grain with Pillow: uint8",
   "libjpeg": "libjpeg-turbo, whole images, nothing else",
 }
-# What each part is measured with, and without.
+# For each part, the pipelines with it and without it.
 PARTS = {
   "order, random numbers, reading": ("read", None),
-  "decoding of the crop": ("decode", "read"),
+  "decoding the crop": ("decode", "read"),
   "resizing": ("resize", "decode"),
   "flipping": ("flip", "resize"),
-  "all else: other kinds of image, faults, batches": ("folder", "flip"),
+  "everything else: other image types, faults, batches": ("folder", "flip"),
 }
 OTHERS = {
   "resizing by tf.image.resize, antialiased (before)": ("tf resize", "decode"),
   "resizing by Pillow in tf.numpy_function": ("pillow resize", "decode"),
   "resizing by tf.image.resize, aliased": ("tf aliased", "decode"),
   "flipping by tf.where (before)": ("tf.where", "resize"),
-  "decoding of the crop, INTEGER_FAST": ("fast dct", "read"),
-  "decoding of the whole image": ("tf decode", "read"),
+  "decoding the crop, INTEGER_FAST": ("fast dct", "read"),
+  "decoding the whole image": ("tf decode", "read"),
 }
 
-# To be read again whenever the table is made anew.
+# Check these texts whenever the table is measured again.
 ELSEWHERE = """\
-On another machine of two cores, a slower one with AVX2 alone (7 rounds of 1280
-images, load 2.1): folder 3.49 ms, records 3.23, torchvision 6.18 (folder: 0.57
-of it), Grain 3.70, libjpeg-turbo alone 1.18 (2.96 of it); of the 3.49 decoding
-took 1.07 and resizing 1.87. There resizing takes a larger part: memory is
-slower. It is not page faults (60 an image, 6 % of the time): with the C library
-told to keep memory they are 3, and with huge pages no fewer, and both change
-less than the rounds differ. By its figures, ViT-B on h100 has too few cores.
+A slower machine with two cores and only AVX2 (7 rounds of 1280 images, load
+2.1) needed, in ms of CPU per image: folder 3.49, records 3.23, torchvision 6.18
+(folder is 0.57 of it), Grain 3.70, libjpeg-turbo alone 1.18 (folder is 2.96
+times that). Of the folder's 3.49 ms, decoding took 1.07 and resizing 1.87.
+Resizing takes a larger part there, since memory is slower. Page faults are not
+the cause (60 per image, 6 % of the time). If the C library reuses memory, there
+are 3 per image; huge pages do not reduce them. Both change the time by less
+than the rounds differ. By these numbers, ViT-B on h100 has too few cores.
 """
 TRIED = """\
-Measured once, in ms of CPU for an image of these, while two passes were
-chosen, on a busy machine as fast as this one, where they took 0.44 then:
+Measured once when the two-pass resize was chosen, in ms of CPU per image, on a
+busy machine as fast as this one. The two passes took 0.44 ms there.
 
 - PyTorch's uint8 resize takes 0.17 alone, but 0.40 with the way into Python and
   back: no gain, and a gigabyte to install. kornia-rs 0.33, libvips 0.76 and
   Pillow 0.78 are slower. cykooz-resizer (0.14) has no wheel for Linux on
-  aarch64. OpenCV (0.13) does not antialias. All but TensorFlow need Python's
+  aarch64. OpenCV (0.13) does not antialias. All except TensorFlow need Python's
   lock for each image, which all threads of a host share.
-- Columns first, and rounding between the passes, gives Pillow's own pixels but
-  for one in ten thousand, and takes 0.13 more: it has more to transpose.
+- Columns first, with rounding between the passes: equal to Pillow except for
+  one pixel in ten thousand, but 0.13 slower, since it transposes more.
 - Four channels, to transpose 32-bit words: padding costs more than it saves.
-- QuantizeV2 to round and clip in one: 0.01, and other ties.
-- A smaller size from libjpeg (`ratio`) is for crops of twice the size in both
-  directions, of which these images have none. INTEGER_FAST saved 0.02
-  there, nothing here, and changes two pixels of three.
-- The C library's limits for memory that is kept, synchronous maps, and
-  `max_intra_op_parallelism` of the data set in place of one thread an
-  operation: nothing.
-- A data set inside for each eight images gained half of what a loop does.
+- QuantizeV2 to round and clip in one operation: saves 0.01, and rounds ties
+  differently.
+- Decoding at a smaller size (`ratio` of libjpeg) needs crops of twice the size
+  in both directions, which these images do not have. INTEGER_FAST saved 0.02
+  there and nothing here, and changes two pixels of three.
+- The C library's limits for memory that it reuses, synchronous maps, and the
+  data set's `max_intra_op_parallelism` instead of one thread per operation: no
+  gain.
+- A nested data set for each eight images gains half as much as a loop.
 """
 
 
 def host_cores(
   images_per_second_per_chip: float, cpu_seconds_per_image: float
 ) -> float:
-  """How many cores of a host each of its chips keeps busy."""
+  """Returns the number of host cores that each chip keeps busy."""
   return images_per_second_per_chip * cpu_seconds_per_image
 
 
 def planned(table: str) -> dict[tuple[str, str], float]:
-  """Images a second and chip, by ("B", "v5e"), of a table of `bench.plan`.
+  """Reads images per second and chip from a page of `bench.plan`.
 
-  Of plans with several ways to split one model, the fastest.
+  Keys are such as ("B", "v5e"). For each key, the fastest plan counts.
   """
   rates: dict[tuple[str, str], float] = {}
   for line in table.splitlines():
@@ -179,13 +182,13 @@ def make_photos(root: pathlib.Path, number: int) -> int:
   }
   splits = {"train": examples}
   tfds_data.prepare(
-    root / "tfds", "photos", features, splits, input_peers.LANES
+    root / "tfds", "photos", features, splits, input_peers.RECORD_SHARDS
   )
   return round(np.mean(sizes))
 
 
 def encode(image: Image.Image) -> bytes:
-  """A JPEG of the quality that comes nearest to BYTES from above."""
+  """Encodes a JPEG with the lowest quality that has at least BYTES."""
   low, high = 30, 98
   while True:
     quality = (low + high) // 2
@@ -200,7 +203,7 @@ def encode(image: Image.Image) -> bytes:
 
 
 class Process:
-  """A process of `feeders`."""
+  """A process that runs `input_peers`."""
 
   def __init__(self, python: str, kind: str, root: pathlib.Path, cores: int):
     self._worker = worker.Worker(
@@ -210,24 +213,24 @@ class Process:
     self.close = self._worker.close
 
   def feed(self, name: str, number: int) -> tuple[float, float]:
-    """Seconds of CPU and of the clock for an image.
+    """Returns CPU and wall seconds per image.
 
-    First are taken, and do not count, those that lie ready from before: from
-    then on images are made as fast as they are taken.
+    Images that are ready from before are taken first and do not count. After
+    that, images are made as fast as they are taken.
     """
     self._ask(name, "drain")
     begin = self._cpu()
     clock = self._ask(name, number)
     cpu = self._cpu() - begin
-    self._rest()
+    self._wait_until_idle()
     return cpu / number, clock / number
 
   def _ask(self, name: str, number: int | str) -> float:
     (answer,) = self._worker.ask(f"{name} {number}")
     return float(answer)
 
-  def _rest(self) -> None:
-    """Waits until nothing is made ahead any more."""
+  def _wait_until_idle(self) -> None:
+    """Waits until the process makes no more images in advance."""
     for _ in range(100):
       before = self._cpu()
       time.sleep(0.3)
@@ -241,11 +244,11 @@ class Process:
 
 
 def environment(folder: pathlib.Path) -> str:
-  """The Python of the environment with the others, made if need be."""
+  """Returns the Python of the environment of PEERS; creates it if needed."""
   python = folder / "bin" / "python"
   done = folder / "done"
   if not done.exists() or done.read_text() != "\n".join(PEERS):
-    print(f"making {folder} ...", flush=True)
+    print(f"creating {folder} ...", flush=True)
     venv.create(folder, with_pip=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", *PEERS]
     subprocess.run(pip, check=True)
@@ -253,13 +256,13 @@ def environment(folder: pathlib.Path) -> str:
   return str(python)
 
 
-Found = dict[str, np.ndarray]  # by feeder: [rounds, 2], CPU and clock
+Found = dict[str, np.ndarray]  # by feeder: [rounds, 2], CPU and wall seconds
 
 
 def measure(
   processes: Mapping[str, Process], number: int, rounds: int
 ) -> Found:
-  """Asks every feeder in turn, after one round that does not count."""
+  """Measures all feeders in turn, after one round that does not count."""
   found: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
   for k in range(rounds + 1):
     print(f"round {k} of {rounds} ...", flush=True)
@@ -271,7 +274,7 @@ def measure(
 
 
 def pipeline_rows(found: Found) -> Iterator[str]:
-  """The table of whole pipelines."""
+  """Yields the table of whole pipelines."""
   yield (
     "| pipeline | CPU an image | images a CPU second | images a second | CPU, "
     "torchvision = 1 | CPU, libjpeg-turbo = 1 |"
@@ -298,7 +301,7 @@ def pipeline_rows(found: Found) -> Iterator[str]:
 def part_rows(
   found: Found, parts: Mapping[str, tuple[str, str | None]]
 ) -> Iterator[str]:
-  """A table of parts: each by what it adds."""
+  """Yields a table of the CPU time that each part adds."""
   yield "| part | CPU an image |"
   yield "|---|---|"
   for label, cpu in part_costs(found, parts).items():
@@ -308,7 +311,7 @@ def part_rows(
 def part_costs(
   found: Found, parts: Mapping[str, tuple[str, str | None]]
 ) -> dict[str, float]:
-  """Milliseconds of CPU an image that each part adds."""
+  """Returns the CPU milliseconds per image that each part adds."""
 
   def median(name: str | None) -> float:
     return 1e3 * float(np.median(found[name][:, 0])) if name else 0.0
@@ -320,7 +323,7 @@ def part_costs(
 
 
 def draw(found: Found, page: pathlib.Path) -> None:
-  """CPU time of an image, of whole pipelines and of the parts of this one."""
+  """Plots the CPU time per image of pipelines, and of this one's parts."""
   with plots.figure(page, 10, 3.2) as figure:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     some = [name for name in PIPELINES if name in found]
@@ -346,7 +349,7 @@ def draw(found: Found, page: pathlib.Path) -> None:
 
 
 def pixel_rows(root: pathlib.Path, number: int) -> Iterator[str]:
-  """How far crops are from what the reference makes with Pillow."""
+  """Yields a table of differences from the reference, which uses Pillow."""
   files = sorted((root / "photos").rglob("*.jpg"))
   draws = np.random.default_rng(1).random(
     (number, preprocess.CROP_DRAWS), np.float32
@@ -398,7 +401,7 @@ def pixel_rows(root: pathlib.Path, number: int) -> Iterator[str]:
 def core_rows(
   cpu: float, rates: Mapping[tuple[str, str], float]
 ) -> Iterator[str]:
-  """Cores of the host for each chip, by network and chip."""
+  """Yields a table of host cores per chip, by network and chip."""
   yield "| | " + " | ".join(CHIPS) + " |"
   yield "|---|" + "---|" * len(CHIPS)
 
@@ -414,7 +417,7 @@ def core_rows(
     ]
     yield f"| ViT-{size} | " + " | ".join(cells) + " |"
   threads = [f"{number:.0f} threads" for number in CHIPS.values()]
-  yield "| there are | " + " | ".join(threads) + " |"
+  yield "| available | " + " | ".join(threads) + " |"
 
 
 def report(
@@ -424,34 +427,36 @@ def report(
   about: str,
   page: pathlib.Path,
 ) -> str:
-  """The text of `pipeline.md`."""
+  """Returns the page."""
   cpu = float(np.median(found["folder"][:, 0]))
   whole = [
-    "# What the input pipeline costs",
+    "# CPU time of the input pipeline",
     "",
     "Written by `python -m bench.pipeline` (`make pipeline`). CPU time is user "
-    "and system time of a process and its workers; medians, with the smallest "
-    "and largest; all of one run, each pipeline asked in turn.",
+    "and system time of a process and its workers: medians, with the smallest "
+    "and the largest. All values are from one run, and the pipelines took "
+    "turns.",
     about,
     "",
     f"![CPU time of an image]({page.stem}.svg)",
     "",
     *pipeline_rows(found),
     "",
-    "Each makes batches of 64 crops of 224 x 224 by RandomResizedCrop (0.2, "
-    "1), bicubic, and flips. torchvision normalizes too; here the train step "
-    "does, on the device. libjpeg-turbo is that of simplejpeg, in threads.",
-    "The goal was 1.5 ms an image, on a machine where libjpeg-turbo took 0.92 "
-    "and torchvision 3.88: 0.39 of torchvision's time, and 1.63 times that of "
-    "decoding. In ms it is reached here, in ratios it is not.",
+    "Each pipeline makes batches of 64 crops of 224 x 224 pixels by bicubic "
+    "RandomResizedCrop (0.2, 1), with flips. torchvision also normalizes; in "
+    "mae_jax, the train step does that on the device. libjpeg-turbo runs in "
+    "threads, through simplejpeg.",
+    "The goal was 1.5 ms per image, on a machine where libjpeg-turbo took 0.92 "
+    "ms and torchvision 3.88 ms: 0.39 of torchvision's time, and 1.63 times "
+    "that of decoding. The time is reached here; the ratios are not.",
     "",
     "## Where the time goes",
     "",
-    "Each part is what a pipeline takes with it, less what one takes without.",
+    "Each time is the difference of a pipeline with the part and one without.",
     "",
     *part_rows(found, PARTS),
     "",
-    "In its place, or as it was:",
+    "Alternatives, and earlier versions:",
     "",
     *part_rows(found, OTHERS),
     "",
@@ -461,24 +466,25 @@ def report(
     "## Tried, and not adopted",
     "",
     TRIED,
-    "## How far from the reference",
+    "## Difference from the reference",
     "",
-    "Against Pillow, which decodes the whole image, crops it and resizes the "
-    "crop (levels of 255). Pillow rounds between its two passes and again "
-    "after; here it is done once. A JPEG's color at a crop's very edge is "
-    "interpolated from inside the crop alone.",
+    "The reference decodes the whole image with Pillow, crops it and resizes "
+    "the crop. Differences are in levels of 255. Pillow rounds between its two "
+    "passes and after them; mae_jax rounds once. At the edge of a crop, "
+    "mae_jax interpolates a JPEG's colors only from inside the crop.",
     "",
     *pixels,
     "",
     "## Cores of the host for each chip",
     "",
-    f"Images a second times {1e3 * cpu:.2f} ms, with cores like those here. "
-    "The images are those of the fastest plan of each model in "
-    "[plan.md](plan.md), a bound that no step passes: with as many cores the "
-    "step never waits. The last line has the hardware threads, two to a core, "
-    "of the machines that are rented with these chips (ct5lp-hightpu-4t, "
-    "ct5p-hightpu-4t, ct6e-standard-4t, a3-highgpu-8g); where they are too "
-    "few, the step waits for images if it is as fast as that bound.",
+    f"The number of cores is images per second times {1e3 * cpu:.2f} ms, for "
+    "cores like those here. Images per second are those of each model's "
+    "fastest plan in [plan.md](plan.md), an upper bound: with so many cores, "
+    "the step never waits. The last row has the hardware threads per chip, two "
+    "per core, of the machines with these chips (ct5lp-hightpu-4t, "
+    "ct5p-hightpu-4t, "
+    'ct6e-standard-4t, a3-highgpu-8g). "Too few" means that a step as fast as '
+    "the bound waits for images.",
     "",
     *core_rows(cpu, rates),
     "",
@@ -487,7 +493,7 @@ def report(
 
 
 def about(mean: int, number: int, rounds: int, peers: bool) -> str:
-  """Where and with what."""
+  """Returns a line about the images, the machine and the versions."""
   there = f"; in the other environment {', '.join(PEERS)}" if peers else ""
   return (
     f"{rounds} rounds of {number} images; {WIDTH} x {HEIGHT} JPEGs of "
@@ -497,19 +503,23 @@ def about(mean: int, number: int, rounds: int, peers: bool) -> str:
 
 
 def main() -> None:
-  """Measures and writes."""
+  """Measures and writes the page."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument(
-    "--images", type=flags.whole(8), default=300, help="different ones"
+    "--images", type=flags.whole(8), default=300, help="different images"
   )
   parser.add_argument(
     "--number",
     type=flags.multiple(input_peers.BATCH),
     default=1280,
-    help="made a round",
+    help="images per round",
   )
   parser.add_argument("--rounds", type=flags.whole(), default=7)
-  parser.add_argument("--peers", default=".venv/peers", help="'' for none")
+  parser.add_argument(
+    "--peers",
+    default=".venv/peers",
+    help="directory of the other libraries' environment; '' skips them",
+  )
   parser.add_argument("--out", type=flags.page, default=OUT)
   settings = parser.parse_args()
   rates = planned(PLAN.read_text())
@@ -519,18 +529,18 @@ def main() -> None:
     mean = make_photos(root, settings.images)
     pixels = list(pixel_rows(root, settings.images))
     ours = Process(sys.executable, "ours", root, cores)
-    others = None
+    peers = None
     processes = dict.fromkeys(["folder", "tfds"], ours)
     if settings.peers:
       python = environment(pathlib.Path(settings.peers))
-      others = Process(python, "peers", root, cores)
-      processes |= dict.fromkeys(["torchvision", "grain", "libjpeg"], others)
+      peers = Process(python, "peers", root, cores)
+      processes |= dict.fromkeys(["torchvision", "grain", "libjpeg"], peers)
     names = [name for name, _ in [*PARTS.values(), *OTHERS.values()]]
     processes |= dict.fromkeys(names, ours)
     found = measure(processes, settings.number, settings.rounds)
     ours.close()
-    if others:
-      others.close()
+    if peers:
+      peers.close()
   text = report(
     found,
     pixels,

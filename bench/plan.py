@@ -206,24 +206,25 @@ def text(
   rows: list[list[str]], sketched: list[list[str]], page: pathlib.Path
 ) -> str:
   """Returns the page with the rows so far."""
-  environment = machine.about(("jax", "libtpu", "jax-cuda12-plugin"))
+  environment = machine.about(("jax", "libtpu", "jax-cuda13-plugin"))
   return f"""# Recipes on slices of chips
 
-Written by `python -m bench.plan` (`make plan`). Nothing here was run on a TPU
-or GPU: train steps are compiled by the compilers of these chips, and what the
-programs say is set against the figures of `mae_jax/utils/hardware.py`.
-Batch 4096, bfloat16, `model.remat=auto`, which is `dots` there. A line is what
+Written by `python -m bench.plan` (`make plan`). Nothing here ran on a TPU or
+GPU. The compilers of these chips compile the train steps, and the costs of the
+programs are compared with the chips' speeds in `mae_jax/utils/hardware.py`.
+Batch 4096, bfloat16, `model.remat=auto`, which means `dots` here. A row is the
+output of
 
     python -m mae_jax plan --config=configs/vit_l.py \\
       --topology=v5e:16x16 --config.mesh.fsdp=16
 
-says (2B: `--config=configs/vit_h.py --config.model.variant=2B/14`). Memory,
-traffic and bytes sent are of one chip. Times are rooflines: the largest of
-compute, HBM and interconnect at their documented speed; no step is faster, and
-real ones are slower. Seconds of compiling are of this machine, on which other
-work may have run: {environment}.
-Where a program only just fits, as that of 2B on v6e:16x16 with fsdp 1, the
-compiler recomputes more than it was asked to: 10.6 % of the flops on paper.
+(2B: `--config=configs/vit_h.py --config.model.variant=2B/14`). Memory, traffic
+and bytes sent are for one chip. Times are rooflines: the largest of compute,
+HBM and interconnect time at documented speeds. No step is faster, and real
+steps are slower. Compile times are from this machine, which may have been busy:
+{environment}.
+Where a program barely fits, as 2B on v6e:16x16 with fsdp 1, the compiler
+recomputes more than `model.remat` asks for: 10.6 % of the counted flops.
 
 ![what bounds a step]({page.stem}.svg)
 
@@ -231,9 +232,9 @@ compiler recomputes more than it was asked to: 10.6 % of the flops on paper.
 
 ## Peak memory beside a sketch of the same program
 
-Before this program was written, the same network in a few lines of Flax was
-compiled, with these settings, to learn what fits: its peaks stand beside those
-here, which count the program itself. `none` keeps everything for the backward
+Before this program was written, the same network was sketched in a few lines of
+Flax and compiled with these settings, to learn what fits. The table compares
+its peaks with this program's. `none` saves all activations for the backward
 pass.
 
 {format.table(sketched, SKETCHED)}

@@ -1,11 +1,12 @@
-"""What a run takes to start, to go on, to save and to stop.
+"""Measures how long a run takes to start, resume, save and stop.
 
     python -m bench.start
 
-It writes `bench/results/start.md` and `bench/results/start.png`. Whole runs of
-the program as a user starts them, each kind in turn, several rounds; a signal
-ends them after their first step. What a save costs is measured within one run,
-of ViT-B: steps with a save among them against as many that follow without.
+It writes `bench/results/start.md` and `bench/results/start.png`. It starts
+whole runs as a user does, each kind of start in turn, for several rounds. A
+signal stops each run after its first step. The cost of a save is measured
+within one run of ViT-B: steps during a save are compared with as many steps
+after it.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ KINDS = (
   ("resumed", WARM),
 )
 
-# There is nothing to evaluate: only the start is wanted.
+# Without evaluation, since only the start is measured.
 DIGITS = (
   "--config=configs/digits.py",
   "--config.data.eval_split=",
   "--config.eval.images=0",
   "--config.train.log_every=1 steps",
 )
-# The state of ViT-B with small images, so that a step is mostly its update.
+# ViT-B with small images, so that a step is mostly the parameter update.
 VIT_B = (
   "--config=configs/vit_b.py",
   "--config.data.source=folder",
@@ -68,23 +69,26 @@ VIT_B = (
 )
 
 TRIED = """\
-Measured while the start was made shorter, on a busy machine with two cores:
+Measured on a busy machine with two cores:
 
-- Compiling the train step in a thread while the state is made: 19 s of the
-  clock for both instead of 15, 14 s of CPU time instead of 11. A mistake found
-  meanwhile would also have its process wait for the compiler. Where a start
-  matters most, after a stop, `train.compile_cache` leaves little to hide.
-- Compiling the first state while TensorFlow is imported: 24 s of the clock for
-  both instead of 31, in a second try 16 instead of 18 (7.4 s of CPU time, 7.0
-  before). Only a new run with nothing compiled has that, and `main` would have
-  to know the programs of tasks before there are data to tell their sizes.
-- Compiling the first state with `xla_backend_optimization_level=1`: 1.3 s less,
-  and bits that depend on what XLA does at that level. At 0 it is another state.
+- Compiling the train step in a thread while the state is initialized: 19 s of
+  wall time for both instead of 15 s, and 14 s of CPU time instead of 11 s. If
+  the program finds a mistake meanwhile, it would also wait for the compiler.
+  A start matters most after a stop, and then `train.compile_cache` leaves
+  little to hide.
+- Compiling the initialization while TensorFlow is imported: 24 s of wall time
+  for both instead of 31 s, and 16 s instead of 18 s in a second try (7.4 s of
+  CPU time instead of 7.0 s). Only a new run without a compilation cache gains,
+  and `main` would have to know the programs of tasks before it knows the sizes
+  of the data.
+- Compiling the initialization with `xla_backend_optimization_level=1`: 1.3 s
+  less, but the bits of the state then depend on that level. Level 0 gives
+  another state.
 """
 
 
-class Seen(NamedTuple):
-  """A start, in seconds, and the stop after it."""
+class Start(NamedTuple):
+  """A start and the stop after it, in seconds."""
 
   clock: float  # from the command to the first step
   cpu: float
@@ -92,11 +96,11 @@ class Seen(NamedTuple):
   stop: float  # from the signal to the end of the process
 
 
-class Watched:
-  """The program, and its CPU time by the clock."""
+class TimedRun:
+  """A run of the program, with samples of its CPU time."""
 
   def __init__(self, *args: str):
-    """Starts it, with the flags of `main`."""
+    """Starts the program with flags of `main`."""
     self.began = time.time()
     self._process = subprocess.Popen(
       [sys.executable, "-m", "mae_jax.main", *args],
@@ -113,7 +117,7 @@ class Watched:
     self._samples = [(self.began, 0.0)]
 
   def sample(self) -> bool:
-    """Looks at its CPU time; returns whether it still runs."""
+    """Samples the CPU time; returns whether the process still runs."""
     if self._process.poll() is not None:
       return False
     times = self._tree.cpu_times()
@@ -122,12 +126,12 @@ class Watched:
     return True
 
   def cpu(self, at: float) -> float:
-    """Seconds of CPU time at a time of the clock."""
+    """Returns the CPU seconds used until a time of the clock."""
     clocks, used = zip(*self._samples, strict=True)
     return float(np.interp(at, clocks, used))
 
   def end(self, code: int) -> float:
-    """Waits until it ends, as it should; returns when."""
+    """Waits for the end and checks the exit code; returns the end time."""
     while self.sample():
       pass
     ended = time.time()
@@ -137,7 +141,7 @@ class Watched:
     return ended
 
   def stop(self) -> float:
-    """Has it save and leave; returns the seconds that takes."""
+    """Sends SIGTERM; returns the seconds until the process has ended."""
     asked = time.time()
     self._process.send_signal(signal.SIGTERM)
     return self.end(signals.EXIT_CODE) - asked
@@ -147,29 +151,29 @@ class Watched:
     self._errors.extend(self._process.stderr)
 
 
-def start(workdir: pathlib.Path, cache: pathlib.Path) -> Seen:
-  """Runs the digits to their next step."""
+def start(workdir: pathlib.Path, cache: pathlib.Path) -> Start:
+  """Starts or resumes a run on digits, and stops it after its next step."""
   log = workdir / "metrics.jsonl"
   before = _lines(log)
-  run = Watched(
+  run = TimedRun(
     *DIGITS, f"--workdir={workdir}", f"--config.train.compile_cache={cache}"
   )
   while len(lines := _lines(log)) <= len(before):
     if not run.sample():
       run.end(signals.EXIT_CODE)
-  told = json.loads(lines[len(before)])
-  # The process began a little after the command, and what it measures ends with
-  # its step: what it does afterwards does not count.
-  while (first := _event(workdir, told["step"], run.began)) is None:
+  record = json.loads(lines[len(before)])
+  # The time from the command to the first step includes the start of the
+  # process, and excludes what follows the step.
+  while (first := _event(workdir, record["step"], run.began)) is None:
     if not run.sample():
       run.end(signals.EXIT_CODE)
   clock, cpu = first - run.began, run.cpu(first)
-  parts = {part: told.get(f"start_{part}", 0.0) for part in startup.PARTS}
-  return Seen(clock, cpu, parts, run.stop())
+  parts = {part: record.get(f"start_{part}", 0.0) for part in startup.PARTS}
+  return Start(clock, cpu, parts, run.stop())
 
 
 def _event(workdir: pathlib.Path, step: int, after: float) -> float | None:
-  """When a step was told, if it is: its line is written a moment before."""
+  """Returns the time of a step's event, or None if it is not written yet."""
   for path in sorted((workdir / "tensorboard").iterdir()):
     for _, event in metrics.events(path.read_bytes()):
       if event.step == step and event.wall_time > after:
@@ -182,15 +186,15 @@ def _lines(log: pathlib.Path) -> list[str]:
   return text[: text.rfind("\n") + 1].splitlines()
 
 
-def starts(rounds: int) -> dict[tuple[str, str], list[Seen]]:
-  """Every kind of start in turn."""
-  found: dict[tuple[str, str], list[Seen]] = {kind: [] for kind in KINDS}
+def starts(rounds: int) -> dict[tuple[str, str], list[Start]]:
+  """Measures every kind of start in turn."""
+  found: dict[tuple[str, str], list[Start]] = {kind: [] for kind in KINDS}
   for k in range(rounds):
     print(f"round {k + 1} of {rounds} ...", flush=True)
     with tempfile.TemporaryDirectory() as directory:
       place = pathlib.Path(directory)
       caches = {COLD: place / "new cache", WARM: place / "cache"}
-      # The first fills the cache of those that find everything there.
+      # The first run fills the cache of the WARM starts.
       found["new", COLD].append(start(place / "a", caches[WARM]))
       found["new", WARM].append(start(place / "b", caches[WARM]))
       found["resumed", COLD].append(start(place / "a", caches[COLD]))
@@ -199,17 +203,17 @@ def starts(rounds: int) -> dict[tuple[str, str], list[Seen]]:
 
 
 class Save(NamedTuple):
-  """What one checkpoint cost, in seconds."""
+  """The cost of one checkpoint, in seconds."""
 
-  step: float  # a step without it
-  lost: float  # of the clock, by all the steps beside it
-  cpu: float  # likewise, of CPU time
-  first: float  # of the clock, by the step right after it
-  writing: float  # until it was whole
+  step: float  # wall time of a step without a save
+  lost: float  # wall time lost by all steps during the save
+  cpu: float  # CPU time of the save
+  first: float  # wall time lost by the first step after the save
+  writing: float  # wall time until the checkpoint was complete
 
 
 def saves(number: int, window: int) -> tuple[list[Save], int]:
-  """Checkpoints of a run, and the size of one in bytes."""
+  """Measures checkpoints of a run; returns them and the bytes of one."""
   print(f"{number} saves ...", flush=True)
   with tempfile.TemporaryDirectory() as directory:
     place = pathlib.Path(directory)
@@ -220,7 +224,7 @@ def saves(number: int, window: int) -> tuple[list[Save], int]:
       Image.fromarray(pixels).save(place / "images" / f"{k}.png")
     workdir = place / "run"
     total = 2 * window * (number + 1)
-    run = Watched(
+    run = TimedRun(
       *VIT_B,
       f"--workdir={workdir}",
       f"--config.data.path={place / 'images'}",
@@ -234,7 +238,6 @@ def saves(number: int, window: int) -> tuple[list[Save], int]:
         if step.isdigit() and int(step) not in written:
           written[int(step)] = _written(path)
     run.end(0)
-    # The last checkpoint was waited for.
     times = {
       event.step: event.wall_time
       for event in reversed(run_outputs.read_events(workdir))
@@ -259,15 +262,15 @@ def saves(number: int, window: int) -> tuple[list[Save], int]:
 
 
 def _written(path: pathlib.Path) -> tuple[float, int]:
-  """How long a checkpoint was written, and its size."""
-  told = json.loads(path.read_text())
-  nanoseconds = told["commit_timestamp_nsecs"] - told["init_timestamp_nsecs"]
+  """Returns the seconds of writing a checkpoint, and its size in bytes."""
+  times = json.loads(path.read_text())
+  nanoseconds = times["commit_timestamp_nsecs"] - times["init_timestamp_nsecs"]
   files = [x for x in path.parent.rglob("*") if x.is_file()]
   return nanoseconds / 1e9, sum(x.stat().st_size for x in files)
 
 
-def middle(values: Sequence[float], digits: int = 1) -> str:
-  """The median, with the smallest and the largest."""
+def median_and_range(values: Sequence[float], digits: int = 1) -> str:
+  """Returns the median, and the smallest and largest value, as text."""
   low, high = min(values), max(values)
   return (
     f"{np.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
@@ -275,22 +278,22 @@ def middle(values: Sequence[float], digits: int = 1) -> str:
 
 
 def start_rows(
-  found: Mapping[tuple[str, str], Sequence[Seen]],
+  found: Mapping[tuple[str, str], Sequence[Start]],
 ) -> Iterator[list[str]]:
-  """The table of starts, under `start_headings`."""
+  """Yields the rows of the table of starts."""
   for kind, seen in found.items():
-    parts = [[each.parts[part] for each in seen] for part in shown(found)]
+    parts = [[each.parts[part] for each in seen] for part in long_parts(found)]
     yield [
       *kind,
-      middle([each.clock for each in seen]),
-      middle([each.cpu for each in seen]),
+      median_and_range([each.clock for each in seen]),
+      median_and_range([each.cpu for each in seen]),
       *(f"{np.median(part):.1f}" for part in parts),
-      middle([each.stop for each in seen]),
+      median_and_range([each.stop for each in seen]),
     ]
 
 
-def shown(found: Mapping[tuple[str, str], Sequence[Seen]]) -> list[str]:
-  """The parts that took any time."""
+def long_parts(found: Mapping[tuple[str, str], Sequence[Start]]) -> list[str]:
+  """Returns the parts that took at least 0.05 s in some start."""
   every = [each for seen in found.values() for each in seen]
   return [
     part
@@ -300,15 +303,15 @@ def shown(found: Mapping[tuple[str, str], Sequence[Seen]]) -> list[str]:
 
 
 def draw(
-  found: Mapping[tuple[str, str], Sequence[Seen]], path: pathlib.Path
+  found: Mapping[tuple[str, str], Sequence[Start]], path: pathlib.Path
 ) -> None:
-  """The parts of each kind of start, end to end."""
+  """Plots the parts of each kind of start, end to end."""
   figure = Figure(figsize=(8, 2.4), layout="constrained")
   backend_agg.FigureCanvasAgg(figure)
   axes = figure.subplots()
   names = [", ".join(kind) for kind in found]
   left = np.zeros(len(names))
-  for part in shown(found):
+  for part in long_parts(found):
     seconds = np.array(
       [np.median([x.parts[part] for x in seen]) for seen in found.values()]
     )
@@ -321,12 +324,12 @@ def draw(
 
 
 def text(
-  found: Mapping[tuple[str, str], Sequence[Seen]],
+  found: Mapping[tuple[str, str], Sequence[Start]],
   costs: Sequence[Save],
   size: int,
   window: int,
 ) -> str:
-  """What `start.md` says."""
+  """Returns the page."""
   rounds = len(found["new", COLD])
   times = "once" if rounds == 1 else f"{rounds} rounds"
   headings = [
@@ -334,7 +337,7 @@ def text(
     "`train.compile_cache`",
     "to the first step",
     "CPU time",
-    *(startup.PARTS[part] for part in shown(found)),
+    *(startup.PARTS[part] for part in long_parts(found)),
     "SIGTERM to the end",
   ]
   saving = {
@@ -344,26 +347,26 @@ def text(
     "CPU time of a save": [1e3 * x.cpu for x in costs],
     "until it is written": [1e3 * x.writing for x in costs],
   }
-  rows = [[name, f"{middle(x, 0)} ms"] for name, x in saving.items()]
+  rows = [[name, f"{median_and_range(x, 0)} ms"] for name, x in saving.items()]
   late = sum(x.writing > window * x.step for x in costs)
   note = (
     f"\n{late} of them were still being written after {window} steps, and cost "
-    "more than is seen here.\n"
+    "more than these numbers show.\n"
     if late
     else ""
   )
-  return f"""# What a run takes to start, to go on, to save and to stop
+  return f"""# How long a run takes to start, resume, save and stop
 
-Written by `python -m bench.start` (`make start`). Seconds; medians, with the
-smallest and largest.
+Written by `python -m bench.start` (`make start`). All times are
+seconds: medians, with the smallest and the largest.
 {machine.about(PACKAGES)}.
 
 ## To the first step
 
-`configs/digits.py` on the CPU, {times}, each kind in turn; a resumed run
-reads what another one had saved when it was stopped. The parts are what the
-program says itself, in a line and in `metrics.jsonl`. CPU time is that of all
-threads, to the same moment.
+`configs/digits.py` on the CPU, {times}, each kind in turn. A
+resumed run reads the checkpoint that a run saved when it was stopped. The
+program itself reports the parts, in a line and in `metrics.jsonl`. CPU time is
+that of all threads, to the end of the first step.
 
 {format.table(list(start_rows(found)), headings)}
 
@@ -372,12 +375,12 @@ threads, to the same moment.
 ## A save
 
 Pre-training of ViT-B with its optimizer, {size / 1e9:.2f} GB on disk, on the
-CPU; 2 images of 32 x 32, so that a step is mostly the update of parameters,
-which wants the cores and the memory that writing wants too. Lost is what the
-{window} steps after a save took more than the {window} after them;
-{len(costs)} saves of one run. With an accelerator, a step waits until the state
-is in the host's memory, and what is written then competes with the input
-pipeline alone: that was not measured.
+CPU, with 2 images of 32 x 32 pixels. A step is then mostly the parameter
+update, which competes with writing for cores and memory. "Lost" is the time
+that the {window} steps after a save took more than the next {window} steps, for
+{len(costs)} saves of one run. With an accelerator, a step waits only until the
+state is in the host's memory. Writing then competes with the input pipeline
+only; this was not measured.
 
 {format.table(rows, ["", "median (smallest to largest)"])}
 {note}
@@ -387,14 +390,19 @@ pipeline alone: that was not measured.
 
 
 def main() -> None:
-  """Measures and writes."""
+  """Measures and writes the page."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument(
-    "--rounds", type=flags.whole(), default=5, help="of starts"
+    "--rounds", type=flags.whole(), default=5, help="rounds of starts"
   )
-  parser.add_argument("--saves", type=flags.whole(), default=5)
   parser.add_argument(
-    "--window", type=flags.whole(), default=12, help="steps, see there"
+    "--saves", type=flags.whole(), default=5, help="number of saves"
+  )
+  parser.add_argument(
+    "--window",
+    type=flags.whole(),
+    default=12,
+    help="steps to compare after each save",
   )
   parser.add_argument("--out", type=flags.page, default=OUT)
   settings = parser.parse_args()

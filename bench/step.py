@@ -1,12 +1,12 @@
-r"""A train step on CPU beside transformers' ViTMAE in PyTorch.
+r"""Compares a train step on CPU with transformers' ViTMAE in PyTorch.
 
     python -m bench.step [--models=CIFAR] [--dtypes=float32] [--cores=2,1]
 
 It writes `bench/results/step.md` and `bench/results/step.svg`. A step is
-forward, backward and AdamW, of the same network on the same batch, at 224
-pixels and at 32. Each contestant is a process of its own that waits while
-another one steps; they take turns, several rounds, and of each turn the first
-step does not count. Figures are medians, ratios those of medians.
+forward, backward and AdamW of the same network on the same batch, at 224 and at
+32 pixels. Each program is a process that waits while another one steps. They
+take turns for several rounds, and the first step of each turn does not count.
+Times are medians, and ratios are ratios of medians.
 """
 
 from __future__ import annotations
@@ -38,44 +38,50 @@ HEADINGS = (
   "CPU ms a step",
   "against PyTorch, CPU",
 )
-# Contestants once more, whose memory the C library asks for in huge pages.
+# The same programs with huge pages for the memory of the C library.
 HUGE = ", huge pages"
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 ABOUT = """\
-PyTorch has transformers' ViTMAE with fused attention, its fused AdamW, for
-bfloat16 autocast, and images that are float32 already; compiled, by
-torch.compile. ViT-B/16 has 16 images of 224 pixels; "CIFAR" is 192 wide, 12
-blocks and a decoder of 4, on 128 images of 32 pixels in patches of 4. mae_jax
-has `task=pretrain`, from uint8, with its checks and counters; split, with a
-device for each core (`mesh.cpu_devices`). "Huge pages" is with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1. "Against PyTorch" is the time of
-PyTorch's first line by the program's: above 1 is faster.
+
+- "PyTorch" is transformers' ViTMAE with fused attention and fused AdamW, with
+  autocast for bfloat16, on images that are float32 already. "Compiled" uses
+  torch.compile.
+- "mae_jax" is `task=pretrain` on uint8 images, with its checks and counters.
+  "Split" has one device for each core (`mesh.cpu_devices`).
+- "ViT-B/16" has 16 images of 224 pixels. "CIFAR" has 128 images of 32 pixels,
+  patches of 4 pixels, a width of 192, 12 blocks, and a decoder of 4 blocks.
+- "Huge pages" sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+- "Against PyTorch" is the time of the row "PyTorch" divided by the program's
+  time: above 1 is faster.
 """
 
 FOUND = """\
-What follows was found beside the table, and is not measured anew with it. What
-a step gives back the machine, a virtual one, has taken by the next turn, and it
-costs most where memory is asked for anew in each step: when the first steps of
-turns counted, mae_jax's ViT-B in float32 took 6191 ms, for 3515 in steps that
-follow one another, as those of a run do, and on one core 14497 for 6445.
-PyTorch's first steps took 6022 ms on two cores, and 9991 on one. Of another
-day, the same processor: 1.47x and 1.48x for ViT-B in float32, on two cores and
-on one, where this table has 1.41x and 1.42x; PyTorch with huge pages, in three
-steps that spread, took 5577 ms on that day.
+The rest of this page was measured separately, and is not updated with the
+table.
 
-The goal was 1.00x of PyTorch in float32, and 0.80x the least to be accepted. It
-is reached here, and missed on a processor with AVX2 alone (below).
+The first step of a turn is slower than the steps of a run. Memory that a step
+frees is taken by the virtual machine before the next turn. Programs that
+allocate memory anew in each step lose most: with first steps counted, mae_jax's
+ViT-B in float32 took 6191 ms instead of 3515 on two cores, and 14497 instead of
+6445 on one. PyTorch's first steps took 6022 ms on two cores and 9991 on one.
 
-XLA for CPUs has no products of bfloat16: it converts to float32 and back, and
-is at 0.52x to 0.62x of PyTorch, whose ViT-B is more than twice as fast in it as
-in float32. On CPU, float32 is the type to take.
+On another day, the same processor gave 1.47x and 1.48x for ViT-B in float32
+(two cores and one), where this table has 1.41x and 1.42x. PyTorch with huge
+pages took 5577 ms on that day, in three steps with a large spread.
+
+The goal was 1.00x of PyTorch in float32, and the minimum 0.80x. The goal is
+reached here, and missed on a processor with only AVX2 (below).
+
+XLA for CPUs has no bfloat16 products. It converts to float32 and back, and
+reaches 0.52x to 0.62x of PyTorch, whose ViT-B is more than twice as fast in
+bfloat16 as in float32. Use float32 on CPU.
 
 ## On another processor
 
-Of one with AVX2 alone (2 cores, AMD EPYC, the same versions, load 0.9), 3
-rounds for ViT-B and 4 for CIFAR, float32, where the first steps counted too, so
-that those of ViT-B are slower than a run's:
+A processor with only AVX2 (2 cores, AMD EPYC, the same versions, load 0.9),
+float32, 3 rounds for ViT-B and 4 for CIFAR. The first steps of turns are
+counted, so ViT-B's are slower than those of a run:
 
 | network | cores | PyTorch | compiled | mae_jax | against PyTorch |
 |---|---|---|---|---|---|
@@ -88,60 +94,62 @@ that those of ViT-B are slower than a run's:
 
 ## Where the time goes
 
-From profiles on two AVX2 cores, where the clock goes up and down by a fifth:
+Profiles on two AVX2 cores, whose clock varies by a fifth:
 
-- Products alone, in GFLOP/s: forward, of activations and of kernels, between 70
-  and 145 here and in PyTorch alike, and neither is faster at all shapes. In a
-  ViT-B step they are 6.2 of 10.2 s, at 83 to 130 GFLOP/s.
-- A step's temporary memory (3.2 GB for ViT-B, 1.1 for CIFAR) is asked for anew
-  each time, and Linux gives it a page at a time: 790,000 faults a ViT-B step
-  (PyTorch 243,000), 3.0 of its 20 s of CPU time, and 279,000 a CIFAR step
-  (88,000), 0.8 of 3.6 s. What only copies pays most: slices of stacked kernels,
-  0.4 s. In huge pages 2,200 faults and 0.9 s, 1,300 and 0.2 s. Where
-  /sys/kernel/mm/transparent_hugepage/enabled says always, all have them.
-- The rest is what lies between products: transposed copies of gradients and of
-  attention's heads (0.18 s of a CIFAR step), GELU, norms, sums.
+- Matrix products run at 70 to 145 GFLOP/s in mae_jax and in PyTorch, and
+  neither is faster at all shapes. They take 6.2 of 10.2 s of a ViT-B step, at
+  83 to 130 GFLOP/s.
+- A step allocates its temporary memory anew (3.2 GB for ViT-B, 1.1 GB for
+  CIFAR), and Linux provides it page by page. A ViT-B step has 790,000 page
+  faults (PyTorch 243,000), which take 3.0 of its 20 s of CPU time. A CIFAR step
+  has 279,000 (PyTorch 88,000), 0.8 of 3.6 s. Pure copies lose most: slices of
+  stacked kernels take 0.4 s. With huge pages, there are 2,200 faults and 0.9 s
+  (ViT-B), and 1,300 and 0.2 s (CIFAR). All programs get huge pages if
+  /sys/kernel/mm/transparent_hugepage/enabled is "always".
+- The rest is work between products: transposed copies of gradients and of
+  attention's heads (0.18 s of a CIFAR step), GELU, norms and sums.
 
 ## Tried, and not adopted
 
-- An allocator that keeps its memory (MALLOC_MMAP_MAX_=0, one arena): no faults
-  after the first step, and no step faster than by huge pages.
-- Eigen's products for YNNPACK's, XNNPACK's, oneDNN's (XLA's flags): the same.
-- XLA's older fusions (`--xla_cpu_use_fusion_emitters=false`): a step of CIFAR
+- An allocator that reuses its memory (MALLOC_MMAP_MAX_=0, one arena): no page
+  faults after the first step, but no step faster than with huge pages.
+- Products by Eigen instead of YNNPACK, XNNPACK or oneDNN (XLA flags): no
+  change.
+- XLA's older fusions (`--xla_cpu_use_fusion_emitters=false`): a CIFAR step
   takes 9 % longer, in two runs of 3 rounds.
-- Gradients of kernels with examples and tokens as one axis, by a custom
-  gradient: none of 65 transposed copies is left; CIFAR 5 % to 15 % faster in
-  two runs, ViT-B 3 %. But `jax.checkpoint` does not see products inside of a
-  custom gradient, and model.remat=dots would recompute them all. One axis in
-  the forward pass instead: 3 %.
-- A device for each core (the lines "split", `mesh.cpu_devices=2`): slower for
+- A custom gradient that computes kernel gradients with examples and tokens as
+  one axis: it removes all 65 transposed copies, and is 5 % to 15 % faster for
+  CIFAR in two runs and 3 % for ViT-B. But `jax.checkpoint` does not see
+  products inside a custom gradient, so model.remat=dots would recompute all of
+  them. One axis in the forward pass instead gains 3 %.
+- A device for each core (the rows "split", `mesh.cpu_devices=2`): slower for
   ViT-B, and no faster for CIFAR.
-- Attention's logits in parts of 3 or 12 MB: 3.59 and 4.04 s for 3.60 (ViT-B, on
-  a processor with AVX-512); gradients by hand there: nothing.
-- Not tried: leaving out predictions of visible patches, and their rows in the
-  last decoder block but for keys and values. On paper that is 1.6 % of a ViT-B
-  step's flops and 2 % of a CIFAR step's, for a gather whose gradient is a
-  scatter.
-- GELU by erf in place of erfc gained 3.5 % to 5 %, and stayed.
+- Attention's logits in chunks of 3 or 12 MB: 3.59 and 4.04 s instead of 3.60
+  (ViT-B, on a processor with AVX-512). A handwritten gradient there: no gain.
+- Not tried: skipping predictions of visible patches, and their rows in the last
+  decoder block except for keys and values. This would save 1.6 % of the counted
+  flops of a ViT-B step and 2 % of a CIFAR step, and needs a gather whose
+  gradient is a scatter.
+- Adopted: GELU with erf instead of erfc is 3.5 % to 5 % faster.
 """
 
 Case = tuple[str, str, int]  # network, dtype, cores
-Times = dict[str, np.ndarray]  # by contestant: [steps, 2], clock and CPU
+Times = dict[str, np.ndarray]  # by program: [steps, 2], wall and CPU seconds
 
 
-def contestants(cores: int) -> list[str]:
-  """Those of so many cores: one has no use for a device each."""
+def programs(cores: int) -> list[str]:
+  """Returns the programs to compare on a number of cores."""
   names = [
     name
-    for name in timed_steps.CONTESTANTS
+    for name in timed_steps.PROGRAMS
     if cores > 1 or not name.endswith("split")
   ]
   return [*names, PEER + HUGE, "mae_jax" + HUGE]
 
 
-def race(case: Case, names: Sequence[str], rounds: int) -> Times:
-  """Lets all take steps in turn."""
-  # A round of small steps is as long as one of a large step.
+def measure(case: Case, names: Sequence[str], rounds: int) -> Times:
+  """Times steps of all programs in turn."""
+  # Small steps are repeated, so that rounds take about as long.
   steps = {"CIFAR": 4}.get(case[0], 1)
   with contextlib.ExitStack() as stack:
     running = {}
@@ -153,21 +161,21 @@ def race(case: Case, names: Sequence[str], rounds: int) -> Times:
       stack.callback(running[name].close)
     times: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for _ in tqdm.trange(rounds, desc=f"{case}: rounds", leave=False):
-      for name, one in running.items():
-        # What a step gave back, the machine has taken while others took
-        # theirs: the first of a turn is not as those of a run.
-        lines = one.ask(f"{steps + 1}", steps + 1)[1:]
+      for name, process in running.items():
+        # Memory that a step freed was taken by the machine during other turns,
+        # so the first step of a turn is slower than steps of a run.
+        lines = process.ask(f"{steps + 1}", steps + 1)[1:]
         times[name].append(np.array([line.split() for line in lines], float))
   return {name: np.concatenate(some) for name, some in times.items()}
 
 
 def medians(times: Times) -> dict[str, np.ndarray]:
-  """By contestant, [2]: seconds of the clock and of CPU."""
+  """Returns, by program, the medians of wall and CPU seconds, [2]."""
   return {name: np.median(some, axis=0) for name, some in times.items()}
 
 
 def rows(case: Case, times: Times) -> Iterator[list[str]]:
-  """Those of the table."""
+  """Yields the rows of the table."""
   found = medians(times)
   batch = timed_steps.MODELS[case[0]].batch
   for name, (wall, cpu) in found.items():
@@ -184,8 +192,8 @@ def rows(case: Case, times: Times) -> Iterator[list[str]]:
 
 
 def draw(results: dict[Case, Times], page: pathlib.Path) -> None:
-  """Images a second against PyTorch, a group of bars for each case."""
-  names = [name for name in contestants(cores=2) if name != PEER]
+  """Plots images/s relative to PyTorch, one group of bars per case."""
+  names = [name for name in programs(cores=2) if name != PEER]
   with plots.figure(page, 9, 3.5) as figure:
     axes = figure.subplots()
     for k, name in enumerate(names):
@@ -208,7 +216,7 @@ def draw(results: dict[Case, Times], page: pathlib.Path) -> None:
 
 
 def report(results: dict[Case, Times], given: argparse.Namespace) -> str:
-  """The whole of `bench/results/step.md`."""
+  """Returns the page."""
   lines = [
     "# A train step on CPU, beside PyTorch",
     "",
@@ -231,7 +239,7 @@ def report(results: dict[Case, Times], given: argparse.Namespace) -> str:
 
 
 def main() -> None:
-  """Runs every case and writes the report."""
+  """Measures every case and writes the page."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument(
     "--models",
@@ -248,9 +256,9 @@ def main() -> None:
   parser.add_argument(
     "--programs",
     nargs="+",
-    choices=contestants(most),
+    choices=programs(most),
     default=[],
-    help=f"beside {PEER}; all, if not given",
+    help=f"programs to compare with {PEER}; default: all",
   )
   parser.add_argument("--rounds", type=flags.whole(), default=7)
   parser.add_argument("--out", type=flags.page, default=OUT)
@@ -260,8 +268,8 @@ def main() -> None:
     for dtype in given.dtypes:
       for cores in given.cores:
         case = model, dtype, cores
-        names = dict.fromkeys([PEER, *(given.programs or contestants(cores))])
-        results[case] = race(case, list(names), given.rounds)
+        names = dict.fromkeys([PEER, *(given.programs or programs(cores))])
+        results[case] = measure(case, list(names), given.rounds)
         for row in rows(case, results[case]):
           tqdm.tqdm.write(" ".join(row))
   draw(results, given.out)

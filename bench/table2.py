@@ -1,12 +1,12 @@
-r"""The paper's table 2: what mask tokens in the encoder cost, and a decoder.
+r"""Reproduces the paper's table 2: the speed without mask tokens.
 
   python -m bench.table2 [--slices=v3:8x8,v5e:16x16] [--rounds=25]
 
-Beside the published wall-clock times stand flops counted on paper, estimates of
-the same steps compiled for slices of TPUs (which needs libtpu, no TPU), and
-steps of networks of a quarter of the width, timed on this machine. It writes
-`bench/results/table2.md` and `bench/results/table2.svg`; about half an hour on
-two cores.
+It compares the published wall-clock times with three estimates: counted flops;
+rooflines of the same steps compiled for slices of TPUs (which needs libtpu, but
+no TPU); and timed steps of networks with a quarter of the width on this
+machine. It writes `bench/results/table2.md` and `bench/results/table2.svg`, and
+takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from mae_jax.distributed import sharding
 from mae_jax.models import architecture, factory, flops
 from mae_jax.tools.plan import compile_step, format, planned_step, topology
 from mae_jax.tools.plan import roofline as estimate
-from mae_jax.train import step as program_lib
+from mae_jax.train import step as step_lib
 from mae_jax.utils import hardware
 
 OUT = flags.RESULTS / "table2.md"
 SLICES = ("v3:8x8", "v5e:16x16")
-PAPERS = "v3:8x8"  # the slice of the paper's times, 128 cores
+PAPER_SLICE = "v3:8x8"  # the slice of the paper's times, 128 cores
 EPOCHS = 800
-# Where the entry with mask tokens needs more memory than there is, all of its
-# size recompute more; elsewhere the recipe's own setting.
+# `model.remat` where the entry with mask tokens does not fit otherwise. All
+# entries of that size use it; all others use the recipe's setting.
 REMAT = {("v3:8x8", "H"): "full"}
-SHRINK = 4  # widths of the networks that are timed are a quarter
+SHRINK = 4  # timed networks have a quarter of the width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Entry:
 
   Attributes:
     model: "L" or "H".
-    mask_tokens: whether the encoder sees a mask token for each hidden patch.
-    decoder_depth: blocks.
-    hours: published, 800 epochs on 128 TPU v3 cores.
+    mask_tokens: whether the encoder sees a mask token for each masked patch.
+    decoder_depth: number of decoder blocks.
+    hours: published hours of 800 epochs on 128 TPU v3 cores.
   """
 
   model: str
@@ -62,12 +62,12 @@ class Entry:
 
   @property
   def base(self) -> Entry:
-    """What its speed-up is relative to."""
+    """The entry of the same model with mask tokens."""
     return next(each for each in ENTRIES if each.model == self.model)
 
   @property
   def cells(self) -> list[str]:
-    """What names it in a table."""
+    """The first cells of a row."""
     seen = "all, with mask tokens" if self.mask_tokens else "visible"
     return [f"ViT-{self.model}", seen, str(self.decoder_depth)]
 
@@ -85,7 +85,7 @@ FASTER = [each for each in ENTRIES if each != each.base]
 
 
 def encoders_share(config: Config) -> float:
-  """Of the flops on paper: those of the encoder's blocks."""
+  """Returns the share of the encoder's blocks in the counted flops."""
   model = factory.masked_autoencoder(config)
   encoder, grid = model.encoder, model.decoder.grid
   tokens = 1 + model.num_encoder_tokens(grid[0] * grid[1])
@@ -94,7 +94,7 @@ def encoders_share(config: Config) -> float:
 
 
 def configured(entry: Entry) -> Config:
-  """The recipe of its model, with its decoder."""
+  """Returns the recipe of the entry's model with its decoder."""
   config = plan.configured(entry.model, fsdp=1)
   model = dataclasses.replace(config.model, decoder_depth=entry.decoder_depth)
   objective = dataclasses.replace(
@@ -105,10 +105,10 @@ def configured(entry: Entry) -> Config:
 
 
 def reduced(entry: Entry, batch_size: int) -> Config:
-  """The same with widths and heads of a quarter, in float32.
+  """Returns the recipe with a quarter of the widths and heads, in float32.
 
-  Tokens, depths, and widths of heads are those of the original, so that encoder
-  and decoder keep their shares, nearly: attention's does not fall with width.
+  Tokens, depths and widths of heads do not change, so encoder and decoder
+  nearly keep their shares of the flops. Attention's share grows.
   """
   config = configured(entry)
   dims, _ = architecture.parse(config.model.variant)
@@ -126,18 +126,18 @@ def reduced(entry: Entry, batch_size: int) -> Config:
 
 
 def flops_per_image(config: Config) -> int:
-  """Of a training step, counted on paper."""
+  """Counts the flops per image of a train step."""
   return flops.train_step(
     factory.masked_autoencoder(config), config.data.channels
   )
 
 
 class Compiled(NamedTuple):
-  """An entry's step on a slice, as `mae_jax.tools.plan` measures it.
+  """An entry's train step, compiled for a slice.
 
   Attributes:
-    found: the program's figures, of one device.
-    roofline: the estimate; None if the program does not fit.
+    found: the compiled program and its costs on one device.
+    roofline: the estimated times, or None if the program does not fit.
   """
 
   found: compile_step.CompiledStep
@@ -158,11 +158,11 @@ TIMES = {"wall": "wall time", "cpu": "CPU time"}
 
 
 class Timed(NamedTuple):
-  """Steps of a network on this machine.
+  """Timed steps of a network on this machine.
 
   Attributes:
-    wall: [rounds] seconds.
-    cpu: [rounds] seconds of all threads, which count where others work too.
+    wall: [rounds] wall seconds.
+    cpu: [rounds] CPU seconds of all threads, which other work disturbs less.
   """
 
   wall: np.ndarray
@@ -170,13 +170,13 @@ class Timed(NamedTuple):
 
 
 def _run(entry: Entry, batch_size: int) -> timed_steps.Run:
-  """A small network that is about to take a step."""
+  """Builds a run of the entry's small network."""
   config = reduced(entry, batch_size)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   planned = planned_step.planned(
     config, mesh, planned_step.IMAGENET, planned_step.CLASSES
   )
-  state = program_lib.abstract_state(planned.task)
+  state = step_lib.abstract_state(planned.task)
   step = compile_step.lower(planned, state).compile()
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   with jax.set_mesh(mesh):
@@ -192,7 +192,7 @@ def _run(entry: Entry, batch_size: int) -> timed_steps.Run:
 
 
 def timed(rounds: int, batch_size: int) -> dict[Entry, Timed]:
-  """All entries take turns, so that what slows the machine slows them all."""
+  """Times all entries in turn, so that other work slows all of them."""
   runs = {
     each: _run(each, batch_size) for each in tqdm.tqdm(ENTRIES, "compiling")
   }
@@ -207,7 +207,7 @@ def timed(rounds: int, batch_size: int) -> dict[Entry, Timed]:
 
 
 def speedups(values: Mapping[Entry, float]) -> dict[Entry, float]:
-  """How much less each takes than the entry with mask tokens of its size."""
+  """Divides the value of the entry with mask tokens by each value."""
   return {
     each: values[each.base] / values[each]
     for each in FASTER
@@ -215,14 +215,14 @@ def speedups(values: Mapping[Entry, float]) -> dict[Entry, float]:
   }
 
 
-Ratios = dict[str, dict[Entry, float]]  # by what is compared
+Ratios = dict[str, dict[Entry, float]]  # by name of the column
 
 
 def ratios(
   slices: Mapping[str, Mapping[Entry, Compiled]],
   times: Mapping[Entry, Timed],
 ) -> Ratios:
-  """Every speed-up there is, published first."""
+  """Returns all columns of speed-ups; the published one is first."""
 
   def on_paper(narrow: bool) -> dict[Entry, float]:
     return {
@@ -249,7 +249,7 @@ def ratios(
 
 
 def summary(compared: Ratios) -> str:
-  """The table of all speed-ups."""
+  """Returns the table of all speed-ups."""
   rows = [
     [*each.cells, *(_times(found.get(each)) for found in compared.values())]
     for each in FASTER
@@ -270,14 +270,14 @@ def summary(compared: Ratios) -> str:
 
 
 def share_of_peak(entry: Entry) -> float:
-  """What the published run reached, by flops on paper."""
+  """Returns the published run's share of the peak flops."""
   peak = 128 * hardware.CHIPS[topology.TPUS["v3"]].flops
   work = flops_per_image(configured(entry))
   return work * EPOCHS * planned_step.IMAGENET / (3600 * entry.hours * peak)
 
 
 def published() -> str:
-  """The paper's table beside flops on paper."""
+  """Returns the table of the published times and counted flops."""
   headings = (
     *NAMED,
     "published",
@@ -305,16 +305,16 @@ def published() -> str:
 
 
 def state_traffic(found: compile_step.CompiledStep) -> int:
-  """Bytes of parameters and moments, in and out once: no step has less."""
+  """Returns the bytes of reading and writing the state once per step."""
   return 2 * (found.memory.params + found.memory.opt_state)
 
 
 def estimated(entries: Mapping[Entry, Compiled], hours: bool) -> str:
-  """What compiled steps need of a device.
+  """Returns the table of compiled steps.
 
   Args:
-    entries: on one slice.
-    hours: whether the published ones are of this slice.
+    entries: steps on one slice.
+    hours: whether to add the published hours.
   """
   headings = (
     *NAMED,
@@ -374,7 +374,7 @@ def _times(ratio: float | None) -> str:
 
 
 def measured(times: Mapping[Entry, Timed]) -> str:
-  """Medians, and what they were in single rounds."""
+  """Returns the table of timed steps: medians, and ranges over rounds."""
   headings = (
     *NAMED,
     "flops an image",
@@ -407,7 +407,7 @@ def measured(times: Mapping[Entry, Timed]) -> str:
 
 
 def draw(compared: Ratios, page: pathlib.Path) -> None:
-  """Speed-ups as groups of bars."""
+  """Plots speed-ups as groups of bars."""
   with plots.figure(page, 9, 4.5) as figure:
     axes = figure.subplots()
     width = 0.86 / len(compared)
@@ -433,21 +433,22 @@ def draw(compared: Ratios, page: pathlib.Path) -> None:
 def discussion(
   compared: Ratios, slices: Mapping[str, Mapping[Entry, Compiled]]
 ) -> str:
-  """What the figures tell, and what they do not."""
+  """Returns the discussion of the results."""
   paper = compared["flops on paper"]
   reached = [share_of_peak(each) for each in ENTRIES]
   of_paper = [compared["published"][each] / paper[each] for each in FASTER]
   small = compared["small: CPU time"]
   first = (
-    "**Published times went nearly as flops.** Published speed-ups are, in the "
-    f"order of the table, {', '.join(f'{each:.0%}' for each in of_paper)} of "
-    "those in flops on paper: the six runs used the cores about equally well, "
-    f"at {min(reached):.0%} to {max(reached):.0%} of their peak."
+    "**Published times are nearly proportional to flops.** In the order of the "
+    "table, published speed-ups are "
+    f"{', '.join(f'{each:.0%}' for each in of_paper)} of those in counted "
+    "flops. The six runs used the cores about equally well, at "
+    f"{min(reached):.0%} to {max(reached):.0%} of their peak."
   )
   second = [
-    "**Bounds fall less.** The programs' flops have the ratios on paper, "
-    "but parameters, moments, gradients and the decoder's activations go "
-    "through HBM whatever the encoder sees."
+    "**Lower bounds shrink less.** The programs' flops have the counted "
+    "ratios. But parameters, moments, gradients and the decoder's activations "
+    "pass through HBM, whether or not the encoder sees mask tokens."
   ]
   for name, entries in slices.items():
     fit = [(e.found, e.roofline) for e in entries.values() if e.roofline]
@@ -461,30 +462,31 @@ def discussion(
       if found.costs
     ]
     second.append(
-      f"On {name} HBM bounds {bound} of {len(fit)} steps, state alone is "
-      f"{min(state):.0%} to {max(state):.0%} of the traffic, and rooflines "
-      f"give {_range(ratio.values())}, {_share(ratio, paper)} of the ratios in "
-      "flops."
+      f"On {name}, HBM bounds {bound} of {len(fit)} steps. State alone is "
+      f"{min(state):.0%} to {max(state):.0%} of the traffic. Rooflines give "
+      f"speed-ups of {_range(ratio.values())}, which are "
+      f"{_share(ratio, paper)} of the ratios in flops."
     )
-    if name == PAPERS:
+    if name == PAPER_SLICE:
       slower = [
         entry.hours / (24 * each.roofline.days)
         for entry, each in entries.items()
         if each.roofline
       ]
       second.append(
-        f"The published times there, of another program, are {_range(slower)} "
-        "these bounds."
+        "The published times, of another program on this slice, are "
+        f"{_range(slower)} these bounds."
       )
   second.append(
-    "A data-parallel program that came close to its bound would be faster with "
-    "and without mask tokens, and gain less by leaving them out."
+    "A data-parallel program close to its bound would be faster with and "
+    "without mask tokens, and would gain less without them."
   )
   third = (
     f"**Small networks on a CPU** gain {_range(small.values())} in CPU time, "
-    f"{_share(small, compared['small: flops'])} of their ratios in flops. What "
-    "is no product has a larger share at small widths, and a CPU is no TPU: "
-    "this shows the order of the gain, not its size on an accelerator."
+    f"{_share(small, compared['small: flops'])} of their ratios in flops. "
+    "Operations other than products have a larger share at small widths, and a "
+    "CPU is not a TPU. This shows the order of the gain, not its size on an "
+    "accelerator."
   )
   return "\n\n".join(
     textwrap.fill(each, 80) for each in (first, " ".join(second), third)
@@ -507,32 +509,34 @@ def write(
   batch_size: int,
   loads: tuple[float, float],
 ) -> None:
-  """Writes tables and plot.
+  """Writes the page and its plot.
 
   Args:
-    times: of steps on this machine.
-    slices: what was compiled, by the names of slices.
-    batch_size: of the steps.
-    loads: of the machine, before and after them.
+    times: timed steps on this machine.
+    slices: compiled steps by slice.
+    batch_size: batch size of the timed steps.
+    loads: load of the machine before and after the timed steps.
   """
   compared = ratios(slices, times)
   draw(compared, OUT)
   rounds = len(next(iter(times.values())).wall)
   tables = "\n\n".join(
-    f"### {name}\n\n{estimated(entries, name == PAPERS)}"
+    f"### {name}\n\n{estimated(entries, name == PAPER_SLICE)}"
     for name, entries in slices.items()
   )
   about = machine.about(("jax", "libtpu"))
   text = f"""# The paper's table 2, in flops and in time
 
-Written by `python -m bench.table2` (`make table2`). He et al. 2021 give the
-wall-clock time of 800 epochs on 128 TPU v3 cores, with mask tokens in the
-encoder, without, and with a decoder of one block. Here the speed-ups stand
-beside those in flops, in rooflines of compiled programs, and in measured steps
-of small networks ("small", a quarter as wide). Nothing was run on a TPU. The
-encoder with mask tokens sees all patches, the hidden ones as one learned vector
-and their positions; the decoder then has nothing to fill in (`WithMaskTokens`
-in `mae_jax/models/masked_input.py`).
+Written by `python -m bench.table2` (`make table2`). He et al. 2021 report the
+wall-clock time of 800 epochs on 128 TPU v3 cores with mask tokens in the
+encoder, without them, and with a decoder of one block. This page compares the
+published speed-ups with those in counted flops, in rooflines of compiled
+programs, and in timed steps of small networks ("small", a quarter of the
+width). Nothing ran on a TPU.
+
+An encoder with mask tokens sees all patches: masked patches are one learned
+vector plus their positions. The decoder then adds no mask tokens
+(`WithMaskTokens` in `mae_jax/models/masked_input.py`).
 
 {summary(compared)}
 
@@ -542,36 +546,36 @@ in `mae_jax/models/masked_input.py`).
 
 ## Published times, and flops on paper
 
-Flops of a training step on one image, of matrix products alone; the encoder's
-share is that of its blocks. The last column is what {EPOCHS} epochs of
-{planned_step.IMAGENET:,} images are, in the published time, of the documented
-peak.
+Flops are those of the matrix products of a train step on one image. The
+encoder's share counts its blocks. The last column is the share of the
+documented peak that {EPOCHS} epochs of {planned_step.IMAGENET:,} images reach
+in the published time.
 
 {published()}
 
 ## Compiled for slices of TPUs
 
-As `python -m mae_jax plan` does it: batch 4096, bfloat16, data parallel, the
-figures of one device (of v3, a core). Times are rooflines, the largest of
-compute, HBM and interconnect at their documented speed: no step is faster, and
-real ones are slower. "State" is what parameters and moments are of the HBM
-traffic, read and written once. `model.remat` is the recipe's, `auto`, which
-keeps products, but `full` where mask tokens would not fit otherwise; what is
-computed again counts in the flops of the program.
+Steps are compiled as by `python -m mae_jax plan`: batch 4096, bfloat16, data
+parallel. Numbers are for one device (a core of v3). Times are rooflines: the
+largest of compute, HBM and interconnect time at documented speeds. No step is
+faster, and real steps are slower. "State" is the share of HBM traffic for
+reading and writing parameters and moments once. `model.remat` is the recipe's
+`auto`, which saves products, or `full` where mask tokens would not fit
+otherwise. The program's flops include recomputation.
 
 {tables}
 
 ## Measured, small
 
 Whole train steps in float32, batch {batch_size}, on this machine's CPU
-({about};
-load {loads[0]:.1f} before the steps, {loads[1]:.1f} after). Widths, heads, MLPs
-are divided by {SHRINK}; depths, tokens and widths of heads are not, so that
-encoder and decoder keep their shares but for attention's, which grows. The six
-networks take turns, {rounds} rounds of two steps, of which the second counts,
-after two to warm up. Steps are medians, ratios are of medians; beside them the
-lowest and highest of single rounds. CPU time is that of all threads: it tells
-more where others work too.
+({about}; load {loads[0]:.1f} before the steps, {loads[1]:.1f} after). Widths,
+heads and MLPs are divided by {SHRINK}. Depths, tokens and widths of heads are
+not, so encoder and decoder keep their shares, except that attention's share
+grows. After two warm-up steps, the six networks take turns for {rounds} rounds
+of two steps, of which the second counts. Steps are medians, and ratios are
+ratios of medians, with the lowest and highest ratio of single rounds. CPU time
+is that of all threads; other work on the machine disturbs it less than wall
+time.
 
 {measured(times)}
 """
@@ -580,14 +584,17 @@ more where others work too.
 
 
 def main() -> None:
-  """Measures, compiles and writes."""
+  """Measures, compiles and writes the page."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--slices", type=flags.slices, default=",".join(SLICES))
   parser.add_argument(
-    "--rounds", type=flags.whole(), default=25, help="of timed steps"
+    "--rounds", type=flags.whole(), default=25, help="rounds of timed steps"
   )
   parser.add_argument(
-    "--batch_size", type=flags.whole(), default=8, help="of those"
+    "--batch_size",
+    type=flags.whole(),
+    default=8,
+    help="batch size of timed steps",
   )
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")

@@ -188,12 +188,12 @@ def draw(found: list[list[str]], page: pathlib.Path) -> None:
 
 TEXT = """# The train step's program on TPUs
 
-Written by `python -m bench.tpu` (`make tpu`). Nothing here was run on a TPU:
-the step of ViT-L, batch 4096, all data parallel, bfloat16, is compiled by the
-compiler of these chips, once as it is and once with each choice undone. Figures
-are of one chip and one step; traffic is with HBM alone, not with memory on the
-chip; "paper" counts the model's products and no recomputation. Times are those
-at the documented speeds.
+Written by `python -m bench.tpu` (`make tpu`). Nothing here ran on a TPU. The
+compiler of these chips compiles the step of ViT-L (batch 4096, data parallel,
+bfloat16) as it is, and with each choice undone. Numbers are for one chip and
+one step. Traffic is HBM traffic, without memory on the chip. "Paper" is the
+counted flops of the model's products, without recomputation. Times are at
+documented speeds.
 
 {about}
 
@@ -203,24 +203,30 @@ at the documented speeds.
 
 ## What was predicted
 
-Before the change was compiled, for v5e:16x16:
+These predictions were made for v5e:16x16 before each change was compiled:
 
 {predicted}
 
-Half a gigabyte more or less is what the compiler's own choice of what stays on
-the chip comes to: apart from each other patches and erf gain 0.0 and 0.1 GB on
-v5e, together, with gradients summed at once, they gained 0.8 (16.8 to 16.0).
-Wrong were the predictions of half the traffic, which is a third less; of 3 to 4
-GB for gradients in bfloat16, which are 2.1; of 0.4 GB for patches, which is
-0.04; for dividing late, which costs 0.9 GB, hence the softmax of
-`attention._all_at_once`; for erf, which is fused with what is kept for the backward
-pass and saves 3.2 GB on v5p; for heads before tokens, which gained 0.3 GB when
-it was tried first, and costs as much since gradients are summed apart, which is
-within that half gigabyte (on v5p it is 1.0): it stays for the CPU, where it is
-13 % of attention, rather than have attention twice. Summing apart costs 0.6 GB,
-0.7 ms of HBM at most, and has 4.3 of the 6.6 ms of sending under products.
+The compiler chooses which arrays stay on the chip, and that changes traffic by
+about half a gigabyte either way. For example, patches and erf gain 0.0 and 0.1
+GB on v5e separately, but gained 0.8 GB together (16.8 to 16.0), with gradients
+summed at once. These predictions were wrong:
 
-The same program, v5e:16x16, when this table could not be made by one command:
+- Saving only products was to halve the traffic; it saves a third.
+- Gradients in bfloat16 were to save 3 to 4 GB; they save 2.1 GB.
+- Patches were to save 0.4 GB; they save 0.04 GB.
+- Dividing late costs 0.9 GB, so `attention._all_at_once` uses a softmax.
+- GELU by erf is fused with the arrays saved for the backward pass, and saves
+  3.2 GB on v5p.
+- Heads before tokens gained 0.3 GB at first. Since gradients are summed apart
+  it costs 0.3 GB, which is within that half gigabyte (1.0 GB on v5p). It stays
+  for the CPU, where it saves 13 % of attention, and avoids a second
+  implementation.
+
+Summing gradients apart costs 0.6 GB, at most 0.7 ms of HBM time. It overlaps
+4.3 of the 6.6 ms of communication with products.
+
+An earlier series of changes of the same program on v5e:16x16:
 
 | change | HBM traffic | predicted |
 | --- | --- | --- |
@@ -232,41 +238,48 @@ The same program, v5e:16x16, when this table could not be made by one command:
 
 ## Padding
 
-The compiler lays the last two axes of an array out in tiles of 8 x 128, of
-bfloat16 often 16 x 128. What was padded on v5e, the most bytes first, before
-the last three of these changes: pixels cut into patches with an axis of 14
-last, to nine times their size (0.42 GB; now 0.24); 50 tokens to 56 rows, in
-what the encoder keeps and what its products read (0.1 GB); 197 to 200 (0.01
-GB). With 16 images a chip the compiler itself lays images beside each other
-where rows are few, so that 50 tokens cost 2 % and not the 28 % of 64 rows. With
-64 images a chip, as on v5p:4x4x4, attention's arrays are too many for the 64 MB
-on the chip, and there heads of 64 and 32 numbers and 50 and 197 logits are
-padded to 128 and 256. With 16 images a chip v5p has 32.9 GB of traffic, 11.9 %
-of it padding (`--topology=v5p:4x4x4 --config.data.batch_size=1024`); with 64
-v5e has 43.8 GB, 11.6 % of it (`--topology=v5e:8x8`): fewer images a chip are
-what reduces it.
+The compiler pads the last two axes of an array to tiles of 8 x 128, for
+bfloat16 often to 16 x 128. Before the last three of these changes, v5e padded
+the following arrays, largest first:
+
+- Patches of pixels with a last axis of 14, to nine times their size (0.42 GB;
+  now 0.24 GB).
+- 50 tokens to 56 rows, in arrays that the encoder saves or its products read
+  (0.1 GB).
+- 197 tokens to 200 rows (0.01 GB).
+
+With 16 images per chip, the compiler joins the rows of several images, so 50
+tokens cost 2 % instead of the 28 % of 64 rows. With 64 images per chip, as on
+v5p:4x4x4, attention's arrays do not fit into the 64 MB on the chip. There,
+heads of 64 and 32 values and 50 and 197 logits are padded to 128 and 256.
+
+Fewer images per chip reduce the padding. With 16 images per chip, v5p has 32.9
+GB of traffic with 11.9 % padding
+(`--topology=v5p:4x4x4 --config.data.batch_size=1024`). With 64, v5e has 43.8 GB
+with 11.6 % padding (`--topology=v5e:8x8`).
 
 ## Tried, and not adopted
 
-- Four parts of 16 images on v5p (`optim.accum_steps=4`), whose activations
-  would stay on the chip: predicted were 35 to 45 GB, 112.6 it is, and 91.8 in
-  two parts. Kernels are read and gradients added once more for each part.
-- More or less of v5p's memory on the chip for single operations
-  (`xla_tpu_scoped_vmem_limit_kib`): 77.5 GB with 8 MB for 79.3, 84.3 with 32,
-  and with 64 it does not compile. Two per cent of a bound are not worth an
-  option that nobody promises.
-- Attention in parts whose logits would fit on the chip (v5p, 42 MB): 78.75 GB
-  for 78.68, when gradients were summed at once.
-- The exchange of one block under the products of the next
+- Four parts of 16 images on v5p (`optim.accum_steps=4`), so that activations
+  stay on the chip: 35 to 45 GB were predicted, but the result is 112.6 GB, and
+  91.8 GB in two parts. Each part reads kernels and adds gradients once more.
+- Another limit of v5p's on-chip memory for single operations
+  (`xla_tpu_scoped_vmem_limit_kib`): 77.5 GB with 8 MB instead of 79.3, and 84.3
+  with 32 MB; 64 MB does not compile. Two per cent of a bound are not worth an
+  option without a promise of support.
+- Attention in chunks whose logits fit on the chip (v5p, 42 MB): 78.75 GB
+  instead of 78.68, when gradients were summed at once.
+- Communication of one block during the products of the next
   (`xla_tpu_collective_fusion_pipeliner_all_reduce`): the same program. Without
   a bound on what is summed together, none of the compiler's options for
-  asynchronous sums has any effect; with two blocks a turn of the loop neither,
-  at half as much traffic again (ViT-B, 6.65 to 10.18 GB).
-- Most of what is left of the traffic is that of parameters: 8.7 GB for AdamW in
-  one pass, 1.8 to cast kernels once, 0.6 for the norm of the gradient, 0.6 to
-  clear the memory that gradients are stacked in, which is `jax.lax.scan`'s.
-- mesh.fsdp=16 has its gathers under products by itself; of v5e's roofline it is
-  the other side: a sixth of the traffic, three times the time to send.
+  asynchronous sums has an effect. With two blocks per turn of the loop neither
+  has, and traffic grows by half (ViT-B, 6.65 to 10.18 GB).
+- Most of the remaining traffic is that of parameters: 8.7 GB for AdamW in one
+  pass, 1.8 GB to cast kernels once, 0.6 GB for the norm of the gradient, and
+  0.6 GB to clear the memory of stacked gradients, which `jax.lax.scan` does.
+- mesh.fsdp=16 overlaps its gathers with products without further options. On
+  v5e's roofline, it has a sixth of the traffic and three times the time to
+  send.
 """
 
 

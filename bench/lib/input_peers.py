@@ -1,13 +1,13 @@
-"""Input pipelines that wait for orders: how many images to make.
+"""Runs input pipelines on request in a process, for `bench.pipeline`.
 
     python bench/lib/input_peers.py ours DIRECTORY CORES
     python bench/lib/input_peers.py peers DIRECTORY CORES
 
-A line "NAME NUMBER" on stdin has feeder NAME make NUMBER images, after a line
-"NAME drain" none of which lay ready; the answer is a line with the seconds that
-passed. The other side, `pipeline`, looks at the
-CPU time of this process and its children. `peers` needs none of this project,
-whose environment has other packages: hence one file, and imports inside.
+On the line "NAME NUMBER" on stdin, feeder NAME makes NUMBER images. On the line
+"NAME drain", it uses up the images that are ready. The answer is a line with
+wall seconds. `bench.pipeline` measures the CPU time of this process and its
+children. `peers` runs in an environment without this project's packages, so
+this is one file with imports inside functions.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 BATCH, SIZE = 64, 224
-LANES = 8  # and files of records
+RECORD_SHARDS = 8  # also the number of record files
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-Feeder = Callable[[], Iterator[Any]]  # of batches of BATCH images, endless
+Feeder = Callable[[], Iterator[Any]]  # makes endless batches of BATCH images
 
 
 def ours(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
-  """This project's pipelines, and parts of them: see `pipeline.PARTS`."""
+  """Builds this project's pipelines, and the parts in `pipeline.PARTS`."""
   import numpy as np
   import tensorflow as tf
   from PIL import Image
@@ -44,7 +44,7 @@ def ours(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
     name="photos",
     data_dir=str(root / "tfds"),
     batch_size=BATCH,
-    record_shards=LANES,
+    record_shards=RECORD_SHARDS,
     image_size=(SIZE, SIZE),
     crop_scale=SCALE,
     flip=True,
@@ -66,20 +66,20 @@ def ours(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
   def plan(step: tf.Tensor) -> dict[str, tf.Tensor]:
     rows = np.arange(BATCH)
 
-    def draws(stream: str, count: int) -> tf.Tensor:
+    def uniform(stream: str, count: int) -> tf.Tensor:
       return sampling.uniform(
         0, stream, step, count=count, batch_size=BATCH, rows=rows
       )
 
     position = step * BATCH + rows
     return {
-      "crop": draws("crop", preprocess.CROP_DRAWS),
-      "flip": draws("flip", 1)[:, 0],
+      "crop": uniform("crop", preprocess.CROP_DRAWS),
+      "flip": uniform("flip", 1)[:, 0],
       "index": sampling.shuffled_index(position, folder.num_examples, 0),
     }
 
   def part(end: Callable[[dict[str, tf.Tensor]], tf.Tensor]) -> Feeder:
-    """Only what `end` does, without care for other kinds of image."""
+    """Builds a pipeline that runs only `end`, for RGB JPEGs only."""
     plans = tf.data.Dataset.range(2**40).map(plan).unbatch()
     images = plans.map(
       tf.autograph.experimental.do_not_convert(end),
@@ -156,7 +156,7 @@ def ours(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
 
 
 def peers(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
-  """The reference's torchvision, Grain with Pillow, libjpeg-turbo."""
+  """Builds torchvision's pipeline, Grain with Pillow, and libjpeg-turbo."""
   import concurrent.futures
 
   import grain
@@ -206,7 +206,7 @@ def peers(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
     return 0, 0, width, height
 
   class Augment(grain.transforms.RandomMap):
-    """The same crops and flips with Pillow, uint8."""
+    """A transform with equal crops and flips by Pillow, in uint8."""
 
     def random_map(self, element: Any, rng: np.random.Generator) -> np.ndarray:
       image = Image.open(io.BytesIO(element.read_bytes())).convert("RGB")
@@ -230,7 +230,7 @@ def peers(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
     with concurrent.futures.ThreadPoolExecutor(cores) as pool:
       while True:
         some = [next(endless) for _ in range(BATCH)]
-        # Not their pixels, which would only be kept.
+        # Returns shapes: pixels would only stay in memory.
         yield list(
           pool.map(lambda data: simplejpeg.decode_jpeg(data).shape, some)
         )
@@ -239,7 +239,7 @@ def peers(root: pathlib.Path, cores: int) -> dict[str, Feeder]:
 
 
 def main() -> None:
-  """Answers until stdin ends."""
+  """Answers requests until stdin ends."""
   kind, root, cores = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
   feeders = {"ours": ours, "peers": peers}[kind](root, cores)
   streams: dict[str, Iterator[Any]] = {}
@@ -258,7 +258,7 @@ def main() -> None:
 
 
 def drain(stream: Iterator[Any]) -> None:
-  """Takes batches until those that lay ready are used up."""
+  """Takes batches until none are ready in advance."""
   slow = 0
   for _ in range(256):
     begin = time.monotonic()

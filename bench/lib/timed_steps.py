@@ -1,10 +1,10 @@
-"""A process that takes train steps when asked, for `bench.step`.
+"""Runs train steps on request in a process, for `bench.step`.
 
-    python bench/lib/timed_steps.py CONTESTANT MODEL DTYPE CORES
+    python bench/lib/timed_steps.py PROGRAM MODEL DTYPE CORES
 
-It writes "ready", then for each number that it reads so many lines: seconds of
-the clock and of CPU of a step. A process has one program, so that no one's
-threads or memory are in the way of another's.
+The process prints "ready". Then it reads numbers of steps, and prints a line
+with wall and CPU seconds for each step. Each program has its own process, so
+that threads and memory of one do not disturb another.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-Step = Callable[[], float]  # takes one step, and gives its loss
+Step = Callable[[], float]  # takes one step and returns its loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What both sides build, and the batch of a step."""
+  """The dimensions of a network and its batch, for both libraries."""
 
   image: int
   patch: int
@@ -45,13 +45,13 @@ LR, DECAY, BETAS = 1.5e-4, 0.05, (0.9, 0.95)
 
 
 def photos(model: Model) -> np.ndarray:
-  """[B, H, W, C] uint8, of noise: what is in them costs nothing."""
+  """Returns noise, [B, H, W, C] uint8: content does not change the time."""
   shape = (model.batch, model.image, model.image, 3)
   return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def pytorch(model: Model, dtype: str, cores: int, compiled: bool) -> Step:
-  """ViTMAE of transformers with its fused attention and the fused AdamW."""
+  """Builds a step of transformers' ViTMAE with fused attention and AdamW."""
   import torch
   import transformers
 
@@ -99,16 +99,16 @@ def pytorch(model: Model, dtype: str, cores: int, compiled: bool) -> Step:
 
 @dataclasses.dataclass
 class Run:
-  """A run of mae_jax that is about to take a step."""
+  """A run of mae_jax that takes single steps."""
 
-  step: Any  # jitted: state, batch -> state, metrics
+  step: Any  # jitted function: state, batch -> state, metrics
   state: Any
   batch: Any
   mesh: Any
-  flops: int = 0  # of a step, on paper
+  flops: int = 0  # counted flops of a step
 
   def compile(self) -> Any:
-    """Compiles the step ahead, for the figures of the program; returns it."""
+    """Compiles the step ahead of time, and returns it for its analysis."""
     import jax
 
     with jax.set_mesh(self.mesh):
@@ -116,7 +116,7 @@ class Run:
     return self.step
 
   def take(self) -> float:
-    """Takes a step, and gives its loss."""
+    """Takes a step, and returns its loss."""
     import jax
 
     with jax.set_mesh(self.mesh):
@@ -125,7 +125,7 @@ class Run:
 
 
 def run(model: Model, dtype: str) -> Run:
-  """The step of `task=pretrain` on all devices, with a new state."""
+  """Builds a run of `task=pretrain` on all devices, with a new state."""
   import jax
 
   from mae_jax.config import overrides
@@ -170,8 +170,8 @@ def run(model: Model, dtype: str) -> Run:
 
 
 def ours(model: Model, dtype: str, cores: int, split: bool) -> Step:
-  """The step of mae_jax; split is `mesh.cpu_devices=cores`."""
-  if split:  # as `main` does
+  """Builds a step of mae_jax; `split` sets `mesh.cpu_devices=cores`."""
+  if split:  # as `mae_jax.main` does
     os.environ["NPROC"] = str(4 * cores)
   import jax
 
@@ -179,7 +179,7 @@ def ours(model: Model, dtype: str, cores: int, split: bool) -> Step:
   return run(model, dtype).take
 
 
-CONTESTANTS: dict[str, Callable[[Model, str, int], Step]] = {
+PROGRAMS: dict[str, Callable[[Model, str, int], Step]] = {
   "PyTorch": functools.partial(pytorch, compiled=False),
   "PyTorch compiled": functools.partial(pytorch, compiled=True),
   "mae_jax": functools.partial(ours, split=False),
@@ -188,41 +188,41 @@ CONTESTANTS: dict[str, Callable[[Model, str, int], Step]] = {
 
 
 def timed(step: Step) -> tuple[float, float]:
-  """Seconds of the clock and of CPU of a step.
+  """Returns wall and CPU seconds of a step.
 
   Raises:
-    RuntimeError: if the loss is not finite: it was no step of training.
+    RuntimeError: if the loss is not finite.
   """
   wall, cpu = time.perf_counter(), time.process_time()
   loss = step()
   wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
   if not np.isfinite(loss):
-    raise RuntimeError(f"the loss is {loss}")
+    raise RuntimeError(f"the loss of a timed step is {loss}, not finite")
   return wall, cpu
 
 
 def timed_in_turn(step: Step) -> tuple[float, float]:
-  """As `timed`, of a step after one of its own, as those of a run are.
+  """Takes a step that does not count, and times the next one.
 
-  After a step of another network it would find memory and caches as that one
-  left them.
+  The first step finds the memory and caches that another network left. In a
+  run, each step follows a step of the same network.
   """
   step()
   return timed(step)
 
 
 def serve(step: Step, lines: Iterable[str]) -> None:
-  """Takes steps as they are asked for."""
+  """Takes and times steps; each line is a number of steps."""
   for line in lines:
     for _ in range(int(line)):
       print(*timed(step), flush=True)
 
 
 def main(argv: list[str]) -> None:
-  """Builds what the command line names, warms up and serves."""
-  contestant, name, dtype, cores = argv
+  """Builds the program of the command line, warms it up, and serves."""
+  program, name, dtype, cores = argv
   os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(cores)]))
-  step = CONTESTANTS[contestant](MODELS[name], dtype, int(cores))
+  step = PROGRAMS[program](MODELS[name], dtype, int(cores))
   for _ in range(2):
     step()
   print("ready", flush=True)
