@@ -39,7 +39,8 @@ def gelu_elementary(x: jax.Array) -> jax.Array:
   """Computes `gelu` with additions and products alone, for exported programs.
 
   TensorFlow's StableHLO has no erf. Here erf(x) / x is a Chebyshev series in
-  x^2 of degree 16 up to |x| = 4, where erf is 1; its error is 2.3e-7.
+  x^2 of degree 16 up to |x| = 4, where erf is 1. The error of the result is at
+  most 2.5e-7 max(|x|, 1). Exported programs need no gradient.
   """
   wide = jnp.clip(x.astype(jnp.float32) * 0.5**0.5, -4, 4)
   t = wide * wide / 8 - 1  # [0, 16] as [-1, 1]
@@ -47,10 +48,7 @@ def gelu_elementary(x: jax.Array) -> jax.Array:
   last = before = jnp.zeros_like(wide)
   for coefficient in reversed(others):  # Clenshaw's recurrence
     last, before = 2 * t * last - before + coefficient, last
-  # The select keeps gradients of huge x finite: overflow times 0 would be NaN.
-  erf = jnp.where(
-    jnp.abs(wide) < 4, wide * (t * last - before + first), jnp.sign(wide)
-  )
+  erf = wide * (t * last - before + first)
   return (0.5 * x.astype(jnp.float32) * (1 + erf)).astype(x.dtype)
 
 

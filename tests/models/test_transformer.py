@@ -28,7 +28,8 @@ def test_gelu_is_the_exact_one(x, portable):
   # PyTorch's float32 differs by 3.1e-7.
   assert np.all(np.abs(values - exact) <= 2.5e-7 * np.maximum(np.abs(x), 1))
   density = np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
-  np.testing.assert_allclose(slopes, normal + wide * density, atol=4e-7)
+  if not portable:  # exported programs have no gradient
+    np.testing.assert_allclose(slopes, normal + wide * density, atol=4e-7)
 
 
 def test_gelu_is_rounded_once_in_bfloat16(x):

@@ -14,10 +14,9 @@ import torch
 from bench.lib import run_outputs
 from mae_jax.config import Config, EvalConfig, MeshConfig
 from mae_jax.distributed import sharding
-from mae_jax.models import patchify
+from mae_jax.models import masking, patchify
 from mae_jax.tools import convert, reconstructor
 from mae_jax.train import fit_target
-from mae_jax.train.tasks import pretrain as steps
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 
@@ -76,18 +75,22 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_resumed_bit_for_bit_and_equal_on_one_device(name: str, tmp_path):
+def test_runs_resume_bit_for_bit_and_are_equal_on_one_device(
+  name: str, tmp_path
+):
   config = settings(**OBJECTIVES[name])
-  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
   runs.train(config, whole, devices=8, fsdp=4)
   expected = runs.params(whole, config)
-  shutil.copytree(whole, cut)
-  shutil.rmtree(cut / "checkpoints" / "4")
-  runs.train(config, cut, devices=8, fsdp=4)
+  shutil.copytree(whole, interrupted)
+  shutil.rmtree(interrupted / "checkpoints" / "4")
+  runs.train(config, interrupted, devices=8, fsdp=4)
   jax.tree.map(
-    np.testing.assert_array_equal, runs.params(cut, config), expected
+    np.testing.assert_array_equal, runs.params(interrupted, config), expected
   )
-  assert run_outputs.read_metrics(cut) == run_outputs.read_metrics(whole)
+  assert run_outputs.read_metrics(interrupted) == run_outputs.read_metrics(
+    whole
+  )
 
   found = [line for line in run_outputs.read_metrics(whole) if "loss" in line]
   _, wanted = runs.steps_with_metrics(config, 4)
@@ -99,65 +102,62 @@ def test_resumed_bit_for_bit_and_equal_on_one_device(name: str, tmp_path):
       )
 
 
-def which(seed: int, varies: str, total: int) -> list[int]:
-  """The number of the mask that each step takes, of 2 ratios x 3 strategies."""
-  config = tiny.config(
-    train={"seed": seed},
-    objective={
-      "mask_ratios": (0.5, 0.75),
-      "mask_strategies": ("random", "block", "grid"),
-      "mask_schedule": varies,
-    },
-  )
-  program = steps.program(
-    config, tiny.model(objective={}), lambda step: 0.0, total
-  )
-  take = program.train_step.keywords["which"]
-  return np.asarray(jax.vmap(take)(jnp.arange(total))).tolist()
+def schedule(
+  kind: str, total: int, ratios: int, strategies: int, seed: int = 0
+):
+  """Returns the mask number of each step."""
+  choose = masking.MaskSchedule(kind, seed, total, ratios, strategies)
+  return np.asarray(jax.vmap(choose)(jnp.arange(total))).tolist()
 
 
-def test_stages_are_equal_and_in_order():
+def test_sequential_masks_have_equal_parts_in_order():
   # Of 12 steps each ratio has six and each strategy four, in a row.
-  assert which(0, "sequential", 12) == [0] * 4 + [1] * 2 + [4] * 2 + [5] * 4
+  assert schedule("sequential", 12, ratios=2, strategies=3) == (
+    [0] * 4 + [1] * 2 + [4] * 2 + [5] * 4
+  )
 
 
 @pytest.mark.parametrize(
   ("total", "count"), [(6, 4), (4, 3), (1000, 7), (2, 3)]
 )
-def test_no_stage_is_left_out(total: int, count: int):
-  staged = steps.MASK_SCHEDULES["sequential"]
-  found = [int(staged(None, step, total, count)) for step in range(total + 3)]
+def test_a_sequential_schedule_uses_every_mask(total: int, count: int):
+  choose = masking.MaskSchedule("sequential", 0, total, 1, count)
+  found = [int(choose(jnp.int32(step))) for step in range(total + 3)]
   assert found == sorted(found)
   lengths = np.bincount(found[:total], minlength=count)
   assert lengths.max() - lengths.min() <= 1
   assert found[-1] == count - 1
 
 
-def test_draws_are_even_independent_and_of_the_seed():
-  found = which(0, "random", 1200)
+def test_random_masks_are_uniform_and_depend_on_the_seed():
+  found = schedule("random", 1200, ratios=2, strategies=3)
   counts = np.bincount(found, minlength=6)
   assert (np.abs(counts - 200) < 5 * np.sqrt(200)).all()
-  assert found == which(0, "random", 1200)
-  assert found != which(1, "random", 1200)
+  assert found == schedule("random", 1200, ratios=2, strategies=3)
+  assert found != schedule("random", 1200, ratios=2, strategies=3, seed=1)
 
 
-def test_what_is_fitted_is_of_the_training_stream():
+def test_a_target_is_fitted_on_the_training_stream():
   config = settings(**PCA)
   state, _ = runs.steps(config, 0)
-  task, data = runs.open_task(config, runs.devices_mesh())
+  _, data = runs.open_task(config, runs.devices_mesh())
   stream = data.train_batches(0)
   rows = np.concatenate([next(stream)["image"] for _ in range(4)])  # of 32
   x = patchify.normalize(rows, config.data.mean, config.data.std)
-  cut = np.asarray(patchify.patchify(x, (2, 2)), np.float64).reshape(-1, 4)
+  interrupted = np.asarray(patchify.patchify(x, (2, 2)), np.float64).reshape(
+    -1, 4
+  )
   fitted = jax.device_get(state.params["fitted"]["target"])
-  np.testing.assert_allclose(fitted["mean"], cut.mean(axis=0), rtol=1e-5)
-  variances = np.linalg.eigvalsh(np.cov(cut.T))[::-1][:3]
   np.testing.assert_allclose(
-    (cut @ fitted["basis"]).var(axis=0, ddof=1), variances, rtol=1e-4
+    fitted["mean"], interrupted.mean(axis=0), rtol=1e-5
+  )
+  variances = np.linalg.eigvalsh(np.cov(interrupted.T))[::-1][:3]
+  np.testing.assert_allclose(
+    (interrupted @ fitted["basis"]).var(axis=0, ddof=1), variances, rtol=1e-4
   )
 
 
-def test_what_is_fitted_stays_and_is_started_from(tmp_path):
+def test_a_fitted_target_is_saved_and_reused(tmp_path):
   config = settings(**PCA)
   runs.train(config, tmp_path / "first")
   before = runs.params(tmp_path / "first", config)["fitted"]
@@ -207,10 +207,9 @@ def test_what_is_fitted_stays_and_is_started_from(tmp_path):
       runs.train(tiny.with_changes(again, **changes), tmp_path / "fourth")
 
 
-def test_an_unknown_game_is_refused_without_an_adversary_too():
-  config = tiny.config(discriminator={"loss": "wgan"})
+def test_an_unknown_discriminator_loss_is_always_refused():
   with pytest.raises(ConfigError, match="'wgan' is not known: known"):
-    runs.open_task(config, sharding.make_mesh(MeshConfig()))
+    tiny.config(discriminator={"loss": "wgan"})
 
 
 @pytest.mark.parametrize(
@@ -265,13 +264,16 @@ def test_an_unknown_game_is_refused_without_an_adversary_too():
     ),
   ],
 )
-def test_what_does_not_go_together_is_refused(objective, text: str):
-  config = tiny.config(objective=objective)
-  with pytest.raises(ConfigError, match=text):
+def test_settings_that_exclude_each_other_are_refused(objective, text: str):
+  def build() -> None:
+    config = tiny.config(objective=objective)
     runs.open_task(config, sharding.make_mesh(MeshConfig()))
 
+  with pytest.raises(ConfigError, match=text):
+    build()
 
-def test_a_decoder_alone_wants_a_start(tmp_path):
+
+def test_training_only_the_decoder_needs_init_from(tmp_path):
   alone = settings(trainable="decoder")
   with pytest.raises(ConfigError, match="set init_from"):
     runs.train(alone, tmp_path)
@@ -285,7 +287,7 @@ def test_a_decoder_alone_wants_a_start(tmp_path):
     runs.train(alone, tmp_path / "alone")
 
 
-def test_another_decoder_is_told_by_its_settings(tmp_path):
+def test_a_different_decoder_is_reported_by_its_settings(tmp_path):
   runs.pretrained(tmp_path / "first")
   config = tiny.with_changes(
     settings(),
@@ -300,7 +302,7 @@ def test_another_decoder_is_told_by_its_settings(tmp_path):
     runs.train(config, tmp_path / "second")
 
 
-def test_a_decoder_is_trained_alone_and_with_an_adversary(tmp_path):
+def test_a_decoder_is_trained_alone_and_with_a_discriminator(tmp_path):
   """The second stage of the published visualizations: no weight but its own."""
   runs.pretrained(tmp_path / "first")
   config = tiny.with_changes(
