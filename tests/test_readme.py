@@ -1,4 +1,4 @@
-"""What the README says can be done can be done."""
+"""Checks the commands and links of the README and of `docs/`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ from mae_jax.tools.report import command as report
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+  block
+  for page in PAGES
+  for block in re.findall(
+    r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL
+  )
+]
 LINES = [
   line.split("  #")[0].strip()
   for block in BLOCKS
@@ -59,7 +66,7 @@ def test_every_command_is_in_the_readme():
     assert f"mae_jax {name}" in README or name in ("train", "evaluate")
 
 
-def test_there_are_commands():
+def test_the_readme_has_commands():
   assert sum("mae_jax.main" in line for line in LINES) >= 4
   assert "make train" in LINES
   assert "make test" in LINES
@@ -89,6 +96,18 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
     assert values["config"].optim.lr > 0
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_point_to_files(target):
-  assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_point_to_files_and_headings(page):
+  for path, anchor in re.findall(
+    r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()
+  ):
+    target = page.parent / path if path else page
+    assert target.exists(), path
+    if anchor:
+      headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+      assert anchor in map(_anchor, headings), anchor
+
+
+def _anchor(heading: str) -> str:
+  """Returns the anchor that GitHub gives a heading."""
+  return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
