@@ -160,7 +160,7 @@ check_main() { # checkout, or nothing if the recipe cannot be looked for
     case $each in
       --coordinator | --num_processes | --process_id | --coordinator=* | \
         --num_processes=* | --process_id=*)
-        die "$each: who is who is told to each process here: leave it out"
+        die "$each is set for each process by this launcher: remove it"
         ;;
     esac
   done

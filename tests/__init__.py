@@ -1,1 +1,1 @@
-"""Tests of mae_jax, in the same tree."""
+"""Tests of mae_jax, in the same folders as the package."""

@@ -1,4 +1,4 @@
-"""The command line: it runs, and a mistake is one line before any long work."""
+"""Tests of the command line: runs, and mistakes that are one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def command(*args, timeout=300):
 
 
 @pytest.mark.slow
-def test_the_digits_recipe_shortened(tmp_path):
+def test_a_short_run_of_the_digits_recipe(tmp_path):
   args = (
     "--config=configs/digits.py",
     f"--workdir={tmp_path}",
@@ -81,7 +81,7 @@ def test_a_mistake_is_one_line(tmp_path, args, complaint):
   assert not list(tmp_path.iterdir())
 
 
-def test_debug_shows_where(tmp_path):
+def test_debug_prints_the_traceback(tmp_path):
   done = command(
     "--config=configs/digits.py",
     f"--workdir={tmp_path}",

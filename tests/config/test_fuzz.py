@@ -1,7 +1,6 @@
-"""Random settings: a clear error or a run, never anything else.
+"""Tests that random settings give a clear error or a run.
 
-The draws depend on this file and the package alone. Long versions are marked
-slow.
+Samples depend only on this file and the package. Long versions are marked slow.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def fuzz(examples: int):
 
 
 def names() -> list[str]:
-  """Every setting as "section.field", or "field" of the run itself."""
+  """Lists every setting as "section.field", or "field" at the top level."""
   result = []
   for name, value in to_dict(tiny.config()).items():
     nested = value if isinstance(value, dict) else None
@@ -62,7 +61,7 @@ def check_line(text: str):
   assert len(text) < 600
 
 
-# Values of any type, in any field.
+# Values of any type for any setting.
 
 NUMBERS = st.one_of(
   st.integers(-3, 100),
@@ -101,7 +100,7 @@ VALUES = st.recursive(
     max_size=3,
   )
 )
-def test_any_value_of_any_type(changes: dict[str, Any]):
+def test_any_value_of_any_type_runs_or_is_refused(changes: dict[str, Any]):
   values = copy.deepcopy(to_dict(tiny.config()))
   for name, value in changes.items():
     section, _, field = name.rpartition(".")
@@ -113,14 +112,14 @@ def test_any_value_of_any_type(changes: dict[str, Any]):
   except ConfigError as error:
     check_line(str(error))
     return
-  # What was let through has the declared types, and can be stored.
+  # Accepted values have the declared types and can be saved.
   assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
   for section, kind in typing.get_type_hints(Config).items():
     if dataclasses.is_dataclass(kind):
       hash(getattr(config, section))
 
 
-# Text on the command line.
+# Texts on the command line.
 
 
 def command_line(*args: str) -> Config:
@@ -171,18 +170,18 @@ ARGUMENTS = st.one_of(
 
 @fuzz(400)
 @hypothesis.given(args=st.lists(ARGUMENTS, min_size=1, max_size=3))
-def test_any_text_on_the_command_line(args: list[str]):
+def test_any_text_on_the_command_line_runs_or_is_refused(args: list[str]):
   check_arguments(args)
 
 
 @pytest.mark.slow
 @fuzz(1500)
 @hypothesis.given(args=st.lists(ARGUMENTS, min_size=1, max_size=3))
-def test_any_text_on_the_command_line_for_longer(args: list[str]):
+def test_more_texts_on_the_command_line_run_or_are_refused(args: list[str]):
   check_arguments(args)
 
 
-# Plausible values: the whole task is built.
+# Plausible values, with which the whole task is built.
 
 SIZES = st.one_of(
   st.tuples(st.sampled_from([4, 8, 12, 16]), st.sampled_from([4, 8, 16])),
@@ -351,7 +350,7 @@ def test_every_setting_is_fuzzed():
 
 @st.composite
 def changes(draw, most: int) -> dict[str, Any]:
-  """Few of them: with many, hardly an example gets past the first check."""
+  """Samples few changes: with many, most fail at the first check."""
   chosen = draw(
     st.lists(
       st.sampled_from(sorted(PLAUSIBLE)), unique=True, min_size=1, max_size=most
@@ -362,7 +361,7 @@ def changes(draw, most: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> pathlib.Path:
-  """train/{china,flower} with six photographs, val with two."""
+  """A folder train/{china,flower} with six photographs, and val with two."""
   root = tmp_path_factory.mktemp("photos")
   for split, tops in (("train", (0, 100, 200)), ("val", (50,))):
     for name, photo in zip(
@@ -382,7 +381,7 @@ def changed(
   values = to_dict(tiny.config(data={"source": source, "batch_size": 8}))
   if source == "folder":
     values["data"] |= {"path": str(photos), "channels": 3}
-  # As a file under configs/ would leave it.
+  # As a recipe returns it.
   values["optim"]["lr"] = values["optim"]["blr"]
   for name, value in changes.items():
     section, _, field = name.rpartition(".")
@@ -391,7 +390,7 @@ def changed(
 
 
 def check_task(changes, source: str, devices: int, photos: pathlib.Path):
-  """Builds all of a task, and computes nothing but shapes and one batch."""
+  """Builds a whole task, but computes only shapes and one batch."""
   try:
     config = changed(changes, source, photos)
     mesh = runs.devices_mesh(devices, config.mesh.fsdp)
@@ -418,14 +417,18 @@ DEVICES = st.sampled_from([1, 2, 4])
 
 @fuzz(12)
 @hypothesis.given(changes=changes(3), source=SOURCES, devices=DEVICES)
-def test_plausible_values(photos, changes, source, devices):
+def test_plausible_values_build_or_are_refused(
+  photos, changes, source, devices
+):
   check_task(changes, source, devices, photos)
 
 
 @pytest.mark.slow
 @fuzz(30)
 @hypothesis.given(changes=changes(6), source=SOURCES, devices=DEVICES)
-def test_plausible_values_for_longer(photos, changes, source, devices):
+def test_more_plausible_values_build_or_are_refused(
+  photos, changes, source, devices
+):
   check_task(changes, source, devices, photos)
 
 

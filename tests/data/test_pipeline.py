@@ -325,7 +325,7 @@ def test_gray_from_color(any_settings):
     ({"crop_ratio": (2.0, 1.0)}, r"crop_ratio=.*smaller one first"),
   ],
 )
-def test_settings_that_cannot_work(settings, changes, words):
+def test_settings_that_cannot_work_are_refused(settings, changes, words):
   with pytest.raises(ConfigError, match=words):
     train(settings(**changes), 1)
 

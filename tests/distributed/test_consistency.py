@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
 
 def restore(workdir):
   mesh = runs.devices_mesh()
-  task, data = runs.open_task(_CONFIG, mesh)
+  task, _ = runs.open_task(_CONFIG, mesh)
   run = checkpoints.CheckpointMetadata(
     _CONFIG, task.info.identity, task.info.class_names
   )

@@ -49,7 +49,7 @@ def digits():
 @pytest.fixture(scope="module")
 def logits(trained):
   """Returns a function from uint8 images to float64 logits [N, 10]."""
-  task, data = runs.open_task(_FINETUNE, runs.devices_mesh())
+  task, _ = runs.open_task(_FINETUNE, runs.devices_mesh())
   params = runs.params(trained[0], _FINETUNE)["model"]
   model = task.train_step.keywords["model"]
 
@@ -386,7 +386,9 @@ def test_another_name_of_the_same_network_is_no_contradiction(
     ),
   ],
 )
-def test_settings_that_cannot_work(trained, tmp_path, sections, text):
+def test_settings_that_cannot_work_are_refused(
+  trained, tmp_path, sections, text
+):
   with pytest.raises(ConfigError, match=text):
     run(config(**({"init_from": trained[0]} | sections)), tmp_path)
   assert not list(tmp_path.iterdir())

@@ -1,1 +1,1 @@
-"""The scripts that start runs, against stand-ins of what they call."""
+"""Tests of the launch scripts with fake versions of the programs they call."""

@@ -1,14 +1,15 @@
-"""Worlds of stand-ins, taken down after each test."""
+"""Fixtures of the tests of launch scripts."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.helpers import fake_cluster as worlds
+from tests.helpers.fake_cluster import World
 
 
 @pytest.fixture
 def world(tmp_path):
-  made = worlds.World(tmp_path)
-  yield made
-  made.close()
+  """A directory with fake programs, removed after each test."""
+  opened = World(tmp_path)
+  yield opened
+  opened.close()

@@ -1,4 +1,4 @@
-"""--dry-run calls nothing, and prints what a shell can do in its stead."""
+"""Tests that --dry-run calls nothing and prints commands for a shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BEFORE = {"create": 0, "resume": 0, "install": 1, "run": 2}
 
 
 @pytest.mark.parametrize("words", RUNS, ids=" ".join)
-def test_a_shell_makes_the_calls_that_a_dry_run_prints(world, words):
+def test_a_shell_can_run_the_commands_of_a_dry_run(world, words):
   world.hosts(2)
   world.mains(host_0=[0], host_1=[0])
   for each in ("create", "install")[: BEFORE.get(words[0], 2)]:

@@ -1,4 +1,4 @@
-"""The JobSet that is rendered, and what kubectl is asked."""
+"""Tests of the rendered JobSet and of the calls of kubectl."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_exit_codes_restarts_and_the_time_to_save(world, flags, hosts):
   assert job["completionMode"] == "Indexed"
   assert job["completions"] == job["parallelism"] == hosts
   assert job["backoffLimit"] == 0
-  assert pod["restartPolicy"] == "Never"  # as podFailurePolicy demands
+  assert pod["restartPolicy"] == "Never"  # podFailurePolicy requires it
   (rule,) = job["podFailurePolicy"]["rules"]
   assert rule["action"] == "FailJob"
   assert rule["onExitCodes"]["values"] == [1]
@@ -62,7 +62,7 @@ def test_the_time_to_save_follows_the_setting_of_main(world):
   assert pod["terminationGracePeriodSeconds"] >= 360.5
 
 
-def test_tpus_are_found_by_labels_and_need_no_flags_of_ours(world):
+def test_tpus_are_selected_by_labels_without_process_flags(world):
   jobset = render(world, *TPU, "--spot", "--", *MAIN)
   _, pod, container = parts(jobset)
   selector = pod["nodeSelector"]
@@ -74,7 +74,7 @@ def test_tpus_are_found_by_labels_and_need_no_flags_of_ours(world):
   assert jobset["metadata"]["annotations"]
 
 
-def test_gpus_get_the_coordinator_and_their_number(world):
+def test_gpus_get_the_coordinator_and_process_numbers(world):
   jobset = render(world, *GPU, "--service-account=trainer", "--", *MAIN)
   _, pod, container = parts(jobset)
   assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
@@ -91,7 +91,7 @@ def test_gpus_get_the_coordinator_and_their_number(world):
   assert "annotations" not in jobset["metadata"]
 
 
-def test_apply_hands_over_what_render_prints(world):
+def test_apply_sends_the_output_of_render_to_kubectl(world):
   done = world.run(JOBSET, "apply", *GPU, "--namespace=ml", "--", *MAIN)
   assert done.returncode == 0, done.stderr
   assert world.calls() == [["kubectl", "--namespace=ml", "apply", "-f", "-"]]
@@ -114,7 +114,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", ["apply", *COMMANDS])
-def test_a_dry_run_prints_what_a_shell_can_do(world, command):
+def test_a_dry_run_prints_commands_for_a_shell(world, command):
   words = [JOBSET, command, "--name=mae", "--context=lab"]
   if command == "apply":
     words += [*GPU, "--", *MAIN]
@@ -130,7 +130,7 @@ def test_a_dry_run_prints_what_a_shell_can_do(world, command):
 
 
 @pytest.mark.parametrize("command", ["apply", *COMMANDS])
-def test_a_failure_names_the_step_and_its_command_goes_on(world, command):
+def test_a_failure_names_the_step_and_a_command_that_resumes(world, command):
   words = [JOBSET, command, "--name=mae"]
   if command == "apply":
     words += [*GPU, "--", *MAIN]
@@ -138,7 +138,7 @@ def test_a_failure_names_the_step_and_its_command_goes_on(world, command):
   failed = world.run(*words)
   assert failed.returncode == 6
   assert message(failed, "failed")
-  assert world.shell(message(failed, "to go on")).returncode == 0
+  assert world.shell(message(failed, "to continue")).returncode == 0
   assert world.shell(message(failed, "to clean up")).returncode == 0
   assert world.calls()[-1][1:3] == ["delete", "jobset"]
 
@@ -160,14 +160,14 @@ MISTAKES = [
   ([*TPU, "--chips=5"], MAIN, "32 chips, not a multiple of --chips=5"),
   ([*TPU, "--gpus=8"], MAIN, "leave out --gpus"),
   (GPU, [MAIN[0], "--workdir=runs/x"], "--workdir=runs/x is not a bucket"),
-  (GPU, [*MAIN, "--process_id=1"], "--process_id=1: who is who is told"),
+  (GPU, [*MAIN, "--process_id=1"], "--process_id=1 is set for each process"),
   (GPU, [*MAIN, "--config.x=a\nb"], "line break"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "main", "said"), MISTAKES)
-def test_a_mistake_is_told_before_any_call(world, flags, main, said):
+@pytest.mark.parametrize(("flags", "main", "expected"), MISTAKES)
+def test_a_mistake_is_reported_before_any_call(world, flags, main, expected):
   done = world.run(JOBSET, "apply", *flags, "--", *main)
   assert done.returncode == 1
-  assert said in done.stderr
+  assert expected in done.stderr
   assert world.calls() == []

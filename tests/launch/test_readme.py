@@ -1,4 +1,4 @@
-"""The commands of the README and the help of the scripts."""
+"""Tests of the README's launch commands and of the scripts' help."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = {
 }
 
 
-def test_every_command_of_the_readme_does_what_it_says(world):
+def test_every_launch_command_of_the_readme_works(world):
   world.hosts(4)
   world.mains(**{f"host_{each}": [0] for each in range(4)})
   (world.path / "logs").mkdir()
@@ -39,7 +39,7 @@ def test_every_command_of_the_readme_does_what_it_says(world):
 
 
 @pytest.mark.parametrize("line", [x for x in LINES if " -- " in x])
-def test_main_accepts_what_stands_after_the_dashes(line, monkeypatch):
+def test_main_accepts_the_arguments_after_the_dashes(line, monkeypatch):
   monkeypatch.chdir(ROOT)
   words = shlex.split(line)
   words = ["main", *words[words.index("--") + 1 :]]
@@ -53,7 +53,7 @@ def test_main_accepts_what_stands_after_the_dashes(line, monkeypatch):
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_help_is_there_for_each_script_and_command(world, script):
+def test_every_script_and_command_has_help(world, script):
   whole = world.run(script, "--help")
   assert whole.returncode == 0
   for command in COMMANDS[script].split():

@@ -1,4 +1,4 @@
-"""Slurm: how the job is handed in, and what its script makes of each end."""
+"""Tests of submitting a Slurm job, and of its script's reaction to exits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def submit(world, *rest: str) -> list[str]:
 
 
 def turn(world, number: int = 0, retries: int = 5) -> dict:
-  """One turn of the job, as Slurm would start it."""
+  """Returns arguments and variables of one start of the job by Slurm."""
   script = [
     "launch/slurm.sbatch",
     f"{world.path}/venv/bin/python",
@@ -42,7 +42,7 @@ def play(world, **options):
   return world.run(*started["args"], env=started["env"])
 
 
-def test_the_job_has_one_task_a_gpu_and_is_told_to_save_before_its_limit(
+def test_the_job_has_one_task_per_gpu_and_a_signal_before_its_limit(
   cluster,
 ):
   done = cluster.run(
@@ -68,19 +68,19 @@ def test_the_job_has_one_task_a_gpu_and_is_told_to_save_before_its_limit(
   ]
 
 
-def test_dry_run_prints_a_command_that_makes_the_same_call(cluster):
+def test_a_dry_run_prints_a_command_that_submits_the_same_job(cluster):
   command = submit(cluster, "--account=us")
   assert cluster.run(*command).returncode == 0
   calls = cluster.calls()
   cluster.forget()
   dry = cluster.run(*command[:2], "--dry-run", *command[2:])
   assert cluster.calls() == []
-  assert "srun" in dry.stderr  # the script is shown
+  assert "srun" in dry.stderr  # prints the script
   assert cluster.shell(dry.stdout).returncode == 0
   assert cluster.calls() == calls
 
 
-def test_all_tasks_get_the_arguments_word_by_word(cluster):
+def test_all_tasks_get_the_arguments_unchanged(cluster):
   cluster.mains(task_0=[0], task_1=[0])
   done = play(cluster)
   assert done.returncode == 0, done.stdout
@@ -91,7 +91,7 @@ def test_all_tasks_get_the_arguments_word_by_word(cluster):
   assert cluster.calls("scontrol") == []
 
 
-def test_a_task_sees_all_gpus_of_its_node_and_has_its_cores(cluster):
+def test_a_task_sees_all_gpus_of_its_node_and_gets_cores(cluster):
   cluster.mains(task_0=[0], task_1=[0])
   play(cluster)
   (call,) = cluster.calls("srun")
@@ -100,7 +100,7 @@ def test_a_task_sees_all_gpus_of_its_node_and_has_its_cores(cluster):
   assert "--kill-on-bad-exit=0" in call
 
 
-def test_at_the_time_limit_main_saves_and_the_job_goes_on(cluster):
+def test_main_saves_at_the_time_limit_and_the_job_is_requeued(cluster):
   started = turn(cluster)
   with cluster.start(*started["args"], env=started["env"]) as job:
     cluster.wait_for("alive-task-0")
@@ -114,7 +114,7 @@ def test_at_the_time_limit_main_saves_and_the_job_goes_on(cluster):
   assert len(cluster.calls("main")) == 4
 
 
-def test_lost_peers_start_again_and_are_bounded(cluster):
+def test_restarts_after_lost_peers_are_bounded(cluster):
   cluster.mains(task_0=[76], task_1=[139])
   for number in range(2):
     assert play(cluster, number=number, retries=2).returncode == 0
@@ -124,7 +124,7 @@ def test_lost_peers_start_again_and_are_bounded(cluster):
   assert len(cluster.calls("scontrol")) == 2
 
 
-def test_a_turn_that_saved_begins_the_count_anew(cluster):
+def test_a_saved_checkpoint_resets_the_count_of_restarts(cluster):
   cluster.mains(task_0=[76, 75, 76, 76], task_1=[76, 75, 76, 76])
   for number in range(3):
     assert play(cluster, number=number, retries=1).returncode == 0
@@ -138,7 +138,7 @@ def test_a_mistake_of_one_task_ends_the_job(cluster):
   assert cluster.calls("scontrol") == []
 
 
-def test_stop_saves_and_queues_nothing(cluster):
+def test_stop_saves_and_does_not_requeue(cluster):
   started = turn(cluster)
   with cluster.start(*started["args"], env=started["env"]) as job:
     cluster.wait_for("alive-task-0")
@@ -152,14 +152,14 @@ def test_stop_saves_and_queues_nothing(cluster):
   assert cluster.calls("scontrol") == []
 
 
-def test_a_job_that_cannot_be_queued_again_says_how_to_go_on(cluster):
+def test_a_job_that_cannot_be_requeued_prints_a_command_to_resume(cluster):
   cluster.mains(task_0=[75], task_1=[75])
   cluster.fault("scontrol", text="not permitted")
   done = play(cluster)
   assert done.returncode == 75
-  assert "failed: queue job 4242 again" in done.stdout
-  on = next(x for x in done.stdout.splitlines() if x.startswith("to go on: "))
-  command = on.removeprefix("to go on: ").split(",")[0]
+  assert "failed: requeue job 4242" in done.stdout
+  on = next(x for x in done.stdout.splitlines() if x.startswith("to continue: "))
+  command = on.removeprefix("to continue: ").split(",")[0]
   assert cluster.shell(command).returncode == 0
 
 
@@ -167,7 +167,7 @@ def test_a_job_that_cannot_be_queued_again_says_how_to_go_on(cluster):
   ("asked", "fault"),
   [(["submit"], "sbatch"), (["status"], "squeue"), (["stop"], "scancel")],
 )
-def test_a_failure_names_the_step_and_its_command_goes_on(
+def test_a_failure_names_the_step_and_a_command_that_resumes(
   cluster, asked, fault
 ):
   logs = f"--logs={cluster.path}/logs"
@@ -178,7 +178,7 @@ def test_a_failure_names_the_step_and_its_command_goes_on(
   failed = cluster.run(*command)
   assert failed.returncode == 9
   assert message(failed, "failed")
-  assert cluster.shell(message(failed, "to go on")).returncode == 0
+  assert cluster.shell(message(failed, "to continue")).returncode == 0
 
 
 def test_status_and_logs(cluster):
@@ -190,7 +190,7 @@ def test_status_and_logs(cluster):
   assert logs.stdout == "b\n"
 
 
-def test_a_shell_finds_the_logs_that_a_dry_run_names(cluster):
+def test_a_shell_finds_the_logs_named_by_a_dry_run(cluster):
   flags = ["--job=4242", f"--logs={cluster.path}/logs", "--dry-run"]
   dry = cluster.run("launch/slurm.sh", "logs", *flags)
   (cluster.path / "logs").mkdir()
@@ -209,23 +209,25 @@ MISTAKES = [
 ]
 
 
-def test_numbers_of_processes_are_not_for_main(cluster):
+def test_flags_of_processes_after_the_dashes_are_refused(cluster):
   done = cluster.run(*submit(cluster), "--process_id=0")
   assert done.returncode == 1
-  assert "--process_id=0: who is who is told to each" in done.stderr
+  assert (
+    "--process_id=0 is set for each process by this launcher" in done.stderr
+  )
   assert cluster.calls() == []
 
 
-@pytest.mark.parametrize(("flags", "said"), MISTAKES)
-def test_a_mistake_is_one_line_before_any_call(cluster, flags, said):
+@pytest.mark.parametrize(("flags", "expected"), MISTAKES)
+def test_a_mistake_is_one_line_before_any_call(cluster, flags, expected):
   done = cluster.run(*submit(cluster, *flags))
   assert done.returncode == 1
-  assert said in done.stderr
+  assert expected in done.stderr
   assert len(done.stderr.splitlines()) == 1
   assert cluster.calls() == []
 
 
-def test_time_to_save_follows_the_setting_of_main(cluster):
+def test_the_time_to_save_follows_the_setting_of_main(cluster):
   long = ["--config.train.shutdown_timeout=600"]
   done = cluster.run(*submit(cluster), *long)
   assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""A step that fails says which, what it leaves behind, and how to go on."""
+"""Tests that a failed step names itself, what remains, and how to resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = [
   ("install", [], "pip install", "install on the workers"),
   ("run", [TYPE, *MAIN], "worker.sh run", "start main on the workers"),
   ("run", [TYPE, *MAIN], "host-1 <- .*run", "start main on the workers"),
-  ("status", [], "tpu-vm describe", "look at mae"),
+  ("status", [], "tpu-vm describe", "query mae"),
   ("logs", [], "tpu-vm ssh", "show the log"),
   ("stop", [], "worker.sh stop", "stop main"),
   ("delete", [], "tpu-vm delete", "delete mae"),
@@ -39,7 +39,7 @@ def command(name: str, *rest: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "flags", "fault", "step"), STEPS)
-def test_a_failure_names_the_step_and_its_command_goes_on(
+def test_a_failure_names_the_step_and_a_command_that_resumes(
   world, name, flags, fault, step
 ):
   world.hosts(2)
@@ -54,7 +54,7 @@ def test_a_failure_names_the_step_and_its_command_goes_on(
     assert "costs money" in message(failed, "still there")
   assert message(failed, "to clean up").startswith("launch/tpu_vm.sh delete")
 
-  on = world.shell(message(failed, "to go on"))
+  on = world.shell(message(failed, "to continue"))
   assert on.returncode == 0, on.stderr
   if name == "run":
     world.wait_for("alive-host-0")
@@ -65,11 +65,11 @@ def test_a_failure_names_the_step_and_its_command_goes_on(
   assert not (world.path / "node").exists()
 
 
-def test_what_is_made_already_is_not_made_again(world):
+def test_existing_resources_are_not_created_again(world):
   assert world.run(*command("create", TYPE)).returncode == 0
   again = world.run(*command("create", TYPE))
   assert again.returncode == 0
-  assert "is there already" in again.stderr
+  assert "exists already" in again.stderr
 
 
 MISTAKES = [
@@ -104,11 +104,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES)
-def test_a_mistake_is_one_line_before_any_call(world, words, said):
+@pytest.mark.parametrize(("words", "expected"), MISTAKES)
+def test_a_mistake_is_one_line_before_any_call(world, words, expected):
   done = world.run("launch/tpu_vm.sh", *words)
   assert done.returncode == 1
-  assert said in done.stderr
+  assert expected in done.stderr
   assert done.stderr.startswith("error: ")
   assert len(done.stderr.splitlines()) == 1
   assert world.calls() == []
@@ -119,6 +119,6 @@ HOSTS |= {"v5litepod-8": 1, "v5litepod-16": 4, "v6e-256": 64, "v5litepod-1": 1}
 
 
 @pytest.mark.parametrize(("kind", "hosts"), HOSTS.items())
-def test_hosts_of_types(world, kind, hosts):
+def test_the_number_of_hosts_of_each_type(world, kind, hosts):
   done = world.run(*command("create", f"--type={kind}", "--dry-run"))
   assert f"({kind}, {hosts} host(s))" in done.stderr

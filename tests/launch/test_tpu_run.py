@@ -1,4 +1,4 @@
-"""TPU VMs: what is called, and what comes to run on the machines."""
+"""Tests of the calls for TPU VMs, and of the programs on their hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAIN = ["--config=configs/vit_b.py", "--workdir=gs://bucket/run", *ODD]
 
 @pytest.fixture
 def pod(world):
-  """Two hosts, made and installed."""
+  """A TPU VM of two hosts after create and install."""
   world.hosts(2)
   assert world.run(*TPU, "create", *POD).returncode == 0
   done = world.run(*TPU, "install", *WHERE)
@@ -40,7 +40,7 @@ def test_create_is_one_call_with_the_runtime_of_the_type(world):
   ]
 
 
-def test_a_queued_resource_is_watched_until_it_is_there(world):
+def test_create_waits_for_a_queued_resource(world):
   world.queue("WAITING_FOR_RESOURCES", "PROVISIONING", "PROVISIONING", "ACTIVE")
   done = world.run(*TPU, "create", *POD, "--queued")
   assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_a_queued_resource_is_watched_until_it_is_there(world):
   assert len(re.findall("PROVISIONING", done.stderr)) == 1
 
 
-def test_the_checkout_is_copied_as_it_is_now(pod):
+def test_uncommitted_changes_of_the_checkout_are_copied(pod):
   (pod.checkout / "configs/vit_b.py").write_text("changed")
   (pod.checkout / "configs/new one.py").write_text("not yet in git")
   (pod.checkout / "configs/vit_h.py").unlink()
@@ -73,7 +73,7 @@ def test_a_second_install_keeps_the_environment(pod):
   assert verbs(pod.calls()) == ["scp", "install"]
 
 
-def test_install_pins_versions_and_takes_the_extras(world):
+def test_install_pins_versions_and_installs_extras(world):
   world.run(*TPU, "create", *POD)
   assert world.run(*TPU, "install", *WHERE).returncode == 0
   (pip,) = world.calls("python")
@@ -82,7 +82,7 @@ def test_install_pins_versions_and_takes_the_extras(world):
   assert pip[-1].endswith("mae_jax/src[tpu,gcs]")
 
 
-def test_without_a_new_python_one_is_brought_along(world):
+def test_install_brings_a_python_if_the_host_has_an_old_one(world):
   (world.path / "old_python").write_text("3.10")
   world.run(*TPU, "create", *POD)
   assert world.run(*TPU, "install", *WHERE).returncode == 0
@@ -106,7 +106,7 @@ def test_install_of_a_git_ref_clones_it(world):
   assert copied.read_text() != "changed since"
 
 
-def test_main_runs_on_all_hosts_with_its_arguments_word_by_word(pod):
+def test_main_runs_on_all_hosts_with_its_arguments_unchanged(pod):
   pod.mains(host_0=[0], host_1=[0])
   done = pod.run(*TPU, "run", *POD, "--", *MAIN)
   assert done.returncode == 0, done.stderr
@@ -118,7 +118,7 @@ def test_main_runs_on_all_hosts_with_its_arguments_word_by_word(pod):
   ]
 
 
-def test_a_run_outlives_its_ssh_refuses_another_and_stops_with_75(pod):
+def test_a_run_survives_ssh_refuses_a_second_and_stops_with_75(pod):
   assert pod.run(*TPU, "run", *POD, "--", *MAIN).returncode == 0
   pod.wait_for("alive-host-0")
   pod.wait_for("alive-host-1")
@@ -150,7 +150,7 @@ def test_main_that_does_not_stop_is_killed(pod):
   assert "stopped 137" in done.stdout
 
 
-def test_ssh_through_iap_is_on_the_alpha_track(pod):
+def test_ssh_through_iap_uses_the_alpha_commands(pod):
   assert pod.run(*TPU, "status", *WHERE, "--iap").returncode == 0
   describe, ssh = pod.calls("gcloud")
   assert describe[1] == "compute"
@@ -158,7 +158,7 @@ def test_ssh_through_iap_is_on_the_alpha_track(pod):
   assert "--tunnel-through-iap" in ssh
 
 
-def test_ssh_gives_up_on_machines_that_are_gone(world):
+def test_ssh_times_out_on_lost_machines(world):
   world.run(*TPU, "create", *POD)
   world.forget()
   assert world.run(*TPU, "install", *WHERE).returncode == 0
@@ -167,7 +167,7 @@ def test_ssh_gives_up_on_machines_that_are_gone(world):
   assert "--ssh-flag=-oServerAliveInterval=30" in ssh
 
 
-def test_flags_may_stand_in_a_file(world):
+def test_flags_are_read_from_a_file(world):
   file = world.path / "pod.flags"
   file.write_text("# ours\nname=mae\nzone=us-central2-b\nspot\ntype=v4-8\n")
   done = world.run(*TPU, "create", f"--flags={file}", "--type=v4-16")
@@ -177,7 +177,7 @@ def test_flags_may_stand_in_a_file(world):
   assert "--spot" in call
 
 
-def test_delete_takes_the_request_along_though_not_told_of_it(world):
+def test_delete_also_deletes_the_queued_request(world):
   world.queue("ACTIVE")
   assert world.run(*TPU, "create", *POD, "--queued").returncode == 0
   world.forget()
@@ -187,21 +187,21 @@ def test_delete_takes_the_request_along_though_not_told_of_it(world):
 
 
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
-def test_a_request_that_came_to_nothing_says_the_way_out(world, state):
+def test_a_failed_request_prints_the_way_out(world, state):
   world.queue("WAITING_FOR_RESOURCES", state)
   done = world.run(*TPU, "create", *POD, "--queued")
   assert done.returncode == 1
   assert state in done.stderr
   world.queue("ACTIVE")
-  assert world.shell(message(done, "to go on")).returncode == 0
+  assert world.shell(message(done, "to continue")).returncode == 0
   assert (world.path / "node").read_text() == "READY"
 
 
-def test_a_bounded_wait_ends_and_goes_on_with_the_same_request(world):
+def test_a_wait_with_a_limit_resumes_the_same_request(world):
   world.queue("PROVISIONING")
   done = world.run(*TPU, "create", *POD, "--queued", "--wait=1")
   assert done.returncode == 1
   assert "--wait=1" in done.stderr
   world.queue("ACTIVE")
-  assert world.shell(message(done, "to go on")).returncode == 0
+  assert world.shell(message(done, "to continue")).returncode == 0
   assert verbs(world.calls()).count("queue create") == 2

@@ -61,7 +61,7 @@ def test_groups_are_what_the_reference_has_on_each_device():
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_any_devices_give_the_same(devices: int):
+def test_devices_do_not_change_results(devices: int):
   x = draw(1, 32, 5)[0]
   run = functools.partial(
     batch_norm.normalize_batch, stats=batch_norm.Statistics.create(5), group=8

@@ -1,4 +1,4 @@
-"""Attention maps against weights computed by hand, and their pictures."""
+"""Tests of attention maps against weights computed in PyTorch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def workdir(tmp_path_factory):
 
 
 def by_torch(params, x: np.ndarray, eps: float) -> list[np.ndarray]:
-  """Weights of each block [heads, N, N], of tokens [N, D]."""
+  """Returns the weights of each block, [heads, N, N], for tokens [N, D]."""
 
   def norm(x, p):
     scale, bias = (torch.tensor(np.asarray(p[k])) for k in ("scale", "bias"))
@@ -73,7 +73,7 @@ def jax_tree_slice(tree, layer: int):
   return tree[layer]
 
 
-def test_weights_are_those_of_every_block(workdir, images):
+def test_weights_equal_those_computed_for_every_block(workdir, images):
   params = runs.params(workdir, CONFIG)["model"]["encoder"]
   encoder = factory.masked_autoencoder(CONFIG).encoder
   pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
@@ -84,7 +84,7 @@ def test_weights_are_those_of_every_block(workdir, images):
   np.testing.assert_allclose(seen.weights.sum(axis=-1), 1, rtol=1e-5)
   x = (pixels / 255 - np.array(CONFIG.data.mean)) / CONFIG.data.std
   x = x[None].astype(np.float32)
-  # What enters the first block: an encoder without any gives it.
+  # An encoder without blocks returns the input of the first block.
   bare = encoder.clone(depth=1, final_norm=False)
   none = {
     name: np.zeros_like(leaf) if "kernel" in name or "bias" in name else leaf
@@ -133,7 +133,7 @@ def test_colors_are_the_principal_components():
     attention_rollout.FeatureColors(features[:3])
 
 
-def test_an_overlay_is_brightest_where_the_value_is():
+def test_an_overlay_is_brightest_at_the_largest_value():
   gray = np.full((8, 8, 1), 100, np.uint8)
   for place in range(4):
     values = np.zeros(4)
@@ -147,7 +147,7 @@ def test_an_overlay_is_brightest_where_the_value_is():
   assert (flat == flat[0, 0]).all()
 
 
-def test_the_patch_that_asks_is_framed():
+def test_the_query_patch_is_framed():
   gray = np.full((8, 12, 1), 100, np.uint8)
   plain, framed = (
     attention_maps.overlay(gray, np.arange(4), (2, 2), token)
@@ -170,7 +170,7 @@ def test_files(workdir, images, tmp_path):
     assert {path.stem for path in made} == kinds
   size = np.asarray(Image.open(out / "sheet.png")).shape
   assert size == (18 + 2 * (112 + 16 + 4), 4 + 4 * (112 + 4), 3)
-  # Of another token, another picture; of the same, the same.
+  # Pictures differ between query tokens and are equal for the same one.
   pictures = []
   for number, query in enumerate((None, (2, 3), (2, 3))):
     place = tmp_path / str(number)
@@ -188,14 +188,14 @@ def test_larger_images_have_finer_maps(workdir, images, tmp_path):
     assert picture.size == (12, 16)
 
 
-def test_what_cannot_be_read_is_left_out(workdir, images, tmp_path, capsys):
+def test_unreadable_images_are_skipped(workdir, images, tmp_path, capsys):
   folder = tmp_path / "in"
   write_images(folder, ("good.png",))
   (folder / "bad.png").write_bytes(b"no image")
   attention_maps.write(str(workdir), str(folder), str(tmp_path / "out"))
-  told = capsys.readouterr()
-  assert told.err.count("bad.png cannot be read") == 1
-  assert "2 images (1 cannot be read)" in told.out
+  message = capsys.readouterr()
+  assert message.err.count("bad.png cannot be read") == 1
+  assert "2 images (1 cannot be read)" in message.out
   (folder / "good.png").unlink()
   with pytest.raises(ConfigError, match="none of the first 1"):
     attention_maps.write(str(workdir), str(folder), str(tmp_path / "none"))
@@ -203,7 +203,7 @@ def test_what_cannot_be_read_is_left_out(workdir, images, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ("flag", "told"),
+  ("flag", "message"),
   [
     ({"layer": 3}, "--layer=3: the encoder has blocks 1 to 2"),
     ({"query": (5, 1)}, "--query=5,1: the image has 4 rows and 4 columns"),
@@ -211,8 +211,8 @@ def test_what_cannot_be_read_is_left_out(workdir, images, tmp_path, capsys):
     ({"image_size": (9, 9)}, "--image_size"),
   ],
 )
-def test_mistakes(workdir, images, tmp_path, flag, told: str):
-  with pytest.raises(ConfigError, match=told):
+def test_mistakes(workdir, images, tmp_path, flag, message: str):
+  with pytest.raises(ConfigError, match=message):
     attention_maps.write(
       str(workdir), str(images), str(tmp_path / "out"), **flag
     )

@@ -1,4 +1,4 @@
-"""The server of the demo page: what it answers, and what it refuses."""
+"""Tests of the demo server: its answers and its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mae_jax.tools.demo import command, server
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands, runs
 
-# None is what is left out of a wish.
+# None leaves a key out of the request.
 DRAWN = {"hidden": None, "strategy": "random", "mask_ratio": 0.5, "seed": 0}
 NAN = float("nan")
 
@@ -35,7 +35,7 @@ def network(workdir):
 
 @pytest.fixture(scope="module")
 def opened(network):
-  """The server, while it answers."""
+  """A running server."""
   found = server.Server(network, "127.0.0.1", 0)
   thread = threading.Thread(target=found.serve_forever, daemon=True)
   thread.start()
@@ -46,7 +46,7 @@ def opened(network):
 
 
 def ask(opened, method: str, path: str, body: bytes | None = None, **headers):
-  """The status, and what was answered."""
+  """Sends a request; returns the status and the answer."""
   connection = http.client.HTTPConnection(
     "127.0.0.1", opened.server_port, timeout=60
   )
@@ -70,7 +70,7 @@ def picture(uri: str) -> np.ndarray:
   return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def test_an_image_is_painted_as_by_the_network(opened, network):
+def test_an_image_is_reconstructed_like_by_the_network(opened, network):
   image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
   status, given = ask(opened, "POST", "/image", png(image))
   assert status == 200
@@ -92,7 +92,9 @@ def test_an_image_is_painted_as_by_the_network(opened, network):
     assert (answer["score"] is None) == (number == 0)
 
 
-def test_masks_are_drawn_and_ground_truth_is_said(opened, network):
+def test_random_masks_and_the_use_of_true_statistics_are_reported(
+  opened, network
+):
   _, given = ask(opened, "GET", "/example")
   asked = {
     "image": given["image"],
@@ -120,27 +122,29 @@ def test_the_page(opened):
   assert response.status == 200
   assert response.headers["Content-Length"] == str(len(content))
   response.read()
-  # Nothing but the head was sent, and the connection stays.
+  # The answer is only the head, and the connection stays open.
   connection.request("GET", "/")
   assert connection.getresponse().read() == content
   connection.close()
 
 
 @pytest.mark.parametrize(
-  ("body", "status", "told"),
+  ("body", "status", "message"),
   [
     (b"no image", 415, "this is not an image"),
     (b"", 415, "this is not an image"),
     (b"\x89PNG\r\n\x1a\n half", 415, "this is not an image"),
   ],
 )
-def test_what_is_no_image_is_refused(opened, body, status: int, told: str):
+def test_files_that_are_no_images_are_refused(
+  opened, body, status: int, message: str
+):
   found, answer = ask(opened, "POST", "/image", body)
   assert found == status
-  assert told in answer["error"]
+  assert message in answer["error"]
 
 
-def test_too_large_is_refused_before_it_is_read(opened):
+def test_large_requests_are_refused_before_reading(opened):
   connection = socket.create_connection(("127.0.0.1", opened.server_port))
   with connection:
     connection.sendall(
@@ -160,7 +164,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
   assert "11 x 10 pixels" in answer["error"]
 
 
-def test_without_a_length_it_is_refused(opened):
+def test_requests_without_a_length_are_refused(opened):
   connection = socket.create_connection(("127.0.0.1", opened.server_port))
   with connection:
     connection.sendall(b"POST /image HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -168,7 +172,7 @@ def test_without_a_length_it_is_refused(opened):
 
 
 @pytest.mark.parametrize(
-  ("change", "status", "told"),
+  ("change", "status", "message"),
   [
     ({"image": "none"}, 404, "no longer in memory"),
     ({"image": None}, 400, "image is missing: write what /image gave"),
@@ -194,19 +198,21 @@ def test_without_a_length_it_is_refused(opened):
     ({"statistics": "mean"}, 400, "statistics='mean' is not known: write vis"),
   ],
 )
-def test_wrong_wishes_are_refused(opened, change, status: int, told: str):
+def test_wrong_parameters_are_refused(
+  opened, change, status: int, message: str
+):
   _, given = ask(opened, "GET", "/example")
   asked = {"image": given["image"], "statistics": "visible"}
   asked |= {"hidden": [1, 0] * 8} | change
   body = {key: value for key, value in asked.items() if value is not None}
   found, answer = ask(opened, "POST", "/paint", json.dumps(body).encode())
   assert found == status
-  assert told in answer["error"]
+  assert message in answer["error"]
   assert "--" not in answer["error"]
 
 
 @pytest.mark.parametrize(
-  ("body", "told"),
+  ("body", "message"),
   [
     (b"{", "this is no JSON"),
     (b"\xff\xfe\xff", "this is no JSON"),
@@ -216,10 +222,12 @@ def test_wrong_wishes_are_refused(opened, change, status: int, told: str):
     (b'{"image": %s}' % (b"[" * 900 + b"]" * 900), "image"),
   ],
 )
-def test_what_is_no_wish_is_refused(opened, body: bytes, told: str):
+def test_requests_that_are_no_json_object_are_refused(
+  opened, body: bytes, message: str
+):
   status, answer = ask(opened, "POST", "/paint", body)
   assert status == 400
-  assert told in answer["error"]
+  assert message in answer["error"]
 
 
 def test_other_sites_and_names_are_refused(opened):
@@ -232,7 +240,7 @@ def test_other_sites_and_names_are_refused(opened):
   assert ask(opened, "POST", "/model", b"")[0] == 404
 
 
-def test_old_images_are_forgotten(opened):
+def test_old_images_are_dropped(opened):
   names = [ask(opened, "GET", "/example")[1]["image"] for _ in range(20)]
   assert len(set(names)) == 20
   hidden = {"hidden": [1, 0] * 8, "statistics": "raw"}
@@ -241,7 +249,7 @@ def test_old_images_are_forgotten(opened):
     assert ask(opened, "POST", "/paint", body)[0] == status
 
 
-def test_it_listens_on_this_machine_alone(opened):
+def test_the_server_listens_only_on_this_machine(opened):
   assert opened.server_address[0] == "127.0.0.1"
   assert (
     cli.parser(command.run, "demo").parse_args(["--checkpoint=x"]).host
@@ -249,7 +257,7 @@ def test_it_listens_on_this_machine_alone(opened):
   )
 
 
-def test_a_taken_port_is_told(opened, workdir):
+def test_a_port_in_use_is_reported(opened, workdir):
   found = commands.command(
     "demo", f"--checkpoint={workdir}", f"--port={opened.server_port}"
   )
@@ -260,7 +268,7 @@ def test_a_taken_port_is_told(opened, workdir):
 
 
 @pytest.mark.parametrize(
-  ("host", "port", "told"),
+  ("host", "port", "message"),
   [
     (
       "127.0.0.1",
@@ -268,20 +276,24 @@ def test_a_taken_port_is_told(opened, workdir):
       "--port=99999 is not in 0..65535: choose another port",
     ),
     ("127.0.0.1", -1, "--port=-1 is not in 0..65535: choose another port"),
-    # For documentation, RFC 5737: of no machine.
+    # An address for documentation (RFC 5737) that no machine has.
     ("192.0.2.1", 0, "cannot listen on --host=192.0.2.1"),
     ("no.such.invalid", 0, "cannot listen on --host=no.such.invalid"),
     ("a..b", 0, "cannot listen on --host=a..b"),
   ],
 )
-def test_where_none_can_listen_is_told(network, host, port: int, told: str):
+def test_an_address_of_no_local_interface_is_reported(
+  network, host, port: int, message: str
+):
   with pytest.raises(ConfigError) as error:
     server.Server(network, host, port)
-  assert str(error.value).startswith(told)
-  remedy = "name another host" if "host" in told else "0 for any that is free"
+  assert str(error.value).startswith(message)
+  remedy = (
+    "name another host" if "host" in message else "0 for any that is free"
+  )
   assert remedy in str(error.value)
 
 
-def test_a_port_that_is_none_is_told_before_a_network_is_read():
+def test_an_invalid_port_is_refused_before_loading_the_network():
   with pytest.raises(ConfigError, match="--port=99999"):
     command.run("/no/such/network", port=99999)

@@ -1,4 +1,4 @@
-"""What is exported, against the network it is made of."""
+"""Tests that exported programs equal the network."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from tests.helpers.commands import command as run_tool
 from tests.test_readme import ROOT
 
 CLASSES = tuple("abcdefghij")
-# Of batches that nothing was traced or compared at.
+# A batch size that is neither traced nor compared elsewhere.
 IMAGES = {
   size: np.random.default_rng(size).integers(0, 256, (size, 8, 8, 1), np.uint8)
   for size in (1, 5)
 }
-# The lines of the README, as they stand there.
+# The code of the README.
 (LOADING,) = re.findall(
   r"```python\n(import jax\n.*?)```", (ROOT / "README.md").read_text(), re.S
 )
 
 
 def save(config, workdir, params):
-  """A checkpoint of a network that was never trained."""
+  """Saves a checkpoint of an untrained network."""
   names = () if config.task == "pretrain" else CLASSES
   state = checkpoints.TrainState.create(params, {"model": jnp.zeros(1)})
   run = checkpoints.CheckpointMetadata(config, {}, names)
@@ -60,7 +60,7 @@ def save(config, workdir, params):
 
 
 def random_classifier(config):
-  """The network, and parameters of which none is what it begins with."""
+  """Returns a classifier and random parameters for all of its arrays."""
   built = classifiers.CLASSIFIERS[config.task](config, len(CLASSES), "cpu")
   params = tiny.random_params(jax.eval_shape(built.init, jax.random.key(0)))
   if classifiers.STATS in params:
@@ -81,7 +81,7 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory):
-  """Network, parameters and workdir; averaged, and in part frozen."""
+  """Network, parameters and workdir, with averages and frozen blocks."""
   settings = ClassifyConfig(ema=0.5, trainable="mlp")
   built, params = random_classifier(
     tiny.config(task="finetune", classify=settings)
@@ -101,7 +101,7 @@ def probed(tmp_path_factory):
 
 
 def rounded(params, kind):
-  """What is left of parameters that are stored so, by NumPy alone."""
+  """Rounds parameters to a kind of weights, in NumPy."""
 
   def one(path, leaf):
     leaf = np.asarray(leaf)
@@ -117,7 +117,7 @@ def rounded(params, kind):
 
 @pytest.fixture(scope="module")
 def exports(pretrained, finetuned, probed, tmp_path_factory):
-  """By name: a folder, and the function of images that it should be."""
+  """Exports by name: a folder, and the expected function of images."""
   root = tmp_path_factory.mktemp("exports")
 
   def logits(network, kind="float32"):
@@ -150,14 +150,14 @@ def exports(pretrained, finetuned, probed, tmp_path_factory):
   for name, ((*_, workdir), settings, function) in wanted.items():
     folder = root / name / "served"
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(verify, "BATCHES", (3,))  # others are compared below
+      patch.setattr(verify, "BATCHES", (3,))  # other kinds are compared below
       command.write(str(workdir), str(folder), **settings)
     result[name] = folder, function
   return result
 
 
 def shown(folder):
-  """IMAGES in the size that an export takes."""
+  """Returns IMAGES in the size of an export."""
   facts = json.loads((folder / manifest.NAME).read_text())
   height, width = facts["input"]["shape"][1:3]
   return {size: each[:, :height, :width] for size, each in IMAGES.items()}
@@ -170,8 +170,8 @@ def close(found, wanted):
   np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_stablehlo_is_the_network_where_there_is_nothing_but_jax(exports):
-  """By the lines of the README, in a process of its own."""
+def test_stablehlo_equals_the_network_with_only_jax_installed(exports):
+  """Runs the code of the README in another process."""
   folders = {
     name: (folder, function)
     for name, (folder, function) in exports.items()
@@ -207,7 +207,7 @@ for folder in {[str(folder.parent) for folder, _ in folders.values()]}:
 
 
 @pytest.mark.parametrize("name", ["tf", "tf_int8"])
-def test_a_saved_model_is_the_network(exports, name):
+def test_a_saved_model_equals_the_network(exports, name):
   folder, function = exports[name]
   model = tf.saved_model.load(str(folder))
   serve = model.signatures["serving_default"]
@@ -220,7 +220,7 @@ def test_a_saved_model_is_the_network(exports, name):
     close(serve(images=tf.constant(images))["logits"].numpy(), function(images))
 
 
-def test_int8_is_int8_in_a_saved_model(exports):
+def test_a_saved_model_stores_int8_weights_as_int8(exports):
   model = tf.saved_model.load(str(exports["tf_int8"][0]))
   kernels = {
     name: value.dtype
@@ -238,7 +238,7 @@ def stored_bytes(folder):
 
 
 def test_smaller_weights_make_smaller_files(exports):
-  """Kernels take two bytes a number or one, and all else four."""
+  """Kernels take two bytes or one per value, other parameters four."""
   params = exports["float32"][0] / stablehlo.WEIGHTS
   sizes = {"kernel": 0, "other": 0}
   channels = 0
@@ -258,7 +258,7 @@ def test_smaller_weights_make_smaller_files(exports):
     assert 0 <= extra < header, name
 
 
-def test_a_program_is_for_all_platforms_and_batches(exports):
+def test_one_program_serves_all_platforms_and_batch_sizes(exports):
   folder = exports["int8"][0]
   data = (folder / stablehlo.PROGRAM).read_bytes()
   program = jax.export.deserialize(bytearray(data))
@@ -266,12 +266,12 @@ def test_a_program_is_for_all_platforms_and_batches(exports):
   assert not program.disabled_safety_checks
   *_, images = program.in_avals
   assert jax.export.is_symbolic_dim(images.shape[0])
-  # What only one platform has would be a custom call.
+  # Operations of a single platform would be custom calls.
   calls = set(re.findall(r"custom_call @(\w+)", program.mlir_module()))
   assert calls <= {"shape_assertion"}
   stored = safetensors.numpy.load_file(folder / stablehlo.WEIGHTS)
   assert len(program.module_kept_var_idx) == len(stored) + 1  # no constants
-  # A server under another user may read it all.
+  # A server with another user can read the files.
   modes = {each.stat().st_mode for each in folder.iterdir()}
   assert len(modes) == 1
 
@@ -305,7 +305,7 @@ def test_features_of_a_classifier_and_another_dtype(
   exact = feature_extractor.from_checkpoint(workdir, runs.devices_mesh())
   wanted = exact.apply(exact.params, IMAGES[5])
   apart = np.abs(found - wanted).max() / np.abs(wanted).max()
-  assert 1e-4 < apart < 0.03  # rounded indeed
+  assert 1e-4 < apart < 0.03  # they are rounded
 
 
 def test_quantization_is_by_channel_and_layer():
@@ -323,7 +323,7 @@ def test_quantization_is_by_channel_and_layer():
   assert error[1, :, 2].max() == 0
 
 
-def test_what_was_made_here_is_replaced_and_nothing_else(pretrained, tmp_path):
+def test_only_an_earlier_export_is_replaced(pretrained, tmp_path):
   out = tmp_path / "out"
   out.mkdir()  # empty
   command.write(str(pretrained), str(out))
@@ -338,10 +338,10 @@ def test_what_was_made_here_is_replaced_and_nothing_else(pretrained, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, None])
-def test_what_goes_wrong_leaves_what_was_there(
+def test_a_failed_export_keeps_the_old_one(
   pretrained, tmp_path, monkeypatch, error
 ):
-  """Also what differs from the network once it is read again."""
+  """Includes an export that differs from the network when it is loaded."""
   out = tmp_path / "out"
   command.write(str(pretrained), str(out))
   before = {each.name: each.read_bytes() for each in out.iterdir()}
@@ -362,7 +362,7 @@ def test_what_goes_wrong_leaves_what_was_there(
   assert os.listdir(tmp_path) == ["out"]
 
 
-def test_values_that_are_not_finite_do_not_pass():
+def test_an_export_with_values_that_are_not_finite_fails():
   wanted = [np.ones((1, 2), np.float32)]
   assert verify.check(wanted, wanted, "float32") == 0
   for bad in (np.nan, np.inf):
@@ -370,7 +370,7 @@ def test_values_that_are_not_finite_do_not_pass():
       verify.check([wanted[0] * bad], [wanted[0] * bad], "float32")
 
 
-def test_a_swap_that_fails_is_taken_back(tmp_path, monkeypatch):
+def test_a_failed_swap_of_folders_is_undone(tmp_path, monkeypatch):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "old").write_text("")
   rename = type(epath.Path(tmp_path)).rename
@@ -459,7 +459,7 @@ def test_mistakes(pretrained, finetuned, tmp_path, changes, text):
 
 
 def test_the_command(finetuned, tmp_path):
-  """As a saved model: TensorFlow says nothing of its own."""
+  """Exports a saved model without any output of TensorFlow."""
   args = f"--checkpoint={finetuned[2]}", f"--out={tmp_path}/out"
   done = run_tool("export", *args, "--format=savedmodel", "--weights=bfloat16")
   assert done.returncode == 0, done.stderr
@@ -471,7 +471,7 @@ def test_the_command(finetuned, tmp_path):
   assert "largest difference from float32 weights: " in rounding
 
 
-def test_tensorflow_is_for_saved_models_alone():
+def test_only_saved_models_need_tensorflow():
   code = (
     "import sys, mae_jax.tools.export.command; "
     "print('tensorflow' in sys.modules)"
@@ -484,8 +484,8 @@ def test_tensorflow_is_for_saved_models_alone():
 
 
 @pytest.mark.slow
-def test_the_measure_of_accuracy(finetuned, tmp_path):
-  """Against the network itself on the digits; and the table of it."""
+def test_measured_accuracy_equals_the_networks(finetuned, tmp_path):
+  """Compares with the network on the digits, and checks the table."""
   built, params, _ = finetuned
   data = dataclasses.replace(built.config.data, shots=0)
   workdir = save(dataclasses.replace(built.config, data=data), tmp_path, params)

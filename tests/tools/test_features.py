@@ -1,4 +1,4 @@
-"""Features against the same network applied by hand, and the file of them."""
+"""Tests of features against the network applied by hand, and of their file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = {
   "eval": EvalConfig(images=0),
 }
 PRETRAIN = tiny.config(**SMALL)
-# In the order of paths, in which "a.png" is before "a/..." and after "a-".
+# Sorted by path: "a.png" is before "a/..." and after "a-".
 NAMES = (
   "a-/x.png", "a.png", "a/0.jpg", "a/b/c/1.webp", "a/b2.png", "val/train/z.bmp",
   "val/é.png",
@@ -66,7 +66,7 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finetuned(pretrained, tmp_path_factory):
-  """Of each pooling: the run's settings and workdir."""
+  """Settings and workdir of a run by pooling."""
   result = {}
   for pooling, more in (("mean", {"ema": 0.5}), ("cls", {"trainable": "mlp"})):
     workdir = tmp_path_factory.mktemp(pooling)
@@ -78,7 +78,7 @@ def finetuned(pretrained, tmp_path_factory):
 
 @pytest.fixture
 def written(tmp_path, photos):
-  """Runs the tool and reads what it wrote."""
+  """A function that runs the tool and reads its file."""
 
   def write(checkpoint, images=photos, **changes):
     out = tmp_path / "features.npz"
@@ -90,7 +90,7 @@ def written(tmp_path, photos):
 
 
 def by_hand(model, params, photos, data):
-  """The tokens of each image, one image at a time."""
+  """Returns the tokens of each image, computed one image at a time."""
   forward = jax.jit(lambda x: model.apply({"params": params}, x))
   tokens = [forward(normalized_pixels(photos / name, data)) for name in NAMES]
   return (
@@ -109,7 +109,7 @@ def test_pooled_features_equal_a_plain_loop(pretrained, photos, written):
     "all": np.concatenate([cls[:, None], patches], axis=1),
   }
   for pool, each in wanted.items():
-    # Two batches, of which the last one is not full.
+    # Two batches; the last one is not full.
     found = written(pretrained, pool=pool, batch_size=4)
     assert found["features"].dtype == np.float32
     assert found["features"].shape == each.shape
@@ -119,12 +119,12 @@ def test_pooled_features_equal_a_plain_loop(pretrained, photos, written):
 
 
 def test_images_are_prepared_as_pillow_would(pretrained, photos, written):
-  """But for rounding, which moves a pixel by a 255th at most."""
+  """Allows for rounding, which changes a pixel by at most 1/255."""
   data = PRETRAIN.data
   shown = []
   for name in NAMES:
     image = Image.open(photos / name).convert("RGB").convert("L")
-    scale = 10 / min(image.size)  # 8 pixels are 0.8 of it
+    scale = 10 / min(image.size)  # 8 pixels are 0.8 of the side
     width, height = (int(scale * side + 1e-9) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     top, left = (round((side - 8) / 2) for side in (height, width))
@@ -135,10 +135,10 @@ def test_images_are_prepared_as_pillow_would(pretrained, photos, written):
   tokens = encoder.apply({"params": params}, x.astype(np.float32))
   found = written(pretrained, pool="cls")["features"]
   assert np.abs(found - tokens.cls).max() < 0.03
-  assert found.std(axis=0).mean() > 0.1  # they do tell images apart
+  assert found.std(axis=0).mean() > 0.1  # features of different images differ
 
 
-def test_any_batch_and_devices_give_the_same(pretrained, written):
+def test_batch_size_and_devices_do_not_change_features(pretrained, written):
   wanted = written(pretrained, pool="all", mesh=runs.devices_mesh(1))
   again = written(pretrained, pool="all", mesh=runs.devices_mesh(1))
   np.testing.assert_array_equal(again["features"], wanted["features"])
@@ -148,14 +148,14 @@ def test_any_batch_and_devices_give_the_same(pretrained, written):
     np.testing.assert_allclose(found["features"], wanted["features"], atol=1e-5)
 
 
-def test_the_same_twice_is_the_same_file(pretrained, photos, tmp_path):
+def test_two_equal_runs_write_equal_files(pretrained, photos, tmp_path):
   for name in ("a.npz", "b.npz"):
     features.write(str(pretrained), str(photos), str(tmp_path / name))
   assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_a_layer_is_what_its_block_gives(pretrained, photos, written):
-  """The first block put together by hand from patches and positions."""
+def test_a_layer_is_the_output_of_its_block(pretrained, photos, written):
+  """Compares with the first block applied by hand to patches and positions."""
   params = runs.params(pretrained, PRETRAIN)["model"]["encoder"]
   block = jax.tree.map(lambda leaf: leaf[0], params["stack"]["blocks"])
   table = pos_embed.sincos_2d((4, 4), 32)
@@ -178,10 +178,10 @@ def test_a_layer_is_what_its_block_gives(pretrained, photos, written):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_of_a_fine_tuned_network_what_its_head_sees(
+def test_features_of_a_fine_tuned_network_are_the_input_of_its_head(
   finetuned, photos, written, pooling
 ):
-  """The head on the features is the network's answer; averages are used."""
+  """The head on the features gives the network's logits, with averages."""
   settings, workdir = finetuned[pooling]
   params = runs.params(workdir, settings)
   params = params["averaged" if pooling == "mean" else "model"]
@@ -192,7 +192,7 @@ def test_of_a_fine_tuned_network_what_its_head_sees(
   seen = written(workdir, pool=pooling)["features"]
   logits = seen @ params["head"]["kernel"] + params["head"]["bias"]
   np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-7)
-  if pooling == "mean":  # other tokens have no norm that is theirs
+  if pooling == "mean":  # the final norm is not for other tokens
     raw = written(workdir, pool="all")["features"][:, 1:].mean(axis=1)
     assert np.abs(raw - seen).max() > 0.01
     normed = (raw - raw.mean(1, keepdims=True)) / raw.std(1, keepdims=True)
@@ -200,7 +200,7 @@ def test_of_a_fine_tuned_network_what_its_head_sees(
     np.testing.assert_allclose(normed, seen, atol=1e-4)
 
 
-def test_of_a_linear_probe_what_is_in_front_of_its_batch_norm(
+def test_features_of_a_linear_probe_are_the_input_of_its_batch_norm(
   pretrained, photos, written, tmp_path
 ):
   settings = labeled("linprobe", pretrained, norm_group=16, head_std=0.1)
@@ -217,10 +217,10 @@ def test_of_a_linear_probe_what_is_in_front_of_its_batch_norm(
 
 
 @pytest.mark.parametrize("start", ["pretrained", "mean"])
-def test_another_size_has_the_positions_of_fine_tuning(
+def test_another_image_size_resizes_positions_like_fine_tuning(
   pretrained, finetuned, photos, written, tmp_path, start
 ):
-  """Against the encoder with which fine-tuning on such images begins."""
+  """Compares with the encoder that fine-tuning on such images starts from."""
   workdir = pretrained if start == "pretrained" else finetuned[start][1]
   settings = labeled("finetune", workdir, pooling="cls")
   if start == "mean":
@@ -241,7 +241,7 @@ def test_another_size_has_the_positions_of_fine_tuning(
   np.testing.assert_array_equal(same, written(workdir)["features"])
 
 
-def test_what_cannot_be_read_keeps_its_row(
+def test_unreadable_images_keep_their_rows(
   pretrained, written, tmp_path, capfd
 ):
   names = [f"{number:02}.png" for number in range(19)]
@@ -258,10 +258,10 @@ def test_what_cannot_be_read_keeps_its_row(
   np.testing.assert_allclose(
     found["features"][good], whole["features"][good], atol=1e-5
   )
-  said = capfd.readouterr()
-  assert "warning: 03.png cannot be read: it is not JPEG" in said.err
-  assert "warning: 18.png cannot be read" in said.err
-  assert "of 19 images (2 cannot be read)" in said.out
+  output = capfd.readouterr()
+  assert "warning: 03.png cannot be read: it is not JPEG" in output.err
+  assert "warning: 18.png cannot be read" in output.err
+  assert "of 19 images (2 cannot be read)" in output.out
 
 
 def test_one_file(pretrained, photos, written):
@@ -308,21 +308,23 @@ def test_mistakes(pretrained, photos, tmp_path, changes, text):
   assert not list(tmp_path.rglob("*features*"))
 
 
-def test_a_folder_that_may_not_be_written(pretrained, photos, monkeypatch):
+def test_a_folder_without_write_permission_is_refused(
+  pretrained, photos, monkeypatch
+):
   monkeypatch.chdir("/proc")
   text = "--out=x.npz cannot be written .*in a writable folder"
   with pytest.raises(ConfigError, match=text):
     features.write(str(pretrained), str(photos), "x.npz")
 
 
-def test_no_image_that_can_be_read(pretrained, tmp_path):
+def test_a_folder_without_readable_images_is_refused(pretrained, tmp_path):
   (tmp_path / "x.png").write_bytes(b"no image")
   with pytest.raises(ConfigError, match="no image can be read, of"):
     features.write(str(pretrained), str(tmp_path), str(tmp_path / "x.npz"))
   assert os.listdir(tmp_path) == ["x.png"]
 
 
-def test_a_disk_without_room_is_told_before(
+def test_a_full_disk_is_reported_before_any_work(
   pretrained, photos, tmp_path, monkeypatch
 ):
   usage = atomic_write.shutil.disk_usage(tmp_path)._replace(free=100)
@@ -334,7 +336,7 @@ def test_a_disk_without_room_is_told_before(
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_cut_midway_the_old_file_stays(
+def test_an_interrupted_write_keeps_the_old_file(
   pretrained, photos, tmp_path, monkeypatch, error
 ):
   out = tmp_path / "x.npz"
@@ -342,12 +344,12 @@ def test_cut_midway_the_old_file_stays(
   before = out.read_bytes()
   whole = image_stream.stream
 
-  def cut(*args, **kwargs):
+  def interrupted(*args, **kwargs):
     yield next(whole(*args, **kwargs))
     assert len(os.listdir(tmp_path)) == 2
     raise error
 
-  monkeypatch.setattr(image_stream, "stream", cut)
+  monkeypatch.setattr(image_stream, "stream", interrupted)
   with pytest.raises(error):
     features.write(str(pretrained), str(photos), str(out), layer=1)
   assert out.read_bytes() == before
@@ -399,7 +401,7 @@ def test_sizes():
 def test_the_command_also_in_a_bucket(
   pretrained, photos, written, tmp_path_factory, tmp_path
 ):
-  """Names that are no UTF-8 come back as they are."""
+  """Names that are not UTF-8 are written unchanged."""
   odd = os.fsencode(tmp_path / "odd") + b"/\xff\n.png"
   os.mkdir(tmp_path / "odd")
   with open(odd, "wb") as file:

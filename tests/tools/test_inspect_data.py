@@ -1,4 +1,4 @@
-"""The data doctor: what it says of data that are known."""
+"""Tests of the report of `inspect` on known data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = ((40, 30), (50, 60), (24, 24))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Two classes of colors, one of two gray images; and what is broken."""
+  """A folder with two classes of colors, gray images and broken files."""
   root = tmp_path_factory.mktemp("images")
   random = np.random.default_rng(0)
   for name, count, channels in (("few", 2, 1), ("many", 30, 3)):
@@ -58,12 +58,12 @@ def look(data: DataConfig) -> survey.Survey:
   return survey.survey_images(sources.open_source(data, "train"), data)
 
 
-def test_numbers_are_those_of_a_plain_loop(folder):
+def test_statistics_equal_those_of_a_plain_loop(folder):
   found = look(folder_config(folder).data)
   images = arrays(folder)
   sizes = sorted(image.shape[:2] for image in images)
   assert sorted(map(tuple, found.sizes)) == sizes
-  # Each image counts as much as any other.
+  # All images have equal weight.
   mean = np.mean([image.mean(axis=(0, 1)) for image in images], axis=0)
   square = np.mean([(image**2).mean(axis=(0, 1)) for image in images], axis=0)
   np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
@@ -121,7 +121,7 @@ def test_records(tmp_path):
   assert found.gray == 9
 
 
-def test_samples_are_those_of_training(folder):
+def test_samples_equal_training_images(folder):
   data = folder_config(folder).data
   rate, samples = survey.measure_throughput(
     sources.open_source(data, "train"), data, 0
@@ -134,7 +134,7 @@ def test_report(folder, tmp_path, capsys):
   config = folder_config(folder, image_size=(32, 32), mean=(0.1,))
   out = tmp_path / "out" / "samples.png"
   inspect_data.report(config, 0, str(out))
-  told = capsys.readouterr()
+  message = capsys.readouterr()
   for text in (
     "images              33 to train on",
     "looked at           33 of those",
@@ -147,15 +147,15 @@ def test_report(folder, tmp_path, capsys):
     "(configured: 0.3000)",
     "--config.data.mean=0.49",
   ):
-    assert text in told.out
+    assert text in message.out
   for text in (
     "66% of the images are smaller than 32 x 32",
     "data.mean=(0.1,), but the images have 0.",
     "3.0% of the images cannot be read, and a run stops at",
     "class many has 15 times as many images as few",
   ):
-    assert text in told.err
-  assert "data.std=(" not in told.err
+    assert text in message.err
+  assert "data.std=(" not in message.err
   picture = np.asarray(Image.open(out))
   assert picture.std() > 10
 
@@ -163,12 +163,12 @@ def test_report(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("crops", "enlarged"),
   [
-    ({"crop_scale": (0.5, 1.0)}, "0%"),  # of 64 pixels, 45 at least
+    ({"crop_scale": (0.5, 1.0)}, "0%"),  # at least 45 of 64 pixels
     ({"crop_fixed": 0.6}, "0%"),
     ({"crop_fixed": 0.4}, "100%"),
   ],
 )
-def test_what_is_right_has_no_warning(crops, enlarged: str, tmp_path, capsys):
+def test_good_data_has_no_warning(crops, enlarged: str, tmp_path, capsys):
   (tmp_path / "a").mkdir()
   random = np.random.default_rng(0)
   for number in range(4):
@@ -176,9 +176,9 @@ def test_what_is_right_has_no_warning(crops, enlarged: str, tmp_path, capsys):
     Image.fromarray(array).save(tmp_path / "a" / f"{number}.png")
   config = folder_config(tmp_path, image_size=(32, 32), batch_size=4, **crops)
   inspect_data.report(config, 0, str(tmp_path / "x.png"))
-  told = capsys.readouterr()
-  assert "warning" not in told.err
-  assert f"0% of the images, {enlarged} in their smallest crops" in told.out
+  message = capsys.readouterr()
+  assert "warning" not in message.err
+  assert f"0% of the images, {enlarged} in their smallest crops" in message.out
 
 
 def test_classes_without_a_good_image_are_named(tmp_path, capsys):
@@ -194,13 +194,15 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
     (train / "bad" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
   config = folder_config(tmp_path, batch_size=4, max_unreadable=0.5)
   inspect_data.report(config, 0, str(tmp_path / "x.png"))
-  told = capsys.readouterr()
-  assert "classes             3\n" in told.out
-  assert "bad                       0  0.0%, and 2 that cannot be" in told.out
-  assert f"in folder none, void of data.path={tmp_path}, which" in told.err
-  assert "the images looked at of class bad can be read: mend" in told.err
-  assert "times as many" not in told.err
-  # Of some of the images too: numbers are those of all.
+  message = capsys.readouterr()
+  assert "classes             3\n" in message.out
+  assert (
+    "bad                       0  0.0%, and 2 that cannot be" in message.out
+  )
+  assert f"in folder none, void of data.path={tmp_path}, which" in message.err
+  assert "the images looked at of class bad can be read: mend" in message.err
+  assert "times as many" not in message.err
+  # With a limit on images, counts are still those of all.
   few, unread = inspect_data.look(
     sources.open_source(config.data, "train"), 6, config.data
   )
@@ -209,7 +211,7 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
   assert unread == {2: 1}
 
 
-def test_records_say_that_sizes_are_with_what_cannot_be_read(capsys):
+def test_sizes_of_records_include_unreadable_images(capsys):
   found = survey.Survey(
     np.ones((3, 2)), np.zeros(3), np.zeros(3), 0,
     collections.Counter({0: 3, 1: 1}), bad_images.BadImages(max_warnings=0),
@@ -240,7 +242,7 @@ def test_the_settings_can_be_pasted(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("flags", "told"),
+  ("flags", "message"),
   [
     (("--config=configs/digits.py", "--limit=-1"), "--limit=-1 must be"),
     (("--config=configs/digits.py", "--out=x.jpg"), "does not end in .png"),
@@ -253,14 +255,14 @@ def test_the_settings_can_be_pasted(folder, tmp_path):
     ),
   ],
 )  # fmt: skip
-def test_mistakes_are_one_line(flags, told: str):
+def test_mistakes_are_one_line(flags, message: str):
   found = commands.command("inspect", *flags)
   assert found.returncode == 1
-  assert told in found.stderr
+  assert message in found.stderr
   assert found.stderr.count("\n") == 1
 
 
-def test_nothing_that_can_be_read(tmp_path):
+def test_data_without_readable_images(tmp_path):
   for number in range(3):
     (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
   config = folder_config(tmp_path)

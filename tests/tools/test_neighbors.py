@@ -1,4 +1,4 @@
-"""Neighbors by features, against all distances."""
+"""Tests of nearest neighbors against all distances."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_copy_is_the_nearest(workdir, images, tmp_path):
   assert len(found) == len(NAMES)
 
 
-def test_the_query_alone_has_no_neighbors(workdir, images, tmp_path):
+def test_a_folder_with_only_the_query_is_refused(workdir, images, tmp_path):
   alone = str(images / NAMES[4])
   with pytest.raises(ConfigError, match="nothing but the query"):
     neighbors.write(str(workdir), alone, alone, str(tmp_path / "out"))
@@ -79,12 +79,12 @@ def test_the_query_alone_has_no_neighbors(workdir, images, tmp_path):
 
 def test_mistakes(workdir, images, tmp_path):
   out = str(tmp_path / "out")
-  for query, more, told in (
+  for query, more, output in (
     ("/nowhere", {}, "--query=/nowhere: there is no such"),
     (str(images), {"count": 0}, "--count=0 must be at least 1"),
     (str(images), {"pool": "max"}, "--pool='max'"),
   ):
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=output):
       neighbors.write(str(workdir), str(images), query, out, **more)
 
 

@@ -1,4 +1,4 @@
-"""Pages in a real browser: Debian's Chromium, without a window."""
+"""Tests of the pages in a real browser, Debian's headless Chromium."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mae_jax.tools.demo import server
 from mae_jax.tools.report import command as report
 from tests.helpers import fake_logs, runs, tiny
 
-PATIENCE = 120_000  # ms, on a machine that has other things to do
+PATIENCE = 120_000  # ms, for a busy machine
 sync_api.expect.set_options(timeout=PATIENCE)
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def browser():
   with sync_api.sync_playwright() as playwright:
-    # No sandbox, as root has none.
+    # Chromium has no sandbox for root.
     opened = playwright.chromium.launch(
       executable_path=CHROMIUM, args=["--no-sandbox"]
     )
@@ -41,7 +41,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-  """Opens a page; at the end, nothing went wrong in it or was asked for."""
+  """A function that opens a page; at the end, checks errors and requests."""
   context = browser.new_context(viewport={"width": 1300, "height": 1000})
   context.set_default_timeout(PATIENCE)
   page = context.new_page()
@@ -50,7 +50,7 @@ def visit(browser):
   allowed = ["file:", "data:", "blob:"]
 
   def tell(message: sync_api.ConsoleMessage) -> None:
-    # Of what a server refuses the browser says so, and the page too.
+    # The browser and the page both report a refused request.
     refused = re.search("status of 4(00|15)", message.text)
     if message.type in ("error", "warning") and not refused:
       wrong.append(message.text)
@@ -90,7 +90,7 @@ def until(
   holds: Callable[[], bool],
   act: Callable[[], object] = lambda: None,
 ) -> None:
-  """Waits for it, and acts again and again: a busy page may miss a gesture."""
+  """Repeats an action until a condition holds: a busy page may miss one."""
   for _ in range(PATIENCE // 1000):
     act()
     for _ in range(10):
@@ -119,7 +119,7 @@ def test_every_chart_is_drawn(visit, page_of_two):
   assert loss(page).locator(".scatterlayer .trace").count() == 4
 
 
-def test_drag_zooms_and_double_click_shows_all_again(visit, page_of_two):
+def test_drag_zooms_and_double_click_resets(visit, page_of_two):
   page = visit(page_of_two)
   before = seen_range(page)
   box = loss(page).locator(".nsewdrag").bounding_box()
@@ -142,20 +142,20 @@ def test_drag_zooms_and_double_click_shows_all_again(visit, page_of_two):
   )
 
 
-def test_hover_tells_the_values(visit, page_of_two):
+def test_hover_shows_the_values(visit, page_of_two):
   page = visit(page_of_two)
   box = loss(page).locator(".nsewdrag").bounding_box()
   assert box is not None
-  # A mouse comes from somewhere.
+  # The mouse moves in from elsewhere.
   x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
   def hover() -> None:
     page.mouse.move(x - 20, y)
     page.mouse.move(x, y, steps=4)
 
-  told = loss(page).locator(".hoverlayer").first
-  until(page, lambda: "one, training" in (told.text_content() or ""), hover)
-  assert "two, training" in (told.text_content() or "")
+  output = loss(page).locator(".hoverlayer").first
+  until(page, lambda: "one, training" in (output.text_content() or ""), hover)
+  assert "two, training" in (output.text_content() or "")
 
 
 def test_a_click_on_a_name_hides_its_line(visit, page_of_two):
@@ -181,7 +181,7 @@ def test_the_slider_moves_by_keyboard(visit, page_of_two):
   assert picture.get_attribute("src") == last
 
 
-def test_settings_that_differ_are_seen_at_once(visit, page_of_two):
+def test_settings_that_differ_are_visible_at_once(visit, page_of_two):
   page = visit(page_of_two)
   assert page.locator("#changed").get_by_text("optim.blr").is_visible()
   other = page.get_by_text("data.channels", exact=True)
@@ -200,7 +200,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(visit, page_of_two):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-  """The address of the demo page, of a network that learned little."""
+  """The address of the demo page of a network after a few steps."""
   workdir = runs.pretrained(tmp_path_factory.mktemp("run"))
   network = reconstructor.Reconstructor(workdir, runs.devices_mesh(1))
   opened = server.Server(network, "127.0.0.1", 0)
@@ -213,7 +213,7 @@ def demo(tmp_path_factory):
 
 
 def painted(page: sync_api.Page) -> str:
-  """What is painted, when nothing more is on its way."""
+  """Returns the reconstruction when no request is pending."""
   picture = page.locator("#pasted")
   sync_api.expect(picture).to_have_attribute("src", re.compile("^data:"))
   sync_api.expect(page.locator("#busy")).to_have_text("")
@@ -221,7 +221,7 @@ def painted(page: sync_api.Page) -> str:
 
 
 def patch(page: sync_api.Page, row: int, column: int) -> tuple[float, float]:
-  """The middle of a patch of four by four, on the screen."""
+  """Returns the screen position of a patch's middle, of 4 x 4 patches."""
   box = page.locator("#seen").bounding_box()
   assert box is not None
   return (
@@ -235,7 +235,7 @@ def share(page: sync_api.Page) -> str:
   return page.locator("#share").inner_text()
 
 
-def test_an_example_is_there_at_once(visit, demo):
+def test_an_example_is_shown_at_once(visit, demo):
   page = visit(demo)
   assert painted(page)
   assert share(page) == "75 %, 12 of 16 patches"
@@ -243,7 +243,7 @@ def test_an_example_is_there_at_once(visit, demo):
   assert page.locator("#reconstruction").evaluate("x => x.naturalWidth") == 8
 
 
-def test_clicks_and_drags_hide_patches(visit, demo):
+def test_clicks_and_drags_mask_patches(visit, demo):
   page = visit(demo)
   painted(page)
   page.get_by_role("button", name="show all").click()
@@ -271,7 +271,7 @@ def test_a_fast_drag_leaves_no_gaps(visit, demo):
   page.mouse.down()
   page.mouse.move(*patch(page, 2, 3))
   page.mouse.move(*patch(page, 1, 3))
-  # Out of the canvas, and in elsewhere.
+  # Leaves the canvas and enters elsewhere.
   page.mouse.move(*patch(page, 1, 9))
   page.mouse.move(*patch(page, 0, 9))
   page.mouse.move(*patch(page, 0, 1))
@@ -281,7 +281,7 @@ def test_a_fast_drag_leaves_no_gaps(visit, demo):
   assert share(page) == "50 %, 8 of 16 patches"
 
 
-def test_patches_are_hidden_by_keyboard(visit, demo):
+def test_patches_are_masked_by_keyboard(visit, demo):
   page = visit(demo)
   painted(page)
   page.get_by_role("button", name="show all").click()
@@ -291,7 +291,7 @@ def test_patches_are_hidden_by_keyboard(visit, demo):
   assert share(page) == "13 %, 2 of 16 patches"
 
 
-def test_the_ratio_is_dragged_and_masks_are_drawn_anew(visit, demo):
+def test_dragging_the_ratio_samples_new_masks(visit, demo):
   page = visit(demo)
   first = painted(page)
   page.get_by_role("button", name="another mask").click()
@@ -306,16 +306,16 @@ def test_the_ratio_is_dragged_and_masks_are_drawn_anew(visit, demo):
   assert_blank(page)
   assert page.locator("#share").inner_text() == "60 %, not drawn"
   assert ratio.input_value() == "60"
-  # Nothing is drawn as hidden, and patches are hidden from there.
+  # With a ratio of 0, no patch is masked; clicks then mask patches.
   page.mouse.click(*patch(page, 1, 2))
   assert share(page) == "6 %, 1 of 16 patches"
   assert page.locator("#error").inner_text() == ""
-  # The browser itself tells of what was refused.
+  # The browser reports the refused request.
   page.evaluate("0")
 
 
 def assert_blank(page: sync_api.Page) -> None:
-  """No picture or score is left of what was asked before."""
+  """Checks that no picture or score of an earlier request remains."""
   sync_api.expect(page.locator("#busy")).to_have_text("")
   for name in ("reconstruction", "pasted", "difference"):
     assert page.locator(f"#{name}").get_attribute("src") is None
@@ -324,7 +324,7 @@ def assert_blank(page: sync_api.Page) -> None:
   assert set(page.locator(".truth").all_inner_texts()) == {""}
 
 
-def test_nothing_is_left_of_the_last_answer_if_all_is_hidden(visit, demo):
+def test_the_last_answer_is_removed_if_all_patches_are_masked(visit, demo):
   page = visit(demo)
   painted(page)
   page.locator("#statistics").select_option("true")
@@ -342,7 +342,7 @@ def test_nothing_is_left_of_the_last_answer_if_all_is_hidden(visit, demo):
   assert error.inner_text() == ""
 
 
-def test_the_slider_follows_what_is_hidden_by_hand(visit, demo):
+def test_the_slider_follows_patches_masked_by_hand(visit, demo):
   page = visit(demo)
   painted(page)
   ratio = page.locator("#ratio")
@@ -354,12 +354,12 @@ def test_the_slider_follows_what_is_hidden_by_hand(visit, demo):
     page.mouse.click(*patch(page, 1, column))
   assert share(page) == "19 %, 3 of 16 patches"
   assert ratio.input_value() == "19"
-  # As many as that, not the 4 of 19 %.
+  # The number masked by hand, not the 4 patches of 19 %.
   page.get_by_role("button", name="another mask").click()
   assert share(page) == "19 %, 3 of 16 patches"
 
 
-def test_what_is_painted_no_longer_counts_while_one_waits(visit, demo):
+def test_an_old_reconstruction_is_marked_while_waiting(visit, demo):
   page = visit(demo)
   painted(page)
   picture, score = page.locator("#pasted"), page.locator("#score")
@@ -387,18 +387,18 @@ def test_a_refused_file_is_not_named(visit, demo, tmp_path):
   error = page.locator("#error")
   sync_api.expect(error).to_contain_text("this is not an image")
   sync_api.expect(page.locator("#file")).to_have_value("")
-  # What is shown is still what was painted.
+  # The page still shows the last reconstruction.
   assert painted(page) == before
 
 
-def test_ground_truth_is_said(visit, demo):
+def test_use_of_ground_truth_is_reported(visit, demo):
   page = visit(demo)
   painted(page)
   assert page.locator(".truth").first.inner_text() == ""
   page.locator("#statistics").select_option("true")
   painted(page)
-  told = page.locator(".truth").first
-  sync_api.expect(told).to_have_text("(uses ground truth)")
+  output = page.locator(".truth").first
+  sync_api.expect(output).to_have_text("(uses ground truth)")
 
 
 def test_an_image_is_chosen_or_dropped(visit, demo, tmp_path):

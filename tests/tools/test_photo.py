@@ -1,4 +1,4 @@
-"""Photographs of any size, what is shown of them, and what goes back."""
+"""Tests of crops of photographs, and of pasting reconstructions back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DATA = dataclasses.replace(
 
 
 def draw(height: int, width: int, channels: int = 3) -> np.ndarray:
-  """Smooth, as photographs are."""
+  """Makes a smooth image, like a photograph."""
   random = np.random.default_rng(height)
   coarse = random.integers(0, 256, (4, 4, channels), np.uint8)
   return photos.resize(coarse, (height, width))
@@ -40,11 +40,11 @@ def test_the_crop_is_that_of_evaluation(size, tmp_path):
   assert reason == b""
   np.testing.assert_array_equal(photo.whole, image)
   assert photo.shown.shape == (24, 32, 3)
-  # That one is of whole pixels, and this one is not.
+  # Evaluation crops whole pixels; this crop is exact.
   assert np.abs(photo.shown.astype(int) - wanted.numpy()).mean() < 4
 
 
-def test_what_has_the_size_is_shown_as_it_is():
+def test_an_image_of_the_right_size_is_not_changed():
   data = dataclasses.replace(DATA, eval_crop=1.0)
   for how in photos.FITS:
     image = draw(24, 32)
@@ -53,7 +53,7 @@ def test_what_has_the_size_is_shown_as_it_is():
     np.testing.assert_array_equal(photo.shown, image)
 
 
-def test_squashed_all_is_shown():
+def test_squashing_keeps_the_whole_image():
   image = draw(100, 37)
   photo = photos.fit(image, DATA, "squash")
   assert photo.box == (0, 0, 100, 37)
@@ -72,7 +72,7 @@ def test_any_size_and_number_of_channels(size, channels: int):
 
 @pytest.mark.parametrize("how", photos.FITS)
 @pytest.mark.parametrize("size", [(24, 32), (97, 61), (400, 300), (9, 5)])
-def test_only_hidden_patches_are_painted(size, how: str):
+def test_only_masked_patches_are_reconstructed(size, how: str):
   image = draw(*size)
   photo = photos.fit(image, DATA, how)
   hidden = np.random.default_rng(0).random((3, 4)) < 0.5
@@ -91,8 +91,8 @@ def test_only_hidden_patches_are_painted(size, how: str):
       assert tuple(whole[y, x]) == tuple(wanted)
 
 
-def test_what_is_painted_lands_where_it_was():
-  """A photograph painted with itself stays nearly itself."""
+def test_reconstructions_return_to_their_places():
+  """A photograph hardly changes if its reconstruction is itself."""
   image = skimage.data.chelsea()
   photo = photos.fit(image, DATA, "squash")
   whole = photos.paste(photo, photo.shown, np.ones((3, 4), bool))
@@ -101,7 +101,7 @@ def test_what_is_painted_lands_where_it_was():
 
 
 @pytest.mark.parametrize("how", photos.FITS)
-def test_a_patch_is_hidden_if_any_of_it_is_missing(how: str):
+def test_a_patch_is_masked_if_any_pixel_is_missing(how: str):
   image = draw(240, 320)
   photo = photos.fit(image, DATA, how)
   top, left, height, width = photo.box
@@ -115,7 +115,7 @@ def test_a_patch_is_hidden_if_any_of_it_is_missing(how: str):
       for column in range(4):
         y0, x0 = top + row * height / 3, left + column * width / 4
         touched = y0 - 1 < y < y0 + height / 3 and x0 - 1 < x < x0 + width / 4
-        # Its pixel reaches from y to y + 1.
+        # A pixel covers y to y + 1.
         assert found[row, column] == touched
 
 
@@ -137,7 +137,7 @@ def test_masks_are_read_as_gray(tmp_path):
   assert list(zip(*np.nonzero(mask), strict=True)) == [(1, 2)]
 
 
-def test_a_file_that_is_none_is_told(tmp_path):
+def test_unreadable_and_missing_files_are_reported(tmp_path):
   (tmp_path / "x.png").write_bytes(b"no image")
   with pytest.raises(photos.UnreadableError, match=r"Unidentified|no image"):
     photos.read(tmp_path / "x.png", 3, True)

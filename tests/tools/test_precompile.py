@@ -1,4 +1,4 @@
-"""What the demo compiles ahead of being asked."""
+"""Tests of programs that the demo compiles in advance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mae_jax.tools.demo import precompile
 
 
 class Compiler:
-  """Compiles one program at a time, when it is let."""
+  """A fake compiler that finishes a program when the test allows it."""
 
   def __init__(self):
     self.begun: queue.Queue[int] = queue.Queue()
@@ -37,21 +37,21 @@ def close(warmer: precompile.Precompiler, compiler: Compiler) -> None:
   warmer.close()
 
 
-def test_the_nearest_first_from_where_one_is(compiler):
+def test_the_nearest_programs_are_compiled_first(compiler):
   warmer = precompile.Precompiler(compiler, 100, 25)
   assert [compiler.next() for _ in range(4)] == [25, 24, 26, 23]
-  assert compiler.begun.get(timeout=20) == 27  # and does not end yet
+  assert compiler.begun.get(timeout=20) == 27  # is still compiling
   with warmer.serving(60):
     compiler.may_end.release()
-    # Someone waits: nothing else is begun.
+    # A request waits, so no other compilation starts.
     with pytest.raises(queue.Empty):
       compiler.begun.get(timeout=0.2)
-  # What was served is there already.
+  # The served program is compiled already.
   assert [compiler.next() for _ in range(4)] == [59, 61, 58, 62]
   close(warmer, compiler)
 
 
-def test_each_once_and_no_more_than_may_be_asked(compiler):
+def test_each_program_is_compiled_once_within_bounds(compiler):
   compiler.may_end.release(1000)
   warmer = precompile.Precompiler(compiler, 16, 6)
   found = [compiler.next() for _ in range(16)]
@@ -61,7 +61,7 @@ def test_each_once_and_no_more_than_may_be_asked(compiler):
   close(warmer, compiler)
 
 
-def test_far_from_what_was_asked_nothing_is_compiled(compiler):
+def test_nothing_is_compiled_far_from_the_last_request(compiler):
   compiler.may_end.release(1000)
   warmer = precompile.Precompiler(compiler, 196, 49)
   found = [compiler.next() for _ in range(65)]
@@ -71,7 +71,7 @@ def test_far_from_what_was_asked_nothing_is_compiled(compiler):
   close(warmer, compiler)
 
 
-def test_closed_it_ends_after_the_compilation_under_way(compiler):
+def test_closing_waits_for_the_running_compilation(compiler):
   warmer = precompile.Precompiler(compiler, 16, 6)
   assert compiler.begun.get(timeout=20) == 6
   closer = threading.Thread(target=warmer.close)

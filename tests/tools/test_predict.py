@@ -1,4 +1,4 @@
-"""Predictions against a plain loop, in print and in a file."""
+"""Tests of predictions against a plain loop, printed and in a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = ("deep/er/2.png", "deep/x.jpg", "é, 1.png")
 
 @pytest.fixture(scope="module")
 def labeled(tmp_path_factory):
-  """Folders of classes, made in another order than that of their names."""
+  """Class folders, created in another order than that of their names."""
   root = tmp_path_factory.mktemp("labeled")
   for name in ("cow", "ant", "bee"):
     write_images(root, (f"{name}/{number}.png" for number in range(4)))
@@ -47,7 +47,7 @@ def config(task, labeled, **sections):
 
 @pytest.fixture(scope="module")
 def trained(labeled, tmp_path_factory):
-  """A run's settings and workdir."""
+  """Settings and workdir of a run."""
   workdir = tmp_path_factory.mktemp("trained")
   settings = config("finetune", labeled)
   runs.train(settings, workdir)
@@ -61,7 +61,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def rows(tmp_path):
-  """Runs the tool and reads the rows of its file."""
+  """A function that runs the tool and reads the rows of its file."""
 
   def write(checkpoint, images, **changes):
     out = tmp_path / "predictions.csv"
@@ -74,12 +74,14 @@ def rows(tmp_path):
   return write
 
 
-def test_probabilities_are_those_of_a_plain_loop(trained, photos, rows):
+def test_probabilities_equal_those_of_a_plain_loop(trained, photos, rows):
   settings, workdir = trained
   params = runs.params(workdir, settings)["model"]
   model = factory.classifier(settings, len(CLASSES))
   found = rows(workdir, photos, batch_size=2)
-  assert len(found) == len(NAMES) * len(CLASSES)  # there are no five
+  assert len(found) == len(NAMES) * len(
+    CLASSES
+  )  # there are fewer than five classes
   forward = jax.jit(lambda x: model.apply({"params": params}, x)[0])
   for number, name in enumerate(NAMES):
     logits = np.asarray(
@@ -114,7 +116,9 @@ def test_a_linear_probe(labeled, photos, rows, tmp_path):
     assert float(row["probability"]) == pytest.approx(score, abs=1e-5)
 
 
-def test_batch_and_devices_change_nothing(trained, photos, rows):
+def test_batch_size_and_devices_do_not_change_predictions(
+  trained, photos, rows
+):
   workdir = trained[1]
   first = rows(workdir, photos, mesh=runs.devices_mesh(1))
   assert rows(workdir, photos, mesh=runs.devices_mesh(1)) == first
@@ -142,7 +146,7 @@ def test_print(trained, photos, rows, capsys):
   assert lines[-1].endswith("predictions.csv")
 
 
-def test_many_images_are_printed_in_part_only_if_all_are_in_the_file(
+def test_printed_predictions_are_shortened_only_with_a_file(
   trained, rows, tmp_path, capsys
 ):
   names = [f"{number:02}.png" for number in range(23)]
@@ -151,12 +155,12 @@ def test_many_images_are_printed_in_part_only_if_all_are_in_the_file(
   found = rows(trained[1], root, top=1, batch_size=8)
   names.remove("02.png")
   assert [row["file"] for row in found] == names
-  said = capsys.readouterr()
-  lines = said.out.splitlines()
+  output = capsys.readouterr()
+  lines = output.out.splitlines()
   assert [line.partition(":")[0] for line in lines[:20]] == names[:20]
   assert lines[20].startswith("and 2 more, which are in ")
   assert lines[21].startswith("23 images (1 cannot be read) in ")
-  assert "warning: 02.png cannot be read" in said.err
+  assert "warning: 02.png cannot be read" in output.err
   predict.write(str(trained[1]), str(root), top=1)
   lines = capsys.readouterr().out.splitlines()
   assert [line.partition(":")[0] for line in lines[:-1]] == names
@@ -210,17 +214,19 @@ def test_mistakes(trained, photos, tmp_path, changes, text):
   assert sorted(os.listdir(tmp_path)) == ["2", "x.png"]
 
 
-def test_cut_midway_the_old_file_stays(trained, photos, tmp_path, monkeypatch):
+def test_an_interrupted_write_keeps_the_old_file(
+  trained, photos, tmp_path, monkeypatch
+):
   out = tmp_path / "x.csv"
   predict.write(str(trained[1]), str(photos), str(out))
   before = out.read_bytes()
   whole = image_stream.stream
 
-  def cut(*args, **kwargs):
+  def interrupted(*args, **kwargs):
     yield next(whole(*args, **kwargs))
     raise RuntimeError
 
-  monkeypatch.setattr(image_stream, "stream", cut)
+  monkeypatch.setattr(image_stream, "stream", interrupted)
   with pytest.raises(RuntimeError):
     predict.write(str(trained[1]), str(photos), str(out), top=1)
   assert out.read_bytes() == before

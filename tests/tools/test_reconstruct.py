@@ -1,4 +1,4 @@
-"""The pictures of `reconstruct`, against the network applied by hand."""
+"""Tests of the pictures of `reconstruct` against the network by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-  """Networks that predict normalized and raw patches."""
+  """Workdirs of networks that predict normalized and raw patches."""
   found = {}
   for name in ("norm_pix", "raw"):
     found[name] = tmp_path_factory.mktemp(name)
@@ -52,7 +52,7 @@ def workdirs(tmp_path_factory):
 
 
 def run(workdir, images, out, **flags) -> dict[str, list[dict[str, str]]]:
-  """The rows of scores by image."""
+  """Runs the tool; returns the rows of scores by image."""
   reconstruct.write(str(workdir), str(images), str(out), **flags)
   with (out / "scores.csv").open() as file:
     rows = list(csv.DictReader(file))
@@ -68,7 +68,7 @@ def png(path: pathlib.Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("target", ["norm_pix", "raw"])
-def test_pictures_are_what_the_network_predicts(
+def test_pictures_show_the_networks_predictions(
   workdirs, images, tmp_path, target: str
 ):
   out = tmp_path / "out"
@@ -127,12 +127,12 @@ def test_masks_ratios_and_strategies(workdirs, images, tmp_path):
   )  # fmt: skip
   assert again["a.png"] == rows["a.png"][:2]
   blocks = run(workdirs["raw"], images, out, strategy="block", seed=1)
-  assert not (place / "masked_1.png").exists()  # the folder is a new one
+  assert not (place / "masked_1.png").exists()  # the folder is replaced
   assert blocks["a.png"][0]["variant"] == "75 % block"
 
 
 def test_true_statistics_are_labeled_in_the_picture(workdirs, images, tmp_path):
-  """With a red line more, on every sheet, of what they have a part in."""
+  """Each sheet with true statistics has one more line, in red."""
   sheets = {}
   for statistics in reconstruction.STATISTICS:
     out = tmp_path / statistics
@@ -146,13 +146,13 @@ def test_true_statistics_are_labeled_in_the_picture(workdirs, images, tmp_path):
 
   assert [red(sheet) for sheet in sheets.values()] == [False, True, True]
   assert sheets["true"].shape[0] == sheets["visible"].shape[0] + 16
-  # A network that predicts pixels needs none.
+  # A network that predicts pixels needs no statistics.
   with pytest.raises(ConfigError, match="this one predicts pixels"):
     run(workdirs["raw"], images / "a.png", tmp_path / "x", statistics="true")
 
 
 def perfect(network: reconstructor.Reconstructor, monkeypatch) -> None:
-  """Makes it predict what it was not shown, as its targets are."""
+  """Makes a network predict the true targets of masked patches."""
 
   def predict(pixels, hidden):
     x = (pixels / 255 - np.array(network.data.mean)) / network.data.std
@@ -166,7 +166,7 @@ def perfect(network: reconstructor.Reconstructor, monkeypatch) -> None:
 
 @pytest.mark.parametrize("target", ["norm_pix", "raw"])
 @pytest.mark.parametrize("passes", [1, 3])
-def test_a_perfect_network_paints_the_original(
+def test_a_perfect_network_reconstructs_the_original(
   workdirs, target: str, passes: int, monkeypatch
 ):
   mesh = sharding.make_mesh(MeshConfig(), runs.devices_mesh(1).devices.flat)
@@ -179,7 +179,7 @@ def test_a_perfect_network_paints_the_original(
   assert painted.hidden.sum() == hidden.sum() * 4
 
 
-def test_multipass_paints_each_patch_unseen(workdirs, monkeypatch):
+def test_multipass_predicts_each_patch_without_seeing_it(workdirs, monkeypatch):
   mesh = sharding.make_mesh(MeshConfig(), runs.devices_mesh(1).devices.flat)
   network = reconstructor.Reconstructor(workdirs["raw"], mesh)
   shown = []
@@ -195,8 +195,8 @@ def test_multipass_paints_each_patch_unseen(workdirs, monkeypatch):
   total = np.sum(shown, axis=0)
   assert total.max() == 1
   assert (total[:, :3] == 0).all()
-  assert (total.sum(axis=1) == 12).all()  # 13 visible, 3 in each
-  # A pixel has no part in its own patch.
+  assert (total.sum(axis=1) == 12).all()  # 13 visible, 3 in each pass
+  # A pixel does not influence its own patch.
   other = pixels.copy()
   other[:, 4:6, 4:6] = 255 - other[:, 4:6, 4:6]
   two = network.paint(other, hidden, passes=4)
@@ -206,7 +206,7 @@ def test_multipass_paints_each_patch_unseen(workdirs, monkeypatch):
 
 
 def test_restoring_a_photograph(workdirs, tmp_path):
-  """A mask of its size; what is not hidden comes back bit for bit."""
+  """Pixels outside the mask are unchanged, bit for bit."""
   image = photo.resize(
     np.random.default_rng(0).integers(0, 256, (5, 5, 1), np.uint8), (50, 70)
   )
@@ -229,7 +229,7 @@ def test_restoring_a_photograph(workdirs, tmp_path):
   )
   restored = png(out / "images" / "damaged.png" / "restored.png")
   assert restored.shape == image.shape
-  # Rows 12 to 20 of 50 lie in the first and second of four patches.
+  # Rows 12 to 20 of 50 are in the first and second of four patches.
   snapped = np.zeros((50, 70), bool)
   snapped[:25, 17:53] = True
   np.testing.assert_array_equal(restored[~snapped], damaged[~snapped])
@@ -239,7 +239,7 @@ def test_restoring_a_photograph(workdirs, tmp_path):
   assert {row["hidden"] for row in rows["damaged.png"]} == {"4"}
 
 
-def test_without_the_truth_there_are_no_scores(workdirs, images, tmp_path):
+def test_scores_need_the_original(workdirs, images, tmp_path):
   mask = np.zeros(png(images / "a.png").shape[:2], np.uint8)
   mask[: len(mask) // 2] = 255
   masks = tmp_path / "masks"
@@ -264,7 +264,7 @@ def test_odd_files_give_a_picture_or_a_warning(workdirs, tmp_path, capsys):
     Image.fromarray(array, mode).save(folder / name, **how)
 
   exif = Image.Exif()
-  exif[0x112] = 6  # lies on its side
+  exif[0x112] = 6  # rotated by EXIF
   save("gray.png", "L", (31, 17))
   save("rgba.png", "RGBA", (20, 33))
   save("turned.jpg", "RGB", (40, 16), exif=exif)
@@ -281,13 +281,13 @@ def test_odd_files_give_a_picture_or_a_warning(workdirs, tmp_path, capsys):
     "gray.png", "rgba.png", "turned.jpg", "pixel.png", "thin.png",
     "large.png", "array.npy",
   }  # fmt: skip
-  told = capsys.readouterr()
+  message = capsys.readouterr()
   for name in ("broken.jpg", "text.png"):
-    assert re.search(rf"{name} cannot be read \(.*it is left out", told.err)
-  assert "9 images (2 cannot be read)" in told.out
+    assert re.search(rf"{name} cannot be read \(.*it is left out", message.err)
+  assert "9 images (2 cannot be read)" in message.out
 
 
-def test_nothing_else_is_replaced(workdirs, images, tmp_path):
+def test_only_earlier_outputs_are_replaced(workdirs, images, tmp_path):
   out = tmp_path / "out"
   run(workdirs["raw"], images / "a.png", out)
   run(workdirs["raw"], images / "a.png", out)
@@ -300,7 +300,7 @@ def test_nothing_else_is_replaced(workdirs, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("flags", "told"),
+  ("flags", "message"),
   [
     ({"strategy": "stripes"}, r"--strategy='stripes'.*block, grid, random"),
     ({"mask_ratio": (1.5,)}, r"--mask_ratio=1.5: write shares between"),
@@ -325,15 +325,17 @@ def test_nothing_else_is_replaced(workdirs, images, tmp_path):
     ({"target": "norm_pix"}, "--target=norm_pix contradicts"),
   ],
 )
-def test_mistakes_are_told_at_once(workdirs, images, tmp_path, flags, told):
+def test_mistakes_are_reported_before_any_work(
+  workdirs, images, tmp_path, flags, message
+):
   out = tmp_path / "out"
-  with pytest.raises(ConfigError, match=told):
+  with pytest.raises(ConfigError, match=message):
     run(workdirs["raw"], images, out, **flags)
   assert not out.exists()
 
 
 @pytest.mark.parametrize("white", [0, 255])
-def test_a_mask_of_nothing_or_all_is_refused(
+def test_a_mask_of_no_or_all_patches_is_refused(
   workdirs, images, tmp_path, white: int
 ):
   size = png(images / "a.png").shape[:2]
@@ -347,7 +349,7 @@ def test_a_mask_of_nothing_or_all_is_refused(
     run(workdirs["raw"], images / "a.png", tmp_path / "out", **choice)
 
 
-def test_masks_are_looked_at_before_anything_is_painted(
+def test_masks_are_checked_before_any_prediction(
   workdirs, images, tmp_path, monkeypatch
 ):
   masks = tmp_path / "masks"
@@ -381,7 +383,7 @@ def test_a_bad_mask_is_not_a_bad_image(workdirs, images, tmp_path):
     run(workdirs["raw"], images / "b" / "c.jpg", tmp_path / "out", **choice)
 
 
-def test_damage_that_is_not_shown_is_told(workdirs, tmp_path):
+def test_damage_outside_the_visible_part_is_reported(workdirs, tmp_path):
   image, mask = tmp_path / "image.png", tmp_path / "mask.png"
   Image.fromarray(np.full((8, 30, 3), 99, np.uint8)).save(image)
   missing = np.zeros((8, 30), np.uint8)
@@ -391,17 +393,19 @@ def test_damage_that_is_not_shown_is_told(workdirs, tmp_path):
     run(workdirs["raw"], image, tmp_path / "out", mask=str(mask))
 
 
-def test_what_restoring_loses_is_told(workdirs, tmp_path, capsys):
+def test_detail_lost_by_restoring_is_reported(workdirs, tmp_path, capsys):
   image, mask = tmp_path / "image.png", tmp_path / "mask.png"
   Image.fromarray(np.full((8, 8, 4), 99, np.uint8)).save(image)
   Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(mask)
   run(workdirs["raw"], image, tmp_path / "out", mask=str(mask))
-  told = capsys.readouterr().err
-  assert "without its colors, as the network takes one channel, its al" in told
+  message = capsys.readouterr().err
+  assert (
+    "without its colors, as the network takes one channel, its al" in message
+  )
 
 
-def test_with_a_mask_true_statistics_are_of_the_truth(workdirs, tmp_path):
-  """Of the damaged image they would be those of the damage."""
+def test_true_statistics_use_the_undamaged_image(workdirs, tmp_path):
+  """The damaged image would give the statistics of the damage."""
   random = np.random.default_rng(0)
   truth = random.integers(0, 256, (8, 8), np.uint8)
   mask = np.zeros((8, 8), np.uint8)
@@ -425,7 +429,9 @@ def test_with_a_mask_true_statistics_are_of_the_truth(workdirs, tmp_path):
   np.testing.assert_array_equal(*found)
 
 
-def test_where_pictures_may_not_go(workdirs, images, tmp_path, monkeypatch):
+def test_wrong_output_paths_are_refused(
+  workdirs, images, tmp_path, monkeypatch
+):
   inside = images / "pictures"
   for out in (inside, images, images.parent):
     with pytest.raises(ConfigError, match="lie in each other"):
@@ -440,10 +446,10 @@ def test_where_pictures_may_not_go(workdirs, images, tmp_path, monkeypatch):
   assert here.exists()
 
 
-def test_a_link_stays_and_its_folder_is_replaced(workdirs, images, tmp_path):
+def test_a_link_is_kept_and_its_target_replaced(workdirs, images, tmp_path):
   real, link = tmp_path / "real", tmp_path / "link"
   link.symlink_to(real)
-  for _ in range(2):  # first it points nowhere
+  for _ in range(2):  # at first, its target does not exist
     run(workdirs["raw"], images / "a.png", link)
     assert link.is_symlink()
     assert (real / "sheet.png").exists()

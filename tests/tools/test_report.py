@@ -1,4 +1,4 @@
-"""The page of runs: what is in it, and that it needs nothing else."""
+"""Tests of the page of runs: its content, and that it is self-contained."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_charts_have_every_logged_value(workdirs, written):
     assert wanted
     assert list(zip(*drawn[title, name], strict=True)) == wanted
   assert ("loss", "<two>, training") in drawn
-  # Accuracy of probes too, with what it varies by.
+  # Accuracies of probes have their standard deviation.
   titles = {title for title, _ in drawn}
   wanted = [x[std] for x in records if (std := "eval_linear_2_std/MAE") in x]
   assert len(wanted) == 2
@@ -68,12 +68,12 @@ def test_charts_have_every_logged_value(workdirs, written):
   assert spreads[title, "one, MAE"] == wanted
   assert not spreads["loss", "one, training"]
   assert {title, "unreadable images"} <= titles
-  # Of what there was none, there is a line.
+  # A count of zero is one line.
   assert "skipped steps" not in titles
   assert '<p class="note">no skipped steps</p>' in written
 
 
-def test_pictures_are_those_that_were_logged(workdirs, written):
+def test_pictures_equal_the_logged_ones(workdirs, written):
   (found,) = re.findall(r"^const sliders = (.*);$", written, re.MULTILINE)
   (slider,) = json.loads(found).values()
   assert slider["steps"] == [3, 6]
@@ -96,7 +96,7 @@ def rendered(*found: run_logs.RunLogs) -> str:
   return html.unescape(page.render(found, []))
 
 
-def test_names_are_words():
+def test_metric_names_are_shown_as_words():
   counts = dict.fromkeys(page.COUNTS, 1.0)
   record = {
     "eval_linear_1/MAE": 0.5,
@@ -133,7 +133,7 @@ def test_an_axis_has_whole_steps_only():
   assert not {"range", "dtick"} & set(more["layout"]["xaxis"])
 
 
-def test_counts_of_nothing_are_a_line():
+def test_counts_of_zero_are_one_line():
   nothing = {"step": 1} | dict.fromkeys(page.COUNTS, 0.0)
   text = rendered(of(nothing))
   assert charts(text) == {}
@@ -141,7 +141,7 @@ def test_counts_of_nothing_are_a_line():
     "no loss spikes, skipped steps, unreadable images or unreadable held-out "
     "images<"
   ) in text
-  # One run that has it is enough for a chart of all.
+  # The chart is shown if any run has the value.
   text = rendered(of(nothing), of(nothing | {"skipped": 2.0}))
   assert len(charts(text)) == 1
 
@@ -182,11 +182,11 @@ def test_settings_that_differ_are_marked(written):
   assert "<code>optim.blr</code>" not in rest
 
 
-def test_a_path_is_the_same_however_it_is_named(tmp_path, monkeypatch):
+def test_equal_paths_are_recognized(tmp_path, monkeypatch):
   home = tmp_path / "home"
   home.mkdir()
   (tmp_path / "link").symlink_to(home)
-  # A recipe that names another by where it is itself, as digits_finetune.py.
+  # A recipe may name another relative to itself, as digits_finetune.py.
   (home / "recipe.py").write_text(
     "import dataclasses, pathlib\n"
     "from mae_jax import config as c\n"
@@ -219,7 +219,7 @@ def test_a_path_is_the_same_however_it_is_named(tmp_path, monkeypatch):
   for pretrain in (*same, f"{tmp_path}/link/first.py:steps=9"):
     assert differing(pretrain) == []
   assert differing("first.py:steps=9", f"{home}/../home/recipe.py") == [
-    "label_efficiency.pretrain"  # relative to a folder that nothing names
+    "label_efficiency.pretrain"  # relative to an unknown folder
   ]
   for pretrain in ("first.py:steps=8", "other.py:steps=9", "home/first.py", ""):
     assert differing(pretrain) == ["label_efficiency.pretrain"]
@@ -234,7 +234,7 @@ def test_data_and_environment(written):
   assert f"<td>{run_info._version('jax')}</td>" in text
 
 
-def test_it_needs_no_network_and_names_are_escaped(written):
+def test_the_page_needs_no_network_and_escapes_names(written):
   body = re.sub(r"<script>.*?</script>", "", written, flags=re.DOTALL)
   assert not re.search(r"(src|href)=\"(?!data:)", body)
   assert "<two>" not in body
@@ -243,7 +243,7 @@ def test_it_needs_no_network_and_names_are_escaped(written):
   assert "<two>" not in data
 
 
-def test_a_run_that_goes_on_may_have_half_a_line(workdirs, tmp_path):
+def test_a_running_run_may_have_an_incomplete_line(workdirs, tmp_path):
   log = (workdirs / "one" / "metrics.jsonl").read_text()
   (tmp_path / "metrics.jsonl").write_text(log + '{"step": 7, "lo')
   found = run_logs.read(str(tmp_path))
@@ -252,12 +252,14 @@ def test_a_run_that_goes_on_may_have_half_a_line(workdirs, tmp_path):
   assert found.pictures == {}
   text = page.render([found], [data_summary.summarize(found, "x", 0)])
   assert "its settings are of another version, or not there" in text
-  (tmp_path / "metrics.jsonl").write_text(log.rstrip("\n"))  # an editor's
+  (tmp_path / "metrics.jsonl").write_text(
+    log.rstrip("\n")
+  )  # a file of an editor
   assert len(run_logs.read(str(tmp_path)).records) == len(log.splitlines())
 
 
 @pytest.mark.parametrize(
-  ("line", "told"),
+  ("line", "message"),
   [
     ("{}", "it has no step"),
     ('{"loss": 1.0}', "it has no step"),
@@ -272,11 +274,11 @@ def test_a_run_that_goes_on_may_have_half_a_line(workdirs, tmp_path):
     ("[" * 100_000, "recursion"),
   ],
 )
-def test_what_is_no_record_is_named(tmp_path, line: str, told: str):
+def test_a_line_that_is_no_record_is_named(tmp_path, line: str, message: str):
   log = tmp_path / "metrics.jsonl"
   record = '{"step": 1, "loss": 1.0}\n'
-  error = rf"{log} line 2 is not a record of this project \(.*{told}.*\): "
-  # In the last line as in any other, if it is whole.
+  error = rf"{log} line 2 is not a record of this project \(.*{message}.*\): "
+  # A complete last line is checked like any other.
   for rest in ("", record):
     log.write_text(record + line + "\n" + rest)
     with pytest.raises(ConfigError, match=error) as raised:
@@ -285,7 +287,7 @@ def test_what_is_no_record_is_named(tmp_path, line: str, told: str):
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_not_finite_is_a_gap(tmp_path):
+def test_values_that_are_not_finite_are_gaps(tmp_path):
   (tmp_path / "metrics.jsonl").write_text(
     '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1e400}\n'
     f'{{"step": 3, "loss": 1{"0" * 400}}}\n{{"step": 4, "loss": null}}\n'
@@ -295,22 +297,22 @@ def test_what_is_not_finite_is_a_gap(tmp_path):
   assert found.series("loss") == ([1, 2, 3, 4, 5], [None] * 4 + [2.0])
 
 
-def test_a_directory_that_is_of_no_run_is_told_as_what_it_is(tmp_path):
-  def told() -> str:
+def test_a_directory_without_a_run_is_described(tmp_path):
+  def message() -> str:
     with pytest.raises(ConfigError) as raised:
       run_logs.read(str(tmp_path))
     return str(raised.value).removeprefix(f"--workdir={tmp_path} ")
 
-  assert told().startswith("has no metrics.jsonl")
+  assert message().startswith("has no metrics.jsonl")
   (tmp_path / "evaluation.json").write_text("{}")
   (tmp_path / "per_class.csv").write_text("")
-  assert told() == (
+  assert message() == (
     "belongs to an evaluation, which has no curves: see its results in "
     "evaluation.json and per_class.csv"
   )
   for torn in ("", "\n", '{"step": 1, "lo'):
     (tmp_path / "metrics.jsonl").write_text(torn)
-    assert told().startswith("has not logged a step yet")
+    assert message().startswith("has not logged a step yet")
 
 
 def test_names_are_short_and_differ():
@@ -320,7 +322,7 @@ def test_names_are_short_and_differ():
 
 
 @pytest.mark.parametrize(
-  ("flags", "told"),
+  ("flags", "message"),
   [
     (("--workdir=/nowhere",), "--workdir=/nowhere: there is no such directory"),
     (("--workdir=README.md",), "--workdir=README.md is a file: name the"),
@@ -332,9 +334,9 @@ def test_names_are_short_and_differ():
     (("--workdir=a", "--look_at=-1"), "--look_at=-1 must be at least 0"),
   ],
 )
-def test_mistakes_are_one_line(flags, told: str, tmp_path):
+def test_mistakes_are_one_line(flags, message: str, tmp_path):
   found = commands.command("report", f"--out={tmp_path}/r.html", *flags)
   assert found.returncode == 1
-  assert told in found.stderr
+  assert message in found.stderr
   assert found.stderr.count("\n") == 1
   assert not (tmp_path / "r.html").exists()

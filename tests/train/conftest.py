@@ -1,4 +1,4 @@
-"""Whole runs as processes of their own, which may be signalled and killed."""
+"""Fixtures for runs in their own processes."""
 
 from __future__ import annotations
 

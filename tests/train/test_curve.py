@@ -1,7 +1,7 @@
-"""The loss of the digits recipe stays in the band of three committed runs.
+"""Tests that losses of the digits recipe stay close to three committed runs.
 
-A change of rounding moves losses by far less than the spread between seeds; a
-changed mask, target, rate or augmentation by far more.
+Rounding changes losses by far less than the spread between seeds. A changed
+mask, target, learning rate or augmentation changes them by far more.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TABLE = np.array(
   [list(CURVES[str(seed)].values()) for seed in digits_curve.SEEDS]
 )
 
-# A single batch's loss varies by as much in one run as between seeds, so that
-# three runs say little about one step and a lot about all of them.
+# Losses of single batches vary as much in one run as between seeds. So three
+# runs tell little about one step, and much about all steps together.
 SPREAD = np.median(TABLE.std(axis=0, ddof=1))
 
 
@@ -34,7 +34,7 @@ def test_the_first_hundred_steps():
   _, losses = runs.steps(digits_curve.recipe(seed=0), 100)
   at = [step for step in STEPS if step <= 100]
   _assert_in_band(losses[np.array(at) - 1], len(at))
-  # The very run that was committed, up to rounding on another machine.
+  # The committed run itself, up to rounding on another machine.
   np.testing.assert_allclose(
     losses[np.array(at) - 1], TABLE[0, : len(at)], rtol=5e-3
   )
@@ -42,7 +42,7 @@ def test_the_first_hundred_steps():
 
 @pytest.mark.slow
 def test_the_whole_recipe_from_another_seed():
-  # Optimized, as a user's run is: it takes longer than it compiles.
+  # With XLA's default optimization: this run is longer than its compilation.
   done = commands.python(
     "-m",
     "tests.helpers.digits_curve",
@@ -55,6 +55,6 @@ def test_the_whole_recipe_from_another_seed():
   assert [int(step) for step in losses] == STEPS
   values = np.array(list(losses.values()))
   _assert_in_band(values, len(STEPS))
-  # Averaged over the run, the three seeds deviate by at most 0.54 spreads.
+  # Means over the run of the three seeds deviate by at most 0.54 spreads.
   deviation = (values - TABLE.mean(axis=0))[4:].mean()
   assert abs(deviation) < 1.5 * SPREAD

@@ -1,4 +1,4 @@
-"""The same run on 1, 2, 4 and 8 devices, split in every way."""
+"""Tests that runs on 1, 2, 4 and 8 devices are equal for every sharding."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def _one_device():
     pytest.param(4, 2, marks=pytest.mark.slow),
   ],
 )
-def test_losses_agree_over_20_steps(devices, fsdp):
+def test_losses_are_equal_on_all_meshes_over_20_steps(devices, fsdp):
   _, expected = _one_device()
   _, losses = runs.steps(_CONFIG, 20, devices=devices, fsdp=fsdp)
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   assert losses[-1] < losses[0]
 
 
-def test_parameters_and_optimizer_are_split_over_fsdp():
+def test_parameters_and_optimizer_state_are_sharded_over_fsdp():
   state, _ = runs.steps(_CONFIG, 1, devices=8, fsdp=4)
   kernel = state.params["model"]["encoder"]["stack"]["blocks"]["mlp"]["fc1"]
   kernel = kernel["kernel"]
@@ -47,8 +47,8 @@ def test_parameters_and_optimizer_are_split_over_fsdp():
 
 @pytest.mark.parametrize("mask", ["random", "block", "grid"])
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_masks_are_bit_equal(devices, mask: str):
-  """The noise of a step, drawn inside a program that splits the batch."""
+def test_masks_are_bit_equal_on_all_meshes(devices, mask: str):
+  """Compares the noise of a step in programs that shard the batch."""
   model = tiny.model(objective={"mask": mask})
 
   def noise(count: int) -> np.ndarray:
@@ -62,12 +62,12 @@ def test_masks_are_bit_equal(devices, mask: str):
 
   np.testing.assert_array_equal(noise(devices), noise(1))
   rows = np.argsort(noise(1), axis=1)
-  assert len(np.unique(rows, axis=0)) == 32  # one an example, not a device
+  assert len(np.unique(rows, axis=0)) == 32  # per example, not per device
 
 
 @pytest.mark.parametrize("mask", ["random", "block", "grid"])
 def test_masks_differ_by_step(mask: str):
-  """With nothing learned, the same images cost something else at each step."""
+  """Without learning, the loss of a fixed batch still changes per step."""
   config = tiny.config(
     objective={"mask": mask}, optim={"blr": 0.0, "warmup": "0 steps"}
   )
@@ -75,11 +75,11 @@ def test_masks_differ_by_step(mask: str):
   batch = {"image": image, "readable": np.ones(32, bool)}
   _, losses = runs.steps(config, 3, batch)
   same = np.ptp(losses) < 1e-5 * losses[0]
-  assert same == (mask == "grid")  # which is always the same
+  assert same == (mask == "grid")  # the same batch at each step
 
 
 @pytest.mark.parametrize("mask", ["block", "grid"])
-def test_losses_agree_with_other_masks(mask: str):
+def test_losses_are_equal_on_all_meshes_with_other_masks(mask: str):
   config = tiny.config(objective={"mask": mask})
   _, expected = runs.steps(config, 5)
   _, losses = runs.steps(config, 5, devices=8, fsdp=4)

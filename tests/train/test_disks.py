@@ -1,4 +1,4 @@
-"""Disks that fill up, vanish or cannot be written while a run goes on."""
+"""Tests of runs on disks that fill up, vanish or cannot be written."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_loses_nothing(fork_server, tmp_path):
-  """And when there is room again the run ends as if it had not happened."""
+  """After space is freed, the run ends like an uninterrupted one."""
   command = [*SETTINGS, f"--workdir={tmp_path / 'run'}"]
   process = fork_server.start(command)
   assert process.wait_for("stepping", 20)
   process.limit_files(faults.LOGS_ONLY)
   assert process.wait() == 1
-  told = process.log.read_text()
-  assert "Traceback" not in told
-  assert "error: two checkpoints in a row could not be written" in told
-  kept = steps(tmp_path / "run")[-1]
-  assert f"the last good checkpoint is of step {kept}. Free space" in told
+  output = process.log.read_text()
+  assert "Traceback" not in output
+  assert "error: two checkpoints in a row could not be written" in output
+  saved = steps(tmp_path / "run")[-1]
+  assert f"the last good checkpoint is of step {saved}. Free space" in output
   again = fork_server.start(command)
   assert again.wait() == 0
-  assert f"resuming at step {kept}" in again.log.read_text()
+  assert f"resuming at step {saved}" in again.log.read_text()
   whole = fork_server.start([*SETTINGS, f"--workdir={tmp_path / 'whole'}"])
   assert whole.wait() == 0
   assert run_outputs.read_all(tmp_path / "run") == run_outputs.read_all(
@@ -46,9 +46,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(fork_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_for_a_while_is_lived_through(
-  fork_server, tmp_path
-):
+def test_a_run_survives_a_disk_that_is_full_for_a_while(fork_server, tmp_path):
   command = [*SETTINGS, f"--workdir={tmp_path}"]
   process = fork_server.start(command)
   assert process.wait_for("stepping", 20)
@@ -58,9 +56,9 @@ def test_a_disk_that_is_full_for_a_while_is_lived_through(
   ):
     process.join(0.001)
   process.limit_files(resource.RLIM_INFINITY)
-  code, told = process.wait(), process.log.read_text()
-  if code:  # the next one failed before there was room
-    assert "two checkpoints in a row" in told
+  code, output = process.wait(), process.log.read_text()
+  if code:  # the next save failed before there was space
+    assert "two checkpoints in a row" in output
   else:
     assert steps(tmp_path)[-1] == 60
 
@@ -72,21 +70,23 @@ def test_a_workdir_that_vanishes_stops_the_run(fork_server, tmp_path):
   assert process.wait_for("stepping", 20)
   workdir.rename(tmp_path / "gone")
   assert process.wait() == 1
-  told = process.log.read_text()
-  assert "error: two checkpoints in a row could not be written" in told
-  assert "Traceback" not in told
+  output = process.log.read_text()
+  assert "error: two checkpoints in a row could not be written" in output
+  assert "Traceback" not in output
   assert not (workdir / "metrics.jsonl").exists()
-  # It is whole where it went to, and can go on there.
+  # The moved workdir is complete, and the run resumes there.
   again = fork_server.start([*SETTINGS, f"--workdir={tmp_path / 'gone'}"])
   assert again.wait() == 0
 
 
 @pytest.mark.parametrize("place", ["/proc/none", "/dev/null/run", "{file}/run"])
-def test_a_workdir_that_cannot_be_written(fork_server, tmp_path, place):
+def test_a_workdir_without_write_permission_is_refused(
+  fork_server, tmp_path, place
+):
   (tmp_path / "file").touch()
   workdir = place.format(file=tmp_path / "file")
   process = fork_server.start([*SETTINGS, f"--workdir={workdir}"])
   assert process.wait() == 1
-  told = process.log.read_text()
-  assert "Traceback" not in told
-  assert workdir in told
+  output = process.log.read_text()
+  assert "Traceback" not in output
+  assert workdir in output

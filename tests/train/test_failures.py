@@ -1,4 +1,4 @@
-"""What was learned is kept when something goes wrong."""
+"""Tests that failures do not lose trained weights."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_a_failing_evaluation_does_not_lose_the_weights(tmp_path, monkeypatch):
   jax.tree.map(
     np.testing.assert_array_equal, runs.params(tmp_path, config), state.params
   )
-  runs.train(config, tmp_path)  # and the run can be ended
+  runs.train(config, tmp_path)  # the run can still be finished
 
 
-def test_a_run_that_is_lost_stops_and_keeps_the_last_good_state(tmp_path):
+def test_a_diverged_run_stops_and_keeps_the_last_good_state(tmp_path):
   config = tiny.config(
     train={**_TRAIN, "length": "40 steps", "max_bad_steps": 3},
     eval=_NO_EVAL,
@@ -58,12 +58,12 @@ def test_a_run_that_is_lost_stops_and_keeps_the_last_good_state(tmp_path):
   with pytest.raises(TrainingError, match="max_bad_steps=3") as stop:
     runs.train(config, tmp_path)
   assert f"init_from={tmp_path}" in str(stop.value)
-  kept = runs.params(tmp_path, config)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
+  saved = runs.params(tmp_path, config)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
 
 
 @pytest.mark.slow
-def test_a_run_beyond_its_new_length_only_reports(tmp_path, capsys):
+def test_a_run_past_its_new_length_only_reports(tmp_path, capsys):
   longer = tiny.config(train=_TRAIN, eval=_NO_EVAL)
   runs.train(longer, tmp_path)
   shorter = tiny.config(train={**_TRAIN, "length": "3 steps"}, eval=_NO_EVAL)
@@ -71,7 +71,7 @@ def test_a_run_beyond_its_new_length_only_reports(tmp_path, capsys):
   assert "all 4 steps were already done" in capsys.readouterr().out
 
 
-def test_pictures_are_made_again_by_a_rerun(tmp_path):
+def test_a_rerun_writes_missing_pictures(tmp_path):
   config = tiny.config(train=_TRAIN, eval=EvalConfig(images=2))
   runs.train(config, tmp_path)
   before = (tmp_path / "reconstructions.png").read_bytes()
@@ -81,7 +81,7 @@ def test_pictures_are_made_again_by_a_rerun(tmp_path):
   assert (tmp_path / "reconstructions.png").read_bytes() == before
 
 
-def test_the_inputs_of_a_lost_step_are_kept_for_a_look(tmp_path):
+def test_the_inputs_of_a_failed_step_are_saved(tmp_path):
   config = tiny.config(
     train={**_TRAIN, "length": "40 steps", "max_bad_steps": 3},
     eval=_NO_EVAL,
@@ -91,18 +91,20 @@ def test_the_inputs_of_a_lost_step_are_kept_for_a_look(tmp_path):
     runs.train(config, tmp_path, devices=2)
   (path,) = tmp_path.glob("bad_step_*.npz")
   assert str(path) in str(stop.value)
-  kept = np.load(path)
-  task, data = runs.open_task(config, runs.devices_mesh())
-  given = next(data.train_batches(int(kept["step"]) - 1))
+  saved = np.load(path)
+  _, data = runs.open_task(config, runs.devices_mesh())
+  given = next(data.train_batches(int(saved["step"]) - 1))
   for name in given:
-    np.testing.assert_array_equal(kept[name], given[name])
+    np.testing.assert_array_equal(saved[name], given[name])
   picture = np.asarray(Image.open(path.with_suffix(".png")))
   assert picture.shape == (4 * 8, 8 * 8, 3)
   np.testing.assert_array_equal(picture[:8, 8:16, 0], given["image"][1, ..., 0])
 
 
-def test_skips_and_spikes_are_told_and_logged(tmp_path, capsys, monkeypatch):
-  """Losses are made up; the counters that reach the log are the run's."""
+def test_skipped_steps_and_spikes_are_reported_and_logged(
+  tmp_path, capsys, monkeypatch
+):
+  """Uses made-up losses, and checks the counters in the log."""
   losses = jnp.array([1.0, 9.0, jnp.nan, 1.0])
   real = update.loss_and_grads
 
@@ -121,9 +123,9 @@ def test_skips_and_spikes_are_told_and_logged(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(steps, "train_step", counted)
   config = tiny.config(train={**_TRAIN, "log_every": "1 steps"}, eval=_NO_EVAL)
   runs.train(config, tmp_path)
-  told = capsys.readouterr().err
-  assert "loss spike at step 2: 9 is more than train.spike_factor=3" in told
-  assert "step 3 is skipped, because it is not finite: loss nan" in told
+  output = capsys.readouterr().err
+  assert "loss spike at step 2: 9 is more than train.spike_factor=3" in output
+  assert "step 3 is skipped, because it is not finite: loss nan" in output
   lines = [
     line for line in run_outputs.read_metrics(tmp_path) if "loss" in line
   ]
@@ -132,8 +134,8 @@ def test_skips_and_spikes_are_told_and_logged(tmp_path, capsys, monkeypatch):
   assert lines[2]["loss"] is None
 
 
-def test_a_run_that_lost_its_workdir_to_another_stops(tmp_path, monkeypatch):
-  """Where locks do not work the newer run goes on."""
+def test_a_run_stops_if_another_takes_its_workdir(tmp_path, monkeypatch):
+  """Without working locks, the newer run continues."""
   config = tiny.config(
     train={"length": "30 steps", "save_every": "2 steps"}, eval=_NO_EVAL
   )
@@ -154,8 +156,8 @@ def test_a_run_that_lost_its_workdir_to_another_stops(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_slow_disk_delays_and_loses_nothing(tmp_path, monkeypatch):
-  """Writes that take longer than the steps between them."""
+def test_a_slow_disk_delays_saves_and_loses_nothing(tmp_path, monkeypatch):
+  """Uses writes that take longer than the steps between them."""
   config = tiny.config(
     train={
       "length": "6 steps",
@@ -187,7 +189,7 @@ def test_a_slow_disk_delays_and_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.fixture
 def scans(tmp_path):
-  """Twenty gray images of which two cannot be read, of one class each."""
+  """A folder of twenty gray images in two classes; one of each is broken."""
   folder = tmp_path / "scans"
   images = datasets.load_digits().images[:20]
   for number, pixels in enumerate(images):
@@ -200,7 +202,7 @@ def scans(tmp_path):
 
 
 @pytest.mark.slow
-def test_too_many_unreadable_images_stop_the_run_with_their_names(
+def test_too_many_unreadable_images_stop_the_run_and_are_named(
   scans, tmp_path, capsys
 ):
   data = {"source": "folder", "path": str(scans), "batch_size": 4}
@@ -211,7 +213,7 @@ def test_too_many_unreadable_images_stop_the_run_with_their_names(
     runs.train(config, tmp_path / "run")
   for name in ("a/04.png: ", "b/07.png: "):
     assert f"{scans}/train/{name}" in str(stop.value)
-  # Ten per cent are allowed now, and the run goes on.
+  # With ten per cent allowed, the run resumes.
   more = tiny.config(
     data=data | {"max_unreadable": 0.1},
     train=_TRAIN | {"length": "10 steps", "log_every": "5 steps"},
@@ -219,7 +221,7 @@ def test_too_many_unreadable_images_stop_the_run_with_their_names(
   )
   runs.train(more, tmp_path / "run")
   assert "starting from scratch with step 0" in capsys.readouterr().out
-  # Two epochs of five steps, and each has both.
+  # Two epochs of five steps; each has both broken images.
   counts = [
     (line["step"], line["unreadable"])
     for line in run_outputs.read_metrics(tmp_path / "run")
@@ -229,8 +231,8 @@ def test_too_many_unreadable_images_stop_the_run_with_their_names(
 
 
 @pytest.mark.slow
-def test_mended_images_and_the_same_command_go_on(scans, tmp_path):
-  """From before most of them; what was met before does not count again."""
+def test_the_run_resumes_after_images_are_repaired(scans, tmp_path):
+  """Earlier unreadable images do not count again after the resume."""
   config = tiny.config(
     data={"source": "folder", "path": str(scans), "batch_size": 4},
     train=_OFTEN | {"length": "8 steps"},
@@ -250,7 +252,7 @@ def test_mended_images_and_the_same_command_go_on(scans, tmp_path):
     ]
     for run in ("run", "whole")
   }
-  # The step in which they were met may have been saved before it was judged.
+  # The step that read them may be saved before they are counted.
   assert counts["run"][-1] == counts["run"][4] <= 2
   assert counts["whole"] == [0] * 8
 
@@ -258,19 +260,19 @@ def test_mended_images_and_the_same_command_go_on(scans, tmp_path):
 @pytest.mark.parametrize(
   ("batch_size", "counts", "stops"),
   [
-    (10, [1, 1, 2, 2, 3, 3], None),  # one in each epoch of twenty
+    (10, [1, 1, 2, 2, 3, 3], None),  # one in each epoch of twenty images
     (10, [1, 2], 2),
-    (10, [0] * 9 + [2], 10),  # late, after nine good epochs
-    (15, [1, 2, 3], None),  # a step that has images of two epochs
+    (10, [0] * 9 + [2], 10),  # after nine good epochs
+    (15, [1, 2, 3], None),  # a step with images of two epochs
     (15, [1, 3], 2),
-    (50, [3, 5, 8], None),  # a step of more than two epochs
+    (50, [3, 5, 8], None),  # a step longer than two epochs
     (50, [4], 1),
   ],
 )
-def test_unreadable_images_are_judged_by_the_epoch(
+def test_unreadable_images_are_counted_per_epoch(
   tmp_path, batch_size, counts, stops
 ):
-  """At 5 % of twenty, one an epoch is allowed."""
+  """Allows one unreadable image per epoch: 5 % of twenty."""
   config = tiny.config(data={"max_unreadable": 0.05, "batch_size": batch_size})
   health = checkpoints.Health.create()
   watch = watch_lib.HealthMonitor(config, 20, BadImages(), health, tmp_path)
@@ -283,7 +285,7 @@ def test_unreadable_images_are_judged_by_the_epoch(
   assert found == stops
 
 
-def test_other_images_are_another_run(scans, tmp_path):
+def test_changed_images_do_not_resume_a_run(scans, tmp_path):
   data = {"source": "folder", "path": str(scans), "batch_size": 4}
   config = tiny.config(
     data=data | {"max_unreadable": 1.0}, train=_TRAIN, eval=_NO_EVAL
@@ -295,9 +297,7 @@ def test_other_images_are_another_run(scans, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stream_that_breaks_does_not_lose_the_steps_before(
-  tmp_path, monkeypatch
-):
+def test_a_broken_stream_does_not_lose_earlier_steps(tmp_path, monkeypatch):
   config = tiny.config(
     train={
       "length": "8 steps",

@@ -1,4 +1,4 @@
-"""Fine-tuning: where it starts, that it is exact, and what it measures."""
+"""Tests of fine-tuning: its start, exactness and measured accuracy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PRETRAIN = tiny.config(
   train={"length": "3 steps", "log_every": "1 steps"},
   eval=EvalConfig(shots=(2,), num_trials=1, images=0),
 )
-# Everything random at once.
+# All random augmentations together.
 _MIXED = ClassifyConfig(
   drop_path=0.3, smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.25
 )
@@ -55,7 +55,9 @@ def loaded(settings: Config, workdir) -> checkpoints.TrainState:
   return loop.initial_state(task, data, settings, mesh, workdir)
 
 
-def test_starts_from_the_encoder_and_a_new_head(pretrained, tmp_path):
+def test_fine_tuning_starts_from_the_encoder_and_a_new_head(
+  pretrained, tmp_path
+):
   settings = config(init_from=str(pretrained))
   params = loaded(settings, tmp_path).params["model"]
   before = runs.params(pretrained, _PRETRAIN)["model"]["encoder"]
@@ -63,7 +65,7 @@ def test_starts_from_the_encoder_and_a_new_head(pretrained, tmp_path):
   table = np.asarray(encoder.pop("pos_embed"))
   assert not table[:, 0].any()
   np.testing.assert_array_equal(table[0, 1:], pos_embed.sincos_2d((4, 4), 32))
-  del before["norm"]  # fc_norm takes its place
+  del before["norm"]  # fc_norm replaces it
   jax.tree.map(np.testing.assert_array_equal, encoder, before)
   head = np.asarray(params["head"]["kernel"])
   assert head.shape == (32, 10)
@@ -86,14 +88,14 @@ def test_positions_are_resized_for_larger_images(pretrained, tmp_path):
 
 @pytest.fixture(scope="module")
 def tuned(pretrained, tmp_path_factory):
-  """A fine-tuned run's settings and workdir."""
+  """Settings and workdir of a fine-tuned run."""
   workdir = tmp_path_factory.mktemp("tuned")
   settings = config(init_from=str(pretrained))
   runs.train(settings, workdir)
   return settings, workdir
 
 
-def test_a_fine_tuned_checkpoint_can_be_the_start(tuned, tmp_path):
+def test_fine_tuning_can_start_from_a_fine_tuned_checkpoint(tuned, tmp_path):
   first, workdir = tuned
   second = config(init_from=str(workdir))
   encoder = loaded(second, tmp_path).params["model"]["encoder"]
@@ -144,24 +146,24 @@ def test_other_channels_are_named(pretrained, tmp_path):
     loaded(settings, tmp_path / "run")
 
 
-def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
   settings = config(train={"length": "4 steps", "save_every": "2 steps"})
   runs.train(settings, tmp_path / "whole")
-  cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-  shutil.rmtree(cut / "checkpoints" / "4")
-  runs.train(settings, cut)
+  interrupted = shutil.copytree(tmp_path / "whole", tmp_path / "interrupted")
+  shutil.rmtree(interrupted / "checkpoints" / "4")
+  runs.train(settings, interrupted)
   jax.tree.map(
     np.testing.assert_array_equal,
-    runs.params(cut, settings),
+    runs.params(interrupted, settings),
     runs.params(tmp_path / "whole", settings),
   )
-  assert run_outputs.read_metrics(cut) == run_outputs.read_metrics(
+  assert run_outputs.read_metrics(interrupted) == run_outputs.read_metrics(
     tmp_path / "whole"
   )
 
 
 @pytest.mark.slow
-def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
+def test_devices_and_accumulation_do_not_change_losses():
   _, wanted = runs.steps(config(), 5)
   for accum, mesh in ((1, {"devices": 8, "fsdp": 4}), (4, {"devices": 2})):
     optim = {"layer_decay": 0.75, "b2": 0.999, "accum_steps": accum}
@@ -170,7 +172,7 @@ def test_any_devices_and_parts_of_the_batch_give_the_same_losses():
 
 
 def test_accuracy_equals_a_plain_loop(tmp_path):
-  """360 held-out digits in batches of 32: the last one is not full."""
+  """Evaluates 360 digits in batches of 32, so the last one is not full."""
   settings = config(
     classify=ClassifyConfig(),
     train={"length": "200 steps", "log_every": "50 steps"},
@@ -201,7 +203,7 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
   assert report.scalars["eval_top1"] == pytest.approx(right / count)
   assert report.scalars["eval_top5"] == pytest.approx(top5 / count)
   assert report.scalars["eval_loss"] == pytest.approx(loss / count, rel=1e-5)
-  assert right / count > 0.3  # it learned something
+  assert right / count > 0.3  # better than chance
 
 
 def test_pre_training_does_not_start_from_a_classifier(tuned, tmp_path):
@@ -211,7 +213,7 @@ def test_pre_training_does_not_start_from_a_classifier(tuned, tmp_path):
     runs.train(settings, tmp_path)
 
 
-def test_a_final_norm_that_is_not_there_is_named(tuned, tmp_path):
+def test_a_missing_final_norm_is_named(tuned, tmp_path):
   settings = config(
     init_from=str(tuned[1]),
     classify=ClassifyConfig(pooling="cls"),
@@ -251,8 +253,8 @@ def test_images_without_labels_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("trained", ["head", "mlp", "1 blocks"])
-def test_what_is_frozen_keeps_every_bit(trained: str):
-  """Under weight decay too, and everything else moves."""
+def test_frozen_parameters_do_not_change(trained: str):
+  """Uses weight decay, and checks that all other parameters change."""
   classify = ClassifyConfig(drop_path=0.3, trainable=trained)
   settings = config(classify=classify, optim={"lr": 1e-2, "weight_decay": 0.3})
   before, _ = runs.steps(settings, 0)
@@ -277,7 +279,7 @@ def may_change(name: str, block: int, trained: str) -> bool:
 
 
 @pytest.mark.parametrize("trained", ["3 blocks", "0 blocks", "most", "-1"])
-def test_what_is_trained_must_be_known(trained: str):
+def test_an_unknown_value_of_trained_is_refused(trained: str):
   settings = config(classify=ClassifyConfig(trainable=trained))
   text = (
     f"classify.trainable='{trained}' is not known: .*'1 blocks' to '2 blocks"
@@ -287,7 +289,7 @@ def test_what_is_trained_must_be_known(trained: str):
 
 
 @pytest.mark.slow
-def test_averaged_parameters_follow_and_are_what_is_used(tmp_path):
+def test_averaged_parameters_are_updated_and_used(tmp_path):
   decay = 0.9
   classify = dataclasses.replace(_MIXED, ema=decay)
   settings = config(classify=classify, train={"length": "3 steps"})
@@ -301,7 +303,7 @@ def test_averaged_parameters_follow_and_are_what_is_used(tmp_path):
     )
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
   jax.tree.map(close, states[3]["averaged"], wanted)
-  # The parameters themselves are those of a run without.
+  # The parameters equal those of a run without averages.
   plain = config(train={"length": "3 steps"})
   jax.tree.map(
     close, states[3]["model"], runs.steps(plain, 3)[0].params["model"]
@@ -322,7 +324,7 @@ def test_averaged_parameters_follow_and_are_what_is_used(tmp_path):
 
 def test_a_skipped_step_changes_no_average():
   classify = ClassifyConfig(ema=0.5)
-  # After one such step nothing is finite.
+  # After the step, nothing would be finite.
   settings = config(classify=classify, optim={"lr": 1e20, "warmup": "0 steps"})
   before, _ = runs.steps(settings, 1)
   assert int(before.health.skipped) == 0

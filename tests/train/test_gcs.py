@@ -1,6 +1,6 @@
-"""Runs whose directory is in a bucket: as on a disk, whatever happens.
+"""Tests that runs in a bucket behave like runs on a disk.
 
-The clients are those a user has; only the servers at the other end are not.
+The clients are the real ones; only the servers are fake.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fork_server(bucket, tmp_path_factory):
-  """Starts the program where it finds the bucket."""
+  """A fork server whose runs find the bucket."""
   directory = tmp_path_factory.mktemp("processes")
   with ForkServer(directory, bucket.environ) as opened:
     yield opened
@@ -41,7 +41,7 @@ def fork_server(bucket, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(fork_server, tmp_path_factory):
-  """What a run leaves on a disk."""
+  """Outputs of an uninterrupted run on a disk."""
   workdir = tmp_path_factory.mktemp("whole")
   assert fork_server.start([*SETTINGS, f"--workdir={workdir}"]).wait() == 0
   return run_outputs.read_all(workdir)
@@ -53,8 +53,8 @@ def _remains(bucket: bucket_lib.Bucket, run: str, to: pathlib.Path) -> dict:
 
 
 @pytest.mark.slow
-def test_killed_and_started_again(bucket, fork_server, whole, tmp_path):
-  """Ends as a run on a disk that nobody touched."""
+def test_a_killed_run_in_a_bucket_resumes(bucket, fork_server, whole, tmp_path):
+  """Checks that it ends like an uninterrupted run on a disk."""
   command = [*SETTINGS, "--workdir=gs://bucket/killed/run"]
   random_ = random.Random(0)
   for phase, number in [("saving", 1), ("evaluating", 0)]:
@@ -69,7 +69,9 @@ def test_killed_and_started_again(bucket, fork_server, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_and_started_again(bucket, fork_server, whole, tmp_path):
+def test_a_stopped_run_in_a_bucket_resumes(
+  bucket, fork_server, whole, tmp_path
+):
   command = [*SETTINGS, "--workdir=gs://bucket/stopped"]
   process = fork_server.start(command)
   assert process.wait_for("stepping", 10)
@@ -77,7 +79,7 @@ def test_stopped_and_started_again(bucket, fork_server, whole, tmp_path):
   assert process.wait() == 75, process.log.read_text()
   assert fork_server.start(command).wait() == 0
   assert _remains(bucket, "stopped", tmp_path) == whole
-  # And its parameters are where another run begins.
+  # Another run can start from its parameters.
   process = fork_server.start(
     [
       *SETTINGS,
@@ -108,15 +110,15 @@ def test_a_broken_checkpoint_is_set_aside(bucket, fork_server, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_bucket_that_refuses_everything(
+def test_a_run_resumes_after_a_bucket_refused_everything(
   bucket, fork_server, whole, status, tmp_path
 ):
-  """Ends the run with a line; when it is there again, so is the run."""
+  """The run ends with one line, and resumes when the bucket works again."""
   run = f"refused-{status}"
   command = [*SETTINGS, f"--workdir=gs://bucket/{run}"]
   if status == 404:
-    # In a bucket that is gone TensorFlow's client makes a directory and those
-    # above it for ever, and Orbax asks it to in the middle of a checkpoint.
+    # In a missing bucket, TensorFlow's client tries to create a directory and
+    # its parents forever. Orbax creates one in the middle of a checkpoint.
     bucket.last, bucket.then = f"{run}/checkpoints/10/commit", status
   process = fork_server.start(command)
   assert process.wait_for("saving", 1)
@@ -126,10 +128,10 @@ def test_a_bucket_that_refuses_everything(
     code = process.wait()
   finally:
     bucket.failing = None
-  told = process.log.read_text()
+  message = process.log.read_text()
   assert code == 1
-  assert "Traceback" not in told
-  assert f"gs://bucket/{run}" in told
+  assert "Traceback" not in message
+  assert f"gs://bucket/{run}" in message
   process = fork_server.start(command)
   assert process.wait() == 0, process.log.read_text()
   assert _remains(bucket, run, tmp_path) == whole
@@ -149,25 +151,27 @@ def test_the_newer_run_takes_over(bucket, fork_server):
 
 
 @pytest.mark.parametrize(
-  ("where", "told"),
+  ("where", "message"),
   [
     ("gs://nobodys/run", "there is no bucket 'nobodys'"),
     ("gs://", "is not a directory"),
     ("s3://bucket/run", "is not a directory"),
   ],
 )
-def test_no_such_bucket(fork_server, where, told):
+def test_a_missing_bucket_is_reported(fork_server, where, message):
   process = fork_server.start([*SETTINGS, f"--workdir={where}"])
   assert process.wait(60) == 1
   lines = process.log.read_text().splitlines()
   assert lines[-1].startswith(f"error: --workdir={where}")
-  assert told in lines[-1]
+  assert message in lines[-1]
   assert not any("Traceback" in line for line in lines)
 
 
 @pytest.mark.slow
-def test_images_in_a_bucket(bucket, fork_server, tmp_path):
-  """Are those of the same folder on a disk."""
+def test_images_in_a_bucket_equal_those_of_a_folder(
+  bucket, fork_server, tmp_path
+):
+  """Compares with the same folder on a disk."""
   random_ = np.random.default_rng(0)
   for number in range(70):
     picture = random_.integers(0, 256, [12, 10, 3], np.uint8)
@@ -200,8 +204,10 @@ def test_images_in_a_bucket(bucket, fork_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_compiled_is_kept_there(bucket, fork_server, whole, tmp_path):
-  """Written by the first run, and read by the second one."""
+def test_the_compile_cache_can_be_in_a_bucket(
+  bucket, fork_server, whole, tmp_path
+):
+  """The first run writes the cache, and the second one reads it."""
   cache = "--config.train.compile_cache=gs://bucket/compiled"
   for run in ("writes", "reads"):
     process = fork_server.start(
@@ -210,8 +216,8 @@ def test_what_was_compiled_is_kept_there(bucket, fork_server, whole, tmp_path):
     assert process.wait() == 0, process.log.read_text()
     assert "Warning" not in process.log.read_text()
     assert run_outputs.read_all(tmp_path / run)["metrics"] == whole["metrics"]
-    kept = {x for x in bucket.objects if x.startswith("compiled/")}
+    saved = {x for x in bucket.objects if x.startswith("compiled/")}
     if run == "writes":
-      assert any("train_step" in name for name in kept)
-      before = kept
-  assert kept == before
+      assert any("train_step" in name for name in saved)
+      before = saved
+  assert saved == before

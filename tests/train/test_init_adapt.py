@@ -1,4 +1,4 @@
-"""Starting from a network of other patches, sizes or channels."""
+"""Tests of starting from another patch size, image size or channel count."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ COLOR = {
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-  """The workdir of a network of 2 x 2 gray pixels."""
+  """The workdir of a network with patches of 2 x 2 gray pixels."""
   return runs.pretrained(tmp_path_factory.mktemp("start"))
 
 
-def still(
+def without_learning(
   workdir: Any, data: dict[str, Any] | None = None, **settings: Any
 ) -> Config:
-  """A run of larger patches that begins there and learns nothing."""
+  """Returns a run with larger patches from that start at learning rate 0."""
   return tiny.config(
     data={"image_size": (16, 16), "eval_split": "", **(data or {})},
     model={"patch_size": (4, 4)},
@@ -43,8 +43,8 @@ def still(
   )
 
 
-def test_pre_training_goes_on_with_patches_four_times_as_large(start, tmp_path):
-  config = still(start, COLOR, init_adapt=True)
+def test_pre_training_resumes_with_four_times_larger_patches(start, tmp_path):
+  config = without_learning(start, COLOR, init_adapt=True)
   runs.train(config, tmp_path)
   found = runs.params(tmp_path, config)["model"]
   before = runs.params(start, tiny.config())["model"]
@@ -65,17 +65,21 @@ def test_pre_training_goes_on_with_patches_four_times_as_large(start, tmp_path):
   np.testing.assert_array_equal(first, second)
 
 
-def test_an_encoder_that_stays_as_adapted_is_told(start, tmp_path, capsys):
-  alone = still(start, init_adapt=True, objective={"trainable": "decoder"})
+def test_an_adapted_frozen_encoder_is_reported(start, tmp_path, capsys):
+  alone = without_learning(
+    start, init_adapt=True, objective={"trainable": "decoder"}
+  )
   runs.train(alone, tmp_path)
-  told = capsys.readouterr()
-  assert "adapted to other patches and then not " in told.err + told.out
+  output = capsys.readouterr()
+  assert "adapted to other patches and then not " in output.err + output.out
 
 
-def test_pre_training_goes_on_with_larger_images(start, tmp_path):
-  """Nothing but the fixed table of positions is another one."""
+def test_pre_training_resumes_with_larger_images(start, tmp_path):
+  """Checks that only the fixed position table changes."""
   config = tiny.with_changes(
-    still(start), model={"patch_size": (2, 2)}, data={"image_size": (12, 16)}
+    without_learning(start),
+    model={"patch_size": (2, 2)},
+    data={"image_size": (12, 16)},
   )
   runs.train(config, tmp_path)
   found = runs.params(tmp_path, config)
@@ -87,8 +91,8 @@ def test_pre_training_goes_on_with_larger_images(start, tmp_path):
   assert network.predict(pixels, hidden).shape == (2, 48, 4)
 
 
-def test_fine_tuning_too(start, tmp_path):
-  config = still(start, task="finetune", init_adapt=True)
+def test_fine_tuning_adapts_too(start, tmp_path):
+  config = without_learning(start, task="finetune", init_adapt=True)
   runs.train(config, tmp_path)
   found = runs.params(tmp_path, config)["model"]["encoder"]
   before = runs.params(start, tiny.config())["model"]["encoder"]
@@ -103,6 +107,6 @@ def test_fine_tuning_too(start, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune"])
-def test_not_unless_it_is_asked_for(start, tmp_path, task: str):
+def test_nothing_is_adapted_without_init_adapt(start, tmp_path, task: str):
   with pytest.raises(ConfigError, match=r"or --config.init_adapt="):
-    runs.train(still(start, task=task), tmp_path)
+    runs.train(without_learning(start, task=task), tmp_path)

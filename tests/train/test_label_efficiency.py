@@ -1,4 +1,4 @@
-"""Many runs as one: each member is the run that it would be alone."""
+"""Tests of many runs trained as one program, and of their report."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ def close(mine, its) -> None:
   np.testing.assert_allclose(mine, its, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("number", [1, 7])  # of one seed: compiled once
+@pytest.mark.parametrize(
+  "number", [1, 7]
+)  # all members of a seed share one program
 @pytest.mark.slow
-def test_a_member_is_the_run_it_would_be_alone(whole, number):
+def test_a_member_equals_a_single_run(whole, number):
   _, settings, _, members = whole
   mesh = runs.devices_mesh()
   task, data = runs.open_task(settings, mesh)
@@ -125,7 +127,7 @@ def test_a_member_is_the_run_it_would_be_alone(whole, number):
   )
 
 
-def test_the_report_is_of_the_members(whole):
+def test_the_report_has_the_results_of_the_members(whole):
   _, settings, report, members = whole
   mesh = runs.devices_mesh()
   task, data = runs.open_task(settings, mesh)
@@ -153,25 +155,27 @@ def test_the_report_is_of_the_members(whole):
 
 @pytest.mark.slow
 @pytest.mark.slow
-def test_a_cut_run_is_a_whole_one(whole, tmp_path):
+def test_an_interrupted_comparison_resumes_exactly(whole, tmp_path):
   workdir, settings, _, members = whole
-  cut = shutil.copytree(workdir, tmp_path / "cut")
-  shutil.rmtree(cut / "checkpoints" / "4")
-  _, again = train(settings, cut)
+  interrupted = shutil.copytree(workdir, tmp_path / "interrupted")
+  shutil.rmtree(interrupted / "checkpoints" / "4")
+  _, again = train(settings, interrupted)
   jax.tree.map(np.testing.assert_array_equal, again, members)
-  assert run_outputs.read_metrics(cut) == run_outputs.read_metrics(workdir)
+  assert run_outputs.read_metrics(interrupted) == run_outputs.read_metrics(
+    workdir
+  )
 
 
 @pytest.mark.slow
 @pytest.mark.slow
-def test_any_devices_give_the_same(whole, tmp_path):
+def test_devices_do_not_change_results(whole, tmp_path):
   _, settings, _, members = whole
   _, again = train(settings, tmp_path, devices=4, fsdp=2)
   jax.tree.map(close, again, members)
 
 
 @pytest.mark.slow
-def test_members_that_devices_do_not_divide(pretrained, tmp_path):
+def test_the_number_of_members_need_not_divide_by_devices(pretrained, tmp_path):
   settings = config(
     init_from=pretrained,
     label_efficiency=LabelEfficiencyConfig(shots=(2,), seeds=3, scratch=False),
@@ -187,8 +191,8 @@ def test_members_that_devices_do_not_divide(pretrained, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_chain(tmp_path):
-  """Pre-training and probes of it, from a recipe and nothing else."""
+def test_pre_training_and_probes_run_from_one_recipe(tmp_path):
+  """Runs pre-training and probes from a recipe alone."""
   recipe = tmp_path / "recipe.py"
   recipe.write_text(
     "from tests import tiny\n"
@@ -216,7 +220,7 @@ def test_the_whole_chain(tmp_path):
     run_outputs.read_metrics(tmp_path / "run" / "pretrain")[-1]["step"] == 3
   )
   encoder = runs.params(tmp_path / "run" / "pretrain", _PRETRAIN)["model"]
-  # What goes on needs no start.
+  # A resumed run does not read init_from.
   shutil.rmtree(tmp_path / "run" / "pretrain")
   label_efficiency.run(settings, workdir, stop)
   assert not (tmp_path / "run" / "pretrain").exists()
@@ -271,7 +275,7 @@ def test_pre_training_on_other_images_is_refused(tmp_path):
     label_efficiency.run(settings, str(tmp_path), signals.StopSignals())
 
 
-def test_a_comparison_is_no_start_and_names_its_own(whole, tmp_path):
+def test_a_comparison_cannot_be_a_start(whole, tmp_path):
   workdir, settings, *_ = whole
   text = f"trains many networks: .*such as {settings.init_from}, from which"
   again = dataclasses.replace(settings, init_from=str(workdir))

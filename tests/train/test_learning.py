@@ -1,4 +1,4 @@
-"""It learns: one batch by heart, and in bfloat16 as in float32."""
+"""Tests that training memorizes a batch, and works in bfloat16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers import runs, tiny
 
 
 @pytest.mark.slow
-def test_one_batch_can_be_learned_by_heart():
+def test_one_batch_can_be_memorized():
   config = tiny.config(objective={"target": "raw"})
   source = sources.open_source(config.data, "train")
   rows = np.arange(4)
@@ -46,13 +46,13 @@ def test_one_batch_can_be_learned_by_heart():
 
 
 @pytest.mark.slow
-def test_bfloat16_stays_beside_float32_for_200_steps():
+def test_bfloat16_losses_follow_float32_for_200_steps():
   length = {"length": "200 steps"}
   kwargs = {"train": length, "optim": {"warmup": "20 steps", "blr": 4e-3}}
   _, exact = runs.steps(tiny.config(**kwargs), 200)
   half = tiny.config(**kwargs, model={"dtype": "bfloat16"})
   state, losses = runs.steps(half, 200)
-  # Single losses within 2 %, their mean over the last 50 within 0.5 %.
+  # Single losses are within 2 %, the mean of the last 50 within 0.5 %.
   np.testing.assert_allclose(losses, exact, rtol=2e-2)
   np.testing.assert_allclose(losses[-50:].mean(), exact[-50:].mean(), rtol=5e-3)
   assert exact[-50:].mean() < 0.9 * exact[0]

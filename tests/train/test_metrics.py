@@ -1,4 +1,4 @@
-"""Logs say what was measured, once for every step, also after a restart."""
+"""Tests that logs have each step exactly once, also after a restart."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def scalars(workdir: pathlib.Path) -> list[tuple[int, str, float]]:
   ]
 
 
-def test_scalars_are_written_twice(tmp_path):
+def test_scalars_are_written_to_both_logs(tmp_path):
   log = writer(tmp_path / "new" / "run")
   log.scalars(2, {"loss": np.float32(0.5), "lr": 0.25})
-  # Readable at once, not only when the run has ended.
+  # Logs are readable during the run.
   assert lines(tmp_path / "new" / "run") == [
     {"step": 2, "loss": 0.5, "lr": 0.25}
   ]
@@ -56,7 +56,7 @@ def test_scalars_are_written_twice(tmp_path):
   ]
 
 
-def test_pictures(tmp_path):
+def test_pictures_are_written_to_both_logs(tmp_path):
   log = writer(tmp_path)
   log.image(3, "reconstructions", np.full((5, 7, 3), 9, np.uint8))
   log.close()
@@ -68,7 +68,7 @@ def test_pictures(tmp_path):
   assert images == [(3, "reconstructions", 5, 7)]
 
 
-def test_how_far_it_is(tmp_path, capsys):
+def test_progress_is_reported(tmp_path, capsys):
   log = writer(tmp_path, start=4)
   console.warn("a line of its own")
   for _ in range(3):
@@ -80,33 +80,35 @@ def test_how_far_it_is(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ("restored", "kept"), [(0, []), (4, [2, 4]), (5, [2, 4]), (8, [2, 4, 6, 8])]
+  ("restored", "saved"), [(0, []), (4, [2, 4]), (5, [2, 4]), (8, [2, 4, 6, 8])]
 )
-def test_a_restart_repeats_no_step(tmp_path, restored: int, kept: list[int]):
+def test_a_restart_logs_each_step_once(
+  tmp_path, restored: int, saved: list[int]
+):
   log = writer(tmp_path)
   for step in (2, 4, 6, 8):
     log.scalars(step, {"loss": step / 8})
   log.close()
   with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 10, "lo')  # killed in the middle of a line
+    file.write('{"step": 10, "lo')  # the run was killed in the middle of a line
   log = writer(tmp_path, start=restored)
-  assert [line["step"] for line in lines(tmp_path)] == kept
+  assert [line["step"] for line in lines(tmp_path)] == saved
   log.scalars(restored + 1, {"loss": 9.0})
   log.close()
   assert lines(tmp_path) == [
-    *({"step": step, "loss": step / 8} for step in kept),
+    *({"step": step, "loss": step / 8} for step in saved),
     {"step": restored + 1, "loss": 9.0},
   ]
-  board = [(step, "loss", step / 8) for step in kept]
+  board = [(step, "loss", step / 8) for step in saved]
   assert scalars(tmp_path) == [*board, (restored + 1, "loss", 9.0)]
-  # What was cut off is not lost.
-  cut = tmp_path / "metrics.cut.jsonl"
-  text = cut.read_text() if cut.exists() else ""
+  # Removed lines are saved elsewhere.
+  removed = tmp_path / "metrics.cut.jsonl"
+  text = removed.read_text() if removed.exists() else ""
   away = [json.loads(line)["step"] for line in text.splitlines()]
-  assert kept + away == [2, 4, 6, 8]
+  assert saved + away == [2, 4, 6, 8]
 
 
-def test_events_that_were_half_written_are_cut_off(tmp_path):
+def test_incomplete_events_are_removed(tmp_path):
   log = writer(tmp_path)
   for step in (2, 4):
     log.scalars(step, {"loss": 1.0})
@@ -139,7 +141,7 @@ def test_whether_the_restored_step_was_evaluated(
 
 
 def test_lines_wait_while_the_disk_is_full(tmp_path, capsys):
-  """Writes stop in the middle, and no line is lost, doubled or torn."""
+  """Writes fail in the middle; no line is lost, repeated or incomplete."""
   log = writer(tmp_path)
   log.scalars(1, {"loss": 1.0})
   with full_disk():
@@ -155,7 +157,7 @@ def test_lines_wait_while_the_disk_is_full(tmp_path, capsys):
   assert [step for step, *_ in scalars(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_log_that_vanished_is_not_written_anew(tmp_path):
+def test_a_deleted_log_is_not_created_again(tmp_path):
   log = writer(tmp_path / "run")
   log.scalars(1, {"loss": 1.0})
   shutil.rmtree(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The adversarial step: who learns from what; a decoder trained alone."""
+"""Tests of training with a discriminator, and of training only a decoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOTAL = 20
 
 
 def adversarial(target: str = "norm_pix", **settings: Any):
-  """The objective, its network and random parameters."""
+  """Returns the objective, its network and random parameters."""
   config = tiny.config(
     objective={"target": target},
     discriminator={
@@ -59,7 +59,9 @@ DISCRIMINATORS = {
     (20, "non_saturating", "patch"),
   ],
 )
-def test_each_learns_from_its_own_loss_alone(step: int, game: str, kind: str):
+def test_each_network_learns_only_from_its_own_loss(
+  step: int, game: str, kind: str
+):
   objective, model, params = adversarial(loss=game, type=kind)
   images, noise = given()
   network = DISCRIMINATORS[kind](8, 2)
@@ -81,11 +83,11 @@ def test_each_learns_from_its_own_loss_alone(step: int, game: str, kind: str):
     fake = score(rival, objectives.generated_image(model, params, images, out))
     real = score(rival, images)
     if game == "hinge":
-      told = jnp.maximum(0, 1 - real).mean() + jnp.maximum(0, 1 + fake).mean()
+      output = jnp.maximum(0, 1 - real).mean() + jnp.maximum(0, 1 + fake).mean()
     else:
-      told = soft(-real).mean() + soft(fake).mean()
+      output = soft(-real).mean() + soft(fake).mean()
     slopes = jax.grad(lambda x: score(rival, x).mean(axis=1).sum())(images)
-    return told + 3 * 0.5 * (slopes**2).sum(axis=(1, 2, 3)).mean()
+    return output + 3 * 0.5 * (slopes**2).sum(axis=(1, 2, 3)).mean()
 
   (total, metrics), grads = jax.jit(
     jax.value_and_grad(objective.loss, argnums=1, has_aux=True),
@@ -104,29 +106,29 @@ def test_each_learns_from_its_own_loss_alone(step: int, game: str, kind: str):
 
 
 @pytest.mark.parametrize("target", ["norm_pix", "raw"])
-def test_what_is_judged_has_the_visible_patches_and_true_statistics(target):
+def test_the_discriminator_sees_visible_patches_and_true_statistics(target):
   _, model, params = adversarial(target)
   images, noise = given()
   out = model.apply({"params": params["model"]}, images, noise)
   painted = objectives.generated_image(model, params, images, out)
-  cut = numpy_reference.patchify(np.asarray(painted), (2, 2))
+  patches = numpy_reference.patchify(np.asarray(painted), (2, 2))
   true, mask = numpy_reference.patchify(images, (2, 2)), np.asarray(out.mask)
-  np.testing.assert_array_equal(cut[mask == 0], true[mask == 0])
+  np.testing.assert_array_equal(patches[mask == 0], true[mask == 0])
   pred = np.asarray(out.pred)
   if target == "norm_pix":
     std = np.sqrt(true.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
     pred = pred * std + true.mean(axis=-1, keepdims=True)
-  np.testing.assert_allclose(cut[mask == 1], pred[mask == 1], rtol=1e-5)
+  np.testing.assert_allclose(patches[mask == 1], pred[mask == 1], rtol=1e-5)
 
 
-def test_a_penalty_of_zero_is_none():
+def test_a_gradient_penalty_of_zero_changes_nothing():
   objective, model, params = adversarial(gradient_penalty=0.0)
   images, noise = given()
   _, metrics = objective.loss(model, params, images, noise, jnp.int32(3))
   assert metrics["gradient_penalty"] == 0
 
 
-def test_the_discriminator_has_an_adam_and_a_rate_of_its_own():
+def test_the_discriminator_has_its_own_optimizer_and_rate():
   config = tiny.config(
     discriminator={
       "type": "patch",
@@ -137,7 +139,7 @@ def test_the_discriminator_has_an_adam_and_a_rate_of_its_own():
     }
   )
   model = factory.masked_autoencoder(config)
-  # Half of the peak of the network's: half of the peak of its own.
+  # At half of the network's peak rate, it is at half of its own peak.
   trained = objectives.Adversarial(
     config, model, lambda step: 0.5 * config.optim.lr, TOTAL
   ).optimizers["discriminator"]
@@ -174,7 +176,7 @@ def test_the_discriminator_has_an_adam_and_a_rate_of_its_own():
     ),
   ],
 )
-def test_settings_that_cannot_work(changes, text: str):
+def test_settings_that_cannot_work_are_refused(changes, text: str):
   with pytest.raises(ConfigError, match=text):
     adversarial(**changes)
 
@@ -197,4 +199,4 @@ def test_a_frozen_encoder_has_no_moments_and_no_backward_pass():
     )
   )
   decoder = sum(x.size for x in jax.tree.leaves(params["model"]["decoder"]))
-  assert held == 2 * decoder + 1  # and the count of steps
+  assert held == 2 * decoder + 1  # plus the step count

@@ -1,4 +1,4 @@
-"""Other masks and targets keep what the default promises."""
+"""Tests that other masks, targets and losses are exact and resumable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mae_jax.train import fit_target
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 
-# Each setting at least once: they do not know of each other.
+# Each setting occurs at least once; settings are independent.
 OBJECTIVES: dict[str, dict[str, Any]] = {
   "learned": {
     "masked_input": "mask_tokens",
@@ -53,7 +53,7 @@ PCA = {"target": "pca", "pca_components": 3}
 def settings(
   discriminator: dict[str, Any] | None = None, **objective: Any
 ) -> Config:
-  """A run of four steps, each of which is logged."""
+  """Returns a run of four steps that logs each step."""
   return tiny.config(
     discriminator=discriminator or {},
     train={
@@ -69,7 +69,7 @@ def settings(
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-  """That a target learns from."""
+  """Limits the number of images that a target is fitted on."""
   monkeypatch.setattr(fit_target, "IMAGES", 100)
 
 
@@ -111,7 +111,7 @@ def schedule(
 
 
 def test_sequential_masks_have_equal_parts_in_order():
-  # Of 12 steps each ratio has six and each strategy four, in a row.
+  # Of 12 steps, each ratio has six and each strategy four, in a row.
   assert schedule("sequential", 12, ratios=2, strategies=3) == (
     [0] * 4 + [1] * 2 + [4] * 2 + [5] * 4
   )
@@ -142,18 +142,16 @@ def test_a_target_is_fitted_on_the_training_stream():
   state, _ = runs.steps(config, 0)
   _, data = runs.open_task(config, runs.devices_mesh())
   stream = data.train_batches(0)
-  rows = np.concatenate([next(stream)["image"] for _ in range(4)])  # of 32
+  rows = np.concatenate(
+    [next(stream)["image"] for _ in range(4)]
+  )  # of 32 images
   x = patchify.normalize(rows, config.data.mean, config.data.std)
-  interrupted = np.asarray(patchify.patchify(x, (2, 2)), np.float64).reshape(
-    -1, 4
-  )
+  patches = np.asarray(patchify.patchify(x, (2, 2)), np.float64).reshape(-1, 4)
   fitted = jax.device_get(state.params["fitted"]["target"])
+  np.testing.assert_allclose(fitted["mean"], patches.mean(axis=0), rtol=1e-5)
+  variances = np.linalg.eigvalsh(np.cov(patches.T))[::-1][:3]
   np.testing.assert_allclose(
-    fitted["mean"], interrupted.mean(axis=0), rtol=1e-5
-  )
-  variances = np.linalg.eigvalsh(np.cov(interrupted.T))[::-1][:3]
-  np.testing.assert_allclose(
-    (interrupted @ fitted["basis"]).var(axis=0, ddof=1), variances, rtol=1e-4
+    (patches @ fitted["basis"]).var(axis=0, ddof=1), variances, rtol=1e-4
   )
 
 
@@ -162,13 +160,13 @@ def test_a_fitted_target_is_saved_and_reused(tmp_path):
   runs.train(config, tmp_path / "first")
   before = runs.params(tmp_path / "first", config)["fitted"]
   again = tiny.with_changes(config, init_from=str(tmp_path / "first"))
-  # Other images: fitted anew, components would be others.
+  # A new fit on other images would give other components.
   again = tiny.with_changes(again, data={"crop_scale": (0.2, 0.3)})
   runs.train(again, tmp_path / "second")
   after = runs.params(tmp_path / "second", again)["fitted"]
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
-  # Painted are patches, whatever is predicted of them.
+  # Reconstructions are patches of pixels, also for this target.
   network = reconstructor.Reconstructor(
     tmp_path / "second", runs.devices_mesh()
   )
@@ -191,7 +189,7 @@ def test_a_fitted_target_is_saved_and_reused(tmp_path):
     match=r"objective.target=pca, .*target=pca, or leave init_from empty",
   ):
     runs.train(other, tmp_path / "third")
-  # Said at once, with what does it: no shape, and no flag refused next.
+  # The first error names the setting that fixes it.
   for changes, text in (
     (
       {"objective": {"pca_components": 2}},
@@ -277,7 +275,7 @@ def test_training_only_the_decoder_needs_init_from(tmp_path):
   alone = settings(trainable="decoder")
   with pytest.raises(ConfigError, match="set init_from"):
     runs.train(alone, tmp_path)
-  # Of one without a decoder: that it may be left out would be no way out.
+  # A checkpoint without a decoder; the error must not say that it is optional.
   tuned = tiny.config(
     task="finetune", train={"length": "3 steps"}, data={"eval_split": ""}
   )
@@ -303,7 +301,7 @@ def test_a_different_decoder_is_reported_by_its_settings(tmp_path):
 
 
 def test_a_decoder_is_trained_alone_and_with_a_discriminator(tmp_path):
-  """The second stage of the published visualizations: no weight but its own."""
+  """Checks a second stage that trains only the decoder."""
   runs.pretrained(tmp_path / "first")
   config = tiny.with_changes(
     settings(
@@ -325,7 +323,7 @@ def test_a_decoder_is_trained_alone_and_with_a_discriminator(tmp_path):
   )
   assert min(jax.tree.leaves(moved)) > 0
   assert set(after) == {"model", "discriminator"}
-  # What is given away is the network.
+  # The exported parameters are those of the network.
   convert.convert(
     str(tmp_path / "second"), str(tmp_path / "x.pth"), to="facebook"
   )

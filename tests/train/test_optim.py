@@ -1,4 +1,4 @@
-"""Schedule, decay rule and AdamW equal NumPy written from the reference."""
+"""Tests of schedule, weight decay and optimizers against NumPy and PyTorch."""
 
 from __future__ import annotations
 
@@ -92,21 +92,21 @@ def test_warmup_must_end_before_training(total: int, warmup: int):
     optim.learning_rate(config(), total, warmup)
 
 
-def test_what_is_decayed_by_name():
+def test_decayed_parameters_by_name():
   mask = by_name(optim.decay_mask(tiny.params()))
   assert {name for name, decayed in mask.items() if decayed} == DECAYED
   assert {name for name, decayed in mask.items() if not decayed} == NOT_DECAYED
 
 
-def test_reference_rule_gives_the_same_list():
-  """Not one-dimensional and no bias, where a stack's layers count alone."""
+def test_the_rule_of_the_reference_decays_the_same_parameters():
+  """The reference skips biases and vectors; stacked layers count singly."""
   for name, leaf in by_name(tiny.params()).items():
     axes = leaf.ndim - ("blocks" in name)
     plain = axes <= 1 or name.endswith("/bias")
     assert (name in NOT_DECAYED) == plain, name
 
 
-def test_updates_equal_adamw_written_out():
+def test_updates_equal_adamw_in_numpy():
   params = tiny.params()
   settings = config(weight_decay=0.3, b1=0.8, b2=0.9)
   tx = optim.adamw(settings)
@@ -133,7 +133,7 @@ def test_updates_equal_adamw_written_out():
       )
 
 
-def test_decay_alone_moves_tokens_and_kernels_but_no_bias():
+def test_weight_decay_changes_tokens_and_kernels_but_no_bias():
   params = tiny.params()
   tx = optim.adamw(config(weight_decay=0.3))
   zeros = jax.tree.map(np.zeros_like, params)
@@ -164,7 +164,7 @@ def test_clipping_is_by_the_global_norm(clip: float):
 
 
 def classifier(depth: int = 12) -> dict:
-  """Shapes of ViT-B's classifier, or of one as deep as asked for."""
+  """Returns parameter shapes of ViT-B's classifier, or of another depth."""
   encoder = mae.Encoder((16, 16), 768, depth, 12, 3072, learned_positions=True)
   model = vit.VisionTransformer(encoder.clone(final_norm=False), 1000)
   init = functools.partial(model.init, jax.random.key(0))
@@ -172,7 +172,7 @@ def classifier(depth: int = 12) -> dict:
 
 
 def test_layer_scales_of_every_parameter_of_vit_b():
-  """decay^(13 - id): embeddings 0, block i i + 1, what comes after 13."""
+  """Scales are decay^(13 - id): embeddings 0, block i is i + 1, rest 13."""
   params = classifier()
   scales = by_name(optim.layer_scales(params, 0.65))
   leaves = by_name(params)
@@ -209,7 +209,7 @@ def small_classifier() -> dict:
 
 
 def test_ten_steps_with_layer_decay_equal_pytorch():
-  """torch.optim.AdamW, a group a layer, as the reference builds them."""
+  """Compares with torch.optim.AdamW with one group per layer."""
   params = small_classifier()
   settings = config(weight_decay=0.05, b1=0.9, b2=0.999)
   scales = optim.layer_scales(params, 0.65)
@@ -263,8 +263,8 @@ def test_ten_steps_with_layer_decay_equal_pytorch():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_ten_lars_steps_written_out(decay: float):
-  """Decay, trust ratio of kernels, momentum, and the rate at the end."""
+def test_ten_lars_steps_equal_numpy(decay: float):
+  """Compares decay, trust ratios, momentum and learning rate."""
   random = np.random.default_rng(6)
   params = {
     "kernel": random.normal(size=(6, 5)).astype(np.float32),

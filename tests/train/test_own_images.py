@@ -1,4 +1,4 @@
-"""Training from files of one's own: a TFDS data set and folders."""
+"""Tests of training on a user's own TFDS data set and folders."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _check(workdir, report):
 
 
 @pytest.mark.slow
-def test_a_tfds_data_set(tmp_path):
+def test_training_on_a_tfds_data_set(tmp_path):
   examples = [
     {"image": np.full((20, 20, 3), 10 * k, np.uint8), "label": k % 2}
     for k in range(20)
@@ -66,7 +66,7 @@ def test_a_tfds_data_set(tmp_path):
 @pytest.mark.parametrize(
   "devices", [pytest.param(1, marks=pytest.mark.slow), 4]
 )
-def test_a_folder_of_photographs(tmp_path, devices):
+def test_training_on_a_folder_of_photographs(tmp_path, devices):
   photos = datasets.load_sample_images().images
   for split, tops in (("train", (0, 100, 200)), ("val", (50,))):
     for name, photo in zip(("china", "flower"), photos, strict=True):
@@ -86,8 +86,8 @@ def test_a_folder_of_photographs(tmp_path, devices):
 
 
 @pytest.mark.slow
-def test_held_out_images_that_cannot_be_read(tmp_path):
-  """Some of them, then all: evaluation goes on with what there is."""
+def test_evaluation_continues_without_unreadable_images(tmp_path):
+  """Some, then all are unreadable; evaluation uses the remaining images."""
   photos = datasets.load_sample_images().images
   for split in ("train", "val"):
     for k, name in enumerate(("china", "flower", "flower", "china")):
@@ -113,7 +113,7 @@ def test_held_out_images_that_cannot_be_read(tmp_path):
   assert task.info.identity["images"] == 4
 
 
-def test_images_without_labels_or_held_out_part(tmp_path):
+def test_training_without_labels_and_held_out_images(tmp_path):
   (tmp_path / "flat").mkdir()
   for number, photo in enumerate(datasets.load_sample_images().images):
     Image.fromarray(photo[:40, :40]).save(tmp_path / "flat" / f"{number}.png")

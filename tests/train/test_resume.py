@@ -1,4 +1,4 @@
-"""A run that was cut and went on is, bit for bit, one that was never cut."""
+"""Tests that a resumed run equals an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fsdp", [1, 2])
-def test_two_steps_and_a_restore_and_two_steps_equal_four(tmp_path, fsdp):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, fsdp):
   mesh = {"devices": fsdp, "fsdp": fsdp}
   runs.train(_CONFIG, tmp_path / "whole", **mesh)
   expected = runs.params(tmp_path / "whole", _CONFIG)
-  cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-  shutil.rmtree(cut / "checkpoints" / "4")
+  interrupted = shutil.copytree(tmp_path / "whole", tmp_path / "interrupted")
+  shutil.rmtree(interrupted / "checkpoints" / "4")
 
-  runs.train(_CONFIG, cut, **mesh)
+  runs.train(_CONFIG, interrupted, **mesh)
 
   jax.tree.map(
-    np.testing.assert_array_equal, runs.params(cut, _CONFIG), expected
+    np.testing.assert_array_equal, runs.params(interrupted, _CONFIG), expected
   )
-  assert run_outputs.read_metrics(cut) == run_outputs.read_metrics(
+  assert run_outputs.read_metrics(interrupted) == run_outputs.read_metrics(
     tmp_path / "whole"
   )
 
 
-def test_the_optimizer_and_the_counters_are_restored_too(whole):
+def test_the_optimizer_and_the_counters_are_restored(whole):
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     runs.steps(_CONFIG, 0)[0],
   )
   expected, _ = runs.steps(_CONFIG, 4)
-  task, data = runs.open_task(_CONFIG, runs.devices_mesh())
+  task, _ = runs.open_task(_CONFIG, runs.devices_mesh())
   run = checkpoints.CheckpointMetadata(_CONFIG, task.info.identity)
   restored = checkpoints.restore_newest(whole, run, shapes)
   jax.tree.map(np.testing.assert_array_equal, restored, expected)
@@ -68,7 +68,7 @@ def test_a_finished_run_only_reports(whole, capsys):
   )
 
 
-def test_every_log_line_and_both_evaluations_are_there(whole):
+def test_the_log_has_every_line_and_both_evaluations(whole):
   lines = run_outputs.read_metrics(whole)
   assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 4]
   evaluated = [line["step"] for line in lines if "eval_loss" in line]
@@ -90,8 +90,8 @@ def test_a_checkpoint_comes_before_init_from_and_that_before_scratch(
   runs.train(config, tmp_path)
   first = runs.params(tmp_path, config)
   jax.tree.map(np.testing.assert_array_equal, first, trained)
-  # A rate of zero leaves what it started from; so does the run's own
-  # checkpoint, whatever init_from says by now.
+  # At rate zero, a run keeps the parameters of its start. A resumed run
+  # ignores init_from.
   shutil.rmtree(tmp_path / "checkpoints")
   scratch = tiny.config(
     train={"length": "1 steps"},
@@ -135,14 +135,14 @@ def _losses(workdir):
     pytest.param(8, 2, marks=pytest.mark.slow),
   ],
 )
-def test_what_eight_devices_saved_goes_on_on_others(
+def test_a_checkpoint_of_eight_devices_resumes_on_other_meshes(
   on_eight, tmp_path, devices, fsdp
 ):
-  """The losses are those of the uninterrupted run, but for rounding."""
-  cut = shutil.copytree(on_eight, tmp_path / "cut")
-  shutil.rmtree(cut / "checkpoints" / "8")
-  runs.train(_LONGER, cut, devices=devices, fsdp=fsdp)
+  """Losses equal those of the uninterrupted run up to rounding."""
+  interrupted = shutil.copytree(on_eight, tmp_path / "interrupted")
+  shutil.rmtree(interrupted / "checkpoints" / "8")
+  runs.train(_LONGER, interrupted, devices=devices, fsdp=fsdp)
   whole = _losses(on_eight)
   assert len(whole) == 8
-  np.testing.assert_allclose(_losses(cut), whole, rtol=1e-5)
-  assert (cut / "metrics.cut.jsonl").exists()  # steps 5 to 8 were run again
+  np.testing.assert_allclose(_losses(interrupted), whole, rtol=1e-5)
+  assert (interrupted / "metrics.cut.jsonl").exists()  # steps 5 to 8 ran again

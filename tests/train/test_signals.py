@@ -1,4 +1,4 @@
-"""Signals: what is learned is saved, and the rest of the world can tell."""
+"""Tests that signals save the run and give a special exit code."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def whole(fork_server, tmp_path_factory):
     pytest.param(signal.SIGINT, "evaluating", 20, marks=pytest.mark.slow),
   ],
 )
-def test_saves_and_leaves_with_its_own_code(
+def test_a_signal_saves_and_exits_with_75(
   fork_server, whole, tmp_path, number, phase, after
 ):
-  """And the same command ends as if nothing had been."""
+  """The same command then ends like an uninterrupted run."""
   command = [*SETTINGS, f"--workdir={tmp_path}"]
   process = fork_server.start(command)
   assert process.wait_for(phase, after)
   process.signal(number)
   assert process.wait() == 75
-  told = process.log.read_text()
-  assert "Traceback" not in told
+  output = process.log.read_text()
+  assert "Traceback" not in output
   steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
   assert len(steps) == 1
-  assert f"stopped after step {steps[0]} of 40, which is saved" in told
+  assert f"stopped after step {steps[0]} of 40, which is saved" in output
   assert fork_server.start(command).wait() == 0
   found = run_outputs.read_all(tmp_path)
-  # It has one checkpoint more than the run that was never stopped.
+  # It has one more checkpoint than the uninterrupted run.
   assert found.pop("steps of checkpoints")[-1] == 40
   assert found == {k: v for k, v in whole.items() if k in found}
 
@@ -56,7 +56,7 @@ def test_saves_and_leaves_with_its_own_code(
 @pytest.mark.parametrize(
   "phase", ["starting", pytest.param("compiling", marks=pytest.mark.slow)]
 )
-def test_leaves_at_once_before_there_is_something_to_save(
+def test_a_signal_before_the_first_step_exits_at_once(
   fork_server, tmp_path, phase
 ):
   process = fork_server.start([*SETTINGS, f"--workdir={tmp_path}"])
@@ -74,12 +74,12 @@ def test_the_second_run_on_a_workdir_is_refused(fork_server, tmp_path):
   assert first.wait_for("compiling")
   second = fork_server.start([*SETTINGS, f"--workdir={tmp_path}"])
   assert second.wait() == 1
-  told = second.log.read_text()
-  assert f"--workdir={tmp_path} is in use by another run (process" in told
-  assert str(first.pid) in told
+  output = second.log.read_text()
+  assert f"--workdir={tmp_path} is in use by another run (process" in output
+  assert str(first.pid) in output
   first.signal(signal.SIGKILL)
   assert first.wait() == -signal.SIGKILL
-  # What was killed holds nothing back.
+  # A killed run does not block the next one.
   third = fork_server.start([*SETTINGS, f"--workdir={tmp_path}"])
   assert third.wait_for("stepping")
   assert json.loads((tmp_path / "run.json").read_text())["pid"] == third.pid
@@ -87,10 +87,10 @@ def test_the_second_run_on_a_workdir_is_refused(fork_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_once_in_each_phase(tmp_path):
-  """A hundred times takes ten minutes: `make reliability` does that."""
+def test_a_run_killed_in_each_phase_resumes_exactly(tmp_path):
+  """Kills five times; `make reliability` kills a hundred times."""
   report = kill_and_resume.run(5, tmp_path, seed=2)
   assert report.kills.total() == 5
-  # One in each phase; but a short one may be over by the moment that is drawn.
+  # One kill in each phase, but a short phase may end before its kill.
   assert len(report.kills) >= 3
   assert report.differences == []

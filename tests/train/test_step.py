@@ -1,4 +1,4 @@
-"""Accumulation equals the whole batch; a bad step changes nothing."""
+"""Tests of gradient accumulation, and of steps that are not finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH = 32
 
 def draw() -> tuple[np.ndarray, np.ndarray]:
   random = np.random.default_rng(4)
-  # Examples differ in scale, so that a mean over the wrong ones would show.
+  # Examples differ in scale, so a mean over wrong examples is detected.
   images = (
     random.normal(size=(BATCH, 8, 8, 1))
     * np.arange(1, BATCH + 1)[:, None, None, None]
@@ -71,12 +71,12 @@ def test_accumulation_equals_the_whole_batch(
   for got, want in zip(
     jax.tree.leaves(grads), jax.tree.leaves(whole[1]), strict=True
   ):
-    # The k bias has no gradient but rounding: hence a floor.
+    # The gradient of the k bias is only rounding, so it needs a floor.
     largest = max(np.abs(want).max(), 1e-3)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * largest)
 
 
-def test_parts_are_differentiated_by_parameters_of_any_tree():
+def test_accumulation_works_for_any_tree_of_parameters():
   def loss_fn(params, part):
     x, y = part
     return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
@@ -126,7 +126,7 @@ def bits(tree) -> list[bytes]:
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_a_good_step_by_hand():
+def test_a_good_step_equals_one_computed_by_hand():
   state = dataclasses.replace(start(), step=jnp.int32(2))
   after, metrics = take(state, jnp.float32(3.0), GRADS)
   # The first Adam update is the gradient's sign; lr is 0.1 * 2 / 4.
@@ -171,12 +171,12 @@ def test_counters_and_rate_after_bad_steps():
     health = state.health
     seen.append((int(health.skipped), int(health.consecutive_skipped)))
   assert seen == [(0, 0), (1, 1), (2, 2), (2, 0), (3, 1), (3, 0)]
-  # The schedule goes by the step number: bad steps did not delay it.
+  # The schedule depends on the step number: bad steps do not delay it.
   _, metrics = take(state, jnp.float32(1.0), GRADS)
   progress = (6 - 4) / (10 - 4)
   wanted = 0.1 * 0.5 * (1 + np.cos(np.pi * progress))
   assert metrics["lr"] == pytest.approx(wanted, rel=1e-5)
-  # Adam's own count did not go on: its bias correction stays right.
+  # Adam's own count did not increase, so its bias correction is right.
   counts = [
     int(leaf)
     for leaf in jax.tree.leaves(state.opt_state)
@@ -186,7 +186,7 @@ def test_counters_and_rate_after_bad_steps():
 
 
 def watched(*losses, readable=(True, True)):
-  """The health after steps of such losses, and its spikes after each."""
+  """Returns the health after steps with given losses, and its spikes."""
   health, spikes = checkpoints.Health.create(), []
   for loss in losses:
     health = step.update_health(
@@ -206,6 +206,6 @@ def test_the_running_mean_starts_at_the_first_loss_and_stays_finite():
   assert health.loss_mean == pytest.approx(0.98 * 2 + 0.02, rel=1e-6)
 
 
-def test_substitutes_are_counted():
+def test_replaced_images_are_counted():
   health, _ = watched(1.0, 1.0, readable=(True, False, False))
   assert health.unreadable == 4

@@ -1,4 +1,4 @@
-"""The command, as a user starts it."""
+"""Tests of the command `plan` as a user starts it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_mistakes_are_one_line(args, text: str):
 
 
 @no_tpu
-def test_batches_are_looked_at_before_the_first_is_compiled():
+def test_batches_are_checked_before_any_is_compiled():
   args = ("--topology=v5e:2x2", "--search", "--batches=64,10")
   found = commands.command("plan", VIT_B, *args)
   assert found.returncode == 1
@@ -88,7 +88,7 @@ def test_plan_and_search_for_two_by_two_chips():
     "--config=configs/vit_b.py",
     "--topology=v5e:2x2",
     "--config.data.batch_size=64",
-    # A larger network takes the compiler minutes.
+    # A larger network takes minutes to compile.
     "--config.data.image_size=(64,64)",
     "--config.model.variant=Ti/16",
     "--config.model.width=128",

@@ -1,4 +1,4 @@
-"""Flops, traffic and exchanges, against counts by hand and by XLA."""
+"""Tests of flops, traffic and communication against counts by hand and XLA."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def x(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 @pytest.mark.parametrize("unroll", [1, 7])
-def test_products_in_loops_count_by_their_turns(unroll: int):
+def test_products_in_loops_count_once_per_iteration(unroll: int):
   def stack(x, kernels):
     return jax.lax.scan(
       lambda x, k: (jnp.tanh(x @ k), None), x, kernels, unroll=unroll
@@ -33,7 +33,7 @@ def test_products_in_loops_count_by_their_turns(unroll: int):
   assert found.flops == 7 * 2 * 8 * 32 * 32
   assert found.unknown_loops == 0
   assert found.collectives == ()
-  # A kernel is cut out (read, written) and read each turn, and not all of them.
+  # Each iteration slices (reads and writes) one kernel and reads it, not all.
   kernels = 7 * 32 * 32 * 4
   assert kernels <= found.hbm_bytes < 5 * kernels
 
@@ -104,11 +104,11 @@ def test_products_of_cublas():
   )
   found = hlo_costs.count_costs(text, 1)
   assert found.flops == 2 * 4096 * 50 * 50 * 64
-  # Its workspace is neither read nor written in whole.
+  # The workspace is not read or written completely.
   assert found.hbm_bytes == 4096 * 50 * 64 * 2 * 2 + 4096 * 50 * 50 * 4
 
 
-def test_memory_on_the_chip_and_slices_are_no_traffic():
+def test_on_chip_memory_and_slices_are_not_traffic():
   text = """HloModule m
 
 %nested (n: bf16[24,64,128], i: s32[]) -> bf16[1,64,128] {
@@ -152,7 +152,7 @@ MESH_SHAPES = [(8, 1), (2, 4)]
 
 @pytest.mark.parametrize("shape", MESH_SHAPES)
 def test_exchanges_of_a_program(shape: tuple[int, int]):
-  """A loop that gathers a kernel each turn, and sums what comes of it."""
+  """Counts a loop that gathers a kernel and sums the result each iteration."""
   devices = np.array(jax.devices()).reshape(shape)
   mesh = Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
   turns, width = 3, 64
@@ -228,7 +228,7 @@ def test_groups(groups: str, size: int, span: int):
 
 
 def test_an_exchange_in_parts_counts_once():
-  """The TPU compiler hides one behind several fusions, with its channel."""
+  """The TPU compiler overlaps one with several fusions of equal channel."""
   part = """%fused.{n} (p.{n}: bf16[1,16]) -> bf16[4,16] {{
   %p.{n} = bf16[1,16]{{1,0}} parameter(0)
   ROOT %g.{n} = bf16[4,16]{{1,0}} all-gather(%p.{n}), channel_id=7, \
@@ -249,7 +249,7 @@ ENTRY %main (p: bf16[1,16]) -> bf16[4,16] {
 
 
 def test_exchanges_of_one_channel_count_each():
-  """Two blocks' that the TPU compiler made of one loop's share its channel."""
+  """Communication of two blocks from one loop shares a channel."""
   reduced = (
     "all-reduce(%p), channel_id=8, replica_groups={{0,1,2,3}}, to_apply=%add"
   )
@@ -264,8 +264,8 @@ def test_exchanges_of_one_channel_count_each():
   assert found.by_kind() == {"all-reduce": (2, 2 * 2 * 3 / 4 * 4 * 4)}
 
 
-def test_exchanges_in_parts_are_told_apart_by_their_chains():
-  """Where they have one channel."""
+def test_exchanges_in_parts_are_matched_by_their_chains():
+  """They share one channel."""
   part = """%fused.{n} (p.{n}: f32[4]) -> f32[4] {{
   %p.{n} = f32[4]{{0}} parameter(0)
   ROOT %r.{n} = f32[4]{{0}} all-reduce(%p.{n}), channel_id=8, \

@@ -1,4 +1,4 @@
-"""The text of programs: shapes in memory, loops, and who runs how often."""
+"""Tests of parsing programs: shapes in memory, loops and run counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from mae_jax.tools.plan import hlo_parser
 
-# As the TPU compiler writes it, cut down to what is read.
+# Text of the TPU compiler, shortened to the parts that are parsed.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -60,8 +60,12 @@ def module() -> hlo_parser.Module:
   ("shape", "size", "space"),
   [
     ("f32[8,16]{1,0}", 8 * 16 * 4, 0),
-    ("f32[8,16]{1,0:T(8,128)}", 8 * 128 * 4, 0),  # the last is padded
-    ("f32[8,16]{0,1:T(8,128)}", 16 * 128 * 4, 0),  # the first is the last here
+    ("f32[8,16]{1,0:T(8,128)}", 8 * 128 * 4, 0),  # the last axis is padded
+    (
+      "f32[8,16]{0,1:T(8,128)}",
+      16 * 128 * 4,
+      0,
+    ),  # the first axis is the last in memory
     ("bf16[2,50,768]{2,1,0:T(8,128)(2,1)S(1)}", 2 * 56 * 768 * 2, 1),
     ("u8[16,224,224,3]{2,1,3,0:T(8,128)(4,1)}", 16 * 3 * 224 * 256, 0),
     ("s32[]{:T(128)}", 4, 0),
@@ -99,12 +103,14 @@ def test_instructions(module: hlo_parser.Module):
   assert main["zero"].inside == "0"
 
 
-def test_loops_tell_their_turns_or_not(module: hlo_parser.Module):
+def test_loops_with_and_without_known_iteration_counts(
+  module: hlo_parser.Module,
+):
   main = module.computations["main"]
-  assert module.trips(main["loop"]) == 5  # written beside it
+  assert module.trips(main["loop"]) == 5  # the count is in the text
   assert (
     module.trips(module.computations["body"]["inner"]) == 3
-  )  # compared with
+  )  # the count is in the condition
   assert module.trips(main["odd"]) is None
 
 
@@ -117,7 +123,7 @@ def test_nested_loops_multiply(module: hlo_parser.Module):
   ]
 
 
-def test_what_is_no_program_is_refused():
+def test_text_that_is_no_program_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo_parser.Module.parse("HloModule nothing\n")
 
@@ -141,6 +147,6 @@ branch_computations={%first, %second}
 """
 
 
-def test_branches_are_taken_in_turn():
+def test_branches_count_in_turn():
   runs = dict(hlo_parser.Module.parse(CHOICE).runs())
   assert runs == {"main": 1, "first": 0.5, "second": 0.5}

@@ -1,4 +1,4 @@
-"""What is planned is what `main` would train."""
+"""Tests that the planned step is the one that `main` trains."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def test_tokens():
 @pytest.mark.parametrize(
   ("sections", "text"),
   [
-    ({"task": "label_efficiency"}, "task='label_efficiency' has no train step to plan"),
+    (
+      {"task": "label_efficiency"},
+      "task='label_efficiency' has no train step to plan",
+    ),
     ({"data": {"batch_size": 12}}, "batch_size=12 is not a multiple of the 8"),
     (
       {"data": {"batch_size": 8}, "optim": {"accum_steps": 2}},
@@ -69,7 +72,7 @@ def test_tokens():
     ),
   ],
 )
-def test_what_cannot_be_planned_is_told(sections, text: str):
+def test_configs_that_cannot_be_planned_are_refused(sections, text: str):
   config = tiny.config(**({"data": {"batch_size": 32}} | sections))
   with pytest.raises(ConfigError, match=text):
     planned(config, 1000, 10)

@@ -1,4 +1,4 @@
-"""Rooflines and searches, on figures that are made up."""
+"""Tests of rooflines and searches on made-up costs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REDUCE = hlo_costs.Collective(
 def made_up(
   config: Config | None = None, **changes: Any
 ) -> compile_step.CompiledStep:
-  """A run of 64 images on eight devices, with round costs."""
+  """Makes a run of 64 images on eight devices with round costs."""
   config = config or compiled_steps.config(train={"length": "1000 steps"})
   mesh = sharding.make_mesh(config.mesh, jax.devices())
   settings = {
@@ -52,7 +52,7 @@ def test_a_step_waits_for_the_slowest():
   assert found is not None
   assert found.compute == 2e9 / 1e12
   assert found.memory == 1e9 / 1e11
-  # A ring of four sends three quarters, over one of two dimensions; a sum over
+  # A ring of four sends three quarters over one of two dimensions. A sum over
   # all devices goes round twice, over both.
   gathers = 3 * 3 / 4 * 4e6 / (1e10 / 2)
   sums = 2 * 7 / 8 * 8e6 / 1e10
@@ -80,7 +80,7 @@ def test_without_costs_there_is_no_estimate():
 
 
 def fake(need: dict[str, float], kept: list[Config]) -> Any:
-  """Memory by what is recomputed, divided by accumulation, of 1 that is had."""
+  """Returns memory by remat, divided by accum_steps; 1 is available."""
 
   def measured(config: Config) -> compile_step.CompiledStep:
     kept.append(config)
@@ -131,14 +131,16 @@ def test_search_of_several_batches():
   assert rates[128] == 2 * rates[64]
   best = search.best(found)
   assert best is not None
-  assert best.planned.config.data.batch_size == 128  # as long for twice as many
+  assert (
+    best.planned.config.data.batch_size == 128
+  )  # the same time for twice the images
 
 
 def test_search_where_nothing_fits():
   measured = fake(dict.fromkeys(("none", "dots", "full"), 1e9), [])
   found = list(search.search(compiled_steps.config(), 8, measured))
   assert search.best(found) is None
-  # Down to one image a chip.
+  # The search goes down to one image per chip.
   accums = {each.planned.config.optim.accum_steps for each in found}
   assert accums == {1, 2, 4, 8}
 
@@ -147,7 +149,7 @@ def test_search_where_nothing_fits():
   ("fits", "text"),
   [(True, "cannot be compared"), (False, "nothing of this fits v5e:2x2")],
 )
-def test_what_fits_and_cannot_be_read_is_not_said_to_be_too_much(
+def test_a_fitting_program_without_text_is_not_reported_as_too_large(
   fits: bool, text: str
 ):
   found = [made_up(fits=fits, costs=None)]
@@ -163,7 +165,7 @@ def test_candidates(devices: int, sizes: list[int]):
   assert search.candidates(devices) == sizes
 
 
-def test_report_says_what_does_not_fit():
+def test_the_report_marks_programs_that_do_not_fit():
   from mae_jax.tools.plan import topology
 
   where = topology.Topology("v5e:2x4", jax.devices(), compiled_steps.CHIP)
@@ -186,7 +188,7 @@ def test_rows_have_the_cells_of_their_headings():
   assert lines == ["| a | b  |", "| - | -- |", "| 1 | 22 |"]
 
 
-def test_every_slice_has_figures():
+def test_every_slice_has_hardware_figures():
   from mae_jax.tools.plan import topology
 
   for kind in (topology.TPUS | topology.GPUS).values():

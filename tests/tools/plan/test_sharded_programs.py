@@ -1,4 +1,4 @@
-"""What compiled train steps hold and exchange, on a mesh of eight devices."""
+"""Tests of memory and communication of train steps on eight devices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def step(fsdp: int, accum_steps: int = 1) -> compile_step.CompiledStep:
 def params_bytes(
   found: compile_step.CompiledStep, split: bool | None = None
 ) -> int:
-  """Of all parameters, or those that are split over fsdp, or those not."""
+  """Returns bytes of all parameters, or of sharded or replicated ones."""
   state = program_lib.abstract_state(found.planned.task)
   return sum(
     math.prod(leaf.shape) * 4
@@ -37,14 +37,14 @@ def params_bytes(
 
 
 @pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
-def test_parameters_and_optimizer_are_held_in_parts(fsdp: int):
+def test_parameters_and_optimizer_state_are_sharded(fsdp: int):
   found = step(fsdp)
   split, whole = params_bytes(found, True), params_bytes(found, False)
   held = split // fsdp + whole if fsdp > 1 else split + whole
   memory = found.memory
   assert memory.params == held
-  assert 2 * held <= memory.opt_state < 2 * held + 64  # and a counter
-  # What the program itself says it is given.
+  assert 2 * held <= memory.opt_state < 2 * held + 64  # plus a counter
+  # The sizes of the arguments according to the program.
   with jax.set_mesh(found.planned.mesh):
     state = program_lib.abstract_state(found.planned.task)
     compiled = (
@@ -56,16 +56,16 @@ def test_parameters_and_optimizer_are_held_in_parts(fsdp: int):
     )
   given = compiled.memory_analysis().argument_size_in_bytes
   parts = memory.params + memory.opt_state + memory.batch
-  # Labels are not used in pre-training; a step has counters besides.
+  # Pre-training does not use labels; a step also has counters.
   assert abs(given - parts) < 256
-  # The state's memory is taken over.
+  # The memory of the old state is reused.
   alias = compiled.memory_analysis().alias_size_in_bytes
   assert alias >= memory.params + memory.opt_state
 
 
 @pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
 def test_only_parameters_are_gathered(fsdp: int):
-  """For the forward pass and again for the backward pass, layer by layer."""
+  """They are gathered per layer in the forward and the backward pass."""
   found = step(fsdp)
   assert found.costs is not None
   gathers = [c for c in found.costs.collectives if c.kind == "all-gather"]
@@ -77,7 +77,7 @@ def test_only_parameters_are_gathered(fsdp: int):
   split = params_bytes(found, True)
   total = sum(each.times * each.bytes for each in gathers)
   assert split <= total <= 2 * split
-  # No more at a time than the largest kernel of one layer.
+  # At most the largest kernel of one layer is gathered at a time.
   assert max(each.bytes for each in gathers) <= 64 * 3 * 64 * 4
   kinds = {each.kind for each in found.costs.collectives}
   assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}
@@ -93,7 +93,7 @@ def test_gradients_are_reduced_once(fsdp: int):
     if each.kind in ("all-reduce", "reduce-scatter")
   )
   split, whole = params_bytes(found, True), params_bytes(found, False)
-  # In parts: over fsdp the whole of it, over data the part that is left.
+  # Over fsdp whole gradients are reduced, over data the remaining shard.
   both = 1 < fsdp < 8
   wanted = split + whole + (split // fsdp if both else 0)
   # Loss, norms and counters are scalars.
@@ -101,7 +101,7 @@ def test_gradients_are_reduced_once(fsdp: int):
 
 
 def test_accumulation_reduces_micro_batches():
-  """Each part of a batch is reduced, and computes its share of the flops."""
+  """Gradients of each micro-batch are reduced; flops are divided."""
   once, twice = step(1), step(1, accum_steps=2)
   assert once.costs is not None
   assert twice.costs is not None
@@ -110,7 +110,7 @@ def test_accumulation_reduces_micro_batches():
 
 
 @pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
-def test_flops_are_those_on_paper(fsdp: int):
+def test_flops_equal_the_counted_flops(fsdp: int):
   found = step(fsdp)
   assert found.costs is not None
   on_paper = found.planned.program.flops_per_image * 64 / 8

@@ -1,4 +1,4 @@
-"""Slices that there are, and devices of them that a mesh can be made of."""
+"""Tests of slices and of meshes of their devices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mae_jax.utils.errors import ConfigError
 @pytest.mark.parametrize(
   ("name", "devices"),
   [
-    ("v3:1x1", 2),  # a chip has two cores there
+    ("v3:1x1", 2),  # a v3 chip has two cores
     ("v3:2x4", 16),
     ("v4:2x2x1", 4),
     ("v4:2x2x2", 8),
@@ -43,7 +43,7 @@ def test_a_mesh_has_all_devices_of_a_slice(name: str, devices: int):
     ("v5e:32x32", "has 1024 chips, and a pod of v5e 256"),
   ],
 )
-def test_slices_that_nobody_has_are_refused(
+def test_slices_that_do_not_exist_are_refused(
   monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)

@@ -1,4 +1,4 @@
-"""Train steps of ViT-B, compiled for TPUs by their own compiler."""
+"""Tests of ViT-B's train step, compiled by the TPU compiler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 _BATCH = 256
-# The compiler takes a minute or more for ViT-B, and seconds for this.
+# Compiles in seconds; ViT-B takes a minute or more.
 _SMALL = {"image_size": (64, 64)}
 _SOON = {"variant": "Ti/16", "width": 128, "heads": 2, "depth": 2}
 _SOON |= {"decoder_width": 128, "decoder_heads": 2, "decoder_depth": 2}
@@ -40,7 +40,7 @@ def compiled(config: Config, slice_: str) -> compile_step.CompiledStep:
 
 @functools.cache
 def step(fsdp: int) -> compile_step.CompiledStep:
-  """Sixteen chips, 16 images a chip."""
+  """Compiles a step for sixteen chips with 16 images per chip."""
   return compiled(vit_b(mesh={"fsdp": fsdp}), "v5e:4x4")
 
 
@@ -59,7 +59,7 @@ def test_flops_and_memory(fsdp: int):
   assert found.fits
   assert found.costs is not None
   assert found.costs.unknown_loops == 0
-  # Products of attention are recomputed, nothing else.
+  # Only products of attention are recomputed.
   on_paper = found.planned.program.flops_per_image * _BATCH / 16
   assert 0.99 < found.costs.flops / on_paper < 1.03
   params = found.num_params * 4
@@ -74,10 +74,10 @@ def test_flops_and_memory(fsdp: int):
 def test_data_parallel_reduces_gradients_once():
   found = step(1)
   assert exchanged(found, "all-gather", "all-to-all", "collective-permute") == 0
-  # In the type they are computed in, bfloat16 but for norms and last layer.
+  # In bfloat16, except for norms and the last layer.
   reduced = exchanged(found, "all-reduce", "reduce-scatter")
   assert reduced == pytest.approx(2 * found.num_params, rel=0.03)
-  # Most of it while the products of other gradients are computed.
+  # Most of it overlaps with products of other gradients.
   assert found.costs is not None
   assert found.costs.overlapped > 0.5 * found.costs.sent
 
@@ -86,19 +86,19 @@ def test_data_parallel_reduces_gradients_once():
   ("slice_", "apart"),
   [("v3:4x4", False), ("v4:2x2x4", False), ("v5e:4x4", True)],
 )
-def test_gradients_are_summed_apart_where_there_is_room(slice_, apart: bool):
-  """Blocks of ViT-B whose gradients are do not compile for v4."""
+def test_gradients_are_summed_apart_if_memory_allows(slice_, apart: bool):
+  """ViT-B with gradients summed apart does not compile for v4."""
   config = vit_b(
     model=_SOON | {"width": 768, "heads": 12, "mlp_dim": 768}, data=_SMALL
   )
   costs = compiled(config, slice_).costs
   assert costs is not None
   largest = max(x.bytes for x in costs.collectives if x.kind == "all-reduce")
-  # In bfloat16: the kernels of a block, or that of queries, keys and values.
+  # In bfloat16: all kernels of a block, or the kernel of q, k and v.
   assert largest == 2 * 768**2 * (3 if apart else 3 + 1 + 1 + 1)
 
 
-def test_little_of_what_moves_is_padding():
+def test_little_traffic_is_padding():
   costs = step(1).costs
   assert costs is not None
   assert 0 < costs.padding < 0.1 * costs.hbm_bytes
@@ -106,19 +106,19 @@ def test_little_of_what_moves_is_padding():
 
 def test_fsdp_gathers_parameters_and_nothing_else():
   found = step(4)
-  # For the forward pass, and for the backward pass again.
+  # Once for the forward and once for the backward pass.
   gathered = exchanged(found, "all-gather")
   assert 2 * found.num_params < gathered < 4.1 * found.num_params
   assert exchanged(found, "all-to-all", "collective-permute") == 0
   assert found.costs is not None
   gathers = [c for c in found.costs.collectives if c.kind == "all-gather"]
   assert {each.group for each in gathers} == {4}
-  # A kernel of one layer, and no more.
+  # At most one kernel of one layer.
   assert max(each.bytes for each in gathers) == 768 * 3072 * 2
 
 
 def test_without_the_constraint_activations_are_replicated(monkeypatch):
-  """What `partition.constrain_batch` is for: the check above finds its lack."""
+  """Shows that the test above fails without the sharding constraint."""
   config = vit_b(
     model=_SOON, data=_SMALL | {"batch_size": 1024}, mesh={"fsdp": 16}
   )
@@ -130,7 +130,7 @@ def test_without_the_constraint_activations_are_replicated(monkeypatch):
   assert wanted > 3 * found.memory.peak
 
 
-def test_an_adversary_and_a_contrast_gather_no_more_than_they_compare():
+def test_a_discriminator_and_a_contrast_gather_only_what_they_compare():
   config = vit_b(
     model=_SOON | {"decoder_depth": 1},
     data=_SMALL,
@@ -139,17 +139,17 @@ def test_an_adversary_and_a_contrast_gather_no_more_than_they_compare():
   )
   found = compiled(config, "v5e:4x4")
   assert found.fits
-  # The originals, in float32; predictions stay where they are.
+  # The originals are gathered in float32; predictions are not.
   originals = _BATCH * 4 * 768 * 4
   assert originals <= exchanged(found, "all-gather") <= 2 * originals
   assert exchanged(found, "all-to-all", "collective-permute") == 0
-  # The discriminator's gradients are of three losses, each summed by itself.
+  # The discriminator's gradients of three losses are summed separately.
   reduced = exchanged(found, "all-reduce", "reduce-scatter")
   assert reduced < 1.3 * 2 * found.num_params
 
 
 def test_programs_do_not_grow_with_depth():
-  """So that compile time does not either."""
+  """Compile time then does not grow with depth."""
 
   def length(depth: int) -> int:
     config = vit_b(model={"depth": depth})
@@ -168,8 +168,8 @@ def test_too_little_memory_is_a_result():
   assert found.costs is None
 
 
-def test_loops_and_straight_programs_do_the_same():
-  """Counting bodies by their turns is what unrolling them would give."""
+def test_loops_and_unrolled_programs_have_equal_costs():
+  """Costs of a loop, times its iterations, equal those of unrolled code."""
   rolled, unrolled = (
     compiled(
       vit_b(model={**_SOON, "remat": "none", "unroll": unroll}, data=_SMALL),
@@ -183,6 +183,6 @@ def test_loops_and_straight_programs_do_the_same():
   assert rolled.costs.sent == pytest.approx(unrolled.costs.sent, rel=0.02)
 
 
-def test_a_wrong_slice_is_told():
+def test_a_wrong_slice_is_refused():
   with pytest.raises(ConfigError, match="v5e:3x5 is no slice"):
     topology.open_topology("v5e:3x5")
