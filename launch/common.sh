@@ -1,26 +1,26 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # what is set here is for the scripts
-# What the launch scripts share. They run on a laptop, where bash may be 3.2
-# (macOS): no associative arrays, no mapfile, no ${x@Q}, and "${a[@]}" of an
+# shellcheck disable=SC2034 # the scripts use these variables
+# Functions that the launch scripts share. They run on a laptop, where bash may be
+# 3.2 (macOS): no associative arrays, no mapfile, no ${x@Q}, and "${a[@]}" of an
 # empty array only as ${a[@]+"${a[@]}"}.
 
 DRY_RUN=${DRY_RUN:-}
-# What is being done, for the message of a failure. Empty: nothing is at stake.
+# The current step, for the message of a failure. Empty: nothing to report.
 STEP=''
 STANDING='' # what a failure leaves behind, and whether it costs money
-GO_ON=''    # the command that goes on from there
-CLEAN_UP='' # the command that takes it away
+RESUME=''   # the command that continues from there
+CLEAN_UP='' # the command that removes it
 
 say() { printf '%s\n' "$*" >&2; }
 
-# A mistake of the user, told before anything is called. Exit code 1, as main's.
+# Reports a mistake of the user before anything is called. Exit code 1, as main.
 die() {
   say "error: $*"
   STEP=''
   exit 1
 }
 
-# Words as a shell reads them back, any POSIX one: the far end may not be bash.
+# Quotes words for any POSIX shell: the remote shell may not be bash.
 quote() {
   local word apostrophe="'" quoted="'\\''" first=1
   for word in "$@"; do
@@ -35,7 +35,7 @@ quote() {
   done
 }
 
-# Runs a command, or with --dry-run prints it so that a shell could.
+# Runs a command. With --dry-run, prints it as shell code instead.
 call() {
   if [ -n "$DRY_RUN" ]; then
     quote "$@"
@@ -45,26 +45,26 @@ call() {
   fi
 }
 
-# Shown when a step did not come to its end, by failure or Ctrl-C.
+# Reports an unfinished step after a failure or Ctrl-C.
 on_exit() {
   local code=$?
   [ "$code" -ne 0 ] && [ -n "$STEP" ] || return 0
   say ''
   say "failed: $STEP (exit code $code)"
   [ -z "$STANDING" ] || say "still there: $STANDING"
-  [ -z "$GO_ON" ] || say "to go on: $GO_ON"
+  [ -z "$RESUME" ] || say "to continue: $RESUME"
   [ -z "$CLEAN_UP" ] || say "to clean up: $CLEAN_UP"
 }
 trap on_exit EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Seconds between two looks at something; tests make them short.
+# Waits between two polls; tests shorten it.
 pause() {
   [ -n "$DRY_RUN" ] || sleep "${LAUNCH_SLEEP:-$1}"
 }
 
-# A shell and a cluster name things alike: RFC 1123, as labels are.
+# Names must be labels as in RFC 1123, for shells and clusters alike.
 check_name() { # flag value longest
   printf '%s' "$2" | grep -Eq '^[a-z]([-a-z0-9]*[a-z0-9])?$' &&
     [ "${#2}" -le "$3" ] ||
@@ -78,7 +78,7 @@ check_number() { # flag value
   esac
 }
 
-# For what is no name but must not hold blanks or quotes: zones, images, hosts.
+# Checks other values for blanks and quotes: zones, images, hosts.
 check_word() { # flag value
   case $2 in
     '' | *[!A-Za-z0-9_.:/@+-]* | -*)
@@ -92,8 +92,8 @@ need_program() {
     die "$1 is not installed here: $2"
 }
 
-# Puts --NAME=VALUE lines of a file (without their dashes) before the others.
-# They are words, never code: nothing of the file is run.
+# Reads NAME=VALUE lines of a file as flags, before the others. They are words,
+# never code: nothing in the file is executed.
 FLAGS=()
 read_flags_file() { # path
   local line
@@ -109,7 +109,7 @@ read_flags_file() { # path
   done <"$1"
 }
 
-# Splits "flags -- arguments of main" into FLAGS and MAIN, files read first.
+# Splits "flags -- arguments of main" into FLAGS and MAIN. Files come first.
 MAIN=()
 FLAGS_FILE=''
 split_arguments() {
@@ -130,7 +130,7 @@ split_arguments() {
   done
 }
 
-# The value of a flag of main, the last one as absl takes it; or nothing.
+# Prints the value of a flag of main, the last one if repeated; or nothing.
 main_flag() { # name
   local each value='' next=''
   for each in ${MAIN[@]+"${MAIN[@]}"}; do
@@ -146,8 +146,8 @@ main_flag() { # name
   printf '%s' "$value"
 }
 
-# What every run needs, found out before machines are paid for.
-check_main() { # checkout, or nothing if the recipe cannot be looked for
+# Checks what every run needs, before machines cost money.
+check_main() { # checkout, or nothing if the recipe is elsewhere
   local config each
   [ "${#MAIN[@]}" -gt 0 ] ||
     die "nothing to run: write -- --config=configs/vit_l.py --workdir=..."
@@ -155,12 +155,12 @@ check_main() { # checkout, or nothing if the recipe cannot be looked for
   [ -n "$config" ] ||
     die "--config is missing after --: for example -- --config=configs/vit_l.py"
   [ -n "$(main_flag workdir)" ] ||
-    die "--workdir is missing after --: name where checkpoints go"
+    die "--workdir is missing after --: name a directory for checkpoints"
   for each in "${MAIN[@]}"; do
     case $each in
       --coordinator | --num_processes | --process_id | --coordinator=* | \
         --num_processes=* | --process_id=*)
-        die "$each is set for each process by this launcher: remove it"
+        die "$each is set for each process by this launcher: leave it out"
         ;;
     esac
   done
@@ -176,7 +176,7 @@ check_bucket() { # why
   esac
 }
 
-# How long main may take to save after SIGTERM, in whole seconds.
+# Prints how long main may take to save after SIGTERM, in whole seconds.
 shutdown_timeout() {
   local value
   value=$(main_flag config.train.shutdown_timeout)
@@ -189,7 +189,7 @@ shutdown_timeout() {
   printf '%s' "$((${value%%.*} + 1))"
 }
 
-# The comment at the head of a script is its help.
+# Prints the comment at the head of a script, which is its help.
 show_help() { # file
   awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$1"
 }

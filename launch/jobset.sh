@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pods on Kubernetes, TPUs of GKE or GPUs, by launch/jobset.yaml.
+# Runs pods on Kubernetes, with TPUs of GKE or GPUs, from launch/jobset.yaml.
 #
 # usage: launch/jobset.sh render | apply --name=NAME --image=IMAGE
 #          --accelerator=TYPE --topology=AxB | --hosts=N --gpus=N [FLAGS]
@@ -7,29 +7,29 @@
 #        launch/jobset.sh status | logs | stop | resume | delete --name=NAME
 #
 #   render    print the JobSet
-#   apply     hand it to the cluster
-#   status    of the JobSet and its pods
-#   logs      what main said in one pod (--worker, --lines, --follow)
-#   stop      suspend: main saves, the pods go, and the JobSet stays
-#   resume    what was stopped goes on, from the workdir
-#   delete    take it all away
+#   apply     create it in the cluster
+#   status    show the JobSet and its pods
+#   logs      show the log of main in one pod (--worker, --lines, --follow)
+#   stop      suspend: main saves, the pods end, and the JobSet stays
+#   resume    resume a stopped JobSet, from the workdir
+#   delete    delete the JobSet and its pods
 #
-# All that is said after -- goes to `python -m mae_jax.main`, word by word.
+# Everything after -- goes to `python -m mae_jax.main` unchanged.
 #
-#   --name=NAME            of the JobSet
+#   --name=NAME            name of the JobSet
 #   --image=IMAGE          see launch/Dockerfile
-#   --accelerator=, --topology=   TPUs: as GKE's node labels have them, for example
-#                          tpu-v5-lite-podslice and 4x8; gives the number of hosts
-#   --chips=4              on each host
-#   --hosts=N --gpus=N     GPUs: how many pods, and GPUs in each
+#   --accelerator=, --topology=   TPUs: GKE's node labels, for example
+#                          tpu-v5-lite-podslice and 4x8; they give the number of hosts
+#   --chips=4              TPU chips on each host
+#   --hosts=N --gpus=N     GPUs: number of pods, and of GPUs in each
 #   --gpu-type=            GKE's label, for example nvidia-h100-80gb
-#   --spot                 nodes that may be taken away at any time
-#   --service-account=     of Kubernetes, which may write to the bucket
-#   --restarts=50          of all pods together; a preemption counts, too
-#   --namespace=, --context=      as kubectl has them
-#   --worker=0 --lines=100 --follow     logs
-#   --flags=FILE           more flags, name=value a line; the command line wins
-#   --dry-run              print what would be called, and call nothing
+#   --spot                 nodes that may be preempted at any time
+#   --service-account=     a Kubernetes account that may write to the bucket
+#   --restarts=50          restarts of all pods together; preemptions count
+#   --namespace=, --context=      as for kubectl
+#   --worker=0 --lines=100 --follow     for logs
+#   --flags=FILE           more flags, one name=value a line; the command line wins
+#   --dry-run              print the calls, and call nothing
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -66,14 +66,14 @@ parse_flags() {
       --follow) FOLLOW=1 ;;
       --dry-run) DRY_RUN=1 ;;
       *) die "$each is not a flag of $COMMAND, or lacks =VALUE:" \
-        "see $0 --help; what is for main stands after --" ;;
+        "see $0 --help; flags of main go after --" ;;
     esac
   done
 }
 
 check_flags() {
-  [ -n "$NAME" ] || die "--name is missing: how is the JobSet to be called?"
-  # Pods are called NAME-workers-0-99-abcde, which may have 63 letters.
+  [ -n "$NAME" ] || die "--name is missing: choose a name for the JobSet"
+  # Pods are named NAME-workers-0-99-abcde, with at most 63 letters.
   check_name --name "$NAME" 40
   check_number --lines "$LINES_SHOWN"
   [ "$WORKER" = 0 ] || check_number --worker "$WORKER"
@@ -101,12 +101,12 @@ check_jobset() {
     check_number --hosts "${HOSTS:=1}"
     [ -z "$GPU_TYPE" ] || check_name --gpu-type "$GPU_TYPE" 63
   fi
-  # An image has configs of its own, which this checkout may not have.
+  # The image may have configs that this checkout does not have.
   check_main ''
-  check_bucket "a pod has no disk that stays"
+  check_bucket "the disk of a pod does not persist"
   for each in "${MAIN[@]}"; do
     case $each in
-      *$'\n'*) die "$(quote "$each") has a line break, which no flag needs" ;;
+      *$'\n'*) die "$(quote "$each") has a line break, which is not supported" ;;
     esac
   done
   stop=$(shutdown_timeout)
@@ -117,7 +117,7 @@ check_jobset() {
 check_tpus() {
   local each chips=1
   [ -z "$GPUS$GPU_TYPE$HOSTS" ] ||
-    die "--accelerator and --topology say all of TPUs: leave out --gpus," \
+    die "--accelerator and --topology describe TPUs: leave out --gpus," \
       "--gpu-type and --hosts"
   check_name --accelerator "$ACCELERATOR" 63
   printf '%s' "$TOPOLOGY" | grep -Eq '^[1-9][0-9]*(x[1-9][0-9]*){1,2}$' ||
@@ -130,7 +130,7 @@ check_tpus() {
   HOSTS=$((chips / CHIPS))
 }
 
-# A word of YAML that is nothing but itself.
+# Quotes a word for YAML.
 yaml() {
   local apostrophe="'"
   printf "'%s'" "${1//$apostrophe/$apostrophe$apostrophe}"
@@ -147,9 +147,9 @@ wanted() { # word at the end of a line
   esac
 }
 
-# Line by line and name by name: nothing of it is run by a shell.
+# Fills in the template line by line. No shell executes its text.
 render() {
-  # shellcheck disable=SC2016 # the signs themselves are meant
+  # shellcheck disable=SC2016 # the characters themselves are meant
   local line name each items='- ${ARGS}' opens='$(' escaped='$$('
   while IFS= read -r line || [ -n "$line" ]; do
     case $line in
@@ -162,7 +162,7 @@ render() {
     case $line in
       *"$items")
         for each in "${MAIN[@]}"; do
-          # $( ) would be filled in by Kubernetes.
+          # Kubernetes would expand $( ).
           each=${each//"$opens"/"$escaped"}
           printf '%s- %s\n' "${line%%-*}" "$(yaml "$each")"
         done
@@ -188,15 +188,15 @@ again() { # command
 
 begin() { # what, what a failure leaves
   STEP=$1 STANDING=$2
-  GO_ON=$(quote "$0" "${ORIGINAL[@]}")
+  RESUME=$(quote "$0" "${ORIGINAL[@]}")
   CLEAN_UP=$(again delete)
 }
 
 apply() {
   local rendered
   rendered=$(render)
-  begin "hand the JobSet $NAME to the cluster" \
-    "maybe an older JobSet of that name, which cannot be changed while it is there"
+  begin "create the JobSet $NAME in the cluster" \
+    "maybe an older JobSet of that name, which cannot be changed while it exists"
   if [ -n "$DRY_RUN" ]; then
     kubectl_in apply -f - | sed "s/\$/ <<'END_OF_JOBSET'/"
     printf '%s\nEND_OF_JOBSET\n' "$rendered"
@@ -208,7 +208,7 @@ apply() {
 }
 
 status() {
-  begin "look at $NAME" ''
+  begin "query $NAME" ''
   kubectl_in get jobset "$NAME" --output=wide
   kubectl_in get pods "--selector=jobset.sigs.k8s.io/jobset-name=$NAME" \
     --output=wide
@@ -238,7 +238,7 @@ stop() {
 }
 
 resume() {
-  begin "let $NAME go on" "the JobSet $NAME, stopped"
+  begin "resume $NAME" "the JobSet $NAME, stopped"
   suspend false
 }
 

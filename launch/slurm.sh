@@ -1,33 +1,34 @@
 #!/usr/bin/env bash
-# GPUs under Slurm: one job that goes on by itself after each time limit.
+# Runs on GPUs under Slurm: one job that resumes after each time limit.
 #
 # usage: launch/slurm.sh submit --nodes=N --gpus=N [FLAGS] -- ARGUMENTS OF MAIN
 #        launch/slurm.sh status | logs | stop --job=ID [FLAGS]
 #
-#   submit    hand in launch/slurm.sbatch, from this checkout
-#   status    of the job
-#   logs      what the job wrote (--lines, --follow)
-#   stop      save and leave, and do not queue again
+#   submit    submit launch/slurm.sbatch, from this checkout
+#   status    show the state of the job
+#   logs      show the log of the job (--lines, --follow)
+#   stop      save and stop; do not requeue
 #
-# All that is said after -- goes to `python -m mae_jax.main`, word by word. The
-# workdir must be on a file system that all nodes see, or in gs://.
+# Everything after -- goes to `python -m mae_jax.main` unchanged. The workdir must
+# be on a file system that all nodes see, or in gs://.
 #
-#   --name=mae             of the job
-#   --nodes=1 --gpus=8     how many nodes, and GPUs on each
-#   --time=24:00:00        the limit of one turn
-#   --save-before=300      seconds before the limit at which main is told to save
-#   --partition=, --account=, --qos=, --constraint=, --mem=   as sbatch has them
+#   --name=mae             name of the job
+#   --nodes=1 --gpus=8     number of nodes, and of GPUs on each
+#   --time=24:00:00        time limit, after which the job is requeued
+#   --save-before=300      seconds before the limit at which main saves and stops
+#   --partition=, --account=, --qos=, --constraint=, --mem=   as for sbatch
 #   --cpus=8               cores for each GPU: they decode the images
-#   --venv=.venv           the environment with '.[cuda12]'
+#   --venv=.venv           the environment with '.[cuda13]' (NVIDIA driver 580 or
+#                          newer) or '.[cuda12]' (525 or newer)
 #   --logs=logs            a directory that all nodes see
-#   --retries=5            new turns in a row after ends that are not exit code 75
-#   --job=ID               status, logs, stop
-#   --lines=100 --follow   logs
-#   --flags=FILE           more flags, name=value a line; the command line wins
-#   --dry-run              print what would be called, and the script; call nothing
+#   --retries=5            restarts in a row after exit codes other than 75
+#   --job=ID               for status, logs and stop
+#   --lines=100 --follow   for logs
+#   --flags=FILE           more flags, one name=value a line; the command line wins
+#   --dry-run              print the calls and the script, and call nothing
 #
-# There is one process a GPU: JAX takes the numbers of the processes from Slurm,
-# and gives each process the one GPU of its number on the node.
+# Each GPU has one process. JAX takes the process numbers from Slurm, and gives each
+# process the GPU with its number on the node.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -62,7 +63,7 @@ parse_flags() {
       --follow) FOLLOW=1 ;;
       --dry-run) DRY_RUN=1 ;;
       *) die "$each is not a flag of $COMMAND, or lacks =VALUE:" \
-        "see $0 --help; what is for main stands after --" ;;
+        "see $0 --help; flags of main go after --" ;;
     esac
   done
 }
@@ -103,25 +104,25 @@ check_flags() {
   fi
   check_main "$CHECKOUT"
   limit=$(seconds_of "$TIME") ||
-    die "--time=$TIME is not a time of Slurm's: write, for example, 24:00:00"
+    die "--time=$TIME is not a time of Slurm: write, for example, 24:00:00"
   stop=$(shutdown_timeout)
   [ "$SAVE_BEFORE" -gt "$((stop + 60))" ] ||
     die "--save-before=$SAVE_BEFORE is too short: main may take $stop s to" \
-      "save, and Slurm a minute to tell it; at least $((stop + 61))"
+      "save, and Slurm a minute to signal it; use at least $((stop + 61))"
   [ "$limit" -gt "$((SAVE_BEFORE + 600))" ] ||
     die "--time=$TIME leaves less than ten minutes before the" \
-      "--save-before=$SAVE_BEFORE s: give more time"
+      "--save-before=$SAVE_BEFORE s: use a longer time"
   case $VENV in /*) ;; *) VENV=$CHECKOUT/$VENV ;; esac
   [ -n "$DRY_RUN" ] || [ -x "$VENV/bin/python" ] ||
-    die "--venv=$VENV has no bin/python: make it first, see the README"
+    die "--venv=$VENV has no bin/python: create it first, see the README"
   need_program sbatch "log in to a node of the cluster"
 }
 
 submit() {
   local job
-  STEP="hand in the job" GO_ON=$(quote "$0" "${ORIGINAL[@]}")
+  STEP="submit the job" RESUME=$(quote "$0" "${ORIGINAL[@]}")
   call mkdir -p "$LOGS"
-  # %x, %j: name and number of the job. A requeued one writes on.
+  # %x, %j: name and number of the job. A requeued job appends to its log.
   set -- sbatch --parsable "--job-name=$NAME" "--nodes=$NODES" \
     "--ntasks-per-node=$GPUS" "--gpus-per-node=$GPUS" "--cpus-per-task=$CPUS" \
     "--time=$TIME" "--signal=TERM@$SAVE_BEFORE" --requeue --open-mode=append \
@@ -144,7 +145,7 @@ submit() {
 }
 
 status() {
-  STEP="ask for job $JOB" GO_ON=$(quote "$0" "${ORIGINAL[@]}")
+  STEP="query job $JOB" RESUME=$(quote "$0" "${ORIGINAL[@]}")
   call squeue "--jobs=$JOB" "--format=%i %j %T %M %l %D %R"
   STEP=''
 }
@@ -163,15 +164,15 @@ logs() {
   done
 }
 
-# A signal to the steps of the job: its script lives on, and sees the file.
+# Signals the steps of the job. Its script continues, and sees the file.
 stop() {
-  STEP="stop job $JOB" GO_ON=$(quote "$0" "${ORIGINAL[@]}")
+  STEP="stop job $JOB" RESUME=$(quote "$0" "${ORIGINAL[@]}")
   CLEAN_UP="scancel $JOB"
   call mkdir -p "$LOGS"
   call touch "$LOGS/$JOB.stop"
   call scancel --signal=TERM "$JOB"
   STEP=''
-  say "it saves and ends; if it waits in the queue, take it out: scancel $JOB"
+  say "the job saves and ends; if it is still queued, remove it: scancel $JOB"
 }
 
 COMMAND=${1:-}

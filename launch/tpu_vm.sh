@@ -1,44 +1,44 @@
 #!/usr/bin/env bash
-# TPU VMs, from one chip to a pod: the same command on every host.
+# Runs on TPU VMs, from one chip to a pod: the same command on every host.
 #
 # usage: launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- ARGUMENTS]
 #
-#   create    make the TPU VM; with --queued ask for it and wait until it is there
-#   install   copy this checkout to all workers and make their environments
-#   run       start main on all workers, detached: a lost ssh does not matter
-#   resume    all of the above as needed, then watch: after a preemption, exit
-#             codes 75 and 76 and lost workers it starts again, from the workdir
-#   status    of the TPU VM, and of main on each worker
-#   logs      what main said on one worker (--worker, --lines, --follow)
-#   stop      ask main to save and leave (exit code 75), on all workers
-#   delete    give the TPU VM back; from then on it costs nothing
+#   create    create the TPU VM; with --queued request it and wait for it
+#   install   copy this checkout to all workers and install it
+#   run       start main on all workers, detached from ssh
+#   resume    all of the above as needed, then watch: restart main from the workdir
+#             after a preemption, exit codes 75 and 76, and lost workers
+#   status    show the state of the TPU VM, and of main on each worker
+#   logs      show the log of main on one worker (--worker, --lines, --follow)
+#   stop      save and stop main (exit code 75), on all workers
+#   delete    delete the TPU VM; from then on it costs nothing
 #
-# All that is said after -- goes to `python -m mae_jax.main`, word by word.
+# Everything after -- goes to `python -m mae_jax.main` unchanged.
 #
-#   --name=NAME            of the TPU VM, and of the request for it
+#   --name=NAME            name of the TPU VM, and of the request for it
 #   --zone=ZONE            for example us-central2-b
-#   --project=PROJECT      if not gcloud's own
-#   --type=TYPE            create, run, resume: v4-32, v5litepod-256, v6e-64 ...
+#   --project=PROJECT      by default gcloud's
+#   --type=TYPE            for create, run, resume: v4-32, v5litepod-256, v6e-64 ...
 #   --version=VERSION      runtime; by default the one for the type
-#   --spot                 cheaper, and may be taken away at any time
-#   --queued               a queued resource: waits until there is room
-#   --wait=MINUTES         for how long; by default until Ctrl-C
-#   --network=, --subnetwork=, --service-account=, --labels=   as gcloud has them
-#   --internal-ip, --iap   how ssh gets there, if not by an external address
-#   --hosts=N              if the type is one that this script does not know
+#   --spot                 cheaper, and may be preempted at any time
+#   --queued               a queued resource: waits for capacity
+#   --wait=MINUTES         limit of this wait; by default until Ctrl-C
+#   --network=, --subnetwork=, --service-account=, --labels=   as for gcloud
+#   --internal-ip, --iap   route of ssh, if not by an external address
+#   --hosts=N              for a type that this script does not know
 #   --git=URL --ref=REF    install from there instead of copying this checkout
-#   --retries=20           resume: new starts in a row; an hour of running and
-#                          the count begins anew
-#   --worker=0 --lines=100 --follow     logs
-#   --stop-seconds=180     stop: after so long a worker's main is killed
-#   --flags=FILE           more flags, name=value a line; the command line wins
-#   --dry-run              print what would be called, and call nothing
+#   --retries=20           for resume: restarts in a row; an hour of running resets
+#                          the count
+#   --worker=0 --lines=100 --follow     for logs
+#   --stop-seconds=180     for stop: seconds until main is killed
+#   --flags=FILE           more flags, one name=value a line; the command line wins
+#   --dry-run              print the calls, and call nothing
 #
-# For ssh to several workers gcloud asks that its key be added beforehand:
+# For ssh to several workers, gcloud needs its key in the agent:
 #   ssh-add ~/.ssh/google_compute_engine
 #
-# Exit codes: 0 done; 1 a mistake, or main's own 1; 75 stopped and saved; others
-# are gcloud's. A failure says what is still there and how to go on.
+# Exit codes: 0 done; 1 a mistake, or main's own 1; 75 saved and stopped; others
+# are gcloud's. A failure lists what still exists, and prints the next command.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -80,13 +80,13 @@ parse_flags() {
       --stop-seconds=*) STOP_SECONDS=$value ;;
       --dry-run) DRY_RUN=1 ;;
       *) die "$each is not a flag of $COMMAND, or lacks =VALUE:" \
-        "see $0 --help; what is for main stands after --" ;;
+        "see $0 --help; flags of main go after --" ;;
     esac
   done
 }
 
-# Hosts of a type: v2, v3, v4 and v5p count cores, 8 a host; v5e and v6e chips,
-# up to 8 on one host and 4 on each of several.
+# Prints the hosts of a type. v2, v3, v4 and v5p count cores, 8 a host. v5e and v6e
+# count chips, up to 8 on one host and 4 on each of several.
 hosts_of() { # type
   local count=${1##*-}
   case $1 in
@@ -107,9 +107,9 @@ version_of() { # type
   esac
 }
 
-# All of it before the first call: a mistake should not cost a minute of a pod.
+# Checks all flags before the first call: mistakes should not cost pod time.
 check_flags() {
-  [ -n "$NAME" ] || die "--name is missing: how is the TPU VM to be called?"
+  [ -n "$NAME" ] || die "--name is missing: choose a name for the TPU VM"
   check_name --name "$NAME" 61
   [ -n "$ZONE" ] || die "--zone is missing, for example --zone=us-central2-b"
   printf '%s' "$ZONE" | grep -Eq '^[a-z]+-[a-z]+[0-9]+-[a-z]$' ||
@@ -124,7 +124,7 @@ check_flags() {
   [ -z "$REF" ] || check_word --ref "$REF"
   [ -z "$REF" ] || [ -n "$GIT" ] || die "--ref=$REF needs --git=URL"
   [ -z "$INTERNAL$IAP" ] || [ "$INTERNAL$IAP" = 1 ] ||
-    die "--internal-ip and --iap are two ways: choose one"
+    die "--internal-ip and --iap exclude each other: choose one"
   check_number --retries "$RETRIES"
   check_number --lines "$LINES_SHOWN"
   check_number --stop-seconds "$STOP_SECONDS"
@@ -137,7 +137,7 @@ check_flags() {
     create | run | resume)
       [ -n "$TYPE" ] || die "--type is missing, for example --type=v4-32"
       [ -n "$HOSTS" ] ||
-        die "--type=$TYPE is not known: say how many hosts it has, --hosts=N"
+        die "--type=$TYPE is not known: give its number of hosts, --hosts=N"
       ;;
   esac
   case $COMMAND in
@@ -151,13 +151,13 @@ check_flags() {
   case $COMMAND in
     install | resume)
       [ -n "$GIT" ] || git -C "$CHECKOUT" rev-parse >/dev/null 2>&1 ||
-        die "$CHECKOUT is no git checkout that could be copied: use --git=URL"
+        die "$CHECKOUT is not a git checkout, so it cannot be copied: use --git=URL"
       ;;
   esac
   need_program gcloud "see https://cloud.google.com/sdk/docs/install"
 }
 
-# gcloud's own words. Only its alpha track has ssh through IAP, and networks of
+# Calls gcloud. Only its alpha track supports ssh through IAP, and networks of
 # queued resources.
 gcloud_tpus() { # group and verb, then arguments
   local track=(gcloud)
@@ -172,8 +172,8 @@ gcloud_tpus() { # group and verb, then arguments
   call "${track[@]}" compute tpus "$@" "${place[@]}" --quiet
 }
 
-# How ssh goes there, and that it gives up on a machine that was taken away:
-# without, a look at one would never end.
+# Sets the flags of ssh. Without the timeouts, ssh to a preempted machine would
+# never return.
 way() { # ssh or scp
   WAY=("--$1-flag=-oConnectTimeout=30" "--$1-flag=-oServerAliveInterval=30")
   [ -z "$INTERNAL" ] || WAY+=(--internal-ip)
@@ -185,7 +185,7 @@ on_workers() { # which command
   gcloud_tpus tpu-vm ssh "$NAME" "--worker=$1" "--command=$2" "${WAY[@]}"
 }
 
-again() { # command: this one with the flags it was given, for the user to copy
+again() { # command: prints it with the flags of this call, for the user to copy
   local words=("$0" "$1") each
   for each in ${ORIGINAL[@]+"${ORIGINAL[@]:1}"}; do
     [ "$each" != -- ] || case $1 in
@@ -197,15 +197,15 @@ again() { # command: this one with the flags it was given, for the user to copy
   quote "${words[@]}"
 }
 
-# A step, and what its failure leaves behind.
-begin() { # what, standing, command to go on with
-  STEP=$1 STANDING=$2 GO_ON=$(again "$3")
+# Starts a step, and notes what its failure leaves behind.
+begin() { # what, standing, command that continues
+  STEP=$1 STANDING=$2 RESUME=$(again "$3")
   CLEAN_UP=$(again delete)
   say "$1"
 }
 
 finish() {
-  STEP='' STANDING='' GO_ON='' CLEAN_UP=''
+  STEP='' STANDING='' RESUME='' CLEAN_UP=''
 }
 
 costs() {
@@ -220,8 +220,8 @@ queue_state() {
   gcloud_tpus queued-resources describe "$NAME" '--format=value(state.state)'
 }
 
-# READY, PREEMPTED ..., ABSENT, or UNKNOWN if gcloud cannot tell: then nothing
-# may be made or deleted.
+# Prints READY, PREEMPTED ..., ABSENT, or UNKNOWN if gcloud fails: then nothing may
+# be created or deleted.
 look() { # node_state or queue_state
   local answer errors
   errors=$(mktemp)
@@ -253,13 +253,13 @@ creation_flags() {
 create() {
   creation_flags
   begin "create the TPU VM $NAME ($TYPE, $HOSTS host(s))" \
-    "maybe a part of $NAME: see $(again status)" create
+    "maybe part of $NAME: see $(again status)" create
   if [ -n "$QUEUED" ]; then
     create_queued
   elif ! gcloud_tpus tpu-vm create "$NAME" "${CREATION[@]}"; then
-    # It may be there from before, whole.
+    # It may exist already, complete.
     [ "$(look node_state)" = READY ] || exit 1
-    say "$NAME is there already"
+    say "$NAME exists already"
   fi
   finish
 }
@@ -268,15 +268,15 @@ create_queued() {
   if ! gcloud_tpus queued-resources create "$NAME" "${CREATION[@]}"; then
     case $(look queue_state) in
       ABSENT | UNKNOWN) exit 1 ;;
-      *) say "$NAME was asked for already" ;;
+      *) say "$NAME was requested already" ;;
     esac
   fi
-  local how_long="for as long as it takes, or until Ctrl-C"
+  local how_long="until Ctrl-C"
   [ -z "$WAIT" ] || how_long="at most $WAIT minutes"
-  begin "wait until $NAME is there, $how_long" "the request $NAME in $ZONE, which turns into machines that cost money" \
-    create
+  begin "wait for $NAME, $how_long" \
+    "the request $NAME in $ZONE, which becomes machines that cost money" create
   if [ -n "$DRY_RUN" ]; then
-    # shellcheck disable=SC2016 # it is for the shell that is given it
+    # shellcheck disable=SC2016 # the shell that runs it expands it
     printf 'until [ "$(%s)" = ACTIVE ]; do sleep 30; done\n' "$(queue_state)"
   else
     wait_for_queue
@@ -292,12 +292,12 @@ wait_for_queue() {
     case $state in
       ACTIVE) return ;;
       FAILED | SUSPENDED | SUSPENDING)
-        say "the request came to nothing: $state. Its reasons:" \
+        say "the request failed: $state. For the reason run" \
           "gcloud compute tpus queued-resources describe $NAME --zone=$ZONE"
-        GO_ON="$(again delete) && $(again create)"
+        RESUME="$(again delete) && $(again create)"
         exit 1
         ;;
-      ABSENT) say "the request is gone" && exit 1 ;;
+      ABSENT) say "the request no longer exists" && exit 1 ;;
       UNKNOWN)
         silent=$((silent + 1))
         [ "$silent" -lt 10 ] || exit 1
@@ -312,11 +312,11 @@ wait_for_queue() {
 }
 
 delete() {
-  begin "delete $NAME" "maybe all of it: see $(again status)" delete
+  begin "delete $NAME" "maybe all of $NAME: see $(again status)" delete
   if [ -n "$QUEUED" ]; then
     gcloud_tpus queued-resources delete "$NAME" --force
   elif ! gcloud_tpus tpu-vm delete "$NAME"; then
-    # What was asked for goes with its request, and not by itself.
+    # A queued resource is deleted with its request, not on its own.
     case $(look queue_state) in
       ABSENT | UNKNOWN) exit 1 ;;
       *) gcloud_tpus queued-resources delete "$NAME" --force ;;
@@ -325,14 +325,14 @@ delete() {
   finish
 }
 
-# What a worker does with the archive or the repository before it has a script.
-# Sources are exchanged whole, and not below a main that runs.
+# Commands for workers that have no script yet. They replace the sources as a
+# whole, and never while main runs.
 IDLE='if [ -e mae_jax/src/launch/worker.sh ]; then
 bash mae_jax/src/launch/worker.sh idle; fi'
 EXCHANGE='rm -rf mae_jax/src && mv mae_jax/src.new mae_jax/src &&
 bash mae_jax/src/launch/worker.sh install'
 
-pack() { # archive: what git knows or would, as it is now on this disk
+pack() { # archive: tracked and untracked files, without ignored ones
   (
     cd "$CHECKOUT"
     git ls-files -z -co --exclude-standard | while IFS= read -r -d '' each; do
@@ -373,15 +373,15 @@ $EXCHANGE"
   finish
 }
 
-worker() { # words for the script of the workers
+worker() { # arguments of worker.sh
   printf 'bash mae_jax/src/launch/worker.sh %s' "$(quote "$@")"
 }
 
 run() {
   begin "start main on the workers of $NAME" \
     "$(costs); main may have started on some workers, and waits there" run
-  # Those that have started would refuse a second one.
-  GO_ON="$(again stop) && $GO_ON"
+  # Workers that have started would refuse a second start.
+  RESUME="$(again stop) && $RESUME"
   on_workers all "$(worker run "${MAIN[@]}")"
   finish
   [ -n "$DRY_RUN" ] || say "started; see $(again logs)"
@@ -402,17 +402,17 @@ logs() {
 }
 
 status() {
-  begin "look at $NAME" '' status
+  begin "query $NAME" '' status
   if [ -n "$QUEUED" ]; then queue_state; else node_state; fi
   STANDING=$(costs)
   on_workers all "$(worker status)"
   finish
 }
 
-# -- resume: look at the whole, do one thing about it, and again.
+# -- resume: polls the state, takes one action, and repeats.
 
-# What the workers say, in a word; or the exit code that counts: 1 before all,
-# as whoever made the mistake leaves the others to end with 76; then any other,
+# Combines the states of the workers into one word or exit code. 1 comes first,
+# since the peers of a worker with a mistake exit with 76; then any other code,
 # then 75, then 0.
 judge() { # output of status
   printf '%s\n' "$1" | awk -v hosts="$HOSTS" '
@@ -434,7 +434,7 @@ judge() { # output of status
     }'
 }
 
-# Where there is no script yet, it says so instead.
+# Works on workers without a script, too.
 STATUS="if [ -e mae_jax/src/launch/worker.sh ]; then
 bash mae_jax/src/launch/worker.sh status
 else echo worker-status none empty; fi"
@@ -443,7 +443,7 @@ ask_workers() {
   judge "$(on_workers all "$STATUS" 2>/dev/null || true)"
 }
 
-# Which state of the TPU VM, or of the request for it, counts.
+# Prints the state of the TPU VM, or of the request for it.
 look_at_both() {
   local state
   state=$(look node_state)
@@ -456,19 +456,19 @@ look_at_both() {
 
 STARTS=0 POLLS=0 SILENT=0 MIXED=0 PARTIAL=''
 
-# One more start, after a pause that doubles; bounded.
+# Counts a restart, up to --retries, and waits twice as long each time.
 count_start() { # why
-  # 120 looks are an hour: what ran for so long was no failure in a row.
+  # 120 polls are an hour. A run of that length resets the count.
   [ "$POLLS" -lt 120 ] || STARTS=0
   POLLS=0
   STARTS=$((STARTS + 1))
   if [ "$STARTS" -gt "$RETRIES" ]; then
-    say "$1, and --retries=$RETRIES new starts in a row are used up"
+    say "$1, after --retries=$RETRIES restarts in a row"
     exit 1
   fi
   local seconds=$((15 << (STARTS < 6 ? STARTS : 6)))
   [ "$seconds" -le 600 ] || seconds=600
-  say "$1: start $STARTS of at most $RETRIES, in $seconds s"
+  say "$1: restart $STARTS of at most $RETRIES, in $seconds s"
   pause "$seconds"
 }
 
@@ -478,8 +478,8 @@ count_silence() {
   [ "$SILENT" -lt 10 ] || exit 1
 }
 
-# Each in a shell of its own: its failure is told and tried again. (Not as
-# `if (...)`, which would have it go on after errors.)
+# Runs functions in a subshell; a failure is reported and retried. (`if (...)` would
+# disable `set -e` in it.)
 attempt() { # functions
   local code
   set +e
@@ -492,14 +492,14 @@ attempt() { # functions
   PARTIAL=''
   case $code in 130 | 143) exit "$code" ;; esac # Ctrl-C; 255 is ssh's own
   if [ "$code" -ne 0 ]; then
-    # Some workers may have started: then all are stopped before the next try.
+    # Some workers may have started: stop all before the next attempt.
     case " $* " in *' run '*) PARTIAL=1 ;; esac
     count_start "failed: $*"
   fi
 }
 
-# What to do about main, if the TPU VM is there.
-act_on_main() { # first look, or nothing
+# Acts on the state of main, if the TPU VM exists.
+act_on_main() { # "first" for the first poll, or nothing
   local main
   main=$(ask_workers)
   [ "$main" = unknown ] || SILENT=0
@@ -508,28 +508,28 @@ act_on_main() { # first look, or nothing
     */unknown) count_silence ;;
     */running)
       PARTIAL=''
-      [ -z "$1" ] || say "main is running: no other one is started"
+      [ -z "$1" ] || say "main is running already"
       ;;
     */empty) attempt install run ;;
     */mixed)
-      # Those that miss a peer end by themselves, with 76, unless they hang.
+      # Workers that lost a peer exit with 76 themselves, unless they hang.
       MIXED=$((MIXED + 1))
       [ -n "$PARTIAL" ] || [ "$MIXED" -ge 20 ] || return 0
-      [ -n "$PARTIAL" ] || count_start "main has ended on some workers only"
+      [ -n "$PARTIAL" ] || count_start "main has exited on some workers only"
       MIXED=0
       attempt stop run
       ;;
-    # What ended before: whoever calls wants it to go on, or another run.
+    # The run ended earlier: the user wants to resume it, or to start another.
     first/*) attempt install run ;;
     */0)
       finish
-      say "main has come to its end on all workers"
+      say "main has finished on all workers"
       say "still there: $(costs); to clean up: $(again delete)"
       exit 0
       ;;
     */1)
-      STEP="main on $NAME, by a mistake or a fault: starting again won't help"
-      GO_ON="see $(again logs), mend it, then $(again resume)"
+      STEP="main on $NAME, by a mistake or a fault: a restart would not help"
+      RESUME="see $(again logs), fix the cause, then $(again resume)"
       exit 1
       ;;
     */stopped)
@@ -545,7 +545,7 @@ act_on_main() { # first look, or nothing
       attempt stop run
       ;;
     *)
-      [ -n "$PARTIAL" ] || count_start "main ended with exit code $main"
+      [ -n "$PARTIAL" ] || count_start "main exited with code $main"
       attempt run
       ;;
   esac
@@ -561,7 +561,7 @@ resume() {
     return
   fi
   while :; do
-    begin "watch $NAME" "$(costs); what runs on there is not watched" resume
+    begin "watch $NAME" "$(costs); main keeps running there, unwatched" resume
     [ -n "$first" ] || pause 30
     POLLS=$((POLLS + 1))
     state=$(look_at_both)
@@ -569,13 +569,13 @@ resume() {
       READY) act_on_main "$first" ;;
       UNKNOWN) count_silence ;;
       ABSENT)
-        [ -n "$first" ] || count_start "$NAME is gone"
+        [ -n "$first" ] || count_start "$NAME no longer exists"
         attempt create install run
         ;;
-      STOPPED) # by hand: what is on its disks may be wanted
-        STEP="watch $NAME: it was stopped by hand, and is not deleted unasked"
+      STOPPED) # by hand: its disks may hold data that is needed
+        STEP="watch $NAME: it was stopped by hand, so this script does not delete it"
         STANDING="the TPU VM $NAME in $ZONE, stopped, with its disks"
-        GO_ON="$(again delete) && $(again resume)"
+        RESUME="$(again delete) && $(again resume)"
         exit 1
         ;;
       PREEMPTED | TERMINATED | FAILED | SUSPENDING | SUSPENDED)

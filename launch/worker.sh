@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# On one TPU VM: what launch/tpu_vm.sh asks of each worker. Not for users.
+# Runs on each TPU VM worker, called by launch/tpu_vm.sh. Not for users.
 #
 # usage: worker.sh install | idle | run ARGUMENTS OF MAIN | status | stop SECONDS
 #
-# All is below ~/mae_jax: src (the checkout), venv, and run with
-#   lock     held by whoever runs main, and by main: alive is who has it
-#   log      what main says, of all runs
-#   pid code the process, and the exit code that main ended with
-#   stopped  there since `stop`: whoever watches shall not start it again
+# All files are below ~/mae_jax: src (the checkout), venv, and run with
+#   lock     held by the supervisor and by main while they are alive
+#   log      the output of main, from all runs
+#   pid code the process, and the exit code of main
+#   stopped  created by `stop`: a watching script must not restart main
 set -euo pipefail
 
 BASE=$(cd "$(dirname "$0")/../.." && pwd)
@@ -28,26 +28,26 @@ idle() {
     "stop it first"
 }
 
-# The images of TPU VMs come with Python 3.10, without venv. uv brings another
-# one that needs neither root nor apt, which a new VM is busy with.
+# The images of TPU VMs have Python 3.10, without venv. uv installs another Python
+# without root or apt, which is busy on a new VM.
 make_venv() {
   local python
-  for python in python3.13 python3.12 python3.11 python3; do
+  for python in python3.13 python3.12 python3; do
     if "$python" -c 'import sys, ensurepip, venv
-sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; then
       "$python" -m venv "$VENV"
       return
     fi
   done
   python3 -m pip install --quiet --user uv
-  python3 -m uv venv --quiet --python 3.11 --seed "$VENV"
+  python3 -m uv venv --quiet --python 3.12 --seed "$VENV"
 }
 
 install() {
   local wanted
   idle
   wanted=$(cat "$SRC/setup.py" "$SRC/constraints.txt" | cksum)
-  # Again only if what it depends on has changed; marked at the very end.
+  # Installs again only if a dependency changed. The mark is written last.
   if [ "$(cat "$VENV/installed" 2>/dev/null)" != "$wanted" ]; then
     rm -rf "$VENV"
     make_venv
@@ -58,10 +58,10 @@ install() {
   echo "$(hostname): installed"
 }
 
-# Lives as long as main does, without a terminal, and writes down how it ended.
+# Runs main without a terminal, and records its exit code.
 supervise() {
   local code=0 child
-  trap : TERM INT # they are main's
+  trap : TERM INT # main handles them
   cd "$SRC"
   export PYTHONUNBUFFERED=1 # the log is read while main runs
   "$VENV/bin/python" -m mae_jax.main "$@" &
@@ -72,7 +72,7 @@ supervise() {
     code=0
     wait "$child" || code=$?
   done
-  echo "--- main ended with exit code $code, $(date -u +%FT%TZ)"
+  echo "--- main exited with code $code, $(date -u +%FT%TZ)"
   echo "$code" >"$RUN/code.new"
   mv "$RUN/code.new" "$RUN/code"
 }
@@ -83,7 +83,7 @@ run() {
   flock -n 9 || idle
   rm -f "$RUN/code" "$RUN/stopped" "$RUN/pid"
   echo "--- started $(date -u +%FT%TZ): $*" >>"$RUN/log"
-  # nohup: main leaves alone a SIGHUP that is ignored. The lock goes along.
+  # nohup: main does not handle a SIGHUP that is ignored. It inherits the lock.
   nohup setsid bash "$SRC/launch/worker.sh" supervise "$@" \
     </dev/null >>"$RUN/log" 2>&1 &
   echo "$(hostname): started, log in $RUN/log"
@@ -99,7 +99,7 @@ status() {
     state="exited $(cat "$RUN/code")"
     [ ! -f "$RUN/stopped" ] || state="stopped $(cat "$RUN/code")"
   elif [ -f "$RUN/log" ]; then
-    state=lost # no end is written down: the machine was restarted
+    state=lost # no exit code was recorded: the machine was restarted
   else
     state=installed
   fi
@@ -126,5 +126,5 @@ stop() {
 
 case ${1:-} in
   install | idle | run | supervise | status | stop) "$@" ;;
-  *) die "${1:-nothing} is not something a worker does" ;;
+  *) die "${1:-nothing} is not a command of worker.sh" ;;
 esac
