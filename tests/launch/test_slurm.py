@@ -158,7 +158,9 @@ def test_a_job_that_cannot_be_requeued_prints_a_command_to_resume(cluster):
   done = play(cluster)
   assert done.returncode == 75
   assert "failed: requeue job 4242" in done.stdout
-  on = next(x for x in done.stdout.splitlines() if x.startswith("to continue: "))
+  on = next(
+    x for x in done.stdout.splitlines() if x.startswith("to continue: ")
+  )
   command = on.removeprefix("to continue: ").split(",")[0]
   assert cluster.shell(command).returncode == 0
 
