@@ -54,7 +54,7 @@ def start(
   Raises:
     ConfigError: if a process is missing.
   """
-  global _team
+  global _group
   console.set_process(place.process_id)
   rendezvous.wait_for_all(place, start_seconds)
   # The preemption service would handle SIGTERM itself.
