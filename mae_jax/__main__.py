@@ -68,7 +68,8 @@ def usage() -> str:
   lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
   return "\n".join(
     [
-      "usage: python -m mae_jax COMMAND [--help] [--flag=value ...]",
+      "usage: mae-jax COMMAND [--help] [--flag=value ...]",
+      "       python -m mae_jax COMMAND [--help] [--flag=value ...]",
       "",
       *lines,
     ]
@@ -91,10 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(
       f"error: {name!r} is not a command: {hint}known are {', '.join(COMMANDS)}"
     )
-  if name == "evaluate":
-    rest.append("--config.task=evaluate")
   module = importlib.import_module(COMMANDS[name][0])
-  module.main(rest)
+  if name == "evaluate":
+    module.main([*rest, "--config.task=evaluate"], name)
+  else:
+    module.main(rest)
 
 
 if __name__ == "__main__":

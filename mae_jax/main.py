@@ -81,10 +81,10 @@ def train(
     num_processes: the number of processes.
     process_id: the number of this process, from 0.
     start_seconds: processes wait this long for each other at the start.
-    heartbeat_seconds: a process that is silent this long is taken for lost.
+    heartbeat_seconds: a process that is silent this long counts as lost.
   """
   if not workdir:
-    raise ConfigError("--workdir is missing: name a directory")
+    raise ConfigError("--workdir is empty: give a directory")
   cli.at_least("start_seconds", start_seconds, 1)
   cli.at_least("heartbeat_seconds", heartbeat_seconds, 3)
   storage.make_directory(workdir, "--workdir")
@@ -122,8 +122,14 @@ def _unraisable(error: Any) -> None:
     sys.__unraisablehook__(error)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the program; `argv` is what follows its name.
+def main(
+  argv: Sequence[str] | None = None, command: str = "train"
+) -> None:
+  """Runs the command.
+
+  Args:
+    argv: its arguments; None for those of the process.
+    command: train or evaluate, for the help.
 
   Raises:
     SystemExit: with 75 if a signal interrupted the run, or with one line.
@@ -137,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if not debug:
     sys.unraisablehook = _unraisable
   try:
-    values = cli.parse(train, "train", argv)
+    values = cli.parse(train, command, argv)
     debug = values.pop("debug")
     train(**values)
   except signals.RunInterrupted as stopped:

@@ -63,7 +63,7 @@ def test_a_short_run_of_the_digits_recipe(tmp_path):
     (["--config=configs/vit_l.py:epoch=9"], "'epoch=9' is not known"),
     (["extra"], "'extra' is not a flag"),
     (["--workdir=setup.py"], "--workdir=setup.py cannot be made (File exists)"),
-    (["--workdir="], "--workdir is missing: name a directory"),
+    (["--workdir="], "--workdir is empty: give a directory"),
     (
       ["--config.train.compile_cache=setup.py"],
       "train.compile_cache=setup.py cannot be made (File exists)",

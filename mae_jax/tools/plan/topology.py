@@ -34,6 +34,7 @@ TPUS = {
 _POD = {"v3": 1024, "v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}
 GPUS = {"h100": "NVIDIA H100 80GB HBM3"}
 GPUS_PER_HOST = 8
+_CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 _EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:16x16 or h100:8"
 
 # The facts about an H100 (SXM) that XLA's compiler needs: limits from NVIDIA's
@@ -105,12 +106,12 @@ def _tpus(
   name: str, kind: str, shape: str, dimensions: int
 ) -> Sequence[jax.Device]:
   sides = [int(side) for side in shape.split("x")]
-  # libtpu accepts other shapes, which nobody can rent.
+  # libtpu also accepts shapes that Google does not offer.
   if len(sides) != dimensions:
     example = "4x4" if dimensions == 2 else "2x2x2"
     raise ConfigError(
-      f"{name} is no slice that there is: those of {kind} have "
-      f"{dimensions} sides, as {kind}:{example}"
+      f"{name} is not a slice: slices of {kind} have {dimensions} sides, "
+      f"for instance {kind}:{example}"
     )
   if math.prod(sides) > _POD[kind]:
     raise ConfigError(
@@ -138,15 +139,15 @@ def _tpus(
   except jax.errors.JaxRuntimeError as error:
     text = str(error).partition(":")[2].strip() or str(error)
     raise ConfigError(
-      f"{name} is no slice that there is: {text}; for instance {_EXAMPLES}"
+      f"{name} is not a slice: {text}; for instance {_EXAMPLES}"
     ) from error
 
 
 def _gpus(name: str, kind: str, count: int) -> Sequence[jax.Device]:
-  if importlib.util.find_spec("jax_cuda12_plugin") is None:
+  if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
     raise ConfigError(
       f"{name} needs the CUDA compiler: pip install -c "
-      "constraints.txt -e '.[cuda12]' (some 6 GB; no GPU is needed)"
+      "constraints.txt -e '.[cuda13]' (some 6 GB; no GPU is needed)"
     )
   hosts, rest = divmod(count, GPUS_PER_HOST)
   if rest and hosts:

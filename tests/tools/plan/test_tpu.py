@@ -184,5 +184,5 @@ def test_loops_and_unrolled_programs_have_equal_costs():
 
 
 def test_a_wrong_slice_is_refused():
-  with pytest.raises(ConfigError, match="v5e:3x5 is no slice"):
+  with pytest.raises(ConfigError, match="v5e:3x5 is not a slice"):
     topology.open_topology("v5e:3x5")
