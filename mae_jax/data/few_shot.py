@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
 from mae_jax.data import pipeline, record_shards, tf_iterator
 from mae_jax.data.sources import Indexed, Records, Source
@@ -182,17 +181,14 @@ def _read_fields(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
     num_parallel_calls=tf.data.AUTOTUNE,
     deterministic=True,
   )
-  progress = tqdm.tqdm(
-    tf_iterator.numpy_batches(parsed.prefetch(tf.data.AUTOTUNE)),
-    total=source.num_examples,
-    desc="reading labels",
-    unit="images",
-    file=console.STDERR,
-    leave=False,
-    delay=2,
+  records = tf_iterator.numpy_batches(parsed.prefetch(tf.data.AUTOTUNE))
+  progress = console.progress_bar(
+    source.num_examples, desc="reading labels", leave=False, delay=2
   )
   try:
-    for record in progress:
-      yield tuple(record[name] for name in names)
+    with progress:
+      for record in records:
+        yield tuple(record[name] for name in names)
+        progress.update()
   except tf.errors.OpError as error:
     raise ConfigError(str(pipeline.read_error(source, error))) from error
