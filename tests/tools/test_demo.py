@@ -175,10 +175,10 @@ def test_requests_without_a_length_are_refused(opened):
   ("change", "status", "message"),
   [
     ({"image": "none"}, 404, "no longer in memory"),
-    ({"image": None}, 400, "image is missing: write what /image gave"),
-    ({"image": []}, 400, "image=[] is not what /image gave"),
-    ({"hidden": [1, 0]}, 400, "hidden has 2 patches, and 4 x 4 are there"),
-    ({"hidden": [1] * 16}, 400, "leave one at least"),
+    ({"image": None}, 400, "image is missing: write the name that"),
+    ({"image": []}, 400, "image=[] is not the name that /image"),
+    ({"hidden": [1, 0]}, 400, "hidden has 2 entries for 4 x 4 patches"),
+    ({"hidden": [1] * 16}, 400, "leave at least one visible"),
     ({"hidden": "x"}, 400, "hidden='x' is not a list of 16 numbers"),
     ({"hidden": [0] * 15 + [2]}, 400, "hidden has 2 at 15, not 0 or 1"),
     ({"hidden": [[0]] * 16}, 400, "hidden has [0] at 0, not 0 or 1"),
@@ -214,9 +214,9 @@ def test_wrong_parameters_are_refused(
 @pytest.mark.parametrize(
   ("body", "message"),
   [
-    (b"{", "this is no JSON"),
-    (b"\xff\xfe\xff", "this is no JSON"),
-    (b"[]", "[] is no object with an image"),
+    (b"{", "this is not JSON"),
+    (b"\xff\xfe\xff", "this is not JSON"),
+    (b"[]", "[] is not an object with an image"),
     (b"[" * 100_000, "nested too deeply"),
     (b'{"image":' * 100_000, "nested too deeply"),
     (b'{"image": %s}' % (b"[" * 900 + b"]" * 900), "image"),
@@ -288,9 +288,7 @@ def test_an_address_of_no_local_interface_is_reported(
   with pytest.raises(ConfigError) as error:
     server.Server(network, host, port)
   assert str(error.value).startswith(message)
-  remedy = (
-    "name another host" if "host" in message else "0 for any that is free"
-  )
+  remedy = "choose another host" if "host" in message else "0 for any free one"
   assert remedy in str(error.value)
 
 
