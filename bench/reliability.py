@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -59,6 +60,8 @@ def main() -> int:
     "--disks", type=flags.whole(), default=5, help="tries of each fault"
   )
   args = parser.parse_args()
+  # Runs inherit an ignored SIGINT, for instance from nohup.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   sections: dict[str, Callable[[pathlib.Path], Iterator[faults.Row]]] = {
     "mistakes": faults.make_mistakes,
     "images": lambda directory: faults.damage_images(args.flips, directory),
