@@ -121,7 +121,7 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize("to", ["facebook", "jax"])
-def test_pixels_that_are_normalized_otherwise_are_told(
+def test_another_normalization_gives_a_warning(
   to: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
   """Another normalization is allowed, but rarely intended."""
@@ -129,7 +129,7 @@ def test_pixels_that_are_normalized_otherwise_are_told(
   for task in ("pretrain", "finetune"):
     initial(tiny.config(task=task, init_from=path))
     data = {"mean": (0.5,), "std": (0.4,)}
-    told = "was trained with pixels of mean (0.3,) and std (0.4,), and these"
+    told = "was trained with pixels of mean (0.3,) and std (0.4,), and this run"
     before = capsys.readouterr()
     assert told not in before.err + before.out
     initial(tiny.config(task=task, init_from=path, data=data))
@@ -140,7 +140,7 @@ def test_pixels_that_are_normalized_otherwise_are_told(
     )
 
 
-def test_another_objective_is_told(
+def test_another_objective_gives_a_warning(
   tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
   path = str(digits_weights(tmp_path, "mae", "jax"))
@@ -150,7 +150,7 @@ def test_another_objective_is_told(
   initial(tiny.config(init_from=path, objective=objective))
   told = capsys.readouterr().err
   for old in ("target=norm_pix", "masked_input=dropped"):
-    assert f"was trained with objective.{old}, and goes on" in told
+    assert f"was trained with objective.{old}, and this run uses" in told
     assert f"set --config.objective.{old}" in told
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
-STANDIN = pathlib.Path(__file__).with_name("standin.py")
+FAKE_PROGRAM = pathlib.Path(__file__).with_name("fake_program.py")
 PROGRAMS = ["gcloud", "kubectl", "sbatch", "srun", "scontrol", "scancel"]
 PROGRAMS += ["squeue", "python3", "python3.11", "python3.12", "python3.13"]
 
@@ -44,7 +44,7 @@ class World:
     make_checkout(self.checkout)
     programs = path / "bin"
     programs.mkdir()
-    text = f"#!{sys.executable} -S\n" + STANDIN.read_text()
+    text = f"#!{sys.executable} -S\n" + FAKE_PROGRAM.read_text()
     for name in PROGRAMS:
       file = programs / name
       file.write_text(text)

@@ -304,7 +304,7 @@ def test_dragging_the_ratio_samples_new_masks(visit, demo):
   ratio.fill("60")
   sync_api.expect(page.locator("#error")).to_contain_text("cannot keep 6")
   assert_blank(page)
-  assert page.locator("#share").inner_text() == "60 %, not drawn"
+  assert page.locator("#share").inner_text() == "60 %, no such mask"
   assert ratio.input_value() == "60"
   # With a ratio of 0, no patch is masked; clicks then mask patches.
   page.mouse.click(*patch(page, 1, 2))
@@ -331,7 +331,7 @@ def test_the_last_answer_is_removed_if_all_patches_are_masked(visit, demo):
   sync_api.expect(page.locator(".truth").first).not_to_have_text("")
   page.locator("#ratio").fill("100")
   error = page.locator("#error")
-  sync_api.expect(error).to_contain_text("all patches are hidden")
+  sync_api.expect(error).to_contain_text("all patches are masked")
   assert_blank(page)
   assert page.locator("#share").inner_text() == "100 %, 16 of 16 patches"
   height = "x => x.getBoundingClientRect().height"
