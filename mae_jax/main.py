@@ -69,6 +69,7 @@ def train(
   process_id: int | None = None,
   start_seconds: float = 300.0,
   heartbeat_seconds: float = 30.0,
+  stop: signals.StopSignals | None = None,
 ) -> None:
   """Trains or evaluates what a config names.
 
@@ -82,6 +83,7 @@ def train(
     process_id: the number of this process, from 0.
     start_seconds: processes wait this long for each other at the start.
     heartbeat_seconds: a process that is silent this long counts as lost.
+    stop: signals that this process listens for; None to listen from now on.
   """
   if not workdir:
     raise ConfigError("--workdir is empty: give a directory")
@@ -92,12 +94,9 @@ def train(
   process = distributed.detect(coordinator, num_processes, process_id)
   if config.mesh.cpu_devices:
     _split_cpu(config.mesh.cpu_devices)
-  stop = signals.StopSignals(
-    config.train.shutdown_timeout,
-    together=process is not None,
-    on_exit=distributed.announce_exit,
-  )
-  stop.install()
+  stop = stop or _listen()
+  stop.grace_seconds = config.train.shutdown_timeout
+  stop.together = process is not None
   if process:
     distributed.start(
       process, start_seconds=start_seconds, heartbeat=heartbeat_seconds
@@ -107,6 +106,12 @@ def train(
   run = TASKS[config.task]()
   startup.mark("imports")
   run(config, workdir, stop)
+
+
+def _listen() -> signals.StopSignals:
+  stop = signals.StopSignals(on_exit=distributed.announce_exit)
+  stop.install()
+  return stop
 
 
 def _split_cpu(devices: int) -> None:
@@ -122,9 +127,7 @@ def _unraisable(error: Any) -> None:
     sys.__unraisablehook__(error)
 
 
-def main(
-  argv: Sequence[str] | None = None, command: str = "train"
-) -> None:
+def main(argv: Sequence[str] | None = None, command: str = "train") -> None:
   """Runs the command.
 
   Args:
@@ -143,9 +146,10 @@ def main(
   if not debug:
     sys.unraisablehook = _unraisable
   try:
+    stop = _listen()
     values = cli.parse(train, command, argv)
     debug = values.pop("debug")
-    train(**values)
+    train(**values, stop=stop)
   except signals.RunInterrupted as stopped:
     if console.is_first():
       console.info(str(stopped))

@@ -254,6 +254,7 @@ def _report_phases(view: mmap.mmap) -> None:
   from mae_jax import checkpoints
   from mae_jax.evals import pretraining
   from mae_jax.train import loop, metrics
+  from mae_jax.utils import signals
 
   count = 0
 
@@ -276,6 +277,13 @@ def _report_phases(view: mmap.mmap) -> None:
 
     setattr(owner, name, wrapped)
 
+  install = signals.StopSignals.install
+
+  def installed(stop: signals.StopSignals) -> None:
+    install(stop)
+    view[1:5] = (1).to_bytes(4, "little")  # "starting", and signals are handled
+
+  signals.StopSignals.install = installed  # type: ignore[method-assign, assignment]
   wrap(loop.Trainer, "train", "compiling", None)
   wrap(metrics.Meter, "tick", "stepping", None)
   # `save` returns while files are being written. The phase lasts until the

@@ -328,7 +328,7 @@ def test_the_programs(tmp_path: pathlib.Path):
   )
   tuned = tmp_path / "tuned"
   done = command(
-    "main",
+    "train",
     f"--config={recipe}",
     f"--workdir={tuned}",
     f"--config.init_from={theirs}",
@@ -342,7 +342,7 @@ def test_the_programs(tmp_path: pathlib.Path):
   for number, path in enumerate((tuned, file)):
     where = tmp_path / f"eval{number}"
     done = command(
-      "main",
+      "train",
       f"--config={recipe}",
       f"--workdir={where}",
       f"--config.init_from={path}",

@@ -129,7 +129,7 @@ def test_colors_are_the_principal_components():
   for axis in range(3):
     found = np.corrcoef(picture[:, axis], features[:, axis])[0, 1]
     assert abs(found) > 0.95
-  with pytest.raises(ConfigError, match="show more images"):
+  with pytest.raises(ConfigError, match="use more images"):
     attention_rollout.FeatureColors(features[:3])
 
 

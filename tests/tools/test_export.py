@@ -43,9 +43,11 @@ IMAGES = {
   size: np.random.default_rng(size).integers(0, 256, (size, 8, 8, 1), np.uint8)
   for size in (1, 5)
 }
-# The code of the README.
+# The code that the documentation shows.
 (LOADING,) = re.findall(
-  r"```python\n(import jax\n.*?)```", (ROOT / "README.md").read_text(), re.S
+  r"```python\n(import jax\n.*?)```",
+  (ROOT / "docs" / "weights.md").read_text(),
+  re.S,
 )
 
 
@@ -341,7 +343,7 @@ def test_only_an_earlier_export_is_replaced(pretrained, tmp_path):
 def test_a_failed_export_keeps_the_old_one(
   pretrained, tmp_path, monkeypatch, error
 ):
-  """Includes an export that differs from the network when it is loaded."""
+  """Includes an export that differs from the modelwork when it is loaded."""
   out = tmp_path / "out"
   command.write(str(pretrained), str(out))
   before = {each.name: each.read_bytes() for each in out.iterdir()}
@@ -356,7 +358,9 @@ def test_a_failed_export_keeps_the_old_one(
 
   monkeypatch.setattr(stablehlo, "load", load)
   expected = error or TrainingError
-  with pytest.raises(expected, match=None if error else "differs from the net"):
+  with pytest.raises(
+    expected, match=None if error else "differs from the model"
+  ):
     command.write(str(pretrained), str(out), weights="int8")
   assert {each.name: each.read_bytes() for each in out.iterdir()} == before
   assert os.listdir(tmp_path) == ["out"]
@@ -366,7 +370,7 @@ def test_an_export_with_values_that_are_not_finite_fails():
   wanted = [np.ones((1, 2), np.float32)]
   assert verify.check(wanted, wanted, "float32") == 0
   for bad in (np.nan, np.inf):
-    with pytest.raises(TrainingError, match="differs from the net"):
+    with pytest.raises(TrainingError, match="differs from the model"):
       verify.check([wanted[0] * bad], [wanted[0] * bad], "float32")
 
 
@@ -416,7 +420,7 @@ def test_a_disk_that_fills_up_is_named(pretrained, tmp_path, monkeypatch, form):
     ({"dtype": "float16"}, "--dtype='float16' is not known: .*bfloat16"),
     ({"pool": "max"}, "--pool='max' is not known: known are all, cls, mean"),
     ({"checkpoint": "nowhere"}, "there is no checkpoint in nowhere: name a"),
-    ({"what": "classifier"}, "--what=classifier: .* has no head, .*features"),
+    ({"what": "classifier"}, "--what=classifier: .* has no head: .*features"),
     ({"layer": 3}, "--layer=3: the encoder has blocks 1 to 2"),
     ({"image_size": (9, 8)}, "--image_size=9 is not a multiple of model.patc"),
     (

@@ -206,7 +206,7 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
   few, unread = inspect_data.look(
     sources.open_source(config.data, "train"), 6, config.data
   )
-  assert few.looked_at == 6
+  assert few.num_images == 6
   assert few.labels + unread == {0: 3, 1: 2, 2: 1}
   assert unread == {2: 1}
 

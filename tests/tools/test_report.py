@@ -190,11 +190,11 @@ def test_equal_paths_are_recognized(tmp_path, monkeypatch):
   (home / "recipe.py").write_text(
     "import dataclasses, pathlib\n"
     "from mae_jax import config as c\n"
-    "from tests import tiny\n"
+    "from tests.helpers import tiny\n"
     "def get_config(arg=None):\n"
     "  here = pathlib.Path(__file__).with_name('first.py')\n"
-    "  compare = c.Compare(pretrain=f'{here}:steps=9')\n"
-    "  config = dataclasses.replace(tiny.config(), compare=compare)\n"
+    "  compare = c.LabelEfficiencyConfig(pretrain=f'{here}:steps=9')\n"
+    "  config = dataclasses.replace(tiny.config(), label_efficiency=compare)\n"
     "  return c.config_dict(config)\n"
   )
 
@@ -251,7 +251,7 @@ def test_a_running_run_may_have_an_incomplete_line(workdirs, tmp_path):
   assert found.config is None
   assert found.pictures == {}
   text = page.render([found], [data_summary.summarize(found, "x", 0)])
-  assert "its settings are of another version, or not there" in text
+  assert "settings are missing, or belong to another version" in text
   (tmp_path / "metrics.jsonl").write_text(
     log.rstrip("\n")
   )  # a file of an editor
@@ -325,7 +325,7 @@ def test_names_are_short_and_differ():
   ("flags", "message"),
   [
     (("--workdir=/nowhere",), "--workdir=/nowhere: there is no such directory"),
-    (("--workdir=README.md",), "--workdir=README.md is a file: name the"),
+    (("--workdir=README.md",), "--workdir=README.md is a file: give the"),
     (("--workdir=a,",), "--workdir=a, has an empty name in its list"),
     (("--workdir=",), "--workdir= has an empty name: name the directory"),
     (("--workdir=a,a/",), "names a run twice"),

@@ -279,7 +279,7 @@ def test_unreadable_images_are_counted_per_epoch(
   found = None
   for step, count in enumerate(counts, 1):
     values = dict.fromkeys(watch_lib.COUNTS, jnp.int32(0))
-    if watch.look(step, values | {"unreadable": jnp.int32(count)}):
+    if watch.check(step, values | {"unreadable": jnp.int32(count)}):
       found = step
       break
   assert found == stops

@@ -238,8 +238,9 @@ def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
   data = {"source": "tfds", "name": "some", "data_dir": str(tmp_path)}
   settings = config(data=data | {"batch_size": 8, "eval_split": "test"})
   text = "images of data.eval_split='test' have no label: use another split"
+  task, data = runs.open_task(settings, runs.devices_mesh())
   with pytest.raises(ConfigError, match=text):
-    runs.open_task(settings, runs.devices_mesh())
+    task.evaluator(data)  # `loop.run` calls it before the first step
 
 
 def test_images_without_labels_are_refused(tmp_path):

@@ -255,22 +255,27 @@ def test_pre_training_and_probes_run_from_one_recipe(tmp_path):
   ],
 )
 def test_a_mistake_is_one_line(tmp_path, compare_settings, text):
-  settings = config(
-    compare=dataclasses.replace(config().compare, **compare_settings)
-  )
-  with pytest.raises(ConfigError, match=text):
+  def run() -> None:
+    settings = config(
+      label_efficiency=dataclasses.replace(
+        config().label_efficiency, **compare_settings
+      )
+    )
     label_efficiency.run(settings, str(tmp_path), signals.StopSignals())
+
+  with pytest.raises(ConfigError, match=text):
+    run()
   assert not list(tmp_path.iterdir())
 
 
 def test_pre_training_on_other_images_is_refused(tmp_path):
   settings = config(
-    compare=dataclasses.replace(
-      config().compare, pretrain="configs/digits.py:steps=9"
+    label_efficiency=dataclasses.replace(
+      config().label_efficiency, pretrain="configs/digits.py:steps=9"
     ),
     data={"image_size": (12, 12)},
   )
-  text = r"has data.image_size=\(8, 8\), and the comparison \(12, 12\)"
+  text = r"has data.image_size=\(8, 8\), and this config \(12, 12\)"
   with pytest.raises(ConfigError, match=text):
     label_efficiency.run(settings, str(tmp_path), signals.StopSignals())
 

@@ -34,7 +34,8 @@ def adversarial(target: str = "norm_pix", **settings: Any):
     },
   )
   model = factory.masked_autoencoder(config)
-  objective = objectives.Adversarial(config, model, lambda step: 1e-3, TOTAL)
+  objective = objectives.Adversarial(config, model)
+  objective.set_total_steps(TOTAL)
   return objective, model, objective.init(lambda name: rng.key(0, name))
 
 
@@ -139,11 +140,9 @@ def test_the_discriminator_has_its_own_optimizer_and_rate():
     }
   )
   model = factory.masked_autoencoder(config)
+  trained = objectives.Adversarial(config, model).optimizers["discriminator"]
   # At half of the network's peak rate, it is at half of its own peak.
-  trained = objectives.Adversarial(
-    config, model, lambda step: 0.5 * config.optim.lr, TOTAL
-  ).optimizers["discriminator"]
-  assert trained.lr_fn(7) == pytest.approx(1.5e-3)
+  assert config.optim.lr * trained.relative_lr * 0.5 == pytest.approx(1.5e-3)
   grads = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
   theirs = torch.zeros(5, requires_grad=True)
   adam = torch.optim.Adam([theirs], lr=1.5e-3, betas=(0.3, 0.7))
@@ -153,7 +152,7 @@ def test_the_discriminator_has_its_own_optimizer_and_rate():
     theirs.grad = torch.tensor(grad)
     adam.step()
     direction, state = trained.tx.update(grad, state, ours)
-    ours -= trained.lr_fn(0) * direction
+    ours -= 0.5 * config.optim.lr * trained.relative_lr * direction
   np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-5)
 
 
@@ -185,8 +184,7 @@ def test_a_frozen_encoder_has_no_moments_and_no_backward_pass():
   config = tiny.config(objective={"trainable": "decoder"})
   model = factory.masked_autoencoder(config)
   objective, plain = (
-    objectives.Reconstruction(each, model, lambda step: 1e-3, TOTAL)
-    for each in (config, tiny.config())
+    objectives.Reconstruction(each, model) for each in (config, tiny.config())
   )
   assert objective.flops(model, 1) == plain.flops(
     model, 1

@@ -171,9 +171,7 @@ class Module:
       return int(known.group(1))
     condition = self.computations.get(loop.called("condition") or "", {})
     for each in condition.values():
-      if (
-        each.opcode == "label_efficiency" and "direction=LT" in each.attributes
-      ):
+      if each.opcode == "compare" and "direction=LT" in each.attributes:
         limit = condition.get(each.operands[1])
         if limit is not None and limit.opcode == "constant":
           return int(limit.inside)

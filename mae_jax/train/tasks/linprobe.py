@@ -113,7 +113,7 @@ class LinprobeTask(base.ClassificationTask):
 # Settings of fine-tuning that have no effect here.
 _UNUSED = {
   "classify": (
-    "trained",
+    "trainable",
     "ema",
     "mixup",
     "cutmix",

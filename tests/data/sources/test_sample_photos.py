@@ -9,7 +9,7 @@ from PIL import Image
 
 from mae_jax.data import sources
 from mae_jax.utils.errors import ConfigError
-from tests.data.sources.test_digits import everything
+from tests.data.sources.test_digits import all_images
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def color(settings):
 
 def test_tiles_are_parts_of_the_photographs(color):
   train = sources.open_source(color, "train")
-  images = everything(train)["image"]
+  images = all_images(train)["image"]
   assert images.shape == (135, 160, 160, 3)
   assert images.dtype == np.uint8
   assert train.class_names is None
@@ -36,7 +36,7 @@ def test_tiles_are_parts_of_the_photographs(color):
 
 def test_held_out_tiles_are_of_other_photographs(color):
   train, held_out = (
-    everything(sources.open_source(color, split))["image"]
+    all_images(sources.open_source(color, split))["image"]
     for split in ("train", "eval")
   )
   assert len(held_out) == 30
@@ -47,7 +47,7 @@ def test_held_out_tiles_are_of_other_photographs(color):
 
 def test_photographs_can_be_read_as_gray(settings):
   train = sources.open_source(settings(source="photos"), "train")
-  assert everything(train)["image"].shape == (135, 160, 160, 1)
+  assert all_images(train)["image"].shape == (135, 160, 160, 1)
   assert train.image_shape == (160, 160, 1)
 
 

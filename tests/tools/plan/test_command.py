@@ -20,7 +20,7 @@ no_tpu = pytest.mark.skipif(
 @pytest.mark.parametrize(
   ("args", "text"),
   [
-    ((VIT_B,), "--topology is missing: name a slice, such as v5e:16x16"),
+    ((VIT_B,), "arguments are required: --topology"),
     (
       (VIT_B, "--topology=v9:2x2"),
       "--topology=v9:2x2 is not a slice: write a kind of chip (v3, v4, v5e",
@@ -35,7 +35,7 @@ no_tpu = pytest.mark.skipif(
     ),
     (
       (VIT_B, "--topology=v5e:2x2", "--num_examples=0"),
-      "--num_examples=0 is not above 0",
+      "--num_examples=0 must be at least 1",
     ),
     (("--topology=v5e:2x2",), "--config is missing"),
     ((VIT_B, "--topology=v5e:2x2", "x"), "'x' is not a flag"),

@@ -60,7 +60,7 @@ def test_a_step_waits_for_the_slowest():
   assert (found.step, found.bound) == (0.01, "HBM")
   assert found.images_per_second == pytest.approx(6400)
   assert found.days == pytest.approx(1000 * 0.01 / 86400)
-  on_paper = made_up().planned.program.flops_per_image
+  on_paper = made_up().planned.task.flops_per_image
   assert found.mfu == pytest.approx(6400 * on_paper / (8 * 1e12))
 
 

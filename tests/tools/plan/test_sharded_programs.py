@@ -113,7 +113,7 @@ def test_accumulation_reduces_micro_batches():
 def test_flops_equal_the_counted_flops(fsdp: int):
   found = step(fsdp)
   assert found.costs is not None
-  on_paper = found.planned.program.flops_per_image * 64 / 8
+  on_paper = found.planned.task.flops_per_image * 64 / 8
   assert found.costs.flops == pytest.approx(on_paper, rel=0.03)
   assert found.costs.unknown_loops == 0
 

@@ -60,7 +60,7 @@ def test_flops_and_memory(fsdp: int):
   assert found.costs is not None
   assert found.costs.unknown_loops == 0
   # Only products of attention are recomputed.
-  on_paper = found.planned.program.flops_per_image * _BATCH / 16
+  on_paper = found.planned.task.flops_per_image * _BATCH / 16
   assert 0.99 < found.costs.flops / on_paper < 1.03
   params = found.num_params * 4
   held = found.memory.params + found.memory.opt_state
