@@ -131,16 +131,16 @@ def _readable(
   fit: str,
   count: int,
   bar: tqdm.tqdm | None = None,
-  told: int = 0,
+  warned: int = 0,
 ) -> Iterator[tuple[str, photos.Photo]]:
-  """Yields readable images; warns of unreadable ones from number `told` on."""
+  """Yields readable images; warns of unreadable ones from index `warned` on."""
   for index in range(count):
     name = source.name(index)
     path = photos.path_of(images, name)
     try:
       whole = photos.read(path, data.channels, data.exif_rotate)
     except photos.UnreadableError as error:
-      if index >= told:
+      if index >= warned:
         console.warn(f"{path} cannot be read ({error}): it is left out")
     else:
       yield name, photos.fit(whole, data, fit)
