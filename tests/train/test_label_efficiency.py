@@ -195,7 +195,7 @@ def test_pre_training_and_probes_run_from_one_recipe(tmp_path):
   """Runs pre-training and probes from a recipe alone."""
   recipe = tmp_path / "recipe.py"
   recipe.write_text(
-    "from tests import tiny\n"
+    "from tests.helpers import tiny\n"
     "from mae_jax import config as c\n"
     "def get_config(arg=None):\n"
     "  args = c.parse_arg(arg, steps=9)\n"
