@@ -81,7 +81,8 @@ def load(settings: Iterable[str]) -> Config:
   if path is None:
     raise ConfigError(f"--config is missing: {_EXAMPLE}")
   if not os.path.isfile(path.partition(":")[0]):
-    raise ConfigError(f"--config={path} is not a file: {_EXAMPLE}")
+    shown = path if path.isprintable() else abbreviate(path)
+    raise ConfigError(f"--config={shown} is not a file: {_EXAMPLE}")
   values = _run(path)
   for key, new, text in overrides:
     old = (
