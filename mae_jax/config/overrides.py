@@ -81,8 +81,7 @@ def load(settings: Iterable[str]) -> Config:
   if path is None:
     raise ConfigError(f"--config is missing: {_EXAMPLE}")
   if not os.path.isfile(path.partition(":")[0]):
-    shown = path if path.isprintable() else abbreviate(path)
-    raise ConfigError(f"--config={shown} is not a file: {_EXAMPLE}")
+    raise ConfigError(f"--config={_in_message(path)} is not a file: {_EXAMPLE}")
   values = _run(path)
   for key, new, text in overrides:
     old = (
@@ -107,10 +106,14 @@ def recipe(text: str) -> Config:
     ConfigError: if there is no such file, or it does not return a config.
   """
   if not os.path.isfile(text.partition(":")[0]):
-    raise ConfigError(
-      f"recipe {text.partition(':')[0]} is not a file: {_EXAMPLE}"
-    )
+    path = _in_message(text.partition(":")[0])
+    raise ConfigError(f"recipe {path} is not a file: {_EXAMPLE}")
   return from_config_dict(_run(text))
+
+
+def _in_message(path: str) -> str:
+  """Returns a path as it is, or its repr if it is long or not one line."""
+  return path if path.isprintable() and len(path) < 200 else abbreviate(path)
 
 
 def _run(text: str) -> ml_collections.ConfigDict:
