@@ -24,7 +24,7 @@ from mae_jax.config.validate import (
   from_config_dict,
 )
 from mae_jax.utils import console
-from mae_jax.utils.errors import ConfigError, abbreviate
+from mae_jax.utils.errors import ConfigError, abbreviate, printable
 
 _OVERRIDE = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
 _WORD, _ROW = re.compile(r"[A-Za-z]\w*"), re.compile("0[01]+")
@@ -81,7 +81,7 @@ def load(settings: Iterable[str]) -> Config:
   if path is None:
     raise ConfigError(f"--config is missing: {_EXAMPLE}")
   if not os.path.isfile(path.partition(":")[0]):
-    raise ConfigError(f"--config={_in_message(path)} is not a file: {_EXAMPLE}")
+    raise ConfigError(f"--config={printable(path)} is not a file: {_EXAMPLE}")
   values = _run(path)
   for key, new, text in overrides:
     old = (
@@ -106,14 +106,9 @@ def recipe(text: str) -> Config:
     ConfigError: if there is no such file, or it does not return a config.
   """
   if not os.path.isfile(text.partition(":")[0]):
-    path = _in_message(text.partition(":")[0])
+    path = printable(text.partition(":")[0])
     raise ConfigError(f"recipe {path} is not a file: {_EXAMPLE}")
   return from_config_dict(_run(text))
-
-
-def _in_message(path: str) -> str:
-  """Returns a path as it is, or its repr if it is long or not one line."""
-  return path if path.isprintable() and len(path) < 200 else abbreviate(path)
 
 
 def _run(text: str) -> ml_collections.ConfigDict:

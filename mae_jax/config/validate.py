@@ -20,7 +20,7 @@ from mae_jax.config.schema import (
   EvalConfig,
   rule_of,
 )
-from mae_jax.utils.errors import ConfigError, abbreviate
+from mae_jax.utils.errors import ConfigError, abbreviate, printable
 
 # Of settings without an `le` of their own: JAX counts in int32, derives the
 # same key from seeds that differ in higher bits alone, and computes in float32.
@@ -147,10 +147,14 @@ def check_key(key: str) -> None:
   path = "config"
   for name in key.split("."):
     if not dataclasses.is_dataclass(kind):
-      raise ConfigError(f"config.{key} is not known: set the whole {path}")
+      raise ConfigError(
+        f"config.{printable(key)} is not known: set the whole {path}"
+      )
     hints = typing.get_type_hints(kind)
     if name not in hints:
-      raise ConfigError(f"{path}.{name} is not known: {_suggest(name, hints)}")
+      raise ConfigError(
+        f"{path}.{printable(name)} is not known: {_suggest(name, hints)}"
+      )
     kind, path = hints[name], f"{path}.{name}"
   if dataclasses.is_dataclass(kind):
     one = dataclasses.fields(kind)[0].name
@@ -177,8 +181,9 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   values = dict(_current(path, *item) for item in values.items())
   for key in values:
     if key not in fields:
-      key = key if str(key).isprintable() else repr(key)
-      raise ConfigError(f"{path}.{key} is not known: {_suggest(key, fields)}")
+      raise ConfigError(
+        f"{path}.{printable(str(key))} is not known: {_suggest(key, fields)}"
+      )
   built = {}
   for name, field in fields.items():
     here = f"{path}.{name}"

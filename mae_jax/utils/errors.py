@@ -23,6 +23,11 @@ def abbreviate(value: Any) -> str:
   return text if len(text) <= 200 else f"{text[:190]}..."
 
 
+def printable(name: str) -> str:
+  """Returns a name for a message: its repr if it is long or not one line."""
+  return name if name.isprintable() and len(name) < 200 else abbreviate(name)
+
+
 def explain(error: BaseException) -> str | None:
   """Explains an error that the user can fix, in one line with its remedy.
 
