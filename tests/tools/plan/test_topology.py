@@ -38,8 +38,8 @@ def test_a_mesh_has_all_devices_of_a_slice(name: str, devices: int):
 @pytest.mark.parametrize(
   ("name", "text"),
   [
-    ("v5e:2x2x2", "those of v5e have 2 sides, as v5e:4x4"),
-    ("v4:2x2", "those of v4 have 3 sides, as v4:2x2x2"),
+    ("v5e:2x2x2", "slices of v5e have 2 sides, for instance v5e:4x4"),
+    ("v4:2x2", "slices of v4 have 3 sides, for instance v4:2x2x2"),
     ("v5e:32x32", "has 1024 chips, and a pod of v5e 256"),
   ],
 )
