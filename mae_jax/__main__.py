@@ -6,58 +6,80 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
-# Name: the module with its `main`, and what the command does. A module is
-# imported when its command runs, since some of them import TensorFlow.
+
+class Command(NamedTuple):
+  """A command: the function that its flags are made of, and how it runs.
+
+  Attributes:
+    function: MODULE:FUNCTION, imported when the command runs, since some
+      modules import TensorFlow.
+    text: what the command does.
+    cpu: whether it leaves accelerators to other programs.
+    interrupted: printed after Ctrl-C or SIGTERM.
+  """
+
+  function: str
+  text: str
+  cpu: bool = False
+  interrupted: str = "stopped: nothing is written"
+
+
 COMMANDS = {
-  "train": ("mae_jax.main", "Trains or evaluates what a config names."),
-  "evaluate": (
-    "mae_jax.main",
-    "Evaluates a checkpoint: `train` with task=evaluate.",
+  "train": Command(
+    "mae_jax.main:main", "Trains or evaluates what a config names."
   ),
-  "inspect": (
-    "mae_jax.tools.inspect_data",
+  "evaluate": Command(
+    "mae_jax.main:main", "Evaluates a checkpoint: `train` with task=evaluate."
+  ),
+  "inspect": Command(
+    "mae_jax.tools.inspect_data:report",
     "Checks the images of a config and shows samples.",
+    interrupted="stopped",
   ),
-  "plan": (
-    "mae_jax.tools.plan.command",
+  "plan": Command(
+    "mae_jax.tools.plan.command:plan",
     "Compiles a config for a TPU slice or GPUs; predicts memory and speed.",
+    cpu=True,  # the compilers are asked for by name; no device is opened
+    interrupted="stopped by Ctrl-C; what is printed above is true",
   ),
-  "report": (
-    "mae_jax.tools.report.command",
+  "report": Command(
+    "mae_jax.tools.report.command:write",
     "Writes one HTML page about one or more runs.",
   ),
-  "reconstruct": (
-    "mae_jax.tools.reconstruct",
+  "reconstruct": Command(
+    "mae_jax.tools.reconstruct:write",
     "Reconstructs masked images and writes pictures.",
   ),
-  "demo": (
-    "mae_jax.tools.demo.command",
+  "demo": Command(
+    "mae_jax.tools.demo.command:run",
     "Serves a web page that masks and reconstructs an image.",
   ),
-  "features": (
-    "mae_jax.tools.features",
+  "features": Command(
+    "mae_jax.tools.features:write",
     "Writes the encoder's features of images to a file.",
   ),
-  "predict": (
-    "mae_jax.tools.predict",
-    "Prints the most likely classes of images.",
+  "predict": Command(
+    "mae_jax.tools.predict:write", "Prints the most likely classes of images."
   ),
-  "neighbors": (
-    "mae_jax.tools.neighbors",
+  "neighbors": Command(
+    "mae_jax.tools.neighbors:write",
     "Finds the nearest images in feature space.",
   ),
-  "attention": (
-    "mae_jax.tools.attention_maps",
+  "attention": Command(
+    "mae_jax.tools.attention_maps:write",
     "Writes pictures of the encoder's attention.",
   ),
-  "convert": (
-    "mae_jax.tools.convert",
+  "convert": Command(
+    "mae_jax.tools.convert:convert",
     "Converts weights from and to facebook, transformers and timm.",
+    cpu=True,
   ),
-  "export": (
-    "mae_jax.tools.export.command",
+  "export": Command(
+    "mae_jax.tools.export.command:write",
     "Exports an encoder or a classifier to StableHLO or SavedModel.",
+    cpu=True,
   ),
 }
 
@@ -65,7 +87,7 @@ COMMANDS = {
 def usage() -> str:
   """Lists the commands, a line each."""
   width = max(map(len, COMMANDS))
-  lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+  lines = [f"  {name:{width}}  {x.text}" for name, x in COMMANDS.items()]
   return "\n".join(
     [
       "usage: mae-jax COMMAND [--help] [--flag=value ...]",
@@ -92,11 +114,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(
       f"error: {name!r} is not a command: {hint}known are {', '.join(COMMANDS)}"
     )
-  module = importlib.import_module(COMMANDS[name][0])
-  if name == "evaluate":
-    module.main([*rest, "--config.task=evaluate"], name)
-  else:
-    module.main(rest)
+  command = COMMANDS[name]
+  module, _, attribute = command.function.partition(":")
+  function = getattr(importlib.import_module(module), attribute)
+  if name in ("train", "evaluate"):
+    task = ["--config.task=evaluate"] if name == "evaluate" else []
+    function([*rest, *task], name)
+    return
+  # Imported here, because the list of commands needs neither.
+  import jax
+
+  from mae_jax.tools import cli
+
+  if command.cpu:
+    jax.config.update("jax_platforms", "cpu")
+  cli.run(function, name, rest, interrupted=command.interrupted)
 
 
 if __name__ == "__main__":

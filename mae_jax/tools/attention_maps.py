@@ -5,10 +5,9 @@ python -m mae_jax attention --checkpoint=WORKDIR --images=DIR --out=pictures
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -222,18 +221,3 @@ def _token(query: tuple[int, int] | None, grid: tuple[int, int]) -> int:
       "columns of patches; the first is 1,1"
     )
   return 1 + (row - 1) * grid[1] + column - 1
-
-
-def _query(text: str) -> tuple[int, int]:
-  try:
-    row, column = map(int, text.split(","))
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is no patch: write its row and column, as 3,7"
-    ) from None
-  return row, column
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  cli.run(write, "attention", argv)

@@ -8,9 +8,6 @@ python -m mae_jax convert --inspect FILE
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-
-import jax
 
 from mae_jax.conversion import (
   export_weights,
@@ -133,10 +130,3 @@ def convert(
   )
   for note in notes:
     console.info(f"- {note}")
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  # Nothing is computed: an accelerator that others use is left alone.
-  jax.config.update("jax_platforms", "cpu")
-  cli.run(convert, "convert", argv)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,8 +116,3 @@ def _add_names(npz: atomic_write.NpzWriter, source: sources.Indexed) -> None:
       yield np.array([source.name(number) for number in numbers])
 
   npz.add("names", (total,), f"<U{longest}", parts())
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  cli.run(write, "features", argv)

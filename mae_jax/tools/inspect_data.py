@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
@@ -290,8 +290,3 @@ def _sheet(samples: np.ndarray) -> Image.Image:
   cells = [*samples, *[None] * empty]
   rows = [cells[k : k + _COLUMNS] for k in range(0, len(cells), _COLUMNS)]
   return Image.fromarray(image_grid.draw_grid(rows, [""] * _COLUMNS))
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  cli.run(report, "inspect", argv, interrupted="stopped")

@@ -235,8 +235,3 @@ def _shown(images: str, name: str, data: DataConfig) -> np.ndarray:
     photo.path_of(images, name), data.channels, data.exif_rotate
   )
   return photo.fit(whole, data).shown
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  cli.run(write, "neighbors", argv)

@@ -180,8 +180,3 @@ def _checked(names: list[str], wanted: int, flag: str) -> list[str]:
       "write the name of each on a line, in the order of labels"
     )
   return names
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  cli.run(write, "predict", argv)

@@ -10,7 +10,6 @@ these; and `scores.csv`.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Sequence
@@ -197,17 +196,3 @@ class _Pages:
     """Writes the sheet and the scores of all images."""
     self._album.png(output_folder.SHEET, self._studio.sheet(self._shown))
     self._album.table(SCORES, self._rows)
-
-
-def _ratios(text: str) -> tuple[float, ...]:
-  try:
-    return tuple(float(part) for part in text.split(","))
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} are no shares: write 0.75, or several as 0.75,0.85,0.95"
-    ) from None
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  cli.run(write, "reconstruct", argv)

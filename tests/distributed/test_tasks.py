@@ -64,7 +64,7 @@ def test_every_task_runs(fork_server, tmp_path):
   assert found["scalars"]["eval_top1"] == json.loads(last)["eval_top1"]
   from mae_jax.tools import convert
 
-  convert.main(
-    ["--to=transformers", str(tmp_path / "pre"), str(tmp_path / "weights")]
+  convert.convert(
+    str(tmp_path / "pre"), str(tmp_path / "weights"), to="transformers"
   )
   assert "transformers" in run("others", *PRETRAIN, start("weights"))

@@ -79,7 +79,8 @@ def test_each_command_has_help(name, capsys):
 def test_all_commands_are_listed(capsys):
   commands.main(["--help"])
   found = capsys.readouterr().out
-  for name, (module, text) in commands.COMMANDS.items():
+  for name, command in commands.COMMANDS.items():
     assert f"  {name}" in found
-    assert text in found
-    assert callable(importlib.import_module(module).main)
+    assert command.text in found
+    module, function = command.function.split(":")
+    assert callable(getattr(importlib.import_module(module), function))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Sequence
 
 import jax
 
@@ -58,8 +57,3 @@ def run(
     signals.exit_on_signals("stopped", stop=opened.shutdown)
     opened.serve_forever()
   console.info("ended")
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  cli.run(run, "demo", argv)

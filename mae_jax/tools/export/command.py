@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -223,10 +223,3 @@ def _size(folder: epath.Path) -> int:
 
 def _megabytes(size: int) -> str:
   return f"{size / 1e6:.3g} MB"
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  # Export needs no accelerator: leave it to other programs.
-  jax.config.update("jax_platforms", "cpu")
-  cli.run(write, "export", argv)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
-
 from mae_jax.config import Config, MeshConfig
 from mae_jax.distributed import sharding
 from mae_jax.tools import cli
@@ -110,11 +108,3 @@ def _batch_size(text: str, every: Sequence[str]) -> int:
       "with commas, as 2048,4096"
     )
   return int(text)
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  # The compilers are asked for by name; no device is opened.
-  jax.config.update("jax_platforms", "cpu")
-  interrupted = "stopped by Ctrl-C; what is printed above is true"
-  cli.run(plan, "plan", argv, interrupted=interrupted)

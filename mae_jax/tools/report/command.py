@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from mae_jax.config import overrides
 from mae_jax.tools import cli
@@ -57,8 +56,3 @@ def write(
     ]
     file.write(page.render(found, summaries).encode())
   console.info(f"{out}: {', '.join(names)}; open it in a browser")
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command."""
-  cli.run(write, "report", argv)
