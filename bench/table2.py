@@ -89,7 +89,7 @@ def encoders_share(config: Config) -> float:
   model = factory.masked_autoencoder(config)
   encoder, grid = model.encoder, model.decoder.grid
   tokens = 1 + model.num_encoder_tokens(grid[0] * grid[1])
-  blocks = flops.stack(tokens, encoder.width, encoder.depth, encoder.mlp_dim)
+  blocks = flops.stack(tokens, encoder.config)
   return 3 * blocks / flops_per_image(config)
 
 

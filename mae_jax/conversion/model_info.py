@@ -122,9 +122,8 @@ class ModelOverrides:
   @classmethod
   def from_config(cls, config: Config) -> ModelOverrides:
     """Returns the model info of a config whose run starts from a file."""
-    model = factory.encoder(config)
     return cls(
-      heads=model.heads,
+      heads=factory.encoder(config).config.heads,
       decoder_heads=config.model.decoder_heads,
       mean=config.data.mean,
       std=config.data.std,

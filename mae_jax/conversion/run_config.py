@@ -36,11 +36,10 @@ from mae_jax.conversion.model_info import (
 from mae_jax.models import architecture, classifiers, factory
 from mae_jax.utils.errors import ConfigError
 
-_DIMS = ("width", "depth", "heads", "mlp_dim")
 _TARGET_NAMES: dict[bool | None, str] = {
   value: word for word, value in TARGETS.items()
 }
-_NETWORK_FIELDS = (*_DIMS, "patch_size", "decoder", "norm_eps", "activation")
+_NETWORK_FIELDS = (*architecture.FIELDS, "decoder")
 
 
 def to_run(
@@ -130,16 +129,19 @@ def _default_config(info: ModelInfo) -> Config:
 
 def _model_config(info: ModelInfo) -> ModelConfig:
   size, patch = info.size, info.patch_size
-  dims = {name: getattr(info, name) for name in _DIMS}
   return ModelConfig(
     variant=f"{size or next(iter(architecture.VARIANTS))}/{patch[0]}",
     patch_size=None if patch[0] == patch[1] else patch,
     dtype="float32",
     norm_eps=info.norm_eps,
     activation=info.activation,
-    **({} if size else dims),
+    **({} if size else _dims(info)),
     **_decoder_settings(info.decoder),
   )
+
+
+def _dims(found: Any) -> dict[str, Any]:
+  return {name: getattr(found, name) for name in architecture.DIMS}
 
 
 def _decoder_settings(dims: architecture.Dims | None) -> dict[str, Any]:
@@ -161,21 +163,16 @@ def from_run(run: checkpoints.CheckpointMetadata, kind: str) -> ModelInfo:
   dims = None
   if kind == MAE:
     decoder = factory.masked_autoencoder(config).decoder
-    dims = architecture.Dims(
-      decoder.width, decoder.depth, decoder.heads, decoder.mlp_dim
-    )
+    dims = architecture.Dims(**_dims(decoder.config))
   return ModelInfo(
     kind=kind,
-    width=encoder.width,
-    depth=encoder.depth,
-    heads=encoder.heads,
-    mlp_dim=encoder.mlp_dim,
+    **_dims(encoder.config),
     patch_size=encoder.patch_size,
     channels=config.data.channels,
     image_size=config.data.image_size,
     decoder=dims,
-    norm_eps=encoder.norm_eps,
-    activation=encoder.activation,
+    norm_eps=encoder.config.norm_eps,
+    activation=encoder.config.activation,
     norm_pix=TARGETS.get(config.objective.target) if kind == MAE else None,
     mask_ratio=config.objective.mask_ratio,
     mean=config.data.mean,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,7 +34,10 @@ def attention_function(
 ) -> Callable[[Any, np.ndarray], AttentionMaps]:
   """Returns a function from parameters and a uint8 image to AttentionMaps."""
   # Float32, because rows of bfloat16 weights do not sum to one.
-  float32_encoder = encoder.clone(dtype=jnp.float32, remat="none", frozen=0)
+  config = dataclasses.replace(
+    encoder.config, dtype=jnp.float32, remat="none", frozen=0
+  )
+  float32_encoder = encoder.clone(config=config)
 
   @jax.jit
   def apply(params: Any, pixels: jax.Array) -> Any:

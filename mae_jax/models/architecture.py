@@ -12,7 +12,14 @@ from mae_jax.utils.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
-  """The dimensions of a stack of transformer blocks."""
+  """The dimensions of a stack of transformer blocks.
+
+  Attributes:
+    width: D, channels of a token.
+    depth: number of blocks.
+    heads: number of attention heads, a divisor of the width.
+    mlp_dim: hidden width of the MLP.
+  """
 
   width: int
   depth: int
@@ -49,12 +56,9 @@ def parse(variant: str) -> tuple[Dims, int]:
   return dims, int(match[2])
 
 
-# Attributes of an encoder that define the network. Others say how it is
-# computed.
-FIELDS = (
-  *("width", "depth", "heads", "mlp_dim"),
-  *("patch_size", "norm_eps", "activation"),
-)
+DIMS = tuple(field.name for field in dataclasses.fields(Dims))
+# Settings of an encoder that define the network. Others say how it is computed.
+FIELDS = (*DIMS, "patch_size", "norm_eps", "activation")
 
 
 def diff(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
@@ -63,5 +67,9 @@ def diff(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
   Returns:
     For each of FIELDS in which they differ, both values.
   """
-  pairs = {name: (getattr(one, name), getattr(other, name)) for name in FIELDS}
+  found = [
+    dataclasses.asdict(each.config) | {"patch_size": each.patch_size}
+    for each in (one, other)
+  ]
+  pairs = {name: tuple(each[name] for each in found) for name in FIELDS}
   return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

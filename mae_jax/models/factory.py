@@ -78,9 +78,9 @@ def masked_autoencoder(
   network = build(
     encoder=encoder,
     decoder=mae.Decoder(
+      _transformer_config(config, decoder, platform),
       grid=grid,
       target_dim=target.dim,
-      **_stack_settings(config, decoder, platform),
     ),
     target=target,
     mask_ratio=objective.mask_ratio,
@@ -222,9 +222,12 @@ def classifier(
   settings = config.classify
   lookup(vit.POOLINGS, settings.pooling, "classify.pooling")
   built = encoder(config, platform)
-  frozen = vit.num_frozen_blocks(settings.trainable, built.depth)
+  frozen = vit.num_frozen_blocks(settings.trainable, built.config.depth)
   return vit.VisionTransformer(
-    built.clone(final_norm=settings.pooling == "cls", frozen=frozen),
+    built.clone(
+      config=dataclasses.replace(built.config, frozen=frozen),
+      final_norm=settings.pooling == "cls",
+    ),
     num_classes,
     pooling=settings.pooling,
     head_std=settings.head_std,
@@ -248,42 +251,39 @@ def with_computation(
     config: gives dtype, rematerialization and the like; its sizes are ignored.
     platform: as in `masked_autoencoder`.
   """
-  return network.clone(
-    **_computation_settings(config.model, network.depth, platform)
-  )
+  changes = _computation_settings(config.model, network.config.depth, platform)
+  return network.clone(config=dataclasses.replace(network.config, **changes))
 
 
 def _build_encoder(config: Config, platform: str) -> mae.Encoder:
   model = config.model
   named, square = architecture.parse(model.variant)
+  given = {name: getattr(model, name) for name in architecture.DIMS}
   dims = dataclasses.replace(
-    named,
-    **{
-      field.name: value
-      for field in dataclasses.fields(named)
-      if (value := getattr(model, field.name)) is not None
-    },
+    named, **{name: x for name, x in given.items() if x is not None}
   )
   _check_dims(dims, "model.")
   _check_pixels(config.data)
   return mae.Encoder(
+    _transformer_config(config, dims, platform),
     patch_size=model.patch_size or (square, square),
-    **_stack_settings(config, dims, platform),
   )
 
 
-def _stack_settings(
+def _transformer_config(
   config: Config, dims: architecture.Dims, platform: str
-) -> dict[str, Any]:
-  computation = _computation_settings(config.model, dims.depth, platform)
-  settings = {"norm_eps": config.model.norm_eps, **computation}
-  return dataclasses.asdict(dims) | settings
+) -> transformer.TransformerConfig:
+  return transformer.TransformerConfig(
+    **dataclasses.asdict(dims),
+    norm_eps=config.model.norm_eps,
+    **_computation_settings(config.model, dims.depth, platform),
+  )
 
 
 def _computation_settings(
   model: ModelConfig, depth: int, platform: str
 ) -> dict[str, Any]:
-  """Returns the arguments of a stack that change no parameter."""
+  """Returns the fields of TransformerConfig that change no parameter."""
   dtype = lookup(DTYPES, model.dtype, "model.dtype")
   # Compiled for TPUs, saving only matrix products takes a third of the memory
   # and half of the traffic of saving everything.
@@ -364,11 +364,9 @@ def _check_pixels(data: DataConfig) -> None:
 
 
 def _check_dims(dims: architecture.Dims, prefix: str) -> None:
-  for field in dataclasses.fields(dims):
-    if getattr(dims, field.name) < 1:
-      raise ConfigError(
-        f"{prefix}{field.name}={getattr(dims, field.name)} must be positive"
-      )
+  for name, value in dataclasses.asdict(dims).items():
+    if value < 1:
+      raise ConfigError(f"{prefix}{name}={value} must be positive")
   if dims.width % 4:
     raise ConfigError(
       f"{prefix}width={dims.width} is not a multiple of 4, which sin-cos "

@@ -77,29 +77,18 @@ class MaeOutput:
 class Encoder(nn.Module):
   """The ViT encoder, of all patches or of the visible ones.
 
-  Attributes not listed here are those of `transformer.Stack`.
-
   Attributes:
+    config: the dimensions of the blocks, and how to compute them.
     patch_size: height and width of a patch in pixels.
     learned_positions: makes the position table a parameter, "pos_embed" [1, 1 +
       L, D], initialized as sin-cos; the class token has row 0.
     final_norm: applies a LayerNorm to the tokens.
   """
 
+  config: transformer.TransformerConfig
   patch_size: tuple[int, int]
-  width: int
-  depth: int
-  heads: int
-  mlp_dim: int
-  dtype: Any = jnp.float32
-  remat: str = "none"
-  unroll: int = 1
   learned_positions: bool = False
   final_norm: bool = True
-  frozen: int = 0
-  norm_eps: float = transformer.NORM_EPS
-  activation: str = transformer.ACTIVATION
-  chunk_bytes: int = 0
 
   @nn.compact
   def __call__(
@@ -121,23 +110,24 @@ class Encoder(nn.Module):
     Returns:
       Float32 tokens.
     """
+    width, dtype = self.config.width, self.config.dtype
     grid = patchify.grid_size(images.shape[1:3], self.patch_size)
-    table = jnp.asarray(positions.sincos_2d(grid, self.width))  # [L, D]
-    cls = self.param("cls_token", _TOKEN_INIT, (1, 1, self.width))
+    table = jnp.asarray(positions.sincos_2d(grid, width))  # [L, D]
+    cls = self.param("cls_token", _TOKEN_INIT, (1, 1, width))
     if self.learned_positions:
       # [1, 1 + L, D]
       pos_embed = self.param("pos_embed", lambda _: positions.with_cls(table))
       cls, table = cls + pos_embed[:, :1], pos_embed[0, 1:]
-    x = patchify.patchify(images, self.patch_size).astype(self.dtype)
+    x = patchify.patchify(images, self.patch_size).astype(dtype)
     # Dense, not a convolution, so that xavier sees a (p*q*C, D) matrix.
-    x = transformer.dense(self.width, self.dtype, "patch_embed")(x)
-    x = replace(x) + table.astype(self.dtype)  # before masking
+    x = transformer.dense(width, dtype, "patch_embed")(x)
+    x = replace(x) + table.astype(dtype)  # before masking
     if masked is not None:
       x = masking.visible_only(x, masked)
     x = _prepend(cls, x)
-    x = _stack(self, self.frozen)(x, residual_scale)
+    x = transformer.Stack(self.config, name="stack")(x, residual_scale)
     if self.final_norm:
-      x = transformer.layer_norm("norm", self.norm_eps)(x)
+      x = transformer.layer_norm("norm", self.config.norm_eps)(x)
     x = x.astype(jnp.float32)
     return Tokens(x[:, 0], x[:, 1:])
 
@@ -145,46 +135,37 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
   """The light decoder, which predicts the target of every patch.
 
-  Attributes not listed here are those of `transformer.Stack`.
-
   Attributes:
+    config: the dimensions of the blocks, and how to compute them.
     grid: rows and columns of patches.
     target_dim: T, number of target values per patch.
     learned_positions: as in `Encoder`; "pos_embed" is [1, 1 + L, D].
   """
 
+  config: transformer.TransformerConfig
   grid: tuple[int, int]
   target_dim: int
-  width: int
-  depth: int
-  heads: int
-  mlp_dim: int
-  dtype: Any = jnp.float32
-  remat: str = "none"
-  unroll: int = 1
   learned_positions: bool = False
-  norm_eps: float = transformer.NORM_EPS
-  activation: str = transformer.ACTIVATION
-  chunk_bytes: int = 0
 
   @nn.compact
   def __call__(self, tokens: Tokens, masked: masking.Masking) -> jax.Array:
     """Decodes tokens of K visible patches to predictions [B, L, T] float32."""
-    embed = transformer.dense(self.width, self.dtype, "embed")
+    width, dtype = self.config.width, self.config.dtype
+    embed = transformer.dense(width, dtype, "embed")
     joined = jnp.concatenate([tokens.cls[:, None], tokens.patches], axis=1)
-    x = embed(joined.astype(self.dtype))
+    x = embed(joined.astype(dtype))
     cls, visible = x[:, :1], x[:, 1:]
-    mask_token = self.param("mask_token", _TOKEN_INIT, (1, 1, self.width))
-    x = masking.unshuffle(visible, mask_token.astype(self.dtype), masked)
-    table = jnp.asarray(positions.sincos_2d(self.grid, self.width))  # [L, D]
+    mask_token = self.param("mask_token", _TOKEN_INIT, (1, 1, width))
+    x = masking.unshuffle(visible, mask_token.astype(dtype), masked)
+    table = jnp.asarray(positions.sincos_2d(self.grid, width))  # [L, D]
     if self.learned_positions:
       pos_embed = self.param("pos_embed", lambda _: positions.with_cls(table))
-      cls = cls + pos_embed[:, :1].astype(self.dtype)
+      cls = cls + pos_embed[:, :1].astype(dtype)
       table = pos_embed[0, 1:]
-    x = x + table.astype(self.dtype)
+    x = x + table.astype(dtype)
     x = jnp.concatenate([cls, x], axis=1)
-    x = _stack(self)(x)
-    x = transformer.layer_norm("norm", self.norm_eps)(x)[:, 1:]
+    x = transformer.Stack(self.config, name="stack")(x)
+    x = transformer.layer_norm("norm", self.config.norm_eps)(x)[:, 1:]
     # Float32, as the loss: rounding predictions would add noise to it.
     return transformer.dense(self.target_dim, jnp.float32, "pred")(x)
 
@@ -318,22 +299,6 @@ def apply_variables(params: Mapping[str, Any]) -> dict[str, Any]:
   """Converts parameters by role to variables for `MaskedAutoencoder.apply`."""
   fitted = {role: params[role] for role in [targets.FITTED] if role in params}
   return {"params": params["model"], **fitted}
-
-
-def _stack(side: Encoder | Decoder, frozen: int = 0) -> transformer.Stack:
-  return transformer.Stack(
-    side.depth,
-    side.heads,
-    side.mlp_dim,
-    side.dtype,
-    side.remat,
-    side.unroll,
-    frozen,
-    side.norm_eps,
-    side.activation,
-    side.chunk_bytes,
-    name="stack",
-  )
 
 
 def _prepend(token: jax.Array, x: jax.Array) -> jax.Array:

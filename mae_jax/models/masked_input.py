@@ -44,7 +44,7 @@ class WithMaskTokens(_FullLengthInput):
     self.encoder_mask_token = self.param(
       "encoder_mask_token",
       nn.initializers.normal(0.02),
-      (1, 1, self.encoder.width),
+      (1, 1, self.encoder.config.width),
     )
 
   def forward_visible(

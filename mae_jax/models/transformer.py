@@ -7,6 +7,7 @@ does not grow with depth, and per-layer quantities are vectors along that axis.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +19,7 @@ import numpy as np
 import scipy.special
 
 from mae_jax.distributed import sharding
-from mae_jax.models import attention
-
-# The reference's values; imported networks may have others.
-NORM_EPS = 1e-6
-ACTIVATION = "gelu"
+from mae_jax.models import architecture, attention
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -83,6 +80,33 @@ REMAT_POLICIES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(architecture.Dims):
+  """The dimensions of a stack of blocks, and how to compute it.
+
+  Attributes not listed here are those of `architecture.Dims`. The defaults are
+  the reference's.
+
+  Attributes:
+    dtype: of activations.
+    remat: a name in REMAT_POLICIES.
+    unroll: blocks per scan step; changes only speed.
+    frozen: number of leading blocks to freeze, with all layers before them;
+      their backward pass is skipped.
+    norm_eps: epsilon of every LayerNorm.
+    activation: a name in ACTIVATION_FUNCTIONS.
+    chunk_bytes: as in `attention.attend`.
+  """
+
+  dtype: Any = jnp.float32
+  remat: str = "none"
+  unroll: int = 1
+  frozen: int = 0
+  norm_eps: float = 1e-6
+  activation: str = "gelu"
+  chunk_bytes: int = 0
+
+
 def dense(features: int, dtype: Any, name: str) -> nn.Dense:
   """Builds a dense layer with the reference's initialization."""
   return nn.Dense(
@@ -93,7 +117,7 @@ def dense(features: int, dtype: Any, name: str) -> nn.Dense:
   )
 
 
-def layer_norm(name: str, eps: float = NORM_EPS) -> nn.LayerNorm:
+def layer_norm(name: str, eps: float) -> nn.LayerNorm:
   """Builds a LayerNorm in float32, whatever the compute dtype."""
   return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
 
@@ -124,47 +148,39 @@ class Attention(nn.Module):
   weights [B, heads, N, N] float32 as "weights".
   """
 
-  heads: int
-  dtype: Any = jnp.float32
-  chunk_bytes: int = 0
+  config: TransformerConfig
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Attends: [B, N, D] -> [B, N, D]; softmax in float32."""
-    width = x.shape[-1]
+    config = self.config
     # Rows of the fused kernel are [q; k; v], each (heads, head_dim).
-    qkv = dense(3 * width, self.dtype, "qkv")(x)
+    qkv = dense(3 * config.width, config.dtype, "qkv")(x)
     if self.is_mutable_collection("intermediates"):
-      weights = attention.weights(qkv, self.heads)
+      weights = attention.weights(qkv, config.heads)
       self.sow("intermediates", "weights", weights)
-    out = attention.attend(qkv, self.heads, self.chunk_bytes)
-    return dense(width, self.dtype, "proj")(out)
+    out = attention.attend(qkv, config.heads, config.chunk_bytes)
+    return dense(config.width, config.dtype, "proj")(out)
 
 
 class Mlp(nn.Module):
   """Two dense layers with one of ACTIVATIONS between them."""
 
-  mlp_dim: int
-  dtype: Any = jnp.float32
-  activation: str = ACTIVATION
+  config: TransformerConfig
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, N, D] to [B, N, D]."""
-    hidden = dense(self.mlp_dim, self.dtype, "fc1")(x)
-    hidden = ACTIVATION_FUNCTIONS[self.activation](hidden)
-    return dense(x.shape[-1], self.dtype, "fc2")(hidden)
+    config = self.config
+    hidden = dense(config.mlp_dim, config.dtype, "fc1")(x)
+    hidden = ACTIVATION_FUNCTIONS[config.activation](hidden)
+    return dense(config.width, config.dtype, "fc2")(hidden)
 
 
 class Block(nn.Module):
   """A pre-norm transformer block; returns a pair, as `nn.scan` requires."""
 
-  heads: int
-  mlp_dim: int
-  dtype: Any = jnp.float32
-  norm_eps: float = NORM_EPS
-  activation: str = ACTIVATION
-  chunk_bytes: int = 0
+  config: TransformerConfig
 
   @nn.compact
   def __call__(
@@ -178,13 +194,12 @@ class Block(nn.Module):
       # Float32, because rounding 1 / (1 - rate) would bias the branches.
       return (out * residual_scale[:, number, None, None]).astype(out.dtype)
 
+    config = self.config
     x = sharding.constrain_batch(x)
-    attn = Attention(self.heads, self.dtype, self.chunk_bytes, name="attn")
-    normed = layer_norm(_NORMS[0], self.norm_eps)(x).astype(self.dtype)
-    x = x + branch(attn(normed), 0)
-    mlp = Mlp(self.mlp_dim, self.dtype, self.activation, name="mlp")
-    normed = layer_norm(_NORMS[1], self.norm_eps)(x).astype(self.dtype)
-    x = x + branch(mlp(normed), 1)
+    normed = layer_norm(_NORMS[0], config.norm_eps)(x).astype(config.dtype)
+    x = x + branch(Attention(config, name="attn")(normed), 0)
+    normed = layer_norm(_NORMS[1], config.norm_eps)(x).astype(config.dtype)
+    x = x + branch(Mlp(config, name="mlp")(normed), 1)
     return sharding.constrain_batch(x), None
 
 
@@ -203,67 +218,35 @@ def _cast_dense(variables: Any, dtype: Any) -> Any:
 
 
 class Stack(nn.Module):
-  """A stack of `depth` blocks with parameters stacked along a leading axis.
+  """A stack of blocks with parameters stacked along a leading axis."""
 
-  Attributes:
-    depth: number of blocks.
-    heads: number of attention heads, a divisor of the width.
-    mlp_dim: hidden width of the MLP.
-    dtype: of activations.
-    remat: a name in REMAT_POLICIES.
-    unroll: blocks per scan step; changes only speed.
-    frozen: number of leading blocks to freeze, with all layers before them;
-      their backward pass is skipped.
-    norm_eps: epsilon of every LayerNorm.
-    activation: a name in ACTIVATION_FUNCTIONS.
-    chunk_bytes: as in `attention.attend`.
-  """
-
-  depth: int
-  heads: int
-  mlp_dim: int
-  dtype: Any = jnp.float32
-  remat: str = "none"
-  unroll: int = 1
-  frozen: int = 0
-  norm_eps: float = NORM_EPS
-  activation: str = ACTIVATION
-  chunk_bytes: int = 0
+  config: TransformerConfig
 
   @nn.compact
   def __call__(
     self, x: jax.Array, residual_scale: jax.Array | None = None
   ) -> jax.Array:
     """Maps [B, N, D] to itself; `residual_scale` comes from `drop_path`."""
-    if self.frozen and not self.is_initializing():
-      x = self._run_blocks(x, residual_scale, slice(None, self.frozen))
+    config = self.config
+    if config.frozen and not self.is_initializing():
+      x = self._run_blocks(x, residual_scale, slice(None, config.frozen))
       x = jax.lax.stop_gradient(x)
-      return self._run_blocks(x, residual_scale, slice(self.frozen, None))
+      return self._run_blocks(x, residual_scale, slice(config.frozen, None))
     block: Any = Block
-    if self.remat != "none":
-      block = nn.remat(
-        Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False
-      )
+    if config.remat != "none":
+      policy = REMAT_POLICIES[config.remat]
+      block = nn.remat(Block, policy=policy, prevent_cse=False)
     blocks = nn.scan(
       block,
       variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
-      length=self.depth,
-      unroll=min(self.unroll, self.depth),
+      length=config.depth,
+      unroll=min(config.unroll, config.depth),
     )
-    if self.dtype != jnp.float32 and not self.is_initializing():
-      blocks = nn.map_variables(
-        blocks, "params", functools.partial(_cast_dense, dtype=self.dtype)
-      )
-    x, _ = blocks(
-      self.heads,
-      self.mlp_dim,
-      self.dtype,
-      self.norm_eps,
-      self.activation,
-      self.chunk_bytes,
-      name="blocks",
-    )(x, residual_scale)
+    if config.dtype != jnp.float32 and not self.is_initializing():
+      cast = functools.partial(_cast_dense, dtype=config.dtype)
+      blocks = nn.map_variables(blocks, "params", cast)
+    x, _ = blocks(config, name="blocks")(x, residual_scale)
     return x
 
   def _run_blocks(
@@ -271,10 +254,11 @@ class Stack(nn.Module):
   ) -> jax.Array:
     """Runs a slice of the blocks, as a smaller stack."""
     params = jax.tree.map(lambda p: p[blocks], self.variables["params"])
-    depth = len(range(self.depth)[blocks])
+    depth = len(range(self.config.depth)[blocks])
     if not depth:
       return x
-    stack = self.clone(depth=depth, frozen=0, parent=None, name=None)
+    config = dataclasses.replace(self.config, depth=depth, frozen=0)
+    stack = Stack(config, parent=None)
     residual_scale = None if residual_scale is None else residual_scale[blocks]
     out: Any = stack.apply({"params": params}, x, residual_scale)
     return out

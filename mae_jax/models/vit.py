@@ -109,7 +109,7 @@ class VisionTransformer(nn.Module):
       scale = transformer.drop_path(drop_noise, drop_rate)
     tokens = self.encoder(images, residual_scale=scale)
     if self.pooling == "mean":
-      norm = transformer.layer_norm(FC_NORM, self.encoder.norm_eps)
+      norm = transformer.layer_norm(FC_NORM, self.encoder.config.norm_eps)
       x = norm(tokens.patches.mean(axis=1))
     else:
       x = tokens.cls

@@ -106,21 +106,23 @@ def from_checkpoint(
     step = conversion.locate(checkpoint)
     found = load_model.load(step, mesh)
     config = _with_size(found.config, image_size)
-    encoder = found.encoder.clone(frozen=0)
+    encoder = found.encoder
     parts = {"encoder": found.encoder_params}
     if config.data.image_size != found.config.data.image_size:
       encoder = encoder.clone(learned_positions=True)
       parts["encoder"] = _with_positions(step, encoder, config.data, mesh)
   model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
   encoder = factory.with_computation(
-    encoder,
+    encoder.clone(config=dataclasses.replace(encoder.config, frozen=0)),
     dataclasses.replace(config, model=model),
     platform or mesh.devices.flat[0].platform,
   )
-  layer = encoder.depth if layer is None else layer
+  layer = encoder.config.depth if layer is None else layer
   trained = classifiers.inference_params(found.params)
   # fc_norm belongs to mean pooling after the last block.
-  if layer == encoder.depth and pool == "mean" and vit.FC_NORM in trained:
+  if (
+    layer == encoder.config.depth and pool == "mean" and vit.FC_NORM in trained
+  ):
     parts[vit.FC_NORM] = trained[vit.FC_NORM]
   encoder, parts["encoder"] = _first_blocks(encoder, parts["encoder"], layer)
 
@@ -129,7 +131,7 @@ def from_checkpoint(
     tokens: Any = encoder.apply({"params": params["encoder"]}, x)
     out: Any = pooled(tokens)
     if vit.FC_NORM in params:
-      norm = transformer.layer_norm(vit.FC_NORM, encoder.norm_eps)
+      norm = transformer.layer_norm(vit.FC_NORM, encoder.config.norm_eps)
       out = norm.apply({"params": params[vit.FC_NORM]}, out)
     return out
 
@@ -174,12 +176,13 @@ def _first_blocks(
   encoder: mae.Encoder, params: Any, layer: int
 ) -> tuple[mae.Encoder, Any]:
   """Cuts the encoder after a block; only the last block keeps the norm."""
-  if not 1 <= layer <= encoder.depth:
+  if not 1 <= layer <= encoder.config.depth:
     raise ConfigError(
-      f"--layer={layer}: the encoder has blocks 1 to {encoder.depth}"
+      f"--layer={layer}: the encoder has blocks 1 to {encoder.config.depth}"
     )
-  final_norm = encoder.final_norm and layer == encoder.depth
+  final_norm = encoder.final_norm and layer == encoder.config.depth
   stack = jax.tree.map(lambda leaf: leaf[:layer], params["stack"])
-  return encoder.clone(depth=layer, final_norm=final_norm), {
+  config = dataclasses.replace(encoder.config, depth=layer)
+  return encoder.clone(config=config, final_norm=final_norm), {
     name: leaf for name, leaf in params.items() if name != "norm" or final_norm
   } | {"stack": stack}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -38,15 +39,16 @@ class Reconstructor:
   ):
     """Loads a checkpoint that has a decoder."""
     found = load_model.load(checkpoint, mesh, overrides, decoder=True)
-    self._model = found.autoencoder
+    model = found.autoencoder
     self._variables = mae.apply_variables(found.params)
     run = found.metadata
     # Each number of visible patches compiles a program: a rolled scan compiles
     # faster.
-    self._model = self._model.clone(
-      encoder=self._model.encoder.clone(unroll=1),
-      decoder=self._model.decoder.clone(unroll=1),
+    encoder, decoder = (
+      part.clone(config=dataclasses.replace(part.config, unroll=1))
+      for part in (model.encoder, model.decoder)
     )
+    self._model = model.clone(encoder=encoder, decoder=decoder)
     self._mesh = mesh
     self.data = run.config.data
     self.patch_size = self._model.encoder.patch_size

@@ -133,8 +133,8 @@ def load_autoencoder(
   check_network(path, run, model.encoder, adapted=channels is not None)
   _warn_pixels(path, run, overrides)
   for part, width in (
-    ("encoder", model.encoder.width),
-    ("decoder", model.decoder.width),
+    ("encoder", model.encoder.config.width),
+    ("decoder", model.decoder.config.width),
   ):
     found[part] = _without_fixed(path, part, found[part], run.config, width)
   if channels is not None:
@@ -171,13 +171,13 @@ def _check_decoder(
   """
   wrong = [
     name
-    for name in ("width", "depth", "heads", "mlp_dim")
-    if _decoder_dim(before, name) != getattr(decoder, name)
+    for name in architecture.DIMS
+    if _decoder_dim(before, name) != getattr(decoder.config, name)
   ]
   if wrong:
     found = {f"model.decoder_{x}": _decoder_dim(before, x) for x in wrong}
     there = " ".join(f"{name}={value}" for name, value in found.items())
-    here = ", ".join(str(getattr(decoder, name)) for name in wrong)
+    here = ", ".join(str(getattr(decoder.config, name)) for name in wrong)
     raise ConfigError(
       f"the decoder of {path} has {there}, not {here}: set "
       + " ".join(_flag(name, value) for name, value in found.items())

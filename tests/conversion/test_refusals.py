@@ -35,7 +35,7 @@ from tests.helpers import (
   model_outputs,
   sample_checkpoints,
 )
-from tests.helpers.commands import command
+from tests.helpers.commands import python
 
 SUFFIX = {"facebook": ".pth", "timm": ".safetensors"}
 HEADS = {"heads": 4, "decoder_heads": 2}
@@ -665,12 +665,14 @@ def test_without_pytorch(root: pathlib.Path, tmp_path: pathlib.Path):
   hidden.mkdir()
   (hidden / "torch.py").write_text("raise ImportError('hidden')\n")
   environ = {"PYTHONPATH": str(hidden)}
-  for source, to in (("mae_hf", "jax"), ("mean.safetensors", "jax")):
-    out = tmp_path / source
-    done = command("convert", f"--to={to}", root / source, out, environ=environ)
+  convert_words = ("-m", "mae_jax", "convert", "--to=jax")
+  for source in ("mae_hf", "mean.safetensors"):
+    done = python(
+      *convert_words, root / source, tmp_path / source, environ=environ
+    )
     assert done.returncode == 0, done.stderr
-  done = command(
-    "convert", "--to=jax", root / "mae.pth", tmp_path / "x", environ=environ
+  done = python(
+    *convert_words, root / "mae.pth", tmp_path / "x", environ=environ
   )
   assert done.returncode == 1
   last = done.stderr.strip().splitlines()[-1]
@@ -751,7 +753,7 @@ def test_what_is_only_usual_may_be_said(tmp_path: pathlib.Path):
   ):
     convert.convert(str(file), str(tmp_path / name), to="jax", **flags)
     config = checkpoints.read_metadata(tmp_path / name).config
-    assert factory.encoder(config).heads == heads
+    assert factory.encoder(config).config.heads == heads
     assert config.data.mean == mean
 
 

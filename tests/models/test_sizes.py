@@ -157,19 +157,21 @@ def test_unroll_is_chosen_by_platform():
   config = tiny.config(model={"unroll": 0, "depth": 3, "decoder_depth": 2})
   cpu = factory.masked_autoencoder(config, "cpu")
   tpu = factory.masked_autoencoder(config, "tpu")
-  assert (cpu.encoder.unroll, cpu.decoder.unroll) == (3, 2)
-  assert (tpu.encoder.unroll, tpu.decoder.unroll) == (1, 1)
+  assert (cpu.encoder.config.unroll, cpu.decoder.config.unroll) == (3, 2)
+  assert (tpu.encoder.config.unroll, tpu.decoder.config.unroll) == (1, 1)
   chosen = tiny.model(model={"unroll": 2})
-  assert (chosen.encoder.unroll, chosen.decoder.unroll) == (2, 2)
+  assert (chosen.encoder.config.unroll, chosen.decoder.config.unroll) == (2, 2)
 
 
 def test_remat_is_chosen_by_platform():
   config = tiny.config(model={"remat": "auto"})
   for platform, chosen in (("cpu", "none"), ("tpu", "dots"), ("gpu", "dots")):
     model = factory.masked_autoencoder(config, platform)
-    assert model.encoder.remat == model.decoder.remat == chosen
+    assert model.encoder.config.remat == model.decoder.config.remat == chosen
   config = tiny.config(model={"remat": "full"})
-  assert factory.masked_autoencoder(config, "cpu").encoder.remat == "full"
+  assert (
+    factory.masked_autoencoder(config, "cpu").encoder.config.remat == "full"
+  )
 
 
 def images_and_noise() -> tuple[np.ndarray, np.ndarray]:

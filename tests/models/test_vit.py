@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -40,11 +41,8 @@ def torch_model() -> transformers.ViTForImageClassification:
 
 def jax_model(pooling: str) -> vit.VisionTransformer:
   encoder = mae.Encoder(
+    transformer.TransformerConfig(WIDTH, DEPTH, HEADS, 4 * WIDTH),
     patch_size=(PATCH, PATCH),
-    width=WIDTH,
-    depth=DEPTH,
-    heads=HEADS,
-    mlp_dim=4 * WIDTH,
     learned_positions=True,
     final_norm=pooling == "cls",
   )
@@ -136,7 +134,7 @@ def test_drop_path_keeps_the_expectation():
 
 
 def test_a_dropped_branch_is_the_identity():
-  stack = transformer.Stack(depth=2, heads=2, mlp_dim=16)
+  stack = transformer.Stack(transformer.TransformerConfig(8, 2, 2, 16))
   x = np.random.default_rng(2).normal(size=(3, 5, 8)).astype(np.float32)
   variables = stack.init(jax.random.key(0), x)
   kept = np.ones((2, 3, 2), np.float32)
@@ -150,10 +148,11 @@ def test_a_dropped_branch_is_the_identity():
 
 @pytest.mark.parametrize("frozen", [1, 2])
 def test_frozen_blocks_compute_the_same_and_get_no_gradient(frozen: int):
-  stack = transformer.Stack(depth=2, heads=2, mlp_dim=16, unroll=1)
+  config = transformer.TransformerConfig(8, depth=2, heads=2, mlp_dim=16)
+  stack = transformer.Stack(config)
   x = np.random.default_rng(2).normal(size=(3, 5, 8)).astype(np.float32)
   variables = stack.init(jax.random.key(0), x)
-  part = stack.clone(frozen=frozen)
+  part = transformer.Stack(dataclasses.replace(config, frozen=frozen))
   assert jax.tree.structure(part.init(jax.random.key(0), x)) == (
     jax.tree.structure(variables)
   )

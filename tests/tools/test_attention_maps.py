@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -85,7 +87,8 @@ def test_weights_equal_those_computed_for_every_block(workdir, images):
   x = (pixels / 255 - np.array(CONFIG.data.mean)) / CONFIG.data.std
   x = x[None].astype(np.float32)
   # An encoder without blocks returns the input of the first block.
-  bare = encoder.clone(depth=1, final_norm=False)
+  config = dataclasses.replace(encoder.config, depth=1)
+  bare = encoder.clone(config=config, final_norm=False)
   none = {
     name: np.zeros_like(leaf) if "kernel" in name or "bias" in name else leaf
     for name, leaf in params.items()
@@ -94,7 +97,7 @@ def test_weights_equal_those_computed_for_every_block(workdir, images):
   shown = {name: leaf for name, leaf in params.items() if name != "norm"}
   tokens = bare.apply({"params": shown | {"stack": zero}}, x)
   start = np.concatenate([tokens.cls[:, None], tokens.patches], axis=1)[0]
-  wanted = by_torch(params, start, encoder.norm_eps)
+  wanted = by_torch(params, start, encoder.config.norm_eps)
   np.testing.assert_allclose(seen.weights, wanted, rtol=0, atol=2e-6)
   whole = encoder.apply({"params": params}, x)
   np.testing.assert_allclose(seen.patches, whole.patches[0], atol=1e-5)

@@ -158,6 +158,7 @@ def test_a_layer_is_the_output_of_its_block(pretrained, photos, written):
   """Compares with the first block applied by hand to patches and positions."""
   params = runs.params(pretrained, PRETRAIN)["model"]["encoder"]
   block = jax.tree.map(lambda leaf: leaf[0], params["stack"]["blocks"])
+  config = transformer.TransformerConfig(32, depth=1, heads=4, mlp_dim=64)
   table = pos_embed.sincos_2d((4, 4), 32)
   wanted = []
   for name in NAMES:
@@ -165,7 +166,7 @@ def test_a_layer_is_the_output_of_its_block(pretrained, photos, written):
     x = x.reshape(4, 2, 4, 2).swapaxes(1, 2).reshape(16, 4)
     x = x @ params["patch_embed"]["kernel"] + params["patch_embed"]["bias"]
     x = np.concatenate([params["cls_token"][0], x + table])[None]
-    y, _ = transformer.Block(4, 64).apply({"params": block}, x, None)
+    y, _ = transformer.Block(config).apply({"params": block}, x, None)
     wanted.append(y[0])
   found = written(pretrained, pool="all", layer=1)["features"]
   np.testing.assert_allclose(found, np.stack(wanted), atol=1e-5)

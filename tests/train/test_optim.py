@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mae_jax.config import OptimConfig
-from mae_jax.models import mae, vit
+from mae_jax.models import mae, transformer, vit
 from mae_jax.train import optim
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import numpy_reference, tiny
@@ -165,7 +165,8 @@ def test_clipping_is_by_the_global_norm(clip: float):
 
 def classifier(depth: int = 12) -> dict:
   """Returns parameter shapes of ViT-B's classifier, or of another depth."""
-  encoder = mae.Encoder((16, 16), 768, depth, 12, 3072, learned_positions=True)
+  config = transformer.TransformerConfig(768, depth, 12, 3072)
+  encoder = mae.Encoder(config, (16, 16), learned_positions=True)
   model = vit.VisionTransformer(encoder.clone(final_norm=False), 1000)
   init = functools.partial(model.init, jax.random.key(0))
   return jax.eval_shape(init, jnp.zeros((1, 224, 224, 3)))["params"]
@@ -201,7 +202,8 @@ def test_layer_scales_of_every_parameter_of_vit_b():
 
 
 def small_classifier() -> dict:
-  encoder = mae.Encoder((4, 4), 16, 2, 2, 32, learned_positions=True)
+  config = transformer.TransformerConfig(16, 2, 2, 32)
+  encoder = mae.Encoder(config, (4, 4), learned_positions=True)
   model = vit.VisionTransformer(encoder.clone(final_norm=False), 5)
   init = functools.partial(model.init, jax.random.key(0))
   shapes = jax.eval_shape(init, jnp.zeros((1, 8, 8, 1)))["params"]

@@ -69,7 +69,7 @@ def train_step(
   if settings.mixup or settings.cutmix:
     x = mixup.mix_images(x, mix)
   targets = mixup.mix_labels(labels, model.num_classes, settings.smoothing, mix)
-  shape = (pixels.shape[0], model.encoder.depth, 2)
+  shape = (pixels.shape[0], model.encoder.config.depth, 2)
   noise = jax.random.uniform(key("drop_path"), shape)
 
   def loss_fn(params: Any, part: tuple[jax.Array, ...]) -> jax.Array:
