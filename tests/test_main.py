@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.helpers import commands
 
 
-def command(*args, timeout=300):
-  return subprocess.run(
-    [sys.executable, "-m", "mae_jax.main", *map(str, args)],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=timeout,
-    check=False,
-  )
+def command(*args):
+  return commands.command("train", *args)
 
 
 @pytest.mark.slow
@@ -45,7 +33,7 @@ def test_a_short_run_of_the_digits_recipe(tmp_path):
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 6]
   about = json.loads((tmp_path / "about.json").read_text())
-  assert about["recipe"] == str(ROOT / "configs" / "digits.py")
+  assert about["recipe"] == str(commands.ROOT / "configs" / "digits.py")
   assert about["config"]["model"]["depth"] == 1
   assert about["devices"] == "1 x cpu (cpu)"
   again = command(*args)

@@ -1,15 +1,16 @@
-"""Starts `mae_jax.main` many times, and imports its modules only once.
+"""Starts `mae_jax.main` or a command many times, and imports only once.
 
-The fork server imports all modules of the program. For each run it forks a
+The fork server imports all modules of the programs. For each run it forks a
 process, before any device or thread pool is started. A caller can read the
-process's phase (starting, compiling, stepping, saving, evaluating), send it
-signals, and kill it.
+phase of a training run (starting, compiling, stepping, saving, evaluating),
+send signals to a process, and kill it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import mmap
 import os
@@ -34,10 +35,12 @@ class Process:
   Attributes:
     pid: process ID.
     log: path of its output, stdout and stderr.
+    errors: path of stderr, if `start` was told to keep it apart.
   """
 
   def __init__(self, pid: int, log: pathlib.Path, phases: mmap.mmap):
     self.pid, self.log = pid, log
+    self.errors = log.with_suffix(".err")
     self._phases = phases
     self._done = threading.Event()
     self._status = 0
@@ -138,12 +141,32 @@ class ForkServer:
     self._listener = threading.Thread(target=self._listen, daemon=True)
     self._listener.start()
 
-  def start(self, args: Sequence[str]) -> Process:
-    """Runs the program with command line arguments; threads may share it."""
-    with self._start_lock:
-      return self._start(args)
+  def start(
+    self,
+    args: Sequence[str],
+    module: str = "mae_jax.main",
+    *,
+    environ: Mapping[str, str] | None = None,
+    split: bool = False,
+  ) -> Process:
+    """Runs a program; threads may share the server.
 
-  def _start(self, args: Sequence[str]) -> Process:
+    Args:
+      args: command line arguments.
+      module: the module whose function `main` is the program.
+      environ: variables of this run.
+      split: whether stderr goes to `Process.errors`, not to `Process.log`.
+    """
+    request = {
+      "args": list(args),
+      "module": module,
+      "environ": dict(environ or {}),
+      "split": split,
+    }
+    with self._start_lock:
+      return self._start(request)
+
+  def _start(self, request: dict[str, Any]) -> Process:
     number = len(list(self._directory.glob("process-*.log")))
     log = self._directory / f"process-{number}.log"
     phases = log.with_suffix(".phase")
@@ -151,7 +174,7 @@ class ForkServer:
     log.touch()
     with phases.open("r+b") as file:
       view = mmap.mmap(file.fileno(), 5)
-    request = {"args": list(args), "log": str(log), "phases": str(phases)}
+    request |= {"log": str(log), "phases": str(phases)}
     assert self._process.stdin is not None
     self._process.stdin.write(json.dumps(request) + "\n")
     self._process.stdin.flush()
@@ -211,6 +234,7 @@ def _serve() -> None:
     running.discard(pid)
     send(pid=pid, status=status)
 
+  _import_programs()
   for line in sys.stdin:
     request = json.loads(line)
     pid = os.fork()
@@ -223,20 +247,36 @@ def _serve() -> None:
     os.kill(pid, signal.SIGTERM)
 
 
+def _import_programs() -> None:
+  """Imports what runs and commands import."""
+  from mae_jax import __main__, config
+
+  names = [command.function for command in __main__.COMMANDS.values()]
+  names += config.TASKS.values()
+  names += ["mae_jax.train.tasks.label_efficiency", "mae_jax.evals.standalone"]
+  for name in names:
+    importlib.import_module(name.partition(":")[0])
+
+
 def _run(request: dict[str, Any]) -> None:
   """Runs the program in the forked process, and ends that process."""
-  out = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
+  log = pathlib.Path(request["log"])
+  out = os.open(log, os.O_WRONLY | os.O_APPEND)
+  err = out
+  if request["split"]:
+    err = os.open(log.with_suffix(".err"), os.O_WRONLY | os.O_CREAT)
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   os.dup2(out, 1)
-  os.dup2(out, 2)
-  with open(request["phases"], "r+b") as file:
-    _report_phases(mmap.mmap(file.fileno(), 5))
-  from mae_jax import main
-
+  os.dup2(err, 2)
+  os.environ.update(request["environ"])
+  module = request["module"]
+  if module == "mae_jax.main":
+    with open(request["phases"], "r+b") as file:
+      _report_phases(mmap.mmap(file.fileno(), 5))
   code = 0
-  sys.argv = ["main", *request["args"]]  # a run saves its command line
+  sys.argv = [module, *request["args"]]  # a run saves its command line
   try:
-    main.main(request["args"])
+    importlib.import_module(module).main(request["args"])
   except SystemExit as error:
     if isinstance(error.code, str):
       print(error.code, file=sys.stderr)

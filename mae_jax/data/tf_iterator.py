@@ -44,12 +44,25 @@ def numpy_batches(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
   except tf.errors.OutOfRangeError:
     pass
   finally:
-    _set_dataset(iterator, dataset.take(0))
+    _set_dataset(iterator, _empty(dataset))
 
 
 def _set_dataset(iterator: tf.Tensor, dataset: tf.data.Dataset) -> None:
   variant = tf.data.experimental.to_variant(dataset)
   tf.raw_ops.MakeIterator(dataset=variant, iterator=iterator)
+
+
+def _empty(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """Returns a dataset of the same type without elements.
+
+  `take(0)` would build the functions of the whole dataset once more.
+  """
+  return tf.data.Dataset.from_tensor_slices(
+    {
+      name: tf.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype)
+      for name, spec in dataset.element_spec.items()
+    }
+  )
 
 
 def _to_numpy(value: Any) -> np.ndarray:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bench.lib.fork_server import ROOT
 from tests.data.conftest import photo_dir, photos  # noqa: F401  (fixtures)
 from tests.helpers import process_groups, read_batches
 from tests.helpers.tfds_data import TEST, TRAIN, prepare, shapes
@@ -56,18 +52,16 @@ def settings(tmp_path_factory, photo_dir):  # noqa: F811
   }
 
 
-def test_batches_are_bit_equal_to_those_of_one_process(settings, tmp_path):
+def test_batches_are_bit_equal_to_those_of_one_process(
+  fork_server, settings, tmp_path
+):
   """Includes fewer files than processes, and an incomplete last batch."""
   count = 3
   where, out = f"127.0.0.1:{process_groups.free_port()}", tmp_path / "found.npz"
   processes = [
-    subprocess.Popen(
-      [
-        *(sys.executable, "-m", "tests.helpers.read_batches"),
-        *(where, str(count), str(number), json.dumps(settings), str(out)),
-      ],
-      cwd=ROOT,
-      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    fork_server.start(
+      [where, str(count), str(number), json.dumps(settings), str(out)],
+      "tests.helpers.read_batches",
     )
     for number in range(count)
   ]

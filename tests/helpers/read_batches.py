@@ -1,16 +1,14 @@
 """A program in which several processes read every kind of data together.
 
-    python -m tests.helpers.read_batches HOST:PORT COUNT NUMBER SETTINGS OUT
-
-SETTINGS is JSON: for each name, a section `data`. Process 0 writes OUT.npz with
-the global batches.
+Its arguments are HOST:PORT COUNT NUMBER SETTINGS OUT. SETTINGS is JSON: for
+each name, a section `data`. Process 0 writes OUT.npz with the global batches.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -42,9 +40,9 @@ def data(settings: dict) -> DataConfig:
   return DataConfig(**(settings | lists))
 
 
-def main() -> None:
+def main(args: Sequence[str]) -> None:
   """Reads, gathers and writes."""
-  where, count, number, settings, out = sys.argv[1:]
+  where, count, number, settings, out = args
   jax.config.update("jax_num_cpu_devices", 1)
   distributed.start(
     distributed.ProcessInfo(where, int(count), int(number)),
@@ -66,7 +64,3 @@ def main() -> None:
   if int(number) == 0:
     np.savez(out, **found)
   distributed.finish(0)
-
-
-if __name__ == "__main__":
-  main()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.lib.fork_server import ForkServer
+from tests.helpers import commands
 
 
 @pytest.fixture(scope="session")
-def fork_server(tmp_path_factory):
-  """Starts the program without importing everything each time."""
-  with ForkServer(tmp_path_factory.mktemp("processes")) as opened:
-    yield opened
+def fork_server():
+  """Starts the program by forking, without importing everything each time."""
+  return commands.fork_server()

@@ -48,7 +48,7 @@ def test_held_out_tiles_are_of_other_photographs(color):
 def test_photographs_can_be_read_as_gray(settings):
   train = sources.open_source(settings(source="photos"), "train")
   assert all_images(train)["image"].shape == (135, 160, 160, 1)
-  assert train.image_shape == (160, 160, 1)
+  assert train.channels == 1
 
 
 def test_two_channels_are_refused(settings):
