@@ -5,17 +5,15 @@ python -m mae_jax attention --checkpoint=WORKDIR --images=DIR --out=pictures
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import jax
 import matplotlib as mpl
 import numpy as np
-import tqdm
 
-from mae_jax.config import DataConfig, MeshConfig, lookup
+from mae_jax.config import MeshConfig, lookup
 from mae_jax.distributed import sharding
 from mae_jax.evals import attention_rollout
 from mae_jax.models import patchify
@@ -23,9 +21,6 @@ from mae_jax.tools import cli, feature_extractor, image_stream, output_folder
 from mae_jax.tools import photo as photos
 from mae_jax.utils import console, image_grid
 from mae_jax.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-  from mae_jax.data import sources
 
 _ROWS = 24  # images on the sheet of all
 _FITTED = 64  # images used to fit the colors
@@ -71,8 +66,7 @@ def write(
   settings = dict(locals())
   del settings["began"], settings["out"]
   lookup(dict.fromkeys(photos.FITS), fit, "--fit")
-  image_stream.check(checkpoint, images, 1)
-  image_stream.check_apart(images, out)
+  image_stream.check(checkpoint, images, pictures=out)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   with output_folder.replacing(out, "attention", settings) as album:
     network = feature_extractor.from_checkpoint(
@@ -84,67 +78,33 @@ def write(
     asking = f"patch {query[0]},{query[1]}" if query else "class token"
     source = image_stream.open_images(images, data)
     watch = attention_rollout.attention_function(network.encoder, data)
-    total = source.num_examples
-    few = min(total, _FITTED)
+    read = functools.partial(image_stream.photos, images, source, data, fit)
     features = [
-      watch(params, photo.shown).patches
-      for _, photo in _readable(source, images, data, fit, few)
+      watch(params, photo.shown).patches for _, _, photo in read(first=_FITTED)
     ]
-    if not features:
-      raise ConfigError(
-        f"none of the first {few} images can be read: the warnings above say "
-        "why; mend or replace them"
-      )
     colors = attention_rollout.FeatureColors(np.concatenate(features))
     summary: list[list[np.ndarray]] = []
     names: list[list[str]] = []
-    done = 0
-    with console.progress_bar(total) as bar:
-      for name, photo in _readable(source, images, data, fit, total, bar, few):
-        seen = watch(params, photo.shown)
-        cells = _cells(photo.shown, seen, token, grid, colors)
-        for kind, cell in cells.items():
-          album.png(f"images/{name}/{kind.replace(' ', '_')}.png", cell)
-        album.png(f"images/{name}/{output_folder.SHEET}", _wrapped(cells))
-        if len(summary) < _ROWS:
-          summary.append([cells[kind] for kind in _SUMMARY])
-          names.append([name, f"block {network.layer}, {asking}", "", ""])
-        done += 1
+    for done, (_, name, photo) in enumerate(read(warned=_FITTED), 1):
+      seen = watch(params, photo.shown)
+      cells = _cells(photo.shown, seen, token, grid, colors)
+      for kind, cell in cells.items():
+        album.png(f"images/{name}/{kind.replace(' ', '_')}.png", cell)
+      album.png(f"images/{name}/{output_folder.SHEET}", _wrapped(cells))
+      if done <= _ROWS:
+        summary.append([cells[kind] for kind in _SUMMARY])
+        names.append([name, f"block {network.layer}, {asking}", "", ""])
     album.png(
       output_folder.SHEET, image_grid.draw_grid(summary, _SUMMARY, names)
     )
   first = "" if len(names) == done else f", of the first {len(names)}"
   console.info(
     f"{out}: attention of block {network.layer} in "
-    f"{image_stream.readable(done, total)}, in "
+    f"{image_stream.readable(done, source.num_examples)}, in "
     f"{time.monotonic() - began:.1f} s; three colors show "
     f"{100 * colors.shares.sum():.0f} % of the features' variance; "
     f"look at {os.path.join(out, output_folder.SHEET)}{first}"
   )
-
-
-def _readable(
-  source: sources.Indexed,
-  images: str,
-  data: DataConfig,
-  fit: str,
-  count: int,
-  bar: tqdm.tqdm | None = None,
-  warned: int = 0,
-) -> Iterator[tuple[str, photos.Photo]]:
-  """Yields readable images; warns of unreadable ones from index `warned` on."""
-  for index in range(count):
-    name = source.name(index)
-    path = photos.path_of(images, name)
-    try:
-      whole = photos.read(path, data.channels, data.exif_rotate)
-    except photos.UnreadableError as error:
-      if index >= warned:
-        console.warn(f"{path} cannot be read ({error}): it is left out")
-    else:
-      yield name, photos.fit(whole, data, fit)
-    if bar is not None:
-      bar.update()
 
 
 def _cells(

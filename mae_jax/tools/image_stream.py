@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from mae_jax import conversion
 from mae_jax.config import DataConfig
 from mae_jax.distributed import sharding
-from mae_jax.tools import cli
+from mae_jax.tools import cli, photo
 from mae_jax.utils import console, storage
 from mae_jax.utils.errors import ConfigError
 
@@ -23,11 +23,21 @@ if TYPE_CHECKING:
   from mae_jax.data import sources
 
 
-def check(checkpoint: str, images: str, batch_size: int) -> None:
+def check(
+  checkpoint: str, images: str, batch_size: int = 1, pictures: str = ""
+) -> None:
   """Checks the flags that all these tools have, before anything is loaded.
 
+  Args:
+    checkpoint: a checkpoint or weights.
+    images: an image, or a folder of images.
+    batch_size: images at a time.
+    pictures: a folder for pictures, which must lie apart from the images;
+      otherwise the next run would read the pictures as images, or the pictures
+      would replace the images.
+
   Raises:
-    ConfigError: if there is no checkpoint, no image, or no batch.
+    ConfigError: if one cannot work.
   """
   cli.at_least("batch_size", batch_size)
   with storage.os_errors(checkpoint):
@@ -35,30 +45,17 @@ def check(checkpoint: str, images: str, batch_size: int) -> None:
   with storage.os_errors(images):
     if not images or not epath.Path(images).exists():
       raise ConfigError(f"--images={images}: there is no such folder or file")
-
-
-def check_apart(images: str, out: str) -> None:
-  """Checks that neither of two folders contains the other.
-
-  Otherwise the next run would read the pictures as images, or the pictures
-  would replace the images.
-
-  Raises:
-    ConfigError: if one does.
-  """
-  if storage.is_remote(images):
-    return
-  one, other = (pathlib.Path(os.path.realpath(x)) for x in (images, out))
-  if not one.is_dir():
-    one = one.parent
-    inside = other == one or other in one.parents
-  else:
-    inside = other == one or other in one.parents or one in other.parents
-  if inside:
-    raise ConfigError(
-      f"--out={out} and --images={images} lie in each other: name a folder for "
-      "the pictures that is apart from the images"
+  if pictures and not storage.is_remote(images):
+    source, out = (
+      pathlib.Path(os.path.realpath(x)) for x in (images, pictures)
     )
+    if out in source.parents or (
+      source.is_dir() and (out == source or source in out.parents)
+    ):
+      raise ConfigError(
+        f"--out={pictures} and --images={images} lie in each other: name a "
+        "folder for the pictures that is apart from the images"
+      )
 
 
 def open_images(path: str, data: DataConfig) -> sources.Indexed:
@@ -126,10 +123,59 @@ def stream(
       yield out, readable
       bar.update(real)
   if not any_readable:
-    raise ConfigError(
-      f"no image can be read, of {source.num_examples}: the warnings above say "
-      "why; mend or replace them"
-    )
+    raise _unreadable(f"no image can be read, of {source.num_examples}")
+
+
+def photos(
+  images: str,
+  source: sources.Indexed,
+  data: DataConfig,
+  fit: str = "crop",
+  *,
+  first: int = 0,
+  warned: int = 0,
+) -> Iterator[tuple[int, str, photo.Photo]]:
+  """Reads the images one by one, and warns of those that cannot be read.
+
+  Args:
+    images: the folder or file of --images.
+    source: its images.
+    data: how images are prepared.
+    fit: a name in `photo.FITS`.
+    first: read the first images, this many; 0 for all, with a progress bar.
+    warned: print no warnings of the first images, this many.
+
+  Yields:
+    Number, name and photograph of each readable image.
+
+  Raises:
+    ConfigError: at the end, if no image could be read.
+  """
+  total = min(first or source.num_examples, source.num_examples)
+  any_readable = False
+  with console.progress_bar(total, disable=bool(first)) as bar:
+    for index in range(total):
+      name = source.name(index)
+      path = photo.path_of(images, name)
+      try:
+        found = photo.open_photo(path, data, fit)
+      except photo.UnreadableError as error:
+        if index >= warned:
+          console.warn(f"{path} cannot be read ({error}): it is left out")
+      else:
+        any_readable = True
+        yield index, name, found
+      bar.update()
+  if not any_readable:
+    what = f"none of the first {total} images" if first else "no image"
+    of_all = "" if first else f", of {total}"
+    raise _unreadable(f"{what} can be read{of_all}")
+
+
+def _unreadable(what: str) -> ConfigError:
+  return ConfigError(
+    f"{what}: the warnings above say why; mend or replace them"
+  )
 
 
 def readable(number: int, total: int) -> str:

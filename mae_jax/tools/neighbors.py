@@ -90,8 +90,7 @@ def write(
   began = time.monotonic()
   cli.at_least("count", count)
   lookup(feature_extractor.POOLS, pool, "--pool")
-  image_stream.check(checkpoint, images, batch_size)
-  image_stream.check_apart(images, out)
+  image_stream.check(checkpoint, images, batch_size, pictures=out)
   if not query or not os.path.exists(query):
     raise ConfigError(f"--query={query}: there is no such folder or file")
   mesh = mesh or sharding.make_mesh(MeshConfig())
@@ -231,7 +230,4 @@ def _sheet(
 
 
 def _shown(images: str, name: str, data: DataConfig) -> np.ndarray:
-  whole = photo.read(
-    photo.path_of(images, name), data.channels, data.exif_rotate
-  )
-  return photo.fit(whole, data).shown
+  return photo.open_photo(photo.path_of(images, name), data).shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 
 import numpy as np
@@ -56,6 +57,13 @@ def read(path: epath.PathLike, channels: int, exif_rotate: bool) -> np.ndarray:
     UnreadableError: if it cannot be read.
   """
   return decode(*image_io.read_bytes(os.fsencode(path)), channels, exif_rotate)
+
+
+def open_photo(
+  path: epath.PathLike, data: DataConfig, how: str = "crop"
+) -> Photo:
+  """Reads a photograph, as `read`, and fits it to the network, as `fit`."""
+  return fit(read(path, data.channels, data.exif_rotate), data, how)
 
 
 def path_of(images: str, name: str) -> str:
@@ -148,18 +156,11 @@ def resize(
     min(left + width, image.shape[1]),
     min(top + height, image.shape[0]),
   )
-  planes = (
-    [image] if image.shape[-1] == 3 else np.split(image, image.shape[-1], -1)
-  )
-  resized = [
-    np.asarray(
-      Image.fromarray(plane if plane.shape[-1] == 3 else plane[..., 0]).resize(
-        size[::-1], Image.Resampling.BICUBIC, box=place
-      )
-    ).reshape(*size, -1)
-    for plane in planes
+  planes = [
+    Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, place)
+    for plane in np.moveaxis(image, -1, 0)
   ]
-  return np.concatenate(resized, axis=-1)
+  return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
 def read_mask(path: epath.PathLike) -> np.ndarray:
@@ -185,23 +186,15 @@ def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:
   Returns:
     bool [rows, columns].
   """
-  top, left, height, width = photo.box
-  ends = []
-  for start, extent, count, length in (
-    (top, height, grid[0], missing.shape[0]),
-    (left, width, grid[1], missing.shape[1]),
-  ):
+  spans = []
+  for axis, count in enumerate(grid):
+    start, extent = photo.box[axis], photo.box[2 + axis]
+    length = missing.shape[axis]
     edges = start + extent * np.arange(count + 1) / count
     first = np.floor(edges[:-1] + 1e-6).astype(int).clip(0, length - 1)
     last = np.ceil(edges[1:] - 1e-6).astype(int).clip(1, length)
-    ends.append((first, last))
-  # [H + 1, W + 1]: number of missing pixels above and to the left.
-  total = np.zeros(np.add(missing.shape, 1), np.int64)
-  total[1:, 1:] = missing.astype(np.int64).cumsum(0).cumsum(1)
-  (y0, y1), (x0, x1) = ends
-  inside = total[np.ix_(y1, x1)] - total[np.ix_(y0, x1)]
-  inside += total[np.ix_(y0, x0)] - total[np.ix_(y1, x0)]
-  return inside > 0
+    spans.append([slice(*ends) for ends in zip(first, last, strict=True)])
+  return np.array([[missing[y, x].any() for x in spans[1]] for y in spans[0]])
 
 
 def outside(missing: np.ndarray, photo: Photo) -> bool:
@@ -209,8 +202,8 @@ def outside(missing: np.ndarray, photo: Photo) -> bool:
   top, left, height, width = photo.box
   inside = missing.copy()
   inside[
-    max(int(np.floor(top + 1e-6)), 0) : int(np.ceil(top + height - 1e-6)),
-    max(int(np.floor(left + 1e-6)), 0) : int(np.ceil(left + width - 1e-6)),
+    max(math.floor(top + 1e-6), 0) : math.ceil(top + height - 1e-6),
+    max(math.floor(left + 1e-6), 0) : math.ceil(left + width - 1e-6),
   ] = False
   return bool(inside.any())
 
@@ -226,29 +219,22 @@ def paste(photo: Photo, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
   Returns:
     uint8 [H, W, C]; all other pixels are those of the photograph.
   """
-  top, left, height, width = photo.box
-  rows, columns = photo.whole.shape[:2]
-  y0, x0 = max(int(np.floor(top)), 0), max(int(np.floor(left)), 0)
-  y1 = min(int(np.ceil(top + height)), rows)
-  x1 = min(int(np.ceil(left + width)), columns)
-  size = y1 - y0, x1 - x0
-  # For each pixel, the patch that contains its center.
-  y = (np.arange(y0, y1) + 0.5 - top) / height * hidden.shape[0]
-  x = (np.arange(x0, x1) + 0.5 - left) / width * hidden.shape[1]
-  inside = ((y >= 0) & (y < hidden.shape[0]))[:, None] & (
-    (x >= 0) & (x < hidden.shape[1])
-  )[None]
-  y = np.floor(y).astype(int).clip(0, hidden.shape[0] - 1)
-  x = np.floor(x).astype(int).clip(0, hidden.shape[1] - 1)
-  cover = (hidden[np.ix_(y, x)] & inside)[..., None]
+  ends, cells, corner, extents = [], [], [], []
+  for axis, count in enumerate(hidden.shape):
+    start, extent = photo.box[axis], photo.box[2 + axis]
+    first = max(math.floor(start), 0)
+    last = min(math.ceil(start + extent), photo.whole.shape[axis])
+    # For each pixel, the patch that contains its center, from 1 to `count`.
+    cell = (np.arange(first, last) + 0.5 - start) / extent * count
+    cells.append(1 + np.floor(cell).astype(int).clip(-1, count))
+    scale = painted.shape[axis] / extent
+    corner.append((first - start) * scale)
+    extents.append((last - first) * scale)
+    ends.append((first, last))
+  cover = np.pad(hidden, 1)[np.ix_(*cells)][..., None]
+  (y0, y1), (x0, x1) = ends
+  patches = resize(painted, (y1 - y0, x1 - x0), (*corner, *extents))
   result = photo.whole.copy()
   part = result[y0:y1, x0:x1]
-  scale = painted.shape[0] / height, painted.shape[1] / width
-  box = (
-    (y0 - top) * scale[0],
-    (x0 - left) * scale[1],
-    size[0] * scale[0],
-    size[1] * scale[1],
-  )
-  part[...] = np.where(cover, resize(painted, size, box), part)
+  part[...] = np.where(cover, patches, part)
   return result

@@ -10,6 +10,7 @@ these; and `scores.csv`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -103,11 +104,12 @@ def write(
     baselines=baselines,
   )
   settings.check()
-  image_stream.check(checkpoint, images, 1)
-  image_stream.check_apart(images, out)
+  image_stream.check(checkpoint, images, pictures=out)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   hints = conversion.ModelOverrides(target=target, insist=target is not None)
-  recorded = {"checkpoint": checkpoint, "images": images} | settings.to_dict()
+  recorded = {"checkpoint": checkpoint, "images": images} | dataclasses.asdict(
+    settings
+  )
   with output_folder.replacing(out, "reconstruct", recorded) as album:
     network = reconstructor.Reconstructor(checkpoint, mesh, hints)
     if target is not None and model_info.TARGETS[target] != network.normalized:
@@ -116,83 +118,55 @@ def write(
       )
     studio = studio_lib.FigureMaker(network, settings)
     source = image_stream.open_images(images, network.data)
-    pages = _Pages(album, studio)
     total = source.num_examples
-    painting = 0.0
     names = [source.name(index) for index in range(total)]
     studio.check_given((photo.path_of(images, name), name) for name in names)
-    with console.progress_bar(total) as bar:
-      for index, name in enumerate(names):
-        path = photo.path_of(images, name)
-        start = time.monotonic()
-        try:
-          pictures = studio.pictures(path, name, index)
-        except photo.UnreadableError as error:
-          console.warn(f"{path} cannot be read ({error}): it is left out")
-        else:
-          painting += time.monotonic() - start
-          pages.add(name, pictures)
-        bar.update()
-    if not pages.number:
-      raise ConfigError(
-        f"no image can be read, of {total}: the warnings above say why; mend "
-        "or replace them"
+    shown: list[Sequence[studio_lib.Picture]] = []
+    rows: list[Sequence[Any]] = [COLUMNS]
+    number, painting = 0, 0.0
+    for index, name, image in image_stream.photos(
+      images, source, network.data, fit
+    ):
+      start = time.monotonic()
+      path = photo.path_of(images, name)
+      pictures = studio.pictures(path, image, name, index)
+      painting += time.monotonic() - start
+      number += 1
+      _save(album, f"images/{name}", pictures)
+      album.png(
+        f"images/{name}/{output_folder.SHEET}", studio.sheet([pictures])
       )
-    pages.close()
+      rows += [
+        (name, each.name, int(each.hidden.sum()), method, *score)
+        for each in pictures
+        for method, score in each.scores.items()
+      ]
+      if number <= _PRINTED:
+        for picture in pictures:
+          console.info(f"{name}, {picture}")
+      if len(shown) * len(pictures) < _ROWS:
+        shown.append(pictures)
+    album.png(output_folder.SHEET, studio.sheet(shown))
+    album.table(SCORES, rows)
+  first = "" if len(shown) == number else f", of the first {len(shown)}"
   console.info(
-    f"{out}: pictures of {image_stream.readable(pages.number, total)} in "
-    f"{time.monotonic() - began:.1f} s, {painting / pages.number:.2f} s an "
-    f"image; look at {os.path.join(out, output_folder.SHEET)}{pages.shown}"
+    f"{out}: pictures of {image_stream.readable(number, total)} in "
+    f"{time.monotonic() - began:.1f} s, {painting / number:.2f} s an image; "
+    f"look at {os.path.join(out, output_folder.SHEET)}{first}"
   )
 
 
-class _Pages:
-  """The output files of each image, and of all images.
-
-  Attributes:
-    number: number of images so far.
-  """
-
-  def __init__(
-    self, album: output_folder.OutputFolder, studio: studio_lib.FigureMaker
-  ):
-    self._album, self._studio = album, studio
-    self._shown: list[Sequence[studio_lib.Picture]] = []
-    self._rows: list[Sequence[Any]] = [COLUMNS]
-    self.number = 0
-
-  def add(self, name: str, pictures: Sequence[studio_lib.Picture]) -> None:
-    """Writes the files of an image."""
-    self.number += 1
-    place = f"images/{name}"
-    self._album.png(f"{place}/original.png", pictures[0].cells["original"])
-    for number, picture in enumerate(pictures, 1):
-      after = f"_{number}" if len(pictures) > 1 else ""
-      for kind, cell in picture.cells.items():
-        if kind != "original":
-          file = kind.replace(" ", "_") + after
-          self._album.png(f"{place}/{file}.png", cell)
-      if picture.restored is not None:
-        self._album.png(f"{place}/restored.png", picture.restored)
-      self._rows += [
-        (name, picture.name, int(picture.hidden.sum()), method, *score)
-        for method, score in picture.scores.items()
-      ]
-      if self.number <= _PRINTED:
-        console.info(f"{name}, {picture}")
-    self._album.png(
-      f"{place}/{output_folder.SHEET}", self._studio.sheet([pictures])
-    )
-    if len(self._shown) * len(pictures) < _ROWS:
-      self._shown.append(pictures)
-
-  @property
-  def shown(self) -> str:
-    """A note on the number of images on the sheet, if not all are."""
-    number = len(self._shown)
-    return "" if number == self.number else f", of the first {number}"
-
-  def close(self) -> None:
-    """Writes the sheet and the scores of all images."""
-    self._album.png(output_folder.SHEET, self._studio.sheet(self._shown))
-    self._album.table(SCORES, self._rows)
+def _save(
+  album: output_folder.OutputFolder,
+  folder: str,
+  pictures: Sequence[studio_lib.Picture],
+) -> None:
+  """Writes the pictures of an image."""
+  album.png(f"{folder}/original.png", pictures[0].cells["original"])
+  for number, picture in enumerate(pictures, 1):
+    after = f"_{number}" if len(pictures) > 1 else ""
+    for kind, cell in picture.cells.items():
+      if kind != "original":
+        album.png(f"{folder}/{kind.replace(' ', '_')}{after}.png", cell)
+    if picture.restored is not None:
+      album.png(f"{folder}/restored.png", picture.restored)

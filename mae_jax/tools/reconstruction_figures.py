@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -99,10 +98,6 @@ class Settings:
           "between 0 and 1, each once"
         )
 
-  def to_dict(self) -> dict[str, Any]:
-    """Returns JSON content."""
-    return dataclasses.asdict(self)
-
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -154,20 +149,19 @@ class FigureMaker:
       )
 
   def pictures(
-    self, path: epath.PathLike, name: str, index: int
+    self, path: epath.PathLike, photo: photos.Photo, name: str, index: int
   ) -> list[Picture]:
     """Makes the pictures of one image, with each mask.
 
     Args:
       path: path of the image.
+      photo: the image.
       name: name of the image, which finds its mask and truth.
       index: number of the image, which selects its masks.
 
     Raises:
-      UnreadableError: if the image, its mask or its truth cannot be read.
-      ConfigError: if they do not fit together.
+      ConfigError: if its mask or its truth cannot be read, or does not fit.
     """
-    photo = self._photo(path)
     truth: np.ndarray | None = photo.shown
     if self._settings.mask is None:
       masks = list(self._drawn(index))
@@ -246,9 +240,7 @@ class FigureMaker:
     return f"{_TITLES[name]}\n{warning}" if warning else _TITLES[name]
 
   def _photo(self, path: epath.PathLike) -> photos.Photo:
-    data = self._network.data
-    whole = photos.read(path, data.channels, data.exif_rotate)
-    return photos.fit(whole, data, self._settings.fit)
+    return photos.open_photo(path, self._network.data, self._settings.fit)
 
   def _drawn(self, index: int) -> Iterator[tuple[str, np.ndarray]]:
     settings = self._settings
