@@ -67,6 +67,7 @@ def test_wrong_changes_are_refused_before_any_work(tmp_path):
     ablations.main(["loss=l1", f"--workdir={tmp_path}/file/runs"])
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_reported(tmp_path):
   run = ablations.Run("loss=l1", "digits", "", 1, tmp_path)
   config = tiny.config(

@@ -103,6 +103,7 @@ def test_a_missing_checkpoint_is_an_error_with_its_path(tmp_path, state):
     checkpoints.load_params(tmp_path, like(state.params))
 
 
+@pytest.mark.slow
 def test_any_damage_to_the_newest_is_noticed(
   saved, state, tmp_path_factory, capsys
 ):

@@ -120,6 +120,7 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
   np.testing.assert_array_equal(token, model.state_dict()["cls_token"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["facebook", "jax"])
 def test_another_normalization_gives_a_warning(
   to: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture

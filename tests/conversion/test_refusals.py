@@ -659,6 +659,7 @@ def test_a_damaged_checkpoint(root: pathlib.Path, tmp_path: pathlib.Path):
   refused(tmp_path / "a", tmp_path, "is missing or damaged", to="timm")
 
 
+@pytest.mark.slow
 def test_without_pytorch(root: pathlib.Path, tmp_path: pathlib.Path):
   """Safetensors work without PyTorch; `.pth` files report that they need it."""
   hidden = tmp_path / "hidden"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 from typing import Any
@@ -80,29 +81,40 @@ def run(source: pathlib.Path, out: pathlib.Path, to: str, **flags: Any):
   return out
 
 
-def save(path: pathlib.Path, kind: str, dtype: str) -> pathlib.Path:
-  """Writes a checkpoint whose values the dtype holds exactly."""
-  sample_checkpoints.save(path / "float32", kind)
-  if dtype == "float32":
-    return path / "float32"
-  rounded = sample_checkpoints.in_bfloat16(
-    sample_checkpoints.params(kind, sample_checkpoints.config(kind))
-  )
-  before = checkpoints.read_metadata(path / "float32")
-  sample_checkpoints.save_tree(path / dtype, rounded, before)
-  return path / dtype
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  """A function that writes a checkpoint, and its weights in a format, once.
+
+  The values of a bfloat16 checkpoint are those that bfloat16 holds exactly.
+  """
+  root = tmp_path_factory.mktemp("written")
+
+  @functools.cache
+  def write(kind: str, dtype: str, to: str = "checkpoint") -> pathlib.Path:
+    path = root / f"{kind}-{dtype}-{to}{SUFFIX.get(to, '')}"
+    if to != "checkpoint":
+      return run(write(kind, dtype), path, to, dtype=dtype)
+    if dtype == "float32":
+      return sample_checkpoints.save(path, kind)
+    rounded = sample_checkpoints.in_bfloat16(
+      sample_checkpoints.params(kind, sample_checkpoints.config(kind))
+    )
+    before = checkpoints.read_metadata(write(kind, "float32"))
+    sample_checkpoints.save_tree(path, rounded, before)
+    return path
+
+  return write
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("kind", "first", "second"), PAIRS)
 def test_there_across_and_back(
-  kind: str, first: str, second: str, dtype: str, tmp_path: pathlib.Path
+  written, kind: str, first: str, second: str, dtype: str, tmp_path
 ):
   """Converts jax -> first -> second -> jax, with the run's settings."""
-  start = save(tmp_path / "start", kind, dtype)
-  a = run(start, tmp_path / f"a{SUFFIX[first]}", first, dtype=dtype)
-  b = run(a, tmp_path / f"b{SUFFIX[second]}", second)
-  direct = run(start, tmp_path / f"c{SUFFIX[second]}", second, dtype=dtype)
+  start = written(kind, dtype)
+  b = run(written(kind, dtype, first), tmp_path / f"b{SUFFIX[second]}", second)
+  direct = written(kind, dtype, second)
   end = run(b, tmp_path / "end", "jax")
   assert_same(tensors(b), tensors(direct))
   assert {kind for kind, _ in tensors(b).values()} <= {

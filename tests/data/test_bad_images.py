@@ -76,6 +76,7 @@ def test_training_replaces_unreadable_images(folders, opened, capsys):
   assert any("11.webp cannot be read: No such file" in x for x in warnings)
 
 
+@pytest.mark.slow
 def test_resuming_and_sharing_with_unreadable_images(folders, opened):
   source, data = opened(folders[1])
   whole = train(source, data, 4)

@@ -133,6 +133,7 @@ def counting(source, read: list):
   return dataclasses.replace(source, parse=parse)
 
 
+@pytest.mark.slow
 def test_record_files_are_read_once_for_several_subsets(records):
   source, read = sources.open_source(records, "train"), []
   choices = [(2, 0), (3, 0), (0, 0), (2, 1), (2, 0)]

@@ -62,6 +62,7 @@ def check_same(workdir, single):
     np.testing.assert_allclose(found[each], value, rtol, atol, err_msg=each)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(double, single):
   check_same(double, single)
 
@@ -139,6 +140,7 @@ def test_resumes_in_one_process(fork_server, double, single, tmp_path):
   check_same(cut, single)
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared_is_refused(fork_server, tmp_path):
   team = process_groups.Team(
     fork_server,
@@ -203,6 +205,7 @@ def test_different_images_are_refused(fork_server, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_mistake_of_one_ends_all(fork_server, tmp_path):
   args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
   wrong = ["--config.init_from=nowhere"]

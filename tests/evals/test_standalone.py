@@ -142,6 +142,7 @@ def test_the_head_of_a_run_is_worth_what_the_run_said(
   assert f"written to {tmp_path}: per_class.csv, evaluation.json" in printed
 
 
+@pytest.mark.slow
 def test_the_head_of_a_linear_probe(tmp_path):
   settings = tiny.config(
     task="linprobe",
@@ -248,6 +249,7 @@ def corrupted(trained, directory, name=robustness.CORRUPTED, **data):
   )
 
 
+@pytest.mark.slow
 def test_corruptions_of_which_some_are_missing(
   trained, digits, logits, tmp_path, capsys
 ):
@@ -288,6 +290,7 @@ def test_corruptions_of_which_some_are_missing(
   assert "set --config.data.eval_crop=1 to com" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_corruptions_go_on_where_they_were_cut(
   trained, digits, tmp_path, monkeypatch, capsys
 ):
@@ -448,6 +451,7 @@ def test_images_that_cannot_be_scored(trained, digits, tmp_path):
   refused("a config 'fogg_1', which is not a cor.*mean 'fog_1'", **whole)
 
 
+@pytest.mark.slow
 def test_features_are_worth_what_pre_training_said(
   trained, tmp_path, capsys, monkeypatch
 ):

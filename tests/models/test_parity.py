@@ -211,6 +211,7 @@ def test_forward_and_gradients(channels: int, norm_pix: bool):
   assert not {name: x for name, x in relative.items() if not x <= 1e-4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_twenty_steps(norm_pix: bool):
   theirs, ours = torch_model(3, norm_pix), jax_model(3, norm_pix)

@@ -296,6 +296,7 @@ def test_the_manifest(exports, finetuned):
   assert "class_names" not in layer
 
 
+@pytest.mark.slow
 def test_features_of_a_classifier_and_another_dtype(
   finetuned, tmp_path, monkeypatch
 ):
@@ -325,6 +326,7 @@ def test_quantization_is_by_channel_and_layer():
   assert error[1, :, 2].max() == 0
 
 
+@pytest.mark.slow
 def test_only_an_earlier_export_is_replaced(pretrained, tmp_path):
   out = tmp_path / "out"
   out.mkdir()  # empty
@@ -462,6 +464,7 @@ def test_mistakes(pretrained, finetuned, tmp_path, changes, text):
   assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.slow
 def test_the_command(finetuned, tmp_path):
   """Exports a saved model without any output of TensorFlow."""
   args = f"--checkpoint={finetuned[2]}", f"--out={tmp_path}/out"

@@ -138,6 +138,7 @@ def test_images_are_prepared_as_pillow_would(pretrained, photos, written):
   assert found.std(axis=0).mean() > 0.1  # features of different images differ
 
 
+@pytest.mark.slow
 def test_batch_size_and_devices_do_not_change_features(pretrained, written):
   wanted = written(pretrained, pool="all", mesh=runs.devices_mesh(1))
   again = written(pretrained, pool="all", mesh=runs.devices_mesh(1))
@@ -201,6 +202,7 @@ def test_features_of_a_fine_tuned_network_are_the_input_of_its_head(
     np.testing.assert_allclose(normed, seen, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_features_of_a_linear_probe_are_the_input_of_its_batch_norm(
   pretrained, photos, written, tmp_path
 ):
@@ -217,6 +219,7 @@ def test_features_of_a_linear_probe_are_the_input_of_its_batch_norm(
     np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["pretrained", "mean"])
 def test_another_image_size_resizes_positions_like_fine_tuning(
   pretrained, finetuned, photos, written, tmp_path, start

@@ -101,6 +101,7 @@ def test_probabilities_equal_those_of_a_plain_loop(trained, photos, rows):
   assert len({row["probability"] for row in found}) > len(CLASSES)
 
 
+@pytest.mark.slow
 def test_a_linear_probe(labeled, photos, rows, tmp_path):
   settings = config("linprobe", labeled)
   runs.train(settings, tmp_path / "run")
@@ -116,6 +117,7 @@ def test_a_linear_probe(labeled, photos, rows, tmp_path):
     assert float(row["probability"]) == pytest.approx(score, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_size_and_devices_do_not_change_predictions(
   trained, photos, rows
 ):

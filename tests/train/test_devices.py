@@ -78,6 +78,7 @@ def test_masks_differ_by_step(mask: str):
   assert same == (mask == "grid")  # the same batch at each step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["block", "grid"])
 def test_losses_are_equal_on_all_meshes_with_other_masks(mask: str):
   config = tiny.config(objective={"mask": mask})

@@ -32,6 +32,7 @@ _OFTEN = {"log_every": "1 steps", "save_every": "2 steps"}
 _NO_EVAL = EvalConfig(images=0, shots=(0,))
 
 
+@pytest.mark.slow
 def test_a_failing_evaluation_does_not_lose_the_weights(tmp_path, monkeypatch):
   config = tiny.config(train=_TRAIN, eval=_NO_EVAL)
 
@@ -71,6 +72,7 @@ def test_a_run_past_its_new_length_only_reports(tmp_path, capsys):
   assert "all 4 steps were already done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rerun_writes_missing_pictures(tmp_path):
   config = tiny.config(train=_TRAIN, eval=EvalConfig(images=2))
   runs.train(config, tmp_path)
@@ -81,6 +83,7 @@ def test_a_rerun_writes_missing_pictures(tmp_path):
   assert (tmp_path / "reconstructions.png").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_inputs_of_a_failed_step_are_saved(tmp_path):
   config = tiny.config(
     train={**_TRAIN, "length": "40 steps", "max_bad_steps": 3},
@@ -134,6 +137,7 @@ def test_skipped_steps_and_spikes_are_reported_and_logged(
   assert lines[2]["loss"] is None
 
 
+@pytest.mark.slow
 def test_a_run_stops_if_another_takes_its_workdir(tmp_path, monkeypatch):
   """Without working locks, the newer run continues."""
   config = tiny.config(
@@ -285,6 +289,7 @@ def test_unreadable_images_are_counted_per_epoch(
   assert found == stops
 
 
+@pytest.mark.slow
 def test_changed_images_do_not_resume_a_run(scans, tmp_path):
   data = {"source": "folder", "path": str(scans), "batch_size": 4}
   config = tiny.config(

@@ -146,6 +146,7 @@ def test_other_channels_are_named(pretrained, tmp_path):
     loaded(settings, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
   settings = config(train={"length": "4 steps", "save_every": "2 steps"})
   runs.train(settings, tmp_path / "whole")
@@ -171,6 +172,7 @@ def test_devices_and_accumulation_do_not_change_losses():
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accuracy_equals_a_plain_loop(tmp_path):
   """Evaluates 360 digits in batches of 32, so the last one is not full."""
   settings = config(
@@ -323,6 +325,7 @@ def test_averaged_parameters_are_updated_and_used(tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_skipped_step_changes_no_average():
   classify = ClassifyConfig(ema=0.5)
   # After the step, nothing would be finite.

@@ -65,6 +65,7 @@ def test_pre_training_resumes_with_four_times_larger_patches(start, tmp_path):
   np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_an_adapted_frozen_encoder_is_reported(start, tmp_path, capsys):
   alone = without_learning(
     start, init_adapt=True, objective={"trainable": "decoder"}
@@ -74,6 +75,7 @@ def test_an_adapted_frozen_encoder_is_reported(start, tmp_path, capsys):
   assert "adapted to other patches and then not " in output.err + output.out
 
 
+@pytest.mark.slow
 def test_pre_training_resumes_with_larger_images(start, tmp_path):
   """Checks that only the fixed position table changes."""
   config = tiny.with_changes(
@@ -91,6 +93,7 @@ def test_pre_training_resumes_with_larger_images(start, tmp_path):
   assert network.predict(pixels, hidden).shape == (2, 48, 4)
 
 
+@pytest.mark.slow
 def test_fine_tuning_adapts_too(start, tmp_path):
   config = without_learning(start, task="finetune", init_adapt=True)
   runs.train(config, tmp_path)

@@ -63,6 +63,7 @@ def test_only_the_head_changes_and_resume_is_exact(pretrained, tmp_path):
   assert run_outputs.read_metrics(interrupted) == records
 
 
+@pytest.mark.slow
 def test_devices_and_accumulation_do_not_change_losses():
   """Uses groups of 16, which combine images of 8 devices with 4 each."""
   _, wanted = runs.steps(config(), 5)

@@ -16,7 +16,7 @@ from mae_jax.config import Config, EvalConfig, MeshConfig
 from mae_jax.distributed import sharding
 from mae_jax.models import masking, patchify
 from mae_jax.tools import convert, reconstructor
-from mae_jax.train import fit_target
+from mae_jax.train.tasks import pretrain
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 
@@ -70,7 +70,7 @@ def settings(
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
   """Limits the number of images that a target is fitted on."""
-  monkeypatch.setattr(fit_target, "IMAGES", 100)
+  monkeypatch.setattr(pretrain, "FIT_IMAGES", 100)
 
 
 @pytest.mark.slow
@@ -155,6 +155,7 @@ def test_a_target_is_fitted_on_the_training_stream():
   )
 
 
+@pytest.mark.slow
 def test_a_fitted_target_is_saved_and_reused(tmp_path):
   config = settings(**PCA)
   runs.train(config, tmp_path / "first")
@@ -300,6 +301,7 @@ def test_a_different_decoder_is_reported_by_its_settings(tmp_path):
     runs.train(config, tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_a_decoder_is_trained_alone_and_with_a_discriminator(tmp_path):
   """Checks a second stage that trains only the decoder."""
   runs.pretrained(tmp_path / "first")

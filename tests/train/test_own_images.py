@@ -113,6 +113,7 @@ def test_evaluation_continues_without_unreadable_images(tmp_path):
   assert task.info.identity["images"] == 4
 
 
+@pytest.mark.slow
 def test_training_without_labels_and_held_out_images(tmp_path):
   (tmp_path / "flat").mkdir()
   for number, photo in enumerate(datasets.load_sample_images().images):

@@ -66,6 +66,7 @@ def test_a_signal_before_the_first_step_exits_at_once(
   assert "there was nothing new to save" in process.log.read_text()
 
 
+@pytest.mark.slow
 def test_the_second_run_on_a_workdir_is_refused(fork_server, tmp_path):
   first = fork_server.start([*SETTINGS, f"--workdir={tmp_path}"])
   assert first.wait_for("compiling")

@@ -61,6 +61,7 @@ def result(workdir):
   return run_outputs.read_metrics(workdir), state
 
 
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing_and_is_the_same(tmp_path):
   cache = tmp_path / "made" / "cache"
   asked, answered = train(tmp_path / "first", cache)

@@ -36,6 +36,7 @@ def params_bytes(
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
 def test_parameters_and_optimizer_state_are_sharded(fsdp: int):
   found = step(fsdp)
@@ -100,6 +101,7 @@ def test_gradients_are_reduced_once(fsdp: int):
   assert wanted <= reduced < 1.02 * wanted + 512
 
 
+@pytest.mark.slow
 def test_accumulation_reduces_micro_batches():
   """Gradients of each micro-batch are reduced; flops are divided."""
   once, twice = step(1), step(1, accum_steps=2)
@@ -118,6 +120,7 @@ def test_flops_equal_the_counted_flops(fsdp: int):
   assert found.costs.unknown_loops == 0
 
 
+@pytest.mark.slow
 def test_flops_do_not_depend_on_unrolling():
   rolled, unrolled = (
     compiled_steps.compile_settings(
