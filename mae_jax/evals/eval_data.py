@@ -44,14 +44,8 @@ class EvalSplit:
   @property
   def info(self) -> dict[str, Any]:
     """A description as JSON content."""
-    data = self.data
-    return {
-      "source": data.source,
-      "name": data.name,
-      "path": data.path,
-      "data_dir": data.data_dir,
-      "eval_split": data.eval_split,
-      "eval_crop": data.eval_crop,
+    keys = ("source", "name", "path", "data_dir", "eval_split", "eval_crop")
+    return {key: getattr(self.data, key) for key in keys} | {
       "what": self.what,
       "identity": dict(self.source.identity),
       "classes": len(self.class_names),

@@ -1,8 +1,8 @@
-"""Extracts features of a stream of images, gathered on every host."""
+"""Extracts features of images, gathered on every host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,17 +27,26 @@ def extract_source(
   limit: int = 0,
   unreadable: BadImages | None = None,
 ) -> tuple[Any, np.ndarray, int]:
-  """Runs `extract` over the images of a source, each once.
+  """Runs `apply(params, batch)` over the images of a source, each once.
 
   Args:
-    apply: as in `extract`.
-    params: as in `extract`.
+    apply: a jitted function whose outputs, a tree of [B, ...], are replicated,
+      so that every process can read them. A batch has "image", "label", "mask"
+      (0 = padding or unreadable) and "readable".
+    params: first argument of `apply`.
     source: the images.
     data: settings of preprocessing.
     mesh: the devices.
     batch_size: B, over all processes.
     limit: maximum number of images; 0 for all.
     unreadable: collects the names of images that cannot be read.
+
+  Returns:
+    The outputs of all real examples [N, ...], their labels [N], and the number
+    of unreadable images.
+
+  Raises:
+    RunInterrupted: in all processes, if one of them was asked to stop.
   """
   batches = pipeline.eval_batches(
     source,
@@ -47,49 +56,11 @@ def extract_source(
     limit=limit,
     unreadable=unreadable,
   )
-  return extract(
-    apply,
-    params,
-    batches,
-    mesh=mesh,
-    batch_size=batch_size,
-    total=source.subset(limit).num_examples,
-  )
-
-
-def extract(
-  apply: Callable[[Any, Mapping[str, jax.Array]], Any],
-  params: Any,
-  batches: Iterable[Mapping[str, np.ndarray]],
-  *,
-  mesh: Mesh,
-  batch_size: int,
-  total: int | None = None,
-) -> tuple[Any, np.ndarray, int]:
-  """Runs `apply(params, batch)` over an evaluation stream.
-
-  Args:
-    apply: a jitted function whose outputs, a tree of [B, ...], are replicated,
-      so that every process can read them.
-    params: first argument of `apply`.
-    batches: this process's rows of "image", "label", "mask" (0 = padding or
-      unreadable) and "readable".
-    mesh: the devices.
-    batch_size: B, over all processes.
-    total: number of images, for the progress bar.
-
-  Returns:
-    The outputs of all real examples [N, ...], their labels [N], and the number
-    of unreadable images.
-
-  Raises:
-    RunInterrupted: in all processes, if one of them was asked to stop.
-  """
   gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
-  outputs, labels, unreadable = [], [], 0
+  outputs, labels, num_unreadable = [], [], 0
   votes = None if signals.stop_requested() is None else vote.AsyncVote(mesh, 1)
   bar = console.progress_bar(
-    total,
+    source.subset(limit).num_examples,
     desc="evaluating",
     disable=jax.process_index() != 0,
     leave=False,
@@ -111,7 +82,7 @@ def extract(
         jax.tree.map(lambda x, real=real: np.asarray(x)[real], out)
       )
       labels.append(label[real])
-      unreadable += bad
+      num_unreadable += bad
       bar.update(int(real.sum()) + bad)
   joined = jax.tree.map(lambda *x: np.concatenate(x), *outputs)
-  return joined, np.concatenate(labels), unreadable
+  return joined, np.concatenate(labels), num_unreadable

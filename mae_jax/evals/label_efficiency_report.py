@@ -61,12 +61,15 @@ def table(groups: Groups) -> str:
   title = "held-out top-1"
   if seeds > 1:
     title += f", mean ± standard deviation of {seeds} seeds"
-  header = f"{'':<14}" + "".join(f"{_labels(shots):>18}" for shots in first)
-  rows = [
-    f"{start:<14}" + "".join(f"{_cell(values):>18}" for values in row.values())
-    for start, row in groups.items()
+  rows = [("", map(results.label_count, first))]
+  rows += [
+    (start, map(results.percent, row.values())) for start, row in groups.items()
   ]
-  return "\n".join([title, header, *rows])
+  lines = [
+    f"{start:<14}" + "".join(f"{cell:>18}" for cell in cells)
+    for start, cells in rows
+  ]
+  return "\n".join([title, *lines])
 
 
 def plot(groups: Groups) -> np.ndarray:
@@ -97,21 +100,10 @@ def draw_figure(groups: Groups) -> Figure:
         np.full(len(values), place), 100 * values, ".", color=color, alpha=0.4
       )
   first = next(iter(groups.values()))
-  axes.set_xticks(range(len(first)), [_labels(shots) for shots in first])
+  axes.set_xticks(range(len(first)), [*map(results.label_count, first)])
   # Otherwise a single tick would make the offset fill the axis.
   axes.set_xlim(-0.5, len(first) - 0.5)
   axes.set_ylabel("held-out top-1 accuracy, %")
   axes.grid(axis="y", alpha=0.3)
   axes.legend()
   return figure
-
-
-def _labels(shots: int) -> str:
-  return f"{shots} per class" if shots else "all labels"
-
-
-def _cell(values: np.ndarray) -> str:
-  text = f"{100 * values.mean():.1f}"
-  if len(values) > 1:
-    text += f" ± {100 * values.std(ddof=1):.1f}"
-  return f"{text} %"

@@ -31,6 +31,7 @@ class TrainedHead:
   """A checkpoint's encoder and head, to score images with.
 
   Attributes:
+    params: parameters by role.
     class_names: classes of the head.
     about: a description for messages.
     info: a description as JSON content.
@@ -48,16 +49,11 @@ class TrainedHead:
     self.class_names = checkpoint.class_names
     self.about = f"the head of {checkpoint.path}"
     self.info = checkpoint.info | {"head_classes": len(self.class_names)}
-    self._params = checkpoint.params
+    self.params = checkpoint.params
     self._scorer = classification.Scorer(
       config.data, mesh, checkpoint.classifier.logits, self.class_names
     )
     self._unreadable = BadImages()
-
-  @property
-  def checksum(self) -> int:
-    """The checksum of the parameters."""
-    return checksums.checksum(self._params)
 
   def open(self, data: DataConfig) -> eval_data.EvalSplit:
     """Opens the images to evaluate."""
@@ -79,7 +75,7 @@ class TrainedHead:
     if self._present_only:
       allowed = self._present(images)
     scores = self._scorer(
-      self._params,
+      self.params,
       images.source,
       allowed=allowed,
       unreadable=self._unreadable,
@@ -171,7 +167,7 @@ class CorruptionErrors:
     self._facts = self._head.info | {"data": first.info | {"name": data.name}}
     settings = to_dict(config)
     self._identity = self._facts | {
-      "parameters": self._head.checksum,
+      "parameters": checksums.checksum(self._head.params),
       "sets": {each.what: each.info for each in self._images.values()},
       "settings": {key: settings[key] for key in ("data", "model", "eval")},
     }
@@ -245,13 +241,10 @@ class FeatureProbes:
     eval_data.check_images(self._images)
     self.about = (
       f"frozen features of {self._checkpoint.path}, with probes trained on "
-      f"{self._num_train} images, on {self._images.about}"
+      f"{self._train.subset(config.eval.max_train).num_examples} images, on "
+      f"{self._images.about}"
     )
     self._unreadable = BadImages()
-
-  @property
-  def _num_train(self) -> int:
-    return self._train.subset(self._config.eval.max_train).num_examples
 
   def __call__(
     self, partial: partial_results.PartialResults

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from mae_jax.utils import atomic_write
 
 if TYPE_CHECKING:
   from mae_jax.evals import classification
@@ -48,18 +48,9 @@ def table(found: Sequence[Row]) -> str:
 
 
 def table_file(found: Sequence[Row]) -> bytes:
-  """Formats all classes as CSV."""
-  return csv_file(("class", "images", "accuracy"), found)
-
-
-def csv_file(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
-  """Formats a CSV file."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(header)
-  writer.writerows(lines)
-  # The name of a folder may be invalid Unicode.
-  return text.getvalue().encode(errors="backslashreplace")
+  """Formats all classes as CSV; the name of a folder may be invalid Unicode."""
+  header = ("class", "images", "accuracy")
+  return atomic_write.csv_rows([header, *found], "backslashreplace")
 
 
 def _lines(title: str, found: Sequence[Row]) -> str:

@@ -102,9 +102,6 @@ class Evaluation:
       unreadable=self._unreadable,
     )
 
-  def _jit(self, function: Callable) -> Callable:
-    return jax.jit(function, out_shardings=sharding.replicated(self._mesh))
-
   def _normalize(self, pixels: jax.Array) -> jax.Array:
     data = self._config.data
     return patchify.normalize(pixels, data.mean, data.std)
@@ -137,7 +134,7 @@ class Evaluation:
       loss = {"loss": jax.vmap(one_loss)(x, out.pred, out.mask)}
       return self._features(variables, pixels) | loss
 
-    return self._jit(apply)
+    return jax.jit(apply, out_shardings=sharding.replicated(self._mesh))
 
   @functools.cached_property
   def _pictures(self) -> Callable:
@@ -148,7 +145,7 @@ class Evaluation:
       pred: Any = self._model.apply(variables, out.pred, method="to_patches")
       return {"images": pixels, "pred": pred, "mask": out.mask}
 
-    return self._jit(apply)
+    return jax.jit(apply, out_shardings=sharding.replicated(self._mesh))
 
   def _reconstructions(self, variables: Any, source: Any) -> np.ndarray | None:
     count, devices = self._config.eval.images, self._mesh.size

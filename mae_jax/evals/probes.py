@@ -9,6 +9,7 @@ import numpy as np
 
 from mae_jax.config import EvalConfig
 from mae_jax.data import few_shot
+from mae_jax.evals import results
 from mae_jax.utils import signals
 
 TITLES = {"linear": "linear probe", "knn": "kNN"}
@@ -118,17 +119,10 @@ def table(accuracies: list[Accuracy]) -> str:
   names = list(next(iter(rows.values())))
   lines = [f"{'held-out accuracy':<28}" + "".join(f"{n:>18}" for n in names)]
   for (kind, count), values in rows.items():
-    labels = f"{count} per class" if count else "all labels"
-    cells = "".join(f"{_percent(values[name]):>18}" for name in names)
-    lines.append(f"{f'{TITLES[kind]}, {labels}':<28}{cells}")
+    title = f"{TITLES[kind]}, {results.label_count(count)}"
+    cells = (results.percent(values[name].trials) for name in names)
+    lines.append(f"{title:<28}" + "".join(f"{cell:>18}" for cell in cells))
   return "\n".join(lines)
-
-
-def _percent(accuracy: Accuracy) -> str:
-  text = f"{100 * accuracy.mean:.1f}"
-  if accuracy.std is not None:
-    text += f" ± {100 * accuracy.std:.1f}"
-  return f"{text} %"
 
 
 def knn_accuracy(

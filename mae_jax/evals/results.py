@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,3 +39,16 @@ class EvalResult:
   scalars: Mapping[str, float]
   info: Mapping[str, Any]
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def label_count(shots: int) -> str:
+  """Describes the number of labels, 0 for all."""
+  return f"{shots} per class" if shots else "all labels"
+
+
+def percent(trials: Sequence[float] | np.ndarray) -> str:
+  """Formats the mean of accuracies, and of several the standard deviation."""
+  text = f"{100 * np.mean(trials):.1f}"
+  if len(trials) > 1:
+    text += f" ± {100 * np.std(trials, ddof=1):.1f}"
+  return f"{text} %"

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from mae_jax.config import DataConfig, nearest
-from mae_jax.evals import per_class
+from mae_jax.utils import atomic_write
 from mae_jax.utils.errors import ConfigError
 
 CORRUPTED = "imagenet2012_corrupted"
@@ -27,22 +27,12 @@ SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", CORRUPTED)
 # normalizes the corruption error. Published by the authors with the data set,
 # github.com/hendrycks/robustness.
 ALEXNET = {
-  "gaussian_noise": 0.886428,
-  "shot_noise": 0.894468,
-  "impulse_noise": 0.922640,
-  "defocus_blur": 0.819880,
-  "glass_blur": 0.826268,
-  "motion_blur": 0.785948,
-  "zoom_blur": 0.798360,
-  "snow": 0.866816,
-  "frost": 0.826572,
-  "fog": 0.819324,
-  "brightness": 0.564592,
-  "contrast": 0.853204,
-  "elastic_transform": 0.646056,
-  "pixelate": 0.717840,
-  "jpeg_compression": 0.606500,
-}
+  "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
+  "defocus_blur": 0.819880, "glass_blur": 0.826268, "motion_blur": 0.785948,
+  "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572, "fog": 0.819324,
+  "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
+  "pixelate": 0.717840, "jpeg_compression": 0.606500,
+}  # fmt: skip
 # Corruptions for development, which no mean includes.
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -160,10 +150,9 @@ class CorruptionErrors:
 
   def csv_file(self, images: Mapping[Key, int]) -> bytes:
     """Formats one line per corruption and severity."""
-    return per_class.csv_file(
-      ("corruption", "severity", "images", "top1_error"),
-      ((*key, images[key], error) for key, error in self.errors.items()),
-    )
+    header = ("corruption", "severity", "images", "top1_error")
+    rows = ((*key, images[key], error) for key, error in self.errors.items())
+    return atomic_write.csv_rows([header, *rows])
 
   def _conclusion(self) -> str:
     missing = self.missing

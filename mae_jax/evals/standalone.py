@@ -16,11 +16,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax.checkpoints import workdir as workdirs
-from mae_jax.config import Config, DataConfig, EvalConfig, lookup
+from mae_jax.config import Config, EvalConfig, lookup
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model, partial_results, results, robustness
 from mae_jax.utils import console, signals, storage
 
+_RESULT = "evaluation.json"
 _PARTIAL_RESULTS = "evaluation.parts.json"
 
 
@@ -84,7 +85,9 @@ def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
   first = jax.process_index() == 0
   with workdirs.hold(workdir, owner=first) as held:
     if first:
-      _announce(measure, config.data)
+      if note := robustness.note(config.data):
+        console.warn(note)
+      console.info(f"evaluating {measure.about}")
     partial = partial_results.PartialResults(
       held.path / _PARTIAL_RESULTS, held.check, owner=first
     )
@@ -92,36 +95,22 @@ def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
       with stop.interruptible(), jax.set_mesh(mesh):
         found = measure(partial)
     except signals.RunInterrupted:
-      raise signals.RunInterrupted(_interrupted_message(partial)) from None
+      parts = "no result is saved: the same command starts it again"
+      if partial.done:
+        parts = (
+          f"{len(partial.done)} parts are saved: the same command resumes from "
+          "there"
+        )
+      raise signals.RunInterrupted(f"evaluation interrupted; {parts}") from None
     if first:
       console.info(found.text)
       held.check()
       with storage.os_errors(held.path):
         _write(held.path, found, config.eval)
         partial.delete()
-      console.info(f"written to {held.path}: {', '.join(_names(found))}")
-
-
-def _interrupted_message(partial: partial_results.PartialResults) -> str:
-  if partial.done:
-    return (
-      f"evaluation interrupted; {len(partial.done)} parts are saved: the same "
-      "command resumes from there"
-    )
-  return (
-    "evaluation interrupted; no result is saved: the same command starts it "
-    "again"
-  )
-
-
-def _announce(measure: Measure, data: DataConfig) -> None:
-  if note := robustness.note(data):
-    console.warn(note)
-  console.info(f"evaluating {measure.about}")
-
-
-def _names(found: results.EvalResult) -> list[str]:
-  return [*found.files, "evaluation.json"]
+      console.info(
+        f"written to {held.path}: {', '.join([*found.files, _RESULT])}"
+      )
 
 
 def _write(
@@ -141,4 +130,4 @@ def _write(
     },
   }
   text = json.dumps(content, indent=2) + "\n"
-  storage.write_atomic(directory / "evaluation.json", text.encode())
+  storage.write_atomic(directory / _RESULT, text.encode())

@@ -36,7 +36,7 @@ class OutputFolder:
   def table(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
     """Writes a .csv file, whose first row names the columns."""
     with self._open(name) as file:
-      atomic_write.write_rows(file, rows)
+      file.write(atomic_write.csv_rows(rows))
 
   def close(self) -> None:
     """Writes MANIFEST: the command, its settings and the files."""
@@ -79,7 +79,7 @@ def replacing(
       for above, _, names in os.walk(folder)
       for name in names
     )
-    return tools == tool and all(name in known for name in found)
+    return tools == tool and known.issuperset(found)
 
   with atomic_write.atomic_folder(out, is_ours) as folder:
     album = OutputFolder(folder, tool, settings)

@@ -79,29 +79,27 @@ def write(
   cli.at_least("top", top)
   if out is not None:
     atomic_write.check_suffix(out, ".csv")
-  given = (
-    None
-    if class_names is None
-    else cli.read_lines(class_names, "--class_names")
-  )
+  given = None
+  if class_names is not None:
+    given = cli.read_lines(class_names, "--class_names")
   image_stream.check(checkpoint, images, batch_size)
   mesh = mesh or sharding.make_mesh(MeshConfig())
-  with contextlib.ExitStack() as stack:
-    file = (
-      None
-      if out is None
-      else stack.enter_context(atomic_write.atomic_file(out))
-    )
+  writing = contextlib.nullcontext()
+  with atomic_write.atomic_file(out) if out else writing as file:
     with storage.os_errors(checkpoint):
       found = load_model.load(checkpoint, mesh, head=True)
-    names: Sequence[str] = found.class_names
-    if given is not None:
-      names = _checked(given, len(names), f"--class_names={class_names}")
+    names = found.class_names
+    if given is not None and len(given) != len(names):
+      raise ConfigError(
+        f"--class_names={class_names} has {len(given)} lines, but the head has "
+        f"{len(names)} classes: write the name of each on a line, in the order "
+        "of labels"
+      )
     source = image_stream.open_images(images, found.config.data)
     results = predictions(
       found, source, top=top, mesh=mesh, batch_size=batch_size
     )
-    done = _report(results, names, file)
+    done = _report(results, given or names, file)
   total = source.num_examples
   if out is not None and done > _SHOWN:
     console.info(f"and {done - _SHOWN} more, which are in {out}")
@@ -156,7 +154,7 @@ def _report(
 ) -> int:
   """Prints and writes predictions; returns their number."""
   if file is not None:
-    atomic_write.write_rows(file, [COLUMNS])
+    file.write(atomic_write.csv_rows([COLUMNS]))
   done = 0
   for each in results:
     pairs = list(zip(each.labels, each.probabilities, strict=True))
@@ -168,15 +166,6 @@ def _report(
         (each.file, rank, names[label], label, probability)
         for rank, (label, probability) in enumerate(pairs, 1)
       ]
-      atomic_write.write_rows(file, rows)
+      file.write(atomic_write.csv_rows(rows))
     done += 1
   return done
-
-
-def _checked(names: list[str], wanted: int, flag: str) -> list[str]:
-  if len(names) != wanted:
-    raise ConfigError(
-      f"{flag} has {len(names)} lines, but the head has {wanted} classes: "
-      "write the name of each on a line, in the order of labels"
-    )
-  return names

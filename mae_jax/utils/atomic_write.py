@@ -34,12 +34,19 @@ def check_suffix(path: str, suffix: str) -> None:
     )
 
 
-def write_rows(file: IO[bytes], rows: Iterable[Sequence[Any]]) -> None:
-  """Writes rows of a .csv file."""
+def csv_rows(
+  rows: Iterable[Sequence[Any]], errors: str = "surrogateescape"
+) -> bytes:
+  """Formats rows of a .csv file.
+
+  Args:
+    rows: the cells of each row.
+    errors: how names that are not UTF-8 are encoded; by default with their
+      original bytes.
+  """
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows(rows)
-  # A file name that is not UTF-8 is written with its original bytes.
-  file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+  return text.getvalue().encode("utf-8", errors)
 
 
 @contextlib.contextmanager
