@@ -84,7 +84,12 @@ def plan(
   cli.at_least("num_classes", num_classes)
   if batches and not search:
     raise ConfigError("--batches is for --search: add it")
-  sizes = [_batch_size(text, batches) for text in batches]
+  if not all(text.strip().isdigit() and int(text) for text in batches):
+    raise ConfigError(
+      f"--batches={','.join(batches)} are not batch sizes: write whole numbers "
+      "with commas, as 2048,4096"
+    )
+  sizes = [int(text) for text in batches]
   # A mistake in the settings is reported before the compiler is loaded.
   try:
     where = topology_lib.open_topology(topology)
@@ -99,12 +104,3 @@ def plan(
     _search(config, where, compile_one, sizes)
   else:
     console.info(format.text(compile_one(config), where))
-
-
-def _batch_size(text: str, every: Sequence[str]) -> int:
-  if not text.strip().isdigit() or not int(text):
-    raise ConfigError(
-      f"--batches={','.join(every)} are not batch sizes: write whole numbers "
-      "with commas, as 2048,4096"
-    )
-  return int(text)

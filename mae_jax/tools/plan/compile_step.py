@@ -96,7 +96,9 @@ def measure(
   try:
     options = _OPTIONS.get(planned.mesh.devices.flat[0].platform)
     compiled = lower(planned, state).compile(compiler_options=options)
-    peak, fits = _peak(compiled), True
+    found = compiled.memory_analysis()
+    peak = found.peak_memory_in_bytes + found.generated_code_size_in_bytes
+    peak, fits = int(peak), True
     costs = _costs(compiled, planned.mesh.size)
   except jax.errors.JaxRuntimeError as error:
     if not errors.is_out_of_memory(error):
@@ -121,11 +123,6 @@ def _share(tree: Any) -> int:
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
   )
-
-
-def _peak(compiled: Any) -> int:
-  found = compiled.memory_analysis()
-  return int(found.peak_memory_in_bytes + found.generated_code_size_in_bytes)
 
 
 def _costs(compiled: Any, devices: int) -> costs_lib.Costs | None:

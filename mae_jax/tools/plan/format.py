@@ -13,13 +13,15 @@ def text(measured: compile_step.CompiledStep, where: topology.Topology) -> str:
   """Formats everything about a compiled step."""
   planned = measured.planned
   config, mesh = planned.config, planned.mesh
+  parts = zip(planned.tokens, ("encoder", "decoder"), strict=False)
+  tokens = ", ".join(f"{number} in the {part}" for number, part in parts)
   lines = [
     f"{config.task} of {config.model.variant} on {where.name}: {mesh.size} x "
     f"{mesh.devices.flat[0].device_kind}",
     f"{settings(config)}, {config.data.batch_size // mesh.size} images a chip",
     "",
     _row("parameters", f"{measured.num_params / 1e6:.1f} M"),
-    _row("tokens an image", _tokens(planned.tokens)),
+    _row("tokens an image", tokens),
     _row("flops an image", _flops(measured)),
     _row("HBM a chip", _verdict(measured)),
     *_memory(measured.memory),
@@ -61,27 +63,18 @@ def settings(config: Config) -> str:
 
 def flags(config: Config) -> str:
   """Formats these settings as flags of `train` and `plan`."""
-  return " ".join(
-    (
-      f"--config.data.batch_size={config.data.batch_size}",
-      f"--config.mesh.fsdp={config.mesh.fsdp}",
-      f"--config.model.remat={config.model.remat}",
-      f"--config.optim.accum_steps={config.optim.accum_steps}",
-    )
+  return (
+    f"--config.data.batch_size={config.data.batch_size} "
+    f"--config.mesh.fsdp={config.mesh.fsdp} "
+    f"--config.model.remat={config.model.remat} "
+    f"--config.optim.accum_steps={config.optim.accum_steps}"
   )
 
 
 HEADINGS = (
-  "batch",
-  "a chip",
-  "fsdp",
-  "remat",
-  "accum",
-  "HBM peak",
-  "step, at least",
-  "bound by",
-  "images/s, at most",
-)
+  "batch", "a chip", "fsdp", "remat", "accum", "HBM peak", "step, at least",
+  "bound by", "images/s, at most",
+)  # fmt: skip
 
 
 def row(measured: compile_step.CompiledStep) -> list[str]:
@@ -105,15 +98,11 @@ def row(measured: compile_step.CompiledStep) -> list[str]:
 
 def table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
   """Formats a Markdown table with aligned columns."""
-  cells = [list(headings), *map(list, rows)]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-
-  def line(values: Sequence[str]) -> str:
-    padded = (v.ljust(w) for v, w in zip(values, widths, strict=True))
-    return f"| {' | '.join(padded)} |"
-
-  rule = [("-" * width) for width in widths]
-  return "\n".join(line(each) for each in (cells[0], rule, *cells[1:]))
+  columns = zip(headings, *rows, strict=True)
+  widths = [max(map(len, column)) for column in columns]
+  rule = ["-" * width for width in widths]
+  padded = (map(str.ljust, line, widths) for line in (headings, rule, *rows))
+  return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def _row(name: str, value: str) -> str:
@@ -123,13 +112,6 @@ def _row(name: str, value: str) -> str:
 def gb(count: float) -> str:
   """Formats bytes as GB."""
   return f"{count / 1e9:.2f} GB"
-
-
-def _tokens(tokens: tuple[int, ...]) -> str:
-  names = ("in the encoder", "in the decoder")
-  return ", ".join(
-    f"{n} {name}" for n, name in zip(tokens, names, strict=False)
-  )
 
 
 def _flops(measured: compile_step.CompiledStep) -> str:

@@ -17,12 +17,9 @@ import numpy as np
 from mae_jax.tools.plan import hlo_parser
 
 COLLECTIVES = (
-  "all-gather",
-  "all-reduce",
-  "reduce-scatter",
-  "all-to-all",
+  "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
   "collective-permute",
-)
+)  # fmt: skip
 # On TPU, a reduce-scatter may be one operation.
 _SCATTERS = "all-reduce-scatter"
 # On TPU, a fusion starts a collective, and other fusions hold parts of it until
@@ -96,11 +93,9 @@ class Costs:
     """Sums number and sent bytes for each kind of collective."""
     result: dict[str, tuple[float, float]] = {}
     for each in self.collectives:
-      number, sent = result.get(each.kind, (0.0, 0.0))
-      result[each.kind] = (
-        number + each.times,
-        sent + each.times * each.sent,
-      )
+      times, sent = result.get(each.kind, (0.0, 0.0))
+      times, sent = times + each.times, sent + each.times * each.sent
+      result[each.kind] = times, sent
     return result
 
 
@@ -177,7 +172,7 @@ def _collective(
   return Collective(
     kind=kind,
     times=times,
-    bytes=sum(_plain_bytes(array) for array in found),
+    bytes=sum(dataclasses.replace(array, tile=()).bytes for array in found),
     group=len(group),
     span=int(np.ptp(group)) + 1,
     dims=" ".join(
@@ -185,10 +180,6 @@ def _collective(
     ),
     source=source.group(1) if source else "",
   )
-
-
-def _plain_bytes(array: hlo_parser.Array) -> int:
-  return dataclasses.replace(array, tile=()).bytes
 
 
 _MESH = re.compile(
@@ -302,19 +293,9 @@ def _valid(lhs: int, rhs: int, out: int, window: Mapping[str, str]) -> int:
 
 # Operations that move no bytes, or are counted where they start.
 _FREE = {
-  "after-all",
-  "bitcast",
-  "call",
-  "conditional",
-  "constant",
-  "get-tuple-element",
-  "iota",
-  "opt-barrier",
-  "parameter",
-  "partition-id",
-  "replica-id",
-  "tuple",
-  "while",
+  *("after-all", "bitcast", "call", "conditional", "constant", "iota"),
+  *("get-tuple-element", "opt-barrier", "parameter", "partition-id"),
+  *("replica-id", "tuple", "while"),
 }
 
 
@@ -360,11 +341,9 @@ def _fusion_traffic(
 ) -> float:
   total = 0.0
   for number, operand in enumerate(operands):
-    whole = sum(_hbm(array) for array in operand.arrays)
-    if whole:
-      total += min(
-        whole, _read(module, fused, _parameter(module, fused, number))
-      )
+    if whole := sum(_hbm(array) for array in operand.arrays):
+      name = _parameter(module, fused, number)
+      total += min(whole, _read(module, fused, name))
   for number, array in enumerate(each.arrays):
     if array.space == 0:
       total += _written(module, fused, number, array)

@@ -12,14 +12,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-_BITS = {
-  "pred": 8,
-  "token": 0,
-  "opaque": 0,
-  "bf16": 16,
-  "c64": 64,
-  "c128": 128,
-}
+# The types whose names do not end in their size.
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAMES = re.compile(r"%([\w.\-]+)")
@@ -47,21 +41,18 @@ class Array:
   @property
   def bytes(self) -> int:
     """Bytes in memory, with the padding of tiles."""
-    lengths = [self.dims[i] for i in reversed(self.layout or self._row_major)]
+    lengths = [self.dims[i] for i in reversed(self.layout)]
+    lengths = lengths or list(self.dims)
     for i, size in enumerate(reversed(self.tile), 1):
       if i <= len(lengths):
         lengths[-i] = -(-lengths[-i] // size) * size
     return math.prod(lengths) * _bits(self.dtype) // 8
 
-  @property
-  def _row_major(self) -> tuple[int, ...]:
-    return tuple(range(len(self.dims)))[::-1]
-
 
 def _bits(dtype: str) -> int:
   if dtype in _BITS:
     return _BITS[dtype]
-  digits = re.match(r"[a-z]+(\d+)", dtype)  # f32, s8, f8e4m3
+  digits = re.match(r"[a-z]+(\d+)", dtype)  # f32, bf16, s8, c128, f8e4m3
   return int(digits.group(1)) if digits else 0
 
 

@@ -49,16 +49,15 @@ class PlannedStep:
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch, as the data pipeline would make it."""
     data, where = self.config.data, sharding.batch_sharding(self.mesh)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-      "image": ((*data.image_size, data.channels), jnp.uint8),
-      "label": ((), jnp.int32),
-      "readable": ((), jnp.bool_),
-    }
+
+    def rows(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+      shape = (data.batch_size, *shape)
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
     return {
-      name: jax.ShapeDtypeStruct(
-        (data.batch_size, *shape), dtype, sharding=where
-      )
-      for name, (shape, dtype) in shapes.items()
+      "image": rows(jnp.uint8, *data.image_size, data.channels),
+      "label": rows(jnp.int32),
+      "readable": rows(jnp.bool_),
     }
 
 

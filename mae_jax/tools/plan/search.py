@@ -41,7 +41,9 @@ def search(
   """
   for batch in batches or (config.data.batch_size,):
     for fsdp in candidates(devices):
-      yield from _fit(_changed(config, batch, fsdp), devices, measured)
+      for remat in REMAT:
+        changed = _changed(config, batch, fsdp, remat)
+        yield from _fit(changed, devices, measured)
 
 
 def best(
@@ -72,37 +74,30 @@ def why_none(found: Sequence[compile_step.CompiledStep], slice_: str) -> str:
 def _fit(
   config: Config, devices: int, measured: Measure
 ) -> Iterator[compile_step.CompiledStep]:
-  """Yields, for each policy, the smallest accumulation that fits."""
+  """Yields growing accumulation, up to the smallest that fits."""
   share = config.data.batch_size // devices
-  for remat in REMAT:
-    accum = 1
-    # InfoNCE over the batch needs the batch in one part.
-    most = 1 if config.objective.contrast == "batch" else share
-    while accum <= most and share % accum == 0:
-      result = measured(_set(config, remat, accum))
-      yield result
-      if result.fits:
-        break
-      accum *= 2
+  accum = 1
+  # InfoNCE over the batch needs the batch in one part.
+  most = 1 if config.objective.contrast == "batch" else share
+  while accum <= most and share % accum == 0:
+    optim = dataclasses.replace(config.optim, accum_steps=accum)
+    result = measured(dataclasses.replace(config, optim=optim))
+    yield result
+    if result.fits:
+      break
+    accum *= 2
 
 
-def _changed(config: Config, batch: int, fsdp: int) -> Config:
+def _changed(config: Config, batch: int, fsdp: int, remat: str) -> Config:
   lr = config.optim.lr
   assert lr is not None  # config_dict has filled it in.
   return dataclasses.replace(
     config,
     data=dataclasses.replace(config.data, batch_size=batch),
     mesh=dataclasses.replace(config.mesh, fsdp=fsdp),
+    model=dataclasses.replace(config.model, remat=remat),
     # The learning rate follows the batch; it does not change speed.
     optim=dataclasses.replace(
       config.optim, lr=lr * batch / config.data.batch_size
     ),
-  )
-
-
-def _set(config: Config, remat: str, accum: int) -> Config:
-  return dataclasses.replace(
-    config,
-    model=dataclasses.replace(config.model, remat=remat),
-    optim=dataclasses.replace(config.optim, accum_steps=accum),
   )
