@@ -9,6 +9,7 @@ from the signature, and help texts from the docstring. A parameter annotated
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import os
 import types
@@ -25,56 +26,43 @@ from mae_jax.utils import console, errors, signals, storage
 from mae_jax.utils.errors import ConfigError
 
 
-def size(text: str) -> tuple[int, int]:
-  """Reads an image size, "224" or "192,256"."""
+def _split(text: str, kind: type, counts: Sequence[int], what: str) -> tuple:
+  """Reads numbers with commas, as many as one of `counts`, () for any."""
   try:
-    sides = [int(side) for side in text.strip("()").split(",")]
-    height, width = sides * 2 if len(sides) == 1 else sides
+    found = tuple(kind(part) for part in text.strip("()").split(","))
   except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is no size: write 224, or height and width as 192,256"
-    ) from None
-  return height, width
+    found = ()
+  if not found or (counts and len(found) not in counts):
+    raise argparse.ArgumentTypeError(f"{text!r} is {what}")
+  return found
 
 
-def position(text: str) -> tuple[int, int]:
-  """Reads the row and column of a patch, as "3,7"."""
-  try:
-    row, column = map(int, text.split(","))
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is no patch: write its row and column, as 3,7"
-    ) from None
-  return row, column
+def _size(text: str) -> tuple[int, int]:
+  what = "no size: write 224, or height and width as 192,256"
+  sides = _split(text, int, (1, 2), what)
+  return sides[0], sides[-1]
 
 
-def numbers(text: str) -> tuple[float, ...]:
-  """Reads numbers with commas, as "0.5,0.75"."""
-  try:
-    return tuple(float(part) for part in text.strip("()").split(","))
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is not a number, or several with commas, as 0.5,0.75"
-    ) from None
+def _position(text: str) -> tuple[int, int]:
+  what = "no patch: write its row and column, as 3,7"
+  return _split(text, int, (2,), what)
 
 
-def words(text: str) -> tuple[str, ...]:
-  """Reads words with commas, as "a,b"."""
-  return tuple(text.split(","))
+def _floats(text: str) -> tuple[float, ...]:
+  what = "not a number, or several with commas, as 0.5,0.75"
+  return _split(text, float, (), what)
 
 
-def paths(text: str) -> tuple[str, ...]:
-  """Reads paths with commas; ~ is the home directory."""
-  return tuple(map(os.path.expanduser, text.split(",")))
-
-
-# Types of flags, each with the function that reads it.
+# Types of flags, each with the function that reads it. Lists have commas, and ~
+# is the home directory.
 Path = Annotated[str, os.path.expanduser]
-Paths = Annotated[tuple[str, ...], paths]
-Words = Annotated[tuple[str, ...], words]
-Numbers = Annotated[tuple[float, ...], numbers]
-Size = Annotated[tuple[int, int], size]
-Position = Annotated[tuple[int, int], position]
+Paths = Annotated[
+  tuple[str, ...], lambda text: tuple(map(os.path.expanduser, text.split(",")))
+]
+Words = Annotated[tuple[str, ...], lambda text: tuple(text.split(","))]
+Numbers = Annotated[tuple[float, ...], _floats]
+Size = Annotated[tuple[int, int], _size]
+Position = Annotated[tuple[int, int], _position]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -148,38 +136,24 @@ def _add(
     kind = next(x for x in typing.get_args(kind) if x is not type(None))
   if not hasattr(kind, "__metadata__") and kind not in (bool, int, float, str):
     return  # for Python callers
-  if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-    result.add_argument(
-      parameter.name,
-      metavar=parameter.name.upper(),
-      nargs=None if required else "?",
-      default=None if required else default,
-      type=_reader(kind),
-      help=text,
-    )
-    return
-  flag = f"--{parameter.name.removesuffix('_')}"
+  name = parameter.name.removesuffix("_")
+  add = functools.partial(result.add_argument, help=text)
   if kind is bool:
-    flag = flag.replace("--", "--no_") if default else flag
+    flag = f"--no_{name}" if default else f"--{name}"
     action = "store_false" if default else "store_true"
-    result.add_argument(flag, dest=parameter.name, action=action, help=text)
+    add(flag, dest=parameter.name, action=action)
+    return
+  options = {
+    "type": getattr(kind, "__metadata__", (kind,))[0],
+    "default": None if required else default,
+    "metavar": name.upper(),
+  }
+  if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+    add(parameter.name, nargs=None if required else "?", **options)
     return
   if default not in (None, (), "", inspect.Parameter.empty):
-    text += f" (default: {default})"
-  result.add_argument(
-    flag,
-    dest=parameter.name,
-    required=required,
-    default=None if required else default,
-    type=_reader(kind),
-    metavar=flag.strip("-").upper(),
-    help=text,
-  )
-
-
-def _reader(kind: Any) -> Callable[[str], Any]:
-  reader: Callable[[str], Any] = getattr(kind, "__metadata__", (kind,))[0]
-  return reader
+    options["help"] = f"{text} (default: {default})"
+  add(f"--{name}", dest=parameter.name, required=required, **options)
 
 
 def parse(
@@ -236,18 +210,15 @@ def run(
     ]
     function(*arguments, **values)
   except Exception as error:
-    line = _explain(error, "batch_size" in values)
+    line = errors.explain(error)
+    if errors.is_out_of_memory(error):
+      # The way out of `errors` is that of training.
+      small = "take a smaller --batch_size"
+      way_out = small if "batch_size" in values else "free some"
+      line = f"out of memory: {console.first_line(error)}: {way_out}"
     if debug or line is None:
       raise
     raise SystemExit(f"error: {line}") from None
-
-
-def _explain(error: Exception, has_batch: bool) -> str | None:
-  if errors.is_out_of_memory(error):
-    # The way out of `errors` is that of training.
-    way_out = "take a smaller --batch_size" if has_batch else "free some"
-    return f"out of memory: {console.first_line(error)}: {way_out}"
-  return errors.explain(error)
 
 
 def at_least(name: str, value: float, least: float = 1) -> None:

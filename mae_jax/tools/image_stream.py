@@ -135,7 +135,7 @@ def photos(
   first: int = 0,
   warned: int = 0,
 ) -> Iterator[tuple[int, str, photo.Photo]]:
-  """Reads the images one by one, and warns of those that cannot be read.
+  """Reads the images one by one, and warns of unreadable ones.
 
   Args:
     images: the folder or file of --images.
