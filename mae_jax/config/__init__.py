@@ -3,6 +3,7 @@
 from mae_jax.config.overrides import config_dict, parse_arg
 from mae_jax.config.schema import (
   RULES,
+  SOURCES,
   TASKS,
   UNITS,
   ClassifyConfig,
@@ -29,32 +30,3 @@ from mae_jax.config.validate import (
   nearest,
   one_of,
 )
-
-__all__ = [
-  "RULES",
-  "TASKS",
-  "UNITS",
-  "ClassifyConfig",
-  "Config",
-  "DataConfig",
-  "DiscriminatorConfig",
-  "Duration",
-  "EvalConfig",
-  "LabelEfficiencyConfig",
-  "MeshConfig",
-  "ModelConfig",
-  "ObjectiveConfig",
-  "OptimConfig",
-  "TrainConfig",
-  "check_key",
-  "check_name",
-  "config_dict",
-  "fixed_changes",
-  "from_config_dict",
-  "leaves",
-  "lookup",
-  "nearest",
-  "one_of",
-  "parse_arg",
-  "to_dict",
-]

@@ -1,7 +1,5 @@
 """Reads recipes and overrides: `--config=FILE --config.data.path=DIR`."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import difflib
@@ -18,11 +16,7 @@ import ml_collections
 from ml_collections import config_dict as mlc
 
 from mae_jax.config.schema import SECTIONS, Config, rules
-from mae_jax.config.validate import (
-  check_key,
-  current_setting,
-  from_config_dict,
-)
+from mae_jax.config.validate import check_key, current_setting, from_config_dict
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError, abbreviate, printable
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import typing
 import warnings
 from collections.abc import Iterator
 from typing import Any, dataclass_transform
@@ -23,6 +24,8 @@ from typing import Any, dataclass_transform
 from mae_jax.utils.errors import ConfigError, abbreviate
 
 UNITS = ("steps", "epochs", "examples")
+# Names of comparisons, as in `operator`, and words for them.
+BOUNDS = {"ge": "at least", "gt": "above", "lt": "below", "le": "at most"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +111,9 @@ class Rule:
   @property
   def bounds(self) -> str:
     """The bounds for people, as "above 0, at most 1"; "" without any."""
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     parts = [
       f"{word} {value}"
-      for name, word in words.items()
+      for name, word in BOUNDS.items()
       if (value := getattr(self, name)) is not None
     ]
     if self.choices:
@@ -127,10 +129,28 @@ def setting(default: Any = dataclasses.MISSING, **rule: Any) -> Any:
   return dataclasses.field(default=default, metadata=metadata)
 
 
+def resumable(default: Any = dataclasses.MISSING, **rule: Any) -> Any:
+  """Declares a setting that may differ when a run resumes."""
+  return setting(default, resumable=True, **rule)
+
+
 def rule_of(field: dataclasses.Field) -> Rule:
   """Returns the rule that `setting` attached to a field."""
   rule: Rule = field.metadata["rule"]
   return rule
+
+
+def current(cls: type, name: str, value: Any) -> tuple[str, Any]:
+  """Translates a field of a section, and its value, from version 0.1."""
+  if cls is ObjectiveConfig and name == "norm_pix_loss":
+    return "target", "norm_pix" if value else "raw"
+  for field in dataclasses.fields(cls):
+    rule = rule_of(field)
+    if name == field.name or (rule.was and name == rule.was):
+      words = dict(rule.values_were)
+      value = words.get(value, value) if isinstance(value, str) else value
+      return field.name, value
+  return name, value
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -141,35 +161,33 @@ def section(cls: type) -> type:
   understood, with a warning that says the new one.
   """
   made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-  renamed = {
-    rule_of(field).was: field.name
-    for field in dataclasses.fields(made)
-    if rule_of(field).was
-  }
-  values_were = {
-    field.name: dict(rule_of(field).values_were)
-    for field in dataclasses.fields(made)
-  }
   init = made.__init__
 
   @functools.wraps(init)
   def __init__(self: Any, **values: Any) -> None:
-    current = {}
+    now = {}
     for old, value in values.items():
-      name = renamed.get(old, old)
-      words = values_were.get(name, {})
-      new = words.get(value, value) if isinstance(value, str) else value
+      name, new = current(made, old, value)
       if (name, new) != (old, value):
         warnings.warn(
           f"{cls.__name__}({old}={value!r}) is now {name}={new!r}",
           FutureWarning,
           stacklevel=2,
         )
-      current[name] = new
-    init(self, **current)
+      now[name] = new
+    init(self, **now)
 
   made.__init__ = __init__
   return made
+
+
+# Sources of images: the module and the function of each.
+SOURCES = {
+  "digits": "mae_jax.data.sources.digits:open_digits",
+  "folder": "mae_jax.data.sources.folder:open_folder",
+  "photos": "mae_jax.data.sources.sample_photos:open_photos",
+  "tfds": "mae_jax.data.sources.tfds:open_prepared",
+}
 
 
 @section
@@ -177,7 +195,7 @@ class DataConfig:
   """Images: the source, how they are cropped, and how they are augmented."""
 
   source: str = setting(
-    choices=("digits", "folder", "photos", "tfds"),
+    choices=tuple(SOURCES),
     help="where images come from: digits of scikit-learn, a folder, sample "
     "photographs, or a TFDS data set",
   )
@@ -192,10 +210,9 @@ class DataConfig:
     "covers"
   )
   flip: bool = setting(help="mirror half of the training images")
-  eval_crop: float = setting(
+  eval_crop: float = resumable(
     ge=0.1,
     le=1,
-    resumable=True,
     help="share of the resized image that the center crop of evaluation keeps",
   )
   mean: tuple[float, ...] = setting(
@@ -213,17 +230,14 @@ class DataConfig:
   name: str = setting(
     "", help="source=tfds: the data set, for instance imagenet2012"
   )
-  path: str = setting(
-    "", resumable=True, help="source=folder: the directory of images"
-  )
-  data_dir: str = setting(
+  path: str = resumable("", help="source=folder: the directory of images")
+  data_dir: str = resumable(
     "",
-    resumable=True,
     help="source=tfds: where the data set was prepared; '' is TFDS's default",
   )
   train_split: str = setting("train", help="split to train on")
-  eval_split: str = setting(
-    "validation", resumable=True, help="split to evaluate on; '' for none"
+  eval_split: str = resumable(
+    "validation", help="split to evaluate on; '' for none"
   )
   shuffle_buffer: int = setting(
     16384,
@@ -236,12 +250,8 @@ class DataConfig:
     was="lanes",
     help="source=tfds: independent streams of records, divided among hosts",
   )
-  prefetch: int = setting(
-    2,
-    ge=0,
-    le=2**10,
-    resumable=True,
-    help="batches that wait on the devices",
+  prefetch: int = resumable(
+    2, ge=0, le=2**10, help="batches that wait on the devices"
   )
   exif_rotate: bool = setting(
     True,
@@ -278,12 +288,8 @@ class DataConfig:
     0, ge=0, help="labeled training images of each class; 0 for all"
   )
   shots_seed: int = setting(0, ge=0, help="seed of the choice of these images")
-  max_unreadable: float = setting(
-    0.01,
-    ge=0,
-    le=1,
-    resumable=True,
-    help="the run stops above this share of unreadable images",
+  max_unreadable: float = resumable(
+    0.01, ge=0, le=1, help="the run stops above this share of unreadable images"
   )
 
   def __post_init__(self):
@@ -342,23 +348,20 @@ class ModelConfig:
     choices=("bfloat16", "float32"),
     help="type of activations; parameters are always float32",
   )
-  remat: str = setting(
+  remat: str = resumable(
     "auto",
     choices=("auto", "dots", "full", "none"),
-    resumable=True,
     help="what the backward pass recomputes: nothing, all but matrix products "
     "(dots), or whole blocks (full); auto: none on CPU, dots elsewhere",
   )
-  unroll: int = setting(
+  unroll: int = resumable(
     0,
     ge=0,
-    resumable=True,
     help="blocks in one iteration of the scan; 0: all on CPU, 1 elsewhere",
   )
-  attention_chunk_mb: float | None = setting(
+  attention_chunk_mb: float | None = resumable(
     None,
     ge=0,
-    resumable=True,
     was="attention_mb",
     help="memory for attention logits on a device, in MB; more are computed in "
     "chunks. 0: no limit; default: 6 on CPU (its cache), 2048 elsewhere",
@@ -371,6 +374,9 @@ class ModelConfig:
   )
 
 
+_MASKS = ("block", "given", "grid", "random")
+
+
 @section
 class ObjectiveConfig:
   """Pre-training: which patches are masked, and what is reconstructed."""
@@ -380,7 +386,7 @@ class ObjectiveConfig:
   )
   mask: str = setting(
     "random",
-    choices=("block", "given", "grid", "random"),
+    choices=_MASKS,
     help="how masked patches are chosen; given: see mask_rows",
   )
   mask_rows: tuple[str, ...] = setting(
@@ -397,7 +403,7 @@ class ObjectiveConfig:
   )
   mask_strategies: tuple[str, ...] = setting(
     (),
-    choices=("block", "given", "grid", "random"),
+    choices=_MASKS,
     was="masks",
     help="train with these masks, one a batch, in place of mask",
   )
@@ -577,9 +583,7 @@ class OptimConfig:
   grad_clip: float | None = setting(
     None, gt=0, help="largest global norm of gradients; default: no clipping"
   )
-  accum_steps: int = setting(
-    1, ge=1, resumable=True, help="micro-batches a step"
-  )
+  accum_steps: int = resumable(1, ge=1, help="micro-batches a step")
   layer_decay: float = setting(
     1.0,
     gt=0,
@@ -592,46 +596,39 @@ class OptimConfig:
 class TrainConfig:
   """Length of training, intervals of logs and checkpoints, and the seed."""
 
-  length: str = setting(duration=True, resumable=True, help="how long to train")
+  length: str = resumable(duration=True, help="how long to train")
   seed: int = setting(0, ge=0, help="seed of everything random")
-  log_every: str = setting(
-    "50 steps", duration=True, resumable=True, help="between logged steps"
+  log_every: str = resumable(
+    "50 steps", duration=True, help="between logged steps"
   )
-  save_every: str = setting(
-    "1 epochs", duration=True, resumable=True, help="between checkpoints"
+  save_every: str = resumable(
+    "1 epochs", duration=True, help="between checkpoints"
   )
-  save_every_minutes: float = setting(
+  save_every_minutes: float = resumable(
     0.0,
     ge=0,
-    resumable=True,
     was="save_minutes",
     help="save also after this many minutes; 0 for never",
   )
-  keep: int = setting(
-    3, ge=1, resumable=True, help="checkpoints to keep; older ones are deleted"
+  keep: int = resumable(
+    3, ge=1, help="checkpoints to keep; older ones are deleted"
   )
-  max_bad_steps: int = setting(
+  max_bad_steps: int = resumable(
     10,
     ge=1,
-    resumable=True,
     help="consecutive steps with a loss that is not finite that stop the run",
   )
-  spike_factor: float = setting(
-    3.0,
-    gt=1,
-    resumable=True,
-    help="warn of a loss above this many times its running mean",
+  spike_factor: float = resumable(
+    3.0, gt=1, help="warn of a loss above this many times its running mean"
   )
-  shutdown_timeout: float = setting(
+  shutdown_timeout: float = resumable(
     120.0,
     gt=0,
-    resumable=True,
     was="stop_seconds",
     help="seconds to save and exit after SIGTERM or Ctrl-C",
   )
-  compile_cache: str = setting(
+  compile_cache: str = resumable(
     "",
-    resumable=True,
     help="directory for compiled programs, shared by runs; '' leaves it to "
     "JAX_COMPILATION_CACHE_DIR",
   )
@@ -641,22 +638,19 @@ class TrainConfig:
 class MeshConfig:
   """The devices as a mesh data x fsdp, where data is what remains."""
 
-  fsdp: int = setting(
+  fsdp: int = resumable(
     1,
     ge=1,
-    resumable=True,
     help="devices that share one copy of parameters and optimizer state",
   )
-  cpu_devices: int = setting(
+  cpu_devices: int = resumable(
     0,
     ge=0,
     le=2**10,
-    resumable=True,
     help="XLA devices of a host without accelerators; 0 leaves it to JAX",
   )
-  overlap: bool = setting(
+  overlap: bool = resumable(
     True,
-    resumable=True,
     help="TPU v5e and newer: sum gradients over devices while others are "
     "computed. Set it to false if your TPU compiler rejects our options",
   )
@@ -666,63 +660,51 @@ class MeshConfig:
 class EvalConfig:
   """Probes of frozen features, and pictures, during and after training."""
 
-  every: str = setting(
-    "0 steps",
-    duration=True,
-    resumable=True,
-    help="between evaluations; 0: only at the end",
+  every: str = resumable(
+    "0 steps", duration=True, help="between evaluations; 0: only at the end"
   )
-  shots: tuple[int, ...] = setting(
+  shots: tuple[int, ...] = resumable(
     (0,),
     ge=0,
-    resumable=True,
     help="labeled images of each class that probes learn from; 0 for all",
   )
-  num_trials: int = setting(
+  num_trials: int = resumable(
     10,
     ge=1,
-    resumable=True,
     was="draws",
     help="random choices of these images, over which accuracy is averaged",
   )
-  max_train: int = setting(
-    0, ge=0, resumable=True, help="training images for probes; 0 for all"
+  max_train: int = resumable(
+    0, ge=0, help="training images for probes; 0 for all"
   )
-  pooling: str = setting(
+  pooling: str = resumable(
     "mean",
     choices=("all", "cls", "mean"),
-    resumable=True,
     help="features: mean of patch tokens, class token, or all patch tokens "
     "side by side",
   )
-  knn_k: int = setting(20, ge=1, resumable=True, help="neighbors of kNN")
-  knn_temperature: float = setting(
-    0.07, gt=0, resumable=True, help="temperature of kNN's weights"
+  knn_k: int = resumable(20, ge=1, help="neighbors of kNN")
+  knn_temperature: float = resumable(
+    0.07, gt=0, help="temperature of kNN's weights"
   )
-  probe_l2: float = setting(
-    1.0, gt=0, resumable=True, help="L2 penalty of the logistic regression"
+  probe_l2: float = resumable(
+    1.0, gt=0, help="L2 penalty of the logistic regression"
   )
-  raw_pixels: bool = setting(
-    False, resumable=True, help="probe raw pixels too, for comparison"
+  raw_pixels: bool = resumable(
+    False, help="probe raw pixels too, for comparison"
   )
-  images: int = setting(
-    8,
-    ge=0,
-    le=2**12,
-    resumable=True,
-    help="images in reconstructions.png; 0 for none",
+  images: int = resumable(
+    8, ge=0, le=2**12, help="images in reconstructions.png; 0 for none"
   )
-  measure: str = setting(
+  measure: str = resumable(
     "head",
     choices=("features", "head"),
-    resumable=True,
     help="task=evaluate: accuracy of a checkpoint's head, or probes of its "
     "frozen features",
   )
-  classes: str = setting(
+  classes: str = resumable(
     "auto",
     choices=("all", "auto", "present"),
-    resumable=True,
     help="classes that a prediction may be: all of the head's, those among "
     "the labels, or (auto) the latter for ImageNet-A and ImageNet-R alone",
   )
@@ -735,10 +717,8 @@ class LabelEfficiencyConfig:
   task: str = setting(
     "finetune", choices=("finetune", "linprobe"), help="task of each run"
   )
-  pretrain: str = setting(
-    "",
-    resumable=True,
-    help="recipe of the pre-training that runs first, without init_from",
+  pretrain: str = resumable(
+    "", help="recipe of the pre-training that runs first, without init_from"
   )
   scratch: bool = setting(True, help="train as many runs from scratch")
   shots: tuple[int, ...] = setting(
@@ -780,15 +760,13 @@ class Config:
   discriminator: DiscriminatorConfig = setting(
     DiscriminatorConfig(), was="adversary", help="the discriminator"
   )
-  init_from: str = setting(
+  init_from: str = resumable(
     "",
-    resumable=True,
     help="checkpoint or weights (facebook, transformers, timm) that a new run "
     "starts from",
   )
-  init_adapt: bool = setting(
+  init_adapt: bool = resumable(
     False,
-    resumable=True,
     help="let init_from have another patch size or number of channels; see "
     "mae_jax/models/resize_patches.py",
   )
@@ -810,17 +788,10 @@ def rules() -> Iterator[tuple[str, dataclasses.Field, Rule]]:
       yield f"{field.name}.{each.name}", each, rule_of(each)
 
 
-SECTIONS: dict[str, type] = {
-  "data": DataConfig,
-  "model": ModelConfig,
-  "objective": ObjectiveConfig,
-  "optim": OptimConfig,
-  "train": TrainConfig,
-  "mesh": MeshConfig,
-  "eval": EvalConfig,
-  "classify": ClassifyConfig,
-  "label_efficiency": LabelEfficiencyConfig,
-  "discriminator": DiscriminatorConfig,
+SECTIONS: dict[str, Any] = {
+  name: kind
+  for name, kind in typing.get_type_hints(Config).items()
+  if dataclasses.is_dataclass(kind)
 }
 RULES: dict[str, Rule] = {name: rule for name, _, rule in rules()}
 

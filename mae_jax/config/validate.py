@@ -1,7 +1,5 @@
 """Checks a config's types, bounds and names."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import math
@@ -14,11 +12,13 @@ from typing import Any
 import ml_collections
 
 from mae_jax.config.schema import (
+  BOUNDS,
   RULES,
+  SECTIONS,
   Config,
   Duration,
   EvalConfig,
-  rule_of,
+  current,
 )
 from mae_jax.utils.errors import ConfigError, abbreviate, printable
 
@@ -26,13 +26,6 @@ from mae_jax.utils.errors import ConfigError, abbreviate, printable
 # same key from seeds that differ in higher bits alone, and computes in float32.
 LARGEST_INT = 2**31 - 1
 LARGEST_FLOAT = 3e38
-
-_COMPARISONS = (
-  ("ge", operator.ge, "at least"),
-  ("gt", operator.gt, "above"),
-  ("lt", operator.lt, "below"),
-  ("le", operator.le, "at most"),
-)
 
 
 def current_setting(name: str, value: Any = None) -> tuple[str, Any]:
@@ -45,26 +38,12 @@ def current_setting(name: str, value: Any = None) -> tuple[str, Any]:
   Returns:
     Today's full name and value.
   """
-  if name == "objective.norm_pix_loss":
-    return "objective.target", "norm_pix" if value else "raw"
-  section, dot, key = name.partition(".")
-  section = _SECTIONS_WERE.get(section, section)
-  name = section + dot + _KEYS_WERE.get((section, key), key)
-  if isinstance(value, str) and name in RULES:
-    value = dict(RULES[name].values_were).get(value, value)
-  return name, value
-
-
-_SECTIONS_WERE = {
-  rule_of(field).was: field.name
-  for field in dataclasses.fields(Config)
-  if rule_of(field).was
-}
-_KEYS_WERE = {
-  (name.partition(".")[0], rule.was): name.partition(".")[2]
-  for name, rule in RULES.items()
-  if rule.was
-}
+  section, dot, key = name.rpartition(".")
+  section, _ = current(Config, section, None)
+  kind = SECTIONS.get(section) if dot else Config
+  if kind is not None:
+    key, value = current(kind, key, value)
+  return section + dot + key, value
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
@@ -178,7 +157,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     raise ConfigError(
       f"{path}={abbreviate(values)} is not a section of settings"
     )
-  values = dict(_current(path, *item) for item in values.items())
+  values = dict(current(cls, *item) for item in values.items())
   for key in values:
     if key not in fields:
       raise ConfigError(
@@ -200,14 +179,6 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
   return cls(**built)
 
 
-def _current(path: str, key: Any, value: Any) -> tuple[Any, Any]:
-  if not isinstance(key, str):
-    return key, value
-  prefix = f"{path}.".removeprefix("config.")
-  name, value = current_setting(prefix + key, value)
-  return name.removeprefix(prefix), value
-
-
 def _check_rule(name: str, value: Any) -> None:
   rule = RULES[name]
   if rule.duration:
@@ -225,12 +196,10 @@ def _check_rule(name: str, value: Any) -> None:
       )
     largest = LARGEST_FLOAT if isinstance(item, float) else LARGEST_INT
     bounds = {"ge": -largest, "le": largest} | {
-      key: bound
-      for key in ("ge", "gt", "lt", "le")
-      if (bound := getattr(rule, key)) is not None
+      key: bound for key in BOUNDS if (bound := getattr(rule, key)) is not None
     }
-    for key, holds, words in _COMPARISONS:
-      if key in bounds and not holds(item, bounds[key]):
+    for key, words in BOUNDS.items():
+      if key in bounds and not getattr(operator, key)(item, bounds[key]):
         raise ConfigError(
           f"config.{name}={abbreviate(value)} must be {words} {bounds[key]}"
         )

@@ -4,8 +4,6 @@ TensorFlow reads, decodes and shuffles on the host, and must leave the
 accelerators to JAX. So this file sets TensorFlow up, once, before its import.
 """
 
-from __future__ import annotations
-
 import os
 
 from mae_jax.utils import startup

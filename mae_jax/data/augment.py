@@ -5,8 +5,6 @@ with probability 0.5, at a severity that grows with the magnitude (Cubuk et al.
 2020, arXiv 1909.13719). Pillow implements the operations.
 """
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A record of unreadable images: each is reported once, with its reason."""
 
-from __future__ import annotations
-
 import threading
 
 from mae_jax.utils import console

@@ -6,8 +6,6 @@ returned with a reason and not raised, so that the stream it is in keeps its
 length and order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

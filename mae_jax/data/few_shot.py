@@ -1,9 +1,6 @@
 """Few-shot subsets: a fixed number of labeled images per class of a source."""
 
-from __future__ import annotations
-
 import contextlib
-import dataclasses
 import heapq
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -12,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from mae_jax.data import pipeline, record_shards, tf_iterator
-from mae_jax.data.sources import Indexed, Records, Source
+from mae_jax.data.sources import Files, Indexed, Records, Source
 from mae_jax.data.sources.base import Record
 from mae_jax.utils import console, rng
 from mae_jax.utils.errors import ConfigError
@@ -70,8 +67,9 @@ def few_shot_subsets(source: Source, choices: Sequence[Subset]) -> list[Source]:
   if isinstance(source, Indexed):
     for choice in wanted:
       assert source.labels is not None
-      chosen = choose_per_class(source.labels, choice[0], _subset_rng(choice))
-      found[choice] = _subset_of_indexed(source, chosen)
+      found[choice] = source.take(
+        choose_per_class(source.labels, choice[0], _subset_rng(choice))
+      )
   elif wanted:
     found = _subsets_of_records(source, list(wanted))
   return [found.get(choice, source) for choice in choices]
@@ -97,17 +95,6 @@ def labels_present(source: Source) -> np.ndarray:
 
 def _subset_rng(choice: Subset) -> np.random.Generator:
   return np.random.default_rng([choice[1], rng.stream_id("data/shots")])
-
-
-def _subset_of_indexed(source: Indexed, chosen: np.ndarray) -> Indexed:
-  assert source.labels is not None
-  load, table = source.load, tf.constant(chosen, tf.int64)
-  return dataclasses.replace(
-    source,
-    num_examples=len(chosen),
-    labels=source.labels[chosen],
-    load=lambda index: load(tf.gather(table, index)),
-  )
 
 
 def _subsets_of_records(
@@ -142,7 +129,7 @@ def _subsets_of_records(
 
 def _memory_source(
   source: Records, found: Sequence[tuple[int, int, bytes]]
-) -> Indexed:
+) -> Files:
   """Makes a source of (id, label, image file) triples."""
   ids, classes, images = zip(*found, strict=True)
   id_table = tf.constant(ids, tf.int64)
@@ -156,7 +143,7 @@ def _memory_source(
       "id": id_table[index],
     }
 
-  return Indexed(
+  return Files(
     num_examples=len(found),
     class_names=source.class_names,
     load=load,
@@ -169,14 +156,11 @@ def _memory_source(
 def _read_fields(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
   """Yields the named fields ("id", "label", "image") of every record."""
 
-  def parse(id_: tf.Tensor, serialized: tf.Tensor, _: tf.Tensor) -> Record:
-    record = source.parse(serialized) | {"id": id_}
+  def parse(id_: tf.Tensor, serialized: tf.Tensor) -> Record:
+    record = source.load(id_, serialized)
     return {name: record[name] for name in names}
 
-  _, elements = record_shards.eval_stream(
-    source, record_shards=1, batch_size=1, rows=np.arange(1)
-  )
-  parsed = elements.map(
+  parsed = record_shards.all_records(source).map(
     tf.autograph.experimental.do_not_convert(parse),
     num_parallel_calls=tf.data.AUTOTUNE,
     deterministic=True,

@@ -5,8 +5,6 @@ it differently. They never raise: an unreadable file gives one black pixel and
 the reason.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from typing import Any

@@ -5,11 +5,10 @@ are functions of (seed, s, row), so each process computes only its own rows. A
 resumed stream starts at any step, and nothing about it is saved.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +23,7 @@ from mae_jax.data import (
   tf_iterator,
 )
 from mae_jax.data.bad_images import BadImages
-from mae_jax.data.sources import Indexed, Records, Source
+from mae_jax.data.sources import Arrays, Records, Source
 from mae_jax.utils.errors import ConfigError, TrainingError
 
 Batch = dict[str, np.ndarray]
@@ -45,7 +44,7 @@ def train_batches(
   """Returns an endless stream of augmented training batches.
 
   The stream crosses epochs without dropping an example. Row r of step s is at
-  position p = s * B + r. An `Indexed` source has its own permutation of all N
+  position p = s * B + r. `Files` and `Arrays` have a permutation of all N
   examples in epoch p // N; record files are shuffled as in `record_shards`.
 
   Args:
@@ -129,18 +128,18 @@ def _augmented_dataset(
       result["color_jitter"] = draws("color_jitter", augment.COLOR_JITTER_DRAWS)
     if data.randaugment:
       result["randaugment"] = draws("randaugment", augment.RAND_AUGMENT_DRAWS)
-    if isinstance(source, Indexed):
+    if not isinstance(source, Records):
       position = step * data.batch_size + rows
       index = sampling.shuffled_index(position, source.num_examples, seed)
       result["index"] = tf.ensure_shape(index, rows.shape)
     return result
 
-  if isinstance(source, Indexed) and source.image_shape:
+  if isinstance(source, Arrays):
+    load_batch = source.load
 
     def whole_batch(step: tf.Tensor) -> _Tensors:
       plans = plan(step)
-      record = source.load(plans["index"])
-      return _augment_arrays(record, plans, data)
+      return _augment_arrays(load_batch(plans["index"]), plans, data)
 
     return _map(steps, whole_batch)
 
@@ -160,23 +159,22 @@ def _augmented_dataset(
     }
 
   plans = _map(steps, split).unbatch()
-  if isinstance(source, Indexed):
-    load = source.load
-    groups = _map(
-      plans,
-      lambda plans: _augment_group(plans, lambda p: load(p["index"]), data),
-    )
-  else:
+  if isinstance(source, Records):
+    load_record = source.load
     records = record_shards.train_stream(
       source, data, seed=seed, rows=rows, start_step=start_step
     )
     groups = _map(
       tf.data.Dataset.zip(plans, records.batch(group)),
       lambda plans, record: _augment_group(
-        plans | {"record": record},
-        lambda p: _parse(source, *p["record"]),
-        data,
+        plans | {"record": record}, lambda p: load_record(*p["record"]), data
       ),
+    )
+  else:
+    load = source.load
+    groups = _map(
+      plans,
+      lambda plans: _augment_group(plans, lambda p: load(p["index"]), data),
     )
   return _map(groups.batch(num_groups, drop_remainder=True), join)
 
@@ -250,7 +248,7 @@ def eval_batches(
   total = source.num_examples
 
   if isinstance(source, Records):
-    records = source
+    load_record = source.load
     num, elements = record_shards.eval_stream(
       source, record_shards=data.record_shards, batch_size=batch_size, rows=rows
     )
@@ -258,7 +256,7 @@ def eval_batches(
     def from_record(
       id_: tf.Tensor, serialized: tf.Tensor, real: tf.Tensor
     ) -> _Tensors:
-      return _eval_example(real, lambda: _parse(records, id_, serialized), data)
+      return _eval_example(real, lambda: load_record(id_, serialized), data)
 
     batches = _map(elements, from_record).batch(len(rows)).take(num)
     return _iterate(batches, source, unreadable)
@@ -266,7 +264,7 @@ def eval_batches(
   load = source.load
   steps = tf.data.Dataset.range(-(-total // batch_size))
   positions = steps.map(lambda step: step * batch_size + rows)
-  if source.image_shape:
+  if isinstance(source, Arrays):
 
     def whole_batch(position: tf.Tensor) -> _Tensors:
       record = load(tf.minimum(position, total - 1))
@@ -296,7 +294,7 @@ def check_readable(source: Source, data: DataConfig) -> None:
   Raises:
     ConfigError: if none of them can be read.
   """
-  if isinstance(source, Indexed) and source.image_shape:
+  if isinstance(source, Arrays):
     return
   number = min(8, source.num_examples)
   found = BadImages(max_warnings=0)
@@ -341,19 +339,9 @@ def _check(
       f"rows={rows} must be one or more increasing numbers in "
       f"0..{batch_size - 1}: give each process a part of the batch"
     )
-  if isinstance(source, Indexed) and source.image_shape:
-    channels = source.image_shape[-1]
-    if channels != data.channels:
-      raise ConfigError(
-        f"data.channels={data.channels}, but the arrays of data.source="
-        f"{data.source!r} have {channels}: set "
-        f"--config.data.channels={channels}"
-      )
+  if isinstance(source, Arrays):
+    source.check_channels(data)
   return rows
-
-
-def _parse(source: Records, id_: tf.Tensor, serialized: tf.Tensor) -> _Tensors:
-  return source.parse(serialized) | {"id": id_}
 
 
 def _augment(
@@ -362,14 +350,10 @@ def _augment(
   image, reason = preprocess.random_resized_crop(
     record,
     plan["crop"],
-    size=data.image_size,
-    scale=data.crop_scale,
-    ratio=data.crop_ratio,
-    clipped=data.crop_clipped,
-    fixed=data.crop_fixed,
     channels=data.channels,
     exif_rotate=data.exif_rotate,
     may_fail=may_fail,
+    **_crop_settings(data),
   )
   readable = reason == b""
   mean = np.rint(255 * np.asarray(data.mean)).clip(0, 255).astype(np.uint8)
@@ -387,16 +371,20 @@ def _augment_arrays(
   record: _Tensors, plans: _Tensors, data: DataConfig
 ) -> _Tensors:
   images = preprocess.random_resized_crop_arrays(
-    record["image"],
-    plans["crop"],
-    size=data.image_size,
-    scale=data.crop_scale,
-    ratio=data.crop_ratio,
-    clipped=data.crop_clipped,
-    fixed=data.crop_fixed,
+    record["image"], plans["crop"], **_crop_settings(data)
   )
   result = _augment_pixels(images, record["label"], plans, data)
   return result | {"readable": tf.ones_like(record["label"], tf.bool)}
+
+
+def _crop_settings(data: DataConfig) -> dict[str, Any]:
+  return {
+    "size": data.image_size,
+    "scale": data.crop_scale,
+    "ratio": data.crop_ratio,
+    "clipped": data.crop_clipped,
+    "fixed": data.crop_fixed,
+  }
 
 
 def _augment_pixels(

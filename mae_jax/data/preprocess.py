@@ -8,8 +8,6 @@ is smaller than the cost of a call.
 Pixels are uint8 [H, W, C] throughout; the train step normalizes them.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -110,25 +108,23 @@ def random_resized_crop(
   draws: tf.Tensor,
   *,
   size: Size,
-  scale: Range,
-  ratio: Range,
-  clipped: bool = False,
-  fixed: float = 0.0,
   channels: int,
   exif_rotate: bool,
   may_fail: bool = False,
+  **crop: Any,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Crops an image file to `crop_box` and resizes the crop, bicubic.
 
   Only the crop of a JPEG is decoded. `size` is the height and width of the
-  result; the other arguments are those of `crop_box` and `decode.decode`.
+  result; `crop` has the settings of `crop_box`; the other arguments are those
+  of `decode.decode`.
 
   Returns:
     uint8 [height, width, channels], and "" or why the image cannot be read.
   """
 
   def box(shape: tf.Tensor) -> tf.Tensor:
-    return crop_box(shape[0], shape[1], draws, scale, ratio, clipped, fixed)
+    return crop_box(shape[0], shape[1], draws, **crop)
 
   image, reason = decode.decode(
     record,
@@ -141,21 +137,12 @@ def random_resized_crop(
 
 
 def random_resized_crop_arrays(
-  images: tf.Tensor,
-  draws: tf.Tensor,
-  *,
-  size: Size,
-  scale: Range,
-  ratio: Range,
-  clipped: bool = False,
-  fixed: float = 0.0,
+  images: tf.Tensor, draws: tf.Tensor, *, size: Size, **crop: Any
 ) -> tf.Tensor:
   """Applies `random_resized_crop` to uint8 [n, H, W, C], by [n, CROP_DRAWS]."""
   shape = tf.shape(images)
   full = tf.ones_like(draws[:, 0], tf.int32)
-  boxes = crop_box(
-    full * shape[1], full * shape[2], draws, scale, ratio, clipped, fixed
-  )
+  boxes = crop_box(full * shape[1], full * shape[2], draws, **crop)
   return resample.resize_boxes(images, boxes, size)
 
 

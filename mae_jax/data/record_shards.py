@@ -9,10 +9,9 @@ A shard that begins within a file must read the file from its start. With many
 more shards than files, fewer shards are faster.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import tensorflow as tf
@@ -39,27 +38,20 @@ class _PieceTable:
   records: tf.Tensor  # [num_shards], number of its records
 
   @classmethod
-  def of(cls, source: base.Records, num_shards: int) -> _PieceTable:
+  def of(cls, source: base.Records, num_shards: int) -> Self:
     parts = source.split(num_shards)
     pieces = [piece for part in parts for piece in part]
     counts = np.array([len(part) for part in parts], np.int64)
-
-    first_id = source.first_ids(pieces)
-
-    def column(name: str) -> tf.Tensor:
-      return tf.constant([getattr(each, name) for each in pieces], tf.int64)
-
+    records = [sum(piece.take for piece in part) for part in parts]
     return cls(
       path=tf.constant([piece.path for piece in pieces]),
-      first_id=tf.constant(first_id, tf.int64),
-      skip=column("skip"),
-      take=column("take"),
-      stride=column("stride"),
+      first_id=tf.constant(source.first_ids(pieces), tf.int64),
+      skip=tf.constant([piece.skip for piece in pieces], tf.int64),
+      take=tf.constant([piece.take for piece in pieces], tf.int64),
+      stride=tf.constant([piece.stride for piece in pieces], tf.int64),
       first=tf.constant(np.cumsum(counts) - counts),
       count=tf.constant(counts),
-      records=tf.constant(
-        [sum(piece.take for piece in part) for part in parts], tf.int64
-      ),
+      records=tf.constant(records, tf.int64),
     )
 
   def read(self, piece: tf.Tensor) -> tf.data.Dataset:
@@ -191,6 +183,16 @@ def eval_stream(
   stream = tf.data.Dataset.zip(wanted, stream)
   stream = stream.filter(lambda keep, _: keep)
   return batches, stream.map(lambda _, element: element)
+
+
+def all_records(source: base.Records) -> tf.data.Dataset:
+  """Returns a dataset of (id, serialized example) of all records, in order."""
+  _, elements = eval_stream(
+    source, record_shards=1, batch_size=1, rows=np.arange(1)
+  )
+  return elements.filter(lambda id_, serialized, real: real).map(
+    lambda id_, serialized, real: (id_, serialized)
+  )
 
 
 def find_damaged_file(source: base.Records) -> str | None:

@@ -7,8 +7,6 @@ and each pass is rounded to bytes. So every float64 sum is exact, and the result
 cannot depend on the batch that contains an image.
 """
 
-from __future__ import annotations
-
 import tensorflow as tf
 
 _ONE = float(1 << 22)  # Pillow's PRECISION_BITS for 8-bit images

@@ -1,7 +1,5 @@
 """Order of examples and their random numbers, as functions of the seed."""
 
-from __future__ import annotations
-
 import numpy as np
 import tensorflow as tf
 

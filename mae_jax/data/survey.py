@@ -1,7 +1,5 @@
 """Statistics of a data set: image sizes, colors, classes, unreadable images."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import time
@@ -13,7 +11,7 @@ import tensorflow as tf
 from mae_jax.config import DataConfig
 from mae_jax.data import decode, pipeline, record_shards, tf_iterator
 from mae_jax.data.bad_images import BadImages
-from mae_jax.data.sources import Indexed, Source
+from mae_jax.data.sources import Arrays, Records, Source
 
 _Tensors = dict[str, tf.Tensor]
 SAMPLES = 64  # images that `measure_throughput` returns
@@ -97,24 +95,17 @@ def _image_stats(
   source: Source, data: DataConfig
 ) -> Generator[dict[str, np.ndarray]]:
   """Yields statistics of each image, in batches of _GROUP_SIZE."""
-  if isinstance(source, Indexed):
-    load, shape = source.load, source.image_shape
-    numbers = tf.data.Dataset.range(source.num_examples)
-    if shape is not None:
+  if isinstance(source, Records):
+    records = record_shards.all_records(source).map(source.load)
+    stats = _stats_of_files(records, data)
+  else:
+    load, numbers = source.load, tf.data.Dataset.range(source.num_examples)
+    if isinstance(source, Arrays):
       stats = numbers.batch(_GROUP_SIZE).map(
-        lambda index: _stats_of_arrays(load(index))
+        lambda indices: _stats_of_arrays(load(indices))
       )
     else:
       stats = _stats_of_files(numbers.map(load), data)
-  else:
-    parse = source.parse
-    _, elements = record_shards.eval_stream(
-      source, record_shards=1, batch_size=1, rows=np.zeros(1, np.int64)
-    )
-    real = elements.filter(lambda id_, serialized, real: real)
-    stats = _stats_of_files(
-      real.map(lambda id_, serialized, _: parse(serialized) | {"id": id_}), data
-    )
   try:
     yield from tf_iterator.numpy_batches(stats.prefetch(tf.data.AUTOTUNE))
   except tf.errors.OpError as error:

@@ -1,28 +1,23 @@
 """Sources of images, by name.
 
 To add a source, write a function `(DataConfig, split) -> Source | None` and
-give it a name in `SOURCES`.
+give it a name in `SOURCES` of `mae_jax/config/schema.py`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import pkgutil
 from typing import Literal, overload
 
 from mae_jax import distributed
-from mae_jax.config import DataConfig, lookup
-from mae_jax.data.sources import digits, folder, sample_photos, tfds
-from mae_jax.data.sources.base import Indexed, Records, Source, Split
+from mae_jax.config import SOURCES, DataConfig, lookup
+from mae_jax.data.sources.base import (
+  Arrays,
+  Files,
+  Indexed,
+  Records,
+  Source,
+  Split,
+)
 from mae_jax.utils import storage
-
-__all__ = ["SOURCES", "Indexed", "Records", "Source", "Split", "open_source"]
-
-SOURCES: dict[str, Callable[[DataConfig, Split], Source | None]] = {
-  "digits": digits.open_digits,
-  "folder": folder.open_folder,
-  "photos": sample_photos.open_photos,
-  "tfds": tfds.open_prepared,
-}
 
 
 @overload
@@ -48,10 +43,10 @@ def open_source(data: DataConfig, split: Split) -> Source | None:
     ConfigError: if the source is unknown or has no image, if the data
       contradict the settings, or if other processes see other images.
   """
-  opener = lookup(SOURCES, data.source, "data.source")
+  function = lookup(SOURCES, data.source, "data.source")
   if split == "eval" and not data.eval_split:
     return None
   with storage.os_errors(data.path):
-    source = opener(data, split)
+    source = pkgutil.resolve_name(function)(data, split)
   distributed.check_same_data(split, source.identity if source else None)
   return source

@@ -1,20 +1,18 @@
-"""The two kinds of source: `Indexed` with random access, and `Records`.
+"""The kinds of source: `Files` and `Arrays` with random access, and `Records`.
 
 A record is a dict of scalars: `image`, the bytes of an image file, or `file`,
 its path; `label`, int64, -1 if there is none; and `id`, int64, which the
-source's `name` maps to the image's name. A source of small arrays of one shape
-loads whole batches instead: see `Indexed`.
+source's `name` maps to the image's name. Small arrays of one shape are loaded a
+batch at a time instead.
 
 `identity` is equal for two sources with the same data, wherever it is stored.
 Epochs, batches and processes are the pipeline's business.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -36,11 +34,8 @@ class Indexed:
   Attributes:
     num_examples: N.
     class_names: the name of each label; None if there are no labels.
-    load: TensorFlow function from an int64 index in 0..N-1 to a record. If
-      `image_shape` is set, from indices [n] to `image` uint8 [n, H, W, C] and
-      `label` int64 [n].
+    load: TensorFlow function of an int64 index in 0..N-1, or of several.
     identity: equal for the same images in the same order.
-    image_shape: (H, W, C) if the images are decoded arrays of one shape.
     name: function from an `id` to the image's name in messages.
     labels: [N], the labels that `load` returns; None if there are no labels.
   """
@@ -49,22 +44,78 @@ class Indexed:
   class_names: tuple[str, ...] | None
   load: Callable[[tf.Tensor], Record]
   identity: Identity = dataclasses.field(default_factory=dict)
-  image_shape: tuple[int, int, int] | None = None
   name: Callable[[int], str] = str
   labels: np.ndarray | None = None
 
-  def subset(self, limit: int) -> Indexed:
-    """Returns at most `limit` examples, evenly spaced; all if `limit` is 0."""
-    total, load, labels = self.num_examples, self.load, self.labels
-    if not 0 < limit < total:
-      return self
-    chosen = np.arange(limit) * total // limit
+  def take(self, chosen: np.ndarray) -> Self:
+    """Returns the examples of the indices `chosen` [n], in that order."""
+    load, table = self.load, tf.constant(chosen, tf.int64)
     return dataclasses.replace(
       self,
-      num_examples=limit,
-      load=lambda index: load(index * total // limit),
-      labels=None if labels is None else labels[chosen],
+      num_examples=len(chosen),
+      load=lambda index: load(tf.gather(table, index)),
+      labels=None if self.labels is None else self.labels[chosen],
     )
+
+  def subset(self, limit: int) -> Self:
+    """Returns at most `limit` examples, evenly spaced; all if `limit` is 0."""
+    if not 0 < limit < self.num_examples:
+      return self
+    return self.take(np.arange(limit) * self.num_examples // limit)
+
+
+class Files(Indexed):
+  """Image files: `load` maps one index to a record."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arrays(Indexed):
+  """Decoded images of one shape.
+
+  `load` maps indices [n] to `image` uint8 [n, H, W, C] and `label` int64 [n].
+
+  Attributes:
+    channels: C.
+  """
+
+  channels: int
+
+  @classmethod
+  def create(
+    cls,
+    images: np.ndarray,
+    identity: Identity,
+    class_names: tuple[str, ...] | None = None,
+    labels: np.ndarray | None = None,
+  ) -> Self:
+    """Makes a source of images [N, H, W, C] and, if there are any, labels."""
+    count = len(images)
+    image_table = tf.constant(images)
+    label_table = tf.constant([-1] * count if labels is None else labels)
+
+    def load(indices: tf.Tensor) -> Record:
+      return {
+        "image": tf.gather(image_table, indices),
+        "label": tf.cast(tf.gather(label_table, indices), tf.int64),
+      }
+
+    return cls(
+      num_examples=count,
+      class_names=class_names,
+      load=load,
+      identity=identity,
+      labels=labels,
+      channels=images.shape[-1],
+    )
+
+  def check_channels(self, data: DataConfig) -> None:
+    """Raises ConfigError unless the arrays have data.channels channels."""
+    if self.channels != data.channels:
+      raise ConfigError(
+        f"data.channels={data.channels}, but the arrays of data.source="
+        f"{data.source!r} have {self.channels}: set "
+        f"--config.data.channels={self.channels}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +134,7 @@ class Piece:
   take: int
   stride: int = 1
 
-  def part(self, start: int, stop: int) -> Piece:
+  def part(self, start: int, stop: int) -> Self:
     """Returns the records start..stop-1 of this piece."""
     return dataclasses.replace(
       self, skip=self.skip + start * self.stride, take=stop - start
@@ -110,6 +161,10 @@ class Records:
   shuffled: bool
   identity: Identity = dataclasses.field(default_factory=dict)
 
+  def load(self, id_: tf.Tensor, serialized: tf.Tensor) -> Record:
+    """Returns the record of a serialized example."""
+    return self.parse(serialized) | {"id": id_}
+
   @property
   def files(self) -> tuple[str, ...]:
     """Paths of all files, each once."""
@@ -130,7 +185,7 @@ class Records:
     """N, over all files."""
     return sum(piece.take for piece in self.pieces)
 
-  def subset(self, limit: int) -> Records:
+  def subset(self, limit: int) -> Self:
     """Returns at most `limit` examples; all if `limit` is 0.
 
     Each file contributes in proportion to its size. From shuffled files the
@@ -184,7 +239,7 @@ def digest(items: Iterable[bytes]) -> str:
   return total.hexdigest()[:16]
 
 
-def check_channels(data: DataConfig) -> None:
+def check_color(data: DataConfig) -> None:
   """Raises ConfigError unless image files can be decoded to data.channels."""
   if data.channels not in (1, 3):
     raise ConfigError(

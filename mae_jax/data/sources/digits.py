@@ -1,16 +1,13 @@
 """scikit-learn's handwritten digits: 1,797 images of 8 x 8, no download."""
 
-from __future__ import annotations
-
 import numpy as np
-import tensorflow as tf
 
 from mae_jax.config import DataConfig
 from mae_jax.data.sources import base
 from mae_jax.utils.errors import ConfigError
 
 
-def open_digits(data: DataConfig, split: base.Split) -> base.Indexed:
+def open_digits(data: DataConfig, split: base.Split) -> base.Arrays:
   """Opens 1,437 digits for training, or the 360 held-out digits, stratified.
 
   `data.train_split` is ignored.
@@ -32,20 +29,6 @@ def open_digits(data: DataConfig, split: base.Split) -> base.Indexed:
   rows = model_selection.train_test_split(
     np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
   )[0 if split == "train" else 1]
-  image_table = tf.constant(images[rows])  # [N, 8, 8, 1]
-  label_table = tf.constant(labels[rows], tf.int64)  # [N]
-
-  def load(indices: tf.Tensor) -> base.Record:
-    return {
-      "image": tf.gather(image_table, indices),
-      "label": tf.gather(label_table, indices),
-    }
-
-  return base.Indexed(
-    num_examples=len(rows),
-    class_names=tuple(str(digit) for digit in range(10)),
-    load=load,
-    identity={"images": len(rows)},
-    image_shape=(8, 8, 1),
-    labels=labels[rows],
-  )
+  names = tuple(str(digit) for digit in range(10))
+  identity = {"images": len(rows)}
+  return base.Arrays.create(images[rows], identity, names, labels[rows])

@@ -3,8 +3,6 @@
 Folders are not classes here. `listing` decides which files are images.
 """
 
-from __future__ import annotations
-
 import os
 
 import numpy as np
@@ -17,7 +15,7 @@ from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
 
-def open_files(path: epath.PathLike, data: DataConfig) -> base.Indexed:
+def open_files(path: epath.PathLike, data: DataConfig) -> base.Files:
   """Opens one image file, or all images under a folder, sorted by path.
 
   Args:
@@ -42,7 +40,7 @@ def open_files(path: epath.PathLike, data: DataConfig) -> base.Indexed:
   def name(index: int) -> str:
     return os.fsdecode(files[index])
 
-  return base.Indexed(len(files), None, load, identity, name=name)
+  return base.Files(len(files), None, load, identity, name=name)
 
 
 def _find_files(

@@ -5,8 +5,6 @@ both without class folders. DIR may be in a bucket (`gs://...`). `listing`
 decides which files are images.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +20,7 @@ from mae_jax.utils.errors import ConfigError
 EVAL_FOLDERS = ("val", "validation", "test")
 
 
-def open_folder(data: DataConfig, split: base.Split) -> base.Indexed | None:
+def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
   """Opens the images under data.path, sorted by path.
 
   Training uses DIR/train if it exists, else DIR. Evaluation uses the first of
@@ -175,7 +173,7 @@ class ImageFolder:
 
 def _source(
   images: ImageFolder, classes: tuple[str, ...] | None, root: epath.Path
-) -> base.Indexed:
+) -> base.Files:
   files, labels, classes = images.read(classes)
   if not files:
     raise ConfigError(
@@ -194,7 +192,7 @@ def _source(
     text = (start + file_table[index].numpy()).decode(errors="backslashreplace")
     return text if text.isprintable() else repr(text)
 
-  return base.Indexed(
+  return base.Files(
     total, classes or None, load, identity, name=name, labels=numbers
   )
 
@@ -202,7 +200,7 @@ def _source(
 def loader(
   start: bytes, files: tf.Tensor, labels: np.ndarray
 ) -> Callable[[tf.Tensor], base.Record]:
-  """Makes the `load` function of an `Indexed` source of image files.
+  """Makes the `load` function of a `Files` source.
 
   Args:
     start: the folder, which every path begins with.

@@ -6,8 +6,6 @@ the folder's mtime is the same. One change is missed: a file without an image
 suffix that becomes an image in place.
 """
 
-from __future__ import annotations
-
 import collections
 import hashlib
 import json

@@ -1,13 +1,10 @@
 """Photographs that come with scikit-learn and scikit-image, no download."""
 
-from __future__ import annotations
-
 import importlib.util
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from mae_jax.config import DataConfig
@@ -26,7 +23,7 @@ _SHORT_SIDE = 256  # pixels, to which a photograph is resized before tiling
 _STRIDE = 48  # pixels between two tiles
 
 
-def open_photos(data: DataConfig, split: base.Split) -> base.Indexed:
+def open_photos(data: DataConfig, split: base.Split) -> base.Arrays:
   """Opens overlapping tiles of twelve photographs, or of two held-out ones.
 
   There are no labels, and `data.train_split` is ignored.
@@ -34,28 +31,15 @@ def open_photos(data: DataConfig, split: base.Split) -> base.Indexed:
   Raises:
     ConfigError: if data.channels is neither 1 nor 3.
   """
-  base.check_channels(data)
+  base.check_color(data)
   names = TRAIN if split == "train" else EVAL
   mode = "L" if data.channels == 1 else "RGB"
   tiles = np.stack(
     [tile for name in names for tile in _tiles(_photo(name, mode))]
   ).reshape(-1, TILE, TILE, data.channels)
-  table = tf.constant(tiles)  # [N, TILE, TILE, C]
-
-  def load(indices: tf.Tensor) -> base.Record:
-    return {
-      "image": tf.gather(table, indices),
-      "label": tf.fill(tf.shape(indices), tf.constant(-1, tf.int64)),
-    }
-
-  return base.Indexed(
-    num_examples=len(tiles),
-    class_names=None,
-    load=load,
-    # Other versions of the packages may have other photographs by these names.
-    identity={"images": len(tiles), "pixels": base.digest([tiles.tobytes()])},
-    image_shape=(TILE, TILE, data.channels),
-  )
+  # Other versions of the packages may have other photographs by these names.
+  pixels = base.digest([tiles.tobytes()])
+  return base.Arrays.create(tiles, {"images": len(tiles), "pixels": pixels})
 
 
 def _path(name: str) -> pathlib.Path:

@@ -4,8 +4,6 @@ This module only reads the prepared files. It runs no code of the data set, and
 downloads nothing.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import tensorflow as tf
@@ -35,7 +33,7 @@ def open_prepared(data: DataConfig, split: base.Split) -> base.Records:
     ConfigError: if the data set is not prepared, or not as TFRecord files, or
       has no such split, or no feature "image" with one image.
   """
-  base.check_channels(data)
+  base.check_color(data)
   builder = _builder(data)
   info = builder.info
   field = "train_split" if split == "train" else "eval_split"

@@ -1,8 +1,6 @@
 """Tasks, one a file: the network, its train step and its evaluation."""
 
-from __future__ import annotations
-
-import importlib
+import pkgutil
 from typing import Any
 
 from mae_jax.config import TASKS
@@ -10,5 +8,4 @@ from mae_jax.config import TASKS
 
 def load(name: str) -> Any:
   """Imports the class of a task in TASKS, a `base.Task`."""
-  module, _, kind = TASKS[name].partition(":")
-  return getattr(importlib.import_module(module), kind)
+  return pkgutil.resolve_name(TASKS[name])

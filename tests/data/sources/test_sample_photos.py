@@ -8,6 +8,7 @@ import skimage.data
 from PIL import Image
 
 from mae_jax.data import sources
+from mae_jax.data.sources import sample_photos
 from mae_jax.utils.errors import ConfigError
 from tests.data.sources.test_digits import all_images
 
@@ -58,6 +59,6 @@ def test_two_channels_are_refused(settings):
 
 
 def test_a_missing_photograph_is_an_error(color, monkeypatch):
-  monkeypatch.setattr(sources.sample_photos, "TRAIN", ("nothing.png",))
+  monkeypatch.setattr(sample_photos, "TRAIN", ("nothing.png",))
   with pytest.raises(ConfigError, match=r"needs nothing\.png.*install"):
     sources.open_source(color, "train")
