@@ -1,11 +1,13 @@
 """The reference's own `.pth` files: `{"model": state_dict, "args": ...}`."""
 
-from __future__ import annotations
-
 import argparse
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from mae_jax.conversion import (
   infer_architecture,
@@ -13,29 +15,124 @@ from mae_jax.conversion import (
   name_maps,
   tensor_files,
 )
+from mae_jax.conversion.weight_format import OUT, WeightFormat, metadata
+from mae_jax.conversion.weights import Weights
+from mae_jax.utils import atomic_write
+
+_BLOCK = {
+  "norm1": "norm1",
+  "attn/qkv": "attn.qkv",
+  "attn/proj": "attn.proj",
+  "norm2": "norm2",
+  "mlp/fc1": "mlp.fc1",
+  "mlp/fc2": "mlp.fc2",
+}
+# Also timm's names, which has no decoder and no BatchNorm.
+NAMES: name_maps.Names = {
+  "model/encoder/cls_token": "cls_token",
+  "model/encoder/pos_embed": "pos_embed",
+  "model/encoder/patch_embed": "patch_embed.proj",
+  **name_maps.blocks("model/encoder", "blocks", _BLOCK),
+  "model/encoder/norm": "norm",
+  "model/decoder/mask_token": "mask_token",
+  "model/decoder/pos_embed": "decoder_pos_embed",
+  "model/decoder/embed": "decoder_embed",
+  **name_maps.blocks("model/decoder", "decoder_blocks", _BLOCK),
+  "model/decoder/norm": "decoder_norm",
+  "model/decoder/pred": "decoder_pred",
+  "model/fc_norm": "fc_norm",
+  "model/head": "head",
+  "head": "head.1",
+  "stats/mean": "head.0.running_mean",
+  "stats/var": "head.0.running_var",
+}
+_COUNTER = "head.0.num_batches_tracked"
 
 
-def describe(
-  found: tensor_files.Header,
-  path: pathlib.Path,
-  base: model_info.ModelInfo | None,
-) -> model_info.ModelInfo:
-  """Reads model info from a `.pth` file of the reference.
+class Facebook(WeightFormat):
+  """The reference's format, which timm's resembles."""
 
-  Args:
-    found: names, shapes and extra content of the file.
-    path: the file, for messages.
-    base: model info from this project's metadata, if the file has any.
-  """
-  known = infer_architecture.read(found.shapes, name_maps.FACEBOOK, str(path))
-  known |= head_fields(found)
-  if base is None:
+  names = NAMES
+  ignored = ((rf"^{_COUNTER}$", "BatchNorm's counter of batches"),)
+  suffix = ".pth"
+  batch_norm = True
+
+  def matches(self, path: pathlib.Path, found: tensor_files.Tensors) -> bool:
+    """Checks for `["model"]`, or for a decoder."""
+    reference = (
+      isinstance(found, tensor_files.PickledTensors) and found.reference
+    )
+    return not path.is_dir() and (
+      reference or NAMES["model/decoder/mask_token"] in found.shapes
+    )
+
+  def describe(
+    self,
+    found: tensor_files.Header,
+    path: pathlib.Path,
+    base: model_info.ModelInfo | None,
+  ) -> model_info.ModelInfo:
+    """Reads model info; see `WeightFormat.describe`."""
+    known = read_shapes(found, path)
+    if base is not None:
+      return merge(base, known)
     # The reference always normalizes pixels this way.
     if known["channels"] == 3:
       known |= model_info.IMAGENET
       known["assumed"] |= model_info.IMAGENET.keys()
     return model_info.ModelInfo(**(known | _arguments(found.extra)))
-  return merge(base, known)
+
+  def reader_notes(self, found: model_info.ModelInfo) -> list[str]:
+    """Lists settings that the reference does not find in the file."""
+    notes = super().reader_notes(found)
+    if found.mean != model_info.IMAGENET["mean"]:
+      notes.append(
+        f"pixels are normalized with mean {found.mean} and std {found.std}, "
+        "which the reference does not read from the file"
+      )
+    return notes
+
+  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
+    """Writes a `.pth` file."""
+    torch = tensor_files.import_torch(out)
+    specs, values = self.tensors(weights)
+    model = {
+      name: tensor_files.as_torch(value, dtype, name)
+      for (name, _), value in zip(specs, values, strict=True)
+    }
+    if weights.info.kind == model_info.PROBE:
+      # PyTorch requires the counter; with a fixed momentum it has no effect.
+      model[_COUNTER] = torch.tensor(0)
+    content: dict[str, Any] = {"model": model, **metadata(weights)}
+    if weights.info.kind == model_info.MAE:
+      content["args"] = argparse.Namespace(
+        norm_pix_loss=bool(weights.info.norm_pix),
+        mask_ratio=weights.info.mask_ratio,
+      )
+    with atomic_write.atomic_file(out, OUT) as file, _raise_first_error():
+      torch.save(content, file)
+    return []
+
+
+def read_shapes(
+  found: tensor_files.Header, path: pathlib.Path
+) -> dict[str, Any]:
+  """Reads the fields of `model_info.ModelInfo` that tensors show."""
+  known = infer_architecture.read(found.shapes, NAMES, str(path))
+  known["classes"] = 0
+  for kind, head in (
+    (model_info.PROBE, "head"),
+    (model_info.CLASSIFIER, "model/head"),
+  ):
+    weight = found.shapes.get(f"{NAMES[head]}.weight")
+    if weight:
+      mean = f"{NAMES['model/fc_norm']}.weight" in found.shapes
+      known |= {
+        "kind": kind,
+        "classes": weight[0],
+        "pooling": "mean" if mean else "cls",
+      }
+  return known
 
 
 def merge(
@@ -53,23 +150,6 @@ def merge(
   return dataclasses.replace(base, **changes)
 
 
-def head_fields(found: tensor_files.Header) -> dict[str, Any]:
-  """Reads the fields that a head's tensors show."""
-  for kind, path in (
-    (model_info.CLASSIFIER, "model/head"),
-    (model_info.PROBE, "head"),
-  ):
-    weight = found.shapes.get(f"{name_maps.FACEBOOK[path]}.weight")
-    if weight:
-      mean = f"{name_maps.FACEBOOK['model/fc_norm']}.weight" in found.shapes
-      return {
-        "kind": kind,
-        "classes": weight[0],
-        "pooling": "mean" if mean else "cls",
-      }
-  return {"classes": 0}
-
-
 def _arguments(extra: Any) -> dict[str, Any]:
   """Reads the training script's saved command line."""
   args = extra.get("args")
@@ -81,3 +161,15 @@ def _arguments(extra: Any) -> dict[str, Any]:
   if isinstance(getattr(args, "mask_ratio", None), float):
     result["mask_ratio"] = args.mask_ratio
   return result
+
+
+@contextlib.contextmanager
+def _raise_first_error() -> Iterator[None]:
+  """Raises the original error if PyTorch then fails to close its archive."""
+  try:
+    yield
+  except RuntimeError as error:
+    first: BaseException = error
+    while first.__context__ is not None:
+      first = first.__context__
+    raise first from None

@@ -1,25 +1,21 @@
 """The weight formats, and how to recognize and open files of each."""
 
-from __future__ import annotations
-
 import contextlib
-import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 from etils import epath
 
 from mae_jax.conversion import (
   facebook,
   json_fields,
-  model_info,
-  name_maps,
   tensor_files,
   timm,
   transformers,
 )
+from mae_jax.conversion.weight_format import WeightFormat
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
@@ -28,47 +24,10 @@ _PICKLES = (".pth", ".pt", ".bin")
 _SAFE = ".safetensors"
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightFormat:
-  """A format in which another program stores ViT weights.
-
-  Attributes:
-    names: the format's tensor names.
-    describe: reads model info from the header, the path and, if the file has
-      them, this project's metadata.
-    aliases: regular expressions of other names, as in `name_maps.ALIASES`.
-    ignored: regular expressions of tensors without a counterpart here, and what
-      they are.
-    optional_biases: a regular expression of biases that may be missing and are
-      then zero.
-  """
-
-  names: name_maps.Names
-  describe: Callable[
-    [tensor_files.Header, pathlib.Path, model_info.ModelInfo | None],
-    model_info.ModelInfo,
-  ]
-  aliases: Sequence[tuple[str, str]] = (name_maps.WRAPPERS,)
-  ignored: Sequence[tuple[str, str]] = ()
-  optional_biases: str = ""
-
-
-FORMATS = {
-  "facebook": WeightFormat(
-    name_maps.FACEBOOK,
-    facebook.describe,
-    ignored=(
-      (r"^head\.0\.num_batches_tracked$", "BatchNorm's counter of batches"),
-    ),
-  ),
-  "transformers": WeightFormat(
-    name_maps.TRANSFORMERS,
-    transformers.describe,
-    aliases=name_maps.ALIASES,
-    ignored=((r"^vit\.pooler\.", "the pooler, which a MAE does not have"),),
-    optional_biases=r"\.attention\.attention\.(query|key|value)\.bias$",
-  ),
-  "timm": WeightFormat(name_maps.FACEBOOK, timm.describe),
+FORMATS: dict[str, WeightFormat] = {
+  "facebook": facebook.Facebook(),
+  "transformers": transformers.Transformers(),
+  "timm": timm.Timm(),
 }
 FORMAT_NAMES = (JAX, *FORMATS)
 
@@ -165,22 +124,10 @@ def detect(path: pathlib.Path, found: tensor_files.Tensors) -> str:
   Raises:
     ConfigError: if no format matches.
   """
-  if path.is_dir():
-    content = json_fields.read(path / transformers.CONFIG)
-    if transformers.is_config(content):
-      return "transformers"
-    if timm.is_config(content):
-      return "timm"
+  names = [name for name, each in FORMATS.items() if each.matches(path, found)]
+  if not names:
     raise ConfigError(
       f"{path / transformers.CONFIG} is neither from transformers (it has no "
       "model_type) nor from timm (no architecture)"
     )
-  if any(name.startswith(("vit.", "embeddings.")) for name in found.shapes):
-    raise ConfigError(
-      f"{path} has transformers' tensor names, and needs the config.json "
-      f"beside it: pass the directory, {path.parent}"
-    )
-  if isinstance(found, tensor_files.PickledTensors) and found.reference:
-    return "facebook"
-  decoder = str(name_maps.FACEBOOK["model/decoder/mask_token"])
-  return "facebook" if decoder in found.shapes else "timm"
+  return names[0]

@@ -4,8 +4,6 @@ Nothing is dropped silently. A tensor that is missing, unexpected, of the wrong
 shape or not finite raises an error; every correction adds a note.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
@@ -22,11 +20,11 @@ from mae_jax.conversion import (
   name_maps,
   run_config,
   tensor_files,
+  weight_format,
 )
 from mae_jax.conversion.weights import POSITION_TABLES, Weights, sincos_table
 from mae_jax.utils.errors import ConfigError
 
-METADATA = "mae_jax"  # key of this project's metadata in exported files
 _MAX_NAMES = 4  # names in an error
 
 
@@ -37,19 +35,19 @@ class ForeignCheckpoint:
     self,
     path: pathlib.Path,
     found: tensor_files.Tensors,
-    weight_format: str,
+    format_name: str,
     overrides: model_info.ModelOverrides,
   ):
     self._path, self._tensors = path, found
-    self.weight_format, self._overrides = weight_format, overrides
-    self._format = formats.FORMATS[weight_format]
+    self.weight_format, self._overrides = format_name, overrides
+    self._format = formats.FORMATS[format_name]
     self._stored_names = {
       _canonical_name(name, self._format.aliases): name for name in found.shapes
     }
     if len(self._stored_names) < len(found.shapes):
       raise ConfigError(
         f"{path} has the same tensors under two names known to "
-        f"{weight_format}: save them under one"
+        f"{format_name}: save them under one"
       )
     self._shapes = {
       canonical: found.shapes[name]
@@ -78,7 +76,7 @@ class ForeignCheckpoint:
     run = run_config.to_run(info, str(self._path), self._base)
     shapes = run_config.shapes(run, info.kind)
     patch = (*info.patch_size, info.channels)
-    pieces = dict(name_maps.all_pieces(shapes, self._format.names, patch))
+    pieces = name_maps.all_pieces(shapes, self._format.names, patch)
     dtype = self._dtype()
     zeros = self._check_names(pieces)
     shapes = shapes | self._positions(pieces, patch, dtype)
@@ -323,7 +321,7 @@ def _check_finite(array: np.ndarray, name: str, path: pathlib.Path) -> None:
 def _own_metadata(
   path: pathlib.Path, found: tensor_files.Tensors
 ) -> checkpoints.CheckpointMetadata | None:
-  text = found.extra.get(METADATA)
+  text = found.extra.get(weight_format.METADATA)
   if not isinstance(text, str):
     return None
   try:

@@ -1,7 +1,5 @@
 """Infers the dimensions of a network from the shapes of its tensors."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,22 +1,18 @@
 """Describes a file of weights as a table of text."""
 
-from __future__ import annotations
-
+import math
 import pathlib
 from collections.abc import Iterator
 
 from etils import epath
 
-from mae_jax.conversion import load, model_info, name_maps
+from mae_jax.conversion import load, model_info
 from mae_jax.conversion.weights import POSITION_TABLES, Weights
+from mae_jax.models import architecture
 from mae_jax.utils.errors import ConfigError
 
 _UNKNOWN = "not in the file"
 _NO_PIXELS = f"{_UNKNOWN}, or no pixels"
-PARTS = {
-  "encoder": "model/encoder/",
-  "decoder": "model/decoder/",
-}
 
 
 def describe(
@@ -51,89 +47,54 @@ def describe(
 
 def _info_rows(found: model_info.ModelInfo) -> Iterator[tuple[str, str]]:
   yield "kind", model_info.KINDS[found.kind]
-  patch = "x".join(map(str, found.patch_size))
-  if len(set(found.patch_size)) == 1:
-    patch = str(found.patch_size[0])
+  height, width = found.patch_size
+  patch = str(height) if height == width else f"{height}x{width}"
   name = f"ViT-{found.size}/{patch}: " if found.size else ""
-  yield (
-    "architecture",
-    (
-      f"{name}{found.width} wide, {found.depth} blocks, "
-      f"{found.heads or '?'} heads, MLP {found.mlp_dim}, patches of {patch}"
-    ),
-  )
+  yield "architecture", f"{name}{_stack(found)}, patches of {patch}"
   if found.decoder is not None:
-    decoder = found.decoder
-    yield (
-      "decoder",
-      (
-        f"{decoder.width} wide, {decoder.depth} blocks, {decoder.heads or '?'} "
-        f"heads, MLP {decoder.mlp_dim}"
-      ),
-    )
+    yield "decoder", _stack(found.decoder)
     target = {True: "normalized patches", False: "raw pixels", None: _NO_PIXELS}
     yield "target", target[found.norm_pix]
   else:
     yield "decoder", "none"
-  images = f", {found.channels} channels"
-  if found.image_size is None:
-    yield "images", _UNKNOWN + images
-  else:
-    yield "images", "{} x {} pixels".format(*found.image_size) + images
-  yield (
-    "mean, std",
-    (f"{found.mean}, {found.std}" if found.mean and found.std else _UNKNOWN),
-  )
+  size = found.image_size
+  pixels = "{} x {} pixels".format(*size) if size else _UNKNOWN
+  yield "images", f"{pixels}, {found.channels} channels"
+  known = found.mean and found.std
+  yield "mean, std", f"{found.mean}, {found.std}" if known else _UNKNOWN
   if found.classes:
-    unnamed = tuple(found.class_names) in (
-      (),
-      model_info.default_class_names(found.classes),
-    )
+    default = model_info.default_class_names(found.classes)
+    unnamed = tuple(found.class_names) in ((), default)
     named = "without names" if unnamed else "named"
-    pooling = {"mean": "mean of patch tokens", "cls": "class token"}
-    yield (
-      "head",
-      (
-        f"{found.classes} classes, {named}; on the "
-        f"{pooling.get(found.pooling, found.pooling)}"
-      ),
-    )
+    words = {"mean": "mean of patch tokens", "cls": "class token"}
+    pooling = words.get(found.pooling, found.pooling)
+    yield "head", f"{found.classes} classes, {named}; on the {pooling}"
   yield "LayerNorm eps", f"{found.norm_eps:g}"
   yield "activation", found.activation
 
 
+def _stack(dims: model_info.ModelInfo | architecture.Dims) -> str:
+  return (
+    f"{dims.width} wide, {dims.depth} blocks, {dims.heads or '?'} heads, MLP "
+    f"{dims.mlp_dim}"
+  )
+
+
 def _content_rows(weights: Weights) -> Iterator[tuple[str, str]]:
-  counts = {
-    part: sum(
-      name_maps.num_parameters({path: shape})
-      for path, shape in weights.shapes.items()
-      if path.startswith(prefix) and path not in POSITION_TABLES
-    )
-    for part, prefix in PARTS.items()
-  }
-  tables = sum(
-    name_maps.num_parameters({path: weights.shapes[path]})
-    for path in POSITION_TABLES
-    if path in weights.shapes
-  )
-  counts["positions"] = tables
-  counts["head"] = name_maps.num_parameters(weights.shapes) - sum(
-    counts.values()
-  )
-  yield (
-    "parameters",
-    ", ".join(
-      f"{part} {count / 1e6:.4g} M" for part, count in counts.items() if count
-    ),
-  )
+  counts = dict.fromkeys(("encoder", "decoder", "positions", "head"), 0)
+  for path, shape in weights.shapes.items():
+    part = path.removeprefix("model/").partition("/")[0]
+    part = part if part in ("encoder", "decoder") else "head"
+    part = "positions" if path in POSITION_TABLES else part
+    counts[part] += math.prod(shape)
+  sizes = [f"{part} {n / 1e6:.4g} M" for part, n in counts.items() if n]
+  yield "parameters", ", ".join(sizes)
   yield "stored as", str(weights.dtype)
   own = [
     part for path, part in POSITION_TABLES.items() if path in weights.shapes
   ]
-  yield (
-    "positions",
-    (f"own table in {' and '.join(own)}" if own else "the sin-cos table"),
-  )
+  table = f"own table in {' and '.join(own)}" if own else "the sin-cos table"
+  yield "positions", table
   for note in weights.notes:
     yield "note", note
 

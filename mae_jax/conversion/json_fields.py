@@ -3,8 +3,6 @@
 A value of the wrong type raises an error with its file and key.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping

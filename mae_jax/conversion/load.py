@@ -1,7 +1,6 @@
 """Opens weights of any format."""
 
-from __future__ import annotations
-
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -9,19 +8,20 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from mae_jax import checkpoints
-from mae_jax.checkpoints import checksums
 from mae_jax.conversion import (
   formats,
   import_weights,
   model_info,
-  native,
   run_config,
+  tensor_files,
 )
-from mae_jax.conversion.weights import Weights
+from mae_jax.conversion.weights import POSITION_TABLES, Weights
 from mae_jax.distributed import sharding
+from mae_jax.models import classifiers, discriminator
 from mae_jax.utils import console, storage
 
 POSITIONS = ("keep", "sincos")
@@ -47,7 +47,7 @@ def open_weights(
     ConfigError: if the weights are missing, damaged or of no known format.
   """
   if _is_native(path, weight_format):
-    return native.open_checkpoint(path, overrides)
+    return _open_checkpoint(path, overrides)
   assert local is not None
   return _open_foreign(local, weight_format, overrides).weights()
 
@@ -60,7 +60,7 @@ def describe(
 ) -> tuple[str, model_info.ModelInfo]:
   """Returns the format and the model info, even if the latter is incomplete."""
   if _is_native(path, weight_format):
-    return formats.JAX, native.open_checkpoint(path, overrides).info
+    return formats.JAX, _open_checkpoint(path, overrides).info
   found = _open_foreign(local, weight_format, overrides)
   return found.weight_format, found.info
 
@@ -69,6 +69,66 @@ def _is_native(path: epath.PathLike, weight_format: str | None) -> bool:
   if weight_format is None:
     return not formats.is_foreign(path)
   return weight_format == formats.JAX
+
+
+def _open_checkpoint(
+  path: epath.PathLike, overrides: model_info.ModelOverrides
+) -> Weights:
+  """Opens a checkpoint; uses averaged parameters if there are any."""
+  directory = checkpoints.find_step(path)
+  run, arrays = (
+    checkpoints.read_metadata(directory),
+    checkpoints.ArrayReader(directory),
+  )
+  task = run.config.task
+  run_config.check_single_network(path, run)
+  role, notes = classifiers.MODEL, []
+  if run.config.classify.ema and task == "finetune":
+    role = classifiers.AVERAGED
+    notes.append("the averaged parameters are used (classify.ema)")
+    classify = dataclasses.replace(run.config.classify, ema=0.0)
+    run = dataclasses.replace(
+      run, config=dataclasses.replace(run.config, classify=classify)
+    )
+  roles = {classifiers.MODEL, classifiers.AVERAGED, discriminator.ROLE}
+  other = roles - {role}
+  origin = {
+    _renamed(name, role): name
+    for name in arrays.shapes
+    if name.partition("/")[0] not in other
+  }
+  has_decoder = any(name.startswith("model/decoder/") for name in origin)
+  kind = {
+    "pretrain": model_info.MAE if has_decoder else model_info.ENCODER,
+    "finetune": model_info.CLASSIFIER,
+    "linprobe": model_info.PROBE,
+  }[task]
+  info = model_info.with_overrides(run_config.from_run(run, kind), overrides)
+  if info.kind == model_info.ENCODER:
+    origin = {k: v for k, v in origin.items() if k.startswith("model/encoder/")}
+  if overrides.positions == "sincos":
+    model_info.check_fixed_positions(info, str(path))
+    for name in POSITION_TABLES.keys() & origin.keys():
+      del origin[name]
+      notes.append(f"{name} is replaced by the sin-cos table")
+  run = run_config.to_run(info, str(path), run)
+  dtype = tensor_files.FLOATS[run.origin["dtype"]] if run.origin else np.float32
+  return Weights(
+    what=str(path),
+    weight_format=formats.JAX,
+    info=info,
+    run=run,
+    dtype=np.dtype(dtype),
+    shapes={path: arrays.shapes[name] for path, name in origin.items()},
+    read=lambda path: arrays.read(origin[path]),
+    finish=arrays.verify,
+    notes=tuple(notes),
+  )
+
+
+def _renamed(name: str, role: str) -> str:
+  head, slash, rest = name.partition("/")
+  return (classifiers.MODEL if head == role else head) + slash + rest
 
 
 def _open_foreign(
@@ -144,4 +204,4 @@ def load_any(
     console.info(f"{path}: {weights.weight_format}, {found}")
     for note in weights.notes:
       console.warn(f"{path}: {note}")
-  return checksums.unflatten(placed), weights.run
+  return traverse_util.unflatten_dict(placed, "/"), weights.run

@@ -1,10 +1,8 @@
 """The properties of a network that a file of weights states or leaves open."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from mae_jax.config import Config
 from mae_jax.models import architecture, factory
@@ -85,12 +83,7 @@ class ModelInfo:
   def size(self) -> str:
     """The name of the encoder's size; "" if no named size fits."""
     for name, dims in architecture.VARIANTS.items():
-      if (self.width, self.depth, self.mlp_dim, self.heads) == (
-        dims.width,
-        dims.depth,
-        dims.mlp_dim,
-        dims.heads,
-      ):
+      if all(getattr(self, x) == getattr(dims, x) for x in architecture.DIMS):
         return name
     return ""
 
@@ -120,7 +113,7 @@ class ModelOverrides:
   no_decoder: bool = False
 
   @classmethod
-  def from_config(cls, config: Config) -> ModelOverrides:
+  def from_config(cls, config: Config) -> Self:
     """Returns the model info of a config whose run starts from a file."""
     return cls(
       heads=factory.encoder(config).config.heads,

@@ -1,44 +1,29 @@
-"""Parameter names and array layouts of each weight format.
+"""Parameter names and array layouts of other weight formats.
 
-Each format has one table from this project's modules (or single arrays) to its
-own names. `{layer}` stands for the number of a block, which are stacked here.
-The table of layouts is common to all formats. Import, export and checks use
-only these tables.
+Each format's file has a table from this project's modules (or single arrays) to
+its own names. `{layer}` stands for the number of a block, which are stacked
+here. The table of layouts is common to all formats. Import, export and checks
+use only these tables.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 Names = Mapping[str, str | tuple[str, ...]]
 
-_BLOCK: Names = {
-  "norm1": "norm1",
-  "attn/qkv": "attn.qkv",
-  "attn/proj": "attn.proj",
-  "norm2": "norm2",
-  "mlp/fc1": "mlp.fc1",
-  "mlp/fc2": "mlp.fc2",
-}
-_TRANSFORMERS_BLOCK: Names = {
-  "norm1": "layernorm_before",
-  "attn/qkv": (
-    "attention.attention.query",
-    "attention.attention.key",
-    "attention.attention.value",
-  ),
-  "attn/proj": "attention.output.dense",
-  "norm2": "layernorm_after",
-  "mlp/fc1": "intermediate.dense",
-  "mlp/fc2": "output.dense",
-}
 
+def blocks(module: str, prefix: str, block: Names) -> Names:
+  """Returns the names of stacked blocks.
 
-def _blocks(module: str, prefix: str, block: Names) -> Names:
+  Args:
+    module: our module that has the stack, such as "model/encoder".
+    prefix: what precedes the number of a block in their names.
+    block: names within a block.
+  """
+
   def in_layer(name: str) -> str:
     return f"{prefix}.{{layer}}.{name}"
 
@@ -50,57 +35,8 @@ def _blocks(module: str, prefix: str, block: Names) -> Names:
   }
 
 
-# Also timm's names, which has no decoder and no BatchNorm.
-FACEBOOK: Names = {
-  "model/encoder/cls_token": "cls_token",
-  "model/encoder/pos_embed": "pos_embed",
-  "model/encoder/patch_embed": "patch_embed.proj",
-  **_blocks("model/encoder", "blocks", _BLOCK),
-  "model/encoder/norm": "norm",
-  "model/decoder/mask_token": "mask_token",
-  "model/decoder/pos_embed": "decoder_pos_embed",
-  "model/decoder/embed": "decoder_embed",
-  **_blocks("model/decoder", "decoder_blocks", _BLOCK),
-  "model/decoder/norm": "decoder_norm",
-  "model/decoder/pred": "decoder_pred",
-  "model/fc_norm": "fc_norm",
-  "model/head": "head",
-  "head": "head.1",
-  "stats/mean": "head.0.running_mean",
-  "stats/var": "head.0.running_var",
-}
-# As in files on the Hub.
-TRANSFORMERS: Names = {
-  "model/encoder/cls_token": "vit.embeddings.cls_token",
-  "model/encoder/pos_embed": "vit.embeddings.position_embeddings",
-  "model/encoder/patch_embed": "vit.embeddings.patch_embeddings.projection",
-  **_blocks("model/encoder", "vit.encoder.layer", _TRANSFORMERS_BLOCK),
-  "model/encoder/norm": "vit.layernorm",
-  "model/decoder/mask_token": "decoder.mask_token",
-  "model/decoder/pos_embed": "decoder.decoder_pos_embed",
-  "model/decoder/embed": "decoder.decoder_embed",
-  **_blocks("model/decoder", "decoder.decoder_layers", _TRANSFORMERS_BLOCK),
-  "model/decoder/norm": "decoder.decoder_norm",
-  "model/decoder/pred": "decoder.decoder_pred",
-  "model/head": "classifier",
-}
-# Prefixes of DistributedDataParallel and torch.compile.
+# Prefixes of DistributedDataParallel and torch.compile, and their replacement.
 WRAPPERS = (r"^((module|_orig_mod)\.)+", "")
-# Other names of the same tensors, as substitutions to apply in this order.
-ALIASES: Sequence[tuple[str, str]] = (
-  WRAPPERS,
-  # ViTModel, the encoder alone, has no prefix.
-  (r"^(embeddings|encoder|layers|layernorm|pooler)\b", r"vit.\1"),
-  # Modules of transformers 5, and decoders in files of transformers 5.23.
-  (r"^vit\.layers\.", "vit.encoder.layer."),
-  (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
-  (r"\.attention\.q_proj\.", ".attention.attention.query."),
-  (r"\.attention\.k_proj\.", ".attention.attention.key."),
-  (r"\.attention\.v_proj\.", ".attention.attention.value."),
-  (r"\.attention\.o_proj\.", ".attention.output.dense."),
-  (r"^(vit|decoder)(.*)\.mlp\.fc1\.", r"\1\2.intermediate.dense."),
-  (r"^(vit|decoder)(.*)\.mlp\.fc2\.", r"\1\2.output.dense."),
-)
 
 _SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 
@@ -254,7 +190,8 @@ def all_pieces(
   shapes: Mapping[str, tuple[int, ...]],
   names: Names,
   patch: tuple[int, int, int],
-) -> Iterator[tuple[str, list[Piece]]]:
-  """Yields the path and pieces of each array, in the order of `shapes`."""
-  for path, shape in shapes.items():
-    yield path, pieces(path, shape, names, patch)
+) -> dict[str, list[Piece]]:
+  """Lists the pieces of each array by its path, in the order of `shapes`."""
+  return {
+    path: pieces(path, shape, names, patch) for path, shape in shapes.items()
+  }

@@ -1,7 +1,5 @@
 """Converts model info to the settings of a run, and back."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -42,6 +40,28 @@ _TARGET_NAMES: dict[bool | None, str] = {
 _NETWORK_FIELDS = (*architecture.FIELDS, "decoder")
 
 
+# Settings of a run that no file states.
+_PLACEHOLDERS = Config(
+  task="pretrain",
+  data=DataConfig(
+    source="folder",
+    batch_size=1,
+    image_size=(1, 1),
+    crop_scale=(1.0, 1.0),
+    flip=False,
+    eval_crop=1.0,
+    mean=(0.0,),
+    std=(1.0,),
+  ),
+  model=ModelConfig(variant="B/16"),
+  objective=ObjectiveConfig(),
+  optim=OptimConfig(
+    blr=0.0, warmup="0 steps", weight_decay=0.0, b1=0.9, b2=0.999
+  ),
+  train=TrainConfig(length="0 steps"),
+)
+
+
 def to_run(
   info: ModelInfo,
   what: str,
@@ -74,7 +94,7 @@ def to_run(
     getattr(before, x) == getattr(info, x) for x in _NETWORK_FIELDS
   ):
     model = base.config.model  # keeps settings of speed and precision
-  config = base.config if base else _default_config(info)
+  config = base.config if base else _PLACEHOLDERS
   config = dataclasses.replace(
     config,
     task=task,
@@ -100,31 +120,6 @@ def to_run(
   if base is None:
     return checkpoints.CheckpointMetadata(config, {}, names)
   return dataclasses.replace(base, config=config, class_names=names)
-
-
-def _default_config(info: ModelInfo) -> Config:
-  assert info.image_size is not None
-  assert info.mean is not None
-  assert info.std is not None
-  return Config(
-    task=TASKS[info.kind],
-    data=DataConfig(
-      source="folder",
-      batch_size=1,
-      image_size=info.image_size,
-      crop_scale=(1.0, 1.0),
-      flip=False,
-      eval_crop=info.eval_crop,
-      mean=info.mean,
-      std=info.std,
-    ),
-    model=_model_config(info),
-    objective=ObjectiveConfig(),
-    optim=OptimConfig(
-      blr=0.0, warmup="0 steps", weight_decay=0.0, b1=0.9, b2=0.999
-    ),
-    train=TrainConfig(length="0 steps"),
-  )
 
 
 def _model_config(info: ModelInfo) -> ModelConfig:

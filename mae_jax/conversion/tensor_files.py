@@ -5,8 +5,6 @@ PyTorch's `weights_only` reader, which accepts only tensors, plain containers
 and the one class that the reference's files contain, and executes nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -19,7 +17,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import IO, Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -53,27 +51,14 @@ class Header:
   extra: Mapping[str, Any]
 
 
-class Tensors(Protocol):
-  """Named tensors in files."""
-
-  @property
-  def shapes(self) -> Mapping[str, tuple[int, ...]]:
-    """The shape of each tensor."""
-
-  @property
-  def dtypes(self) -> Mapping[str, str]:
-    """The dtype of each tensor, as safetensors names it."""
-
-  @property
-  def extra(self) -> Mapping[str, Any]:
-    """Other content of the files."""
-
-  def reading(self) -> contextlib.AbstractContextManager[Read]:
-    """Opens the files for reading; closes them and frees memory at the end."""
-
-
 class SafeTensors:
-  """Tensors in one or several `.safetensors` files."""
+  """Tensors in one or several `.safetensors` files.
+
+  Attributes:
+    shapes: shape of each tensor, by name.
+    dtypes: dtype of each tensor, as safetensors names it.
+    extra: the metadata of the files.
+  """
 
   def __init__(self, paths: Sequence[pathlib.Path]):
     """Reads the headers.
@@ -97,7 +82,7 @@ class SafeTensors:
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[Read]:
-    """Opens the files for reading."""
+    """Opens the files for reading; closes them and frees memory at the end."""
     with contextlib.ExitStack() as stack:
       opened: dict[pathlib.Path, Any] = {}
 
@@ -132,7 +117,12 @@ class PickledTensors:
   """Tensors in a `.pth` or `.bin` file of PyTorch.
 
   The tensors are in `["model"]`, in `["state_dict"]`, or in the file itself.
-  `extra` holds the content beside them.
+
+  Attributes:
+    reference: whether they are in `["model"]`, as in the reference's files.
+    shapes: shape of each tensor, by name.
+    dtypes: dtype of each tensor, as safetensors names it.
+    extra: the content beside the tensors.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -179,7 +169,7 @@ class PickledTensors:
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[Read]:
-    """Opens the file for reading."""
+    """Opens the file for reading; frees memory at the end."""
     tensors = self._tensors(_load_pickle(self._path))
 
     def read(name: str) -> np.ndarray:
@@ -192,6 +182,9 @@ class PickledTensors:
       return array
 
     yield read
+
+
+Tensors: TypeAlias = SafeTensors | PickledTensors
 
 
 def _dtype_name(tensor: Any) -> str:

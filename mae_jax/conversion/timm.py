@@ -4,40 +4,57 @@ Names are the reference's, without a decoder. A `config.json` beside the
 weights, as on the Hub, states how to preprocess images.
 """
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from mae_jax.conversion import (
   facebook,
-  infer_architecture,
   json_fields,
   model_info,
-  name_maps,
   tensor_files,
 )
+from mae_jax.conversion.weight_format import WeightFormat
+from mae_jax.conversion.weights import Weights
 from mae_jax.utils.errors import ConfigError
 
 CONFIG = "config.json"
 
 
-def is_config(content: Any) -> bool:
-  """Checks whether the content of a config.json is timm's."""
+class Timm(WeightFormat):
+  """timm's format, which has no decoder."""
+
+  names = facebook.NAMES
+  suffix = ".safetensors"
+  decoder = False
+
+  def matches(self, path: pathlib.Path, found: tensor_files.Tensors) -> bool:
+    """Checks the `config.json`; a file without one may be timm's."""
+    if path.is_dir():
+      return _is_config(json_fields.read(path / CONFIG))
+    return True
+
+  def describe(
+    self,
+    found: tensor_files.Header,
+    path: pathlib.Path,
+    base: model_info.ModelInfo | None,
+  ) -> model_info.ModelInfo:
+    """Reads model info; see `WeightFormat.describe`."""
+    known = facebook.read_shapes(found, path)
+    if base is not None:
+      return facebook.merge(base, known)
+    return model_info.ModelInfo(**(known | _config(path, known)))
+
+  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
+    """Writes a `.safetensors` file."""
+    self.write_safetensors(weights, out, dtype)
+    return [f"load it with {create_model(weights.info, out)}"]
+
+
+def _is_config(content: Any) -> bool:
   return isinstance(content, dict) and "architecture" in content
-
-
-def describe(
-  found: tensor_files.Header,
-  path: pathlib.Path,
-  base: model_info.ModelInfo | None,
-) -> model_info.ModelInfo:
-  """Reads model info; arguments as in `facebook.describe`."""
-  known = infer_architecture.read(found.shapes, name_maps.FACEBOOK, str(path))
-  known |= facebook.head_fields(found)
-  if base is not None:
-    return facebook.merge(base, known)
-  return model_info.ModelInfo(**(known | _config(path, known)))
 
 
 def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +63,7 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   if not file.is_file():
     return {}
   content = json_fields.read(file)
-  if not is_config(content):
+  if not _is_config(content):
     return {}
   preprocessing = json_fields.mapping(content, "pretrained_cfg", file)
   pool = content.get("global_pool", preprocessing.get("global_pool", "token"))

@@ -5,12 +5,13 @@ preprocess images. `model.safetensors` holds the weights; several files with an
 index, or `pytorch_model.bin`, can replace it.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from mae_jax.conversion import (
   infer_architecture,
@@ -19,12 +20,56 @@ from mae_jax.conversion import (
   name_maps,
   tensor_files,
 )
-from mae_jax.models import architecture as variants
+from mae_jax.conversion.weight_format import OUT, WeightFormat
+from mae_jax.conversion.weights import Weights
+from mae_jax.utils import atomic_write
 from mae_jax.utils.errors import ConfigError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 MODEL_TYPES = ("vit_mae", "vit")
+_BLOCK: name_maps.Names = {
+  "norm1": "layernorm_before",
+  "attn/qkv": (
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+  ),
+  "attn/proj": "attention.output.dense",
+  "norm2": "layernorm_after",
+  "mlp/fc1": "intermediate.dense",
+  "mlp/fc2": "output.dense",
+}
+# As in files on the Hub.
+NAMES: name_maps.Names = {
+  "model/encoder/cls_token": "vit.embeddings.cls_token",
+  "model/encoder/pos_embed": "vit.embeddings.position_embeddings",
+  "model/encoder/patch_embed": "vit.embeddings.patch_embeddings.projection",
+  **name_maps.blocks("model/encoder", "vit.encoder.layer", _BLOCK),
+  "model/encoder/norm": "vit.layernorm",
+  "model/decoder/mask_token": "decoder.mask_token",
+  "model/decoder/pos_embed": "decoder.decoder_pos_embed",
+  "model/decoder/embed": "decoder.decoder_embed",
+  **name_maps.blocks("model/decoder", "decoder.decoder_layers", _BLOCK),
+  "model/decoder/norm": "decoder.decoder_norm",
+  "model/decoder/pred": "decoder.decoder_pred",
+  "model/head": "classifier",
+}
+# Other names of the same tensors, as substitutions to apply in this order.
+_ALIASES = (
+  name_maps.WRAPPERS,
+  # ViTModel, the encoder alone, has no prefix.
+  (r"^(embeddings|encoder|layers|layernorm|pooler)\b", r"vit.\1"),
+  # Modules of transformers 5, and decoders in files of transformers 5.23.
+  (r"^vit\.layers\.", "vit.encoder.layer."),
+  (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
+  (r"\.attention\.q_proj\.", ".attention.attention.query."),
+  (r"\.attention\.k_proj\.", ".attention.attention.key."),
+  (r"\.attention\.v_proj\.", ".attention.attention.value."),
+  (r"\.attention\.o_proj\.", ".attention.output.dense."),
+  (r"^(vit|decoder)(.*)\.mlp\.fc1\.", r"\1\2.intermediate.dense."),
+  (r"^(vit|decoder)(.*)\.mlp\.fc2\.", r"\1\2.output.dense."),
+)
 # Values of settings that a config.json omits.
 _DEFAULTS = {
   "num_attention_heads": 12,
@@ -51,40 +96,92 @@ ACTIVATIONS = {
 }
 
 
-def is_config(content: Any) -> bool:
-  """Checks whether the content of a config.json is transformers'."""
-  return isinstance(content, dict) and "model_type" in content
+class Transformers(WeightFormat):
+  """Directories of transformers' ViTMAE and ViT."""
 
+  names = NAMES
+  aliases = _ALIASES
+  ignored = ((r"^vit\.pooler\.", "the pooler, which a MAE does not have"),)
+  optional_biases = r"\.attention\.attention\.(query|key|value)\.bias$"
 
-def describe(
-  found: tensor_files.Header,
-  path: pathlib.Path,
-  base: model_info.ModelInfo | None,
-) -> model_info.ModelInfo:
-  """Reads a directory's model info; arguments as in `facebook.describe`."""
-  config = _DEFAULTS | json_fields.read(path / CONFIG)
-  if config["model_type"] not in MODEL_TYPES:
-    raise ConfigError(
-      f"{path / CONFIG} has model_type={config['model_type']!r}; supported are "
-      f"{' and '.join(MODEL_TYPES)}"
-    )
-  known = infer_architecture.read(
-    found.shapes, name_maps.TRANSFORMERS, str(path)
-  )
-  known |= _config(config, known, path)
-  weight = found.shapes.get(f"{name_maps.TRANSFORMERS['model/head']}.weight")
-  if weight:
-    known |= {
-      "kind": model_info.CLASSIFIER,
-      "classes": weight[0],
-      "class_names": _class_names(config, weight[0], path),
-    }
-  known |= _preprocessor(path / PREPROCESSOR)
-  if base is None:
-    return model_info.ModelInfo(pooling="cls", **known)
-  return dataclasses.replace(
-    base, **{key: value for key, value in known.items() if key != "eval_crop"}
-  )
+  def matches(self, path: pathlib.Path, found: tensor_files.Tensors) -> bool:
+    """Checks the `config.json`, without which nothing can be read."""
+    if path.is_dir():
+      content = json_fields.read(path / CONFIG)
+      return isinstance(content, dict) and "model_type" in content
+    if any(name.startswith(("vit.", "embeddings.")) for name in found.shapes):
+      raise ConfigError(
+        f"{path} has transformers' tensor names, and needs the config.json "
+        f"beside it: pass the directory, {path.parent}"
+      )
+    return False
+
+  def describe(
+    self,
+    found: tensor_files.Header,
+    path: pathlib.Path,
+    base: model_info.ModelInfo | None,
+  ) -> model_info.ModelInfo:
+    """Reads model info; see `WeightFormat.describe`."""
+    config = _DEFAULTS | json_fields.read(path / CONFIG)
+    if config["model_type"] not in MODEL_TYPES:
+      raise ConfigError(
+        f"{path / CONFIG} has model_type={config['model_type']!r}; supported "
+        f"are {' and '.join(MODEL_TYPES)}"
+      )
+    known = infer_architecture.read(found.shapes, NAMES, str(path))
+    known |= _config(config, known, path)
+    weight = found.shapes.get(f"{NAMES['model/head']}.weight")
+    if weight:
+      known |= {
+        "kind": model_info.CLASSIFIER,
+        "classes": weight[0],
+        "class_names": _class_names(config, weight[0], path),
+      }
+    known |= _preprocessor(path / PREPROCESSOR)
+    if base is None:
+      return model_info.ModelInfo(pooling="cls", **known)
+    known.pop("eval_crop", None)
+    return dataclasses.replace(base, **known)
+
+  def check(self, weights: Weights) -> None:
+    """Raises ConfigError if transformers has no such network."""
+    found = weights.info
+    if found.kind == model_info.CLASSIFIER and found.pooling == "mean":
+      raise ConfigError(
+        f"{weights.what} averages its tokens (classify.pooling=mean), but "
+        "transformers' ViTForImageClassification uses the class token: convert "
+        "with --to=timm, or fine-tune with --config.classify.pooling=cls"
+      )
+    assert found.image_size
+    square = found.image_size[0] == found.image_size[1]
+    if found.patch_size[0] != found.patch_size[1] or (
+      found.kind == model_info.MAE and not square
+    ):
+      raise ConfigError(
+        f"{weights.what} has images of {found.image_size} and patches of "
+        f"{found.patch_size}; transformers needs square patches, and ViTMAE "
+        "square images: convert with --to=facebook"
+      )
+
+  def reader_notes(self, found: model_info.ModelInfo) -> list[str]:
+    """Returns nothing: `config.json` states all settings."""
+    return []
+
+  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
+    """Writes a directory."""
+    content = files(weights.info, dtype.name)
+    with atomic_write.atomic_folder(out, lambda _: False, OUT) as directory:
+      for file, values in content.items():
+        (directory / file).write_text(json.dumps(values, indent=2) + "\n")
+      # ViTModel, the encoder alone, has no prefix.
+      prefix = "vit." if weights.info.kind == model_info.ENCODER else ""
+      path = str(directory / "model.safetensors")
+      self.write_safetensors(weights, path, dtype, prefix)
+    (architecture,) = content[CONFIG]["architectures"]
+    return [
+      f"load it with transformers.{architecture}.from_pretrained({out!r})"
+    ]
 
 
 def _config(
@@ -111,10 +208,9 @@ def _config(
   }
   decoder = known["decoder"]
   if decoder is not None:
-    heads = config["decoder_num_attention_heads"]
     result |= {
-      "decoder": variants.Dims(
-        decoder.width, decoder.depth, heads, decoder.mlp_dim
+      "decoder": dataclasses.replace(
+        decoder, heads=config["decoder_num_attention_heads"]
       ),
       "norm_pix": bool(config["norm_pix_loss"]),
       "mask_ratio": json_fields.number(config, "mask_ratio", file),

@@ -1,7 +1,5 @@
 """Weights of any source in this project's layout, read array by array."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 
