@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -29,6 +30,9 @@ signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 jax.config.update("jax_num_cpu_devices", 8)
 torch.set_num_threads(1)
+# Tracing makes many objects that live on. Looking for garbage among them each
+# time that some hundreds are new would take an eighth of the tests' time.
+gc.set_threshold(100_000, 50, 100)
 
 # Many tests build the same program. All processes of a session share one cache,
 # so each program is compiled once.

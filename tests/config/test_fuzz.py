@@ -415,7 +415,7 @@ SOURCES = st.sampled_from(["digits", "folder"])
 DEVICES = st.sampled_from([1, 2, 4])
 
 
-@fuzz(12)
+@fuzz(5)
 @hypothesis.given(changes=changes(3), source=SOURCES, devices=DEVICES)
 def test_plausible_values_build_or_are_refused(
   photos, changes, source, devices

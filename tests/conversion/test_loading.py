@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from typing import Any
@@ -37,11 +38,22 @@ MODEL = {
 
 
 def digits_weights(root: pathlib.Path, kind: str, to: str) -> pathlib.Path:
-  """Writes a digits network of a kind in a format."""
+  """Writes a digits network of a kind in a format, from `root`/start."""
   start = sample_checkpoints.save(root / "start", kind, data=DATA, model=MODEL)
   out = root / f"theirs{SUFFIX.get(to, '')}"
   convert.convert(str(start), str(out), to=to)
   return out
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+  """`digits_weights` that writes each kind in each format once."""
+
+  @functools.cache
+  def write(kind: str, to: str) -> pathlib.Path:
+    return digits_weights(tmp_path_factory.mktemp("weights"), kind, to)
+
+  return write
 
 
 def initial(config: Config) -> checkpoints.TrainState:
@@ -63,8 +75,8 @@ def same(found: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("to", ["facebook", "transformers"])
-def test_pre_training_goes_on(to: str, tmp_path: pathlib.Path):
-  path = digits_weights(tmp_path, "mae", to)
+def test_pre_training_goes_on(to: str, weights):
+  path = weights("mae", to)
   config = tiny.config(init_from=str(path))
   wanted = sample_checkpoints.params("mae", config)
   same(initial(config).params, wanted)
@@ -72,10 +84,8 @@ def test_pre_training_goes_on(to: str, tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("kind", ["encoder", "mae", "cls"])
 @pytest.mark.parametrize("to", ["facebook", "transformers", "timm"])
-def test_fine_tuning_and_probes_start(
-  kind: str, to: str, tmp_path: pathlib.Path
-):
-  path = digits_weights(tmp_path, kind, to)
+def test_fine_tuning_and_probes_start(kind: str, to: str, weights):
+  path = weights(kind, to)
   before = sample_checkpoints.config(kind, data=DATA, model=MODEL)
   encoder = dict(sample_checkpoints.params(kind, before)["model"]["encoder"])
   for task in ("finetune", "linprobe"):
@@ -123,10 +133,10 @@ def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["facebook", "jax"])
 def test_another_normalization_gives_a_warning(
-  to: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+  to: str, weights, capsys: pytest.CaptureFixture
 ):
   """Another normalization is allowed, but rarely intended."""
-  path = str(digits_weights(tmp_path, "mae", to))
+  path = str(weights("mae", to))
   for task in ("pretrain", "finetune"):
     initial(tiny.config(task=task, init_from=path))
     data = {"mean": (0.5,), "std": (0.4,)}
@@ -141,10 +151,11 @@ def test_another_normalization_gives_a_warning(
     )
 
 
+@pytest.mark.slow
 def test_another_objective_gives_a_warning(
-  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+  weights, capsys: pytest.CaptureFixture
 ):
-  path = str(digits_weights(tmp_path, "mae", "jax"))
+  path = str(weights("mae", "jax"))
   initial(tiny.config(init_from=path))
   assert "was trained with objective" not in capsys.readouterr().err
   objective = {"target": "raw", "masked_input": "noise"}
@@ -173,10 +184,8 @@ def test_another_objective_gives_a_warning(
   ],
 )
 @pytest.mark.parametrize("to", ["facebook", "jax"])
-def test_what_does_not_fit_pre_training(
-  kind, changes, text, to, tmp_path: pathlib.Path
-):
-  path = digits_weights(tmp_path, kind, to)
+def test_what_does_not_fit_pre_training(kind, changes, text, to, weights):
+  path = weights(kind, to)
   with pytest.raises(ConfigError, match=text) as caught:
     initial(tiny.config(init_from=str(path), **changes))
   assert "\n" not in str(caught.value)
@@ -198,8 +207,8 @@ def test_pre_training_has_fixed_positions(tmp_path: pathlib.Path):
     initial(config)
 
 
-def test_sharded_and_whole_are_the_same(tmp_path: pathlib.Path):
-  path = digits_weights(tmp_path, "cls", "timm")
+def test_sharded_and_whole_are_the_same(weights):
+  path = weights("cls", "timm")
   one, run = conversion.load_any(path, runs.devices_mesh())
   eight, again = conversion.load_any(path, runs.devices_mesh(8, fsdp=4))
   same(eight, jax.device_get(one))

@@ -106,7 +106,9 @@ def written(tmp_path_factory):
   return write
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("kind", "first", "second"), PAIRS)
 def test_there_across_and_back(
   written, kind: str, first: str, second: str, dtype: str, tmp_path

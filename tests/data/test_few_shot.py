@@ -95,6 +95,7 @@ def folder(tmp_path) -> DataConfig:
   return tiny.config(data={"source": "folder", "path": str(tmp_path)}).data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["digits", "folder", "tfds"])
 def test_limit_per_class(kind, tmp_path, records):
   data = {

@@ -338,6 +338,7 @@ def test_rows_that_are_not_part_of_a_batch(settings, rows):
     train(settings(), 1, rows=np.array(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["digits", "folder"])
 def test_stacked_streams_equal_single_streams(kind, tmp_path):
   settings = tiny.config().data

@@ -156,6 +156,7 @@ def test_the_head_of_a_linear_probe(tmp_path):
   assert found["scalars"] == pytest.approx(dict(report.scalars), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_of_some_of_the_classes(
   trained, digits, logits, tmp_path, capsys
 ):
@@ -406,6 +407,7 @@ def test_a_checkpoint_without_a_head(tmp_path):
     run(config(tmp_path / "run"), tmp_path)
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_scored(trained, digits, tmp_path):
   def refused(text, **data):
     settings = config(trained[0], data=data)

@@ -92,7 +92,7 @@ def test_the_penalty_and_its_gradient_are_those_of_pytorch(network):
     )
 
 
-@pytest.mark.parametrize("game", objectives.GAN_LOSSES)
+@pytest.mark.parametrize("game", ["hinge", "non_saturating"])
 def test_games_and_their_gradients_are_those_of_pytorch(game: str):
   real, fake = 2 * draw(5, 7), 2 * draw(5, 7, seed=1)
   telling, fooling = objectives.GAN_LOSSES[game]

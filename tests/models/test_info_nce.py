@@ -31,6 +31,7 @@ def nce(pred: np.ndarray, target: np.ndarray) -> float:
   return F.cross_entropy(a @ b.T / TEMPERATURE, torch.arange(len(a))).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 2, 6, 99])
 def test_hidden_patches_are_compared_within_images_or_the_batch(count: int):
   pred, target, hidden = draw(0), draw(1), masked()

@@ -194,6 +194,7 @@ def loss_and_grads(**model):
   return jax.jit(jax.value_and_grad(loss_fn))(tiny.params())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "settings",
   [{"unroll": 2}, {"remat": "dots"}, {"remat": "full"}],

@@ -221,6 +221,7 @@ def test_mistakes(workdir, images, tmp_path, flag, message: str):
     )
 
 
+@pytest.mark.slow
 def test_the_command(workdir, images, tmp_path):
   out = tmp_path / "out"
   flags = (f"--checkpoint={workdir}", f"--images={images}", f"--out={out}")

@@ -341,6 +341,7 @@ def test_only_an_earlier_export_is_replaced(pretrained, tmp_path):
   assert (out / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, None])
 def test_a_failed_export_keeps_the_old_one(
   pretrained, tmp_path, monkeypatch, error

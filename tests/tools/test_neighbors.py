@@ -88,6 +88,7 @@ def test_mistakes(workdir, images, tmp_path):
       neighbors.write(str(workdir), str(images), query, out, **more)
 
 
+@pytest.mark.slow
 def test_the_command(workdir, images, tmp_path):
   out = tmp_path / "out"
   found = command(

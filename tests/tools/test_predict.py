@@ -250,6 +250,7 @@ def test_the_command(trained, photos, rows, tmp_path):
   assert len((tmp_path / "x.csv").read_text().splitlines()) == 1 + len(NAMES)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_head_is_one_line(tmp_path, photos):
   settings = tiny.config(
     data={"eval_split": ""},

@@ -456,6 +456,7 @@ def test_a_link_is_kept_and_its_target_replaced(workdirs, images, tmp_path):
   assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
 
 
+@pytest.mark.slow
 def test_a_classifier_has_no_decoder(workdirs, images, tmp_path):
   start = tmp_path / "finetuned"
   config = tiny.config(

@@ -22,9 +22,9 @@ def _one_device():
 @pytest.mark.parametrize(
   ("devices", "fsdp"),
   [
-    (2, 1),
-    (8, 4),
+    pytest.param(2, 1, marks=pytest.mark.slow),
     pytest.param(4, 2, marks=pytest.mark.slow),
+    (8, 4),
   ],
 )
 def test_losses_are_equal_on_all_meshes_over_20_steps(devices, fsdp):
@@ -65,7 +65,14 @@ def test_masks_are_bit_equal_on_all_meshes(devices, mask: str):
   assert len(np.unique(rows, axis=0)) == 32  # per example, not per device
 
 
-@pytest.mark.parametrize("mask", ["random", "block", "grid"])
+@pytest.mark.parametrize(
+  "mask",
+  [
+    "random",
+    pytest.param("block", marks=pytest.mark.slow),
+    pytest.param("grid", marks=pytest.mark.slow),
+  ],
+)
 def test_masks_differ_by_step(mask: str):
   """Without learning, the loss of a fixed batch still changes per step."""
   config = tiny.config(

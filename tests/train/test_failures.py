@@ -104,6 +104,7 @@ def test_the_inputs_of_a_failed_step_are_saved(tmp_path):
   np.testing.assert_array_equal(picture[:8, 8:16, 0], given["image"][1, ..., 0])
 
 
+@pytest.mark.slow
 def test_skipped_steps_and_spikes_are_reported_and_logged(
   tmp_path, capsys, monkeypatch
 ):

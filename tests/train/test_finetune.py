@@ -255,7 +255,14 @@ def test_images_without_labels_are_refused(tmp_path):
     runs.open_task(settings, runs.devices_mesh())
 
 
-@pytest.mark.parametrize("trained", ["head", "mlp", "1 blocks"])
+@pytest.mark.parametrize(
+  "trained",
+  [
+    "head",
+    pytest.param("mlp", marks=pytest.mark.slow),
+    pytest.param("1 blocks", marks=pytest.mark.slow),
+  ],
+)
 def test_frozen_parameters_do_not_change(trained: str):
   """Uses weight decay, and checks that all other parameters change."""
   classify = ClassifyConfig(drop_path=0.3, trainable=trained)

@@ -43,6 +43,7 @@ def without_learning(
   )
 
 
+@pytest.mark.slow
 def test_pre_training_resumes_with_four_times_larger_patches(start, tmp_path):
   config = without_learning(start, COLOR, init_adapt=True)
   runs.train(config, tmp_path)

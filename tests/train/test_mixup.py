@@ -70,6 +70,7 @@ def test_mixing_equal_classes_gives_that_class():
   np.testing.assert_allclose(targets, [[0, 1, 0], [0, 1, 0]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_switching_and_probability():
   mix = many(4000)
   plain = np.asarray(mix.pixels).reshape(4000, -1)

@@ -54,10 +54,10 @@ DISCRIMINATORS = {
 @pytest.mark.parametrize(
   ("step", "game", "kind"),
   [
-    (0, "hinge", "patch"),
-    (10, "hinge", "patch"),
+    pytest.param(0, "hinge", "patch", marks=pytest.mark.slow),
+    pytest.param(10, "hinge", "patch", marks=pytest.mark.slow),
     (20, "hinge", "image"),
-    (20, "non_saturating", "patch"),
+    pytest.param(20, "non_saturating", "patch", marks=pytest.mark.slow),
   ],
 )
 def test_each_network_learns_only_from_its_own_loss(

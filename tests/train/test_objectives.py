@@ -272,6 +272,7 @@ def test_settings_that_exclude_each_other_are_refused(objective, text: str):
     build()
 
 
+@pytest.mark.slow
 def test_training_only_the_decoder_needs_init_from(tmp_path):
   alone = settings(trainable="decoder")
   with pytest.raises(ConfigError, match="set init_from"):
@@ -286,6 +287,7 @@ def test_training_only_the_decoder_needs_init_from(tmp_path):
     runs.train(alone, tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_different_decoder_is_reported_by_its_settings(tmp_path):
   runs.pretrained(tmp_path / "first")
   config = tiny.with_changes(

@@ -63,9 +63,8 @@ def test_training_on_a_tfds_data_set(tmp_path):
   assert 0 <= report.scalars["eval_linear_all/MAE"] <= 1
 
 
-@pytest.mark.parametrize(
-  "devices", [pytest.param(1, marks=pytest.mark.slow), 4]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
 def test_training_on_a_folder_of_photographs(tmp_path, devices):
   photos = datasets.load_sample_images().images
   for split, tops in (("train", (0, 100, 200)), ("val", (50,))):

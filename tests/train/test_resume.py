@@ -26,22 +26,33 @@ def whole(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, fsdp):
-  mesh = {"devices": fsdp, "fsdp": fsdp}
-  runs.train(_CONFIG, tmp_path / "whole", **mesh)
-  expected = runs.params(tmp_path / "whole", _CONFIG)
-  interrupted = shutil.copytree(tmp_path / "whole", tmp_path / "interrupted")
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("sharded")
+  runs.train(_CONFIG, workdir, devices=2, fsdp=2)
+  return workdir
+
+
+@pytest.mark.parametrize(
+  ("run", "devices"),
+  [("whole", 1), pytest.param("sharded", 2, marks=pytest.mark.slow)],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+  request, tmp_path, run, devices
+):
+  workdir = request.getfixturevalue(run)
+  interrupted = shutil.copytree(workdir, tmp_path / "interrupted")
   shutil.rmtree(interrupted / "checkpoints" / "4")
 
-  runs.train(_CONFIG, interrupted, **mesh)
+  runs.train(_CONFIG, interrupted, devices=devices, fsdp=devices)
 
   jax.tree.map(
-    np.testing.assert_array_equal, runs.params(interrupted, _CONFIG), expected
+    np.testing.assert_array_equal,
+    runs.params(interrupted, _CONFIG),
+    runs.params(workdir, _CONFIG),
   )
-  assert run_outputs.read_metrics(interrupted) == run_outputs.read_metrics(
-    tmp_path / "whole"
-  )
+  found, wanted = map(run_outputs.read_metrics, (interrupted, workdir))
+  assert found == wanted
 
 
 def test_the_optimizer_and_the_counters_are_restored(whole):
@@ -127,14 +138,8 @@ def _losses(workdir):
   return [x["loss"] for x in run_outputs.read_metrics(workdir) if "loss" in x]
 
 
-@pytest.mark.parametrize(
-  ("devices", "fsdp"),
-  [
-    (4, 2),
-    (1, 1),
-    pytest.param(8, 2, marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (1, 1), (8, 2)])
 def test_a_checkpoint_of_eight_devices_resumes_on_other_meshes(
   on_eight, tmp_path, devices, fsdp
 ):
