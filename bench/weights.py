@@ -30,7 +30,7 @@ from mae_jax.data import sources
 from mae_jax.evals import eval_data
 from mae_jax.models import classifiers
 from mae_jax.tools import image_stream
-from mae_jax.tools.export import command, exportable, stablehlo
+from mae_jax.tools.export import command, stablehlo, verify
 from mae_jax.tools.export import quantize as weights_lib
 
 OUT = flags.RESULTS / "weights.md"
@@ -78,7 +78,7 @@ def measure(checkpoint: str, kind: str) -> Measured:
         None,
         images,
         data,
-        mesh=exportable.cpu_mesh(),
+        mesh=verify.cpu_mesh(),
         batch_size=64,
       )
     ]

@@ -1,63 +1,29 @@
-"""Exports an encoder or a classifier to files that serve without mae_jax.
+"""Exports files that serve without mae_jax: `python -m mae_jax export`."""
 
-python -m mae_jax export --checkpoint=WORKDIR --out=DIR
-"""
-
-from __future__ import annotations
-
+import dataclasses
 import gc
+import importlib
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from mae_jax import conversion
 from mae_jax.config import lookup
+from mae_jax.evals import load_model
 from mae_jax.models import classifiers, factory
 from mae_jax.tools import cli, feature_extractor
-from mae_jax.tools.export import (
-  exportable,
-  manifest,
-  quantize,
-  stablehlo,
-  verify,
-)
+from mae_jax.tools.export import manifest, quantize, verify
 from mae_jax.tools.feature_extractor import ImageFunction
 from mae_jax.utils import atomic_write, console, storage
 from mae_jax.utils.errors import ConfigError
 
-
-class Format(Protocol):
-  """A module that writes a program and reads it again."""
-
-  def write(
-    self,
-    folder: epath.Path,
-    call: Callable[[Any, jax.Array], jax.Array],
-    weights: quantize.Weights,
-    image_shape: tuple[int, ...],
-    output: str,
-  ) -> dict[str, Any]:
-    """Writes the program; see `stablehlo.write`."""
-
-  def load(self, folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Reads the program; see `stablehlo.load`."""
-
-
-def _savedmodel() -> Format:
-  from mae_jax.tools.export import savedmodel
-
-  return savedmodel
-
-
-FORMATS: dict[str, Callable[[], Format]] = {
-  "stablehlo": lambda: stablehlo,
-  "savedmodel": _savedmodel,
-}
+# Modules of this package with `write` and `load`. Each is imported when it is
+# chosen, because one of them imports TensorFlow.
+FORMATS = ("stablehlo", "savedmodel")
 WHAT = ("classifier", "features")
 
 
@@ -106,7 +72,7 @@ def write(
       is unchanged.
   """
   began = time.monotonic()
-  make_format = lookup(FORMATS, format, "--format")
+  lookup(dict.fromkeys(FORMATS), format, "--format")
   lookup(quantize.KINDS, weights, "--weights")
   if what is not None:
     lookup(dict.fromkeys(WHAT), what, "--what")
@@ -130,23 +96,22 @@ def write(
     "activations": dtype,
   }
   with atomic_write.atomic_folder(out, manifest.is_export) as folder:
-    lines = _fill(folder, make_format(), step, about, options)
-    total = _size(folder)
-  console.info(
-    f"{out}: {_megabytes(total)}, in {time.monotonic() - began:.1f} s"
-  )
+    lines = _fill(folder, step, about, options)
+    files = filter(pathlib.Path.is_file, pathlib.Path(folder).rglob("*"))
+    total = _megabytes(sum(each.stat().st_size for each in files))
+  console.info(f"{out}: {total}, in {time.monotonic() - began:.1f} s")
   for line in lines:
     console.info(line)
 
 
 def _fill(
   folder: epath.Path,
-  form: Format,
   step: epath.Path,
   about: dict[str, Any],
   options: dict[str, Any],
 ) -> list[str]:
   """Writes the export, compares it, and returns lines to print."""
+  form = importlib.import_module(f"mae_jax.tools.export.{about['format']}")
   kind, dtype = about["weights"], about["activations"]
   network = _open(step, about["what"], dtype, options)
   stored = quantize.store(network.params, kind)
@@ -186,8 +151,31 @@ def _open(
 ) -> ImageFunction:
   with storage.os_errors(step):
     if what == "classifier":
-      return exportable.classifier(step, dtype=dtype)
-    return exportable.features(step, dtype=dtype, **options)
+      return _classifier(step, dtype)
+    return feature_extractor.from_checkpoint(
+      step,
+      verify.cpu_mesh(),
+      pool=options["pool"] or "mean",
+      layer=options["layer"],
+      image_size=options["image_size"],
+      dtype=dtype,
+      platform=factory.ANY_PLATFORM,
+    )
+
+
+def _classifier(step: epath.Path, dtype: str) -> ImageFunction:
+  found = load_model.load(step, verify.cpu_mesh(), head=True)
+  model = dataclasses.replace(found.config.model, dtype=dtype)
+  config = dataclasses.replace(found.config, model=model)
+  found = dataclasses.replace(
+    found, config=config, platform=factory.ANY_PLATFORM
+  )
+  params = found.params
+  if classifiers.AVERAGED in params:  # exports use these alone
+    params = {classifiers.MODEL: classifiers.inference_params(params)}
+  info = {"class_names": list(found.class_names)}
+  logits = found.classifier.logits
+  return ImageFunction(logits, params, config.data, "logits", info)
 
 
 def _resolve_what(
@@ -214,11 +202,6 @@ def _caller(
   apply: Callable[[Any, jax.Array], jax.Array],
 ) -> Callable[[Any, jax.Array], jax.Array]:
   return lambda stored, images: apply(quantize.restore(stored), images)
-
-
-def _size(folder: epath.Path) -> int:
-  files = pathlib.Path(folder).rglob("*")
-  return sum(each.stat().st_size for each in files if each.is_file())
 
 
 def _megabytes(size: int) -> str:

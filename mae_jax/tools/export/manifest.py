@@ -1,7 +1,5 @@
 """The description of an export: `export.json` in its folder."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 from collections.abc import Mapping

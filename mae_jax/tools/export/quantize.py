@@ -5,8 +5,6 @@ biases, tokens and positions costs accuracy. The program converts stored weights
 to float32 before it computes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Imported only for this format: TensorFlow takes seconds to load.
 """
 
-from __future__ import annotations
-
 # Before TensorFlow: this import sets its log level and hides accelerators.
 import mae_jax.data  # noqa: F401
 
@@ -34,15 +32,7 @@ def write(
   image_shape: tuple[int, ...],
   output: str,
 ) -> dict[str, Any]:
-  """Writes a SavedModel; see `stablehlo.write`.
-
-  Args:
-    folder: the output folder.
-    call: maps weights and uint8 images [B, ...] to [B, ...].
-    weights: the first argument of `call`.
-    image_shape: the shape of one image.
-    output: the name of the signature's output.
-  """
+  """Writes a SavedModel; arguments and result as in `stablehlo.write`."""
   converted = jax2tf.convert(
     call,
     polymorphic_shapes=[None, "(batch, ...)"],

@@ -4,13 +4,10 @@ The weights are arguments of the program rather than constants: their size has
 no limit, and they are loaded without a second copy in the program.
 """
 
-from __future__ import annotations
-
-import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,7 +38,7 @@ def write(
     call: maps weights and uint8 images [B, ...] to [B, ...].
     weights: the first argument of `call`.
     image_shape: the shape of one image.
-    output: not used; the output of a program has no name.
+    output: name of the output, in formats that have one.
 
   Returns:
     Entries for `export.json`.
@@ -59,7 +56,7 @@ def write(
     jax.ShapeDtypeStruct((batch, *image_shape), np.uint8),
   )
   (folder / PROGRAM).write_bytes(program.serialize())
-  with _os_errors(folder / WEIGHTS):
+  try:
     safetensors.save_file(
       # safetensors writes the memory of an array in its order.
       {name: np.ascontiguousarray(value) for name, value in weights.items()},
@@ -67,6 +64,9 @@ def write(
     )
     # safetensors makes a file that only its owner can read.
     shutil.copymode(folder / PROGRAM, folder / WEIGHTS)
+  except SafetensorError as error:
+    path = os.fspath(folder / WEIGHTS)
+    raise OSError(errno.EIO, str(error), path) from error
   return {
     "platforms": list(program.platforms),
     "calling_convention_version": program.calling_convention_version,
@@ -87,12 +87,3 @@ def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
   return lambda images: np.asarray(
     serve(weights, jax.device_put(images, device))
   )
-
-
-@contextlib.contextmanager
-def _os_errors(path: epath.Path) -> Iterator[None]:
-  """Raises errors of safetensors as OSError."""
-  try:
-    yield
-  except SafetensorError as error:
-    raise OSError(errno.EIO, str(error), os.fspath(path)) from error

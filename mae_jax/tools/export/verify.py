@@ -1,14 +1,14 @@
 """Compares an export with its model on random images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from mae_jax.tools.export import exportable
+from mae_jax.config import MeshConfig
+from mae_jax.distributed import sharding
 from mae_jax.utils.errors import TrainingError
 
 BATCHES = (1, 3)
@@ -17,6 +17,11 @@ BATCHES = (1, 3)
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
 
 Values = Sequence[np.ndarray]
+
+
+def cpu_mesh() -> Mesh:
+  """Returns a mesh of one CPU device; its traced programs run anywhere."""
+  return sharding.make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
 
 
 def random_images(image_shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -33,7 +38,7 @@ def values(
 ) -> list[np.ndarray]:
   """Applies a function of weights and images to each batch."""
   compiled = jax.jit(call)
-  with jax.set_mesh(exportable.cpu_mesh()):
+  with jax.set_mesh(cpu_mesh()):
     return [np.asarray(compiled(weights, each)) for each in images]
 
 
@@ -48,15 +53,9 @@ def difference(a: Values, b: Values) -> float:
 
 
 def check(found: Values, wanted: Values, dtype: str) -> float:
-  """Compares the outputs of an export with the outputs of the model.
+  """Returns the largest difference of an export's outputs from the model's.
 
-  Args:
-    found: outputs of the export.
-    wanted: outputs of the model.
-    dtype: dtype of activations, a key of TOLERANCE.
-
-  Returns:
-    The largest difference.
+  `dtype` is that of activations, a key of TOLERANCE.
 
   Raises:
     TrainingError: if the difference is more than rounding.
