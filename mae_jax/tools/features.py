@@ -1,6 +1,4 @@
-"""Writes features of images to a file.
-
-    python -m mae_jax features --checkpoint=WORKDIR --images=DIR --out=x.npz
+"""Writes features of images to a file: `python -m mae_jax features`.
 
 Nothing is masked and nothing is random: the same images give the same features.
 """
@@ -9,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import zipfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,7 @@ def write(
     source = image_stream.open_images(images, network.data)
     shape = (source.num_examples, *network.shape)
     atomic_write.check_space(out, 4 * math.prod(shape))
-    with atomic_write.NpzWriter(file) as npz:
+    with zipfile.ZipFile(file, "w") as npz:
       # Names come first, so that problems with them are reported early.
       _add_names(npz, source)
       readable: list[np.ndarray] = []
@@ -97,8 +96,8 @@ def write(
           features[~good] = np.nan
           yield features
 
-      npz.add("features", shape, np.float32, rows())
-      npz.add("readable", shape[:1], np.bool_, readable)
+      atomic_write.add_array(npz, "features", shape, np.float32, rows())
+      atomic_write.add_array(npz, "readable", shape[:1], np.bool_, readable)
   bad = int((~np.concatenate(readable)).sum())
   console.info(
     f"{out}: features {list(shape)} after block {network.layer} of "
@@ -106,7 +105,7 @@ def write(
   )
 
 
-def _add_names(npz: atomic_write.NpzWriter, source: sources.Indexed) -> None:
+def _add_names(npz: zipfile.ZipFile, source: sources.Indexed) -> None:
   total = source.num_examples
   longest = max(len(source.name(number)) for number in range(total))
 
@@ -115,4 +114,4 @@ def _add_names(npz: atomic_write.NpzWriter, source: sources.Indexed) -> None:
       numbers = range(start, min(start + _NAMES, total))
       yield np.array([source.name(number) for number in numbers])
 
-  npz.add("names", (total,), f"<U{longest}", parts())
+  atomic_write.add_array(npz, "names", (total,), f"<U{longest}", parts())

@@ -1,7 +1,5 @@
 """Reconstructs masked patches of images with a pre-trained network."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any
@@ -13,7 +11,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import conversion
-from mae_jax.config import lookup
+from mae_jax.config import MeshConfig, lookup
+from mae_jax.conversion import model_info
+from mae_jax.distributed import sharding
 from mae_jax.evals import load_model, reconstruction
 from mae_jax.models import mae, masking, patchify
 from mae_jax.utils import rng
@@ -34,11 +34,22 @@ class Reconstructor:
   def __init__(
     self,
     checkpoint: epath.PathLike,
-    mesh: Mesh,
-    overrides: conversion.ModelOverrides = conversion.NO_OVERRIDES,
+    mesh: Mesh | None = None,
+    target: str | None = None,
   ):
-    """Loads a checkpoint that has a decoder."""
-    found = load_model.load(checkpoint, mesh, overrides, decoder=True)
+    """Loads a checkpoint that has a decoder.
+
+    Args:
+      checkpoint: a workdir, a checkpoint, or weights.
+      mesh: the devices; None for the first alone.
+      target: norm_pix or raw, for weights that do not say what they predict.
+
+    Raises:
+      ConfigError: if there is no such checkpoint, or it has another target.
+    """
+    mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    hints = conversion.ModelOverrides(target=target, insist=target is not None)
+    found = load_model.load(checkpoint, mesh, hints, decoder=True)
     model = found.autoencoder
     self._variables = mae.apply_variables(found.params)
     run = found.metadata
@@ -55,6 +66,10 @@ class Reconstructor:
     self.grid = patchify.grid_size(self.data.image_size, self.patch_size)
     self.mask_ratio = run.config.objective.mask_ratio
     self.normalized = self._model.target.normalized
+    if target is not None and model_info.TARGETS[target] != self.normalized:
+      raise ConfigError(
+        f"--target={target} contradicts {checkpoint}: leave the flag out"
+      )
 
   def masks(
     self,

@@ -5,8 +5,6 @@ the end. Arrays are written as they arrive, so memory does not grow with their
 number.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io
@@ -68,7 +66,10 @@ def atomic_file(path: str, flag: str = "--out") -> Iterator[IO[bytes]]:
   out = storage.absolute(path)
   with _temporary_path(out, flag) as temporary:
     try:
-      _check_writable(out, temporary)
+      with storage.os_errors(out):
+        if out.is_dir():
+          raise IsADirectoryError(None, "it is a folder")
+        temporary.write_bytes(b"")
     except OSError as error:
       raise ConfigError(
         f"{flag}={path} cannot be written ({error.strerror or error}): name a "
@@ -187,11 +188,7 @@ def _swap(new: epath.Path, out: epath.Path) -> None:
 
 
 def check_space(path: str, wanted: int) -> None:
-  """Checks that a disk has enough space for a file.
-
-  Args:
-    path: the file, in an existing folder.
-    wanted: size of the file in bytes.
+  """Checks that the disk of --out has space for `wanted` bytes.
 
   Raises:
     ConfigError: if there is not enough space.
@@ -207,47 +204,35 @@ def check_space(path: str, wanted: int) -> None:
     )
 
 
-class NpzWriter:
-  """A writer of .npz files, as `np.savez`, for arrays that arrive in parts."""
+def add_array(
+  npz: zipfile.ZipFile,
+  name: str,
+  shape: tuple[int, ...],
+  dtype: Any,
+  parts: Iterable[np.ndarray],
+) -> None:
+  """Writes an array that arrives in parts to an .npz file, as `np.savez`.
 
-  def __init__(self, file: IO[bytes]):
-    """Starts an archive in the open `file`."""
-    self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
-
-  def __enter__(self) -> NpzWriter:
-    return self
-
-  def __exit__(self, *error: Any) -> None:
-    self._zip.close()
-
-  def add(
-    self,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: Any,
-    parts: Iterable[np.ndarray],
-  ) -> None:
-    """Writes one array.
-
-    Args:
-      name: its key.
-      shape: shape of the whole array.
-      dtype: dtype of the whole array.
-      parts: arrays [n, ...] in order, whose n add up to shape[0].
-    """
-    header = {
-      "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-      "fortran_order": False,
-      "shape": shape,
-    }
-    # zip64 for every array, as zipfile writes the header before it knows sizes.
-    with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
-      np.lib.format.write_array_header_1_0(member, header)
-      written = 0
-      for part in parts:
-        member.write(np.ascontiguousarray(part, dtype).tobytes())
-        written += part.size
-    assert written == math.prod(shape), (name, written, shape)
+  Args:
+    npz: the open file.
+    name: key of the array.
+    shape: shape of the whole array.
+    dtype: dtype of the whole array.
+    parts: arrays [n, ...] in order, whose n add up to shape[0].
+  """
+  header = {
+    "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+    "fortran_order": False,
+    "shape": shape,
+  }
+  # zip64 for every array, as zipfile writes the header before it knows sizes.
+  with npz.open(f"{name}.npy", "w", force_zip64=True) as member:
+    np.lib.format.write_array_header_1_0(member, header)
+    written = 0
+    for part in parts:
+      member.write(np.ascontiguousarray(part, dtype).tobytes())
+      written += part.size
+  assert written == math.prod(shape), (name, written, shape)
 
 
 class _Unseekable:
@@ -262,13 +247,6 @@ class _Unseekable:
 
   def flush(self) -> None:
     """Does nothing: the file is uploaded when it is closed."""
-
-
-def _check_writable(out: epath.Path, temporary: epath.Path) -> None:
-  with storage.os_errors(out):
-    if out.is_dir():
-      raise IsADirectoryError(None, "it is a folder")
-    temporary.write_bytes(b"")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """JAX's persistent cache of compiled programs, for a faster next start."""
 
-from __future__ import annotations
-
 import os
 
 import jax

@@ -1,7 +1,5 @@
 """Messages to the terminal; a closed terminal or pipe never ends a run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -71,13 +69,7 @@ def info(text: str) -> None:
 def progress_bar(
   total: int | None, unit: str = "image", **settings: Any
 ) -> tqdm.tqdm:
-  """Makes a progress bar on standard error.
-
-  Args:
-    total: how many units there are; None if that is not known.
-    unit: what is counted.
-    **settings: more arguments of tqdm.
-  """
+  """Makes tqdm's progress bar on standard error; `total` is None if unknown."""
   return tqdm.tqdm(
     total=total,
     unit=unit,
@@ -96,10 +88,7 @@ def _is_terminal(stream: Any) -> bool:
 def warn(text: str, *, shared: bool = False) -> None:
   """Prints a warning to standard error without breaking a progress bar.
 
-  Args:
-    text: the warning.
-    shared: whether all processes have the same warning; then only process 0
-      prints it.
+  If all processes have the same warning (`shared`), only process 0 prints it.
   """
   if not (shared and _process):
     tqdm.tqdm.write(f"{prefix()}warning: {_escape(text)}", file=STDERR)

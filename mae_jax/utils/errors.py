@@ -1,7 +1,5 @@
 """User errors, and the one-line messages that explain them."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 
@@ -38,10 +36,15 @@ def explain(error: BaseException) -> str | None:
   if isinstance(error, ConfigError | TrainingError):
     return str(error)
   if is_out_of_memory(error):
+    # The failed request as XLA, NumPy or TensorFlow describe it.
+    text = str(error)
+    for preface in ("RESOURCE_EXHAUSTED:", "XLA:TPU compile permanent error."):
+      text = text.strip().removeprefix(preface)
+    request = text.strip().partition("\n")[0].rstrip(". ")[:200]
     return (
-      f"out of memory: {_allocation(str(error))}; in this order, try a smaller "
-      "data.batch_size, or the same one with a larger optim.accum_steps; "
-      "model.remat=full; more devices in mesh.fsdp"
+      f"out of memory: {request or 'an allocation failed'}; in this order, try "
+      "a smaller data.batch_size, or the same one with a larger "
+      "optim.accum_steps; model.remat=full; more devices in mesh.fsdp"
     )
   if isinstance(error, OSError) and error.filename is not None:
     files = " -> ".join(
@@ -60,11 +63,3 @@ def is_out_of_memory(error: BaseException) -> bool:
   if jax and isinstance(error, jax.errors.JaxRuntimeError):
     return "RESOURCE_EXHAUSTED" in str(error)
   return isinstance(error, MemoryError) or type(error).__name__ == _NO_MEMORY
-
-
-def _allocation(text: str) -> str:
-  """Returns the failed request as XLA, NumPy or TensorFlow describe it."""
-  for preface in ("RESOURCE_EXHAUSTED:", "XLA:TPU compile permanent error."):
-    text = text.strip().removeprefix(preface)
-  first = text.strip().partition("\n")[0].rstrip(". ")
-  return first[:200] or "an allocation failed"

@@ -12,8 +12,6 @@ Documented interconnect speeds are often the sum of both directions; then a chip
 can send at half the speed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -61,12 +59,7 @@ CHIPS = {
 }
 
 
-def chip(device: jax.Device) -> Chip | None:
-  """Returns the figures of a device; None if unknown, as for any CPU."""
-  return CHIPS.get(device.device_kind)
-
-
 def peak_flops(device: jax.Device) -> float | None:
-  """Returns the peak bfloat16 FLOP/s of a device; None if unknown."""
-  found = chip(device)
+  """Returns the peak bfloat16 FLOP/s of a device; None if unknown, as a CPU."""
+  found = CHIPS.get(device.device_kind)
   return found.flops if found else None

@@ -1,7 +1,5 @@
 """A grid of images on one sheet, with column titles and captions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib as mpl

@@ -4,8 +4,6 @@ These names may move with any release of JAX, so they are in one place, and
 tests/utils/test_jax_private.py calls each.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -40,13 +38,10 @@ def cluster_environments() -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def stablehlo_version(version: str) -> Iterator[None]:
-  """Serializes exported programs for readers of an older StableHLO.
+  """Serializes exported programs for readers of an older StableHLO, "1.13.7".
 
   JAX itself writes a version that is four weeks old, which TensorFlow may not
   read yet.
-
-  Args:
-    version: what the reader supports, as "1.13.7".
   """
   from jax._src.export import _export
   from jax._src.lib import _jax

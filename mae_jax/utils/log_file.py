@@ -5,8 +5,6 @@ does not end a run at once. `flush` raises the error: the log of a step must be
 on disk before the checkpoint of that step.
 """
 
-from __future__ import annotations
-
 import os
 
 from etils import epath

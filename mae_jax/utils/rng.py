@@ -4,8 +4,6 @@ No random state is saved, and no key is split. So a resumed run, or a run on
 other devices, samples the same numbers.
 """
 
-from __future__ import annotations
-
 import zlib
 
 import jax

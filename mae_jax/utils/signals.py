@@ -11,8 +11,6 @@ with code 75. Every other command uses `exit_on_signals`: it removes temporary
 files and exits with 128 + the signal's number.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

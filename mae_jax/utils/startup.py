@@ -4,8 +4,6 @@ A process starts once, so the timer is global. It ends with the first step: a
 second run in the same process is not timed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib

@@ -5,8 +5,6 @@ client raises its own errors, an address has no absolute form, and an object
 appears only when it is complete.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib.util
@@ -40,14 +38,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def os_errors(path: epath.PathLike) -> Iterator[None]:
-  """Turns errors of a bucket's client into OSErrors.
-
-  Args:
-    path: the path in use, which the error names.
-
-  Raises:
-    OSError: in place of the client's error.
-  """
+  """Turns errors of a bucket's client into OSErrors that name the path."""
   try:
     yield
   except Exception as error:
@@ -79,11 +70,7 @@ def _bucket_of(path: epath.PathLike) -> epath.Path:
 
 
 def make_directory(path: epath.PathLike, name: str) -> epath.Path:
-  """Makes a directory that the user named, and its parents.
-
-  Args:
-    path: the directory.
-    name: the user's name for it, such as "--workdir", for messages.
+  """Makes a directory and its parents; messages name it, as "--workdir".
 
   Raises:
     ConfigError: if that fails.

@@ -1,14 +1,7 @@
 """The command `python -m mae_jax demo --checkpoint=runs/digits`."""
 
-from __future__ import annotations
-
 import webbrowser
 
-import jax
-
-from mae_jax import conversion
-from mae_jax.config import MeshConfig
-from mae_jax.distributed import sharding
 from mae_jax.tools import cli, reconstructor
 from mae_jax.tools.demo import server
 from mae_jax.utils import console, signals
@@ -39,11 +32,7 @@ def run(
     ConfigError: if there is no such checkpoint, or the address is taken.
   """
   server.check_port(port)  # before the weights are loaded
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  overrides = conversion.ModelOverrides(
-    target=target, insist=target is not None
-  )
-  network = reconstructor.Reconstructor(checkpoint, mesh, overrides)
+  network = reconstructor.Reconstructor(checkpoint, target=target)
   opened = server.Server(network, host, port)
   with opened:
     address = f"http://{host}:{opened.server_port}/"

@@ -4,8 +4,6 @@ Each number of visible patches needs its own program. Compiling one takes a
 second or two for a ViT-B; running it takes a fraction of that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Callable, Iterator

@@ -4,10 +4,7 @@ By default the server listens on the loopback interface and checks the Host and
 Origin headers. So another site in the same browser gets no answer.
 """
 
-from __future__ import annotations
-
 import base64
-import collections
 import contextlib
 import errno
 import http.server
@@ -16,6 +13,7 @@ import json
 import pathlib
 import secrets
 import socket
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -42,22 +40,24 @@ LOOPBACK = ("127.0.0.1", "localhost")
 class _HttpError(Exception):
   """An answer with an error status and one line of text."""
 
-  def __init__(self, status: HTTPStatus, reason: str):
+  def __init__(self, reason: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST):
     super().__init__(reason)
     self.status = status
 
 
-def _bad_request(reason: str) -> _HttpError:
-  return _HttpError(HTTPStatus.BAD_REQUEST, reason)
-
-
-def _field(request: dict[str, Any], name: str, kind: Any, wanted: str) -> Any:
-  """Returns a field of a JSON object; checks that it exists and its type."""
+def _field(
+  request: dict[str, Any],
+  name: str,
+  kind: Any,
+  wanted: str,
+  fits: Callable[[Any], bool] = lambda value: True,
+) -> Any:
+  """Returns a field of a JSON object; checks that it exists and its value."""
   if name not in request:
-    raise _bad_request(f"{name} is missing: write {wanted}")
+    raise _HttpError(f"{name} is missing: write {wanted}")
   value = request[name]
-  if not isinstance(value, kind) or isinstance(value, bool):
-    raise _bad_request(f"{name}={abbreviate(value)} is not {wanted}")
+  if not isinstance(value, kind) or isinstance(value, bool) or not fits(value):
+    raise _HttpError(f"{name}={abbreviate(value)} is not {wanted}")
   return value
 
 
@@ -70,9 +70,7 @@ class DemoService:
   def __init__(self, network: reconstructor.Reconstructor):
     """Starts the thread that compiles programs."""
     self._network = network
-    self._images: collections.OrderedDict[str, photos.Photo] = (
-      collections.OrderedDict()
-    )
+    self._images: dict[str, photos.Photo] = {}  # the oldest first
     length = network.grid[0] * network.grid[1]
     # With pixel noise, mask_ratio can leave no visible patch: clip it.
     usual = min(max(int(length * (1 - network.mask_ratio)), 1), length - 1)
@@ -104,15 +102,15 @@ class DemoService:
     )
     if not reason and int(shape[0]) * int(shape[1]) > MAX_PIXELS:
       raise _HttpError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"the image has {shape[0]} x {shape[1]} pixels, more than "
         f"{MAX_PIXELS >> 20} million: make it smaller",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
       )
     try:
       whole = photos.decode(data, reason, wanted.channels, wanted.exif_rotate)
     except photos.UnreadableError as error:
       raise _HttpError(
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"this is not an image: {error}"
+        f"this is not an image: {error}", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
       ) from None
     return self._keep(whole)
 
@@ -121,9 +119,9 @@ class DemoService:
     data = self._network.data
     if data.channels not in (1, 3):
       raise _HttpError(
-        HTTPStatus.NOT_FOUND,
         f"there is no sample image of {data.channels} channels: drop a .npy"
         " file",
+        HTTPStatus.NOT_FOUND,
       )
     if data.image_size[0] < 32:
       digit = secrets.choice(datasets.load_digits().images)
@@ -141,29 +139,25 @@ class DemoService:
     and 1 for each patch, or "strategy", "mask_ratio" and "seed".
     """
     if not isinstance(request, dict):
-      raise _bad_request(
-        f"{abbreviate(request)} is not an object with an image"
-      )
+      raise _HttpError(f"{abbreviate(request)} is not an object with an image")
     photo = self._images.get(
       _field(request, "image", str, "the name that /image returned")
     )
     if photo is None:
       raise _HttpError(
-        HTTPStatus.NOT_FOUND, "this image is no longer in memory: drop it again"
+        "this image is no longer in memory: drop it again", HTTPStatus.NOT_FOUND
       )
     names = " or ".join(reconstruction.STATISTICS)
     statistics = _field(request, "statistics", str, names)
     if statistics not in reconstruction.STATISTICS:
-      raise _bad_request(
-        f"statistics={statistics!r} is not known: write {names}"
-      )
+      raise _HttpError(f"statistics={statistics!r} is not known: write {names}")
     hidden = (
       self._given_mask(request)
       if "hidden" in request
       else self._sampled_mask(request)
     )
     if hidden.all():
-      raise _bad_request("all patches are masked: leave at least one visible")
+      raise _HttpError("all patches are masked: leave at least one visible")
     return self._reconstruct(photo.shown, hidden, statistics)
 
   def _given_mask(self, request: dict[str, Any]) -> np.ndarray:
@@ -171,13 +165,13 @@ class DemoService:
     wanted = f"a list of {rows * columns} numbers, 1 for a masked patch"
     hidden = _field(request, "hidden", list, wanted)
     if len(hidden) != rows * columns:
-      raise _bad_request(
+      raise _HttpError(
         f"hidden has {len(hidden)} entries for {rows} x {columns} patches: "
         f"write {wanted}"
       )
     for place, each in enumerate(hidden):
       if each not in (0, 1):
-        raise _bad_request(
+        raise _HttpError(
           f"hidden has {abbreviate(each)} at {place}, not 0 or 1: write "
           f"{wanted}"
         )
@@ -187,18 +181,16 @@ class DemoService:
     names = " or ".join(masking.STRATEGIES)
     strategy = _field(request, "strategy", str, f"{names}, or send hidden")
     above = "a number above 0 and below 1"
-    ratio = _field(request, "mask_ratio", (int, float), above)
-    if not 0 < ratio < 1:  # rejects NaN too
-      raise _bad_request(f"mask_ratio={abbreviate(ratio)} is not {above}")
+    ratio = _field(  # rejects NaN too
+      request, "mask_ratio", int | float, above, lambda x: 0 < x < 1
+    )
     whole = "a whole number from 0 to below 2^32"
-    seed = _field(request, "seed", int, whole)
-    if not 0 <= seed < 1 << 32:
-      raise _bad_request(f"seed={abbreviate(seed)} is not {whole}")
+    seed = _field(request, "seed", int, whole, lambda x: 0 <= x < 1 << 32)
     try:
       return self._network.masks(strategy, ratio, 1, seed)[0]
     except ConfigError as error:
       # Messages of the reconstructor name flags; this request has none.
-      raise _bad_request(str(error).replace("--", "")) from None
+      raise _HttpError(str(error).replace("--", "")) from None
 
   def _reconstruct(
     self, shown: np.ndarray, hidden: np.ndarray, statistics: str
@@ -229,7 +221,7 @@ class DemoService:
     # Only the resized image: photographs are large.
     self._images[name] = photos.Photo(photo.shown, photo.box, photo.shown)
     while len(self._images) > _MAX_IMAGES:
-      self._images.popitem(last=False)
+      del self._images[next(iter(self._images))]
     return {"image": name, "shown": _uri(photo.shown)}
 
   def _compile(self, num_visible: int) -> None:
@@ -247,90 +239,23 @@ def _uri(picture: np.ndarray) -> str:
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = "HTTP/1.1"
   timeout = 60
-  server: Server
+  server: "Server"
 
   def do_GET(self) -> None:
-    answers = {
-      "/model": self.server.service.model,
-      "/example": self.server.service.example,
-    }
-    path = self._path()
-    if path == "/":
-      self._answer(lambda: _PAGE.read_bytes(), "text/html; charset=utf-8")
-    elif path in answers:
-      self._answer(lambda: _json(answers[path]()), "application/json")
-    else:
-      self._answer(self._nothing, "application/json")
-
-  def do_HEAD(self) -> None:
-    self.do_GET()
-
-  def do_POST(self) -> None:
-    answers = {
-      "/image": lambda body: self.server.service.add(body),
-      "/paint": self._paint,
-    }
-    answer = answers.get(self._path())
-    if answer is None:
-      self._answer(self._nothing, "application/json")
-      return
-    self._answer(lambda: _json(answer(self._body())), "application/json")
-
-  def _path(self) -> str:
-    return self.path.partition("?")[0]
-
-  def _paint(self, body: bytes) -> dict[str, Any]:
-    try:
-      return self.server.service.paint(json.loads(body))
-    except json.JSONDecodeError as error:
-      raise _bad_request(f"this is not JSON: {error}") from None
-    except UnicodeDecodeError:
-      raise _bad_request("this is not JSON: it is not text") from None
-    except RecursionError:  # while reading it, or in the message
-      raise _bad_request(
-        "this JSON is nested too deeply: write an object whose values are "
-        "numbers, names and a list of numbers"
-      ) from None
-
-  def _nothing(self) -> bytes:
-    raise _HttpError(HTTPStatus.NOT_FOUND, f"there is no {self.path}")
-
-  def _body(self) -> bytes:
-    text = self.headers.get("Content-Length", "")
-    if not text.isdigit():
-      raise _HttpError(
-        HTTPStatus.LENGTH_REQUIRED, "the header Content-Length is missing"
-      )
-    if int(text) > MAX_BYTES:
-      raise _HttpError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"{int(text) / 1e6:.0f} MB are more than the limit of "
-        f"{MAX_BYTES / 1e6:.0f} MB: make the image smaller",
-      )
-    return self.rfile.read(int(text))
-
-  def _check(self) -> None:
-    host = self.headers.get("Host", "").partition(":")[0]
-    origin = self.headers.get("Origin")
-    if self.server.names and host not in self.server.names:
-      raise _HttpError(HTTPStatus.FORBIDDEN, f"{host!r} is not this server")
-    if (
-      origin is not None and origin.partition("://")[2] != self.headers["Host"]
-    ):
-      raise _HttpError(HTTPStatus.FORBIDDEN, f"{origin} is another site")
-
-  def _answer(self, make: Any, kind: str) -> None:
-    status = HTTPStatus.OK
+    status, kind = HTTPStatus.OK, "application/json"
     try:
       self._check()
-      content = make()
+      answer = self._answer()
     except _HttpError as error:
-      status, kind = error.status, "application/json"
-      content = _json({"error": str(error)})
+      status, answer = error.status, {"error": str(error)}
       self.close_connection = True  # the body may be unread
     except ValueError as error:
-      status, kind = HTTPStatus.BAD_REQUEST, "application/json"
-      content = _json({"error": f"this cannot be used: {error}"})
+      status = HTTPStatus.BAD_REQUEST
+      answer = {"error": f"this cannot be used: {error}"}
+    if isinstance(answer, bytes):
+      content, kind = answer, "text/html; charset=utf-8"
+    else:
+      content = json.dumps(answer).encode()
     self.send_response(status)
     self.send_header("Content-Type", kind)
     self.send_header("Content-Length", str(len(content)))
@@ -349,12 +274,64 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     with contextlib.suppress(ConnectionError):  # the client may be gone
       self.wfile.write(content)
 
+  do_HEAD = do_POST = do_GET
+
+  def _answer(self) -> bytes | dict[str, Any]:
+    """Returns the page, or JSON content."""
+    service = self.server.service
+    method = self.command.replace("HEAD", "GET")
+    match method, self.path.partition("?")[0]:
+      case "GET", "/":
+        return _PAGE.read_bytes()
+      case "GET", "/model":
+        return service.model()
+      case "GET", "/example":
+        return service.example()
+      case "POST", "/image":
+        return service.add(self._body())
+      case "POST", "/paint":
+        return self._paint(self._body())
+    raise _HttpError(f"there is no {self.path}", HTTPStatus.NOT_FOUND)
+
+  def _paint(self, body: bytes) -> dict[str, Any]:
+    try:
+      return self.server.service.paint(json.loads(body))
+    except json.JSONDecodeError as error:
+      raise _HttpError(f"this is not JSON: {error}") from None
+    except UnicodeDecodeError:
+      raise _HttpError("this is not JSON: it is not text") from None
+    except RecursionError:  # while reading it, or in the message
+      raise _HttpError(
+        "this JSON is nested too deeply: write an object whose values are "
+        "numbers, names and a list of numbers"
+      ) from None
+
+  def _body(self) -> bytes:
+    text = self.headers.get("Content-Length", "")
+    if not text.isdigit():
+      raise _HttpError(
+        "the header Content-Length is missing", HTTPStatus.LENGTH_REQUIRED
+      )
+    if int(text) > MAX_BYTES:
+      raise _HttpError(
+        f"{int(text) / 1e6:.0f} MB are more than the limit of "
+        f"{MAX_BYTES / 1e6:.0f} MB: make the image smaller",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+      )
+    return self.rfile.read(int(text))
+
+  def _check(self) -> None:
+    host = self.headers.get("Host", "").partition(":")[0]
+    origin = self.headers.get("Origin")
+    if self.server.names and host not in self.server.names:
+      raise _HttpError(f"{host!r} is not this server", HTTPStatus.FORBIDDEN)
+    if (
+      origin is not None and origin.partition("://")[2] != self.headers["Host"]
+    ):
+      raise _HttpError(f"{origin} is another site", HTTPStatus.FORBIDDEN)
+
   def log_message(self, *args: object) -> None:
     pass
-
-
-def _json(content: Any) -> bytes:
-  return json.dumps(content).encode()
 
 
 def check_port(port: int) -> None:
@@ -374,12 +351,7 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(
     self, network: reconstructor.Reconstructor, host: str, port: int
   ):
-    """Binds the port.
-
-    Args:
-      network: the model.
-      host: the address of an interface.
-      port: the port, 0 for any free one.
+    """Binds the port, 0 for any free one, of an interface's address.
 
     Raises:
       ConfigError: if it cannot listen on the address.
