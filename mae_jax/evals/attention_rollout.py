@@ -1,7 +1,5 @@
 """Attention weights, attention rollout, and patch features as colors."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple

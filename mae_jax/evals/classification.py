@@ -1,7 +1,5 @@
 """Accuracy of a classifier on held-out images, each counted once."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -47,13 +45,6 @@ class Scores:
       result["eval_top1"] = float((self.rank < 1).mean())
       result["eval_top5"] = float((self.rank < 5).mean())
     return result
-
-  def per_class(self, num_classes: int) -> np.ndarray:
-    """Returns the accuracy of each class; NaN for classes without examples."""
-    right = np.bincount(self.labels[self.rank < 1], minlength=num_classes)
-    total = np.bincount(self.labels, minlength=num_classes)
-    with np.errstate(invalid="ignore"):
-      return right / total
 
 
 def score(
@@ -218,15 +209,11 @@ class Evaluation:
     """Computes loss, top-1 and top-5 on the held-out images."""
     if self._source is None:
       return results.Report({}, {}, "")
-    scalars = self.scores(params).scalars()
+    found = self._scorer(params, self._source, unreadable=self._unreadable)
+    scalars = found.scalars()
     lines = [
       f"held-out {name}: {100 * scalars[f'eval_{key}']:.1f} %"
       for key, name in (("top1", "top-1"), ("top5", "top-5"))
       if f"eval_{key}" in scalars
     ]
     return results.Report(scalars, {}, "\n".join(lines))
-
-  def scores(self, params: Mapping[str, Any]) -> Scores:
-    """Scores each held-out image."""
-    assert self._source is not None
-    return self._scorer(params, self._source, unreadable=self._unreadable)

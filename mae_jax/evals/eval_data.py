@@ -1,7 +1,5 @@
 """The images of an evaluation, with a description."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

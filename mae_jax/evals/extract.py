@@ -1,7 +1,5 @@
 """Extracts features of images, gathered on every host."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 https://scikit-image.org/docs/stable/api/skimage.metrics.html
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A table and a plot of accuracy over the number of labels."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -34,16 +32,9 @@ Groups = dict[str, dict[int, np.ndarray]]  # start, shots -> one per seed
 def compare(trials: Sequence[Trial], top1: np.ndarray) -> results.Report:
   """Computes means and standard deviations over seeds from accuracies [M]."""
   groups: Groups = {}
-  for start, shots in dict.fromkeys(
-    (each.start, each.shots) for each in trials
-  ):
-    groups.setdefault(start, {})[shots] = np.array(
-      [
-        accuracy
-        for each, accuracy in zip(trials, top1, strict=True)
-        if (each.start, each.shots) == (start, shots)
-      ]
-    )
+  for start, shots in dict.fromkeys((x.start, x.shots) for x in trials):
+    own = [(x.start, x.shots) == (start, shots) for x in trials]
+    groups.setdefault(start, {})[shots] = top1[own]
   scalars = {}
   for start, row in groups.items():
     for shots, values in row.items():

@@ -1,7 +1,5 @@
 """Loads networks from checkpoints, for evaluation and for every tool."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -161,12 +159,8 @@ def load_for_evaluation(
   """Loads the checkpoint `init_from` for evaluation under another config.
 
   The network and the preparation of its images must be those of the checkpoint.
-  The config chooses the images and how the network is computed.
-
-  Args:
-    config: the settings of the evaluation.
-    mesh: the devices.
-    head: require a classifier.
+  The config chooses the images and how the network is computed. `head` requires
+  a classifier.
 
   Raises:
     ConfigError: if there is no such checkpoint, or the config contradicts it.

@@ -1,7 +1,5 @@
 """The measures of `--config.task=evaluate`: accuracy, ImageNet-C and probes."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -38,7 +36,6 @@ class TrainedHead:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Loads the checkpoint."""
     restricted = {
       "all": False,
       "present": True,
@@ -75,10 +72,7 @@ class TrainedHead:
     if self._present_only:
       allowed = self._present(images)
     scores = self._scorer(
-      self.params,
-      images.source,
-      allowed=allowed,
-      unreadable=self._unreadable,
+      self.params, images.source, allowed=allowed, unreadable=self._unreadable
     )
     eval_data.check_labels(scores.labels, images)
     if not len(scores.labels):
@@ -105,7 +99,6 @@ class HeadAccuracy:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Opens checkpoint and images."""
     self._head = TrainedHead(config, mesh)
     self._images = self._head.open(config.data)
     eval_data.check_images(self._images)
@@ -149,7 +142,6 @@ class CorruptionErrors:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Opens checkpoint and images."""
     data = config.data
     self._head = TrainedHead(config, mesh)
     self._images = {
@@ -219,7 +211,6 @@ class FeatureProbes:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    """Opens checkpoint and images."""
     self._checkpoint = load_model.load_for_evaluation(config, mesh, head=False)
     self._config, self._mesh = config, mesh
     self._apply = pretraining.representations(

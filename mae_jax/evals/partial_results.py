@@ -4,8 +4,6 @@ The parts are in one JSON file beside the final result. Parts of another
 evaluation (other parameters, images or settings) are ignored.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

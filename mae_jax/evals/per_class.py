@@ -1,16 +1,12 @@
 """Accuracy per class, as a table of text and as CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from mae_jax.evals import classification
 from mae_jax.utils import atomic_write
-
-if TYPE_CHECKING:
-  from mae_jax.evals import classification
 
 # The table shows up to MAX_ROWS classes, or else the best and the worst.
 MAX_ROWS, BEST, WORST = 20, 5, 10
@@ -28,12 +24,13 @@ def rows(
   scores: classification.Scores, class_names: Sequence[str]
 ) -> list[Row]:
   """Returns the classes that have images, in the order of the head."""
-  count = np.bincount(scores.labels, minlength=len(class_names))
-  accuracy = scores.per_class(len(class_names))
+  number = len(class_names)
+  count = np.bincount(scores.labels, minlength=number)
+  right = np.bincount(scores.labels[scores.rank < 1], minlength=number)
   return [
-    Row(name, int(count[number]), float(accuracy[number]))
-    for number, name in enumerate(class_names)
-    if count[number]
+    Row(name, int(total), float(correct / total))
+    for name, total, correct in zip(class_names, count, right, strict=True)
+    if total
   ]
 
 

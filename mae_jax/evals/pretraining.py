@@ -1,7 +1,5 @@
 """Evaluation of a pre-trained model: held-out loss, probes and pictures."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,9 +1,8 @@
 """Linear probes and kNN with few and with all labels."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -62,12 +61,13 @@ def evaluate_probes(
 
   The choices of training images do not depend on the run's seed, so that runs
   are comparable.
-
-  Args:
-    train: training examples.
-    test: test examples.
-    config: `shots`, `num_trials` and the settings of both classifiers.
   """
+  measures: dict[str, Callable[..., float]] = {
+    "linear": functools.partial(probe_accuracy, l2=config.probe_l2),
+    "knn": functools.partial(
+      knn_accuracy, k=config.knn_k, temperature=config.knn_temperature
+    ),
+  }
   result = []
   most = np.unique(train.labels, return_counts=True)[1].max()
   # 0 means all images, and so does a number above the largest class.
@@ -80,24 +80,10 @@ def evaluate_probes(
     ]
     for name, features in train.features.items():
       held_out = (test.features[name], test.labels)
-      train_sets = [
-        (features[subset], train.labels[subset]) for subset in subsets
-      ]
-      linear = [
-        probe_accuracy(each, held_out, l2=config.probe_l2)
-        for each in train_sets
-      ]
-      near = [
-        knn_accuracy(
-          each,
-          held_out,
-          k=config.knn_k,
-          temperature=config.knn_temperature,
-        )
-        for each in train_sets
-      ]
-      result.append(Accuracy("linear", count, name, tuple(linear)))
-      result.append(Accuracy("knn", count, name, tuple(near)))
+      train_sets = [(features[x], train.labels[x]) for x in subsets]
+      for kind, measure in measures.items():
+        trials = tuple(measure(each, held_out) for each in train_sets)
+        result.append(Accuracy(kind, count, name, trials))
   return result
 
 

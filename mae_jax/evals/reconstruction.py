@@ -5,8 +5,6 @@ Both are estimated from the surrounding visible patches, never from the masked
 ones, which would show more than the model can know.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -130,12 +128,12 @@ def to_images(
   pixels = to_pixels(
     pred, target, mask, grid, normalized=normalized, statistics=statistics
   )
-  pixels = np.asarray(
-    patchify.unpatchify(jnp.asarray(pixels), patch_size, size)
+  cover = np.broadcast_to(mask.reshape(*mask.shape[:2], -1), target.shape)
+  pixels, cover = (
+    np.asarray(patchify.unpatchify(jnp.asarray(each), patch_size, size))
+    for each in (pixels, cover)
   )
   pixels = np.clip(pixels * std_ + mean_, 0, 1)
-  cover = np.broadcast_to(mask.reshape(*mask.shape[:2], -1), target.shape)
-  cover = np.asarray(patchify.unpatchify(jnp.asarray(cover), patch_size, size))
   return Reconstructed(
     np.round(pixels * 255).astype(np.uint8), cover.max(axis=-1) > 0
   )

@@ -1,7 +1,5 @@
 """The results of evaluations."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

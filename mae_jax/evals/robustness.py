@@ -8,8 +8,6 @@ corruptions on images cropped to 224 pixels. Numbers are therefore close to
 those on the authors' files, but not equal.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Collection, Mapping

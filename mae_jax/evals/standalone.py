@@ -4,8 +4,6 @@ Measures the checkpoint `init_from` on any data, and writes the results to the
 workdir: `evaluation.json`, and tables as CSV.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

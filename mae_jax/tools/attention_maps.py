@@ -1,9 +1,4 @@
-"""Draws what an encoder attends to.
-
-python -m mae_jax attention --checkpoint=WORKDIR --images=DIR --out=pictures
-"""
-
-from __future__ import annotations
+"""Draws what an encoder attends to: `python -m mae_jax attention`."""
 
 import functools
 import os
@@ -62,9 +57,9 @@ def write(
     ConfigError: if something cannot work, or no image can be read. `out` is as
       it was.
   """
-  began = time.monotonic()
   settings = dict(locals())
-  del settings["began"], settings["out"]
+  del settings["out"]
+  began = time.monotonic()
   lookup(dict.fromkeys(photos.FITS), fit, "--fit")
   image_stream.check(checkpoint, images, pictures=out)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -78,7 +73,7 @@ def write(
     asking = f"patch {query[0]},{query[1]}" if query else "class token"
     source = image_stream.open_images(images, data)
     watch = attention_rollout.attention_function(network.encoder, data)
-    read = functools.partial(image_stream.photos, images, source, data, fit)
+    read = functools.partial(photos.open_photos, images, source, data, fit)
     features = [
       watch(params, photo.shown).patches for _, _, photo in read(first=_FITTED)
     ]

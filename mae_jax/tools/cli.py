@@ -6,8 +6,6 @@ from the signature, and help texts from the docstring. A parameter annotated
 `Config` stands for `--config=FILE` and `--config.SECTION.SETTING=VALUE`.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import inspect
@@ -85,12 +83,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(function: Callable[..., None], name: str) -> argparse.ArgumentParser:
-  """Makes the parser of a command.
-
-  Args:
-    function: the command.
-    name: of the command, for the usage line.
-  """
+  """Makes the parser of a command; its usage line has the name."""
   docs = docstring_parser.parse(inspect.cleandoc(function.__doc__ or ""))
   texts = {each.arg_name: each.description or "" for each in docs.params}
   result = _Parser(
@@ -190,11 +183,7 @@ def run(
 ) -> None:
   """Runs a command, and says in one line what went wrong.
 
-  Args:
-    function: the command.
-    name: of the command.
-    argv: its command-line arguments.
-    interrupted: printed after Ctrl-C or SIGTERM.
+  After Ctrl-C or SIGTERM the line is `interrupted`.
   """
   debug = "--debug" in argv
   logging.set_verbosity(logging.FATAL)  # errors are reported below

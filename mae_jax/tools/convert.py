@@ -1,11 +1,4 @@
-"""Converts weights from and to facebook, transformers and timm.
-
-python -m mae_jax convert --to=jax mae_pretrain_vit_large_full.pth OUT
-python -m mae_jax convert --to=transformers WORKDIR OUT
-python -m mae_jax convert --inspect FILE
-"""
-
-from __future__ import annotations
+"""Converts weights from and to other formats: `python -m mae_jax convert`."""
 
 import time
 

@@ -1,7 +1,5 @@
 """Builds feature extractors: an encoder up to a block, and a pooling."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Mapping

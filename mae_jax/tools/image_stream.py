@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from mae_jax import conversion
 from mae_jax.config import DataConfig
 from mae_jax.distributed import sharding
-from mae_jax.tools import cli, photo
+from mae_jax.tools import cli
 from mae_jax.utils import console, storage
 from mae_jax.utils.errors import ConfigError
 
@@ -28,13 +28,8 @@ def check(
 ) -> None:
   """Checks the flags that all these tools have, before anything is loaded.
 
-  Args:
-    checkpoint: a checkpoint or weights.
-    images: an image, or a folder of images.
-    batch_size: images at a time.
-    pictures: a folder for pictures, which must lie apart from the images;
-      otherwise the next run would read the pictures as images, or the pictures
-      would replace the images.
+  The folder `pictures` must lie apart from the images. Otherwise the next run
+  would read the pictures as images, or the pictures would replace the images.
 
   Raises:
     ConfigError: if one cannot work.
@@ -123,59 +118,10 @@ def stream(
       yield out, readable
       bar.update(real)
   if not any_readable:
-    raise _unreadable(f"no image can be read, of {source.num_examples}")
-
-
-def photos(
-  images: str,
-  source: sources.Indexed,
-  data: DataConfig,
-  fit: str = "crop",
-  *,
-  first: int = 0,
-  warned: int = 0,
-) -> Iterator[tuple[int, str, photo.Photo]]:
-  """Reads the images one by one, and warns of unreadable ones.
-
-  Args:
-    images: the folder or file of --images.
-    source: its images.
-    data: how images are prepared.
-    fit: a name in `photo.FITS`.
-    first: read the first images, this many; 0 for all, with a progress bar.
-    warned: print no warnings of the first images, this many.
-
-  Yields:
-    Number, name and photograph of each readable image.
-
-  Raises:
-    ConfigError: at the end, if no image could be read.
-  """
-  total = min(first or source.num_examples, source.num_examples)
-  any_readable = False
-  with console.progress_bar(total, disable=bool(first)) as bar:
-    for index in range(total):
-      name = source.name(index)
-      path = photo.path_of(images, name)
-      try:
-        found = photo.open_photo(path, data, fit)
-      except photo.UnreadableError as error:
-        if index >= warned:
-          console.warn(f"{path} cannot be read ({error}): it is left out")
-      else:
-        any_readable = True
-        yield index, name, found
-      bar.update()
-  if not any_readable:
-    what = f"none of the first {total} images" if first else "no image"
-    of_all = "" if first else f", of {total}"
-    raise _unreadable(f"{what} can be read{of_all}")
-
-
-def _unreadable(what: str) -> ConfigError:
-  return ConfigError(
-    f"{what}: the warnings above say why; mend or replace them"
-  )
+    raise ConfigError(
+      f"no image can be read, of {source.num_examples}: the warnings above say "
+      "why; mend or replace them"
+    )
 
 
 def readable(number: int, total: int) -> str:

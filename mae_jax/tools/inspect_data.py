@@ -1,9 +1,4 @@
-"""Checks the images of a config, and warns of likely mistakes.
-
-python -m mae_jax inspect --config=FILE [--config.data.path=DIR]
-"""
-
-from __future__ import annotations
+"""Checks the images of a config: `python -m mae_jax inspect`."""
 
 import collections
 import dataclasses
@@ -43,13 +38,15 @@ def report(
     ConfigError: if there are no data, or none that can be read.
   """
   data = config.data
-  if limit < 0:
-    raise ConfigError(f"--limit={limit} must be at least 0")
+  cli.at_least("limit", limit, 0)
   atomic_write.check_suffix(out, ".png")
   with atomic_write.atomic_file(out) as file:
     source = sources.open_source(data, "train")
     held_out = sources.open_source(data, "eval")
-    _say_number(source, held_out)
+    number = f"{source.num_examples:,} to train on"
+    if held_out is not None:
+      number += f", {held_out.num_examples:,} held out"
+    _say("images", number)
     with console.progress_bar(source.subset(limit).num_examples) as bar:
       found, unread = look(source, limit, data, bar.update)
     if not len(found.sizes):
@@ -70,15 +67,6 @@ def report(
 
 def _say(name: str, text: str) -> None:
   console.info(f"{name:<20}{text}")
-
-
-def _say_number(
-  source: sources.Source, held_out: sources.Source | None
-) -> None:
-  number = f"{source.num_examples:,} to train on"
-  if held_out is not None:
-    number += f", {held_out.num_examples:,} held out"
-  _say("images", number)
 
 
 def look(
@@ -187,17 +175,9 @@ def _settings(found: survey.Survey) -> list[str]:
 
 
 def warnings(
-  found: survey.Survey,
-  data: DataConfig,
-  names: tuple[str, ...] | None,
+  found: survey.Survey, data: DataConfig, names: tuple[str, ...] | None
 ) -> list[str]:
-  """Lists likely mistakes, one a line.
-
-  Args:
-    found: the survey of the images.
-    data: the configured settings.
-    names: names of the classes; None without labels.
-  """
+  """Lists likely mistakes, one a line; `names` are those of classes, if any."""
   lines = []
   size = f"{data.image_size[0]} x {data.image_size[1]}"
   share, _ = _enlarged(found, data)

@@ -1,8 +1,4 @@
-"""Finds the images with the most similar features.
-
-python -m mae_jax neighbors --checkpoint=WORKDIR --images=DIR \
-      --query=FILE --out=pictures
-"""
+"""Finds images with similar features: `python -m mae_jax neighbors`."""
 
 from __future__ import annotations
 
@@ -87,6 +83,9 @@ def write(
     ConfigError: if something cannot work, or no image can be read. `out` is as
       it was.
   """
+  settings = dict(locals())
+  for name in ("out", "batch_size", "mesh"):
+    del settings[name]
   began = time.monotonic()
   cli.at_least("count", count)
   lookup(feature_extractor.POOLS, pool, "--pool")
@@ -94,15 +93,6 @@ def write(
   if not query or not os.path.exists(query):
     raise ConfigError(f"--query={query}: there is no such folder or file")
   mesh = mesh or sharding.make_mesh(MeshConfig())
-  settings = {
-    "checkpoint": checkpoint,
-    "images": images,
-    "query": query,
-    "count": count,
-    "pool": pool,
-    "layer": layer,
-    "image_size": image_size,
-  }
   with output_folder.replacing(out, "neighbors", settings) as album:
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
@@ -138,16 +128,7 @@ def write(
       paths = photo.path_of(query, one), photo.path_of(images, other)
       return os.path.realpath(paths[0]) == os.path.realpath(paths[1])
 
-    queries = dict(stream(asked))
-    among = 0
-
-    def counted() -> Iterator[tuple[str, np.ndarray]]:
-      nonlocal among
-      for pair in stream(source):
-        among += 1
-        yield pair
-
-    found = nearest(queries, counted(), count, same)
+    found, among = nearest(dict(stream(asked)), stream(source), count, same)
     if not any(found.values()):
       raise ConfigError(
         f"--images={images} has nothing but the query: name a folder of others"
@@ -174,7 +155,7 @@ def nearest(
   others: Iterable[tuple[str, np.ndarray]],
   count: int,
   same: Callable[[str, str], bool],
-) -> dict[str, list[Neighbor]]:
+) -> tuple[dict[str, list[Neighbor]], int]:
   """Finds the images with the largest cosine similarity.
 
   Args:
@@ -184,10 +165,11 @@ def nearest(
     same: whether a query and another image are the same file.
 
   Returns:
-    The neighbors of each query, nearest first.
+    The neighbors of each query, nearest first, and the number of `others`.
   """
   found: dict[str, list[Neighbor]] = {name: [] for name in queries}
-  for name, row in others:
+  number = 0
+  for number, (name, row) in enumerate(others, 1):  # noqa: B007
     for query, wanted in queries.items():
       if not same(query, name):
         bisect.insort(
@@ -196,7 +178,7 @@ def nearest(
           key=lambda each: -each.similarity,
         )
         del found[query][count:]
-  return found
+  return found, number
 
 
 def _sheet(
@@ -205,25 +187,17 @@ def _sheet(
   images: str,
   data: DataConfig,
 ) -> np.ndarray:
-  found = {name: near[:_COLUMNS] for name, near in found.items()}
-  columns = max(map(len, found.values()))
-  rows, words = [], []
+  columns = min(max(map(len, found.values())), _COLUMNS)
+  rows: list[list[np.ndarray | None]] = []
+  words = []
   for name, neighbors in found.items():
-    empty = columns - len(neighbors)
-    rows.append(
-      [
-        _shown(query, name, data),
-        *(_shown(images, near.name, data) for near in neighbors),
-        *[None] * empty,
-      ]
-    )
-    words.append(
-      [
-        name,
-        *(f"{near.similarity:.3f}\n{near.name}" for near in neighbors),
-        *[""] * empty,
-      ]
-    )
+    shown, texts = [_shown(query, name, data)], [name]
+    for near in neighbors[:columns]:
+      shown.append(_shown(images, near.name, data))
+      texts.append(f"{near.similarity:.3f}\n{near.name}")
+    empty = 1 + columns - len(shown)
+    rows.append([*shown, *[None] * empty])
+    words.append([*texts, *[""] * empty])
   return image_grid.draw_grid(
     rows, ["query", *map(str, range(1, columns + 1))], words
   )

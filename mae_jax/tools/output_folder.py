@@ -1,7 +1,5 @@
 """Writes folders of pictures, which appear when they are complete."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -19,14 +17,11 @@ SHEET = "sheet.png"
 
 
 class OutputFolder:
-  """A folder that a command fills; see `replacing`."""
+  """A folder that a command fills with `files`; see `replacing`."""
 
-  def __init__(
-    self, folder: epath.Path, tool: str, settings: Mapping[str, Any]
-  ):
+  def __init__(self, folder: epath.Path):
     self._folder = folder
-    self._content = {"tool": tool, "settings": dict(settings)}
-    self._files: list[str] = []
+    self.files: list[str] = []
 
   def png(self, name: str, picture: np.ndarray) -> None:
     """Writes a picture, uint8 [H, W, C]; see `as_image`."""
@@ -38,18 +33,13 @@ class OutputFolder:
     with self._open(name) as file:
       file.write(atomic_write.csv_rows(rows))
 
-  def close(self) -> None:
-    """Writes MANIFEST: the command, its settings and the files."""
-    content = self._content | {"files": self._files}
-    (self._folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
-
   @contextlib.contextmanager
   def _open(self, name: str) -> Iterator[Any]:
     path = self._folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
       yield file
-    self._files.append(name)
+    self.files.append(name)
 
 
 @contextlib.contextmanager
@@ -82,9 +72,10 @@ def replacing(
     return tools == tool and known.issuperset(found)
 
   with atomic_write.atomic_folder(out, is_ours) as folder:
-    album = OutputFolder(folder, tool, settings)
+    album = OutputFolder(folder)
     yield album
-    album.close()
+    content = {"tool": tool, "settings": dict(settings), "files": album.files}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def as_image(picture: np.ndarray) -> Image.Image:

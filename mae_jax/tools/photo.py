@@ -1,23 +1,23 @@
 """Reads single photographs of any size, and pastes reconstructions into them.
 
-Pillow reads them, because importing TensorFlow takes longer than the work. A
-`Photo` knows which box of the photograph the network sees, so that
+A `Photo` knows which box of the photograph the network sees, so that
 reconstructed patches can be put back in place.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import io
 import math
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
 from mae_jax.config import DataConfig, lookup
-from mae_jax.data import image_io
+from mae_jax.data import image_io, sources
+from mae_jax.utils import console
+from mae_jax.utils.errors import ConfigError
 
 Size = tuple[int, int]
 FITS = ("crop", "squash")
@@ -66,13 +66,57 @@ def open_photo(
   return fit(read(path, data.channels, data.exif_rotate), data, how)
 
 
-def path_of(images: str, name: str) -> str:
-  """Returns the path of an image of a source.
+def open_photos(
+  images: str,
+  source: sources.Indexed,
+  data: DataConfig,
+  fit: str = "crop",
+  *,
+  first: int = 0,
+  warned: int = 0,
+) -> Iterator[tuple[int, str, Photo]]:
+  """Reads the images one by one, and warns of unreadable ones.
 
   Args:
     images: the folder or file of --images.
-    name: the image's name in the source.
+    source: its images.
+    data: how images are prepared.
+    fit: a name in FITS.
+    first: read the first images, this many; 0 for all, with a progress bar.
+    warned: print no warnings of the first images, this many.
+
+  Yields:
+    Number, name and photograph of each readable image.
+
+  Raises:
+    ConfigError: at the end, if no image could be read.
   """
+  total = min(first or source.num_examples, source.num_examples)
+  any_readable = False
+  with console.progress_bar(total, disable=bool(first)) as bar:
+    for index in range(total):
+      name = source.name(index)
+      path = path_of(images, name)
+      try:
+        found = open_photo(path, data, fit)
+      except UnreadableError as error:
+        if index >= warned:
+          console.warn(f"{path} cannot be read ({error}): it is left out")
+      else:
+        any_readable = True
+        yield index, name, found
+      bar.update()
+  if not any_readable:
+    what = f"none of the first {total} images" if first else "no image"
+    of_all = "" if first else f", of {total}"
+    raise ConfigError(
+      f"{what} can be read{of_all}: the warnings above say why; mend or replace "
+      "them"
+    )
+
+
+def path_of(images: str, name: str) -> str:
+  """Returns the path of an image of --images, by its name there."""
   folder = epath.Path(images).is_dir()
   return os.path.join(images, name) if folder else images
 

@@ -1,7 +1,4 @@
-"""Prints the most likely classes of images.
-
-python -m mae_jax predict --checkpoint=WORKDIR --images=DIR --out=x.csv
-"""
+"""Prints the most likely classes of images: `python -m mae_jax predict`."""
 
 from __future__ import annotations
 
@@ -116,15 +113,7 @@ def predictions(
   mesh: Mesh,
   batch_size: int,
 ) -> Iterator[Prediction]:
-  """Yields the predictions of all readable images, in order.
-
-  Args:
-    found: the classifier.
-    source: the images.
-    top: k, at most the number of classes.
-    mesh: the devices.
-    batch_size: images at a time.
-  """
+  """Yields the `top` classes, or all, of each readable image, in order."""
   classifier = found.classifier
   k = min(top, len(found.class_names))
 

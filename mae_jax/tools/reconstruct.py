@@ -1,14 +1,4 @@
-"""Draws reconstructions of masked images.
-
-    python -m mae_jax reconstruct --checkpoint=WORKDIR --images=DIR \
-      --out=pictures
-
-For each image it writes the original, the visible patches, the reconstruction,
-the reconstruction with visible patches pasted in, and the error; sheets of
-these; and `scores.csv`.
-"""
-
-from __future__ import annotations
+"""Draws reconstructions of masked images: `python -m mae_jax reconstruct`."""
 
 import dataclasses
 import os
@@ -16,16 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from mae_jax import conversion
-from mae_jax.config import MeshConfig
-from mae_jax.conversion import model_info
-from mae_jax.distributed import sharding
 from mae_jax.tools import cli, image_stream, output_folder, photo, reconstructor
 from mae_jax.tools import reconstruction_figures as studio_lib
 from mae_jax.utils import console
-from mae_jax.utils.errors import ConfigError
 
 SCORES = "scores.csv"
 COLUMNS = (
@@ -90,32 +73,17 @@ def write(
     ConfigError: if something cannot work, or no image can be read. `out` is as
       it was.
   """
+  flags = dict(locals())
+  names = [each.name for each in dataclasses.fields(studio_lib.Settings)]
+  settings = studio_lib.Settings(**{name: flags[name] for name in names})
   began = time.monotonic()
-  settings = studio_lib.Settings(
-    mask_ratio=tuple(mask_ratio),
-    strategy=strategy,
-    masks=masks,
-    seed=seed,
-    mask=mask,
-    truth=truth,
-    fill=fill,
-    fit=fit,
-    statistics=statistics,
-    baselines=baselines,
-  )
   settings.check()
   image_stream.check(checkpoint, images, pictures=out)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  hints = conversion.ModelOverrides(target=target, insist=target is not None)
   recorded = {"checkpoint": checkpoint, "images": images} | dataclasses.asdict(
     settings
   )
   with output_folder.replacing(out, "reconstruct", recorded) as album:
-    network = reconstructor.Reconstructor(checkpoint, mesh, hints)
-    if target is not None and model_info.TARGETS[target] != network.normalized:
-      raise ConfigError(
-        f"--target={target} contradicts {checkpoint}: leave the flag out"
-      )
+    network = reconstructor.Reconstructor(checkpoint, target=target)
     studio = studio_lib.FigureMaker(network, settings)
     source = image_stream.open_images(images, network.data)
     total = source.num_examples
@@ -124,7 +92,7 @@ def write(
     shown: list[Sequence[studio_lib.Picture]] = []
     rows: list[Sequence[Any]] = [COLUMNS]
     number, painting = 0, 0.0
-    for index, name, image in image_stream.photos(
+    for index, name, image in photo.open_photos(
       images, source, network.data, fit
     ):
       start = time.monotonic()
@@ -161,7 +129,6 @@ def _save(
   folder: str,
   pictures: Sequence[studio_lib.Picture],
 ) -> None:
-  """Writes the pictures of an image."""
   album.png(f"{folder}/original.png", pictures[0].cells["original"])
   for number, picture in enumerate(pictures, 1):
     after = f"_{number}" if len(pictures) > 1 else ""

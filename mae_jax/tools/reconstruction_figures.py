@@ -1,10 +1,7 @@
 """Makes the pictures, scores and sheets of `reconstruct`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -30,10 +27,7 @@ _TITLES = {
   "error": f"error, 0 to {_ERROR} of 255",
 } | {name: name for name in image_metrics.BASELINES}
 _PAINTED = ("reconstruction", "pasted", "error")
-_WARNINGS = {
-  "true": "uses ground truth",
-  "raw": "normalized, as predicted",
-}
+_WARNINGS = {"true": "uses ground truth", "raw": "normalized, as predicted"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,6 +132,12 @@ class FigureMaker:
   def __init__(self, network: reconstructor.Reconstructor, settings: Settings):
     """Samples a mask of each kind, so that a wrong flag is reported early."""
     self._network, self._settings = network, settings
+    warning = ""
+    if network.normalized:
+      warning = _WARNINGS.get(settings.statistics, "")
+    warned = {name: f"{_TITLES[name]}\n{warning}" for name in _PAINTED}
+    self._titles = _TITLES | (warned if warning else {})
+    self._highlighted = list(warned.values()) if warning else ()
     self._ratios = settings.mask_ratio or (network.mask_ratio,)
     if settings.mask is None:
       for ratio in self._ratios:
@@ -175,10 +175,7 @@ class FigureMaker:
     ]
 
   def check_given(self, named: Iterable[tuple[epath.PathLike, str]]) -> None:
-    """Checks the masks and truths of all images before the long work.
-
-    Args:
-      named: path and name of each image; see `pictures`.
+    """Checks the masks and truths of images, given by path and name.
 
     Raises:
       ConfigError: if one is missing, or does not fit its image.
@@ -203,41 +200,22 @@ class FigureMaker:
       uint8 [H, W, 3].
     """
     if len(groups) == 1 or len(groups[0]) == 1:
-      pictures = [picture for group in groups for picture in group]
-      names = [name for name in _TITLES if name in pictures[0].cells]
-      return image_grid.draw_grid(
-        [[each.cells[name] for name in names] for each in pictures],
-        [self._title(name) for name in names],
-        [[each.below(name) for name in names] for each in pictures],
-        [self._title(name) for name in _PAINTED] if self._warning else (),
-      )
-    rows, words = [], []
-    for group in groups:
-      pairs = [(each, name) for each in group for name in ("masked", "pasted")]
-      rows.append(
-        [
-          group[0].cells["original"],
-          *(each.cells[name] for each, name in pairs),
-        ]
-      )
-      words.append([group[0].file, *(each.below(name) for each, name in pairs)])
-    titles = [self._title(name) for name in ("masked", "pasted")]
+      names = [name for name in _TITLES if name in groups[0][0].cells]
+      rows = [
+        [(each, name) for name in names] for group in groups for each in group
+      ]
+    else:
+      few = ("masked", "pasted")
+      pairs = [
+        [(each, name) for each in group for name in few] for group in groups
+      ]
+      rows = [[(row[0][0], "original"), *row] for row in pairs]
     return image_grid.draw_grid(
-      rows,
-      ["original", *titles * len(groups[0])],
-      words,
-      titles[1:] if self._warning else (),
+      [[each.cells[name] for each, name in row] for row in rows],
+      [self._titles[name] for _, name in rows[0]],
+      [[each.below(name) for each, name in row] for row in rows],
+      self._highlighted,
     )
-
-  @functools.cached_property
-  def _warning(self) -> str:
-    if not self._network.normalized:
-      return ""
-    return _WARNINGS.get(self._settings.statistics, "")
-
-  def _title(self, name: str) -> str:
-    warning = self._warning if name in _PAINTED else ""
-    return f"{_TITLES[name]}\n{warning}" if warning else _TITLES[name]
 
   def _photo(self, path: epath.PathLike) -> photos.Photo:
     return photos.open_photo(path, self._network.data, self._settings.fit)

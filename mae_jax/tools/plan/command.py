@@ -1,7 +1,5 @@
 """The command: `python -m mae_jax plan --config=FILE --topology=v5e:16x16`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mae_jax.config import Config, MeshConfig
@@ -23,7 +21,7 @@ def _search(
   mesh = sharding.make_mesh(MeshConfig(), where.devices)
   for batch in batches:  # before the first of them takes minutes
     sharding.check_batch(mesh, batch, "--batches")
-  found = []
+  found, rows = [], []
   console.info(
     f"{config.task} of {config.model.variant} on {where.name}, "
     f"{len(where.devices)} devices; a line for each setting compiled"
@@ -31,26 +29,16 @@ def _search(
   for each in search_lib.search(
     config, len(where.devices), compile_one, batches
   ):
-    cells = format.row(each)
-    console.info(
-      "  ".join(
-        f"{name} {cell}"
-        for name, cell in zip(format.HEADINGS, cells, strict=True)
-        if cell
-      )
-      + f"  ({each.compile_seconds:.0f} s)"
-    )
     found.append(each)
-  console.info("")
-  console.info(
-    format.table([format.row(each) for each in found], format.HEADINGS)
-  )
-  console.info("")
+    rows.append(format.row(each))
+    pairs = zip(format.HEADINGS, rows[-1], strict=True)
+    cells = "  ".join(f"{name} {cell}" for name, cell in pairs if cell)
+    console.info(f"{cells}  ({each.compile_seconds:.0f} s)")
+  console.info(f"\n{format.table(rows, format.HEADINGS)}\n")
   chosen = search_lib.best(found)
   if chosen is None:
     raise ConfigError(search_lib.why_none(found, where.name))
-  console.info(format.text(chosen, where))
-  console.info("")
+  console.info(f"{format.text(chosen, where)}\n")
   console.info(f"The fastest that fits: {format.flags(chosen.planned.config)}")
 
 

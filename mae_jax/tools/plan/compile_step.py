@@ -1,7 +1,5 @@
 """Compiles a planned step and measures the compiled program."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -141,17 +139,9 @@ _SIZE = r"([\d.]+)([KMGT]?)"
 
 
 def _wanted(text: str, held: int) -> int:
-  """Reads the memory that a step needs from the compiler's error.
+  """Reads the bytes that a step needs from the compiler's error, 0 if unknown.
 
-  Args:
-    text: the error.
-    held: bytes that a chip holds before the step.
-
-  Returns:
-    Bytes; 0 if the error does not say.
-
-  Raises:
-    ConfigError: if another kind of memory is too small.
+  The chip holds `held` bytes before the step.
   """
   if found := re.search(rf"Used {_SIZE} of {_SIZE} (\w+)", text):
     if found[5] != "hbm":

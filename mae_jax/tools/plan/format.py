@@ -1,7 +1,5 @@
 """Formats plans for people."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mae_jax.config import Config

@@ -4,8 +4,6 @@ XLA's own `cost_analysis` counts the body of a loop once, and on-chip memory
 like main memory. Here loops count by their trips, and bytes by memory space.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -100,12 +98,7 @@ class Costs:
 
 
 def count_costs(text: str, devices: int) -> Costs:
-  """Counts the costs of a compiled program.
-
-  Args:
-    text: `compiled.as_text()`.
-    devices: number of devices.
-  """
+  """Counts the costs of a compiled program, given as `compiled.as_text()`."""
   module = hlo_parser.Module.parse(text)
   flops = 0.0
   collectives: dict[str, Collective] = {}

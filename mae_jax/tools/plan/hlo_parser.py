@@ -4,13 +4,12 @@ There is no Python library for that text. This parser reads what `hlo_costs`
 needs: shapes with memory space and padding, calls, and trip counts of loops.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import Self
 
 # The types whose names do not end in their size.
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
@@ -133,7 +132,7 @@ class Module:
   entry: str
 
   @classmethod
-  def parse(cls, text: str) -> Module:
+  def parse(cls, text: str) -> Self:
     """Parses the text of `compiled.as_text()`.
 
     Raises:

@@ -1,7 +1,5 @@
 """The train step of a run, without its data."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -65,12 +63,6 @@ def planned(
   config: Config, mesh: Mesh, num_examples: int, num_classes: int
 ) -> PlannedStep:
   """Builds the task that `main` would train.
-
-  Args:
-    config: settings of the run.
-    mesh: the devices.
-    num_examples: size of the training set.
-    num_classes: number of classes, for tasks with labels.
 
   Raises:
     ConfigError: if a setting cannot work.

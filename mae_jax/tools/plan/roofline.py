@@ -5,8 +5,6 @@ speed and at the same time, so that a step lasts as long as the slowest one.
 Real steps are longer; the bound serves to compare settings.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from mae_jax.tools.plan import compile_step, hlo_costs, topology

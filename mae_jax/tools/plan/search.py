@@ -5,8 +5,6 @@ Rematerialization costs products and saves memory and its traffic, so every
 policy is tried.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,18 +24,11 @@ def candidates(devices: int) -> list[int]:
 
 
 def search(
-  config: Config,
-  devices: int,
-  measured: Measure,
-  batches: Sequence[int] = (),
+  config: Config, devices: int, measured: Measure, batches: Sequence[int] = ()
 ) -> Iterator[compile_step.CompiledStep]:
   """Compiles one setting after the other, and yields each result.
 
-  Args:
-    config: settings of the run.
-    devices: number of devices.
-    measured: compiles a config.
-    batches: sizes of the global batch to try; () for the recipe's.
+  `batches` are sizes of the global batch to try, () for the recipe's.
   """
   for batch in batches or (config.data.batch_size,):
     for fsdp in candidates(devices):

@@ -4,8 +4,6 @@ The compilers for TPU and CUDA run on any Linux machine. The facts about the
 devices that they need are in libtpu, or in a text below.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib.util

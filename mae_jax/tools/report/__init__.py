@@ -1,4 +1,1 @@
-"""Reports runs as one HTML page that works offline.
-
-`run_logs` reads a workdir, `page` writes the page.
-"""
+"""Reports runs as one HTML page that works offline."""

@@ -1,7 +1,5 @@
 """The command `python -m mae_jax report --workdir=a,b,c --out=report.html`."""
 
-from __future__ import annotations
-
 import os
 
 from mae_jax.config import overrides

@@ -1,7 +1,5 @@
 """Summarizes the data of a run for its report."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from mae_jax.config import DataConfig
@@ -21,10 +19,7 @@ def summarize(
 ) -> page.DataSummary:
   """Summarizes counters of the log and, if the data are here, some images.
 
-  Args:
-    run: the run.
-    name: its name on the page.
-    look_at: number of images to read; 0 for none.
+  `look_at` is the number of images to read, 0 for none.
   """
   rows = [
     (text, f"{value:,.0f}")

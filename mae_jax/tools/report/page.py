@@ -1,7 +1,5 @@
 """Writes the report page: interactive charts and sliders of pictures."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import json
@@ -9,7 +7,7 @@ import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jinja2
 from plotly import offline
@@ -24,17 +22,18 @@ _COLORS = (
 )  # fmt: skip
 _SYMBOLS = ("circle", "square-open", "diamond", "x")
 _DASHES = ("solid", "dash", "dot", "dashdot")
-# Charts by section, each of one or more scalars. Other scalars have a chart
-# each in the last section.
-_CHARTS: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
-  "Training": (
-    ("loss", ("loss", "eval_loss")),
-    ("learning rate", ("lr",)),
-    ("gradient norm", ("grad_norm",)),
-    ("images a second", ("images_per_second",)),
-  ),
-}
+# Charts of the first section, each of one or more scalars. Other scalars have a
+# chart each in the last sections.
+_TRAINING: Sequence[tuple[str, Sequence[str]]] = (
+  ("loss", ("loss", "eval_loss")),
+  ("learning rate", ("lr",)),
+  ("gradient norm", ("grad_norm",)),
+  ("images a second", ("images_per_second",)),
+)
 _NOT_SHOWN = ("step", "images_per_second_per_device", "seconds", "eval_seconds")
+_ENVIRONMENT = (
+  "command", "devices", "processes", "host", "system", "cores", "python",
+)  # fmt: skip
 _FEW_STEPS = 8  # axes of fewer steps have a tick for each
 _NO_TRACE = "start_"  # scalars logged once per start
 # Counters of problems.
@@ -57,6 +56,7 @@ _SHOTS = re.compile(r"(.*)_(\d+|all)")
 _STD = "_std/"  # in the names of standard deviations
 
 _Charts = list[tuple[str, Sequence[str]]]  # title and scalars of each
+_Runs = Sequence[run_logs.RunLogs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,22 +74,19 @@ class DataSummary:
   warnings: list[str]
 
 
-def render(
-  runs: Sequence[run_logs.RunLogs], summaries: Sequence[DataSummary]
-) -> str:
-  """Returns the HTML page.
-
-  Args:
-    runs: at least one run.
-    summaries: the data of each run.
-  """
+def render(runs: _Runs, summaries: Sequence[DataSummary]) -> str:
+  """Returns the HTML page of one or more runs and the data of each."""
   names = short_names([run.name for run in runs])
+  runs = [
+    dataclasses.replace(run, name=name)
+    for run, name in zip(runs, names, strict=True)
+  ]
   charts: dict[str, Any] = {}
   sections = []
   for section, some, note in _sections(runs):
     ids = []
     for title, keys in some:
-      traces = list(_traces(runs, names, keys))
+      traces = list(_traces(runs, keys))
       if traces:
         number = f"chart{len(charts)}"
         steps = {step for trace in traces for step in trace["x"]}
@@ -97,7 +94,7 @@ def render(
         ids.append({"id": number})
     if ids or note:
       sections.append({"name": section, "charts": ids, "note": note})
-  sliders = list(_sliders(runs, names))
+  sliders = list(_sliders(runs))
   environment = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -108,7 +105,7 @@ def render(
   return template.render(
     title=", ".join(names),
     plotly=offline.get_plotlyjs(),
-    summary=_summary(runs, names),
+    summary=_summary(runs),
     sections=sections,
     charts_json=_json(charts),
     sliders=sliders,
@@ -119,8 +116,8 @@ def render(
       }
     ),
     health=summaries,
-    settings=_settings(runs, names),
-    environment=_environment(runs, names),
+    settings=_settings(runs),
+    environment=_environment(runs),
   )
 
 
@@ -134,14 +131,12 @@ def short_names(names: Sequence[str]) -> list[str]:
   return list(names)
 
 
-def _sections(
-  runs: Sequence[run_logs.RunLogs],
-) -> Iterator[tuple[str, _Charts, str]]:
+def _sections(runs: _Runs) -> Iterator[tuple[str, _Charts, str]]:
   """Yields each section: its name, charts, and a note in place of charts."""
   logged = dict.fromkeys(
     key for run in runs for record in run.records for key in record
   )
-  used = {key for some in _CHARTS.values() for _, keys in some for key in keys}
+  used = {key for _, keys in _TRAINING for key in keys}
   # A counter that stays 0 needs a line, not a chart.
   zero = [
     key
@@ -157,8 +152,7 @@ def _sections(
     and key not in zero
     and not key.startswith(_NO_TRACE)
   ]
-  for section, some in _CHARTS.items():
-    yield section, list(some), ""
+  yield "Training", list(_TRAINING), ""
   evaluated = [
     key for key in rest if key.startswith("eval_") and key not in COUNTS
   ]
@@ -185,7 +179,6 @@ def _zero_note(keys: Sequence[str]) -> str:
 
 
 def _title(key: str) -> str:
-  """Returns the title of a scalar's chart."""
   if key in _TITLES:
     return _TITLES[key]
   if probe := _PROBE.fullmatch(key):
@@ -202,17 +195,15 @@ def _labels(shots: str) -> str:
   return f"{shots} label{'' if shots == '1' else 's'} a class"
 
 
-def _traces(
-  runs: Sequence[run_logs.RunLogs], names: Sequence[str], keys: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-  for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+def _traces(runs: _Runs, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+  for number, run in enumerate(runs):
     for dash, key in enumerate(keys):
       steps, values = run.series(key)
       if steps:
-        label = name if len(keys) == 1 else f"{name}, {_label(key)}"
-        _, spread = (
-          run.series(key.replace("/", _STD)) if "/" in key else ([], [])
-        )
+        label = run.name
+        if len(keys) > 1:
+          label += f", {_label(key)}"
+        spread = run.series(key.replace("/", _STD))[1] if "/" in key else []
         yield {
           "error_y": {"type": "data", "array": spread, "visible": bool(spread)},
           "type": "scatter",
@@ -258,40 +249,33 @@ def _layout(title: str, steps: Collection[int]) -> dict[str, Any]:
   }
 
 
-def _sliders(
-  runs: Sequence[run_logs.RunLogs], names: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-  for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+def _sliders(runs: _Runs) -> Iterator[dict[str, Any]]:
+  for number, run in enumerate(runs):
     for place, (tag, pictures) in enumerate(sorted(run.pictures.items())):
       steps = sorted(pictures)
+      images = [base64.b64encode(pictures[step]).decode() for step in steps]
       yield {
         "id": f"slider{number}-{place}",
-        "name": f"{name}, {tag}",
+        "name": f"{run.name}, {tag}",
         "steps": steps,
-        "images": [_data_uri(pictures[step]) for step in steps],
+        "images": [f"data:image/png;base64,{each}" for each in images],
       }
 
 
-def _data_uri(png: bytes) -> str:
-  return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _summary(
-  runs: Sequence[run_logs.RunLogs], names: Sequence[str]
-) -> dict[str, Any]:
+def _summary(runs: _Runs) -> dict[str, Any]:
   columns = {"loss": "loss", "eval_loss": "held-out loss"}
   if any(run.last("eval_top1") is not None for run in runs):
     columns["eval_top1"] = "held-out top-1"
   columns["images_per_second"] = "images a second"
   rows = []
-  for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+  for number, run in enumerate(runs):
     cells = [
       run.config.task if run.config else "",
       f"{run.records[-1]['step'] if run.records else 0:,}",
       *(_figure(key, run.last(key)) for key in columns),
       str(run.started.get("started", "")),
     ]
-    rows.append({"name": name, "color": _color(number), "cells": cells})
+    rows.append({"name": run.name, "color": _color(number), "cells": cells})
   heads = ["task", "step", *columns.values(), "started"]
   return {"heads": heads, "rows": rows}
 
@@ -302,30 +286,28 @@ def _figure(key: str, value: float | None) -> str:
   return f"{100 * value:.1f} %" if key == "eval_top1" else f"{value:.4g}"
 
 
-def _settings(
-  runs: Sequence[run_logs.RunLogs], names: Sequence[str]
-) -> dict[str, Any]:
+def _settings(runs: _Runs) -> dict[str, Any]:
   """Lists the settings; first those that differ."""
   notes, columns, heads = [], [], []
-  for run, name in zip(runs, names, strict=True):
+  for run in runs:
     if run.config is None:
       notes.append(
-        f"{name}: settings are missing, or belong to another version"
+        f"{run.name}: settings are missing, or belong to another version"
       )
       continue
     column = _Column.of(run, run.config)
     if column.recipe is None:
       notes.append(
-        f"{name}: recipe {run.recipe or ''} not found, settings are not "
+        f"{run.name}: recipe {run.recipe or ''} not found, settings are not "
         "compared; choose a recipe with --recipe=FILE"
       )
     else:
-      note = f"{name} is compared with {run.recipe}"
+      note = f"{run.name} is compared with {run.recipe}"
       if not any(map(column.differs, column.settings)):
         note += ": no setting differs"
       notes.append(note)
     columns.append(column)
-    heads.append(name)
+    heads.append(run.name)
   changed: list[dict[str, Any]] = []
   rest: list[dict[str, Any]] = []
   for key in columns[0].settings if columns else ():
@@ -347,7 +329,7 @@ class _Column:
   directory: str
 
   @classmethod
-  def of(cls, run: run_logs.RunLogs, config: Config) -> _Column:
+  def of(cls, run: run_logs.RunLogs, config: Config) -> Self:
     recipe = run_logs.recipe_config(run)
     return cls(
       dict(leaves(config)),
@@ -368,20 +350,17 @@ class _Column:
     return {"text": text, "changed": changed}
 
 
-def _environment(
-  runs: Sequence[run_logs.RunLogs], names: Sequence[str]
-) -> dict[str, Any]:
+def _environment(runs: _Runs) -> dict[str, Any]:
   rows = []
-  for key in ("command", "devices", "processes", "host", "system", "cores"):
+  for key in _ENVIRONMENT:
     cells = [run.started.get(key, "") for run in runs]
     cells = [" ".join(x) if isinstance(x, list) else str(x) for x in cells]
     rows.append((key, cells))
-  rows.append(("python", [str(run.started.get("python", "")) for run in runs]))
   packages = [run.started.get("packages", {}) for run in runs]
   for key in dict.fromkeys(name for each in packages for name in each):
     rows.append((key, [each.get(key, "") for each in packages]))
   rows = [(key, cells) for key, cells in rows if any(cells)]
-  return {"heads": names, "rows": rows}
+  return {"heads": [run.name for run in runs], "rows": rows}
 
 
 def _json(value: Any) -> str:

@@ -1,7 +1,5 @@
 """Reads a workdir: logs, pictures, settings and environment of a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -115,9 +113,7 @@ def recipe_config(run: RunLogs) -> Config | None:
 def same(key: str, values: Sequence[tuple[Any, str]]) -> bool:
   """Checks whether values of a setting are equal, or name the same file.
 
-  Args:
-    key: the name of the setting.
-    values: values, each with the directory that relative paths start from.
+  Each value comes with the directory that relative paths start from.
   """
   first, _ = values[0]
   if all(value == first for value, _ in values):
@@ -165,13 +161,12 @@ def _records(log: epath.Path) -> list[dict[str, Any]]:
       continue
     try:
       record = json.loads(line)
+      problem = _problem(record)
     except (ValueError, RecursionError) as error:
       # The last line of an active or interrupted run can be incomplete.
       if number > len(lines):
         break
-      problem: str | None = str(error)
-    else:
-      problem = _problem(record)
+      problem = str(error)
     if problem:
       raise ConfigError(
         f"{log} line {number} is not a record of this project ({problem}): "
