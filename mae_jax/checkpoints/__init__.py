@@ -12,25 +12,8 @@ from mae_jax.checkpoints.restore import (
   check_shapes,
   find_step,
   load_any,
-  load_params,
   read_metadata,
   restore_newest,
 )
-from mae_jax.checkpoints.save import ArrayWriter, Checkpointer, combined_error
+from mae_jax.checkpoints.save import ArrayWriter, Checkpointer, run_on_all
 from mae_jax.checkpoints.state import Health, TrainState
-
-__all__ = [
-  "ArrayReader",
-  "ArrayWriter",
-  "CheckpointMetadata",
-  "Checkpointer",
-  "Health",
-  "TrainState",
-  "check_shapes",
-  "combined_error",
-  "find_step",
-  "load_any",
-  "load_params",
-  "read_metadata",
-  "restore_newest",
-]

@@ -1,7 +1,5 @@
 """Checksums of arrays and of JSON, which detect a damaged checkpoint."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping
@@ -20,13 +18,13 @@ def checksum(tree: Any) -> int:
   its own part.
   """
   sums = {
-    name: _host_sum(leaf) if _is_small(leaf) else _device_sum(leaf)
+    name: array_checksum(leaf) if _is_small(leaf) else _device_sum(leaf)
     for name, leaf in flatten(tree).items()
   }
   return combine(jax.device_get(sums))
 
 
-def array_checksum(array: np.ndarray) -> int:
+def array_checksum(array: Any) -> int:
   """Computes one array's sum in chunks, so that it needs little memory."""
   result = 0
   flat_array = np.ascontiguousarray(array).reshape(-1)
@@ -53,29 +51,23 @@ def _is_small(x: jax.Array) -> bool:
   )
 
 
-def _host_sum(x: jax.Array) -> np.uint32:
-  array = np.ascontiguousarray(x)
-  words = array.view(_UNSIGNED[array.dtype.itemsize]).astype(np.uint32)
-  return np.sum(words * _weights(words.shape, np), dtype=np.uint32)
-
-
 # Compiled per array and not per tree, as parameters and moments share shapes.
 @jax.jit
 def _device_sum(x: jax.Array) -> jax.Array:
   unsigned = _UNSIGNED[x.dtype.itemsize]
   words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-  return jnp.sum(words * _weights(words.shape, jnp), dtype=jnp.uint32)
+  return jnp.sum(words * _weights(words.shape), dtype=jnp.uint32)
 
 
 _CHUNK = 1 << 20
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
-def _weights(shape: tuple[int, ...], xp: Any) -> Any:
+def _weights(shape: tuple[int, ...]) -> jax.Array:
   """Returns the odd numbers 1, 3, 5, ... modulo 2^32, in row-major order."""
-  index = xp.zeros((), np.uint32)
+  index = jnp.zeros((), np.uint32)
   for axis, length in enumerate(shape):
-    here = xp.arange(length, dtype=np.uint32)
+    here = jnp.arange(length, dtype=np.uint32)
     here = here.reshape((length,) + (1,) * (len(shape) - axis - 1))
     index = index * np.uint32(length) + here
   return index * np.uint32(2) + np.uint32(1)
@@ -103,20 +95,11 @@ def json_crc(content: Any) -> int:
   return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Builds nested dicts from leaves by path; the inverse of `flatten`."""
-  tree: dict[str, Any] = {}
-  for path, leaf in flat.items():
-    *parents, name = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return tree
-
-
 def flatten(tree: Any) -> dict[str, Any]:
-  """Returns the leaves of a tree by their paths, joined by "/"."""
+  """Returns the leaves of a tree by their paths, joined by "/".
+
+  `flax.traverse_util.unflatten_dict` is the inverse for nested dicts.
+  """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf

@@ -6,8 +6,6 @@ error, and the others stop waiting. A step's directory still gets its name only
 when all processes have written. A failed attempt is never reused.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Restoring of a run's newest complete checkpoint, or of parameters alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -137,29 +135,6 @@ _MISSING_FILE_ERRORS = (
 )
 
 
-def load_params(path: epath.PathLike, like: Any) -> Any:
-  """Reads only the parameters of a checkpoint.
-
-  Args:
-    path: a workdir, its `checkpoints`, or one step's directory.
-    like: tree of arrays or ShapeDtypeStructs with shardings.
-
-  Returns:
-    The tree `like` with the checkpoint's values.
-
-  Raises:
-    ConfigError: if there is no checkpoint, if a parameter is missing, left over
-      or of another shape (the message names it), or if files are damaged.
-  """
-  directory = find_step(path)
-
-  def fit(found: Any) -> Any:
-    check_shapes(path, found, like)
-    return like
-
-  return _read_params(directory, fit)
-
-
 def load_any(
   path: epath.PathLike, mesh: Mesh
 ) -> tuple[dict[str, Any], CheckpointMetadata]:
@@ -176,17 +151,23 @@ def load_any(
     ConfigError: if there is no checkpoint, or the files are damaged.
   """
   directory = find_step(path)
-
-  def place(found: Any) -> Any:
-    return jax.tree.map(
-      lambda leaf, where: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=where
-      ),
-      found,
-      sharding.state_shardings(mesh, found),
-    )
-
-  return _read_params(directory, place), read_metadata(directory)
+  try:
+    with _reader() as reader:
+      found = reader.metadata(directory / "params").item_metadata.tree
+      like = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=where
+        ),
+        found,
+        sharding.state_shardings(mesh, found),
+      )
+      params = reader.restore(directory / "params", like)
+    _verify(params, "params", _read_loop(directory))
+  except jax.errors.JaxRuntimeError:
+    raise
+  except Exception as error:  # readers raise anything for broken files
+    raise _unreadable_error(directory, error) from error
+  return params, read_metadata(directory)
 
 
 def read_metadata(path: epath.PathLike) -> CheckpointMetadata:
@@ -206,22 +187,6 @@ def read_metadata(path: epath.PathLike) -> CheckpointMetadata:
       f"{directory} has settings that this version cannot use: {error}"
     ) from error
   except Exception as error:
-    raise _unreadable_error(directory, error) from error
-
-
-def _read_params(
-  directory: epath.Path, wanted: Callable[[Any], Any]
-) -> dict[str, Any]:
-  """Reads the params item; `wanted` maps its metadata to what to restore."""
-  try:
-    with _reader() as reader:
-      found = reader.metadata(directory / "params").item_metadata.tree
-      params = reader.restore(directory / "params", wanted(found))
-    _verify(params, "params", _read_loop(directory))
-    return params
-  except (ConfigError, jax.errors.JaxRuntimeError):
-    raise
-  except Exception as error:  # readers raise anything for broken files
     raise _unreadable_error(directory, error) from error
 
 

@@ -1,16 +1,15 @@
 """Saving of checkpoints in the background, to disks that may fail."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
 from mae_jax import distributed
@@ -22,73 +21,6 @@ from mae_jax.utils import console, storage
 from mae_jax.utils.errors import TrainingError
 
 ITEMS = ("params", "opt_state", "loop", "config")
-
-
-class ArrayWriter:
-  """A writer of converted parameters, one array at a time.
-
-  Orbax would copy a whole tree before it writes it. Arrays that are read only
-  when they are written keep memory to a few of them.
-  """
-
-  def __init__(self, read: Callable[[str], np.ndarray]):
-    """Sets the function that reads an array by its path."""
-    self._read = read
-    self._sums: dict[str, int] = {}
-
-  def write(
-    self,
-    path: epath.PathLike,
-    shapes: Mapping[str, tuple[int, ...]],
-    run: CheckpointMetadata,
-  ) -> None:
-    """Writes the items of a step. The last item makes the checkpoint readable.
-
-    Args:
-      path: the directory of the step, not a workdir.
-      shapes: shapes of the arrays by path; all are float32.
-      run: metadata of the run.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
-    directory = storage.absolute(path)
-    tree = checksums.unflatten(
-      {name: _LazyArray(name, x) for name, x in shapes.items()}
-    )
-    handler = ocp.PyTreeCheckpointHandler(
-      type_handler_registry=type_handlers.create_type_handler_registry(
-        (_LazyArray, _LazyArrayHandler(self._take))
-      )
-    )
-    with ocp.Checkpointer(handler) as writer:
-      writer.save(
-        directory / "params",
-        args=ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_FILE_SIZE),
-      )
-    config = to_dict(run.config)
-    loop = {
-      "step": 0,
-      "data": dict(run.data),
-      "class_names": list(run.class_names),
-      "origin": dict(run.origin),
-      "checksums": {
-        "params": checksums.combine(self._sums),
-        "config": checksums.json_crc(config),
-      },
-    }
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-      for item, content in (
-        ("config", config),
-        ("loop", checksums.add_crc(loop)),
-      ):
-        writer.save(directory / item, args=ocp.args.JsonSave(content))
-
-  def _take(self, lazy: _LazyArray) -> np.ndarray:
-    array: np.ndarray = np.ascontiguousarray(self._read(lazy.name), lazy.dtype)
-    assert array.shape == lazy.shape, (lazy.name, array.shape, lazy.shape)
-    self._sums[lazy.name] = checksums.array_checksum(array)
-    return array
 
 
 # Orbax's default, 2 GB, would stay in memory until a file is full.
@@ -125,6 +57,73 @@ class _LazyArrayHandler(type_handlers.NumpyHandler):
     return []
 
 
+class ArrayWriter:
+  """A writer of converted parameters, one array at a time.
+
+  Orbax would copy a whole tree before it writes it. Arrays that are read only
+  when they are written keep memory to a few of them.
+  """
+
+  def __init__(self, read: Callable[[str], np.ndarray]):
+    """Sets the function that reads an array by its path."""
+    self._read = read
+    self._sums: dict[str, int] = {}
+
+  def write(
+    self,
+    path: epath.PathLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    run: CheckpointMetadata,
+  ) -> None:
+    """Writes the items of a step. The last item makes the checkpoint readable.
+
+    Args:
+      path: the directory of the step, not a workdir.
+      shapes: shapes of the arrays by path; all are float32.
+      run: metadata of the run.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    directory = storage.absolute(path)
+    tree = traverse_util.unflatten_dict(
+      {name: _LazyArray(name, x) for name, x in shapes.items()}, "/"
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+      type_handler_registry=type_handlers.create_type_handler_registry(
+        (_LazyArray, _LazyArrayHandler(self._take))
+      )
+    )
+    with ocp.Checkpointer(handler) as writer:
+      writer.save(
+        directory / "params",
+        args=ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_FILE_SIZE),
+      )
+    config = to_dict(run.config)
+    loop = {
+      "step": 0,
+      "data": dict(run.data),
+      "class_names": list(run.class_names),
+      "origin": dict(run.origin),
+      "checksums": {
+        "params": checksums.combine(self._sums),
+        "config": checksums.json_crc(config),
+      },
+    }
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+      for item, content in (
+        ("config", config),
+        ("loop", checksums.add_crc(loop)),
+      ):
+        writer.save(directory / item, args=ocp.args.JsonSave(content))
+
+  def _take(self, lazy: _LazyArray) -> np.ndarray:
+    array: np.ndarray = np.ascontiguousarray(self._read(lazy.name), lazy.dtype)
+    assert array.shape == lazy.shape, (lazy.name, array.shape, lazy.shape)
+    self._sums[lazy.name] = checksums.array_checksum(array)
+    return array
+
+
 class Checkpointer:
   """A writer of a run's states under `<workdir>/checkpoints`.
 
@@ -142,7 +141,7 @@ class Checkpointer:
     self._failures = 0
     self._attempts = 0
 
-  def __enter__(self) -> Checkpointer:
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, kind: type | None, *rest: object) -> None:
@@ -218,7 +217,8 @@ class Checkpointer:
     try:
       # All processes must agree, or a failing one would leave others waiting.
       saved: list[int] = []
-      if error := _run_on_all(lambda: saved.extend(self._prepare())):
+      # Disks and their drivers raise anything.
+      if error := run_on_all(lambda: saved.extend(self._prepare())):
         raise error
       assert self._manager is not None
       (done, *_) = distributed.gather("yes" * (step in saved))
@@ -285,7 +285,7 @@ class Checkpointer:
     if self._writing is None or self._manager is None:
       return
     step, self._writing = self._writing, None
-    error = _run_on_all(self._manager.wait_until_finished)
+    error = run_on_all(self._manager.wait_until_finished)
     if error is None:
       self._failures = 0
     else:
@@ -301,20 +301,27 @@ class Checkpointer:
     return f"the last good checkpoint is of step {max(steps)}"
 
 
-def combined_error(problems: Sequence[str]) -> OSError:
-  """Combines the processes' error messages, "" for no error, into one."""
-  number, problem = next((n, p) for n, p in enumerate(problems) if p)
-  return OSError(problem if all(problems) else f"process {number}: {problem}")
+def run_on_all(
+  work: Callable[[], None], kinds: type[Exception] = Exception
+) -> Exception | None:
+  """Runs work on all processes.
 
+  Args:
+    work: the same on all processes.
+    kinds: the errors to return instead of raising them.
 
-def _run_on_all(work: Callable[[], None]) -> Exception | None:
-  """Runs work on all processes, and returns the same error on all of them."""
+  Returns:
+    The same error on all processes; None if there is none.
+  """
   failure: Exception | None = None
   try:
     work()
-  except Exception as error:  # disks and their drivers raise anything
+  except kinds as error:
     failure = error
   if distributed.single_process():
     return failure
   problems = distributed.gather(console.first_line(failure) if failure else "")
-  return combined_error(problems) if any(problems) else None
+  if not any(problems):
+    return None
+  number, problem = next((n, p) for n, p in enumerate(problems) if p)
+  return OSError(problem if all(problems) else f"process {number}: {problem}")

@@ -1,8 +1,6 @@
 """The training state, which each step updates and a checkpoint saves."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -28,7 +26,7 @@ class Health:
   loss_mean: jax.Array
 
   @classmethod
-  def create(cls) -> Health:
+  def create(cls) -> Self:
     """Returns the counters before the first step."""
     zero, mean = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
     return cls(zero, zero, zero, zero, mean)
@@ -51,8 +49,6 @@ class TrainState:
   health: Health
 
   @classmethod
-  def create(
-    cls, params: dict[str, Any], opt_state: dict[str, Any]
-  ) -> TrainState:
+  def create(cls, params: dict[str, Any], opt_state: dict[str, Any]) -> Self:
     """Returns a state before its first step."""
     return cls(jnp.zeros((), jnp.int32), params, opt_state, Health.create())

@@ -6,8 +6,6 @@ before its next checkpoint and stops. On such machines the older run is usually
 left over from a preempted host.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import fcntl

@@ -1,7 +1,5 @@
 """Detection of the number of this process among all processes of a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

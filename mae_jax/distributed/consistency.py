@@ -4,8 +4,6 @@ Devices would not notice a difference. With two seeds or learning rates the
 steps run but train the wrong thing, and one save too many waits forever.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

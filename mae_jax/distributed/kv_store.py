@@ -1,15 +1,13 @@
 """A key-value store shared by all processes: JAX's coordination service."""
 
-from __future__ import annotations
-
 import json
 import time
 from typing import Any
 
 from mae_jax.utils import jax_private
 
-_STATUS_PREFIX = "mae/watch/"
-_GATHER_PREFIX = "mae/say/"
+_PREFIX = "mae/"
+_STATUS = "watch/"
 # A day: the heartbeats end a process that waits for a lost peer far earlier.
 _BARRIER_TIMEOUT_MS = 24 * 3600 * 1000
 
@@ -25,33 +23,27 @@ class KeyValueStore:
 
   def set_status(self, kind: str, value: Any) -> None:
     """Sets this process's status of a kind, which all can see."""
-    self._client.key_value_set(
-      f"{_STATUS_PREFIX}{kind}/{self._me}",
-      json.dumps(value),
-      allow_overwrite=True,
-    )
+    self.publish(f"{_STATUS}{kind}", value)
 
   def statuses(self) -> dict[str, dict[int, Any]]:
     """Returns all statuses, by kind and process."""
     found: dict[str, dict[int, Any]] = {}
-    for key, value in self._client.key_value_dir_get(_STATUS_PREFIX):
-      kind, _, number = key.removeprefix(_STATUS_PREFIX).rpartition("/")
+    prefix = _PREFIX + _STATUS
+    for key, value in self._client.key_value_dir_get(prefix):
+      kind, _, number = key.removeprefix(prefix).rpartition("/")
       found.setdefault(kind, {})[int(number)] = json.loads(value)
     return found
 
   def publish(self, key: str, value: Any) -> None:
     """Publishes this process's value under `key`, which others may `read`."""
-    path = f"mae/{key}/{self._me}"
+    path = f"{_PREFIX}{key}/{self._me}"
     self._client.key_value_set(path, json.dumps(value), allow_overwrite=True)
 
   def read(self, key: str) -> dict[int, Any]:
     """Returns the values published under `key`, by process."""
-    return self._read_directory(f"mae/{key}/")
-
-  def _read_directory(self, path: str) -> dict[int, Any]:
     return {
-      int(key.rpartition("/")[2]): json.loads(value)
-      for key, value in self._client.key_value_dir_get(path)
+      int(path.rpartition("/")[2]): json.loads(value)
+      for path, value in self._client.key_value_dir_get(f"{_PREFIX}{key}/")
     }
 
   def barrier(self, key: str, seconds: float, error_key: str) -> None:
@@ -74,10 +66,10 @@ class KeyValueStore:
   def gather(self, text: str) -> list[str]:
     """Collects one text from each process; all must call this."""
     self._round += 1
-    path = f"{_GATHER_PREFIX}{self._round}"
-    self._client.key_value_set(f"{path}/{self._me}", json.dumps(text))
-    self._client.wait_at_barrier(path, _BARRIER_TIMEOUT_MS)
-    found = self._read_directory(f"{path}/")
+    key = f"say/{self._round}"
+    self.publish(key, text)
+    self._client.wait_at_barrier(_PREFIX + key, _BARRIER_TIMEOUT_MS)
+    found = self.read(key)
     if self._me == 0 and self._round > 1:  # all have read the last round
-      self._client.key_value_delete(f"{_GATHER_PREFIX}{self._round - 1}/")
+      self._client.key_value_delete(f"{_PREFIX}say/{self._round - 1}/")
     return [found[number] for number in range(self._count)]

@@ -5,8 +5,6 @@ before JAX starts, process 0 listens at its address, and releases all processes
 when each has connected.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import selectors

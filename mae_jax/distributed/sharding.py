@@ -5,8 +5,6 @@ parameters and optimizer state over "fsdp", by the rules below. No code names a
 single device.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -5,8 +5,6 @@ step. Its result is read when the next step is running, long after the devices
 have finished the vote.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

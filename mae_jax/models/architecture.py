@@ -1,7 +1,5 @@
 """Named model sizes, such as "L/16", and their dimensions."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from typing import Any

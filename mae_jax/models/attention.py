@@ -6,8 +6,6 @@ pass recomputes them. On CPU, a chunk that fits in the cache is also faster. On
 accelerators, chunks are for images of many patches.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -5,7 +5,7 @@ reference's linear probe. Here a group is a fixed number of consecutive examples
 of the global batch, on any number of devices.
 """
 
-from __future__ import annotations
+from typing import Self
 
 import flax.struct
 import jax
@@ -28,7 +28,7 @@ class Statistics:
   var: jax.Array
 
   @classmethod
-  def create(cls, width: int) -> Statistics:
+  def create(cls, width: int) -> Self:
     """Returns the statistics before the first batch."""
     return cls(jnp.zeros(width), jnp.ones(width))
 

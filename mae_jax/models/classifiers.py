@@ -4,11 +4,9 @@ Parameters are grouped by role, so that a checkpoint records how each was
 trained.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +20,6 @@ AVERAGED = "averaged"  # moving average of MODEL in fine-tuning
 HEAD, STATS = "head", "stats"  # linear probe only
 
 Params = Mapping[str, Any]
-
-
-class Classifier(Protocol):
-  """A network with a head."""
-
-  @property
-  def encoder(self) -> mae.Encoder:
-    """The network in front of the head."""
-
-  def init(self, key: jax.Array) -> dict[str, Any]:
-    """Initializes parameters by role; under `jax.eval_shape`, only shapes."""
-
-  def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """Computes logits [B, N] float32 of uint8 images [B, H, W, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +102,9 @@ class Probe:
     return self.linear(params[HEAD], x)
 
 
+Classifier: TypeAlias = FineTuned | Probe
+
+
 def fine_tuned(config: Config, num_classes: int, platform: str) -> FineTuned:
   """Builds the network of a fine-tuning run, as `factory.classifier` does."""
   model = factory.classifier(config, num_classes, platform)
@@ -132,7 +119,7 @@ def probe(config: Config, num_classes: int, platform: str) -> Probe:
 
 
 # By the name of the task.
-CLASSIFIERS: dict[str, Callable[[Config, int, str], FineTuned | Probe]] = {
+CLASSIFIERS: dict[str, Callable[[Config, int, str], Classifier]] = {
   "finetune": fine_tuned,
   "linprobe": probe,
 }

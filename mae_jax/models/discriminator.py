@@ -4,8 +4,6 @@ They have no batch statistics. An image's score then depends on that image
 alone, on any devices, and a gradient penalty is well defined.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

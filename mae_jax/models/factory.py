@@ -1,7 +1,5 @@
 """Builds networks from a config, and checks that its sizes fit together."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -87,7 +85,7 @@ def masked_autoencoder(
     mask=_mask_strategy(config, objective.mask, "mask"),
     loss=objective.loss,
     loss_on=objective.loss_on,
-    auxiliary_losses=_auxiliary_losses(config),
+    auxiliary_losses=losses.auxiliary(config),
   )
   _check_masks(network, config)
   return network
@@ -133,38 +131,6 @@ def _target(config: Config, patch_dim: int) -> targets.Target:
     )
   with _name_settings_in_errors():
     return build(patch_dim, objective.pca_components)
-
-
-def _auxiliary_losses(
-  config: Config,
-) -> tuple[tuple[str, float, mae.AuxiliaryLoss], ...]:
-  objective = config.objective
-  if objective.contrast == "none":
-    return ()
-  known = dict.fromkeys(["none", *losses.CONTRASTIVE_LOSSES])
-  lookup(known, objective.contrast, "objective.contrast")
-  if objective.masked_input == "pixel_noise":
-    raise ConfigError(
-      f"objective.contrast={objective.contrast!r} needs whole masked patches, "
-      "and objective.masked_input='pixel_noise' masks single pixels: set "
-      "objective.masked_input='noise'"
-    )
-  if objective.contrast == "batch" and config.optim.accum_steps > 1:
-    raise ConfigError(
-      "objective.contrast='batch' compares all images of a batch, but with "
-      f"optim.accum_steps={config.optim.accum_steps} only a part is in memory "
-      "at a time: set optim.accum_steps=1, or objective.contrast='image'"
-    )
-  if objective.contrast == "batch" and not objective.contrast_patches:
-    raise ConfigError(
-      "objective.contrast='batch' compares the patches of all images, at a "
-      "cost that grows with the square of the batch: limit the patches per "
-      "image, for instance objective.contrast_patches=4"
-    )
-  loss = losses.CONTRASTIVE_LOSSES[objective.contrast](
-    objective.contrast_temperature, objective.contrast_patches
-  )
-  return (("contrast", objective.contrast_weight, loss),)
 
 
 def build_discriminator(config: Config) -> discriminator.Discriminator:

@@ -4,8 +4,6 @@ Only matrix products count, as is usual for model flops utilization. A backward
 pass counts twice its forward pass; recomputation does not count.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

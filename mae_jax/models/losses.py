@@ -1,16 +1,17 @@
-"""Losses of reconstruction and classification: pure functions of arrays."""
-
-from __future__ import annotations
+"""Losses of reconstruction: pure functions of arrays."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from mae_jax.config import Config, lookup
 from mae_jax.distributed import sharding
 from mae_jax.models import masking
+from mae_jax.utils.errors import ConfigError
 
 NORM_PIX_EPS = 1e-6
 
@@ -113,20 +114,6 @@ def _unit_length(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)
 
 
-def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Computes cross-entropy with a distribution over the classes.
-
-  Args:
-    logits: [B, N].
-    targets: [B, N], each row sums to 1.
-
-  Returns:
-    [B] float32.
-  """
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  return -(targets * log_probs).sum(axis=-1)
-
-
 @dataclasses.dataclass(frozen=True)
 class InfoNCE:
   """An auxiliary loss: a prediction must find its patch among its image's.
@@ -211,3 +198,50 @@ CONTRASTIVE_LOSSES: dict[str, type[InfoNCE]] = {
   "image": InfoNCE,
   "batch": BatchInfoNCE,
 }
+
+
+def _contrast(config: Config) -> tuple[float, InfoNCE] | None:
+  objective = config.objective
+  if objective.contrast == "none":
+    return None
+  known = dict.fromkeys(["none", *CONTRASTIVE_LOSSES])
+  lookup(known, objective.contrast, "objective.contrast")
+  if objective.masked_input == "pixel_noise":
+    raise ConfigError(
+      f"objective.contrast={objective.contrast!r} needs whole masked patches, "
+      "and objective.masked_input='pixel_noise' masks single pixels: set "
+      "objective.masked_input='noise'"
+    )
+  if objective.contrast == "batch" and config.optim.accum_steps > 1:
+    raise ConfigError(
+      "objective.contrast='batch' compares all images of a batch, but with "
+      f"optim.accum_steps={config.optim.accum_steps} only a part is in memory "
+      "at a time: set optim.accum_steps=1, or objective.contrast='image'"
+    )
+  if objective.contrast == "batch" and not objective.contrast_patches:
+    raise ConfigError(
+      "objective.contrast='batch' compares the patches of all images, at a "
+      "cost that grows with the square of the batch: limit the patches per "
+      "image, for instance objective.contrast_patches=4"
+    )
+  loss = CONTRASTIVE_LOSSES[objective.contrast](
+    objective.contrast_temperature, objective.contrast_patches
+  )
+  return objective.contrast_weight, loss
+
+
+# Functions from the settings to the weight and the `mae.AuxiliaryLoss`, or to
+# None if the loss is not used.
+AUXILIARY_LOSSES: dict[str, Callable[[Config], tuple[float, Any] | None]] = {
+  "contrast": _contrast,
+}
+
+
+def auxiliary(config: Config) -> tuple[tuple[str, float, Any], ...]:
+  """Builds the auxiliary losses of a config: name, weight and loss of each.
+
+  Raises:
+    ConfigError: if settings do not fit together.
+  """
+  found = {name: build(config) for name, build in AUXILIARY_LOSSES.items()}
+  return tuple((name, *loss) for name, loss in found.items() if loss)

@@ -5,8 +5,6 @@ forward_loss). Encoder and decoder are separate modules, so that fine-tuning
 loads `params["encoder"]` and nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 

@@ -4,8 +4,6 @@ Each is a MaskedAutoencoder whose encoder processes all L patches. Its encoder
 has the parameters of MAE's, so that it can be used in the same way afterwards.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -5,8 +5,6 @@ encoder gets the first K, and the decoder undoes the shuffle (He et al. 2021,
 section 3, "Simple implementation").
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Values of a patch are ordered by pixel, channels last, as in the reference. The
 kernels of patch embedding and prediction depend on this order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import einops

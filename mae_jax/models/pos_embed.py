@@ -1,7 +1,5 @@
 """Position tables: fixed 2-D sin-cos, and resizing a table to another grid."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

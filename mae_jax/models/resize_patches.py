@@ -6,8 +6,6 @@ channels, equals the old embedding where that is possible. The prediction is
 resized as an image.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ A target that is fitted to data (`Fitted`) stores the result in the collection
 FITTED. This belongs to the train state, but no optimizer changes it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 

@@ -5,8 +5,6 @@ does not grow with depth, and per-layer quantities are vectors along that axis.
 `unroll` and `remat` change speed and memory, never a checkpoint.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The ViT classifier: the encoder with a head."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import einops
 import jax
@@ -18,12 +18,8 @@ from mae_jax.config import Config
 from mae_jax.utils import console, storage
 from mae_jax.utils.errors import TrainingError
 
-
-class Unreadable(Protocol):
-  """The record of images that could not be read."""
-
-  def listing(self, limit: int) -> str:
-    """Lists some of their names, with reasons."""
+if TYPE_CHECKING:
+  from mae_jax.data.bad_images import BadImages
 
 
 COUNTS = ("skipped", "consecutive_skipped", "loss_spikes", "unreadable")
@@ -53,7 +49,7 @@ class HealthMonitor:
     self,
     config: Config,
     num_examples: int,
-    unreadable: Unreadable,
+    unreadable: BadImages,
     health: Any,
     workdir: epath.Path,
   ):

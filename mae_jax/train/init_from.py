@@ -1,7 +1,5 @@
 """Loads the parameters that a new run starts from (`init_from`)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any
@@ -13,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mae_jax import checkpoints, conversion
-from mae_jax.config import Config, ModelConfig, ObjectiveConfig
+from mae_jax.config import Config, ModelConfig
 from mae_jax.models import (
   architecture,
   classifiers,
@@ -30,20 +28,13 @@ from mae_jax.utils.errors import ConfigError
 _ROUNDING = 1e-6  # tolerance for sin-cos tables
 
 
-def adaptable_channels(config: Config) -> int | None:
-  """Returns the channels to adapt patches to, or None without `init_adapt`."""
-  return config.data.channels if config.init_adapt else None
-
-
 def load_encoder(
   path: epath.PathLike,
   like: Any,
   mesh: Mesh,
   grid: tuple[int, int],
   encoder: mae.Encoder,
-  overrides: conversion.ModelOverrides = conversion.NO_OVERRIDES,
-  *,
-  channels: int | None = None,
+  config: Config | None = None,
 ) -> Any:
   """Loads the encoder of a pre-trained or fine-tuned checkpoint.
 
@@ -57,8 +48,8 @@ def load_encoder(
     mesh: the devices.
     grid: rows and columns of patches.
     encoder: the network of the new run.
-    overrides: facts about the checkpoint's network that it may not state.
-    channels: adapt patches to this number of channels; None not to adapt.
+    config: settings of the new run; with `init_adapt`, patches are adapted to
+      its number of channels. None not to adapt.
 
   Returns:
     The parameters, a tree like `like`.
@@ -67,13 +58,12 @@ def load_encoder(
     ConfigError: if there is no checkpoint, it is damaged, or its encoder is of
       another architecture.
   """
-  overrides = dataclasses.replace(overrides, no_decoder=True)
-  params, run = conversion.load_any(path, mesh, overrides)
-  check_network(path, run, encoder, adapted=channels is not None)
-  _warn_pixels(path, run, overrides)
-  found = dict(classifiers.inference_params(params)["encoder"])
-  if channels is not None:
-    found = _embedding(found, run.config, encoder.patch_size, channels)
+  start = _Checkpoint(path, mesh, encoder, config, no_decoder=True)
+  start.check_network()
+  start.warn_pixels()
+  found = dict(classifiers.inference_params(start.params)["encoder"])
+  if start.new_patch is not None:
+    found = start.adapted_embedding(found)
   if "norm" not in like:
     found.pop("norm", None)
   elif "norm" not in found:
@@ -83,12 +73,10 @@ def load_encoder(
       "fine-tune with --config.classify.pooling=mean"
     )
   if "pos_embed" in like:
-    found["pos_embed"] = _positions(found, run.config, grid)
-  _check_channels(path, found, like, encoder)
+    found["pos_embed"] = start.positions(found, grid)
+  start.check_channels(found, like)
   checkpoints.check_shapes(path, {"encoder": found}, {"encoder": like})
-  return jax.tree.map(
-    lambda leaf, to: jax.device_put(leaf, to.sharding), found, dict(like)
-  )
+  return _place(found, dict(like))
 
 
 def load_autoencoder(
@@ -96,10 +84,7 @@ def load_autoencoder(
   like: Any,
   mesh: Mesh,
   model: mae.MaskedAutoencoder,
-  overrides: conversion.ModelOverrides,
-  objective: ObjectiveConfig,
-  *,
-  channels: int | None = None,
+  config: Config,
 ) -> Any:
   """Loads encoder and decoder of a pre-trained checkpoint.
 
@@ -108,9 +93,8 @@ def load_autoencoder(
     like: the parameters by role, ShapeDtypeStructs with shardings.
     mesh: the devices.
     model: the network of the new run.
-    overrides: facts about the checkpoint's network that it may not state.
-    objective: the objective of the new run.
-    channels: adapt patches to this number of channels; None not to adapt.
+    config: settings of the new run; with `init_adapt`, patches are adapted to
+      its number of channels.
 
   Returns:
     The network's parameters. Other roles, such as a discriminator, are left
@@ -120,68 +104,260 @@ def load_autoencoder(
     ConfigError: if there is no checkpoint, it is damaged, or of another
       network.
   """
-  params, run = conversion.load_any(path, mesh, overrides)
-  found = dict(params[classifiers.MODEL])
+  start = _Checkpoint(path, mesh, model.encoder, config)
+  found = dict(start.params[classifiers.MODEL])
   if "decoder" not in found:
     raise ConfigError(
       f"{path} has no decoder, which pre-training needs: name weights "
       "that have one (the reference's files whose names end in _full)"
-      + _or_from_scratch(objective)
+      + _or_from_scratch(config)
     )
   # Settings that differ are named before shapes are compared.
-  _check_objective(path, run.config, params, like, model.encoder, objective)
-  check_network(path, run, model.encoder, adapted=channels is not None)
-  _warn_pixels(path, run, overrides)
-  for part, width in (
-    ("encoder", model.encoder.config.width),
-    ("decoder", model.decoder.config.width),
-  ):
-    found[part] = _without_fixed(path, part, found[part], run.config, width)
-  if channels is not None:
-    size = model.encoder.patch_size
-    found["encoder"] = _embedding(found["encoder"], run.config, size, channels)
-    if targets.FITTED not in params:
-      found["decoder"] = _prediction(
-        found["decoder"], run.config, size, channels
-      )
-    _warn_frozen(path, run.config, size, channels, objective)
-  _check_decoder(path, run.config.model, model.decoder)
-  _warn_objective(path, run.config.objective, objective)
-  _check_channels(
-    path, found["encoder"], like[classifiers.MODEL]["encoder"], model.encoder
-  )
+  start.check_objective(like, config)
+  start.check_network()
+  start.warn_pixels()
+  for part in (model.encoder, model.decoder):
+    name = "encoder" if part is model.encoder else "decoder"
+    found[name] = start.without_fixed(name, found[name], part.config.width)
+  if start.new_patch is not None:
+    found["encoder"] = start.adapted_embedding(found["encoder"])
+    if targets.FITTED not in start.params:
+      found["decoder"] = start.adapted_prediction(found["decoder"])
+    start.warn_frozen(config)
+  start.check_decoder(model.decoder)
+  start.warn_objective(config)
+  start.check_channels(found["encoder"], like[classifiers.MODEL]["encoder"])
   found = {classifiers.MODEL: found}
   if targets.FITTED in like:
-    found[targets.FITTED] = params[targets.FITTED]
-  checkpoints.check_shapes(path, found, {role: like[role] for role in found})
+    found[targets.FITTED] = start.params[targets.FITTED]
+  wanted = {role: dict(like[role]) for role in found}
+  checkpoints.check_shapes(path, found, wanted)
+  return _place(found, wanted)
+
+
+def _place(found: Any, like: Any) -> Any:
   return jax.tree.map(
-    lambda leaf, to: jax.device_put(leaf, to.sharding),
-    found,
-    {role: dict(like[role]) for role in found},
+    lambda leaf, to: jax.device_put(leaf, to.sharding), found, like
   )
 
 
-def _check_decoder(
-  path: epath.PathLike, before: ModelConfig, decoder: mae.Decoder
-) -> None:
-  """Checks that two decoders have the same architecture.
+class _Checkpoint:
+  """A checkpoint, and the run that starts from it.
 
-  Raises:
-    ConfigError: with the settings that differ.
+  Attributes:
+    params: parameters by role.
+    new_patch: the patches to adapt the network to; None not to adapt it.
   """
-  wrong = [
-    name
-    for name in architecture.DIMS
-    if _decoder_dim(before, name) != getattr(decoder.config, name)
-  ]
-  if wrong:
-    found = {f"model.decoder_{x}": _decoder_dim(before, x) for x in wrong}
-    there = " ".join(f"{name}={value}" for name, value in found.items())
-    here = ", ".join(str(getattr(decoder.config, name)) for name in wrong)
-    raise ConfigError(
-      f"the decoder of {path} has {there}, not {here}: set "
-      + " ".join(_flag(name, value) for name, value in found.items())
+
+  def __init__(
+    self,
+    path: epath.PathLike,
+    mesh: Mesh,
+    encoder: mae.Encoder,
+    config: Config | None,
+    *,
+    no_decoder: bool = False,
+  ):
+    overrides = (
+      conversion.ModelOverrides.from_config(config)
+      if config
+      else conversion.NO_OVERRIDES
     )
+    self.params, run = conversion.load_any(
+      path, mesh, dataclasses.replace(overrides, no_decoder=no_decoder)
+    )
+    self._path, self._before, self._now = path, run.config, config
+    self._old_encoder, self._encoder = factory.encoder(run.config), encoder
+    self._patch = resize_patches.Patch(
+      *self._old_encoder.patch_size, run.config.data.channels
+    )
+    self.new_patch = None
+    if config and config.init_adapt:
+      self.new_patch = resize_patches.Patch(
+        *encoder.patch_size, config.data.channels
+      )
+
+  def check_network(self) -> None:
+    """Checks that both encoders have the same architecture.
+
+    Patches may differ if they are adapted.
+    """
+    changes = architecture.diff(self._old_encoder, self._encoder)
+    if self.new_patch is not None:
+      changes.pop("patch_size", None)
+    if changes:
+      found = ", ".join(
+        f"model.{name}={old}, not {new}" for name, (old, new) in changes.items()
+      )
+      flags = " ".join(
+        _flag(f"model.{name}", old) for name, (old, _) in changes.items()
+      )
+      adapt = ", or --config.init_adapt=true"
+      raise ConfigError(
+        f"the encoder of {self._path} has {found}: set {flags}"
+        + (adapt if [*changes] == ["patch_size"] else "")
+      )
+
+  def check_decoder(self, decoder: mae.Decoder) -> None:
+    """Checks that both decoders have the same architecture."""
+    before = self._before.model
+    wrong = [
+      name
+      for name in architecture.DIMS
+      if _decoder_dim(before, name) != getattr(decoder.config, name)
+    ]
+    if wrong:
+      found = {f"model.decoder_{x}": _decoder_dim(before, x) for x in wrong}
+      there = " ".join(f"{name}={value}" for name, value in found.items())
+      here = ", ".join(str(getattr(decoder.config, name)) for name in wrong)
+      raise ConfigError(
+        f"the decoder of {self._path} has {there}, not {here}: set "
+        + " ".join(_flag(name, value) for name, value in found.items())
+      )
+
+  def check_objective(self, like: Any, now: Config) -> None:
+    """Refuses a decoder that was trained to predict something else."""
+    params, before = self.params, self._before.objective
+    trained = f"{self._path} was trained with objective"
+    or_from_scratch = _or_from_scratch(now)
+    if (targets.FITTED in params) != (targets.FITTED in like):
+      raise ConfigError(
+        f"{trained}.target={before.target}, and its decoder predicts something "
+        f"else: set --config.objective.target={before.target}{or_from_scratch}"
+      )
+    token, role = "encoder_mask_token", classifiers.MODEL
+    if (token in params[role]) != (token in like[role]):
+      raise ConfigError(
+        f"{trained}.masked_input={before.masked_input}, which has other "
+        "parameters: set --config.objective.masked_input="
+        f"{before.masked_input}{or_from_scratch}"
+      )
+    if targets.FITTED not in like:
+      return
+    old, size = self._patch, self._encoder.patch_size
+    if old != resize_patches.Patch(
+      *size, _channels(like[role]["encoder"], size)
+    ):
+      raise ConfigError(
+        f"{trained}.target={before.target}, fitted to patches of {old.height} "
+        f"x {old.width} x {old.channels}, which cannot be adapted: set "
+        f"{_flag('model.patch_size', old[:2])} "
+        f"{_flag('data.channels', old.channels)}{or_from_scratch}"
+      )
+    if before.pca_components != now.objective.pca_components:
+      raise ConfigError(
+        f"{trained}.pca_components={before.pca_components}, not "
+        f"{now.objective.pca_components}: set "
+        f"{_flag('objective.pca_components', before.pca_components)}"
+        f"{or_from_scratch}"
+      )
+
+  def check_channels(self, found: Any, like: Any) -> None:
+    """Checks that both encoders have equally many channels."""
+    size = self._encoder.patch_size
+    old, new = (_channels(tree, size) for tree in (found, like))
+    if old != new:
+      raise ConfigError(
+        f"the encoder of {self._path} has data.channels={old}, not {new}: set "
+        f"--config.data.channels={old}, with as many numbers in data.mean and "
+        "data.std, or --config.init_adapt=true"
+      )
+
+  def warn_pixels(self) -> None:
+    """Warns if pixels are normalized differently than in the checkpoint."""
+    if self._now is None:
+      return
+    old, new = self._before.data, self._now.data
+    if all(
+      _per_channel(getattr(old, name), old.channels)
+      == _per_channel(getattr(new, name), old.channels)
+      for name in ("mean", "std")
+    ):
+      return
+    _warn(
+      f"{self._path} was trained with pixels of mean {old.mean} and std "
+      f"{old.std}, and this run has {new.mean} and {new.std}: if that is a "
+      f"mistake, set {_flag('data.mean', old.mean)} "
+      f"{_flag('data.std', old.std)}"
+    )
+
+  def warn_frozen(self, now: Config) -> None:
+    """Warns of an encoder that is adapted and then frozen."""
+    if self._patch != self.new_patch and now.objective.trainable == "decoder":
+      _warn(
+        f"the encoder of {self._path} is adapted to other patches and then not "
+        "trained, because of objective.trainable='decoder': to train it, set "
+        "--config.objective.trainable=all"
+      )
+
+  def warn_objective(self, now: Config) -> None:
+    """Warns of a decoder of the same shape with another objective."""
+    for name in ("target", "masked_input"):
+      old = getattr(self._before.objective, name)
+      new = getattr(now.objective, name)
+      if old != new:
+        _warn(
+          f"{self._path} was trained with objective.{name}={old}, and this run "
+          f"uses {new}: if that is a mistake, set "
+          f"--config.objective.{name}={old}"
+        )
+
+  def without_fixed(self, part: str, params: Any, width: int) -> Any:
+    """Removes a position table that is the sin-cos one up to rounding."""
+    if "pos_embed" not in params:
+      return params
+    table = np.asarray(jax.device_get(params["pos_embed"]))
+    fixed = self._sincos(width)
+    if table.shape != fixed.shape or not np.allclose(
+      table, fixed, 0, _ROUNDING
+    ):
+      raise ConfigError(
+        f"{self._path}: its {part} has positions other than the sin-cos table, "
+        "the only one that pre-training uses: fine-tune it, or convert it with "
+        "--positions=sincos (python -m mae_jax convert)"
+      )
+    return {name: leaf for name, leaf in params.items() if name != "pos_embed"}
+
+  def positions(self, encoder: Any, grid: tuple[int, int]) -> np.ndarray:
+    """Returns the checkpoint's positions on the new grid, [1, 1 + L, D]."""
+    if "pos_embed" in encoder:
+      table = np.asarray(jax.device_get(encoder["pos_embed"]))
+    else:
+      table = self._sincos(encoder["cls_token"].shape[-1])
+    resized = pos_embed.resize(table[:, 1:], self._grid, grid)
+    return np.concatenate([table[:, :1], resized], axis=1)
+
+  def adapted_embedding(self, encoder: Any) -> dict[str, Any]:
+    """Adapts the patch embedding of an encoder to other patches."""
+    embed = dict(encoder["patch_embed"])
+    embed["kernel"] = self._adapt(resize_patches.embedding, embed["kernel"])
+    return {**encoder, "patch_embed": embed}
+
+  def adapted_prediction(self, decoder: Any) -> dict[str, Any]:
+    """Adapts the prediction layer of a decoder to other patches."""
+    pred = {
+      name: self._adapt(resize_patches.prediction, values)
+      for name, values in decoder["pred"].items()
+    }
+    return {**decoder, "pred": pred}
+
+  def _adapt(self, resize: Any, array: jax.Array) -> Any:
+    # Other processes may hold parts of the array. The first process's result
+    # counts, because hosts may round differently.
+    whole = np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return multihost_utils.broadcast_one_to_all(
+      resize(whole, self._patch, self.new_patch)
+    )
+
+  @property
+  def _grid(self) -> tuple[int, int]:
+    return patchify.grid_size(
+      self._before.data.image_size, self._old_encoder.patch_size
+    )
+
+  def _sincos(self, width: int) -> np.ndarray:
+    table = pos_embed.sincos_2d(self._grid, width)
+    return np.asarray(pos_embed.with_cls(table))
 
 
 def _decoder_dim(config: ModelConfig, name: str) -> int:
@@ -189,145 +365,11 @@ def _decoder_dim(config: ModelConfig, name: str) -> int:
   return value or 4 * config.decoder_width  # the default of decoder_mlp_dim
 
 
-def _check_objective(
-  path: epath.PathLike,
-  config: Config,
-  params: Any,
-  like: Any,
-  encoder: mae.Encoder,
-  now: ObjectiveConfig,
-) -> None:
-  """Refuses a decoder that was trained to predict something else.
-
-  Raises:
-    ConfigError: with the setting.
-  """
-  before = config.objective
-  if (targets.FITTED in params) != (targets.FITTED in like):
-    raise ConfigError(
-      f"{path} was trained with objective.target={before.target}, and its "
-      "decoder predicts something else: set "
-      f"--config.objective.target={before.target}{_or_from_scratch(now)}"
-    )
-  token = "encoder_mask_token"
-  if (token in params[classifiers.MODEL]) != (token in like[classifiers.MODEL]):
-    raise ConfigError(
-      f"{path} was trained with objective.masked_input={before.masked_input}, "
-      "which has other parameters: set "
-      f"--config.objective.masked_input={before.masked_input}"
-      f"{_or_from_scratch(now)}"
-    )
-  if targets.FITTED not in like:
-    return
-  old, size = _patch(config), encoder.patch_size
-  if old != resize_patches.Patch(
-    *size, _channels(like[classifiers.MODEL]["encoder"], size)
-  ):
-    raise ConfigError(
-      f"{path} was trained with objective.target={before.target}, fitted to "
-      f"patches of {old.height} x {old.width} x {old.channels}, which cannot "
-      f"be adapted: set {_flag('model.patch_size', old[:2])} "
-      f"{_flag('data.channels', old.channels)}{_or_from_scratch(now)}"
-    )
-  if before.pca_components != now.pca_components:
-    raise ConfigError(
-      f"{path} was trained with objective.pca_components="
-      f"{before.pca_components}, not {now.pca_components}: set "
-      f"{_flag('objective.pca_components', before.pca_components)}"
-      f"{_or_from_scratch(now)}"
-    )
-
-
-def _or_from_scratch(objective: ObjectiveConfig) -> str:
+def _or_from_scratch(config: Config) -> str:
   """Returns another way out, except for a frozen encoder."""
-  if objective.trainable == "decoder":
+  if config.objective.trainable == "decoder":
     return ""
   return ", or leave init_from empty to start from scratch"
-
-
-def _warn_frozen(
-  path: epath.PathLike,
-  config: Config,
-  patch_size: tuple[int, int],
-  channels: int,
-  objective: ObjectiveConfig,
-) -> None:
-  """Warns of an encoder that is adapted and then frozen."""
-  changed = _patch(config) != resize_patches.Patch(*patch_size, channels)
-  if changed and objective.trainable == "decoder" and jax.process_index() == 0:
-    console.warn(
-      f"the encoder of {path} is adapted to other patches and then not "
-      "trained, because of objective.trainable='decoder': to train it, set "
-      "--config.objective.trainable=all"
-    )
-
-
-def _warn_objective(
-  path: epath.PathLike, before: ObjectiveConfig, now: ObjectiveConfig
-) -> None:
-  """Warns of a decoder of the same shape with another objective."""
-  for name in ("target", "masked_input"):
-    old, new = getattr(before, name), getattr(now, name)
-    if old != new and jax.process_index() == 0:
-      console.warn(
-        f"{path} was trained with objective.{name}={old}, and this run uses "
-        f"{new}: if that is a mistake, set --config.objective.{name}={old}"
-      )
-
-
-def _without_fixed(
-  path: epath.PathLike,
-  part: str,
-  params: Any,
-  config: Config,
-  width: int,
-) -> Any:
-  """Removes a position table that is the sin-cos one up to rounding."""
-  if "pos_embed" not in params:
-    return params
-  table = np.asarray(jax.device_get(params["pos_embed"]))
-  fixed = np.asarray(
-    pos_embed.with_cls(pos_embed.sincos_2d(_grid(config), width))
-  )
-  if table.shape != fixed.shape or not np.allclose(table, fixed, 0, _ROUNDING):
-    raise ConfigError(
-      f"{path}: its {part} has positions other than the sin-cos table, the "
-      "only one that pre-training uses: fine-tune it, or convert it with "
-      "--positions=sincos (python -m mae_jax convert)"
-    )
-  return {name: leaf for name, leaf in params.items() if name != "pos_embed"}
-
-
-def check_network(
-  path: epath.PathLike,
-  run: checkpoints.CheckpointMetadata,
-  encoder: mae.Encoder,
-  *,
-  adapted: bool = False,
-) -> None:
-  """Checks that two encoders have the same architecture.
-
-  Patches may differ if they are adapted.
-
-  Raises:
-    ConfigError: if they differ.
-  """
-  changes = architecture.diff(factory.encoder(run.config), encoder)
-  if adapted:
-    changes.pop("patch_size", None)
-  if changes:
-    found = ", ".join(
-      f"model.{name}={old}, not {new}" for name, (old, new) in changes.items()
-    )
-    flags = " ".join(
-      _flag(f"model.{name}", old) for name, (old, _) in changes.items()
-    )
-    raise ConfigError(
-      f"the encoder of {path} has {found}: set {flags}"
-      + (
-        ", or --config.init_adapt=true" if [*changes] == ["patch_size"] else ""
-      )
-    )
 
 
 def _flag(name: str, value: Any) -> str:
@@ -337,114 +379,16 @@ def _flag(name: str, value: Any) -> str:
   return f"--config.{name}={text}"
 
 
-def _warn_pixels(
-  path: epath.PathLike,
-  run: checkpoints.CheckpointMetadata,
-  overrides: conversion.ModelOverrides,
-) -> None:
-  """Warns if pixels are normalized differently than in the checkpoint."""
-  data = run.config.data
-  old = {"mean": data.mean, "std": data.std}
-  new = {"mean": overrides.mean, "std": overrides.std}
-  if any(value is None for value in new.values()) or all(
-    _per_channel(old[x], data.channels) == _per_channel(new[x], data.channels)
-    for x in old
-  ):
-    return
+def _warn(text: str) -> None:
   if jax.process_index() == 0:
-    flags = " ".join(_flag(f"data.{name}", old[name]) for name in old)
-    console.warn(
-      f"{path} was trained with pixels of mean {old['mean']} and std "
-      f"{old['std']}, and this run has {new['mean']} and {new['std']}: if that "
-      f"is a mistake, set {flags}"
-    )
+    console.warn(text)
 
 
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
   return tuple(values) * (channels if len(values) == 1 else 1)
 
 
-def _check_channels(
-  path: epath.PathLike, found: Any, like: Any, encoder: mae.Encoder
-) -> None:
-  old, new = (_channels(tree, encoder.patch_size) for tree in (found, like))
-  if old != new:
-    raise ConfigError(
-      f"the encoder of {path} has data.channels={old}, not {new}: set "
-      f"--config.data.channels={old}, with as many numbers in data.mean and "
-      "data.std, or --config.init_adapt=true"
-    )
-
-
 def _channels(encoder: Any, patch_size: tuple[int, int]) -> int:
   """Returns the number of channels of an encoder's images."""
   rows: int = encoder["patch_embed"]["kernel"].shape[0]
   return rows // math.prod(patch_size)
-
-
-def _positions(
-  encoder: Any, config: Config, grid: tuple[int, int]
-) -> np.ndarray:
-  """Returns the checkpoint's positions on the new grid, [1, 1 + L, D]."""
-  before = _grid(config)
-  if "pos_embed" in encoder:
-    table = np.asarray(jax.device_get(encoder["pos_embed"]))
-  else:
-    own = encoder["cls_token"].shape[-1]
-    table = np.asarray(pos_embed.with_cls(pos_embed.sincos_2d(before, own)))
-  resized = pos_embed.resize(table[:, 1:], before, grid)
-  return np.concatenate([table[:, :1], resized], axis=1)
-
-
-def _grid(config: Config) -> tuple[int, int]:
-  return patchify.grid_size(
-    config.data.image_size, factory.encoder(config).patch_size
-  )
-
-
-def _patch(config: Config) -> resize_patches.Patch:
-  return resize_patches.Patch(
-    *factory.encoder(config).patch_size, config.data.channels
-  )
-
-
-def _gathered(array: jax.Array) -> np.ndarray:
-  """Returns a whole array, whose parts other processes may hold."""
-  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
-def _from_first_process(array: np.ndarray) -> Any:
-  """Returns the first process's array, because hosts may round differently."""
-  return multihost_utils.broadcast_one_to_all(array)
-
-
-def _embedding(
-  encoder: Any,
-  config: Config,
-  patch_size: tuple[int, int],
-  channels: int,
-) -> dict[str, Any]:
-  """Adapts the patch embedding of an encoder to other patches."""
-  old, new = _patch(config), resize_patches.Patch(*patch_size, channels)
-  embed = dict(encoder["patch_embed"])
-  embed["kernel"] = _from_first_process(
-    resize_patches.embedding(_gathered(embed["kernel"]), old, new)
-  )
-  return {**encoder, "patch_embed": embed}
-
-
-def _prediction(
-  decoder: Any,
-  config: Config,
-  patch_size: tuple[int, int],
-  channels: int,
-) -> dict[str, Any]:
-  """Adapts the prediction layer of a decoder to other patches."""
-  old, new = _patch(config), resize_patches.Patch(*patch_size, channels)
-  pred = {
-    name: _from_first_process(
-      resize_patches.prediction(_gathered(values), old, new)
-    )
-    for name, values in decoder["pred"].items()
-  }
-  return {**decoder, "pred": pred}

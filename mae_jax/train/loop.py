@@ -169,34 +169,30 @@ def _write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
     console.warn(f"{workdir / run_info.FILE} cannot be written: {error}")
 
 
+@dataclasses.dataclass
 class Trainer:
   """The state of the loop, and the objects that it drives."""
 
-  def __init__(
-    self,
-    task: Task,
-    data: RunData,
-    config: Config,
-    mesh: Mesh,
-    held: Workdir,
-    stop: signals.StopSignals,
-    writer: metrics.Writer,
-    checkpointer: checkpoints.Checkpointer,
-    evaluate: Callable[[Mapping[str, Any]], Report],
-  ):
-    self._task, self._data = task, data
-    self._config, self._mesh = config, mesh
-    self._held, self._signals = held, stop
-    self._writer, self._checkpointer = writer, checkpointer
-    self._evaluate_params = evaluate
-    self._schedule = Schedule(task, config)
+  _task: Task
+  _data: RunData
+  _config: Config
+  _mesh: Mesh
+  _held: Workdir
+  _signals: signals.StopSignals
+  _writer: metrics.Writer
+  _checkpointer: checkpoints.Checkpointer
+  _evaluate_params: Callable[[Mapping[str, Any]], Report]
+
+  def __post_init__(self):
+    config, mesh = self._config, self._mesh
+    self._schedule = Schedule(self._task, config)
     # With several processes: votes on whether to stop and whether to save.
     self._votes = (
       None if distributed.single_process() else vote.AsyncVote(mesh, 2)
     )
     self._stop = self._overdue = False
     self._meter = metrics.Meter(
-      mesh.devices, config.data.batch_size, task.flops_per_image
+      mesh.devices, config.data.batch_size, self._task.flops_per_image
     )
     self._first = self._step = 0
     self._start_times: dict[str, float] = {}  # until they are logged
@@ -348,25 +344,21 @@ class Trainer:
 
   def _save(self, state: TrainState, *, wait: bool = False) -> None:
     """Flushes the logs, then writes a checkpoint."""
-    for _ in range(2 if wait else 1):
-      failure: OSError | None = None
+
+    def flush() -> None:
       try:
         self._held.check()
-        self._writer.flush()
-      except OSError as error:
-        failure = error
       except TrainingError:
         self._writer.abandon()
         raise
-      failures = distributed.gather(
-        console.first_line(failure) if failure else ""
-      )
-      if not any(failures):
+      self._writer.flush()
+
+    for _ in range(2 if wait else 1):
+      error = checkpoints.run_on_all(flush, OSError)
+      if error is None:
         self._checkpointer.save(self._step, state, wait=wait)
         return
-      self._checkpointer.failed(
-        self._step, checkpoints.combined_error(failures)
-      )
+      self._checkpointer.failed(self._step, error)
 
   def _save_pictures(self, result: Report) -> None:
     if jax.process_index() != 0:

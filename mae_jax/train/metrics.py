@@ -3,8 +3,6 @@
 Only one process writes; the Writer of the others does nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -7,13 +7,12 @@ same place of the reversed batch. Random erasing (Zhong et al. 2020, arXiv
 global batch, so that it does not depend on the devices.
 """
 
-from __future__ import annotations
-
 import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 ERASE_TRIES = 10
 ERASE_AREA = (0.02, 1 / 3)  # of the image
@@ -96,16 +95,9 @@ def mix_labels(
   labels: jax.Array, num_classes: int, smoothing: float, mix: Mix
 ) -> jax.Array:
   """Maps labels [B] to smoothed, mixed targets [B, num_classes]."""
-  targets = smooth_labels(labels, num_classes, smoothing)
-  return targets * mix.label + targets[::-1] * (1 - mix.label)
-
-
-def smooth_labels(
-  labels: jax.Array, num_classes: int, smoothing: float
-) -> jax.Array:
-  """Maps labels [B] to [B, N]: 1 - s + s / N at the label, else s / N."""
   one_hot = jax.nn.one_hot(labels, num_classes)
-  return one_hot * (1 - smoothing) + smoothing / num_classes
+  targets = optax.losses.smooth_labels(one_hot, smoothing)
+  return targets * mix.label + targets[::-1] * (1 - mix.label)
 
 
 def random_erasing(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:

@@ -4,9 +4,6 @@ An objective initializes parameters by role, has an optimizer for each trained
 role, and computes the loss of a batch. The train step is the same for all.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,24 +23,12 @@ from mae_jax.models import (
   patchify,
 )
 from mae_jax.train import optim
+from mae_jax.train.step import RoleOptimizer
 
 ROLE = "model"  # the network's parameters in the state
 DISCRIMINATOR = discriminator.ROLE
 
 Metrics = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class RoleOptimizer:
-  """The optimizer of one role's parameters.
-
-  Attributes:
-    tx: gives the direction of the update.
-    relative_lr: the learning rate, as a multiple of the run's.
-  """
-
-  tx: optax.GradientTransformation
-  relative_lr: float = 1.0
 
 
 class Reconstruction:

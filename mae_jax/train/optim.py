@@ -1,7 +1,5 @@
 """Schedules, decay masks and the optimizer."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The images of a run: opened and checked, as batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

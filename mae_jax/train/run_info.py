@@ -1,7 +1,5 @@
 """Describes how and where a run was started, in a file beside its logs."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from mae_jax.distributed import sharding
 from mae_jax.models import classifiers
 from mae_jax.utils import rng
 from mae_jax.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+  from mae_jax.train.tasks.base import Task
 
 LossFn = Callable[[Any, Any], jax.Array]
 
@@ -80,43 +83,33 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
   return jnp.moveaxis(sharding.constrain_batch(x), 1, 0)
 
 
-class RoleUpdate(NamedTuple):
-  """The update of one role's parameters.
+class RoleOptimizer(NamedTuple):
+  """The optimizer of one role's parameters.
 
   Attributes:
     tx: gives the direction; the parameters change by -lr times the direction.
-    lr: learning rate of this step.
-    grads: gradients, a tree like the parameters.
+    relative_lr: the learning rate, as a multiple of the run's.
   """
 
   tx: optax.GradientTransformation
-  lr: jax.Array
-  grads: Any
+  relative_lr: float = 1.0
 
 
 def update(
   state: checkpoints.TrainState,
-  role: str,
-  tx: optax.GradientTransformation,
+  optimizers: Mapping[str, RoleOptimizer],
   lr: jax.Array,
   loss: jax.Array,
-  grads: Any,
-) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
-  """Applies the update of one role; see `apply_updates`."""
-  return apply_updates(state, {role: RoleUpdate(tx, lr, grads)}, loss)
-
-
-def apply_updates(
-  state: checkpoints.TrainState,
-  updates: Mapping[str, RoleUpdate],
-  loss: jax.Array,
+  grads: Mapping[str, Any],
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
   """Takes an optimizer step, or skips it if loss or gradient is not finite.
 
   Args:
     state: before the step.
-    updates: updates of the trained roles; all are skipped if one is not finite.
+    optimizers: optimizers of the trained roles.
+    lr: learning rate of the run in this step.
     loss: scalar.
+    grads: gradients by role; no role is updated if one is not finite.
 
   Returns:
     The state after the step, whose `health` counts skipped steps, and the
@@ -125,21 +118,22 @@ def apply_updates(
   """
   good = jnp.isfinite(loss)
   metrics, updated = {"loss": loss}, {}
-  for number, (role, change) in enumerate(updates.items()):
+  for number, (role, (tx, relative_lr)) in enumerate(optimizers.items()):
     params, opt_state = state.params[role], state.opt_state[role]
-    grad_norm = optax.tree.norm(change.grads)
-    direction, new_opt_state = change.tx.update(change.grads, opt_state, params)
+    grad_norm = optax.tree.norm(grads[role])
+    direction, new_opt_state = tx.update(grads[role], opt_state, params)
+    role_lr = relative_lr * lr
     # Finite gradients, a finite state and the bounds of learning rate and decay
     # (config/schema.py) give finite updates. Checking the updates too would
     # take another pass over parameters and moments, which are most of the
     # traffic of a step on a large slice.
     good &= jnp.isfinite(grad_norm)
     new_params = jax.tree.map(
-      lambda p, u, lr=change.lr: p - lr * u, params, direction
+      lambda p, u, lr=role_lr: p - lr * u, params, direction
     )
     updated[role] = new_params, new_opt_state
     suffix = f"_{role}" if number else ""
-    metrics |= {f"lr{suffix}": change.lr, f"grad_norm{suffix}": grad_norm}
+    metrics |= {f"lr{suffix}": role_lr, f"grad_norm{suffix}": grad_norm}
 
   def keep(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
@@ -249,32 +243,11 @@ def init_classifier(
   )
 
 
-class ShardedStep(Protocol):
-  """A task's programs, with the sharding of its state."""
-
-  @property
-  def init(self) -> Init:
-    """Makes a new state; only ever traced."""
-
-  @property
-  def train_step(self) -> Step:
-    """Maps state and global batch to the next state and metrics."""
-
-  def state_shardings(
-    self, state: checkpoints.TrainState
-  ) -> checkpoints.TrainState:
-    """Returns the sharding of each array of a state."""
-
-
-def abstract_state(task: ShardedStep) -> checkpoints.TrainState:
-  """Returns the state as ShapeDtypeStructs with shardings."""
-  shapes = jax.eval_shape(task.init)
+def abstract_state(task: Task) -> checkpoints.TrainState:
+  """Returns a task's state as ShapeDtypeStructs with shardings."""
+  shapes, where = jax.eval_shape(task.init), task.state_shardings
   return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=where
-    ),
-    shapes,
-    task.state_shardings(shapes),
+    lambda leaf, to: leaf.update(sharding=to), shapes, where(shapes)
   )
 
 

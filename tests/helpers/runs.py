@@ -80,4 +80,6 @@ def params(workdir: pathlib.Path, config: Config) -> Any:
   """Loads the parameters of the newest checkpoint to the host."""
   mesh = devices_mesh()
   shapes = step.abstract_state(open_task(config, mesh)[0])
-  return jax.device_get(checkpoints.load_params(workdir, shapes.params))
+  found, _ = checkpoints.load_any(workdir, mesh)
+  checkpoints.check_shapes(workdir, found, shapes.params)
+  return jax.device_get(found)

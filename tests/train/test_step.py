@@ -102,7 +102,8 @@ LR = optim.learning_rate(CONFIG, total_steps=10, warmup_steps=4)
 
 @jax.jit
 def take(state, loss, grads):
-  return step.update(state, "model", TX, LR(state.step), loss, grads)
+  optimizers, lr = {"model": step.RoleOptimizer(TX)}, LR(state.step)
+  return step.update(state, optimizers, lr, loss, {"model": grads})
 
 
 def start() -> checkpoints.TrainState:

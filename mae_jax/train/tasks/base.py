@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, conversion
+from mae_jax import checkpoints
 from mae_jax.config import Config, Duration
 from mae_jax.distributed import sharding
 from mae_jax.models import classifiers, patchify
@@ -189,18 +189,16 @@ class ClassificationTask(Task):
     """Builds initialization and train step for a seed, which may be traced."""
     raise NotImplementedError
 
+  def load_encoder(self, path: str, like: Any) -> Any:
+    """Loads the encoder of any checkpoint, a tree like `like`."""
+    network = self.classifier.encoder
+    return init_from.load_encoder(
+      path, like, self._mesh, self.grid, network, self._config
+    )
+
   def load(self, path: str, like: Any) -> Any:
     """Loads the encoder of any checkpoint; the head starts from scratch."""
-    model = like[classifiers.MODEL]
-    encoder = init_from.load_encoder(
-      path,
-      model["encoder"],
-      self._mesh,
-      self.grid,
-      self.classifier.encoder,
-      conversion.ModelOverrides.from_config(self._config),
-      channels=init_from.adaptable_channels(self._config),
-    )
+    encoder = self.load_encoder(path, like[classifiers.MODEL]["encoder"])
     shardings = jax.tree.map(lambda x: x.sharding, like)
     new = jax.jit(lambda: self.init().params, out_shardings=shardings)()
     roles = new.keys() & {classifiers.MODEL, classifiers.AVERAGED}

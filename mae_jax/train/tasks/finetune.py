@@ -1,7 +1,5 @@
 """Fine-tuning: the encoder, or its last blocks, with a head on labels."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ import optax
 
 from mae_jax import checkpoints
 from mae_jax.config import Config
-from mae_jax.models import classifiers, flops, losses, vit
+from mae_jax.models import classifiers, flops, vit
 from mae_jax.train import mixup, optim
 from mae_jax.train import step as step_lib
 from mae_jax.train.tasks import base
@@ -80,7 +78,7 @@ def train_step(
       params,
     )
     logits: Any = model.apply({"params": params}, x, noise, settings.drop_path)
-    return losses.soft_cross_entropy(logits, targets).mean()
+    return optax.losses.softmax_cross_entropy(logits, targets).mean()
 
   loss, grads = step_lib.loss_and_grads(
     loss_fn,
@@ -88,9 +86,9 @@ def train_step(
     (x, targets, noise),
     config.optim.accum_steps,
   )
-  lr = lr_fn(state.step)
-  skipped = state.health.skipped
-  state, values = step_lib.update(state, ROLE, tx, lr, loss, grads)
+  skipped, lr = state.health.skipped, lr_fn(state.step)
+  optimizers = {ROLE: step_lib.RoleOptimizer(tx)}
+  state, values = step_lib.update(state, optimizers, lr, loss, {ROLE: grads})
   params = state.params
   if settings.ema:
     share = jnp.where(state.health.skipped > skipped, 0.0, 1 - settings.ema)

@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mae_jax import checkpoints, conversion, distributed
+from mae_jax import checkpoints, distributed
 from mae_jax.checkpoints import TrainState
 from mae_jax.config import Config, overrides
 from mae_jax.distributed import sharding
 from mae_jax.evals import classification, label_efficiency_report, results
 from mae_jax.models import classifiers
-from mae_jax.train import init_from, loop, tasks
+from mae_jax.train import loop, tasks
 from mae_jax.train import step as step_lib
 from mae_jax.train.tasks import base
 from mae_jax.utils import signals
@@ -114,18 +114,11 @@ class LabelEfficiencyTask(base.Task):
   def load(self, path: str, like: Any) -> Any:
     """Loads an encoder for the trials that are pre-trained."""
     where = sharding.replicated(self._mesh)
-    encoder = init_from.load_encoder(
-      path,
-      jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=where),
-        like[classifiers.MODEL]["encoder"],
-      ),
-      self._mesh,
-      self._one.grid,
-      self._one.classifier.encoder,
-      conversion.ModelOverrides.from_config(self._config),
-      channels=init_from.adaptable_channels(self._config),
+    like_one = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=where),
+      like[classifiers.MODEL]["encoder"],
     )
+    encoder = self._one.load_encoder(path, like_one)
     # The trials from scratch keep their random initialization.
     count = len(self._streams)
 

@@ -5,8 +5,6 @@ images, BatchNorm without scale and shift before the layer, and LARS without
 weight decay.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ from jax.sharding import Mesh
 
 from mae_jax import checkpoints
 from mae_jax.config import Config
-from mae_jax.models import batch_norm, classifiers, flops, losses
+from mae_jax.models import batch_norm, classifiers, flops
 from mae_jax.train import optim
 from mae_jax.train import step as step_lib
 from mae_jax.train.tasks import base
@@ -59,11 +57,12 @@ def train_step(
 
   def loss_fn(head: Any) -> jax.Array:
     logits = classifier.linear(head, x)
-    return losses.soft_cross_entropy(logits, targets).mean()
+    return optax.losses.softmax_cross_entropy(logits, targets).mean()
 
   loss, grads = jax.value_and_grad(loss_fn)(state.params[HEAD])
   skipped, lr = state.health.skipped, lr_fn(state.step)
-  state, values = step_lib.update(state, HEAD, tx, lr, loss, grads)
+  optimizers = {HEAD: step_lib.RoleOptimizer(tx)}
+  state, values = step_lib.update(state, optimizers, lr, loss, {HEAD: grads})
   kept = state.health.skipped == skipped
   statistics = {
     name: jnp.where(kept, getattr(stats, name), old)

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mae_jax import checkpoints, conversion
+from mae_jax import checkpoints
 from mae_jax.config import Config
+from mae_jax.distributed import sharding
 from mae_jax.models import factory, mae, masking, patchify, targets
-from mae_jax.train import fit_target, init_from, objectives
+from mae_jax.train import init_from, objectives
 from mae_jax.train import step as step_lib
 from mae_jax.train.tasks import base
 from mae_jax.utils import console, rng
@@ -24,6 +27,8 @@ from mae_jax.utils.errors import ConfigError
 
 if TYPE_CHECKING:
   from mae_jax.train.run_data import RunData
+
+FIT_IMAGES = 8192  # a target is fitted on these, rounded up to whole batches
 
 
 def train_step(
@@ -73,12 +78,9 @@ def train_step(
     {role: state.params[role] for role in objective.optimizers},
     batch["image"],
   )
-  lr = lr_fn(state.step)
-  updates = {
-    role: step_lib.RoleUpdate(how.tx, how.relative_lr * lr, grads[role])
-    for role, how in objective.optimizers.items()
-  }
-  state, values = step_lib.apply_updates(state, updates, loss)
+  state, values = step_lib.update(
+    state, objective.optimizers, lr_fn(state.step), loss, grads
+  )
   values |= metrics
   # With several terms the whole loss may be negative, where a spike has no
   # meaning.
@@ -158,16 +160,43 @@ class PretrainTask(base.Task):
     if not isinstance(target, targets.Fitted):
       return state
     before = state.params[targets.FITTED]
-    found = fit_target.fit(
-      self._config, self._mesh, target, self.model.encoder.patch_size, batches
-    )
     after = jax.tree.map(
       lambda old, new: jax.device_put(new, old.sharding),
       before,
-      {"target": found},
+      {"target": self._fitted(target, batches)},
     )
     params = state.params | {targets.FITTED: after}
     return dataclasses.replace(state, params=params)
+
+  def _fitted(
+    self, target: targets.Fitted, batches: base.Batches
+  ) -> dict[str, np.ndarray]:
+    """Fits a target on the first FIT_IMAGES images.
+
+    Statistics are summed over all processes, in float32 within a batch and in
+    float64 over batches.
+    """
+    data, mesh = self._config.data, self._mesh
+    count = -(-FIT_IMAGES // data.batch_size)
+    if console.is_first():
+      console.info(
+        f"fitting objective.target={self._config.objective.target!r} on "
+        f"{count * data.batch_size} images"
+      )
+
+    def statistics_of(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+      x = patchify.normalize(batch["image"], data.mean, data.std)
+      patches = patchify.patchify(x, self.model.encoder.patch_size)
+      return target.statistics(patches, batch["readable"])
+
+    sums = jax.jit(statistics_of, out_shardings=sharding.replicated(mesh))
+    total: Any = None
+    ahead = sharding.prefetch(mesh, batches, data.batch_size, data.prefetch)
+    for _, batch in zip(range(count), ahead, strict=False):
+      found = jax.tree.map(lambda x: np.asarray(x, np.float64), sums(batch))
+      total = found if total is None else jax.tree.map(np.add, total, found)
+    # Hosts may round differently.
+    return multihost_utils.broadcast_one_to_all(target.fit(total))
 
   def load(self, path: str, like: Any) -> Any:
     """Loads the network of another pre-training; see `base.Task`.
@@ -175,13 +204,7 @@ class PretrainTask(base.Task):
     A discriminator is initialized.
     """
     found = init_from.load_autoencoder(
-      path,
-      like,
-      self._mesh,
-      self.model,
-      conversion.ModelOverrides.from_config(self._config),
-      self._config.objective,
-      channels=init_from.adaptable_channels(self._config),
+      path, like, self._mesh, self.model, self._config
     )
     others = {role: like[role] for role in like if role not in found}
     new = jax.jit(
