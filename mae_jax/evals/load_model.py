@@ -186,13 +186,9 @@ def load_for_evaluation(
       f"the checkpoint {step} was trained with other settings: "
       f"{'; '.join(wrong)}. Set each to what it was, or name another checkpoint"
     )
-  model = dataclasses.replace(
-    before.model,
-    dtype=config.model.dtype,
-    remat=config.model.remat,
-    unroll=config.model.unroll,
-    attention_chunk_mb=config.model.attention_chunk_mb,
-  )
+  computed = ("dtype", "remat", "unroll", "attention_chunk_mb")
+  changes: Any = {name: getattr(config.model, name) for name in computed}
+  model = dataclasses.replace(before.model, **changes)
   merged = dataclasses.replace(
     before, data=config.data, model=model, eval=config.eval
   )

@@ -72,8 +72,8 @@ class Evaluation:
         scalars["eval_loss"] = float(loss.mean(dtype=np.float64))
       if not self.unavailable and len(loss):
         train, train_labels, _ = self._extract(
-          variables,
-          self._features,
+          variables["params"]["encoder"],
+          self._represent,
           self._train_source,
           config.data.batch_size,
           limit=config.eval.max_train,
@@ -104,11 +104,6 @@ class Evaluation:
     data = self._config.data
     return patchify.normalize(pixels, data.mean, data.std)
 
-  def _features(
-    self, variables: Any, pixels: jax.Array
-  ) -> dict[str, jax.Array]:
-    return self._represent(variables["params"]["encoder"], pixels)
-
   def _predict(self, variables: Any, x: jax.Array) -> mae.MaeOutput:
     # The same masks at every evaluation, so that losses are comparable. Row r
     # of a batch has the same mask in every batch.
@@ -130,7 +125,7 @@ class Evaluation:
       x = self._normalize(pixels)
       out = self._predict(variables, x)
       loss = {"loss": jax.vmap(one_loss)(x, out.pred, out.mask)}
-      return self._features(variables, pixels) | loss
+      return self._represent(variables["params"]["encoder"], pixels) | loss
 
     return jax.jit(apply, out_shardings=sharding.replicated(self._mesh))
 

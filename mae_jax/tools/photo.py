@@ -107,16 +107,14 @@ def open_photos(
         yield index, name, found
       bar.update()
   if not any_readable:
-    what = f"none of the first {total} images" if first else "no image"
-    of_all = "" if first else f", of {total}"
     raise ConfigError(
-      f"{what} can be read{of_all}: the warnings above say why; mend or replace "
-      "them"
+      f"none of the {'first ' if first else ''}{total} images can be read: the "
+      "warnings above say why; mend or replace them"
     )
 
 
 def path_of(images: str, name: str) -> str:
-  """Returns the path of an image of --images, by its name there."""
+  """Returns the path of an image in --images, by its name in a source."""
   folder = epath.Path(images).is_dir()
   return os.path.join(images, name) if folder else images
 

@@ -12,7 +12,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from mae_jax.tools.report import command, data_summary, page, run_logs
+from mae_jax.tools.report import command, page, run_logs
 from mae_jax.train import run_info
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands, fake_logs, tiny
@@ -208,9 +208,7 @@ def test_equal_paths_are_recognized(tmp_path, monkeypatch):
     fake_logs.write(workdir, config, ())
     monkeypatch.chdir(tmp_path)
     run = run_logs.read(str(workdir))
-    text = html.unescape(
-      page.render([run], [data_summary.summarize(run, "x", 0)])
-    )
+    text = html.unescape(page.render([run], [command.summarize(run, "x", 0)]))
     table = re.findall(r'<table id="changed">.*?</table>', text, re.DOTALL)
     assert (": no setting differs" in text) == (not table)
     return re.findall("<code>(.*?)</code>", "".join(table))
@@ -250,7 +248,7 @@ def test_a_running_run_may_have_an_incomplete_line(workdirs, tmp_path):
   assert len(found.records) == len(log.splitlines())
   assert found.config is None
   assert found.pictures == {}
-  text = page.render([found], [data_summary.summarize(found, "x", 0)])
+  text = page.render([found], [command.summarize(found, "x", 0)])
   assert "settings are missing, or belong to another version" in text
   (tmp_path / "metrics.jsonl").write_text(
     log.rstrip("\n")

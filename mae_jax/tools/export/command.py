@@ -73,7 +73,7 @@ def write(
   """
   began = time.monotonic()
   lookup(dict.fromkeys(FORMATS), format, "--format")
-  lookup(quantize.KINDS, weights, "--weights")
+  lookup(dict.fromkeys(quantize.KINDS), weights, "--weights")
   if what is not None:
     lookup(dict.fromkeys(WHAT), what, "--what")
   if dtype is not None:

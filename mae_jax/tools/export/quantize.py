@@ -5,7 +5,7 @@ biases, tokens and positions costs accuracy. The program converts stored weights
 to float32 before it computes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,14 +13,11 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 Weights = dict[str, jax.Array]
+KINDS = ("float32", "bfloat16", "int8")  # of kernels, as in --weights
 
 _KERNEL = "kernel"
 _SCALE = "_scale"
 _LARGEST = 127  # symmetric: -128 is not used
-
-
-def _as_bfloat16(name: str, kernel: jax.Array) -> Weights:
-  return {name: kernel.astype(jnp.bfloat16)}
 
 
 @jax.jit
@@ -40,19 +37,6 @@ def quantize_kernel(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
   return steps.astype(jnp.int8), scale
 
 
-def _as_int8(name: str, kernel: jax.Array) -> Weights:
-  steps, scale = quantize_kernel(kernel)
-  return {name: steps, name + _SCALE: scale}
-
-
-# Conversions of a kernel, by the value of --weights.
-KINDS: dict[str, Callable[[str, jax.Array], Weights]] = {
-  "float32": lambda name, kernel: {name: kernel},
-  "bfloat16": _as_bfloat16,
-  "int8": _as_int8,
-}
-
-
 def store(params: Any, kind: str) -> Weights:
   """Converts parameters to a flat dict of stored arrays.
 
@@ -66,7 +50,12 @@ def store(params: Any, kind: str) -> Weights:
   result: Weights = {}
   for name, leaf in traverse_util.flatten_dict(params, sep="/").items():
     is_kernel = name.rpartition("/")[2] == _KERNEL
-    result |= KINDS[kind](name, leaf) if is_kernel else {name: leaf}
+    if is_kernel and kind == "int8":
+      result[name], result[name + _SCALE] = quantize_kernel(leaf)
+    elif is_kernel and kind == "bfloat16":
+      result[name] = leaf.astype(jnp.bfloat16)
+    else:
+      result[name] = leaf
   return result
 
 
