@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import einops
 import numpy as np
 
 Names = Mapping[str, str | tuple[str, ...]]
@@ -59,30 +60,15 @@ class Layout:
   ]
 
 
-def _convolution_to_dense(
-  weight: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-  """Converts [D, C, p, q] to [p * q * C, D]."""
-  return weight.transpose(2, 3, 1, 0).reshape(shape)
-
-
-def _dense_to_convolution(
-  kernel: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-  """Converts [p * q * C, D] to [D, C, p, q]."""
-  width, channels, height, breadth = shape
-  pixels = kernel.reshape(height, breadth, channels, width)
-  return pixels.transpose(3, 2, 0, 1)
-
-
-_SAME = Layout(lambda x, _: x, lambda x, _: x, lambda shape, _: shape)
 # By the ending of our path; the first that matches applies.
 LAYOUTS: Sequence[tuple[str, Layout]] = (
   (
     "patch_embed/kernel",
     Layout(
-      _convolution_to_dense,
-      _dense_to_convolution,
+      lambda weight, _: einops.rearrange(weight, "d c p q -> (p q c) d"),
+      lambda kernel, shape: einops.rearrange(
+        kernel, "(p q c) d -> d c p q", c=shape[1], p=shape[2]
+      ),
       lambda shape, patch: (shape[1], patch[2], *patch[:2]),
     ),
   ),
@@ -90,7 +76,7 @@ LAYOUTS: Sequence[tuple[str, Layout]] = (
     "kernel",
     Layout(lambda x, _: x.T, lambda x, _: x.T, lambda shape, _: shape[::-1]),
   ),
-  ("", _SAME),
+  ("", Layout(lambda x, _: x, lambda x, _: x, lambda shape, _: shape)),
 )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import numpy as np
 
@@ -43,6 +44,17 @@ class Weights:
   finish: Callable[[], None] = lambda: None
   notes: tuple[str, ...] = ()
 
+  def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> Self:
+    """Returns the weights with these arrays, by path, added or replaced."""
+
+    def read(path: str) -> np.ndarray:
+      return arrays[path] if path in arrays else self.read(path)
+
+    shapes = {path: array.shape for path, array in arrays.items()}
+    return dataclasses.replace(
+      self, shapes={**self.shapes, **shapes}, read=read
+    )
+
 
 def sincos_table(found: model_info.ModelInfo, part: str) -> np.ndarray:
   """Returns a part's sin-cos positions, [1, 1 + L, D] float32."""
@@ -57,19 +69,13 @@ def sincos_table(found: model_info.ModelInfo, part: str) -> np.ndarray:
 
 def add_position_tables(weights: Weights) -> Weights:
   """Adds the sin-cos position tables, which other formats store."""
-  tables = {
-    path: sincos_table(weights.info, part)
-    for path, part in POSITION_TABLES.items()
-    if path not in weights.shapes
-    and (part == "encoder" or weights.info.decoder is not None)
-  }
-
-  def read(path: str) -> np.ndarray:
-    return tables[path] if path in tables else weights.read(path)
-
-  shapes = {path: table.shape for path, table in tables.items()}
-  return dataclasses.replace(
-    weights, shapes={**weights.shapes, **shapes}, read=read
+  return weights.with_arrays(
+    {
+      path: sincos_table(weights.info, part)
+      for path, part in POSITION_TABLES.items()
+      if path not in weights.shapes
+      and (part == "encoder" or weights.info.decoder is not None)
+    }
   )
 
 
@@ -79,26 +85,18 @@ def fold_batch_norm(weights: Weights) -> Weights:
   scale = 1 / np.sqrt(var + batch_norm.EPS)
   kernel = weights.read("head/kernel").astype(np.float64) * scale[:, None]
   bias = weights.read("head/bias") - mean @ kernel
-  head = {
-    "model/head/kernel": kernel.astype(np.float32),
-    "model/head/bias": bias.astype(np.float32),
-  }
-
-  def read(path: str) -> np.ndarray:
-    return head[path] if path in head else weights.read(path)
-
-  shapes = {
-    path: shape
-    for path, shape in weights.shapes.items()
-    if path.startswith("model/")
-  }
+  folded = weights.with_arrays(
+    {
+      "model/head/kernel": kernel.astype(np.float32),
+      "model/head/bias": bias.astype(np.float32),
+    }
+  )
   found = dataclasses.replace(weights.info, kind=model_info.CLASSIFIER)
   return dataclasses.replace(
-    weights,
+    folded,
     info=found,
     run=run_config.to_run(found, weights.what, weights.run),
-    shapes=shapes | {path: x.shape for path, x in head.items()},
-    read=read,
+    shapes={k: v for k, v in folded.shapes.items() if k.startswith("model/")},
     notes=(
       *weights.notes,
       "the BatchNorm of the probe is folded into its linear layer, which "

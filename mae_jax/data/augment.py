@@ -68,16 +68,26 @@ def rand_augment(
   return np.asarray(picture).reshape(image.shape)
 
 
-def _affine(
-  image: Image.Image, matrix: tuple[float, ...], fill: int | tuple[int, ...]
-) -> Image.Image:
-  return image.transform(
-    image.size,
-    Image.Transform.AFFINE,
-    matrix,
-    resample=Image.Resampling.BICUBIC,
-    fillcolor=fill,
-  )
+def _affine(place: int, most: float, side: int | None = None) -> _Operation:
+  """Makes an operation that sets one entry of PIL's affine matrix.
+
+  The entry is at most `most`, in units of the image's width (`side` 0) or
+  height (1) for translations.
+  """
+
+  def operation(image, level, sign, fill):
+    matrix = [1, 0, 0, 0, 1, 0]
+    unit = 1 if side is None else image.size[side]
+    matrix[place] = sign * level * most * unit
+    return image.transform(
+      image.size,
+      Image.Transform.AFFINE,
+      matrix,
+      resample=Image.Resampling.BICUBIC,
+      fillcolor=fill,
+    )
+
+  return operation
 
 
 def _rotate(image, level, sign, fill):
@@ -86,24 +96,6 @@ def _rotate(image, level, sign, fill):
     resample=Image.Resampling.BICUBIC,
     fillcolor=fill,
   )
-
-
-def _shear_x(image, level, sign, fill):
-  return _affine(image, (1, sign * level * _SHEAR, 0, 0, 1, 0), fill)
-
-
-def _shear_y(image, level, sign, fill):
-  return _affine(image, (1, 0, 0, sign * level * _SHEAR, 1, 0), fill)
-
-
-def _translate_x(image, level, sign, fill):
-  shift = sign * level * _TRANSLATE * image.size[0]
-  return _affine(image, (1, 0, shift, 0, 1, 0), fill)
-
-
-def _translate_y(image, level, sign, fill):
-  shift = sign * level * _TRANSLATE * image.size[1]
-  return _affine(image, (1, 0, 0, 0, 1, shift), fill)
 
 
 def _posterize(image, level, *_):
@@ -140,10 +132,10 @@ OPERATIONS: dict[str, _Operation] = {
   "Contrast": _enhance(ImageEnhance.Contrast),
   "Brightness": _enhance(ImageEnhance.Brightness),
   "Sharpness": _enhance(ImageEnhance.Sharpness),
-  "ShearX": _shear_x,
-  "ShearY": _shear_y,
-  "TranslateX": _translate_x,
-  "TranslateY": _translate_y,
+  "ShearX": _affine(1, _SHEAR),
+  "ShearY": _affine(3, _SHEAR),
+  "TranslateX": _affine(2, _TRANSLATE, side=0),
+  "TranslateY": _affine(5, _TRANSLATE, side=1),
 }
 _OPERATIONS = tuple(OPERATIONS.values())
 

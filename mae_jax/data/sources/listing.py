@@ -7,11 +7,11 @@ suffix that becomes an image in place.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from mae_jax.data import image_io
+from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
 SUFFIXES = (
@@ -247,14 +248,9 @@ def _cached_folder(*values: Any) -> _CachedFolder:
 
 
 def _write_cache(path: Path, folders: dict[str, _CachedFolder]) -> None:
-  try:
+  lines = [json.dumps({"version": _VERSION})]
+  lines += [json.dumps([name, *cached]) for name, cached in folders.items()]
+  text = "\n".join([*lines, ""])
+  with contextlib.suppress(OSError):  # the cache only saves time
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-      "w", encoding="ascii", dir=path.parent, delete=False
-    ) as file:
-      file.write(json.dumps({"version": _VERSION}) + "\n")
-      for name, cached in folders.items():
-        file.write(json.dumps([name, *cached]) + "\n")
-    os.replace(file.name, path)
-  except OSError:
-    pass  # the cache only saves time
+    storage.write_atomic(epath.Path(path), text.encode("ascii"))
