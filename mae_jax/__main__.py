@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -115,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       f"error: {name!r} is not a command: {hint}known are {', '.join(COMMANDS)}"
     )
   command = COMMANDS[name]
-  module, _, attribute = command.function.partition(":")
-  function = getattr(importlib.import_module(module), attribute)
+  function = pkgutil.resolve_name(command.function)
   if name in ("train", "evaluate"):
     task = ["--config.task=evaluate"] if name == "evaluate" else []
     function([*rest, *task], name)
