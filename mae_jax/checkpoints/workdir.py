@@ -7,6 +7,7 @@ left over from a preempted host.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import json
@@ -26,17 +27,17 @@ _OWNER = "run.json"
 _LOCK = ".lock"
 
 
+@dataclasses.dataclass(frozen=True)
 class Workdir:
   """A directory that belongs to this run until the run ends.
 
   Attributes:
     path: the directory.
+    identity: of the run; None in processes that do not check it.
   """
 
-  def __init__(self, path: epath.Path, identity: str | None = None):
-    """Sets the path; `identity` is None in processes that do not check it."""
-    self.path = path
-    self._identity = identity
+  path: epath.Path
+  identity: str | None = None
 
   def check(self) -> None:
     """Checks that the directory still belongs to this run, before each save.
@@ -45,7 +46,7 @@ class Workdir:
       OSError: if the directory is gone or cannot be read.
       TrainingError: if another run took it over.
     """
-    if self._identity is None:
+    if self.identity is None:
       return
     try:
       with storage.os_errors(self.path):
@@ -53,7 +54,7 @@ class Workdir:
       who = _describe(owner)
     except (ValueError, KeyError, TypeError):
       raise OSError(f"{self.path / _OWNER} was changed or damaged") from None
-    if owner["run"] != self._identity:
+    if owner["run"] != self.identity:
       raise TrainingError(
         f"another run took over {self.path}: {who}. This run stops and writes "
         "nothing more there; start it with another --workdir"

@@ -59,11 +59,7 @@ class ForeignCheckpoint:
     header = tensor_files.Header(self._shapes, found.extra)
     base = None
     if self._base is not None:
-      kind = next(
-        kind
-        for kind, task in model_info.TASKS.items()
-        if task == self._base.config.task and kind != model_info.ENCODER
-      )
+      kind = model_info.KIND_OF_TASK[self._base.config.task]
       base = run_config.from_run(self._base, kind)
     info = self._format.describe(header, path, base)
     if info.decoder is None:

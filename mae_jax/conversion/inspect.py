@@ -23,19 +23,19 @@ def describe(
 ) -> str:
   """Returns the table, even if the weights cannot be converted as they are.
 
-  Arguments are as in `load.open_weights`.
+  Arguments are as in `load.open_unchecked`.
   """
-  weight_format, found = load.describe(path, local, weight_format, overrides)
-  rows = [("file", str(path)), ("format", weight_format), *_info_rows(found)]
-  problem = ""
+  opened = load.open_unchecked(
+    path, local, weight_format=weight_format, overrides=overrides
+  )
+  found, problem = opened.info, ""
+  rows = [("file", str(path)), ("format", opened.weight_format)]
+  rows += _info_rows(found)
   try:
-    weights = load.open_weights(
-      path, local, weight_format=weight_format, overrides=overrides
-    )
+    weights = opened if isinstance(opened, Weights) else opened.weights()
+    rows += _content_rows(weights)
   except ConfigError as error:
     problem = str(error)
-  else:
-    rows += _content_rows(weights)
   rows += [("missing", _missing(found))]
   questions = model_info.missing_info(found)
   rows += [("asked for", question) for question in questions]

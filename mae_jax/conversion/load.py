@@ -27,14 +27,14 @@ from mae_jax.utils import console, storage
 POSITIONS = ("keep", "sincos")
 
 
-def open_weights(
+def open_unchecked(
   path: epath.PathLike,
   local: pathlib.Path | None = None,
   *,
   weight_format: str | None = None,
   overrides: model_info.ModelOverrides = model_info.NO_OVERRIDES,
-) -> Weights:
-  """Opens weights.
+) -> Weights | import_weights.ForeignCheckpoint:
+  """Opens weights whose info may be incomplete, or whose names may be wrong.
 
   Args:
     path: a checkpoint of this project, a file, or a directory with a
@@ -46,29 +46,24 @@ def open_weights(
   Raises:
     ConfigError: if the weights are missing, damaged or of no known format.
   """
-  if _is_native(path, weight_format):
+  if weight_format is None and not formats.is_foreign(path):
+    weight_format = formats.JAX
+  if weight_format == formats.JAX:
     return _open_checkpoint(path, overrides)
   assert local is not None
-  return _open_foreign(local, weight_format, overrides).weights()
+  found = formats.open_tensors(local)
+  name = weight_format or formats.detect(local, found)
+  return import_weights.ForeignCheckpoint(local, found, name, overrides)
 
 
-def describe(
-  path: epath.PathLike,
-  local: pathlib.Path,
-  weight_format: str | None,
-  overrides: model_info.ModelOverrides,
-) -> tuple[str, model_info.ModelInfo]:
-  """Returns the format and the model info, even if the latter is incomplete."""
-  if _is_native(path, weight_format):
-    return formats.JAX, _open_checkpoint(path, overrides).info
-  found = _open_foreign(local, weight_format, overrides)
-  return found.weight_format, found.info
+def open_weights(*args: Any, **kwargs: Any) -> Weights:
+  """Opens weights as `open_unchecked`, and checks them.
 
-
-def _is_native(path: epath.PathLike, weight_format: str | None) -> bool:
-  if weight_format is None:
-    return not formats.is_foreign(path)
-  return weight_format == formats.JAX
+  Raises:
+    ConfigError: as `open_unchecked`, or if the weights cannot be converted.
+  """
+  found = open_unchecked(*args, **kwargs)
+  return found if isinstance(found, Weights) else found.weights()
 
 
 def _open_checkpoint(
@@ -76,10 +71,8 @@ def _open_checkpoint(
 ) -> Weights:
   """Opens a checkpoint; uses averaged parameters if there are any."""
   directory = checkpoints.find_step(path)
-  run, arrays = (
-    checkpoints.read_metadata(directory),
-    checkpoints.ArrayReader(directory),
-  )
+  run = checkpoints.read_metadata(directory)
+  arrays = checkpoints.ArrayReader(directory)
   task = run.config.task
   run_config.check_single_network(path, run)
   role, notes = classifiers.MODEL, []
@@ -98,11 +91,9 @@ def _open_checkpoint(
     if name.partition("/")[0] not in other
   }
   has_decoder = any(name.startswith("model/decoder/") for name in origin)
-  kind = {
-    "pretrain": model_info.MAE if has_decoder else model_info.ENCODER,
-    "finetune": model_info.CLASSIFIER,
-    "linprobe": model_info.PROBE,
-  }[task]
+  kind = model_info.KIND_OF_TASK[task]
+  if kind == model_info.MAE and not has_decoder:
+    kind = model_info.ENCODER
   info = model_info.with_overrides(run_config.from_run(run, kind), overrides)
   if info.kind == model_info.ENCODER:
     origin = {k: v for k, v in origin.items() if k.startswith("model/encoder/")}
@@ -129,16 +120,6 @@ def _open_checkpoint(
 def _renamed(name: str, role: str) -> str:
   head, slash, rest = name.partition("/")
   return (classifiers.MODEL if head == role else head) + slash + rest
-
-
-def _open_foreign(
-  local: pathlib.Path,
-  weight_format: str | None,
-  overrides: model_info.ModelOverrides,
-) -> import_weights.ForeignCheckpoint:
-  found = formats.open_tensors(local)
-  name = weight_format or formats.detect(local, found)
-  return import_weights.ForeignCheckpoint(local, found, name, overrides)
 
 
 def read_arrays(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:

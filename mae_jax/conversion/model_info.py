@@ -16,6 +16,7 @@ TASKS = {
   CLASSIFIER: "finetune",
   PROBE: "linprobe",
 }
+KIND_OF_TASK = {task: kind for kind, task in TASKS.items() if kind != ENCODER}
 KINDS = {
   ENCODER: "encoder only",
   MAE: "encoder and decoder",

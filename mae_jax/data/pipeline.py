@@ -5,6 +5,7 @@ are functions of (seed, s, row), so each process computes only its own rows. A
 resumed stream starts at any step, and nothing about it is saved.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -393,17 +394,17 @@ def _augment_pixels(
   if data.flip:
     images = preprocess.random_flip(images, plans["flip"])
   if data.color_jitter:
-    images = preprocess.color_jitter(
-      images, plans["color_jitter"], strength=data.color_jitter
-    )
+    jitter = functools.partial(augment.color_jitter, strength=data.color_jitter)
+    images = preprocess.map_pillow(jitter, images, plans["color_jitter"])
   if data.randaugment:
-    images = preprocess.rand_augment(
-      images,
-      plans["randaugment"],
+    mean = np.broadcast_to(data.mean, images.shape[-1])
+    change = functools.partial(
+      augment.rand_augment,
       magnitude=data.randaugment,
       std=data.randaugment_std,
-      mean=data.mean,
+      fill=tuple(round(255 * each) for each in mean),
     )
+    images = preprocess.map_pillow(change, images, plans["randaugment"])
   return {"image": images, "label": tf.cast(labels, tf.int32)}
 
 

@@ -8,7 +8,6 @@ is smaller than the cost of a call.
 Pixels are uint8 [H, W, C] throughout; the train step normalizes them.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mae_jax.data import augment, decode, resample
+from mae_jax.data import decode, resample
 
 TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) per try, then top and left
@@ -158,40 +157,18 @@ def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
   return tf.where(mirror[..., None, None, None], mirrored, images)
 
 
-def rand_augment(
-  images: tf.Tensor,
-  draws: tf.Tensor,
-  *,
-  magnitude: float,
-  std: float,
-  mean: tuple[float, ...],
-) -> tf.Tensor:
-  """Applies `augment.rand_augment` to uint8 [H, W, C] or [n, H, W, C].
-
-  `mean` in [0, 1], one value or one per channel, is the fill color.
-  """
-  channels = images.shape[-1]
-  fill = tuple(round(255 * each) for each in np.broadcast_to(mean, channels))
-  function = functools.partial(
-    augment.rand_augment, magnitude=magnitude, std=std, fill=fill
-  )
-  return _map_pillow(function, images, draws)
-
-
-def color_jitter(
-  images: tf.Tensor, draws: tf.Tensor, *, strength: float
-) -> tf.Tensor:
-  """Applies `augment.color_jitter` to uint8 [H, W, C] or [n, H, W, C]."""
-  function = functools.partial(augment.color_jitter, strength=strength)
-  return _map_pillow(function, images, draws)
-
-
-def _map_pillow(
+def map_pillow(
   function: Callable[[np.ndarray, np.ndarray], np.ndarray],
   images: tf.Tensor,
   draws: tf.Tensor,
 ) -> tf.Tensor:
-  """Applies a NumPy function of (image, draws) to one image or a batch."""
+  """Applies a function of `augment` to one image or a batch.
+
+  Args:
+    function: maps (image, draws) to an image of the same shape.
+    images: uint8 [H, W, C] or [n, H, W, C].
+    draws: [d] or [n, d].
+  """
 
   def each(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
     if images.ndim == 3:
