@@ -58,13 +58,6 @@ def layer_scales(params: Any, decay: float) -> Any:
   return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def scale_by_tree(scales: Any) -> optax.GradientTransformation:
-  """Multiplies each update by its own factor."""
-  return optax.stateless(
-    lambda updates, _: jax.tree.map(jnp.multiply, updates, scales)
-  )
-
-
 def lars(config: OptimConfig) -> optax.GradientTransformation:
   """Builds LARS without its learning rate, in the order of the reference.
 
@@ -150,13 +143,16 @@ def adamw(
     if config.grad_clip is None
     else optax.clip_by_global_norm(config.grad_clip)
   )
+  scale = optax.stateless(
+    lambda updates, _: jax.tree.map(jnp.multiply, updates, scales)
+  )
   tx = optax.chain(
     clip,
     optax.scale_by_adam(b1=config.b1, b2=config.b2),
     optax.add_decayed_weights(
       config.weight_decay, mask=lambda params: decay_mask(params, not_decayed)
     ),
-    *([] if scales is None else [scale_by_tree(scales)]),
+    *([] if scales is None else [scale]),
   )
   if not frozen:
     return tx
