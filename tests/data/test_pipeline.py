@@ -149,6 +149,7 @@ def test_the_group_size_does_not_change_batches(
   assert_same(train(data, 3, rows=np.arange(number)), some)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_randaugment_is_a_function_of_step_and_row(any_settings, source):
   """Changes some images; the same after a resume and on two processes."""

@@ -117,6 +117,7 @@ def test_noise_has_the_deviation_of_the_images_and_is_another_each_time(hidden):
   assert abs((first * second).mean()) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", masked_input.MASKED_INPUTS)
 def test_every_parameter_but_the_unused_token_is_learned(hidden: str):
   """The encoder has no parameters that MAE's lacks."""

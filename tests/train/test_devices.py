@@ -19,14 +19,8 @@ def _one_device():
   return runs.steps(_CONFIG, 20)
 
 
-@pytest.mark.parametrize(
-  ("devices", "fsdp"),
-  [
-    pytest.param(2, 1, marks=pytest.mark.slow),
-    pytest.param(4, 2, marks=pytest.mark.slow),
-    (8, 4),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 2), (8, 4)])
 def test_losses_are_equal_on_all_meshes_over_20_steps(devices, fsdp):
   _, expected = _one_device()
   _, losses = runs.steps(_CONFIG, 20, devices=devices, fsdp=fsdp)

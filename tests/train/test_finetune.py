@@ -224,6 +224,7 @@ def test_a_missing_final_norm_is_named(tuned, tmp_path):
     loaded(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
   features = {
     "image": tfds.features.Image(shape=(8, 8, 1)),

@@ -127,6 +127,7 @@ def test_a_member_equals_a_single_run(whole, number):
   )
 
 
+@pytest.mark.slow
 def test_the_report_has_the_results_of_the_members(whole):
   _, settings, report, members = whole
   mesh = runs.devices_mesh()
@@ -154,7 +155,6 @@ def test_the_report_has_the_results_of_the_members(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_an_interrupted_comparison_resumes_exactly(whole, tmp_path):
   workdir, settings, _, members = whole
   interrupted = shutil.copytree(workdir, tmp_path / "interrupted")
@@ -166,7 +166,6 @@ def test_an_interrupted_comparison_resumes_exactly(whole, tmp_path):
   )
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_devices_do_not_change_results(whole, tmp_path):
   _, settings, _, members = whole
@@ -280,6 +279,7 @@ def test_pre_training_on_other_images_is_refused(tmp_path):
     label_efficiency.run(settings, str(tmp_path), signals.StopSignals())
 
 
+@pytest.mark.slow
 def test_a_comparison_cannot_be_a_start(whole, tmp_path):
   workdir, settings, *_ = whole
   text = f"trains many networks: .*such as {settings.init_from}, from which"

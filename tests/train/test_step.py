@@ -56,7 +56,12 @@ def whole():
 
 @pytest.mark.parametrize(
   ("accum_steps", "devices", "fsdp"),
-  [(4, 1, 1), (1, 8, 1), (2, 8, 4), (4, 8, 2)],
+  [
+    (4, 1, 1),
+    pytest.param(1, 8, 1, marks=pytest.mark.slow),
+    pytest.param(2, 8, 4, marks=pytest.mark.slow),
+    (4, 8, 2),
+  ],
 )
 def test_accumulation_equals_the_whole_batch(
   whole, accum_steps: int, devices: int, fsdp: int

@@ -64,6 +64,7 @@ def test_parameters_and_optimizer_state_are_sharded(fsdp: int):
   assert alias >= memory.params + memory.opt_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
 def test_only_parameters_are_gathered(fsdp: int):
   """They are gathered per layer in the forward and the backward pass."""
