@@ -21,6 +21,7 @@ from mae_jax.utils.errors import ConfigError
 from tests.conversion import test_refusals
 from tests.helpers import facebook_model, runs, sample_checkpoints, tiny
 from tests.helpers.commands import command, write_images
+from tests.helpers.params import slow
 
 SUFFIX = test_refusals.SUFFIX
 # As the tests' tiny runs, so that the weights fit the digits.
@@ -82,7 +83,7 @@ def test_pre_training_goes_on(to: str, weights):
   same(initial(config).params, wanted)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "mae", "cls"])
+@pytest.mark.parametrize("kind", [slow("encoder"), "mae", slow("cls")])
 @pytest.mark.parametrize("to", ["facebook", "transformers", "timm"])
 def test_fine_tuning_and_probes_start(kind: str, to: str, weights):
   path = weights(kind, to)
@@ -183,7 +184,7 @@ def test_another_objective_gives_a_warning(
     ("mae", {"model": {"decoder_width": 32}}, "has model.decoder_width=16 "),
   ],
 )
-@pytest.mark.parametrize("to", ["facebook", "jax"])
+@pytest.mark.parametrize("to", [slow("facebook"), "jax"])
 def test_what_does_not_fit_pre_training(kind, changes, text, to, weights):
   path = weights(kind, to)
   with pytest.raises(ConfigError, match=text) as caught:

@@ -20,6 +20,7 @@ from mae_jax.conversion import transformers as transformers_dialect
 from mae_jax.tools import convert
 from tests.conversion import test_outputs
 from tests.helpers import facebook_model, model_outputs, sample_checkpoints
+from tests.helpers.params import slow
 
 SUFFIX = {
   "jax": "",
@@ -35,7 +36,7 @@ HOLDS = {
   "timm": ("encoder", "mean", "cls"),
 }
 PAIRS = [
-  (kind, first, second)
+  (kind, first, second) if kind in ("mae", "cls") else slow(kind, first, second)
   for first, kinds in HOLDS.items()
   for second, others in HOLDS.items()
   for kind in kinds
@@ -106,9 +107,7 @@ def written(tmp_path_factory):
   return write
 
 
-@pytest.mark.parametrize(
-  "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 @pytest.mark.parametrize(("kind", "first", "second"), PAIRS)
 def test_there_across_and_back(
   written, kind: str, first: str, second: str, dtype: str, tmp_path
@@ -137,7 +136,9 @@ def test_there_across_and_back(
   assert_same(tensors(again), tensors(direct))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.half])
+@pytest.mark.parametrize(
+  "dtype", [torch.float32, slow(torch.bfloat16), slow(torch.half)]
+)
 @pytest.mark.parametrize("kind", sample_checkpoints.KINDS)
 def test_files_of_the_reference(kind: str, dtype, tmp_path: pathlib.Path):
   """Published files without our metadata; position tables of any origin."""

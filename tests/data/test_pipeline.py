@@ -14,6 +14,7 @@ from mae_jax.data import bad_images, pipeline, sources
 from mae_jax.utils.errors import ConfigError
 from tests.data.conftest import TEST, TRAIN, take
 from tests.helpers import tiny
+from tests.helpers.params import slow
 
 SOURCES = ("digits", "folder", "tfds")
 
@@ -115,7 +116,7 @@ def test_a_resumed_stream_of_digits_across_an_epoch(settings):
   assert_same(train(data, 2, start_step=2), whole[2:])
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, slow(4)])
 @pytest.mark.parametrize("source", SOURCES)
 def test_processes_share_a_batch(any_settings, source, processes):
   data = any_settings(source)

@@ -52,6 +52,7 @@ def settings(tmp_path_factory, photo_dir):  # noqa: F811
   }
 
 
+@pytest.mark.slow
 def test_batches_are_bit_equal_to_those_of_one_process(
   fork_server, settings, tmp_path
 ):

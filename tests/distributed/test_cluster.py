@@ -145,6 +145,7 @@ def test_without_process_0_the_address_is_named():
   assert "refused" in error
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_number_are_refused():
   errors = start_errors(places(3, (0, 1, 1)), 5)
   assert "two processes were started as process 1 of 3" in errors[0]

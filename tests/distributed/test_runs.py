@@ -187,6 +187,7 @@ def test_different_settings_are_refused(
   ) in team.output(0)
 
 
+@pytest.mark.slow
 def test_different_images_are_refused(fork_server, tmp_path):
   for host, count in (("one", 8), ("other", 9)):
     (tmp_path / host).mkdir()

@@ -21,6 +21,7 @@ from mae_jax.models import patchify
 from mae_jax.utils import signals
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tfds_data, tiny
+from tests.helpers.params import slow
 from tests.test_main import command
 
 _FINETUNE = tiny.config(
@@ -184,10 +185,10 @@ def test_a_folder_of_some_of_the_classes(
   ("name", "classes", "restricted"),
   [
     ("imagenet_a", "auto", True),
-    ("imagenet_r:1.0.0", "auto", True),
-    ("imagenet_a", "all", False),
+    slow("imagenet_r:1.0.0", "auto", True),
+    slow("imagenet_a", "all", False),
     ("others", "auto", False),
-    ("others", "present", True),
+    slow("others", "present", True),
   ],
 )
 def test_answers_are_restricted_to_classes_that_are_present(
@@ -398,6 +399,7 @@ def test_settings_that_cannot_work_are_refused(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_head(tmp_path):
   settings = tiny.config(
     train={"length": "3 steps"}, eval=EvalConfig(shots=(), images=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -35,6 +36,7 @@ from mae_jax.utils import atomic_write
 from mae_jax.utils.errors import ConfigError, TrainingError
 from tests.helpers import disks, runs, tiny
 from tests.helpers.commands import command as run_tool
+from tests.helpers.params import slow
 from tests.test_readme import ROOT
 
 CLASSES = tuple("abcdefghij")
@@ -119,7 +121,7 @@ def rounded(params, kind):
 
 @pytest.fixture(scope="module")
 def exports(pretrained, finetuned, probed, tmp_path_factory):
-  """Exports by name: a folder, and the expected function of images."""
+  """Makes an export by name, once: a folder, and the function of images."""
   root = tmp_path_factory.mktemp("exports")
 
   def logits(network, kind="float32"):
@@ -134,28 +136,32 @@ def exports(pretrained, finetuned, probed, tmp_path_factory):
     return lambda images: found.apply(found.params, images)
 
   layer = {"pool": "all", "layer": 1, "image_size": (8, 4)}
+  int8 = {"format": "savedmodel", "weights": "int8"}
   wanted = {
     **{
-      kind: (finetuned, {"weights": kind}, logits(finetuned, kind))
+      kind: (
+        finetuned,
+        {"weights": kind},
+        lambda kind=kind: logits(finetuned, kind),
+      )
       for kind in quantize.KINDS
     },
-    "probe": (probed, {}, logits(probed)),
-    "layer": ((pretrained,), layer, features(**layer)),
-    "tf": (finetuned, {"format": "savedmodel"}, logits(finetuned)),
-    "tf_int8": (
-      finetuned,
-      {"format": "savedmodel", "weights": "int8"},
-      logits(finetuned, "int8"),
-    ),
+    "probe": (probed, {}, lambda: logits(probed)),
+    "layer": ((pretrained,), layer, lambda: features(**layer)),
+    "tf": (finetuned, {"format": "savedmodel"}, lambda: logits(finetuned)),
+    "tf_int8": (finetuned, int8, lambda: logits(finetuned, "int8")),
   }
-  result = {}
-  for name, ((*_, workdir), settings, function) in wanted.items():
+
+  @functools.cache
+  def export(name):
+    (*_, workdir), settings, function = wanted[name]
     folder = root / name / "served"
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(verify, "BATCHES", (3,))  # other kinds are compared below
       command.write(str(workdir), str(folder), **settings)
-    result[name] = folder, function
-  return result
+    return folder, function()
+
+  return export
 
 
 def shown(folder):
@@ -172,13 +178,12 @@ def close(found, wanted):
   np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_stablehlo_equals_the_network_with_only_jax_installed(exports):
+@pytest.mark.parametrize(
+  "names", [("float32",), slow(("bfloat16", "int8", "probe", "layer"))]
+)
+def test_stablehlo_equals_the_network_with_only_jax_installed(exports, names):
   """Runs the code of the README in another process."""
-  folders = {
-    name: (folder, function)
-    for name, (folder, function) in exports.items()
-    if not name.startswith("tf")
-  }
+  folders = {name: exports(name) for name in names}
   for folder, _ in folders.values():
     for size, images in shown(folder).items():
       np.save(folder.parent / f"{size}.npy", images)
@@ -197,7 +202,7 @@ for folder in {[str(folder.parent) for folder, _ in folders.values()]}:
   done = subprocess.run(
     [sys.executable, "-W", "error", "-c", script],
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    cwd=folders["float32"][0],
+    cwd=folders[names[0]][0],
     capture_output=True,
     text=True,
     check=False,
@@ -208,9 +213,10 @@ for folder in {[str(folder.parent) for folder, _ in folders.values()]}:
       close(np.load(folder.parent / f"{size}_out.npy"), function(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tf", "tf_int8"])
 def test_a_saved_model_equals_the_network(exports, name):
-  folder, function = exports[name]
+  folder, function = exports(name)
   model = tf.saved_model.load(str(folder))
   serve = model.signatures["serving_default"]
   ((), inputs), outputs = serve.structured_input_signature, None
@@ -223,7 +229,7 @@ def test_a_saved_model_equals_the_network(exports, name):
 
 
 def test_a_saved_model_stores_int8_weights_as_int8(exports):
-  model = tf.saved_model.load(str(exports["tf_int8"][0]))
+  model = tf.saved_model.load(str(exports("tf_int8")[0]))
   kernels = {
     name: value.dtype
     for name, value in model.weights.items()
@@ -239,9 +245,10 @@ def stored_bytes(folder):
   return sum(each.stat().st_size for each in files)
 
 
+@pytest.mark.slow
 def test_smaller_weights_make_smaller_files(exports):
   """Kernels take two bytes or one per value, other parameters four."""
-  params = exports["float32"][0] / stablehlo.WEIGHTS
+  params = exports("float32")[0] / stablehlo.WEIGHTS
   sizes = {"kernel": 0, "other": 0}
   channels = 0
   for name, value in safetensors.numpy.load_file(params).items():
@@ -256,12 +263,12 @@ def test_smaller_weights_make_smaller_files(exports):
     ("int8", sizes["kernel"] + 4 * channels),
     ("tf_int8", sizes["kernel"] + 4 * channels),
   ):
-    extra = stored_bytes(exports[name][0]) - wanted - 4 * sizes["other"]
+    extra = stored_bytes(exports(name)[0]) - wanted - 4 * sizes["other"]
     assert 0 <= extra < header, name
 
 
 def test_one_program_serves_all_platforms_and_batch_sizes(exports):
-  folder = exports["int8"][0]
+  folder = exports("int8")[0]
   data = (folder / stablehlo.PROGRAM).read_bytes()
   program = jax.export.deserialize(bytearray(data))
   assert program.platforms == ("cpu", "cuda", "tpu")
@@ -278,8 +285,9 @@ def test_one_program_serves_all_platforms_and_batch_sizes(exports):
   assert len(modes) == 1
 
 
+@pytest.mark.slow
 def test_the_manifest(exports, finetuned):
-  facts = json.loads((exports["int8"][0] / manifest.NAME).read_text())
+  facts = json.loads((exports("int8")[0] / manifest.NAME).read_text())
   assert facts["input"]["shape"] == ["batch", 8, 8, 1]
   assert facts["input"]["dtype"] == "uint8"
   assert facts["output"]["name"] == "logits"
@@ -290,7 +298,7 @@ def test_the_manifest(exports, finetuned):
   assert facts["platforms"] == ["cpu", "cuda", "tpu"]
   assert facts["versions"]["jax"] == jax.__version__
   assert 0 < facts["rounding_of_weights"] < 1
-  layer = json.loads((exports["layer"][0] / manifest.NAME).read_text())
+  layer = json.loads((exports("layer")[0] / manifest.NAME).read_text())
   assert (layer["pool"], layer["layer"]) == ("all", 1)
   assert layer["output"]["shape"] == ["batch", 1 + 4 * 2, 32]
   assert "class_names" not in layer

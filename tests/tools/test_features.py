@@ -156,6 +156,7 @@ def test_two_equal_runs_write_equal_files(pretrained, photos, tmp_path):
   assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_layer_is_the_output_of_its_block(pretrained, photos, written):
   """Compares with the first block applied by hand to patches and positions."""
   params = runs.params(pretrained, PRETRAIN)["model"]["encoder"]
@@ -180,6 +181,7 @@ def test_a_layer_is_the_output_of_its_block(pretrained, photos, written):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_features_of_a_fine_tuned_network_are_the_input_of_its_head(
   finetuned, photos, written, pooling

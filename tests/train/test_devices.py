@@ -10,6 +10,7 @@ import pytest
 
 from mae_jax.utils import rng
 from tests.helpers import runs, tiny
+from tests.helpers.params import slow
 
 _CONFIG = tiny.config()
 
@@ -28,6 +29,7 @@ def test_losses_are_equal_on_all_meshes_over_20_steps(devices, fsdp):
   assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_parameters_and_optimizer_state_are_sharded_over_fsdp():
   state, _ = runs.steps(_CONFIG, 1, devices=8, fsdp=4)
   kernel = state.params["model"]["encoder"]["stack"]["blocks"]["mlp"]["fc1"]
@@ -63,8 +65,8 @@ def test_masks_are_bit_equal_on_all_meshes(devices, mask: str):
   "mask",
   [
     "random",
-    pytest.param("block", marks=pytest.mark.slow),
-    pytest.param("grid", marks=pytest.mark.slow),
+    slow("block"),
+    slow("grid"),
   ],
 )
 def test_masks_differ_by_step(mask: str):

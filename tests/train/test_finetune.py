@@ -21,6 +21,7 @@ from mae_jax.models import patchify, pos_embed
 from mae_jax.train import loop
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tfds_data, tiny
+from tests.helpers.params import slow
 
 _PRETRAIN = tiny.config(
   train={"length": "3 steps", "log_every": "1 steps"},
@@ -95,6 +96,7 @@ def tuned(pretrained, tmp_path_factory):
   return settings, workdir
 
 
+@pytest.mark.slow
 def test_fine_tuning_can_start_from_a_fine_tuned_checkpoint(tuned, tmp_path):
   first, workdir = tuned
   second = config(init_from=str(workdir))
@@ -260,8 +262,8 @@ def test_images_without_labels_are_refused(tmp_path):
   "trained",
   [
     "head",
-    pytest.param("mlp", marks=pytest.mark.slow),
-    pytest.param("1 blocks", marks=pytest.mark.slow),
+    slow("mlp"),
+    slow("1 blocks"),
   ],
 )
 def test_frozen_parameters_do_not_change(trained: str):

@@ -15,6 +15,7 @@ from mae_jax.train import objectives
 from mae_jax.utils import rng
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import numpy_reference, tiny
+from tests.helpers.params import slow
 
 TOTAL = 20
 
@@ -54,10 +55,10 @@ DISCRIMINATORS = {
 @pytest.mark.parametrize(
   ("step", "game", "kind"),
   [
-    pytest.param(0, "hinge", "patch", marks=pytest.mark.slow),
-    pytest.param(10, "hinge", "patch", marks=pytest.mark.slow),
+    slow(0, "hinge", "patch"),
+    slow(10, "hinge", "patch"),
     (20, "hinge", "image"),
-    pytest.param(20, "non_saturating", "patch", marks=pytest.mark.slow),
+    slow(20, "non_saturating", "patch"),
   ],
 )
 def test_each_network_learns_only_from_its_own_loss(

@@ -12,6 +12,7 @@ from bench.lib import run_outputs
 from mae_jax import checkpoints
 from mae_jax.config import EvalConfig
 from tests.helpers import runs, tiny
+from tests.helpers.params import slow
 
 _CONFIG = tiny.config(
   train={"length": "4 steps", "log_every": "1 steps", "save_every": "2 steps"},
@@ -35,7 +36,7 @@ def sharded(tmp_path_factory):
 
 @pytest.mark.parametrize(
   ("run", "devices"),
-  [("whole", 1), pytest.param("sharded", 2, marks=pytest.mark.slow)],
+  [("whole", 1), slow("sharded", 2)],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
   request, tmp_path, run, devices

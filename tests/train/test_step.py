@@ -14,6 +14,7 @@ from mae_jax.config import MeshConfig
 from mae_jax.distributed import sharding
 from mae_jax.train import optim, step
 from tests.helpers import tiny
+from tests.helpers.params import slow
 
 BATCH = 32
 
@@ -58,8 +59,8 @@ def whole():
   ("accum_steps", "devices", "fsdp"),
   [
     (4, 1, 1),
-    pytest.param(1, 8, 1, marks=pytest.mark.slow),
-    pytest.param(2, 8, 4, marks=pytest.mark.slow),
+    slow(1, 8, 1),
+    slow(2, 8, 4),
     (4, 8, 2),
   ],
 )

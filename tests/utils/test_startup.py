@@ -13,6 +13,7 @@ from mae_jax.train import metrics
 from mae_jax.utils import startup
 from tests import test_imports
 from tests.helpers import tiny
+from tests.helpers.params import slow
 from tests.tools import test_export
 
 # Runs a module, and fails if it has imported TensorFlow.
@@ -48,11 +49,13 @@ EVALUATE += ("--config.task=evaluate",)
   ("args", "complaint"),
   [
     ((*MAIN, "--config.task=pretrian"), "'pretrian' is not known"),
-    ((*MAIN, "--config.train.compile_cache=setup.py"), "cannot be made"),
-    ((*MAIN, "--config.mesh.fsdp=many"), "write a whole number"),
-    ((*EVALUATE, "--config.eval.measure=x"), "eval.measure='x' is not known"),
+    slow((*MAIN, "--config.train.compile_cache=setup.py"), "cannot be made"),
+    slow((*MAIN, "--config.mesh.fsdp=many"), "write a whole number"),
+    slow(
+      (*EVALUATE, "--config.eval.measure=x"), "eval.measure='x' is not known"
+    ),
     (EVALUATE, "init_from is empty"),
-    ((*EVALUATE, "--config.init_from=/nowhere"), "/nowhere"),
+    slow((*EVALUATE, "--config.init_from=/nowhere"), "/nowhere"),
     (("plan", MAIN[1], "--topology=v9"), "v9"),
     (("convert", "--to=jax", "/nowhere.pth", "out"), "/nowhere.pth"),
     (("features", "--checkpoint=/nowhere", "--images=.", "--out=x.npz"), "/no"),
@@ -68,13 +71,14 @@ def test_a_mistake_does_not_wait_for_tensorflow(tmp_path, args, complaint):
   assert complaint in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("tool", ["convert", "export", "features"])
+@pytest.mark.parametrize("tool", ["convert", slow("export"), slow("features")])
 def test_help_does_not_wait_for_tensorflow(tool):
   done = run(tool, "--help")
   assert done.returncode == 0, done.stderr
   assert "usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_stablehlo_is_exported_without_tensorflow(tmp_path):
   built, params = test_export.random_classifier(tiny.config(task="finetune"))
   workdir = test_export.save(built.config, tmp_path / "run", params)
@@ -119,6 +123,7 @@ def top_level(name, path):
   return test_imports.imports(name, ast.unparse(tree))
 
 
+@pytest.mark.slow
 def test_importing_the_tasks_imports_no_optional_package():
   code = (
     "import sys, mae_jax.train.tasks.label_efficiency\n"

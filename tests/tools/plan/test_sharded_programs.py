@@ -85,6 +85,7 @@ def test_only_parameters_are_gathered(fsdp: int):
   assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
 def test_gradients_are_reduced_once(fsdp: int):
   found = step(fsdp)
