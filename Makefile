@@ -17,15 +17,16 @@ train: $(VENV)/run
 	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
 	  --workdir=runs/digits
 
-# Two at a time, each module in one process: its fixtures are made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+# Three on two cores, since some tests wait for others. Each module runs in one
+# process, so that its fixtures are made once.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope
 
 # On a page, with the network of `make train`.
 demo: $(VENV)/run
 	test -d runs/digits/checkpoints || $(MAKE) train
 	$(BIN)/python -m mae_jax demo --checkpoint=runs/digits
 
-# Lint, types and the fast tests: a few minutes on two cores.
+# Lint, types and the fast tests: five to six minutes on two cores.
 test: $(VENV)/test lint
 	$(PYTEST) -m "not slow"
 

@@ -218,7 +218,7 @@ def test_sharded_and_whole_are_the_same(weights):
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
-@pytest.mark.parametrize("to", ["facebook", "timm"])
+@pytest.mark.parametrize("to", ["facebook", slow("timm")])
 def test_features_of_a_file(to: str, tmp_path: pathlib.Path):
   path = digits_weights(tmp_path, "cls", to)
   mesh = runs.devices_mesh()

@@ -23,6 +23,7 @@ from tests.helpers import (
   sample_checkpoints,
   torch_weights,
 )
+from tests.helpers.params import slow
 
 SAME = {"rtol": 0, "atol": 1e-5}
 AUTOENCODERS = ("mae", "raw")
@@ -186,10 +187,10 @@ CLASSES = {
   ("kind", "model"),
   [
     *((kind, {}) for kind in CLASSES),
-    ("mae", {"norm_eps": 1e-3, "activation": "gelu_tanh"}),
-    ("cls", {"norm_eps": 1e-12, "activation": "quick_gelu"}),
-    ("cls", {"activation": "relu"}),
-    ("cls", {"activation": "silu"}),
+    slow("mae", {"norm_eps": 1e-3, "activation": "gelu_tanh"}),
+    slow("cls", {"norm_eps": 1e-12, "activation": "quick_gelu"}),
+    slow("cls", {"activation": "relu"}),
+    slow("cls", {"activation": "silu"}),
   ],
 )
 def test_to_transformers(kind: str, model: dict, tmp_path: pathlib.Path):

@@ -171,6 +171,7 @@ def test_a_damaged_record_file_is_named(records, fault):
   assert path in str(e.value)
 
 
+@pytest.mark.slow
 def test_streams_may_be_dropped_while_pillow_works(folders, opened):
   source, data = opened(folders[0], image_size=(64, 64))
 

@@ -9,6 +9,7 @@ import pytest
 
 from bench.lib import run_outputs
 from tests.helpers import process_groups
+from tests.helpers.params import slow
 
 
 def losses(workdir):
@@ -170,7 +171,7 @@ def test_one_mistake_is_reported_once(fork_server, tmp_path):
   ("name", "one", "other"),
   [
     ("train.seed", 0, 1),
-    ("train.save_every", "6 steps", "7 steps"),
+    slow("train.save_every", "6 steps", "7 steps"),
   ],
 )
 def test_different_settings_are_refused(

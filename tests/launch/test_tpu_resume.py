@@ -66,6 +66,7 @@ def test_a_vm_stopped_by_hand_is_not_deleted(pod):
   assert actions(pod) == ["create", "scp", "install", "run"]
 
 
+@pytest.mark.slow
 def test_a_suspended_queued_resource_is_requested_again(pod):
   pod.mains(host_0=[None, 0], host_1=[None, 0])
   pod.queue("ACTIVE", "SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE")

@@ -23,6 +23,7 @@ from mae_jax.models import mae
 from mae_jax.train import optim
 from mae_jax.train import step as update
 from tests.helpers import numpy_reference, tiny, torch_weights
+from tests.helpers.params import slow
 
 SIZE, PATCH, BATCH = 32, 8, 4
 WIDTH, DEPTH, HEADS = 48, 2, 4
@@ -157,7 +158,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-  ("channels", "norm_pix"), [(3, True), (3, False), (1, True)]
+  ("channels", "norm_pix"), [(3, True), slow(3, False), slow(1, True)]
 )
 def test_forward_and_gradients(channels: int, norm_pix: bool):
   theirs, ours = torch_model(channels, norm_pix), jax_model(channels, norm_pix)

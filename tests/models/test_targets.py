@@ -64,6 +64,7 @@ def test_components_are_those_of_scikit_learn(components: int):
   ).all()
 
 
+@pytest.mark.slow
 def test_a_network_predicts_so_many_coefficients():
   model = tiny.model(
     objective={"target": "pca", "pca_components": 3, "mask_ratio": 0.5}

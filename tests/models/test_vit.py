@@ -146,6 +146,7 @@ def test_a_dropped_branch_is_the_identity():
   np.testing.assert_array_equal(out[0], whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [1, 2])
 def test_frozen_blocks_compute_the_same_and_get_no_gradient(frozen: int):
   config = transformer.TransformerConfig(8, depth=2, heads=2, mlp_dim=16)

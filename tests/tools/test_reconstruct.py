@@ -470,6 +470,7 @@ def test_a_classifier_has_no_decoder(workdirs, images, tmp_path):
     run(start, images, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command(workdirs, images, tmp_path):
   out = tmp_path / "out"
   found = command(

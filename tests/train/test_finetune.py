@@ -210,6 +210,7 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
   assert right / count > 0.3  # better than chance
 
 
+@pytest.mark.slow
 def test_pre_training_does_not_start_from_a_classifier(tuned, tmp_path):
   settings = dataclasses.replace(_PRETRAIN, init_from=str(tuned[1]))
   text = "has no decoder, which pre-training needs"

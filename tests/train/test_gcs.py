@@ -16,6 +16,7 @@ from PIL import Image
 from bench.lib import kill_and_resume, run_outputs
 from bench.lib.fork_server import ForkServer
 from tests.helpers import fake_gcs as bucket_lib
+from tests.helpers.params import slow
 
 SETTINGS = (
   *kill_and_resume.SETTINGS,
@@ -153,7 +154,7 @@ def test_the_newer_run_takes_over(bucket, fork_server):
 @pytest.mark.parametrize(
   ("where", "message"),
   [
-    ("gs://nobodys/run", "there is no bucket 'nobodys'"),
+    slow("gs://nobodys/run", "there is no bucket 'nobodys'"),
     ("gs://", "is not a directory"),
     ("s3://bucket/run", "is not a directory"),
   ],

@@ -61,7 +61,7 @@ def whole():
     (4, 1, 1),
     slow(1, 8, 1),
     slow(2, 8, 4),
-    (4, 8, 2),
+    slow(4, 8, 2),
   ],
 )
 def test_accumulation_equals_the_whole_batch(

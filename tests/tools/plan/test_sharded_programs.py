@@ -113,6 +113,7 @@ def test_accumulation_reduces_micro_batches():
   assert twice.costs.sent == pytest.approx(2 * once.costs.sent, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", MESHES.values(), ids=MESHES)
 def test_flops_equal_the_counted_flops(fsdp: int):
   found = step(fsdp)
