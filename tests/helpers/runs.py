@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.lib.small_runs import devices_mesh, open_task, train
 from mae_jax import checkpoints
-from mae_jax.config import Config, EvalConfig
+from mae_jax.config import Config
 from mae_jax.distributed import sharding
 from mae_jax.train import step
 from tests.helpers import tiny
@@ -26,14 +26,16 @@ __all__ = [
 ]
 
 
-def pretrained(workdir: pathlib.Path) -> pathlib.Path:
-  """Trains any network for three steps; returns its workdir."""
-  config = tiny.config(
-    train={"length": "3 steps"},
-    eval=EvalConfig(images=0),
-    data={"eval_split": ""},
+def pretrained(workdir: pathlib.Path, **sections: Any) -> pathlib.Path:
+  """Writes a run of `tiny.config` with random parameters, without training."""
+  config = tiny.config(**sections)
+  metadata = checkpoints.CheckpointMetadata(config, {})
+  params = tiny.random_params(tiny.shapes(config))
+  state = checkpoints.TrainState.create(
+    {"model": params}, {"model": np.zeros(1, np.float32)}
   )
-  train(config, workdir)
+  with checkpoints.Checkpointer(workdir, 1, metadata) as writer:
+    writer.save(3, state, wait=True)
   return workdir
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.config import EvalConfig, MeshConfig
+from mae_jax.config import MeshConfig
 from mae_jax.distributed import sharding
 from mae_jax.evals import reconstruction
 from mae_jax.models import factory, losses, masking, patchify
@@ -38,17 +38,12 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
   """Workdirs of networks that predict normalized and raw patches."""
-  found = {}
-  for name in ("norm_pix", "raw"):
-    found[name] = tmp_path_factory.mktemp(name)
-    config = tiny.config(
-      objective={"target": name},
-      train={"length": "3 steps"},
-      eval=EvalConfig(images=0),
-      data={"eval_split": ""},
+  return {
+    name: runs.pretrained(
+      tmp_path_factory.mktemp(name), objective={"target": name}
     )
-    runs.train(config, found[name])
-  return found
+    for name in ("norm_pix", "raw")
+  }
 
 
 def run(workdir, images, out, **flags) -> dict[str, list[dict[str, str]]]:
