@@ -17,3 +17,18 @@ from mae_jax.checkpoints.restore import (
 )
 from mae_jax.checkpoints.save import ArrayWriter, Checkpointer, run_on_all
 from mae_jax.checkpoints.state import Health, TrainState
+
+__all__ = [
+  "ArrayReader",
+  "ArrayWriter",
+  "CheckpointMetadata",
+  "Checkpointer",
+  "Health",
+  "TrainState",
+  "check_shapes",
+  "find_step",
+  "load_any",
+  "read_metadata",
+  "restore_newest",
+  "run_on_all",
+]

@@ -311,7 +311,9 @@ def run_on_all(
     kinds: the errors to return instead of raising them.
 
   Returns:
-    The same error on all processes; None if there is none.
+    The same error on all processes; None if there is none. An error of another
+    kind is raised in its process alone, which must then end the run: the other
+    processes wait for it.
   """
   failure: Exception | None = None
   try:

@@ -158,7 +158,8 @@ def section(cls: type) -> type:
   """Makes a class a section: a frozen dataclass that knows its old names.
 
   A recipe written for version 0.1 may pass old names and values. Each is
-  understood, with a warning that says the new one.
+  understood, with a warning that says the new one. A TypeError is raised if a
+  setting is given by both names.
   """
   made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
   init = made.__init__
@@ -168,6 +169,10 @@ def section(cls: type) -> type:
     now = {}
     for old, value in values.items():
       name, new = current(made, old, value)
+      if name in now:
+        raise TypeError(
+          f"{cls.__name__}: {old} is the old name of {name}, which is given too"
+        )
       if (name, new) != (old, value):
         warnings.warn(
           f"{cls.__name__}({old}={value!r}) is now {name}={new!r}",

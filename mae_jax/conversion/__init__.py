@@ -11,3 +11,12 @@ from mae_jax.conversion.model_info import (
   ModelOverrides,
   default_class_names,
 )
+
+__all__ = [
+  "NO_OVERRIDES",
+  "ModelOverrides",
+  "default_class_names",
+  "load_any",
+  "locate",
+  "read_metadata",
+]

@@ -56,13 +56,21 @@ def open_unchecked(
   return import_weights.ForeignCheckpoint(local, found, name, overrides)
 
 
-def open_weights(*args: Any, **kwargs: Any) -> Weights:
+def open_weights(
+  path: epath.PathLike,
+  local: pathlib.Path | None = None,
+  *,
+  weight_format: str | None = None,
+  overrides: model_info.ModelOverrides = model_info.NO_OVERRIDES,
+) -> Weights:
   """Opens weights as `open_unchecked`, and checks them.
 
   Raises:
     ConfigError: as `open_unchecked`, or if the weights cannot be converted.
   """
-  found = open_unchecked(*args, **kwargs)
+  found = open_unchecked(
+    path, local, weight_format=weight_format, overrides=overrides
+  )
   return found if isinstance(found, Weights) else found.weights()
 
 

@@ -30,3 +30,20 @@ from mae_jax.distributed.processes import (
   single_process,
   start,
 )
+
+__all__ = [
+  "LOST_PEER_CODE",
+  "ProcessInfo",
+  "announce_exit",
+  "barrier",
+  "check_same_data",
+  "check_same_settings",
+  "detect",
+  "exit_if_peer_lost",
+  "fail",
+  "finish",
+  "gather",
+  "publish",
+  "single_process",
+  "start",
+]

@@ -34,10 +34,10 @@ class KeyValueStore:
       found.setdefault(kind, {})[int(number)] = json.loads(value)
     return found
 
-  def publish(self, key: str, value: Any) -> None:
+  def publish(self, key: str, value: Any, *, replace: bool = True) -> None:
     """Publishes this process's value under `key`, which others may `read`."""
     path = f"{_PREFIX}{key}/{self._me}"
-    self._client.key_value_set(path, json.dumps(value), allow_overwrite=True)
+    self._client.key_value_set(path, json.dumps(value), allow_overwrite=replace)
 
   def read(self, key: str) -> dict[int, Any]:
     """Returns the values published under `key`, by process."""
@@ -67,7 +67,7 @@ class KeyValueStore:
     """Collects one text from each process; all must call this."""
     self._round += 1
     key = f"say/{self._round}"
-    self.publish(key, text)
+    self.publish(key, text, replace=False)
     self._client.wait_at_barrier(_PREFIX + key, _BARRIER_TIMEOUT_MS)
     found = self.read(key)
     if self._me == 0 and self._round > 1:  # all have read the last round

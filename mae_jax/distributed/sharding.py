@@ -119,7 +119,17 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
-  """Makes global arrays [B, ...] of this process's rows [b, ...]."""
+  """Makes global arrays of the rows of all processes.
+
+  Args:
+    mesh: the devices.
+    batch: a tree of NumPy arrays [b, ...], the rows `local_rows` in that order;
+      their number is not checked.
+    batch_size: B, over all processes.
+
+  Returns:
+    A tree of jax.Arrays [B, ...], split over axis 0.
+  """
   rows = local_rows(mesh, batch_size)
   sharding = batch_sharding(mesh)
 

@@ -32,7 +32,7 @@ def score(picture: np.ndarray, truth: np.ndarray, masked: np.ndarray) -> Score:
   Args:
     picture: uint8 [H, W, C].
     truth: uint8 [H, W, C], the original.
-    masked: bool [H, W], the pixels that were reconstructed.
+    masked: bool [H, W], the pixels that were reconstructed; at least one.
   """
   window = min(_WINDOW, *(side - 1 + side % 2 for side in truth.shape[:2]))
   ssim = float("nan")

@@ -61,6 +61,14 @@ def evaluate_probes(
 
   The choices of training images do not depend on the run's seed, so that runs
   are comparable.
+
+  Args:
+    train: features [N, D] by name, and labels [N].
+    test: the same of held-out images.
+    config: `shots`, `num_trials`, `probe_l2`, `knn_k` and `knn_temperature`.
+
+  Returns:
+    An Accuracy for each kind of probe, number of labels and name of features.
   """
   measures: dict[str, Callable[..., float]] = {
     "linear": functools.partial(probe_accuracy, l2=config.probe_l2),

@@ -46,7 +46,10 @@ class FineTuned:
     return {MODEL: params} | averaged
 
   def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """Computes logits with the averaged parameters, if there are any."""
+    """Computes logits [B, N] of uint8 images [B, H, W, C].
+
+    Averaged parameters are used if there are any.
+    """
     x = normalize_pixels(pixels, self.config)
     out: Any = self.model.apply({"params": inference_params(params)}, x)
     return out
@@ -96,7 +99,7 @@ class Probe:
     return out
 
   def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """Computes logits with the running statistics."""
+    """Computes logits [B, N] of uint8 images, by the running statistics."""
     stats = batch_norm.Statistics(**params[STATS])
     x = batch_norm.normalize(self.features(params, pixels), stats)
     return self.linear(params[HEAD], x)

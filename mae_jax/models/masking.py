@@ -260,6 +260,7 @@ def _shorten_rows(rows: Sequence[str]) -> str:
 
 # Samples noise [B, L] from a key, B, the grid and K.
 Strategy = Callable[[jax.Array, int, tuple[int, int], int], jax.Array]
+# A new name also goes into _MASKS of config/schema.py.
 STRATEGIES: dict[str, Strategy] = {
   "random": random_noise,
   "block": block_noise,

@@ -113,7 +113,16 @@ def predictions(
   mesh: Mesh,
   batch_size: int,
 ) -> Iterator[Prediction]:
-  """Yields the `top` classes, or all, of each readable image, in order."""
+  """Yields the `top` classes, or all, of each readable image, in order.
+
+  Args:
+    found: a network with a head.
+    source: the images.
+    top: number of classes of each image.
+    mesh: the devices.
+    batch_size: images at a time over all devices, rounded up to a multiple of
+      their number.
+  """
   classifier = found.classifier
   k = min(top, len(found.class_names))
 

@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import conversion
-from mae_jax.config import MeshConfig, lookup
+from mae_jax.config import MeshConfig, check_name, lookup
 from mae_jax.conversion import model_info
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model, reconstruction
@@ -47,6 +47,8 @@ class Reconstructor:
     Raises:
       ConfigError: if there is no such checkpoint, or it has another target.
     """
+    if target is not None:
+      check_name(model_info.TARGETS, target, "--target")
     mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     hints = conversion.ModelOverrides(target=target, insist=target is not None)
     found = load_model.load(checkpoint, mesh, hints, decoder=True)

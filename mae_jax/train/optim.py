@@ -89,7 +89,8 @@ def learning_rate(
     warmup_steps: the step of the peak.
 
   Raises:
-    ConfigError: if the warm-up does not end before the training.
+    ConfigError: if training has no step or too many, if the warm-up does not
+      end before it, or if min_lr is above the learning rate.
   """
   if total_steps < 1:
     raise ConfigError(

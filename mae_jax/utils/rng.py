@@ -1,7 +1,7 @@
 """Random streams as a function of (seed, stream name, step).
 
-No random state is saved, and no key is split. So a resumed run, or a run on
-other devices, samples the same numbers.
+No random state is saved, and no key goes from one step to the next. So a
+resumed run, or a run on other devices, samples the same numbers.
 """
 
 import zlib

@@ -70,7 +70,11 @@ def _bucket_of(path: epath.PathLike) -> epath.Path:
 
 
 def make_directory(path: epath.PathLike, name: str) -> epath.Path:
-  """Makes a directory and its parents; messages name it, as "--workdir".
+  """Makes a directory and its parents.
+
+  Args:
+    path: the directory, local or in a bucket.
+    name: what messages call it, such as "--workdir".
 
   Raises:
     ConfigError: if that fails.

@@ -743,3 +743,9 @@ def test_rows_of_a_mask_keep_their_zeros(parse, text: str):
 def test_init_adapt_without_init_from_is_refused():
   with pytest.raises(ConfigError, match="init_from, which is not set"):
     tiny.config(init_adapt=True)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_setting_by_its_old_and_its_new_name_is_refused():
+  with pytest.raises(TypeError, match="norm_pix_loss is the old name of targ"):
+    ObjectiveConfig(target="raw", norm_pix_loss=True)

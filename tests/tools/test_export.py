@@ -319,6 +319,11 @@ def test_features_of_a_classifier_and_another_dtype(
   assert 1e-4 < apart < 0.03  # they are rounded
 
 
+def test_an_unknown_kind_of_weights_is_refused():
+  with pytest.raises(ValueError, match="kind='int4' is not known"):
+    quantize.store({}, "int4")
+
+
 def test_quantization_is_by_channel_and_layer():
   random = np.random.default_rng(0)
   kernel = random.normal(size=(3, 8, 5)).astype(np.float32)

@@ -318,6 +318,7 @@ def test_only_earlier_outputs_are_replaced(workdirs, images, tmp_path):
     ({"mask": "/nowhere.png"}, "--mask=/nowhere.png: there is no such file"),
     ({"mask": ".", "masks": 2}, "leave --mask_ratio, --strategy, --masks and"),
     ({"target": "norm_pix"}, "--target=norm_pix contradicts"),
+    ({"target": "normal"}, "--target='normal' is not known"),
   ],
 )
 def test_mistakes_are_reported_before_any_work(

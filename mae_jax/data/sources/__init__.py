@@ -19,6 +19,16 @@ from mae_jax.data.sources.base import (
 )
 from mae_jax.utils import storage
 
+__all__ = [
+  "Arrays",
+  "Files",
+  "Indexed",
+  "Records",
+  "Source",
+  "Split",
+  "open_source",
+]
+
 
 @overload
 def open_source(data: DataConfig, split: Literal["train"]) -> Source: ...

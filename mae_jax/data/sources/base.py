@@ -88,8 +88,19 @@ class Arrays(Indexed):
     class_names: tuple[str, ...] | None = None,
     labels: np.ndarray | None = None,
   ) -> Self:
-    """Makes a source of images [N, H, W, C] and, if there are any, labels."""
+    """Makes a source of images [N, H, W, C] and labels [N], or None.
+
+    Raises:
+      ValueError: if there are more or fewer labels, or they are no integers.
+    """
     count = len(images)
+    if labels is not None and (
+      len(labels) != count or labels.dtype.kind not in "iu"
+    ):
+      raise ValueError(
+        f"{len(labels)} labels of {labels.dtype} for {count} images: give an "
+        "integer for each"
+      )
     image_table = tf.constant(images)
     label_table = tf.constant([-1] * count if labels is None else labels)
 

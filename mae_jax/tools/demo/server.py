@@ -5,6 +5,7 @@ Origin headers. So another site in the same browser gets no answer.
 """
 
 import base64
+import collections
 import contextlib
 import errno
 import http.server
@@ -70,7 +71,10 @@ class DemoService:
   def __init__(self, network: reconstructor.Reconstructor):
     """Starts the thread that compiles programs."""
     self._network = network
-    self._images: dict[str, photos.Photo] = {}  # the oldest first
+    # The oldest first. Threads share it: its methods are atomic.
+    self._images: collections.OrderedDict[str, photos.Photo] = (
+      collections.OrderedDict()
+    )
     length = network.grid[0] * network.grid[1]
     # With pixel noise, mask_ratio can leave no visible patch: clip it.
     usual = min(max(int(length * (1 - network.mask_ratio)), 1), length - 1)
@@ -221,7 +225,7 @@ class DemoService:
     # Only the resized image: photographs are large.
     self._images[name] = photos.Photo(photo.shown, photo.box, photo.shown)
     while len(self._images) > _MAX_IMAGES:
-      del self._images[next(iter(self._images))]
+      self._images.popitem(last=False)
     return {"image": name, "shown": _uri(photo.shown)}
 
   def _compile(self, num_visible: int) -> None:

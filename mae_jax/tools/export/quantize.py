@@ -46,7 +46,12 @@ def store(params: Any, kind: str) -> Weights:
 
   Returns:
     Arrays by their keys joined by "/"; "float32" does not copy them.
+
+  Raises:
+    ValueError: if there is no such kind.
   """
+  if kind not in KINDS:
+    raise ValueError(f"kind={kind!r} is not known: known are {KINDS}")
   result: Weights = {}
   for name, leaf in traverse_util.flatten_dict(params, sep="/").items():
     is_kernel = name.rpartition("/")[2] == _KERNEL

@@ -64,6 +64,12 @@ def planned(
 ) -> PlannedStep:
   """Builds the task that `main` would train.
 
+  Args:
+    config: the run.
+    mesh: the devices to compile for.
+    num_examples: size of the training set.
+    num_classes: for tasks with labels; unused by others.
+
   Raises:
     ConfigError: if a setting cannot work.
   """

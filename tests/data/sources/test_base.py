@@ -61,3 +61,10 @@ def test_subset_of_an_indexed_source_is_evenly_spaced():
   np.testing.assert_array_equal(chosen, [0, 2, 5, 7])
   assert source.subset(0) is source
   assert source.subset(11) is source
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2, 3], [0.0, 1.0, 2.0]])
+def test_arrays_need_an_integer_label_for_each_image(labels):
+  images = np.zeros((3, 8, 8, 1), np.uint8)
+  with pytest.raises(ValueError, match=r"labels of .* for 3 images"):
+    base.Arrays.create(images, {}, labels=np.array(labels))
