@@ -245,7 +245,8 @@ def test_twenty_steps(norm_pix: bool):
       loss_fn, state.params["model"], (images, noise), 1
     )
     lr = schedule(state.step)
-    return update.update(state, "model", tx, lr, loss, grads)
+    optimizers = {"model": update.RoleOptimizer(tx)}
+    return update.update(state, optimizers, lr, loss, {"model": grads})
 
   losses, wanted = [], []
   for step in range(total):
