@@ -20,6 +20,7 @@ os.environ.setdefault(
 )
 
 import jax
+import pytest
 import torch
 
 # Programs that tests start inherit ignored signals, but not handlers. nohup, or
@@ -44,3 +45,11 @@ jax.config.update("jax_compilation_cache_dir", os.environ[_SHARED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Keeps lists of files out of the user's own cache directory.
 os.environ["XDG_CACHE_HOME"] = os.environ[_SHARED]
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+  """Starts the program by forking, without importing everything each time."""
+  from tests.helpers import commands  # imports TensorFlow, after the settings
+
+  return commands.fork_server()

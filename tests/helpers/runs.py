@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ __all__ = [
   "open_task",
   "params",
   "pretrained",
+  "save",
   "steps",
   "steps_with_metrics",
   "train",
@@ -29,13 +31,23 @@ __all__ = [
 def pretrained(workdir: pathlib.Path, **sections: Any) -> pathlib.Path:
   """Writes a run of `tiny.config` with random parameters, without training."""
   config = tiny.config(**sections)
-  metadata = checkpoints.CheckpointMetadata(config, {})
   params = tiny.random_params(tiny.shapes(config))
+  return save(config, workdir, {"model": params})
+
+
+def save(
+  config: Config,
+  workdir: pathlib.Path,
+  params: Any,
+  class_names: Sequence[str] = (),
+) -> pathlib.Path:
+  """Writes parameters by role as the first checkpoint of a run."""
   state = checkpoints.TrainState.create(
-    {"model": params}, {"model": np.zeros(1, np.float32)}
+    params, {"model": np.zeros(1, np.float32)}
   )
-  with checkpoints.Checkpointer(workdir, 1, metadata) as writer:
-    writer.save(3, state, wait=True)
+  run = checkpoints.CheckpointMetadata(config, {}, class_names)
+  with checkpoints.Checkpointer(workdir, 1, run) as writer:
+    writer.save(1, state, wait=True)
   return workdir
 
 

@@ -20,7 +20,6 @@ import tensorflow as tf
 from etils import epath
 
 from bench import weights as bench
-from mae_jax import checkpoints
 from mae_jax.config import ClassifyConfig
 from mae_jax.models import classifiers
 from mae_jax.tools import feature_extractor
@@ -56,11 +55,7 @@ IMAGES = {
 def save(config, workdir, params):
   """Saves a checkpoint of an untrained network."""
   names = () if config.task == "pretrain" else CLASSES
-  state = checkpoints.TrainState.create(params, {"model": jnp.zeros(1)})
-  run = checkpoints.CheckpointMetadata(config, {}, names)
-  with checkpoints.Checkpointer(workdir, 1, run) as writer:
-    writer.save(1, state, wait=True)
-  return workdir
+  return runs.save(config, workdir, params, names)
 
 
 def random_classifier(config):
@@ -79,8 +74,7 @@ def random_classifier(config):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("pretrained")
-  return save(tiny.config(), workdir, {"model": tiny.params()})
+  return runs.pretrained(tmp_path_factory.mktemp("pretrained"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from bench.lib import kill_and_resume, run_outputs
+from tests.helpers.params import slow
 
 SETTINGS = (
   *kill_and_resume.SETTINGS,
@@ -27,8 +28,8 @@ def whole(fork_server, tmp_path_factory):
 @pytest.mark.parametrize(
   ("number", "phase", "after"),
   [
-    pytest.param(signal.SIGTERM, "stepping", 10, marks=pytest.mark.slow),
-    pytest.param(signal.SIGINT, "evaluating", 20, marks=pytest.mark.slow),
+    slow(signal.SIGTERM, "stepping", 10),
+    slow(signal.SIGINT, "evaluating", 20),
   ],
 )
 def test_a_signal_saves_and_exits_with_75(
@@ -54,7 +55,7 @@ def test_a_signal_saves_and_exits_with_75(
 
 @pytest.mark.parametrize(
   ("phase", "number"),
-  [("starting", 1), pytest.param("compiling", 0, marks=pytest.mark.slow)],
+  [("starting", 1), slow("compiling", 0)],
 )
 def test_a_signal_before_the_first_step_exits_at_once(
   fork_server, tmp_path, phase, number
