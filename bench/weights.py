@@ -26,7 +26,7 @@ from etils import epath
 from bench.lib import flags, machine
 from mae_jax import checkpoints
 from mae_jax.config import from_config_dict
-from mae_jax.data import sources
+from mae_jax.data import image_files, sources
 from mae_jax.evals import eval_data
 from mae_jax.models import classifiers
 from mae_jax.tools import image_stream
@@ -64,9 +64,12 @@ def measure(checkpoint: str, kind: str) -> Measured:
     kind: kind of weights, a name in `quantize.KINDS`.
   """
   data = checkpoints.read_metadata(checkpoint).config.data
-  images = eval_data.held_out(data).source
-  assert isinstance(images, sources.Indexed)
-  assert images.labels is not None
+  source = eval_data.held_out(data).source
+  assert isinstance(source, sources.Arrays)
+  assert source.labels is not None
+  pixels = source.load(np.arange(source.num_examples))["image"].numpy()
+  names = [str(number) for number in range(len(pixels))]
+  images = image_files.Images(names, lambda index: pixels[index])
   with tempfile.TemporaryDirectory() as folder:
     command.write(checkpoint, folder, weights=kind)
     serve = stablehlo.load(epath.Path(folder))
@@ -74,7 +77,7 @@ def measure(checkpoint: str, kind: str) -> Measured:
     logits = [
       values
       for values, _ in image_stream.stream(
-        lambda _, pixels: serve(np.asarray(pixels)),
+        lambda _, batch: serve(np.asarray(batch)),
         None,
         images,
         data,
@@ -82,7 +85,7 @@ def measure(checkpoint: str, kind: str) -> Measured:
         batch_size=64,
       )
     ]
-  return Measured(size, np.concatenate(logits), images.labels)
+  return Measured(size, np.concatenate(logits), source.labels)
 
 
 def rows(

@@ -258,6 +258,18 @@ class DataConfig:
   prefetch: int = resumable(
     2, ge=0, le=2**10, help="batches that wait on the devices"
   )
+  eval_fit: str = resumable(
+    "crop",
+    choices=("crop", "squash"),
+    help="how evaluation fits an image to image_size; crop: resize it to cover "
+    "image_size / eval_crop and take the center; squash: resize all of it, "
+    "which changes its aspect",
+  )
+  eval_resample: str = resumable(
+    "bicubic",
+    choices=("bicubic", "bilinear", "lanczos"),
+    help="interpolation of evaluation images, with antialiasing",
+  )
   exif_rotate: bool = setting(
     True,
     was="upright",

@@ -9,9 +9,8 @@ length and order.
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from mae_jax.data import image_io
+from mae_jax.data.tf_setup import tf
 
 Box = Callable[[tf.Tensor], tf.Tensor]
 _Result = tuple[tf.Tensor, tf.Tensor]

@@ -6,11 +6,11 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from mae_jax.data import pipeline, record_shards, tf_iterator
 from mae_jax.data.sources import Files, Indexed, Records, Source
 from mae_jax.data.sources.base import Record
+from mae_jax.data.tf_setup import tf
 from mae_jax.utils import console, rng
 from mae_jax.utils.errors import ConfigError
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from mae_jax.config import DataConfig
 from mae_jax.data import (
@@ -25,6 +24,7 @@ from mae_jax.data import (
 )
 from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import Arrays, Records, Source
+from mae_jax.data.tf_setup import tf
 from mae_jax.utils.errors import ConfigError, TrainingError
 
 Batch = dict[str, np.ndarray]
@@ -225,7 +225,7 @@ def eval_batches(
 
   Args:
     source: from `open_source`, of either split.
-    data: `image_size`, `eval_crop` and `channels`.
+    data: `image_size`, `channels`, and settings named `eval_...`.
     batch_size: B, over all processes.
     rows: increasing numbers in 0..B-1, the rows this process needs.
     limit: the largest number of examples, spread evenly over the source and the
@@ -269,8 +269,8 @@ def eval_batches(
 
     def whole_batch(position: tf.Tensor) -> _Tensors:
       record = load(tf.minimum(position, total - 1))
-      image = preprocess.center_crop_arrays(
-        record["image"], size=data.image_size, keep=data.eval_crop
+      image = preprocess.fit_arrays(
+        record["image"], **preprocess.fit_settings(data)
       )
       real = position < total
       return {
@@ -415,12 +415,11 @@ def _eval_example(
 
   def example() -> tuple[tf.Tensor, ...]:
     record = load()
-    image, reason = preprocess.center_crop(
+    image, reason = preprocess.fit(
       record,
-      size=data.image_size,
-      keep=data.eval_crop,
       channels=data.channels,
       exif_rotate=data.exif_rotate,
+      **preprocess.fit_settings(data),
     )
     readable = reason == b""
     label = tf.where(readable, tf.cast(record["label"], tf.int32), 0)

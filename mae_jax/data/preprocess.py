@@ -13,14 +13,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from mae_jax.data import decode, resample
+from mae_jax.config import DataConfig
+from mae_jax.data import decode, prepare, resample
+from mae_jax.data.tf_setup import tf
 
 TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_DRAWS = 2 * TRIES + 2  # (area, aspect) per try, then top and left
 
-_MAX_RESIZED_PIXELS = 1 << 24  # above, `center_crop` resizes only a window
+# Kernels of ScaleAndTranslate, by the values of data.eval_resample.
+_KERNELS = {
+  "bicubic": "keyscubic",
+  "bilinear": "triangle",
+  "lanczos": "lanczos3",
+}
 
 Size = tuple[int, int]
 Range = tuple[float, float]
@@ -180,33 +186,44 @@ def map_pillow(
 
 
 @tf.function(autograph=False)
-def center_crop(
+def fit(
   record: dict[str, tf.Tensor],
   *,
   size: Size,
   keep: float,
   channels: int,
   exif_rotate: bool,
+  squash: bool = False,
+  how: str = "bicubic",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Resizes an image file to just cover size / keep, and crops the center.
+  """Fits an image file to the network as `prepare.fit`, in a graph.
 
-  `size` is the height and width of the result, and `keep` the fraction of the
-  resized image's sides to keep, in (0, 1]. The other arguments are those of
-  `decode.decode`.
+  Args:
+    record: as in `decode.decode`.
+    size: height and width of the result.
+    keep: the fraction of the resized image's sides that the center crop keeps,
+      in (0, 1].
+    channels: as in `decode.decode`.
+    exif_rotate: as in `decode.decode`.
+    squash: resize to `size` without keeping the aspect, instead of a crop.
+    how: a name in `prepare.RESAMPLE`.
 
   Returns:
     uint8 [height, width, channels], and "" or why the image cannot be read.
-    With keep = 1, an image of this size already is returned unchanged.
+    An image of this size already, of which all is kept, is unchanged.
   """
   image, reason = decode.decode(
     record, channels=channels, exif_rotate=exif_rotate
   )
+  kernel = _KERNELS[how]
+  if squash:
+    return _resize(image, size, kernel), reason
   shape = tf.cast(tf.shape(image), tf.int64)
   cover = covering_size(shape[0], shape[1], size, keep)
   top, left = map(_center_offset, cover, size)
 
   def whole() -> tf.Tensor:
-    resized = _resize(image, tf.cast(tf.stack(cover), tf.int32))
+    resized = _resize(image, tf.cast(tf.stack(cover), tf.int32), kernel)
     return resized[top : top + size[0], left : left + size[1]]
 
   def window() -> tf.Tensor:
@@ -215,7 +232,7 @@ def center_crop(
     # up to 2^24.
     scale = tf.stack(cover) / shape[:2]  # float64
     begin = tf.cast(tf.stack([top, left]), tf.float64)
-    margin = 4 * tf.maximum(1 / scale, 1)  # the kernel reaches half as far
+    margin = 4 * tf.maximum(1 / scale, 1)  # the kernels reach less far
     start = tf.maximum(tf.floor(begin / scale - margin), 0)
     stop = tf.math.ceil((begin + size) / scale + margin)
     first, last = tf.cast(start, tf.int64), tf.cast(stop, tf.int64)
@@ -224,58 +241,61 @@ def center_crop(
       size=size,
       scale=tf.cast(scale, tf.float32),
       translation=tf.cast(start * scale - begin, tf.float32),
-      kernel_type="keyscubic",
+      kernel_type=kernel,
       antialias=True,
     )[0]
     return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
 
-  too_large = cover[0] * cover[1] > _MAX_RESIZED_PIXELS
+  too_large = cover[0] * cover[1] > prepare.MAX_RESIZED_PIXELS
   return tf.cond(too_large, window, whole), reason
 
 
-def center_crop_arrays(
-  images: tf.Tensor, *, size: Size, keep: float
+def fit_settings(data: DataConfig) -> dict[str, Any]:
+  """Returns the arguments of `fit` and `fit_arrays` that settings define."""
+  return {
+    "size": data.image_size,
+    "keep": data.eval_crop,
+    "squash": data.eval_fit == "squash",
+    "how": data.eval_resample,
+  }
+
+
+def fit_arrays(
+  images: tf.Tensor,
+  *,
+  size: Size,
+  keep: float,
+  squash: bool = False,
+  how: str = "bicubic",
 ) -> tf.Tensor:
-  """Applies `center_crop` to uint8 [n, H, W, C] with static H and W."""
+  """Applies `fit` to uint8 [n, H, W, C] with static H and W."""
   height, width = images.shape[1:3]
-  cover = covering_size(height, width, size, keep)
-  top, left = map(_center_offset, cover, size)
+  cover, corner = size, (0, 0)
+  if not squash:
+    cover = prepare.covering_size(height, width, size, keep)
+    top, left = map(prepare.center_offset, cover, size)
+    corner = top, left
   whole = tf.constant([[0, 0, height, width]])
   boxes = tf.repeat(whole, tf.shape(images)[0], axis=0)
-  return resample.resize_boxes(images, boxes, cover, (top, left, *size))
+  return resample.resize_boxes(images, boxes, cover, (*corner, *size), how)
 
 
 def covering_size(
-  height: Any, width: Any, size: Size, keep: float
-) -> tuple[Any, Any]:
-  """Returns the smallest size of an image's aspect that covers size / keep.
+  height: tf.Tensor, width: tf.Tensor, size: Size, keep: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Computes `prepare.covering_size` of int64 scalars."""
 
-  For a square `size` the shorter side becomes `round(size / keep)`, and the
-  longer side is rounded down, as in torchvision's Resize.
+  def choose(first: tf.Tensor, a: Any, b: Any) -> Any:
+    as_tensors = [tuple(tf.cast(x, tf.int64) for x in pair) for pair in (a, b)]
+    return tf.cond(first, lambda: as_tensors[0], lambda: as_tensors[1])
 
-  Args:
-    height: Python integer or scalar int64 tensor; the result has this type.
-    width: integer of the same type.
-    size: height and width of the center crop.
-    keep: the fraction of the resized image's sides to keep, in (0, 1].
-
-  Returns:
-    height, width.
-  """
-  wanted_h, wanted_w = round(size[0] / keep), round(size[1] / keep)
-  by_height = (wanted_h, width * wanted_h // height)
-  by_width = (height * wanted_w // width, wanted_w)
-  if not tf.is_tensor(height):
-    return by_height if wanted_h * width >= wanted_w * height else by_width
-  return tf.cond(
-    wanted_h * width >= wanted_w * height,
-    lambda: (tf.constant(wanted_h, tf.int64), by_height[1]),
-    lambda: (by_width[0], tf.constant(wanted_w, tf.int64)),
-  )
+  return prepare.covering_size(height, width, size, keep, choose)
 
 
-def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:
-  """Resizes with antialiased bicubic interpolation, as Pillow does.
+def _resize(
+  image: tf.Tensor, size: Size | tf.Tensor, kernel: str = "keyscubic"
+) -> tf.Tensor:
+  """Resizes with antialiasing, as Pillow does.
 
   The values are those of `tf.image.resize`, except in ties, in a third to 0.9
   of the time, depending on the machine. Each pass reshapes the image to one
@@ -283,18 +303,18 @@ def _resize(image: tf.Tensor, size: Size | tf.Tensor) -> tf.Tensor:
   """
   shape, channels = tf.shape(image), image.shape[-1]
   height, width = size[0], size[1]
-  rows = _resize_rows(image, shape[0], height)  # [height, w * C]
+  rows = _resize_rows(image, shape[0], height, kernel)  # [height, w * C]
   columns = tf.transpose(
     tf.reshape(rows, [height, shape[1], channels]), [1, 0, 2]
   )
-  pixels = _resize_rows(columns, shape[1], width)  # [width, height * C]
+  pixels = _resize_rows(columns, shape[1], width, kernel)  # [width, h * C]
   pixels = tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
   pixels = tf.reshape(pixels, [width, height, channels])
   return tf.transpose(pixels, [1, 0, 2])
 
 
 def _resize_rows(
-  image: tf.Tensor, length: tf.Tensor, size: int | tf.Tensor
+  image: tf.Tensor, length: tf.Tensor, size: int | tf.Tensor, kernel: str
 ) -> tf.Tensor:
   """Resizes the first axis of [length, n, C] to [size, n * C], float32."""
   scale = tf.cast(size, tf.float32) / tf.cast(length, tf.float32)
@@ -303,14 +323,12 @@ def _resize_rows(
     size=tf.stack([size, 1]),
     scale=tf.stack([scale, 1.0]),
     translation=[0.0, 0.0],
-    kernel_type="keyscubic",
+    kernel_type=kernel,
     antialias=True,
   )
   return tf.reshape(resized, [size, -1])
 
 
-def _center_offset(cover: Any, size: int) -> Any:
-  """Returns torchvision's CenterCrop offset: half the margin, half to even."""
-  if not tf.is_tensor(cover):
-    return int(np.rint((cover - size) / 2))
+def _center_offset(cover: tf.Tensor, size: int) -> tf.Tensor:
+  """Computes `prepare.center_offset` of an int64 scalar."""
   return tf.cast(tf.round(tf.cast(cover - size, tf.float64) / 2), tf.int64)

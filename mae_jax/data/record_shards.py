@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Self
 
 import numpy as np
-import tensorflow as tf
 
 from mae_jax.config import DataConfig
 from mae_jax.data.sources import base
+from mae_jax.data.tf_setup import tf
 from mae_jax.utils import rng
 from mae_jax.utils.errors import ConfigError
 

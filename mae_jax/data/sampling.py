@@ -1,8 +1,8 @@
 """Order of examples and their random numbers, as functions of the seed."""
 
 import numpy as np
-import tensorflow as tf
 
+from mae_jax.data.tf_setup import tf
 from mae_jax.utils import rng
 
 

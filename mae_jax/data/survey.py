@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Generator
 
 import numpy as np
-import tensorflow as tf
 
 from mae_jax.config import DataConfig
 from mae_jax.data import decode, pipeline, record_shards, tf_iterator
 from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import Arrays, Records, Source
+from mae_jax.data.tf_setup import tf
 
 _Tensors = dict[str, tf.Tensor]
 SAMPLES = 64  # images that `measure_throughput` returns

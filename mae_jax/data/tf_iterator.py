@@ -13,7 +13,8 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+
+from mae_jax.data.tf_setup import tf
 
 _open: weakref.WeakSet[Generator] = weakref.WeakSet()
 

@@ -8,7 +8,8 @@ import jax
 import matplotlib as mpl
 import numpy as np
 
-from mae_jax.config import MeshConfig, lookup
+from mae_jax.config import MeshConfig, check_name
+from mae_jax.data import image_files, prepare
 from mae_jax.distributed import sharding
 from mae_jax.evals import attention_rollout
 from mae_jax.models import patchify
@@ -30,7 +31,7 @@ def write(
   *,
   layer: int | None = None,
   query: cli.Position | None = None,
-  fit: str = "crop",
+  fit: str | None = None,
   image_size: cli.Size | None = None,
 ) -> None:
   """Draws pictures of what an encoder attends to.
@@ -49,7 +50,8 @@ def write(
       last. Rollout and features are those after this block.
     query: row and column of the patch whose attention is drawn, 1,1 for the
       first; by default the class token.
-    fit: crop: the middle of each image, as in evaluation; squash: all of it.
+    fit: crop: the middle of each image; squash: all of it; by default as in
+      evaluation (data.eval_fit).
     image_size: 224, or height and width as 192,256; by default the
       checkpoint's. Larger images give finer maps.
 
@@ -60,7 +62,8 @@ def write(
   settings = dict(locals())
   del settings["out"]
   began = time.monotonic()
-  lookup(dict.fromkeys(photos.FITS), fit, "--fit")
+  if fit is not None:
+    check_name(prepare.FITS, fit, "--fit")
   image_stream.check(checkpoint, images, pictures=out)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   with output_folder.replacing(out, "attention", settings) as album:
@@ -71,9 +74,9 @@ def write(
     grid = patchify.grid_size(data.image_size, network.encoder.patch_size)
     token = _token(query, grid)
     asking = f"patch {query[0]},{query[1]}" if query else "class token"
-    source = image_stream.open_images(images, data)
+    source = image_files.open_images(images, data)
     watch = attention_rollout.attention_function(network.encoder, data)
-    read = functools.partial(photos.open_photos, images, source, data, fit)
+    read = functools.partial(photos.open_photos, source, data, fit)
     features = [
       watch(params, photo.shown).patches for _, _, photo in read(first=_FITTED)
     ]
@@ -95,7 +98,7 @@ def write(
   first = "" if len(names) == done else f", of the first {len(names)}"
   console.info(
     f"{out}: attention of block {network.layer} in "
-    f"{image_stream.readable(done, source.num_examples)}, in "
+    f"{image_stream.readable(done, len(source.names))}, in "
     f"{time.monotonic() - began:.1f} s; three colors show "
     f"{100 * colors.shares.sum():.0f} % of the features' variance; "
     f"look at {os.path.join(out, output_folder.SHEET)}{first}"
@@ -142,7 +145,7 @@ def overlay(
   low, high = values.min(), values.max()
   scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
   picture = np.round(255 * scaled).astype(np.uint8).reshape(*grid, 1)
-  smooth = photos.resize(picture, image.shape[:2])[..., 0]
+  smooth = prepare.resize(picture, image.shape[:2])[..., 0]
   heat = mpl.colormaps["inferno"](smooth)[..., :3]
   gray = image.mean(axis=-1, keepdims=True) / 255
   mixed = _STRENGTH * heat + (1 - _STRENGTH) * gray

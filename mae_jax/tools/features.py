@@ -3,24 +3,19 @@
 Nothing is masked and nothing is random: the same images give the same features.
 """
 
-from __future__ import annotations
-
 import math
 import time
 import zipfile
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.config import MeshConfig, lookup
+from mae_jax.data import image_files
 from mae_jax.distributed import sharding
 from mae_jax.tools import cli, feature_extractor, image_stream
 from mae_jax.utils import atomic_write, console
-
-if TYPE_CHECKING:
-  from mae_jax.data import sources
 
 _NAMES = 4096  # names written at a time
 
@@ -74,12 +69,12 @@ def write(
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
     )
-    source = image_stream.open_images(images, network.data)
-    shape = (source.num_examples, *network.shape)
+    source = image_files.open_images(images, network.data)
+    shape = (len(source.names), *network.shape)
     atomic_write.check_space(out, 4 * math.prod(shape))
     with zipfile.ZipFile(file, "w") as npz:
       # Names come first, so that problems with them are reported early.
-      _add_names(npz, source)
+      _add_names(npz, source.names)
       readable: list[np.ndarray] = []
 
       def rows() -> Iterator[np.ndarray]:
@@ -105,13 +100,10 @@ def write(
   )
 
 
-def _add_names(npz: zipfile.ZipFile, source: sources.Indexed) -> None:
-  total = source.num_examples
-  longest = max(len(source.name(number)) for number in range(total))
-
-  def parts() -> Iterator[np.ndarray]:
-    for start in range(0, total, _NAMES):
-      numbers = range(start, min(start + _NAMES, total))
-      yield np.array([source.name(number) for number in numbers])
-
-  atomic_write.add_array(npz, "names", (total,), f"<U{longest}", parts())
+def _add_names(npz: zipfile.ZipFile, names: Sequence[str]) -> None:
+  parts = (
+    np.array(names[start : start + _NAMES])
+    for start in range(0, len(names), _NAMES)
+  )
+  longest = max(map(len, names))
+  atomic_write.add_array(npz, "names", (len(names),), f"<U{longest}", parts)

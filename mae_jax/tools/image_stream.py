@@ -1,11 +1,12 @@
 """Runs a network over the images of --images, for the tools that have them."""
 
-from __future__ import annotations
-
+import collections
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterator
+from concurrent import futures
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,13 +15,12 @@ from jax.sharding import Mesh
 
 from mae_jax import conversion
 from mae_jax.config import DataConfig
+from mae_jax.data import image_files, prepare
+from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.tools import cli
 from mae_jax.utils import console, storage
 from mae_jax.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-  from mae_jax.data import sources
 
 
 def check(
@@ -53,22 +53,10 @@ def check(
       )
 
 
-def open_images(path: str, data: DataConfig) -> sources.Indexed:
-  """Opens the images of --images.
-
-  Raises:
-    ConfigError: if there is none.
-  """
-  # TensorFlow takes seconds to import; a wrong flag is reported before.
-  from mae_jax.data.sources import files
-
-  return files.open_files(path, data)
-
-
 def stream(
   apply: Callable[[Any, jax.Array], Any],
   params: Any,
-  source: sources.Indexed,
+  images: image_files.Images,
   data: DataConfig,
   *,
   mesh: Mesh,
@@ -80,7 +68,7 @@ def stream(
     apply: jitted, from parameters and uint8 images [B, H, W, C] to a tree of
       [B, ...].
     params: its first argument.
-    source: the images; warnings name those that cannot be read.
+    images: the images; warnings name those that cannot be read.
     data: how images are prepared.
     mesh: the devices.
     batch_size: images at a time, rounded up to a multiple of the devices.
@@ -92,21 +80,12 @@ def stream(
   Raises:
     ConfigError: at the end, if no image could be read.
   """
-  from mae_jax.data import pipeline
-  from mae_jax.data.bad_images import BadImages
-
-  left = source.num_examples
+  left = total = len(images.names)
   # A few images need no full batch.
   size = -(-min(batch_size, left) // mesh.size) * mesh.size
-  batches = pipeline.eval_batches(
-    source,
-    data,
-    batch_size=size,
-    rows=sharding.local_rows(mesh, size),
-    unreadable=BadImages(),
-  )
+  batches = _batches(images, data, size, sharding.local_rows(mesh, size))
   any_readable = False
-  with console.progress_bar(left) as bar:
+  with console.progress_bar(left) as bar, contextlib.closing(batches):
     for batch in sharding.prefetch(mesh, batches, size, ahead=1):
       with jax.set_mesh(mesh):
         out = apply(params, batch["image"])
@@ -119,9 +98,54 @@ def stream(
       bar.update(real)
   if not any_readable:
     raise ConfigError(
-      f"no image can be read, of {source.num_examples}: the warnings above say "
-      "why; mend or replace them"
+      f"no image can be read, of {total}: the warnings above say why; mend or "
+      "replace them"
     )
+
+
+def _batches(
+  images: image_files.Images, data: DataConfig, size: int, rows: np.ndarray
+) -> Generator[dict[str, np.ndarray]]:
+  """Yields batches of `size`, of which this process has the given rows.
+
+  Threads read two batches ahead. Unreadable images are black, as is padding.
+  """
+  total = len(images.names)
+  black = np.zeros((*data.image_size, data.channels), np.uint8)
+  bad = BadImages()
+
+  def load(index: int) -> tuple[np.ndarray, str]:
+    if index >= total:
+      return black, ""
+    try:
+      return prepare.fit(images.read(index), data), ""
+    except image_files.UnreadableError as error:
+      return black, str(error)
+
+  waiting: collections.deque[tuple[int, list[futures.Future]]] = (
+    collections.deque()
+  )
+
+  def collect() -> dict[str, np.ndarray]:
+    start, loading = waiting.popleft()
+    pixels, reasons = zip(*(each.result() for each in loading), strict=True)
+    for row, reason in zip(rows, reasons, strict=True):
+      if reason:
+        bad.report(images.names[start + row], reason)
+    readable = np.array([not reason for reason in reasons])
+    return {"image": np.stack(pixels), "readable": readable}
+
+  pool = futures.ThreadPoolExecutor(os.cpu_count())
+  try:
+    for start in range(0, total, size):
+      loading = [pool.submit(load, start + int(row)) for row in rows]
+      waiting.append((start, loading))
+      if len(waiting) > 2:
+        yield collect()
+    while waiting:
+      yield collect()
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def readable(number: int, total: int) -> str:

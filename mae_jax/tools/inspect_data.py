@@ -9,8 +9,7 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.config import Config, DataConfig
-from mae_jax.data import sources, survey
-from mae_jax.data.sources import folder
+from mae_jax.data import image_folder, sources, survey
 from mae_jax.tools import cli
 from mae_jax.utils import atomic_write, console, image_grid, storage
 from mae_jax.utils.errors import ConfigError
@@ -249,7 +248,7 @@ def _empty_folders(data: DataConfig, names: tuple[str, ...]) -> list[str]:
   with storage.os_errors(root):
     train = root / "train"
     inside, ignore = (
-      (train, ()) if train.is_dir() else (root, folder.EVAL_FOLDERS)
+      (train, ()) if train.is_dir() else (root, image_folder.EVAL_FOLDERS)
     )
     return sorted(
       each.name

@@ -1,17 +1,16 @@
 """Finds images with similar features: `python -m mae_jax neighbors`."""
 
-from __future__ import annotations
-
 import bisect
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.config import DataConfig, MeshConfig, lookup
+from mae_jax.data import image_files
 from mae_jax.distributed import sharding
 from mae_jax.tools import (
   cli,
@@ -22,9 +21,6 @@ from mae_jax.tools import (
 )
 from mae_jax.utils import console, image_grid
 from mae_jax.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-  from mae_jax.data import sources
 
 TABLE = "neighbors.csv"
 COLUMNS = ("query", "rank", "file", "similarity")
@@ -97,17 +93,17 @@ def write(
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
     )
-    asked = image_stream.open_images(query, network.data)
-    if asked.num_examples > _QUERIES:
+    asked = image_files.open_images(query, network.data)
+    if len(asked.names) > _QUERIES:
       raise ConfigError(
-        f"--query={query} has {asked.num_examples} images, more than the "
+        f"--query={query} has {len(asked.names)} images, more than the "
         f"{_QUERIES} that a sheet has room for: name a folder of fewer"
       )
-    source = image_stream.open_images(images, network.data)
+    source = image_files.open_images(images, network.data)
 
-    def stream(which: sources.Indexed) -> Iterator[tuple[str, np.ndarray]]:
+    def stream(which: image_files.Images) -> Iterator[tuple[str, np.ndarray]]:
       """Yields names and normalized features of readable images."""
-      names = map(which.name, range(which.num_examples))
+      names = iter(which.names)
       for features, readable in image_stream.stream(
         network.apply,
         network.params,
@@ -143,8 +139,8 @@ def write(
   nearer = f", of the nearest {_COLUMNS}" if count > _COLUMNS else ""
   console.info(
     f"{out}: neighbors of "
-    f"{image_stream.readable(len(found), asked.num_examples)} among "
-    f"{image_stream.readable(among, source.num_examples)}, in "
+    f"{image_stream.readable(len(found), len(asked.names))} among "
+    f"{image_stream.readable(among, len(source.names))}, in "
     f"{time.monotonic() - began:.1f} s; look at "
     f"{os.path.join(out, output_folder.SHEET)}{nearer}"
   )

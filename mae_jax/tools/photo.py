@@ -15,16 +15,12 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.config import DataConfig, lookup
-from mae_jax.data import image_io, sources
+from mae_jax.data import image_files, image_io, prepare
+from mae_jax.data.image_files import Images, UnreadableError
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
 Size = tuple[int, int]
-FITS = ("crop", "squash")
-
-
-class UnreadableError(Exception):
-  """A file is no readable image; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,35 +38,18 @@ class Photo:
   shown: np.ndarray
 
 
-def read(path: epath.PathLike, channels: int, exif_rotate: bool) -> np.ndarray:
-  """Reads the pixels of an image file.
-
-  Args:
-    path: a file on a disk or in a bucket.
-    channels: 1 or 3; more for arrays (.npy) alone.
-    exif_rotate: rotate by the EXIF tag.
-
-  Returns:
-    uint8 [H, W, C].
-
-  Raises:
-    UnreadableError: if it cannot be read.
-  """
-  return decode(*image_io.read_bytes(os.fsencode(path)), channels, exif_rotate)
-
-
 def open_photo(
-  path: epath.PathLike, data: DataConfig, how: str = "crop"
+  path: epath.PathLike, data: DataConfig, how: str | None = None
 ) -> Photo:
-  """Reads a photograph, as `read`, and fits it to the network, as `fit`."""
-  return fit(read(path, data.channels, data.exif_rotate), data, how)
+  """Reads a photograph, and fits it to the network, as `fit`."""
+  whole = image_files.read(path, data.channels, data.exif_rotate)
+  return fit(whole, data, how)
 
 
 def open_photos(
-  images: str,
-  source: sources.Indexed,
+  images: Images,
   data: DataConfig,
-  fit: str = "crop",
+  how: str | None = None,
   *,
   first: int = 0,
   warned: int = 0,
@@ -78,10 +57,9 @@ def open_photos(
   """Reads the images one by one, and warns of unreadable ones.
 
   Args:
-    images: the folder or file of --images.
-    source: its images.
+    images: the images.
     data: how images are prepared.
-    fit: a name in FITS.
+    how: as in `fit`.
     first: read the first images, this many; 0 for all, with a progress bar.
     warned: print no warnings of the first images, this many.
 
@@ -91,17 +69,16 @@ def open_photos(
   Raises:
     ConfigError: at the end, if no image could be read.
   """
-  total = min(first or source.num_examples, source.num_examples)
+  total = min(first or len(images.names), len(images.names))
   any_readable = False
   with console.progress_bar(total, disable=bool(first)) as bar:
     for index in range(total):
-      name = source.name(index)
-      path = path_of(images, name)
+      name = images.names[index]
       try:
-        found = open_photo(path, data, fit)
+        found = fit(images.read(index), data, how)
       except UnreadableError as error:
         if index >= warned:
-          console.warn(f"{path} cannot be read ({error}): it is left out")
+          console.warn(f"{name} cannot be read ({error}): it is left out")
       else:
         any_readable = True
         yield index, name, found
@@ -117,19 +94,6 @@ def path_of(images: str, name: str) -> str:
   """Returns the path of an image in --images, by its name in a source."""
   folder = epath.Path(images).is_dir()
   return os.path.join(images, name) if folder else images
-
-
-def decode(
-  data: bytes, failed: bytes, channels: int, exif_rotate: bool
-) -> np.ndarray:
-  """Decodes the bytes of a file, or raises the error of reading them."""
-  shape, _, failed = image_io.inspect_image(data, failed, channels, exif_rotate)
-  image, reason = image_io.load_box(
-    data, failed, np.array([0, 0, *shape]), channels, exif_rotate
-  )
-  if reason:
-    raise UnreadableError(reason.decode(errors="replace"))
-  return image
 
 
 def lost(path: epath.PathLike, channels: int) -> str:
@@ -153,20 +117,21 @@ def lost(path: epath.PathLike, channels: int) -> str:
   return ", ".join(text for text, is_so in known.items() if is_so)
 
 
-def fit(image: np.ndarray, data: DataConfig, how: str = "crop") -> Photo:
+def fit(image: np.ndarray, data: DataConfig, how: str | None = None) -> Photo:
   """Fits a photograph to the network's input size.
 
   Args:
     image: uint8 [H, W, C].
     data: size of images and the center crop of evaluation.
-    how: "crop", the middle, as in evaluation, or "squash", all of it, which
-      changes the aspect.
+    how: "crop", the middle, or "squash", all of it, which changes the aspect;
+      None for `data.eval_fit`.
   """
   height, width = image.shape[:2]
+  how = data.eval_fit if how is None else how
   if how == "squash":
     box = (0.0, 0.0, float(height), float(width))
   else:
-    lookup(dict.fromkeys(FITS), how, "--fit")
+    lookup(dict.fromkeys(prepare.FITS), how, "--fit")
     rows, columns = data.image_size
     # Pixels of the photograph for one pixel of the input.
     scale = min(
@@ -175,34 +140,8 @@ def fit(image: np.ndarray, data: DataConfig, how: str = "crop") -> Photo:
     )
     size = rows * scale, columns * scale
     box = ((height - size[0]) / 2, (width - size[1]) / 2, *size)
-  return Photo(image, box, resize(image, data.image_size, box))
-
-
-def resize(
-  image: np.ndarray,
-  size: Size,
-  box: tuple[float, float, float, float] | None = None,
-) -> np.ndarray:
-  """Resizes a box of uint8 [H, W, C] to [h, w, C], bicubic with antialiasing.
-
-  Args:
-    image: the photograph.
-    size: h and w; a box of this size is copied.
-    box: top, left, height and width; None for all.
-  """
-  top, left, height, width = box or (0, 0, *image.shape[:2])
-  # Rounding must not move the box over the edge.
-  place = (
-    max(left, 0),
-    max(top, 0),
-    min(left + width, image.shape[1]),
-    min(top + height, image.shape[0]),
-  )
-  planes = [
-    Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, place)
-    for plane in np.moveaxis(image, -1, 0)
-  ]
-  return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+  shown = prepare.resize(image, data.image_size, box, data.eval_resample)
+  return Photo(image, box, shown)
 
 
 def read_mask(path: epath.PathLike) -> np.ndarray:
@@ -214,7 +153,7 @@ def read_mask(path: epath.PathLike) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
-  return read(path, 1, True)[..., 0] > 127
+  return image_files.read(path, 1, True)[..., 0] > 127
 
 
 def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:
@@ -275,7 +214,7 @@ def paste(photo: Photo, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     ends.append((first, last))
   cover = np.pad(hidden, 1)[np.ix_(*cells)][..., None]
   (y0, y1), (x0, x1) = ends
-  patches = resize(painted, (y1 - y0, x1 - x0), (*corner, *extents))
+  patches = prepare.resize(painted, (y1 - y0, x1 - x0), (*corner, *extents))
   result = photo.whole.copy()
   part = result[y0:y1, x0:x1]
   part[...] = np.where(cover, patches, part)

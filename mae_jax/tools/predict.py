@@ -1,25 +1,21 @@
 """Prints the most likely classes of images: `python -m mae_jax predict`."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.config import MeshConfig
+from mae_jax.data import image_files
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
 from mae_jax.tools import cli, image_stream
 from mae_jax.utils import atomic_write, console, storage
 from mae_jax.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-  from mae_jax.data import sources
 
 COLUMNS = ("file", "rank", "class", "label", "probability")
 _SHOWN = 20  # images to print if all are written to a file
@@ -92,12 +88,12 @@ def write(
         f"{len(names)} classes: write the name of each on a line, in the order "
         "of labels"
       )
-    source = image_stream.open_images(images, found.config.data)
+    source = image_files.open_images(images, found.config.data)
     results = predictions(
       found, source, top=top, mesh=mesh, batch_size=batch_size
     )
     done = _report(results, given or names, file)
-  total = source.num_examples
+  total = len(source.names)
   if out is not None and done > _SHOWN:
     console.info(f"and {done - _SHOWN} more, which are in {out}")
   text = image_stream.count(total, total - done)
@@ -107,7 +103,7 @@ def write(
 
 def predictions(
   found: load_model.LoadedModel,
-  source: sources.Indexed,
+  source: image_files.Images,
   *,
   top: int,
   mesh: Mesh,
@@ -142,7 +138,7 @@ def predictions(
     batch_size=batch_size,
   ):
     for row in np.flatnonzero(readable):
-      name = source.name(start + int(row))
+      name = source.names[start + int(row)]
       yield Prediction(name, labels[row], values[row])
     start += len(readable)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from mae_jax.data import image_files
 from mae_jax.tools import cli, image_stream, output_folder, photo, reconstructor
 from mae_jax.tools import reconstruction_figures as studio_lib
 from mae_jax.utils import console
@@ -30,7 +31,7 @@ def write(
   mask: cli.Path | None = None,
   truth: cli.Path | None = None,
   fill: str = "once",
-  fit: str = "crop",
+  fit: str | None = None,
   statistics: str = "visible",
   baselines: bool = False,
   target: str | None = None,
@@ -61,7 +62,8 @@ def write(
       scores.
     fill: once: reconstruct the masked patches; multipass: reconstruct all
       patches, with masks that show every patch once.
-    fit: crop: the middle of each image, as in evaluation; squash: all of it.
+    fit: crop: the middle of each image; squash: all of it; by default as in
+      evaluation (data.eval_fit).
     statistics: where the mean and deviation of patches come from if the
       network predicts normalized patches: visible (the patches around), true
       (ground truth; the pictures say so), or raw (none).
@@ -85,16 +87,15 @@ def write(
   with output_folder.replacing(out, "reconstruct", recorded) as album:
     network = reconstructor.Reconstructor(checkpoint, target=target)
     studio = studio_lib.FigureMaker(network, settings)
-    source = image_stream.open_images(images, network.data)
-    total = source.num_examples
-    names = [source.name(index) for index in range(total)]
-    studio.check_given((photo.path_of(images, name), name) for name in names)
+    source = image_files.open_images(images, network.data)
+    total = len(source.names)
+    studio.check_given(
+      (photo.path_of(images, name), name) for name in source.names
+    )
     shown: list[Sequence[studio_lib.Picture]] = []
     rows: list[Sequence[Any]] = [COLUMNS]
     number, painting = 0, 0.0
-    for index, name, image in photo.open_photos(
-      images, source, network.data, fit
-    ):
+    for index, name, image in photo.open_photos(source, network.data, fit):
       start = time.monotonic()
       path = photo.path_of(images, name)
       pictures = studio.pictures(path, image, name, index)

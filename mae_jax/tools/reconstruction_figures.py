@@ -9,7 +9,8 @@ import matplotlib as mpl
 import numpy as np
 from etils import epath
 
-from mae_jax.config import lookup
+from mae_jax.config import check_name
+from mae_jax.data import image_files, listing, prepare
 from mae_jax.evals import image_metrics, reconstruction
 from mae_jax.tools import cli, reconstructor
 from mae_jax.tools import photo as photos
@@ -41,7 +42,7 @@ class Settings:
   mask: str | None = None
   truth: str | None = None
   fill: str = "once"
-  fit: str = "crop"
+  fit: str | None = None
   statistics: str = "visible"
   baselines: bool = False
 
@@ -59,11 +60,12 @@ class Settings:
       )
     for name, known in (
       ("fill", FILLS),
-      ("fit", photos.FITS),
+      ("fit", prepare.FITS),
       ("statistics", reconstruction.STATISTICS),
     ):
       value = getattr(self, name)
-      lookup(dict.fromkeys(known), value, f"--{name}")
+      if value is not None:
+        check_name(known, value, f"--{name}")
     for name in ("mask", "truth"):
       path = getattr(self, name)
       if path is not None and not (path and epath.Path(path).exists()):
@@ -183,7 +185,7 @@ class FigureMaker:
     if self._settings.mask is None:
       return
     for path, name in named:
-      with contextlib.suppress(photos.UnreadableError):  # reported later
+      with contextlib.suppress(image_files.UnreadableError):  # reported later
         photo = self._photo(path)
         self._given(photo, name)
         self._truth(photo, name)
@@ -237,8 +239,8 @@ class FigureMaker:
     _check_size(path, missing, photo, "--mask")
     if photos.outside(missing, photo):
       raise ConfigError(
-        f"--mask: {path} has white where --fit={self._settings.fit} shows the "
-        f"network nothing of {name}: --fit=squash shows it all"
+        f"--mask: {path} has white where --fit=crop shows the network nothing "
+        f"of {name}: --fit=squash shows it all"
       )
     hidden = photos.snap(missing, photo, self._network.grid).reshape(-1)
     if hidden.all() or not hidden.any():
@@ -315,7 +317,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
   """Turns an unreadable mask or truth into a ConfigError."""
   try:
     yield
-  except photos.UnreadableError as error:
+  except image_files.UnreadableError as error:
     raise ConfigError(
       f"{flag}: {path} cannot be read ({error}): mend or replace it"
     ) from None
@@ -355,9 +357,6 @@ def _beside(given: str | None, name: str, flag: str) -> str:
   place = folder / name
   if place.exists():
     return os.fspath(place)
-  # This import needs TensorFlow, which nothing else here does.
-  from mae_jax.data.sources import listing
-
   stem = os.path.splitext(place.name)[0]
   found = []
   if place.parent.is_dir():

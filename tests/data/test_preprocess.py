@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mae_jax.data import decode, preprocess
+from mae_jax.data import decode, prepare, preprocess
 from tests.data.conftest import encode
 
 RATIO = (3 / 4, 4 / 3)
@@ -28,7 +28,7 @@ def random_resized_crop(encoded, draws, **how):
 
 def center_crop(encoded, **how):
   record = {"image": tf.constant(encoded)}
-  image, reason = preprocess.center_crop(record, exif_rotate=True, **how)
+  image, reason = preprocess.fit(record, exif_rotate=True, **how)
   assert reason == b""
   return image.numpy()
 
@@ -329,7 +329,7 @@ def test_center_crop_is_pillows(photos, keep, shape):
 def test_center_crop_of_arrays_is_pillows_bit_for_bit():
   rng = np.random.default_rng(3)
   images = rng.integers(0, 256, (5, 20, 31, 3), np.uint8)
-  found = preprocess.center_crop_arrays(
+  found = preprocess.fit_arrays(
     tf.constant(images), size=(12, 12), keep=0.875
   ).numpy()
   expected = [
@@ -349,7 +349,7 @@ def test_center_crop_of_arrays_is_pillows_bit_for_bit():
   ],
 )
 def test_covering_size(shape, size, keep, cover):
-  assert preprocess.covering_size(*shape, size, keep) == cover
+  assert prepare.covering_size(*shape, size, keep) == cover
   tensors = [tf.constant(side, tf.int64) for side in shape]
   found = preprocess.covering_size(*tensors, size, keep)
   assert tuple(int(side) for side in found) == cover
@@ -361,7 +361,7 @@ def test_center_crop_of_an_image_of_this_size_changes_nothing(photos):
     encode(image, format="png"), size=(50, 70), keep=1.0, channels=3
   )
   np.testing.assert_array_equal(same, image)
-  same = preprocess.center_crop_arrays(
+  same = preprocess.fit_arrays(
     tf.constant(image[None]), size=(50, 70), keep=1.0
   )
   np.testing.assert_array_equal(same[0], image)

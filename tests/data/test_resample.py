@@ -6,34 +6,36 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data import resample
+from mae_jax.data import prepare, resample
 
 
-def pillow(image, box, size):
+def pillow(image, box, size, how="bicubic"):
   """Applies Pillow's passes with columns first; Pillow 13 may do rows first."""
   top, left, height, width = box
   if image.shape[-1] == 1:
     image = image[..., 0]
   crop = Image.fromarray(image).crop((left, top, left + width, top + height))
   for shape in ((size[1], height), (size[1], size[0])):
-    crop = crop.resize(shape, Image.Resampling.BICUBIC)
+    crop = crop.resize(shape, prepare.RESAMPLE[how])
   result = np.asarray(crop)
   return result.reshape(*size, -1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(8, 8), (5, 13), (31, 24), (1, 1)])
-def test_equals_pillow_bit_for_bit(channels, size):
+@pytest.mark.parametrize("how", prepare.RESAMPLE)
+def test_equals_pillow_bit_for_bit(channels, size, how):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (40, 17, 23, channels), np.uint8)
   height, width = rng.integers(1, 18, 40), rng.integers(1, 24, 40)
   top, left = rng.integers(0, 18 - height), rng.integers(0, 24 - width)
   boxes = np.stack([top, left, height, width], 1)
 
-  found = resample.resize_boxes(images, boxes, size).numpy()
+  found = resample.resize_boxes(images, boxes, size, how=how).numpy()
 
   expected = [
-    pillow(image, box, size) for image, box in zip(images, boxes, strict=True)
+    pillow(image, box, size, how)
+    for image, box in zip(images, boxes, strict=True)
   ]
   np.testing.assert_array_equal(found, expected)
 

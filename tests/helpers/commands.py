@@ -37,7 +37,7 @@ def write_images(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
 
 def pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
   """Decodes one image as in evaluation, uint8 [1, H, W, C]."""
-  image, reason = preprocess.center_crop(
+  image, reason = preprocess.fit(
     {"file": tf.constant(os.fsencode(path))},
     size=data.image_size,
     keep=data.eval_crop,

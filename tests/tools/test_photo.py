@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from mae_jax.data import preprocess
+from mae_jax.data import image_files, prepare, preprocess
 from mae_jax.tools import photo as photos
 from tests.helpers import tiny
 
@@ -22,15 +22,15 @@ def draw(height: int, width: int, channels: int = 3) -> np.ndarray:
   """Makes a smooth image, like a photograph."""
   random = np.random.default_rng(height)
   coarse = random.integers(0, 256, (4, 4, channels), np.uint8)
-  return photos.resize(coarse, (height, width))
+  return prepare.resize(coarse, (height, width))
 
 
 @pytest.mark.parametrize("size", [(240, 320), (50, 300), (300, 40), (31, 37)])
 def test_the_crop_is_that_of_evaluation(size, tmp_path):
   image = draw(*size)
   Image.fromarray(image).save(tmp_path / "x.png")
-  photo = photos.fit(photos.read(tmp_path / "x.png", 3, True), DATA)
-  wanted, reason = preprocess.center_crop(
+  photo = photos.fit(image_files.read(tmp_path / "x.png", 3, True), DATA)
+  wanted, reason = preprocess.fit(
     {"file": str(tmp_path / "x.png").encode()},
     size=DATA.image_size,
     keep=DATA.eval_crop,
@@ -46,7 +46,7 @@ def test_the_crop_is_that_of_evaluation(size, tmp_path):
 
 def test_an_image_of_the_right_size_is_not_changed():
   data = dataclasses.replace(DATA, eval_crop=1.0)
-  for how in photos.FITS:
+  for how in prepare.FITS:
     image = draw(24, 32)
     photo = photos.fit(image, data, how)
     assert photo.box == (0, 0, 24, 32)
@@ -64,13 +64,13 @@ def test_squashing_keeps_the_whole_image():
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (2000, 3)])
 def test_any_size_and_number_of_channels(size, channels: int):
-  for how in photos.FITS:
+  for how in prepare.FITS:
     photo = photos.fit(draw(*size, channels), DATA, how)
     assert photo.shown.shape == (24, 32, channels)
     assert photo.shown.dtype == np.uint8
 
 
-@pytest.mark.parametrize("how", photos.FITS)
+@pytest.mark.parametrize("how", prepare.FITS)
 @pytest.mark.parametrize("size", [(24, 32), (97, 61), (400, 300), (9, 5)])
 def test_only_masked_patches_are_reconstructed(size, how: str):
   image = draw(*size)
@@ -96,11 +96,11 @@ def test_reconstructions_return_to_their_places():
   image = skimage.data.chelsea()
   photo = photos.fit(image, DATA, "squash")
   whole = photos.paste(photo, photo.shown, np.ones((3, 4), bool))
-  blurred = photos.resize(photo.shown, image.shape[:2])
+  blurred = prepare.resize(photo.shown, image.shape[:2])
   np.testing.assert_array_equal(whole, blurred)
 
 
-@pytest.mark.parametrize("how", photos.FITS)
+@pytest.mark.parametrize("how", prepare.FITS)
 def test_a_patch_is_masked_if_any_pixel_is_missing(how: str):
   image = draw(240, 320)
   photo = photos.fit(image, DATA, how)
@@ -139,7 +139,9 @@ def test_masks_are_read_as_gray(tmp_path):
 
 def test_unreadable_and_missing_files_are_reported(tmp_path):
   (tmp_path / "x.png").write_bytes(b"no image")
-  with pytest.raises(photos.UnreadableError, match=r"Unidentified|no image"):
-    photos.read(tmp_path / "x.png", 3, True)
-  with pytest.raises(photos.UnreadableError, match="No such file"):
-    photos.read(tmp_path / "y.png", 3, True)
+  with pytest.raises(
+    image_files.UnreadableError, match=r"Unidentified|no image"
+  ):
+    image_files.read(tmp_path / "x.png", 3, True)
+  with pytest.raises(image_files.UnreadableError, match="No such file"):
+    image_files.read(tmp_path / "y.png", 3, True)

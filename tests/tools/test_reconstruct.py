@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from mae_jax.config import MeshConfig
+from mae_jax.data import prepare
 from mae_jax.distributed import sharding
 from mae_jax.evals import reconstruction
 from mae_jax.models import factory, losses, masking, patchify
-from mae_jax.tools import photo, reconstruct, reconstructor
+from mae_jax.tools import reconstruct, reconstructor
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 from tests.helpers.commands import command, write_images
@@ -202,7 +203,7 @@ def test_multipass_predicts_each_patch_without_seeing_it(workdirs, monkeypatch):
 
 def test_restoring_a_photograph(workdirs, tmp_path):
   """Pixels outside the mask are unchanged, bit for bit."""
-  image = photo.resize(
+  image = prepare.resize(
     np.random.default_rng(0).integers(0, 256, (5, 5, 1), np.uint8), (50, 70)
   )
   missing = np.zeros((50, 70), np.uint8)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, Self, TypeAlias
 
 import numpy as np
-import tensorflow as tf
 
 from mae_jax.config import DataConfig
+from mae_jax.data.tf_setup import tf
 from mae_jax.utils.errors import ConfigError
 
 Split: TypeAlias = Literal["train", "eval"]

@@ -6,13 +6,13 @@ downloads nothing.
 
 from typing import Any
 
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.utils import file_utils
 
 from mae_jax.config import DataConfig
 from mae_jax.data.sources import base
+from mae_jax.data.tf_setup import tf
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 

@@ -23,7 +23,7 @@ import skimage.data
 from PIL import Image
 from sklearn import datasets
 
-from mae_jax.data import image_io
+from mae_jax.data import image_files, image_io
 from mae_jax.evals import image_metrics, reconstruction
 from mae_jax.models import masking
 from mae_jax.tools import output_folder, reconstruction_figures, reconstructor
@@ -111,8 +111,10 @@ class DemoService:
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
       )
     try:
-      whole = photos.decode(data, reason, wanted.channels, wanted.exif_rotate)
-    except photos.UnreadableError as error:
+      whole = image_files.decode(
+        data, reason, wanted.channels, wanted.exif_rotate
+      )
+    except image_files.UnreadableError as error:
       raise _HttpError(
         f"this is not an image: {error}", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
       ) from None

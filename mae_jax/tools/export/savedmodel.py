@@ -3,19 +3,15 @@
 Imported only for this format: TensorFlow takes seconds to load.
 """
 
-# Before TensorFlow: this import sets its log level and hides accelerators.
-import mae_jax.data  # noqa: F401
-
-# isort: split
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
 from etils import epath
 from jax.experimental import jax2tf
 
+from mae_jax.data.tf_setup import tf
 from mae_jax.tools.export import quantize
 from mae_jax.tools.export.stablehlo import PLATFORMS
 from mae_jax.utils import jax_private, storage

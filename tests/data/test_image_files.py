@@ -1,4 +1,4 @@
-"""Tests of `open_files`: order, names and errors."""
+"""Tests of `open_images`: order, names and errors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from mae_jax.data.sources import files
+from mae_jax.data import image_files
 from mae_jax.utils.errors import ConfigError
 from tests.data.conftest import encode
 
@@ -28,16 +27,12 @@ def write(tmp_path):
   return write_images
 
 
-def contents(source):
-  """Lists (name, gray level) of each record, in order."""
-  result = []
-  for index in range(source.num_examples):
-    record = source.load(tf.constant(index, tf.int64))
-    assert int(record["label"]) == -1
-    assert int(record["id"]) == index
-    image = tf.io.decode_image(tf.io.read_file(record["file"])).numpy()
-    result.append((source.name(index), int(image[0, 0, 0])))
-  return result
+def contents(images):
+  """Lists (name, gray level) of each image, in order."""
+  return [
+    (name, int(images.read(index)[0, 0, 0]))
+    for index, name in enumerate(images.names)
+  ]
 
 
 def test_images_are_sorted_by_path(settings, write):
@@ -45,8 +40,7 @@ def test_images_are_sorted_by_path(settings, write):
   (root / "val" / "notes.txt").write_text("no image")
   (root / ".hidden").mkdir()
   (root / ".hidden" / "x.png").write_bytes((root / "a.png").read_bytes())
-  source = files.open_files(root, settings(channels=3))
-  assert source.class_names is None
+  source = image_files.open_images(root, settings(channels=3))
   assert contents(source) == [
     ("a.png", 2), ("a/z/2.png", 4), ("b.png", 0), ("train/x/1.png", 1),
     ("val/0.png", 3),
@@ -62,29 +56,29 @@ def test_images_are_sorted_by_path(settings, write):
 def test_one_file_may_have_any_name(settings, write, monkeypatch):
   root = write("a.png", ".b")
   for path in (root / ".b", str(root / ".b")):
-    source = files.open_files(path, settings(channels=3))
+    source = image_files.open_images(path, settings(channels=3))
     assert contents(source) == [(".b", 1)]
   monkeypatch.chdir(root)
-  source = files.open_files("a.png", settings(channels=3))
+  source = image_files.open_images("a.png", settings(channels=3))
   assert contents(source) == [("a.png", 0)]
 
 
 def test_other_channel_counts_use_only_arrays(settings, write):
   root = write("a.png", "b/c.png")
   np.save(root / "b" / "x.npy", np.zeros((2, 2, 5), np.uint8))
-  source = files.open_files(root, settings(channels=5))
-  assert [source.name(i) for i in range(source.num_examples)] == ["b/x.npy"]
+  source = image_files.open_images(root, settings(channels=5))
+  assert source.names == ["b/x.npy"]
 
 
 @pytest.mark.parametrize("name", ["none", "pipe"])
 def test_a_missing_path_is_an_error(settings, tmp_path, name):
   os.mkfifo(tmp_path / "pipe")
   with pytest.raises(ConfigError, match=f"no folder or file '.*{name}'"):
-    files.open_files(tmp_path / name, settings())
+    image_files.open_images(tmp_path / name, settings())
 
 
 def test_no_image_is_an_error(settings, tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a" / "notes.txt").write_text("no image")
   with pytest.raises(ConfigError, match=r"have no image .*name another"):
-    files.open_files(tmp_path, settings(channels=3))
+    image_files.open_images(tmp_path, settings(channels=3))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mae_jax.data import sources
-from mae_jax.data.sources import listing
+from mae_jax.data import listing, sources
 from mae_jax.utils.errors import ConfigError
 from tests.data.conftest import encode
 
