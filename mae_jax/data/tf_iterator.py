@@ -3,11 +3,17 @@
 Destroying a tf.data iterator joins its threads while it holds the GIL. A thread
 that needs the GIL, to call Pillow, then deadlocks. So the iterator is first
 given an empty dataset, which ends the threads' work without holding the GIL.
+
+The garbage collector may close a stream anywhere, also inside TensorFlow's own
+locks. So a stream that ends calls no TensorFlow: it leaves its iterator to a
+thread.
 """
 
 from __future__ import annotations
 
 import atexit
+import queue
+import threading
 import weakref
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -33,8 +39,11 @@ def numpy_batches(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
     "output_types": [spec.dtype for spec in specs],
     "output_shapes": [spec.shape for spec in specs],
   }
+  empty = tf.data.experimental.to_variant(_empty(dataset))
   iterator = tf.raw_ops.AnonymousIteratorV3(**form)
-  _set_dataset(iterator, dataset)
+  variant = tf.data.experimental.to_variant(dataset)
+  tf.raw_ops.MakeIterator(dataset=variant, iterator=iterator)
+  closer = _closer()
   try:
     while True:
       values = tf.raw_ops.IteratorGetNext(iterator=iterator, **form)
@@ -45,12 +54,53 @@ def numpy_batches(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
   except tf.errors.OutOfRangeError:
     pass
   finally:
-    _set_dataset(iterator, _empty(dataset))
+    closer.close(iterator, empty)
 
 
-def _set_dataset(iterator: tf.Tensor, dataset: tf.data.Dataset) -> None:
-  variant = tf.data.experimental.to_variant(dataset)
-  tf.raw_ops.MakeIterator(dataset=variant, iterator=iterator)
+class _Closer:
+  """A thread that ends the work of iterators."""
+
+  def __init__(self) -> None:
+    self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def close(self, iterator: tf.Tensor, empty: tf.Tensor) -> None:
+    """Hands an iterator and an empty dataset over; safe in any callback."""
+    self._queue.put((iterator, empty))
+
+  def is_alive(self) -> bool:
+    """Checks whether the thread runs; after a fork it does not."""
+    return self._thread.is_alive()
+
+  def wait(self) -> None:
+    """Waits until all iterators that were handed over have ended."""
+    done = threading.Event()
+    self._queue.put(done)
+    done.wait()
+
+  def _run(self) -> None:
+    while True:
+      item = self._queue.get()
+      if isinstance(item, threading.Event):
+        item.set()
+        continue
+      iterator, empty = item
+      tf.raw_ops.MakeIterator(dataset=empty, iterator=iterator)
+      del item, iterator, empty  # while the queue is empty
+
+
+_current: _Closer | None = None
+_starting = threading.Lock()
+
+
+def _closer() -> _Closer:
+  """Returns this process's closer."""
+  global _current
+  with _starting:
+    if _current is None or not _current.is_alive():
+      _current = _Closer()
+    return _current
 
 
 def _empty(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -78,3 +128,5 @@ def _to_numpy(value: Any) -> np.ndarray:
 def _close_all() -> None:
   for stream in list(_open):
     stream.close()
+  if _current is not None and _current.is_alive():
+    _current.wait()
