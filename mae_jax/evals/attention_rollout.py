@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn import decomposition
 
 from mae_jax.config import DataConfig
 from mae_jax.models import mae, patchify
@@ -94,6 +93,8 @@ class FeatureColors:
         f"{len(features)} patches do not have three principal components: use "
         "more images"
       )
+    from sklearn import decomposition
+
     self._pca = decomposition.PCA(3, svd_solver="full")
     found = self._pca.fit_transform(features)
     self.shares = self._pca.explained_variance_ratio_

@@ -5,7 +5,6 @@ import os
 import time
 
 import jax
-import matplotlib as mpl
 import numpy as np
 
 from mae_jax.config import MeshConfig, check_name
@@ -15,7 +14,7 @@ from mae_jax.evals import attention_rollout
 from mae_jax.models import patchify
 from mae_jax.tools import cli, feature_extractor, image_stream, output_folder
 from mae_jax.tools import photo as photos
-from mae_jax.utils import console, image_grid
+from mae_jax.utils import colormaps, console, image_grid
 from mae_jax.utils.errors import ConfigError
 
 _ROWS = 24  # images on the sheet of all
@@ -146,7 +145,7 @@ def overlay(
   scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
   picture = np.round(255 * scaled).astype(np.uint8).reshape(*grid, 1)
   smooth = prepare.resize(picture, image.shape[:2])[..., 0]
-  heat = mpl.colormaps["inferno"](smooth)[..., :3]
+  heat = colormaps.apply("inferno", smooth / 255)
   gray = image.mean(axis=-1, keepdims=True) / 255
   mixed = _STRENGTH * heat + (1 - _STRENGTH) * gray
   out = np.round(255 * mixed).astype(np.uint8)

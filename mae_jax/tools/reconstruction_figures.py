@@ -5,7 +5,6 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-import matplotlib as mpl
 import numpy as np
 from etils import epath
 
@@ -14,7 +13,7 @@ from mae_jax.data import image_files, listing, prepare
 from mae_jax.evals import image_metrics, reconstruction
 from mae_jax.tools import cli, reconstructor
 from mae_jax.tools import photo as photos
-from mae_jax.utils import console, image_grid
+from mae_jax.utils import colormaps, console, image_grid
 from mae_jax.utils.errors import ConfigError
 
 FILLS = ("once", "multipass")
@@ -326,7 +325,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 def error_map(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
   """Draws the absolute error of uint8 [H, W, C] as colors uint8 [H, W, 3]."""
   error = np.abs(picture.astype(np.float64) - truth).mean(axis=-1) / _ERROR
-  colors = mpl.colormaps["magma"](np.clip(error, 0, 1))[..., :3]
+  colors = colormaps.apply("magma", error)
   return np.round(255 * colors).astype(np.uint8)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -98,8 +97,15 @@ def _write(
 
 
 def _font(text: str, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-  """Loads Pillow's narrow font for ASCII text, else Matplotlib's."""
+  """Loads Pillow's narrow font for ASCII text, else Matplotlib's.
+
+  Without Matplotlib, letters that Pillow's font lacks are drawn as boxes.
+  """
   if text.isascii():
+    return ImageFont.load_default(size=size)
+  try:
+    import matplotlib as mpl
+  except ModuleNotFoundError:
     return ImageFont.load_default(size=size)
   return ImageFont.truetype(
     f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size

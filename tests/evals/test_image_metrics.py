@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
+from skimage import metrics
 
 from mae_jax.evals import image_metrics
 
@@ -33,6 +35,22 @@ def test_a_known_error():
   share = 10 * math.log10(1 / hidden.mean())
   assert found.psnr == pytest.approx(found.psnr_hidden + share)
   assert 0.9 < found.ssim < 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("window", [3, 7])
+def test_ssim_is_scikit_images(channels: int, window: int):
+  image, hidden = draw(channels=channels)
+  image = ndimage.gaussian_filter(image, (2, 2, 0))
+  picture = np.where(hidden[..., None], image // 2, image)
+  assert image_metrics.structural_similarity(
+    picture, image, window
+  ) == pytest.approx(
+    metrics.structural_similarity(
+      image, picture, win_size=window, channel_axis=-1, data_range=255
+    ),
+    abs=1e-12,
+  )
 
 
 @pytest.mark.parametrize("size", [(1, 9), (3, 3), (6, 9), (8, 8)])

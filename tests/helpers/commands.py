@@ -12,12 +12,11 @@ import tempfile
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from bench.lib.fork_server import ForkServer
 from mae_jax.config import DataConfig
-from mae_jax.data import preprocess
+from mae_jax.data import image_files, prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -37,15 +36,8 @@ def write_images(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
 
 def pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
   """Decodes one image as in evaluation, uint8 [1, H, W, C]."""
-  image, reason = preprocess.fit(
-    {"file": tf.constant(os.fsencode(path))},
-    size=data.image_size,
-    keep=data.eval_crop,
-    channels=data.channels,
-    exif_rotate=data.exif_rotate,
-  )
-  assert reason == b""
-  return image.numpy()[None]
+  whole = image_files.read(path, data.channels, data.exif_rotate)
+  return prepare.fit(whole, data)[None]
 
 
 def normalized_pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
