@@ -5,7 +5,7 @@ forward_loss). Encoder and decoder are separate modules, so that fine-tuning
 loads `params["encoder"]` and nothing else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -95,7 +95,8 @@ class Encoder(nn.Module):
     masked: masking.Masking | None = None,
     residual_scale: jax.Array | None = None,
     replace: Callable[[jax.Array], jax.Array] = lambda x: x,
-  ) -> Tokens:
+    layers: Sequence[int] = (),
+  ) -> Any:
     """Encodes images.
 
     Args:
@@ -104,9 +105,11 @@ class Encoder(nn.Module):
       residual_scale: [depth, B, 2] from `transformer.drop_path`, or None.
       replace: maps patch embeddings [B, L, D] before positions are added, for
         instance to substitute mask tokens.
+      layers: increasing numbers of blocks, from 1, whose tokens are wanted.
 
     Returns:
-      Float32 tokens.
+      Float32 Tokens. With `layers`, a list of the Tokens after each of them;
+      only those of the last block pass the final norm.
     """
     width, dtype = self.config.width, self.config.dtype
     grid = patchify.grid_size(images.shape[1:3], self.patch_size)
@@ -123,11 +126,19 @@ class Encoder(nn.Module):
     if masked is not None:
       x = masking.visible_only(x, masked)
     x = _prepend(cls, x)
-    x = transformer.Stack(self.config, name="stack")(x, residual_scale)
-    if self.final_norm:
-      x = transformer.layer_norm("norm", self.config.norm_eps)(x)
-    x = x.astype(jnp.float32)
-    return Tokens(x[:, 0], x[:, 1:])
+    stack = transformer.Stack(self.config, name="stack")
+
+    def normed(x: jax.Array) -> jax.Array:
+      if not self.final_norm:
+        return x
+      return transformer.layer_norm("norm", self.config.norm_eps)(x)
+
+    if not layers:
+      return _split(normed(stack(x, residual_scale)))
+    *inner, last = stack(x, residual_scale, layers)
+    if layers[-1] == self.config.depth:
+      last = normed(last)
+    return list(map(_split, (*inner, last)))
 
 
 class Decoder(nn.Module):
@@ -297,6 +308,12 @@ def apply_variables(params: Mapping[str, Any]) -> dict[str, Any]:
   """Converts parameters by role to variables for `MaskedAutoencoder.apply`."""
   fitted = {role: params[role] for role in [targets.FITTED] if role in params}
   return {"params": params["model"], **fitted}
+
+
+def _split(x: jax.Array) -> Tokens:
+  """Splits tokens [B, 1 + K, D] into the class token and those of patches."""
+  x = x.astype(jnp.float32)
+  return Tokens(x[:, 0], x[:, 1:])
 
 
 def _prepend(token: jax.Array, x: jax.Array) -> jax.Array:

@@ -71,6 +71,27 @@ def resize(
   return result.reshape(*leading, -1, width).astype(np.float32)
 
 
+def table_of(
+  encoder: Any, grid: tuple[int, int], to: tuple[int, int]
+) -> np.ndarray:
+  """Returns an encoder's position table, interpolated for another grid.
+
+  Args:
+    encoder: its parameters; without "pos_embed" its table is the sin-cos one.
+    grid: rows and columns of its patches.
+    to: rows and columns of the result.
+
+  Returns:
+    [1, 1 + to_rows * to_columns, D] float32; the class token has row 0.
+  """
+  table = encoder.get("pos_embed")
+  if table is None:
+    table = with_cls(sincos_2d(grid, encoder["cls_token"].shape[-1]))
+  table = np.asarray(jax.device_get(table))
+  resized = resize(table[:, 1:], grid, to)
+  return np.concatenate([table[:, :1], resized], axis=1)
+
+
 def _bicubic_matrix(size: int, to: int) -> np.ndarray:
   """Returns the interpolation weights [to, size]."""
   a = -0.75

@@ -7,7 +7,8 @@ does not grow with depth, and per-layer quantities are vectors along that axis.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -222,10 +223,28 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, residual_scale: jax.Array | None = None
-  ) -> jax.Array:
-    """Maps [B, N, D] to itself; `residual_scale` comes from `drop_path`."""
+    self,
+    x: jax.Array,
+    residual_scale: jax.Array | None = None,
+    outputs: Sequence[int] = (),
+  ) -> Any:
+    """Applies the blocks.
+
+    Args:
+      x: [B, N, D].
+      residual_scale: from `drop_path`, or None.
+      outputs: increasing numbers of blocks, from 1.
+
+    Returns:
+      [B, N, D]; with `outputs`, a list of the tokens after each of them.
+    """
     config = self.config
+    if outputs:
+      found = []
+      for start, stop in itertools.pairwise((0, *outputs)):
+        x = self._run_blocks(x, residual_scale, slice(start, stop))
+        found.append(x)
+      return found
     if config.frozen and not self.is_initializing():
       x = self._run_blocks(x, residual_scale, slice(None, config.frozen))
       x = jax.lax.stop_gradient(x)

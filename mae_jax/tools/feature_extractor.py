@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,20 +10,31 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax import conversion
 from mae_jax.config import Config, DataConfig, from_config_dict, lookup, to_dict
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
-from mae_jax.models import classifiers, factory, mae, patchify, transformer, vit
-from mae_jax.train import init_from
+from mae_jax.models import (
+  classifiers,
+  factory,
+  mae,
+  patchify,
+  pos_embed,
+  transformer,
+  vit,
+)
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
-POOLS: dict[str, Callable[[mae.Tokens], jax.Array]] = {
-  "mean": mae.POOLINGS["mean"],
-  "cls": mae.POOLINGS["cls"],
-  "all": lambda tokens: jnp.concatenate(  # [B, 1 + L, D]
+Grid = tuple[int, int]
+# By name; each maps tokens and the rows and columns of patches to features.
+POOLS: dict[str, Callable[[mae.Tokens, Grid], jax.Array]] = {
+  "mean": lambda tokens, grid: mae.POOLINGS["mean"](tokens),  # [B, D]
+  "cls": lambda tokens, grid: mae.POOLINGS["cls"](tokens),  # [B, D]
+  "all": lambda tokens, grid: jnp.concatenate(  # [B, 1 + L, D]
     [tokens.cls[:, None], tokens.patches], axis=1
+  ),
+  "grid": lambda tokens, grid: tokens.patches.reshape(  # [B, rows, columns, D]
+    tokens.patches.shape[0], *grid, -1
   ),
 }
 
@@ -63,31 +74,62 @@ class FeatureExtractor(ImageFunction):
   """An encoder up to a block, and a pooling of its tokens.
 
   Attributes:
-    encoder: the network, up to `layer`.
-    layer: the last block that is applied, from 1.
+    encoder: the network, up to the last of `layers`.
+    layers: the blocks after which tokens are taken, from 1, in order. With
+      several, `apply` returns a tuple.
   """
 
   encoder: mae.Encoder
-  layer: int
+  layers: tuple[int, ...]
+
+  @property
+  def layer(self) -> int:
+    """The last block that is applied."""
+    return self.layers[-1]
 
 
 def from_checkpoint(
   checkpoint: epath.PathLike,
   mesh: Mesh,
   *,
-  pool: str = "mean",
   layer: int | None = None,
-  image_size: tuple[int, int] | None = None,
-  dtype: str | None = None,
-  platform: str | None = None,
+  **options: Any,
 ) -> FeatureExtractor:
   """Builds the feature extractor of a checkpoint.
 
   Args:
     checkpoint: a workdir, a checkpoint, or weights.
     mesh: the devices.
-    pool: a name in POOLS.
     layer: the block after which tokens are taken, from 1; None for the last,
+      whose tokens pass the final norm.
+    **options: further arguments of `extractor`.
+
+  Raises:
+    ConfigError: if there is no checkpoint, or a setting does not fit it.
+  """
+  with storage.os_errors(checkpoint):
+    found = load_model.load(checkpoint, mesh)
+  layers = None if layer is None else (layer,)
+  return extractor(found, mesh, layers=layers, **options)
+
+
+def extractor(
+  found: load_model.LoadedModel,
+  mesh: Mesh,
+  *,
+  pool: str = "mean",
+  layers: Sequence[int] | None = None,
+  image_size: tuple[int, int] | None = None,
+  dtype: str | None = None,
+  platform: str | None = None,
+) -> FeatureExtractor:
+  """Builds the feature extractor of a network.
+
+  Args:
+    found: the network.
+    mesh: the devices.
+    pool: a name in POOLS.
+    layers: the blocks after which tokens are taken, from 1; None for the last,
       whose tokens pass the final norm.
     image_size: height and width; None for the checkpoint's.
     dtype: dtype of activations, a name in `factory.DTYPES`; None for the
@@ -96,47 +138,63 @@ def from_checkpoint(
       for the mesh's.
 
   Raises:
-    ConfigError: if there is no checkpoint, or a setting does not fit it.
+    ConfigError: if a setting does not fit the network.
   """
   pooled = lookup(POOLS, pool, "--pool")
-  with storage.os_errors(checkpoint):
-    # The newest checkpoint of a running run may change between two readings.
-    step = conversion.locate(checkpoint)
-    found = load_model.load(step, mesh)
-    config = _with_size(found.config, image_size)
-    encoder = found.encoder
-    parts = {"encoder": found.encoder_params}
-    if config.data.image_size != found.config.data.image_size:
-      encoder = encoder.clone(learned_positions=True)
-      parts["encoder"] = _with_positions(step, encoder, config.data, mesh)
+  config = _with_size(found.config, image_size)
+  encoder, params = found.encoder, dict(found.encoder_params)
+  grid = patchify.grid_size(config.data.image_size, encoder.patch_size)
+  if config.data.image_size != found.config.data.image_size:
+    before = patchify.grid_size(
+      found.config.data.image_size, encoder.patch_size
+    )
+    encoder = encoder.clone(learned_positions=True)
+    table = pos_embed.table_of(params, before, grid)
+    params["pos_embed"] = jax.device_put(
+      table, sharding.state_shardings(mesh, {"pos_embed": table})["pos_embed"]
+    )
   model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
   encoder = factory.with_computation(
     encoder.clone(config=dataclasses.replace(encoder.config, frozen=0)),
     dataclasses.replace(config, model=model),
     platform or mesh.devices.flat[0].platform,
   )
-  layer = encoder.config.depth if layer is None else layer
+  depth = encoder.config.depth
+  chosen = _checked_layers(layers, depth)
+  encoder, params = _first_blocks(encoder, params, chosen[-1])
+  parts = {"encoder": params}
   trained = classifiers.inference_params(found.params)
   # fc_norm belongs to mean pooling after the last block.
-  if (
-    layer == encoder.config.depth and pool == "mean" and vit.FC_NORM in trained
-  ):
+  if chosen[-1] == depth and pool == "mean" and vit.FC_NORM in trained:
     parts[vit.FC_NORM] = trained[vit.FC_NORM]
-  encoder, parts["encoder"] = _first_blocks(encoder, parts["encoder"], layer)
 
-  def apply(params: Any, pixels: jax.Array) -> jax.Array:
+  def apply(params: Any, pixels: jax.Array) -> Any:
     x = patchify.normalize(pixels, config.data.mean, config.data.std)
-    tokens: Any = encoder.apply({"params": params["encoder"]}, x)
-    out: Any = pooled(tokens)
+    inner = chosen if len(chosen) > 1 else ()
+    tokens: Any = encoder.apply({"params": params["encoder"]}, x, layers=inner)
+    *out, last = [pooled(t, grid) for t in (tokens if inner else [tokens])]
     if vit.FC_NORM in params:
       norm = transformer.layer_norm(vit.FC_NORM, encoder.config.norm_eps)
-      out = norm.apply({"params": params[vit.FC_NORM]}, out)
-    return out
+      last = norm.apply({"params": params[vit.FC_NORM]}, last)
+    return (*out, last) if inner else last
 
-  info = {"pool": pool, "layer": layer}
+  info = {"pool": pool, "layer": chosen[-1]}
   return FeatureExtractor(
-    jax.jit(apply), parts, config.data, "features", info, encoder, layer
+    jax.jit(apply), parts, config.data, "features", info, encoder, chosen
   )
+
+
+def _checked_layers(
+  layers: Sequence[int] | None, depth: int
+) -> tuple[int, ...]:
+  if layers is None:
+    return (depth,)
+  for layer in layers:
+    if not 1 <= layer <= depth:
+      raise ConfigError(f"--layer={layer}: the encoder has blocks 1 to {depth}")
+  if not layers:
+    raise ConfigError("layers=() names no block: leave it out for the last one")
+  return tuple(sorted(set(layers)))
 
 
 def _with_size(config: Config, image_size: tuple[int, int] | None) -> Config:
@@ -153,31 +211,10 @@ def _with_size(config: Config, image_size: tuple[int, int] | None) -> Config:
   return changed
 
 
-def _with_positions(
-  step: epath.Path, encoder: mae.Encoder, data: DataConfig, mesh: Mesh
-) -> Any:
-  """Loads the encoder with positions for images of another size."""
-  blank = jnp.zeros((1, *data.image_size, data.channels))
-  like = jax.eval_shape(encoder.init, jax.random.key(0), blank)["params"]
-  like = jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=where
-    ),
-    like,
-    sharding.state_shardings(mesh, like),
-  )
-  grid = patchify.grid_size(data.image_size, encoder.patch_size)
-  return init_from.load_encoder(step, like, mesh, grid, encoder)
-
-
 def _first_blocks(
   encoder: mae.Encoder, params: Any, layer: int
 ) -> tuple[mae.Encoder, Any]:
   """Cuts the encoder after a block; only the last block keeps the norm."""
-  if not 1 <= layer <= encoder.config.depth:
-    raise ConfigError(
-      f"--layer={layer}: the encoder has blocks 1 to {encoder.config.depth}"
-    )
   final_norm = encoder.final_norm and layer == encoder.config.depth
   stack = jax.tree.map(lambda leaf: leaf[:layer], params["stack"])
   config = dataclasses.replace(encoder.config, depth=layer)

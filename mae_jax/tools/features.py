@@ -43,8 +43,8 @@ def write(
       evaluation of the checkpoint's run.
     out: the .npz file, on a disk or in a bucket (gs://...); it appears when
       all is done.
-    pool: mean of the patch tokens, cls token, or all tokens with the class
-      token first.
+    pool: mean of the patch tokens, cls token, all tokens with the class token
+      first, or grid, the patch tokens as [rows, columns, D].
     layer: the block after which tokens are taken, 1 for the first; by default
       the last. Tokens of the last block pass the encoder's final norm, if it
       has one; earlier ones are raw. An encoder fine-tuned with mean pooling has

@@ -320,12 +320,7 @@ class _Checkpoint:
 
   def positions(self, encoder: Any, grid: tuple[int, int]) -> np.ndarray:
     """Returns the checkpoint's positions on the new grid, [1, 1 + L, D]."""
-    if "pos_embed" in encoder:
-      table = np.asarray(jax.device_get(encoder["pos_embed"]))
-    else:
-      table = self._sincos(encoder["cls_token"].shape[-1])
-    resized = pos_embed.resize(table[:, 1:], self._grid, grid)
-    return np.concatenate([table[:, :1], resized], axis=1)
+    return pos_embed.table_of(encoder, self._grid, grid)
 
   def adapted_embedding(self, encoder: Any) -> dict[str, Any]:
     """Adapts the patch embedding of an encoder to other patches."""

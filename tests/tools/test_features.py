@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mae_jax.config import ClassifyConfig, EvalConfig
+from mae_jax.evals import load_model
 from mae_jax.models import (
   batch_norm,
   classifiers,
@@ -290,7 +291,7 @@ def test_one_file(pretrained, photos, written):
     ({"out": "x.npy"}, "--out=x.npy does not end in .npz: .* as x.npz"),
     ({"out": "/proc/x/y.npz"}, "the folder of --out=/proc/x cannot be made"),
     ({"out": "{tmp}/d.npz"}, r"d.npz cannot be written \(it is a folder\)"),
-    ({"pool": "max"}, "--pool='max' is not known: known are all, cls, mean"),
+    ({"pool": "max"}, "--pool='max' is not known: known are all, cls, grid, mean"),
     ({"layer": 9}, "^--layer=9: the encoder has blocks 1 to 2$"),
     ({"layer": 0}, "^--layer=0: the encoder has blocks 1 to 2$"),
     ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
@@ -454,3 +455,44 @@ def test_the_last_layer_of_the_extractor_has_its_shape(pretrained):
   )
   assert network.shape == (17, 32)
   assert network.layer == 2
+
+
+@pytest.mark.parametrize("pool", feature_extractor.POOLS)
+def test_several_layers_equal_single_ones(pretrained, pool):
+  mesh = runs.devices_mesh()
+  found = load_model.load(pretrained, mesh)
+  depth = found.encoder.config.depth
+  shape = (2, *found.config.data.image_size, found.config.data.channels)
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  both = feature_extractor.extractor(
+    found, mesh, pool=pool, layers=range(1, depth + 1)
+  )
+  outputs = both.apply(both.params, images)
+  assert len(outputs) == depth == 2
+  for layer, output in enumerate(outputs, 1):
+    one = feature_extractor.extractor(found, mesh, pool=pool, layers=[layer])
+    np.testing.assert_allclose(
+      output, one.apply(one.params, images), atol=1e-5, rtol=0
+    )
+
+
+def test_a_grid_is_the_patch_tokens_in_place(pretrained):
+  mesh = runs.devices_mesh()
+  found = load_model.load(pretrained, mesh)
+  size = (24, 40)  # not square: rows and columns are told apart
+  shape = (2, *size, found.config.data.channels)
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  outputs = {}
+  for pool in ("grid", "all"):
+    network = feature_extractor.extractor(
+      found, mesh, pool=pool, image_size=size
+    )
+    outputs[pool] = np.asarray(network.apply(network.params, images))
+  rows, columns = (
+    side // patch
+    for side, patch in zip(size, found.encoder.patch_size, strict=True)
+  )
+  np.testing.assert_array_equal(
+    outputs["grid"],
+    outputs["all"][:, 1:].reshape(2, rows, columns, -1),
+  )

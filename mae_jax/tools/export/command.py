@@ -56,8 +56,8 @@ def write(
     weights: how kernels are stored: float32, bfloat16, or int8 with a scale
       for each output channel. The program computes with float32.
     dtype: float32 or bfloat16 activations; by default the run's.
-    pool: mean of the patch tokens, cls token, or all tokens with the class
-      token first; by default mean.
+    pool: mean of the patch tokens, cls token, all tokens with the class token
+      first, or grid, the patch tokens as [rows, columns, D]; by default mean.
     layer: the block after which tokens are taken, 1 for the first; by default
       the last. Tokens of the last block pass the encoder's final norm, if it
       has one; earlier ones are raw. An encoder fine-tuned with mean pooling has
