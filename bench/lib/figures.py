@@ -58,7 +58,7 @@ def reconstruct(workdir: pathlib.Path) -> Reconstructions:
   Random masks are equal for all runs with an equal mask ratio.
   """
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  network = reconstructor.Reconstructor(workdir, mesh)
+  network = reconstructor.load(workdir, mesh)
   source = sources.open_source(network.data, "eval")
   assert source is not None
   arrays, _, _ = extract.extract_source(

@@ -79,7 +79,7 @@ def load(
   overrides: conversion.ModelOverrides = conversion.NO_OVERRIDES,
   *,
   head: bool = False,
-  decoder: bool = False,
+  decoder: bool | None = False,
 ) -> LoadedModel:
   """Loads a checkpoint of any task, or weights of another format.
 
@@ -88,13 +88,14 @@ def load(
     mesh: the devices.
     overrides: what is known of the network besides.
     head: require a classifier.
-    decoder: require an autoencoder; otherwise its decoder is left out.
+    decoder: require an autoencoder; None keeps a decoder if there is one, False
+      leaves it out.
 
   Raises:
     ConfigError: if there is no checkpoint, it is damaged, or it lacks the
       required part.
   """
-  if not decoder:
+  if decoder is False:
     overrides = dataclasses.replace(overrides, no_decoder=True)
   params, run = conversion.load_any(path, mesh, overrides)
   config, platform = run.config, mesh.devices.flat[0].platform
@@ -119,7 +120,7 @@ def load(
       learned_positions="pos_embed" in found["encoder"]
     )
     built_decoder = None
-    if decoder:
+    if decoder is not False and "decoder" in found:
       built_decoder = factory.masked_autoencoder(
         config, platform
       ).decoder.clone(learned_positions="pos_embed" in found["decoder"])

@@ -77,10 +77,12 @@ class FeatureExtractor(ImageFunction):
     encoder: the network, up to the last of `layers`.
     layers: the blocks after which tokens are taken, from 1, in order. With
       several, `apply` returns a tuple.
+    select: takes the parameters that `apply` needs from those by role.
   """
 
   encoder: mae.Encoder
   layers: tuple[int, ...]
+  select: Callable[[Any], dict[str, Any]]
 
   @property
   def layer(self) -> int:
@@ -142,31 +144,41 @@ def extractor(
   """
   pooled = lookup(POOLS, pool, "--pool")
   config = _with_size(found.config, image_size)
-  encoder, params = found.encoder, dict(found.encoder_params)
-  grid = patchify.grid_size(config.data.image_size, encoder.patch_size)
-  if config.data.image_size != found.config.data.image_size:
-    before = patchify.grid_size(
-      found.config.data.image_size, encoder.patch_size
-    )
+  encoder, positions = found.encoder, {}
+  before, grid = (
+    patchify.grid_size(each.data.image_size, encoder.patch_size)
+    for each in (found.config, config)
+  )
+  if grid != before:
     encoder = encoder.clone(learned_positions=True)
-    table = pos_embed.table_of(params, before, grid)
-    params["pos_embed"] = jax.device_put(
-      table, sharding.state_shardings(mesh, {"pos_embed": table})["pos_embed"]
-    )
+    table = pos_embed.table_of(found.encoder_params, before, grid)
+    where = sharding.state_shardings(mesh, {"pos_embed": table})
+    positions = jax.device_put({"pos_embed": table}, where)
+  depth = encoder.config.depth
+  chosen = _checked_layers(layers, depth)
+  last_block = chosen[-1] == depth
   model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
   encoder = factory.with_computation(
-    encoder.clone(config=dataclasses.replace(encoder.config, frozen=0)),
+    encoder.clone(
+      config=dataclasses.replace(encoder.config, frozen=0, depth=chosen[-1]),
+      final_norm=encoder.final_norm and last_block,
+    ),
     dataclasses.replace(config, model=model),
     platform or mesh.devices.flat[0].platform,
   )
-  depth = encoder.config.depth
-  chosen = _checked_layers(layers, depth)
-  encoder, params = _first_blocks(encoder, params, chosen[-1])
-  parts = {"encoder": params}
-  trained = classifiers.inference_params(found.params)
-  # fc_norm belongs to mean pooling after the last block.
-  if chosen[-1] == depth and pool == "mean" and vit.FC_NORM in trained:
-    parts[vit.FC_NORM] = trained[vit.FC_NORM]
+
+  def select(params: Any) -> dict[str, Any]:
+    trained = classifiers.inference_params(params)
+    parts = {"encoder": {**trained["encoder"], **positions}}
+    parts["encoder"]["stack"] = jax.tree.map(
+      lambda leaf: leaf[: chosen[-1]], trained["encoder"]["stack"]
+    )
+    if not encoder.final_norm:
+      parts["encoder"].pop("norm", None)
+    # fc_norm belongs to mean pooling after the last block.
+    if last_block and pool == "mean" and vit.FC_NORM in trained:
+      parts[vit.FC_NORM] = trained[vit.FC_NORM]
+    return parts
 
   def apply(params: Any, pixels: jax.Array) -> Any:
     x = patchify.normalize(pixels, config.data.mean, config.data.std)
@@ -178,9 +190,15 @@ def extractor(
       last = norm.apply({"params": params[vit.FC_NORM]}, last)
     return (*out, last) if inner else last
 
-  info = {"pool": pool, "layer": chosen[-1]}
   return FeatureExtractor(
-    jax.jit(apply), parts, config.data, "features", info, encoder, chosen
+    jax.jit(apply),
+    select(found.params),
+    config.data,
+    "features",
+    {"pool": pool, "layer": chosen[-1]},
+    encoder,
+    chosen,
+    select,
   )
 
 
@@ -209,15 +227,3 @@ def _with_size(config: Config, image_size: tuple[int, int] | None) -> Config:
     text = re.sub(r"(config\.)?data\.image_size", "--image_size", str(error))
     raise ConfigError(text) from None
   return changed
-
-
-def _first_blocks(
-  encoder: mae.Encoder, params: Any, layer: int
-) -> tuple[mae.Encoder, Any]:
-  """Cuts the encoder after a block; only the last block keeps the norm."""
-  final_norm = encoder.final_norm and layer == encoder.config.depth
-  stack = jax.tree.map(lambda leaf: leaf[:layer], params["stack"])
-  config = dataclasses.replace(encoder.config, depth=layer)
-  return encoder.clone(config=config, final_norm=final_norm), {
-    name: leaf for name, leaf in params.items() if name != "norm" or final_norm
-  } | {"stack": stack}

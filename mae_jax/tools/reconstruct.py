@@ -85,7 +85,7 @@ def write(
     settings
   )
   with output_folder.replacing(out, "reconstruct", recorded) as album:
-    network = reconstructor.Reconstructor(checkpoint, target=target)
+    network = reconstructor.load(checkpoint, target=target)
     studio = studio_lib.FigureMaker(network, settings)
     source = image_files.open_images(images, network.data)
     total = len(source.names)

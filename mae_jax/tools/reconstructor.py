@@ -31,30 +31,10 @@ class Reconstructor:
     normalized: whether it predicts normalized patches.
   """
 
-  def __init__(
-    self,
-    checkpoint: epath.PathLike,
-    mesh: Mesh | None = None,
-    target: str | None = None,
-  ):
-    """Loads a checkpoint that has a decoder.
-
-    Args:
-      checkpoint: a workdir, a checkpoint, or weights.
-      mesh: the devices; None for the first alone.
-      target: norm_pix or raw, for weights that do not say what they predict.
-
-    Raises:
-      ConfigError: if there is no such checkpoint, or it has another target.
-    """
-    if target is not None:
-      check_name(model_info.TARGETS, target, "--target")
-    mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    hints = conversion.ModelOverrides(target=target, insist=target is not None)
-    found = load_model.load(checkpoint, mesh, hints, decoder=True)
+  def __init__(self, found: load_model.LoadedModel, mesh: Mesh):
+    """Prepares a network that has a decoder, on devices."""
     model = found.autoencoder
     self._variables = mae.apply_variables(found.params)
-    run = found.metadata
     # Each number of visible patches compiles a program: a rolled scan compiles
     # faster.
     encoder, decoder = (
@@ -63,15 +43,11 @@ class Reconstructor:
     )
     self._model = model.clone(encoder=encoder, decoder=decoder)
     self._mesh = mesh
-    self.data = run.config.data
+    self.data = found.config.data
     self.patch_size = self._model.encoder.patch_size
     self.grid = patchify.grid_size(self.data.image_size, self.patch_size)
-    self.mask_ratio = run.config.objective.mask_ratio
+    self.mask_ratio = found.config.objective.mask_ratio
     self.normalized = self._model.target.normalized
-    if target is not None and model_info.TARGETS[target] != self.normalized:
-      raise ConfigError(
-        f"--target={target} contradicts {checkpoint}: leave the flag out"
-      )
 
   def masks(
     self,
@@ -186,6 +162,34 @@ class Reconstructor:
       return out
 
     return jax.jit(apply, static_argnames="num_keep")
+
+
+def load(
+  checkpoint: epath.PathLike,
+  mesh: Mesh | None = None,
+  target: str | None = None,
+) -> Reconstructor:
+  """Loads a checkpoint that has a decoder.
+
+  Args:
+    checkpoint: a workdir, a checkpoint, or weights.
+    mesh: the devices; None for the first alone.
+    target: norm_pix or raw, for weights that do not say what they predict.
+
+  Raises:
+    ConfigError: if there is no such checkpoint, or it has another target.
+  """
+  if target is not None:
+    check_name(model_info.TARGETS, target, "--target")
+  mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  hints = conversion.ModelOverrides(target=target, insist=target is not None)
+  found = load_model.load(checkpoint, mesh, hints, decoder=True)
+  network = Reconstructor(found, mesh)
+  if target is not None and model_info.TARGETS[target] != network.normalized:
+    raise ConfigError(
+      f"--target={target} contradicts {checkpoint}: leave the flag out"
+    )
+  return network
 
 
 def _parted(hidden: np.ndarray, passes: int) -> list[np.ndarray]:

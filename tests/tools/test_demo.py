@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(workdir):
-  return reconstructor.Reconstructor(workdir, runs.devices_mesh(1))
+  return reconstructor.load(workdir, runs.devices_mesh(1))
 
 
 @pytest.fixture(scope="module")

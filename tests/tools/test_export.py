@@ -428,7 +428,10 @@ def test_a_disk_that_fills_up_is_named(pretrained, tmp_path, monkeypatch, form):
     ({"weights": "int4"}, "--weights='int4' is not known: .*int8"),
     ({"what": "encoder"}, "--what='encoder' is not known: .*features"),
     ({"dtype": "float16"}, "--dtype='float16' is not known: .*bfloat16"),
-    ({"pool": "max"}, "--pool='max' is not known: known are all, cls, mean"),
+    (
+      {"pool": "max"},
+      "--pool='max' is not known: known are all, cls, grid, mean",
+    ),
     ({"checkpoint": "nowhere"}, "there is no checkpoint in nowhere: name a"),
     ({"what": "classifier"}, "--what=classifier: .* has no head: .*features"),
     ({"layer": 3}, "--layer=3: the encoder has blocks 1 to 2"),

@@ -291,7 +291,10 @@ def test_one_file(pretrained, photos, written):
     ({"out": "x.npy"}, "--out=x.npy does not end in .npz: .* as x.npz"),
     ({"out": "/proc/x/y.npz"}, "the folder of --out=/proc/x cannot be made"),
     ({"out": "{tmp}/d.npz"}, r"d.npz cannot be written \(it is a folder\)"),
-    ({"pool": "max"}, "--pool='max' is not known: known are all, cls, grid, mean"),
+    (
+      {"pool": "max"},
+      "--pool='max' is not known: known are all, cls, grid, mean",
+    ),
     ({"layer": 9}, "^--layer=9: the encoder has blocks 1 to 2$"),
     ({"layer": 0}, "^--layer=0: the encoder has blocks 1 to 2$"),
     ({"batch_size": 0}, "--batch_size=0 must be at least 1"),

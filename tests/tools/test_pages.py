@@ -202,7 +202,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(visit, page_of_two):
 def demo(tmp_path_factory):
   """The address of the demo page of a network after a few steps."""
   workdir = runs.pretrained(tmp_path_factory.mktemp("run"))
-  network = reconstructor.Reconstructor(workdir, runs.devices_mesh(1))
+  network = reconstructor.load(workdir, runs.devices_mesh(1))
   opened = server.Server(network, "127.0.0.1", 0)
   thread = threading.Thread(target=opened.serve_forever, daemon=True)
   thread.start()

@@ -166,7 +166,7 @@ def test_a_perfect_network_reconstructs_the_original(
   workdirs, target: str, passes: int, monkeypatch
 ):
   mesh = sharding.make_mesh(MeshConfig(), runs.devices_mesh(1).devices.flat)
-  network = reconstructor.Reconstructor(workdirs[target], mesh)
+  network = reconstructor.load(workdirs[target], mesh)
   perfect(network, monkeypatch)
   pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
   hidden = network.masks("random", 0.5, 2, 0)
@@ -177,7 +177,7 @@ def test_a_perfect_network_reconstructs_the_original(
 
 def test_multipass_predicts_each_patch_without_seeing_it(workdirs, monkeypatch):
   mesh = sharding.make_mesh(MeshConfig(), runs.devices_mesh(1).devices.flat)
-  network = reconstructor.Reconstructor(workdirs["raw"], mesh)
+  network = reconstructor.load(workdirs["raw"], mesh)
   shown = []
   predict = network.predict
   monkeypatch.setattr(

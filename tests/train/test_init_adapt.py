@@ -88,7 +88,7 @@ def test_pre_training_resumes_with_larger_images(start, tmp_path):
   found = runs.params(tmp_path, config)
   before = runs.params(start, tiny.config())
   jax.tree.map(np.testing.assert_array_equal, found, before)
-  network = reconstructor.Reconstructor(tmp_path, runs.devices_mesh())
+  network = reconstructor.load(tmp_path, runs.devices_mesh())
   pixels = np.zeros((2, 12, 16, 1), np.uint8)
   hidden = network.masks("random", 0.5, 2, seed=0)
   assert network.predict(pixels, hidden).shape == (2, 48, 4)

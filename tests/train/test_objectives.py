@@ -168,9 +168,7 @@ def test_a_fitted_target_is_saved_and_reused(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
   # Reconstructions are patches of pixels, also for this target.
-  network = reconstructor.Reconstructor(
-    tmp_path / "second", runs.devices_mesh()
-  )
+  network = reconstructor.load(tmp_path / "second", runs.devices_mesh())
   pixels = np.zeros((2, 8, 8, 1), np.uint8)
   hidden = network.masks("random", 0.5, 2, seed=0)
   assert network.predict(pixels, hidden).shape == (2, 16, 4)

@@ -32,7 +32,7 @@ def run(
     ConfigError: if there is no such checkpoint, or the address is taken.
   """
   server.check_port(port)  # before the weights are loaded
-  network = reconstructor.Reconstructor(checkpoint, target=target)
+  network = reconstructor.load(checkpoint, target=target)
   opened = server.Server(network, host, port)
   with opened:
     address = f"http://{host}:{opened.server_port}/"
