@@ -1,22 +1,20 @@
 """Trains or evaluates: `python -m mae_jax.main --config=FILE --workdir=DIR`.
 
-The task in the config says what runs; `TASKS` says where it lives.
+The task in the config says what runs; `train/tasks` says where it lives.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import logging
 
 from mae_jax import distributed
-from mae_jax.config import TASKS as TRAINED_TASKS
 from mae_jax.config import Config
 from mae_jax.tools import cli
 from mae_jax.train import tasks
@@ -29,35 +27,6 @@ from mae_jax.utils import (
   storage,
 )
 from mae_jax.utils.errors import ConfigError
-
-Run: TypeAlias = Callable[[Config, str, signals.StopSignals], None]
-
-
-def _train(name: str) -> Run:
-  from mae_jax.train import loop
-
-  return functools.partial(loop.train, tasks.load(name))
-
-
-def _label_efficiency() -> Run:
-  from mae_jax.train.tasks import label_efficiency
-
-  return label_efficiency.run
-
-
-def _evaluate() -> Run:
-  from mae_jax.evals import standalone
-
-  return standalone.run
-
-
-# A task is imported when it is chosen: that imports TensorFlow, which takes
-# seconds, and a wrong setting should be reported before.
-TASKS: dict[str, Callable[[], Run]] = {
-  **{name: functools.partial(_train, name) for name in TRAINED_TASKS},
-  "label_efficiency": _label_efficiency,
-  "evaluate": _evaluate,
-}
 
 
 def train(
@@ -103,7 +72,7 @@ def train(
     )
     distributed.check_same_settings(config)
     startup.mark("processes")
-  run = TASKS[config.task]()
+  run = tasks.runner(config.task)
   startup.mark("imports")
   run(config, workdir, stop)
 

@@ -25,6 +25,7 @@ TIERS = {
   "conversion": 4,
   "evals": 5,
   "train": 6,
+  "api": 7,
   "tools": 7,
   "main": 8,
   "__main__": 8,

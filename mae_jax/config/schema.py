@@ -18,7 +18,7 @@ import functools
 import math
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, dataclass_transform
 
 from mae_jax.utils.errors import ConfigError, abbreviate
@@ -787,6 +787,28 @@ class Config:
     help="let init_from have another patch size or number of channels; see "
     "mae_jax/models/resize_patches.py",
   )
+
+  def replace(self, changes: Mapping[str, Any]) -> Config:
+    """Returns a config with other settings.
+
+    The learning rate follows `optim.blr` and `data.batch_size`, unless it was
+    set apart from them.
+
+    Args:
+      changes: values by name, as {"data.path": "photos", "task": "pretrain"}.
+
+    Raises:
+      ConfigError: if a name is not known, or a value cannot work.
+
+    Example:
+      >>> import mae_jax
+      >>> config = mae_jax.recipe("few_images").replace({"data.path": "photos"})
+      >>> config.data.path
+      'photos'
+    """
+    from mae_jax.config import changes as changes_lib  # which imports this
+
+    return changes_lib.replace(self, changes)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

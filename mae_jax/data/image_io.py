@@ -13,6 +13,8 @@ import numpy as np
 from etils import epath
 from PIL import Image, UnidentifiedImageError
 
+from mae_jax.utils.errors import ConfigError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 1 << 30  # per image; Pillow's own limit is a sixth of it
 NPY = b"\x93NUMPY"
@@ -244,12 +246,33 @@ def _crop_array(
   part = array[top : top + height, left : left + width]
   if part.dtype.itemsize == 2:
     part = part >> 8
-  part = np.ascontiguousarray(part, np.uint8)
-  if part.shape[-1] == channels:
-    return part
+  return with_channels(np.ascontiguousarray(part, np.uint8), channels)
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+  """Turns gray uint8 [H, W, C] into color, or color into gray, if wanted."""
+  if pixels.shape[-1] == channels:
+    return pixels
   if channels == 3:
-    return np.repeat(part, 3, axis=-1)
-  return np.asarray(Image.fromarray(part).convert("L"))[..., None]
+    return np.repeat(pixels, 3, axis=-1)
+  color = Image.fromarray(np.ascontiguousarray(pixels))
+  return np.asarray(color.convert("L"))[..., None]
+
+
+def to_pixels(image: Any, channels: int, exif_rotate: bool) -> np.ndarray:
+  """Converts a Pillow image to uint8 [H, W, C], as `load_box` does files.
+
+  Raises:
+    ConfigError: if its mode has no known range.
+  """
+  if image.mode in ("I", "F") or channels not in (1, 3):
+    raise ConfigError(
+      f"a Pillow image of mode {image.mode} cannot be {channels} channels of 8 "
+      "bits: give an array of uint8 [H, W, C]"
+    )
+  if exif_rotate and (turn := image.getexif().get(_ORIENTATION_TAG, 1)) != 1:
+    image = image.transpose(_TRANSPOSES[turn]) if turn in _TRANSPOSES else image
+  return _to_channels(image.copy(), 16, channels)
 
 
 def _reason(error: Exception) -> bytes:

@@ -170,9 +170,10 @@ def extractor(
   def select(params: Any) -> dict[str, Any]:
     trained = classifiers.inference_params(params)
     parts = {"encoder": {**trained["encoder"], **positions}}
-    parts["encoder"]["stack"] = jax.tree.map(
-      lambda leaf: leaf[: chosen[-1]], trained["encoder"]["stack"]
-    )
+    if not last_block:
+      parts["encoder"]["stack"] = jax.tree.map(
+        lambda leaf: leaf[: chosen[-1]], trained["encoder"]["stack"]
+      )
     if not encoder.final_norm:
       parts["encoder"].pop("norm", None)
     # fc_norm belongs to mean pooling after the last block.

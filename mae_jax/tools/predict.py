@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from mae_jax.config import MeshConfig
 from mae_jax.data import image_files
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
+from mae_jax.models import classifiers
 from mae_jax.tools import cli, image_stream
 from mae_jax.utils import atomic_write, console, storage
 from mae_jax.utils.errors import ConfigError
@@ -119,15 +120,7 @@ def predictions(
     batch_size: images at a time over all devices, rounded up to a multiple of
       their number.
   """
-  classifier = found.classifier
-  k = min(top, len(found.class_names))
-
-  @jax.jit
-  def best(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    scores = jax.nn.softmax(classifier.logits(params, pixels))
-    values, labels = jax.lax.top_k(scores, k)
-    return labels, values
-
+  best = best_classes(found.classifier, min(top, len(found.class_names)))
   start = 0
   for (labels, values), readable in image_stream.stream(
     best,
@@ -141,6 +134,23 @@ def predictions(
       name = source.names[start + int(row)]
       yield Prediction(name, labels[row], values[row])
     start += len(readable)
+
+
+def best_classes(
+  classifier: classifiers.Classifier, k: int
+) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+  """Returns a jitted function from parameters and uint8 images [B, H, W, C].
+
+  It computes labels int32 [B, k], the best first, and their probabilities.
+  """
+
+  @jax.jit
+  def best(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    scores = jax.nn.softmax(classifier.logits(params, pixels))
+    values, labels = jax.lax.top_k(scores, k)
+    return labels, values
+
+  return best
 
 
 def _report(

@@ -1,9 +1,17 @@
-"""Messages to the terminal; a closed terminal or pipe never ends a run."""
+"""Messages to the terminal; a closed terminal or pipe never ends a run.
+
+Inside `as_library` nothing goes to the terminal.
+"""
 
 import contextlib
+import contextvars
+import dataclasses
 import os
+import pathlib
 import re
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import tqdm
@@ -31,6 +39,32 @@ class _Stderr:
 
 STDERR = _Stderr()
 _process = 0
+_PACKAGE = str(pathlib.Path(__file__).parents[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Library:
+  notes: list[str]
+  progress: bool
+
+
+_library: contextvars.ContextVar[_Library | None] = contextvars.ContextVar(
+  "library", default=None
+)
+
+
+@contextlib.contextmanager
+def as_library(notes: list[str], progress: bool = False) -> Iterator[None]:
+  """Prints nothing in the block.
+
+  Messages are added to `notes`, and warnings go to `warnings.warn`. Progress
+  bars are drawn only with `progress`.
+  """
+  token = _library.set(_Library(notes, progress))
+  try:
+    yield
+  finally:
+    _library.reset(token)
 
 
 def set_process(number: int) -> None:
@@ -51,6 +85,9 @@ def is_first() -> bool:
 
 def info(text: str) -> None:
   """Prints to standard output without breaking a progress bar."""
+  if library := _library.get():
+    library.notes.append(text)
+    return
   # Characters that the stream cannot encode are escaped.
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
   text = _escape(text).encode(encoding, "backslashreplace").decode(encoding)
@@ -70,6 +107,8 @@ def progress_bar(
   total: int | None, unit: str = "image", **settings: Any
 ) -> tqdm.tqdm:
   """Makes tqdm's progress bar on standard error; `total` is None if unknown."""
+  if (library := _library.get()) and not library.progress:
+    settings["disable"] = True
   return tqdm.tqdm(
     total=total,
     unit=unit,
@@ -90,7 +129,12 @@ def warn(text: str, *, shared: bool = False) -> None:
 
   If all processes have the same warning (`shared`), only process 0 prints it.
   """
-  if not (shared and _process):
+  if shared and _process:
+    return
+  if _library.get():
+    # The warning points at the user's line, not at one of this package.
+    warnings.warn(text, stacklevel=2, skip_file_prefixes=(_PACKAGE,))
+  else:
     tqdm.tqdm.write(f"{prefix()}warning: {_escape(text)}", file=STDERR)
 
 

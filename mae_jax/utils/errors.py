@@ -1,5 +1,6 @@
 """User errors, and the one-line messages that explain them."""
 
+import re
 import sys
 from typing import Any
 
@@ -9,6 +10,14 @@ _NO_MEMORY = "ResourceExhaustedError"
 
 class ConfigError(ValueError):
   """A setting that cannot work; the message names the value and the way out."""
+
+  @property
+  def setting(self) -> str | None:
+    """The first setting or argument that the message names, if any."""
+    text = str(self)
+    found = re.search(r"\b([a-z]\w*(?:\.[a-z]\w*)*)=", text)
+    found = found or re.match(r"([a-z]\w*)(?:\[\d+\])? (?:is|has|must) ", text)
+    return found[1].removeprefix("config.") if found else None
 
 
 class TrainingError(RuntimeError):

@@ -1,0 +1,95 @@
+"""Images as users have them: paths, folders, Pillow images, arrays, lists."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mae_jax.config import DataConfig
+from mae_jax.data import image_files, image_io
+from mae_jax.data.image_files import Images
+from mae_jax.utils.errors import ConfigError
+
+# One image or several: a path of a file or a folder; a Pillow image; an array
+# [H, W], [H, W, C] or [N, H, W, C] of uint8 (NumPy, JAX, PyTorch); or a
+# sequence of these.
+ImageInput = Any
+
+
+def as_images(given: ImageInput, data: DataConfig) -> Images:
+  """Converts images to what networks are run over.
+
+  Args:
+    given: see ImageInput.
+    data: `channels` and `exif_rotate`.
+
+  Returns:
+    The images. Those that are no files are named by their numbers.
+
+  Raises:
+    ConfigError: if there is no image, a path does not exist, or an array has
+      another type, shape or number of channels.
+  """
+  parts = _parts(given, data, "images")
+  if not parts:
+    raise ConfigError("images is empty: give at least one image")
+  if len(parts) == 1 and isinstance(parts[0], Images):
+    return parts[0]
+  names: list[str] = []
+  places: list[tuple[Images | np.ndarray, int]] = []
+  for part in parts:
+    found = part.names if isinstance(part, Images) else [str(len(names))]
+    names += found
+    places += [(part, index) for index in range(len(found))]
+
+  def read(number: int) -> np.ndarray:
+    part, index = places[number]
+    return part.read(index) if isinstance(part, Images) else part
+
+  return Images(names, read)
+
+
+def _parts(
+  given: ImageInput, data: DataConfig, what: str
+) -> list[Images | np.ndarray]:
+  """Returns opened paths, and uint8 [H, W, C] of each array."""
+  if isinstance(given, str | os.PathLike):
+    return [image_files.open_images(os.path.expanduser(given), data)]
+  if isinstance(given, Image.Image):
+    return [image_io.to_pixels(given, data.channels, data.exif_rotate)]
+  if isinstance(given, Sequence):
+    return [
+      part
+      for number, each in enumerate(given)
+      for part in _parts(each, data, f"images[{number}]")
+    ]
+  if not hasattr(given, "__array__"):
+    raise ConfigError(
+      f"{what} is a {type(given).__name__}: give a path, a folder, a Pillow "
+      "image, an array of uint8 [H, W, C] or [N, H, W, C], or a list of these"
+    )
+  array = np.asarray(given)
+  if array.dtype != np.uint8:
+    raise ConfigError(
+      f"{what} has dtype {array.dtype}, whose range is not known: give uint8 "
+      "from 0 to 255, for instance (255 * images).round().astype(np.uint8)"
+    )
+  if array.ndim not in (2, 3, 4) or 0 in array.shape:
+    raise ConfigError(
+      f"{what} has shape {array.shape}: give [H, W], [H, W, C] or [N, H, W, C]"
+    )
+  if array.ndim == 2:
+    array = array[..., None]
+  found = array.shape[-1]
+  if found != data.channels and {found, data.channels} != {1, 3}:
+    hint = ""
+    if data.channels in array.shape[-3:-1] and found not in (1, 3):
+      hint = "; channels come last: use images.transpose(0, 2, 3, 1)"
+    raise ConfigError(
+      f"{what} has shape {array.shape}, which is {found} channels, and the "
+      f"network takes {data.channels}{hint}"
+    )
+  whole = array if array.ndim == 4 else array[None]
+  return [image_io.with_channels(each, data.channels) for each in whole]

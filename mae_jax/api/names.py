@@ -1,0 +1,64 @@
+"""Names of networks: this project's, as vit_b16, and timm's."""
+
+import fnmatch
+import re
+
+from mae_jax.models import architecture
+from mae_jax.utils.errors import ConfigError
+
+_TIMM = {
+  "tiny": "Ti",
+  "small": "S",
+  "base": "B",
+  "large": "L",
+  "huge": "H",
+  "giant": "g",
+}
+# Of `list_models`; other patch sizes work too.
+_PATCHES = {"H": (14,), "g": (14,), "2B": (14,)}
+_USUAL = (8, 16)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+  """Lists names for `create_model`.
+
+  Args:
+    pattern: a pattern of file names, as "vit_b*".
+
+  Example:
+    >>> import mae_jax
+    >>> mae_jax.list_models("vit_[bl]*")
+    ['vit_b8', 'vit_b16', 'vit_l8', 'vit_l16']
+  """
+  names = [
+    f"vit_{size.lower()}{patch}"
+    for size in architecture.VARIANTS
+    for patch in _PATCHES.get(size, _USUAL)
+  ]
+  return [name for name in names if fnmatch.fnmatch(name, pattern)]
+
+
+def variant_of(name: str) -> str:
+  """Returns the variant, as "B/16", of a name.
+
+  Args:
+    name: "vit_b16", "B/16", or timm's "vit_base_patch16_224", whose image size
+      is not used.
+
+  Raises:
+    ConfigError: if there is no such size.
+  """
+  if "/" in name:
+    architecture.parse(name)
+    return name
+  sizes = {size.lower(): size for size in architecture.VARIANTS}
+  match = re.fullmatch(rf"vit_({'|'.join(sizes)})_?(\d+)", name)
+  if match:
+    return f"{sizes[match[1]]}/{match[2]}"
+  match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)(_\d+)?", name)
+  if match and match[1] in _TIMM:
+    return f"{_TIMM[match[1]]}/{match[2]}"
+  raise ConfigError(
+    f"name={name!r} is not known: use {', '.join(list_models())}, or another "
+    "patch size, as vit_b4"
+  )

@@ -1,0 +1,239 @@
+"""What the methods of a model return: arrays with names, shown in notebooks."""
+
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from mae_jax.evals import image_metrics
+from mae_jax.evals.reconstruction import GRAY
+from mae_jax.tools import attention_maps
+from mae_jax.utils import image_grid
+
+_MAX_ROWS = 24  # images on a sheet
+
+
+def _png(picture: Image.Image) -> bytes:
+  file = io.BytesIO()
+  picture.save(file, format="png")
+  return file.getvalue()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Features:
+  """Features of images.
+
+  Attributes:
+    values: float32 [N, ...]; NaN where an image cannot be read.
+    names: N file names, or numbers of images that are no files.
+    readable: bool [N].
+  """
+
+  values: np.ndarray
+  names: Sequence[str]
+  readable: np.ndarray
+
+  def __array__(self, dtype: object = None, copy: bool | None = None):
+    return np.array(self.values, dtype=dtype, copy=copy)  # type: ignore[call-overload]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __repr__(self) -> str:
+    return f"Features({list(self.values.shape)}, names={_few(self.names)})"
+
+
+class LayerFeatures(dict[int, np.ndarray]):
+  """Features after several blocks: float32 [N, ...] by number of the block.
+
+  Attributes:
+    names: N file names, or numbers of images that are no files.
+    readable: bool [N]; values of other images are NaN.
+  """
+
+  def __init__(
+    self,
+    values: dict[int, np.ndarray],
+    names: Sequence[str],
+    readable: np.ndarray,
+  ):
+    super().__init__(values)
+    self.names, self.readable = names, readable
+
+  def __repr__(self) -> str:
+    shapes = ", ".join(f"{k}: {list(v.shape)}" for k, v in self.items())
+    return f"LayerFeatures({{{shapes}}}, names={_few(self.names)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Predictions:
+  """The most likely classes of images, best first.
+
+  Attributes:
+    names: N file names, or numbers of images that are no files.
+    labels: int [N, k].
+    probabilities: float32 [N, k], softmax over all classes; NaN where an image
+      cannot be read.
+    class_names: the name of each label.
+  """
+
+  names: Sequence[str]
+  labels: np.ndarray
+  probabilities: np.ndarray
+  class_names: Sequence[str]
+
+  @property
+  def classes(self) -> list[list[str]]:
+    """Names of the classes in `labels`."""
+    return [[self.class_names[x] for x in row] for row in self.labels]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __iter__(self) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yields each image's name, and its probabilities by class."""
+    for name, words, values in zip(
+      self.names, self.classes, self.probabilities, strict=True
+    ):
+      yield name, dict(zip(words, map(float, values), strict=True))
+
+  def __repr__(self) -> str:
+    lines = []
+    for name, (found) in list(self)[:_MAX_ROWS]:
+      text = ", ".join(f"{word} {100 * p:.1f} %" for word, p in found.items())
+      lines.append(f"{name}: {text}")
+    if len(self) > _MAX_ROWS:
+      lines.append(f"and {len(self) - _MAX_ROWS} more")
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Reconstruction:
+  """Reconstructions of masked images; a notebook shows them as a sheet.
+
+  Attributes:
+    names: N file names, or numbers of images that are no files.
+    original: uint8 [N, H, W, C], the images as the network sees them.
+    mask: bool [N, rows, columns], True for masked patches.
+    reconstruction: uint8 [N, H, W, C], all patches as predicted.
+  """
+
+  names: Sequence[str]
+  original: np.ndarray
+  mask: np.ndarray
+  reconstruction: np.ndarray
+
+  @property
+  def hidden(self) -> np.ndarray:
+    """Bool [N, H, W], the masked pixels."""
+    _, height, width, _ = self.original.shape
+    rows, columns = self.mask.shape[1:]
+    tall = self.mask.repeat(height // rows, axis=1)
+    return tall.repeat(width // columns, axis=2)
+
+  @property
+  def masked(self) -> np.ndarray:
+    """uint8 [N, H, W, C], the originals with gray masked patches."""
+    return np.where(self.hidden[..., None], np.uint8(GRAY), self.original)
+
+  @property
+  def pasted(self) -> np.ndarray:
+    """uint8 [N, H, W, C], the reconstruction with the visible patches."""
+    return np.where(self.hidden[..., None], self.reconstruction, self.original)
+
+  @property
+  def psnr(self) -> np.ndarray:
+    """Float [N], PSNR of the masked pixels in dB."""
+    return np.array([score.psnr_hidden for score in self.scores])
+
+  @property
+  def scores(self) -> list[image_metrics.Score]:
+    """PSNR and SSIM of each image of `pasted`."""
+    return [
+      image_metrics.score(*each)
+      for each in zip(self.pasted, self.original, self.hidden, strict=True)
+    ]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def sheet(self) -> Image.Image:
+    """Draws original, masked and `pasted` of up to 24 images, side by side."""
+    titles = ("original", "masked", "reconstruction")
+    columns = self.original, self.masked, self.pasted
+    rows = list(zip(*(x[:_MAX_ROWS] for x in columns), strict=True))
+    share = f"{self.mask.mean():.0%} masked"
+    captions = [
+      (name, share, f"PSNR {score.psnr_hidden:.1f} dB")
+      for name, score in zip(
+        self.names[:_MAX_ROWS], self.scores[:_MAX_ROWS], strict=True
+      )
+    ]
+    return Image.fromarray(image_grid.draw_grid(rows, titles, captions))
+
+  def _repr_png_(self) -> bytes:
+    return _png(self.sheet())
+
+  def __repr__(self) -> str:
+    return (
+      f"Reconstruction({list(self.original.shape)}, {self.mask.mean():.0%} "
+      f"masked, PSNR of masked pixels {self.psnr.mean():.1f} dB)"
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Attention:
+  """Attention of one block; a notebook shows it as a sheet.
+
+  Attributes:
+    names: N file names, or numbers of images that are no files.
+    original: uint8 [N, H, W, C], the images as the network sees them.
+    heads: float32 [N, heads, rows, columns], attention of the query token to
+      each patch; a row of attention without the class token's own share.
+    rollout: float [N, rows, columns], attention rollout from the class token
+      over all blocks up to this one (Abnar and Zuidema 2020).
+    layer: number of the block, from 1.
+  """
+
+  names: Sequence[str]
+  original: np.ndarray
+  heads: np.ndarray
+  rollout: np.ndarray
+  layer: int
+
+  @property
+  def mean(self) -> np.ndarray:
+    """float32 [N, rows, columns], the mean over heads."""
+    return self.heads.mean(axis=1)
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def sheet(self) -> Image.Image:
+    """Draws original, mean of heads and rollout of up to 24 images."""
+    rows, captions = [], []
+    grid = self.rollout.shape[1:]
+    for index, name in enumerate(self.names[:_MAX_ROWS]):
+      image = self.original[index]
+      maps = self.mean[index].reshape(-1), self.rollout[index].reshape(-1)
+      overlays = [attention_maps.overlay(image, each, grid) for each in maps]
+      rows.append([image, *overlays])
+      captions.append([name, f"block {self.layer}", ""])
+    titles = ("original", "mean of heads", "rollout")
+    return Image.fromarray(image_grid.draw_grid(rows, titles, captions))
+
+  def _repr_png_(self) -> bytes:
+    return _png(self.sheet())
+
+  def __repr__(self) -> str:
+    return (
+      f"Attention(block {self.layer}, heads {list(self.heads.shape)}, "
+      f"names={_few(self.names)})"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+  more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+  return f"[{', '.join(map(repr, names[:3]))}{more}]"

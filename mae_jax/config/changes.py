@@ -1,0 +1,30 @@
+"""Changes settings of a checked config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mae_jax.config.schema import Config, to_dict
+from mae_jax.config.validate import check_key, current_setting, from_config_dict
+
+
+def replace(config: Config, changes: Mapping[str, Any]) -> Config:
+  """Returns a config with other settings; see `Config.replace`."""
+  values = to_dict(config)
+  optim = config.optim
+  given = {}
+  for name, value in changes.items():
+    name, value = current_setting(name, value)
+    check_key(name)
+    given[name] = value
+  # The learning rate follows the batch size as long as nobody sets it.
+  if (
+    optim.lr == optim.blr * config.data.batch_size / 256
+    and "optim.lr" not in given
+  ):
+    blr = given.get("optim.blr", optim.blr)
+    batch_size = given.get("data.batch_size", config.data.batch_size)
+    given["optim.lr"] = blr * batch_size / 256
+  for name, value in given.items():
+    section, _, field = name.rpartition(".")
+    (values[section] if section else values)[field] = value
+  return from_config_dict(values)
