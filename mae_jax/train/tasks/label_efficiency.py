@@ -295,7 +295,7 @@ def _pretrain_config(config: Config) -> Config:
   if first.task != "pretrain":
     raise ConfigError(
       f"label_efficiency.pretrain={recipe} is of task={first.task}: name a "
-      "recipe that pre-trains, such as configs/digits.py"
+      "recipe that pre-trains, such as digits"
     )
   for name in ("source", "name", "path", "channels", "image_size"):
     old, new = getattr(first.data, name), getattr(config.data, name)
