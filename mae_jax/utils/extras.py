@@ -6,6 +6,7 @@ names the extra, so imports need no check of their own.
 """
 
 import importlib.util
+import sys
 from collections.abc import Iterable
 
 # The extra of each package that the core does not require.
@@ -68,4 +69,13 @@ def describe(module: str, extra: str = "") -> str | None:
 
 def missing(modules: Iterable[str]) -> list[str]:
   """Lists the modules that are not installed, without importing any."""
-  return [name for name in modules if importlib.util.find_spec(name) is None]
+  return [name for name in modules if not _is_installed(name)]
+
+
+def _is_installed(module: str) -> bool:
+  if module in sys.modules:  # None if it is hidden
+    return sys.modules[module] is not None
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # nor is its parent
+    return False

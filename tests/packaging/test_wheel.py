@@ -18,8 +18,7 @@ import pytest
 from mae_jax.config import recipe_names
 from mae_jax.utils.extras import EXTRAS
 from mae_jax.utils.version import __version__
-from tests.helpers import tiny
-from tests.helpers.sample_checkpoints import pretrained
+from tests.helpers import sample_checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 COPIED = (
@@ -131,19 +130,17 @@ for package in {CORE}:
 print([name for name in {tuple(EXTRAS)} if name in sys.modules])
 print(*mae_jax.config.recipe_names())
 """
-  imported, names = run(
-    core / "python", "-c", code, cwd=tmp_path
-  ).splitlines()
+  imported, names = run(core / "python", "-c", code, cwd=tmp_path).splitlines()
   # Dependencies of etils and Orbax.
   assert imported in ("[]", "['importlib_resources']")
   assert tuple(names.split()) == recipe_names()
 
 
 def test_the_core_converts_weights(core, tmp_path):
-  pretrained(tiny.config(), tmp_path / "run")
+  checkpoint = sample_checkpoints.save(tmp_path / "run", "mae")
   out = tmp_path / "out"
-  flags = ("--to=transformers", f"--from={tmp_path}/run", f"--out={out}")
-  run(core / "mae-jax", "convert", *flags, cwd=tmp_path)
+  convert = (core / "mae-jax", "convert", checkpoint, out)
+  run(*convert, "--to=transformers", cwd=tmp_path)
   assert (out / "model.safetensors").stat().st_size > 1000
   assert (out / "config.json").exists()
 
