@@ -28,9 +28,9 @@ TRAIN = [
   "tensorflow>=2.21; sys_platform!='linux' or platform_machine!='x86_64'",
 ]
 WANDB = ["wandb>=0.31"]
-# A tenth of mlflow; its local stores are files or a server.
-MLFLOW = ["mlflow-skinny>=3.17"]
-# Not in `test`: gradio, which it requires, needs an older Pillow than we do.
+# Without the server of mlflow; SQLAlchemy and Alembic are for a local database.
+MLFLOW = ["alembic>=1.20", "mlflow-skinny>=3.17", "sqlalchemy>=2.1"]
+# Not in `test`: version 0.43 needs Pillow below 13. See docs/trackers.md.
 TRACKIO = ["trackio>=0.43"]
 # Without PyTorch, which is larger than the others together.
 ALL = [*TRAIN, *VIZ, *REPORT, *HUB]
@@ -103,7 +103,6 @@ setup(
     "cuda13": ["jax[cuda13]"],
     "cuda12": ["jax[cuda12]"],
     "gcs": GCS,
-    "trackers": [*WANDB, *MLFLOW],
     "wandb": WANDB,
     "mlflow": MLFLOW,
     "trackio": TRACKIO,
