@@ -56,7 +56,8 @@ class Writer:
       start_step: steps already taken, 0 for a new run.
       total_steps: the last step of the run.
       enabled: whether this process writes.
-      open_trackers: makes further sinks, after the files are open.
+      open_trackers: makes further sinks, after the files are open, if there
+        is a step to take.
       on_metrics: called with each record, after it is written.
 
     Raises:
@@ -74,7 +75,9 @@ class Writer:
     board = TensorBoard(workdir / "tensorboard", start_step)
     self.evaluated = lines.evaluated
     self._files = (lines, board)
-    self._sinks: list[Sink] = [*self._files, *open_trackers()]
+    self._sinks: list[Sink] = [*self._files]
+    if start_step < total_steps:
+      self._sinks += open_trackers()
     if on_metrics is not None:  # last, since it may raise
       self._sinks.append(Callback(on_metrics))
     self._failing = False

@@ -100,6 +100,9 @@ def test_a_command_without_its_extra_is_one_line(
   for name in list(sys.modules):  # imported by other tests
     if name in modules or name.startswith(f"{hidden}."):
       monkeypatch.delitem(sys.modules, name)
+      package, _, module = name.rpartition(".")
+      if name in modules and package in sys.modules:
+        monkeypatch.delattr(sys.modules[package], module, raising=False)
   monkeypatch.setitem(sys.modules, hidden, None)
   with pytest.raises(SystemExit) as caught:
     program.main(command)
