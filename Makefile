@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
   step growth start pipeline table2 tpu plan ablations discriminator clean
 
 train: $(VENV)/run
-	$(BIN)/python -m mae_jax.main --config=configs/digits.py \
+	$(BIN)/python -m mae_jax.main --config=digits \
 	  --workdir=runs/digits
 
 # Three on two cores, since some tests wait for others. Each module runs in one
@@ -90,7 +90,7 @@ weights: $(VENV)/test
 
 # With the CUDA compiler, some 6 GB.
 plan: $(VENV)/run
-	$(PIP) --constraint constraints.txt --editable ".[tpu,cuda13]"
+	$(PIP) --constraint constraints.txt --editable ".[train,tpu,cuda13]"
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.plan
 
 # With the TPU compiler, which the tests need too.
@@ -108,7 +108,7 @@ $(VENV)/python:
 	touch $@
 
 $(VENV)/run: $(VENV)/python setup.py constraints.txt
-	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt --editable ".[train,viz]"
 	touch $@
 
 # Imported beside TensorFlow and jaxlib, the triton of PyTorch's CUDA build ends

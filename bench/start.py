@@ -32,7 +32,7 @@ from PIL import Image
 
 from bench.lib import flags, machine, run_outputs
 from mae_jax.tools.plan import format
-from mae_jax.train import metrics
+from mae_jax.train.sinks import tensorboard
 from mae_jax.utils import signals, startup
 
 OUT = flags.RESULTS / "start.md"
@@ -175,7 +175,7 @@ def start(workdir: pathlib.Path, cache: pathlib.Path) -> Start:
 def _event(workdir: pathlib.Path, step: int, after: float) -> float | None:
   """Returns the time of a step's event, or None if it is not written yet."""
   for path in sorted((workdir / "tensorboard").iterdir()):
-    for _, event in metrics.events(path.read_bytes()):
+    for _, event in tensorboard.events(path.read_bytes()):
       if event.step == step and event.wall_time > after:
         return float(event.wall_time)
   return None

@@ -148,7 +148,7 @@ main_flag() { # name
 
 # Checks what every run needs, before machines cost money.
 check_main() { # checkout, or nothing if the recipe is elsewhere
-  local config each
+  local config each name
   [ "${#MAIN[@]}" -gt 0 ] ||
     die "nothing to run: write -- --config=configs/vit_l.py --workdir=..."
   config=$(main_flag config)
@@ -164,8 +164,10 @@ check_main() { # checkout, or nothing if the recipe is elsewhere
         ;;
     esac
   done
-  [ -z "$1" ] || [ -e "$1/${config%%:*}" ] || [ -e "${config%%:*}" ] ||
-    die "--config=$config: there is no ${config%%:*} in $1"
+  name=${config%%:*}
+  [ -z "$1" ] || [ -e "$1/$name" ] || [ -e "$name" ] ||
+    [ -e "$1/configs/$name.py" ] ||
+    die "--config=$config: there is no $name in $1"
 }
 
 check_bucket() { # why

@@ -52,7 +52,7 @@ install() {
     rm -rf "$VENV"
     make_venv
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-      --constraint "$SRC/constraints.txt" --editable "${SRC}[tpu,gcs]"
+      --constraint "$SRC/constraints.txt" --editable "${SRC}[train,tpu,gcs]"
     printf '%s\n' "$wanted" >"$VENV/installed"
   fi
   echo "$(hostname): installed"

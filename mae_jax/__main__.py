@@ -115,7 +115,15 @@ def main(argv: Sequence[str] | None = None) -> None:
       f"error: {name!r} is not a command: {hint}known are {', '.join(COMMANDS)}"
     )
   command = COMMANDS[name]
-  function = pkgutil.resolve_name(command.function)
+  try:
+    function = pkgutil.resolve_name(command.function)
+  except ImportError as error:
+    from mae_jax.utils import errors
+
+    missing = errors.missing_extra(error)
+    if missing is None or "--debug" in rest:
+      raise
+    sys.exit(f"error: {missing}")
   if name in ("train", "evaluate"):
     task = ["--config.task=evaluate"] if name == "evaluate" else []
     function([*rest, *task], name)

@@ -1,4 +1,4 @@
-"""Trains or evaluates: `python -m mae_jax.main --config=FILE --workdir=DIR`.
+"""Trains or evaluates: `python -m mae_jax.main --config=RECIPE --workdir=DIR`.
 
 The task in the config says what runs; `train/tasks` says where it lives.
 """
@@ -22,6 +22,7 @@ from mae_jax.utils import (
   compile_cache,
   console,
   errors,
+  extras,
   signals,
   startup,
   storage,
@@ -45,7 +46,7 @@ def train(
   A run that was interrupted resumes: start the same command again.
 
   Args:
-    config: the recipe, for instance configs/digits.py.
+    config: the recipe, for instance digits.
     workdir: the directory for checkpoints, logs and pictures.
     coordinator: HOST:PORT of process 0, if there are several processes.
     num_processes: the number of processes.
@@ -58,6 +59,7 @@ def train(
     raise ConfigError("--workdir is empty: give a directory")
   cli.at_least("start_seconds", start_seconds, 1)
   cli.at_least("heartbeat_seconds", heartbeat_seconds, 3)
+  errors.require(extras.TRAIN, "train")
   storage.make_directory(workdir, "--workdir")
   compile_cache.enable(config.train.compile_cache)
   process = distributed.detect(coordinator, num_processes, process_id)

@@ -1,6 +1,6 @@
 """Settings of a run: schema, checks, recipes and overrides."""
 
-from mae_jax.config.overrides import config_dict, parse_arg
+from mae_jax.config.overrides import config_dict, parse_arg, recipe_names
 from mae_jax.config.schema import (
   RULES,
   SOURCES,
@@ -58,5 +58,6 @@ __all__ = [
   "nearest",
   "one_of",
   "parse_arg",
+  "recipe_names",
   "to_dict",
 ]

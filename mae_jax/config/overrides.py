@@ -1,9 +1,14 @@
-"""Reads recipes and overrides: `--config=FILE --config.data.path=DIR`."""
+"""Reads recipes and overrides: `--config=NAME --config.data.path=DIR`.
+
+A recipe is a file, or the name of one that comes with the package: the files of
+`configs/` in a checkout, which an installed package has as `mae_jax/configs/`.
+"""
 
 import ast
 import dataclasses
 import difflib
 import os
+import pathlib
 import re
 import runpy
 import textwrap
@@ -16,13 +21,57 @@ import ml_collections
 from ml_collections import config_dict as mlc
 
 from mae_jax.config.schema import SECTIONS, Config, rules
-from mae_jax.config.validate import check_key, current_setting, from_config_dict
+from mae_jax.config.validate import (
+  check_key,
+  check_name,
+  current_setting,
+  from_config_dict,
+)
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError, abbreviate, printable
 
 _OVERRIDE = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
 _WORD, _ROW = re.compile(r"[A-Za-z]\w*"), re.compile("0[01]+")
-_EXAMPLE = "name a recipe, such as configs/digits.py"
+_EXAMPLE = "name a recipe, such as digits, or a file"
+
+
+def recipe_names() -> tuple[str, ...]:
+  """Lists the recipes that come with the package, by name."""
+  return tuple(sorted(path.stem for path in _recipe_folder().glob("[!_]*.py")))
+
+
+def _recipe_folder() -> pathlib.Path:
+  package = pathlib.Path(__file__).parents[1]
+  installed = package / "configs"
+  return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_recipe(text: str, field: str = "recipe") -> str:
+  """Finds the file of a recipe.
+
+  Args:
+    text: a file or the name of a packaged recipe, maybe with an argument:
+      "configs/vit_l.py", "vit_l" or "vit_l:epochs=1600".
+    field: where the text comes from, for the message.
+
+  Returns:
+    The path and the argument: "FILE" or "FILE:epochs=1600".
+
+  Raises:
+    ConfigError: if there is no such file or recipe.
+  """
+  path, colon, argument = text.partition(":")
+  names = recipe_names()
+  if path in names:
+    path = str(_recipe_folder() / f"{path}.py")
+  elif not os.path.isfile(path):
+    if re.fullmatch(r"[\w-]+", path):
+      check_name(names, path, field)
+    separator = "=" if field.startswith("-") else " "
+    raise ConfigError(
+      f"{field}{separator}{printable(path)} is not a file: {_EXAMPLE}"
+    )
+  return f"{path}{colon}{argument}"
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -74,9 +123,7 @@ def load(settings: Iterable[str]) -> Config:
     overrides.append((key, new, text))
   if path is None:
     raise ConfigError(f"--config is missing: {_EXAMPLE}")
-  if not os.path.isfile(path.partition(":")[0]):
-    raise ConfigError(f"--config={printable(path)} is not a file: {_EXAMPLE}")
-  values = _run(path)
+  values = _run(find_recipe(path, "--config"))
   for key, new, text in overrides:
     old = (
       _parse_bool(text)
@@ -94,15 +141,15 @@ def load(settings: Iterable[str]) -> Config:
 
 
 def recipe(text: str) -> Config:
-  """Returns the config of a recipe: a file, or "FILE:key=value,key=value".
+  """Returns the config of a recipe.
+
+  Args:
+    text: a name or a file, maybe with an argument: "vit_l:epochs=1600".
 
   Raises:
-    ConfigError: if there is no such file, or it does not return a config.
+    ConfigError: if there is no such recipe, or it does not return a config.
   """
-  if not os.path.isfile(text.partition(":")[0]):
-    path = printable(text.partition(":")[0])
-    raise ConfigError(f"recipe {path} is not a file: {_EXAMPLE}")
-  return from_config_dict(_run(text))
+  return from_config_dict(_run(find_recipe(text)))
 
 
 def _run(text: str) -> ml_collections.ConfigDict:

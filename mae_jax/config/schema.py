@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import typing
 import warnings
 from collections.abc import Iterator, Mapping
@@ -649,6 +650,43 @@ class TrainConfig:
     help="directory for compiled programs, shared by runs; '' leaves it to "
     "JAX_COMPILATION_CACHE_DIR",
   )
+  trackers: tuple[str, ...] = resumable(
+    (),
+    choices=("mlflow", "trackio", "wandb"),
+    help="experiment trackers that get the metrics too; a resumed run "
+    "continues its runs there",
+  )
+  project: str = resumable(
+    "mae_jax", help="trackers: the project or experiment of the run"
+  )
+  profile: str = resumable(
+    "",
+    help="first and last step of a JAX profiler trace, as 100:110, written to "
+    "WORKDIR/profile; '' for none",
+  )
+
+  def __post_init__(self):
+    self.profiled_steps()
+
+  def profiled_steps(self) -> tuple[int, int] | None:
+    """Reads `profile`.
+
+    Returns:
+      The first and the last step to trace; None for none.
+
+    Raises:
+      ConfigError: if the text is something else.
+    """
+    if not self.profile:
+      return None
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", self.profile, re.ASCII)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last:
+      raise ConfigError(
+        f"train.profile={abbreviate(self.profile)} is no range of steps: write "
+        "the first and the last one, for instance 100:110"
+      )
+    return first, last
 
 
 @section

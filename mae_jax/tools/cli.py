@@ -3,7 +3,7 @@
 A command is a function. Its positional-only parameters become arguments, the
 others become flags. Types come from the annotations, defaults
 from the signature, and help texts from the docstring. A parameter annotated
-`Config` stands for `--config=FILE` and `--config.SECTION.SETTING=VALUE`.
+`Config` stands for `--config=RECIPE` and `--config.SECTION.SETTING=VALUE`.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def parser(function: Callable[..., None], name: str) -> argparse.ArgumentParser:
   for parameter in inspect.signature(function).parameters.values():
     kind = hints[parameter.name]
     if kind is Config:
-      result.usage = f"mae-jax {name} --config=FILE [--flag=value ...]"
+      result.usage = f"mae-jax {name} --config=RECIPE [--flag=value ...]"
       result.epilog = overrides.help_text()
       result.add_argument(
         "--config",

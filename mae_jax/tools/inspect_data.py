@@ -29,7 +29,7 @@ def report(
   Prints sizes, classes, unreadable images, warnings and the speed of loading.
 
   Args:
-    config: the recipe, for instance configs/digits.py.
+    config: the recipe, for instance digits.
     limit: images to read, from all over the data; 0 for all.
     out: the picture of training samples, which is replaced.
 

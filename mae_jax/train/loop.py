@@ -23,8 +23,10 @@ from mae_jax.checkpoints.workdir import Workdir, hold
 from mae_jax.config import Config
 from mae_jax.distributed import sharding, vote
 from mae_jax.evals.results import Report
-from mae_jax.train import health, metrics, run_info
+from mae_jax.train import health, metrics, profiler, run_info
 from mae_jax.train import step as step_lib
+from mae_jax.train.sinks import trackers
+from mae_jax.train.sinks.callback import OnMetrics
 from mae_jax.train.tasks.base import Task
 from mae_jax.utils import console, signals, startup, storage
 from mae_jax.utils.errors import TrainingError
@@ -38,6 +40,7 @@ def train(
   config: Config,
   workdir: str,
   stop: signals.StopSignals,
+  on_metrics: OnMetrics | None = None,
 ) -> None:
   """Trains a task from start to end, or resumes an interrupted run.
 
@@ -46,12 +49,15 @@ def train(
     config: settings of the run.
     workdir: directory for checkpoints, logs and pictures.
     stop: the signals that ask the run to stop.
+    on_metrics: called on process 0 with each record that is logged, as
+      {"step": 50, "loss": ...}. What it raises ends the run.
 
   Raises:
     ConfigError: if something cannot work, before any step.
     TrainingError: if training cannot continue; what was learned is saved.
     RunInterrupted: after a signal; everything is saved.
   """
+  trackers.check(config)
   mesh = sharding.make_mesh(config.mesh)
   startup.mark("devices")
   task = make_task(config, mesh)
@@ -60,7 +66,7 @@ def train(
 
   data = RunData(config, mesh)
   task.prepare(data.info)
-  run(task, data, config, mesh, workdir, stop)
+  run(task, data, config, mesh, workdir, stop, on_metrics)
 
 
 def initial_state(
@@ -98,6 +104,7 @@ def run(
   mesh: Mesh,
   workdir: epath.PathLike,
   stop: signals.StopSignals | None = None,
+  on_metrics: OnMetrics | None = None,
 ) -> Report:
   """Trains a prepared task to the end.
 
@@ -108,6 +115,7 @@ def run(
     mesh: the devices.
     workdir: directory for checkpoints, logs and pictures; one run at a time.
     stop: the signals that ask the run to stop; None for none.
+    on_metrics: called on process 0 with each record that is logged.
 
   Returns:
     The last evaluation.
@@ -134,7 +142,12 @@ def run(
       )
     with storage.os_errors(held.path):
       writer = metrics.Writer(
-        held.path, start_step=start, total_steps=task.total_steps, enabled=first
+        held.path,
+        start_step=start,
+        total_steps=task.total_steps,
+        enabled=first,
+        open_trackers=lambda: trackers.open_all(config, held.path),
+        on_metrics=on_metrics,
       )
     stack.callback(writer.close)
     if first:
@@ -222,20 +235,34 @@ class Trainer:
       data.batch_size,
       ahead=data.prefetch,
     )
+    profile = profiler.Profiler(
+      self._config.train,
+      self._held.path,
+      task.total_steps,
+      enabled=jax.process_index() == 0,
+    )
     batch = None
     with contextlib.ExitStack() as stack:
+      stack.callback(profile.stop)
       for step in range(start + 1, task.total_steps + 1):
         previous_batch, previous_values = batch, self._values
         with self._saved_if_it_fails(state):
           batch = next(batches)
         startup.mark("images")
-        state, self._values = train_step(state, batch)
+        if profile.starts(step):
+          with self._meter.paused(previous_values):
+            profile.start()
+        with profile.annotate(step):
+          state, self._values = train_step(state, batch)
         self._vote()
         # Waits for the step before this one, so that the host is never more
         # than two steps ahead of the devices.
         problem = monitor.check(step - 1, previous_values)
         self._step = step
         self._meter.tick(self._values)
+        if profile.ends(step):
+          with self._meter.paused(self._values):
+            profile.stop()
         self._writer.advance()
         if step == start + 1:
           stack.enter_context(self._signals.unsaved_work())

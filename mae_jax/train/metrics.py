@@ -1,28 +1,22 @@
-"""Logs metrics: TensorBoard, `metrics.jsonl`, a progress bar, throughput.
+"""Logs metrics: a progress bar, throughput, and records for every sink.
 
 Only one process writes; the Writer of the others does nothing.
 """
 
 import contextlib
-import json
-import math
-import socket
-import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from mae_jax.utils import console, hardware, log_file, startup, storage
-from mae_jax.utils.errors import ConfigError
-
-# tensorboardX imports these for seconds, for writers that are not used here.
-with startup.hide_packages("torch", "google.cloud.storage", "boto3"):
-  from tensorboardX import record_writer, summary
-  from tensorboardX.proto import event_pb2
+from mae_jax.train.sinks import Sink
+from mae_jax.train.sinks.callback import Callback, OnMetrics
+from mae_jax.train.sinks.json_lines import JsonLines
+from mae_jax.train.sinks.tensorboard import TensorBoard
+from mae_jax.utils import console, hardware, startup
 
 # Fields that depend on the clock: they differ in a resumed run.
 TIMING = (
@@ -52,19 +46,23 @@ class Writer:
     start_step: int,
     total_steps: int,
     enabled: bool = True,
+    open_trackers: Callable[[], list[Sink]] = list,
+    on_metrics: OnMetrics | None = None,
   ):
     """Opens the logs and removes records later than `start_step`.
-
-    Lines removed from `metrics.jsonl` are appended to `metrics.cut.jsonl`.
 
     Args:
       workdir: directory of the run.
       start_step: steps already taken, 0 for a new run.
       total_steps: the last step of the run.
       enabled: whether this process writes.
+      open_trackers: makes further sinks, after the files are open, if there
+        is a step to take.
+      on_metrics: called with each record, after it is written.
 
     Raises:
-      ConfigError: if the log of an earlier run cannot be read.
+      ConfigError: if the log of an earlier run cannot be read, or a tracker
+        cannot start.
       OSError: if the logs cannot be written.
     """
     self._enabled = enabled
@@ -73,22 +71,17 @@ class Writer:
     self.evaluated = False
     if not enabled:
       return
-    board = workdir / "tensorboard"
-    storage.make_directories(board)
-    kept = _cut_lines(self.path, start_step)
-    self.evaluated = any(
-      line["step"] == start_step and "eval_seconds" in line for line in kept
-    )
-    # A bucket has no empty directories.
-    for path in sorted(board.iterdir()) if board.is_dir() else ():
-      if ".tfevents." in path.name:
-        _cut_events(path, start_step)
-    # The name that TensorBoard expects; two starts may share a second.
-    name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-    self._board = log_file.LogFile(board / name)
-    self._lines = log_file.LogFile(self.path)
-    self._board.append(_event(file_version="brain.Event:2"))
+    lines = JsonLines(workdir, start_step)
+    board = TensorBoard(workdir / "tensorboard", start_step)
+    self.evaluated = lines.evaluated
+    self._files = (lines, board)
+    self._sinks: list[Sink] = [*self._files]
+    if start_step < total_steps:
+      self._sinks += open_trackers()
+    if on_metrics is not None:  # last, since it may raise
+      self._sinks.append(Callback(on_metrics))
     self._failing = False
+    self._step, self._total = start_step, total_steps
     self._bar = console.progress_bar(
       total_steps, "step", initial=start_step, smoothing=0.05
     )
@@ -100,6 +93,7 @@ class Writer:
       if not self._moved:  # the estimate of the time left ignores compiling
         self._bar.unpause()
         self._moved = True
+      self._step += 1
       self._bar.update()
 
   def say(self, text: str) -> None:
@@ -111,29 +105,22 @@ class Writer:
     """Logs scalars of a step everywhere and shows the first on the bar."""
     if not self._enabled:
       return
-    values = {key: float(value) for key, value in values.items()}
-    # JSON has no NaN.
-    known = {k: v if math.isfinite(v) else None for k, v in values.items()}
-    self._lines.append((json.dumps({"step": step} | known) + "\n").encode())
-    self._board.append(
-      b"".join(
-        _event(step=step, summary=summary.scalar(key, value))
-        for key, value in values.items()
-      )
-    )
-    self._check_files()
-    if "loss" in values:
+    known = {key: float(value) for key, value in values.items()}
+    if "loss" in known:
       self._bar.set_postfix(
-        loss=f"{values['loss']:.4f}",
-        images_per_s=f"{values.get('images_per_second', 0):.0f}",
+        loss=f"{known['loss']:.4f}",
+        images_per_s=f"{known.get('images_per_second', 0):.0f}",
         refresh=False,
       )
+    for sink in self._sinks:
+      sink.scalars(step, known)
+      self._check_files()
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
     """Logs a picture: [H, W, 3] uint8."""
     if self._enabled:
-      picture = summary.image(name, pixels, dataformats="HWC")
-      self._board.append(_event(step=step, summary=picture))
+      for sink in self._sinks:
+        sink.image(step, name, pixels)
       self._check_files()
 
   def flush(self) -> None:
@@ -143,109 +130,30 @@ class Writer:
       OSError: if that fails; the records stay in memory.
     """
     if self._enabled:
-      self._lines.flush()
-      self._board.flush()
+      for sink in self._sinks:
+        sink.flush()
 
   def abandon(self) -> None:
     """Stops writing: another run owns the logs now."""
     if self._enabled:
-      self._lines.drop()
-      self._board.drop()
+      for sink in self._sinks:
+        sink.abandon()
 
   def close(self) -> None:
     """Writes pending records if possible, and closes the bar."""
     if self._enabled:
       self._bar.close()
-      with contextlib.suppress(OSError):  # it was reported before
-        self.flush()
+      for sink in self._sinks:
+        sink.close(finished=self._step >= self._total)
 
   def _check_files(self) -> None:
     """Warns when writing starts to fail, and when it works again."""
-    error = self._lines.error or self._board.error
+    error = next(filter(None, (file.error for file in self._files)), None)
     if error is not None and not self._failing:
       console.warn(f"logs wait in memory, because writing failed: {error}")
     elif error is None and self._failing:
       console.warn("the logs are written again; no line is missing")
     self._failing = error is not None
-
-
-def _event(**fields: Any) -> bytes:
-  """Encodes one record of an event file: length, checksum, event, checksum."""
-  event = event_pb2.Event(wall_time=time.time(), **fields)
-  data = event.SerializeToString()
-  length = struct.pack("<Q", len(data))
-  return length + _checksum(length) + data + _checksum(data)
-
-
-def _checksum(data: bytes) -> bytes:
-  return struct.pack("<I", record_writer.masked_crc32c(data))
-
-
-def _cut_lines(path: epath.Path, step: int) -> list[dict[str, Any]]:
-  """Moves lines later than `step` away; the run will write them again.
-
-  Returns:
-    The records that stay.
-  """
-  if not path.exists():
-    return []
-  kept, cut, records = [], [], []
-  # Text after the last line end is a record whose writing was interrupted.
-  *lines, rest = path.read_bytes().split(b"\n")
-  if _is_json(rest):  # an editor left out the line end
-    lines, rest = [*lines, rest], b"\n"
-  for number, line in enumerate(lines, 1):
-    try:
-      record = json.loads(line)
-      if record["step"] <= step:
-        kept.append(line + b"\n")
-        records.append(record)
-      else:
-        cut.append(line + b"\n")
-    except (ValueError, KeyError, TypeError):
-      raise ConfigError(
-        f"{path} line {number} is not a record of this project: move "
-        "the file away or choose another --workdir"
-      ) from None
-  if cut:
-    away = log_file.LogFile(path.with_name("metrics.cut.jsonl"))
-    away.append(b"".join(cut))
-    away.flush()
-  if cut or rest:
-    storage.write_atomic(path, b"".join(kept))
-  return records
-
-
-def _is_json(text: bytes) -> bool:
-  try:
-    json.loads(text)
-    return True
-  except ValueError:
-    return False
-
-
-def _cut_events(path: epath.Path, step: int) -> None:
-  """Truncates a TensorBoard file before its first event later than `step`."""
-  data = path.read_bytes()
-  end = 0
-  for stop, event in events(data):
-    if event.step > step:
-      break
-    end = stop
-  if end < len(data):
-    storage.write_atomic(path, data[:end])
-
-
-def events(data: bytes) -> Iterator[tuple[int, event_pb2.Event]]:
-  """Yields the end and the content of each whole record of an event file."""
-  start = 0
-  while start + 12 <= len(data):
-    (length,) = struct.unpack_from("<Q", data, start)
-    body = data[start + 12 : start + 12 + length]
-    start += 12 + length + 4
-    if data[start - 4 : start] != _checksum(body):
-      return  # its writing was interrupted
-    yield start, event_pb2.Event.FromString(body)
 
 
 class Meter:

@@ -1,5 +1,6 @@
 """Describes how and where a run was started, in a file beside its logs."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from mae_jax.config import Config, overrides, to_dict
 from mae_jax.utils import storage
+from mae_jax.utils.errors import ConfigError
 
 FILE = "about.json"
 _PACKAGES = (
@@ -67,6 +69,8 @@ def _recipe(argv: Sequence[str]) -> str | None:
   text = overrides.recipe_of(argv)
   if text is None:
     return None
+  with contextlib.suppress(ConfigError):  # the file was deleted since
+    text = overrides.find_recipe(text)
   path, colon, argument = text.partition(":")
   return f"{os.path.abspath(path)}{colon}{argument}"
 

@@ -2,7 +2,10 @@
 
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any
+
+from mae_jax.utils import extras
 
 # Raised by TensorFlow, which must not be imported here.
 _NO_MEMORY = "ResourceExhaustedError"
@@ -35,13 +38,44 @@ def printable(name: str) -> str:
   return name if name.isprintable() and len(name) < 200 else abbreviate(name)
 
 
+def missing_extra(error: BaseException) -> ConfigError | None:
+  """Explains that an optional package is missing.
+
+  Args:
+    error: any error.
+
+  Returns:
+    A ConfigError that names the package and the extra that installs it. None
+    for an error of another kind.
+  """
+  if isinstance(error, ModuleNotFoundError) and error.name:
+    text = extras.describe(error.name)
+    return ConfigError(text) if text else None
+  return None
+
+
+def require(modules: Iterable[str], extra: str = "") -> None:
+  """Checks that optional packages are installed, without importing them.
+
+  Args:
+    modules: names of modules in `extras.EXTRAS`.
+    extra: the extra that has them all; by default that of each package.
+
+  Raises:
+    ConfigError: for the first one that is not; it names the extra.
+  """
+  for name in extras.missing(modules):
+    raise ConfigError(extras.describe(name, extra))
+
+
 def explain(error: BaseException) -> str | None:
   """Explains an error that the user can fix, in one line with its remedy.
 
   Returns:
-    The line for settings, memory and files. None for any other error, which
-    needs a traceback.
+    The line for settings, missing packages, memory and files. None for any
+    other error, which needs a traceback.
   """
+  error = missing_extra(error) or error
   if isinstance(error, ConfigError | TrainingError):
     return str(error)
   if is_out_of_memory(error):

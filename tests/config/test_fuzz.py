@@ -311,6 +311,11 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "train.max_bad_steps": SMALL,
   "train.spike_factor": st.floats(1.1, 100),
   "train.shutdown_timeout": st.floats(1, 100),
+  "train.trackers": st.lists(
+    st.sampled_from(["mlflow", "trackio", "wandb"]), max_size=3
+  ).map(tuple),
+  "train.project": st.text(max_size=9),
+  "train.profile": st.sampled_from(["", "1:2", "9:9", "2:1", "a"]),
   "mesh.fsdp": SMALL,
   "eval.every": DURATIONS,
   "eval.shots": st.lists(st.integers(0, 3000), max_size=3).map(tuple),

@@ -79,7 +79,7 @@ def test_install_pins_versions_and_installs_extras(world):
   (pip,) = world.calls("python")
   assert pip[1:4] == ["-m", "pip", "install"]
   assert "--constraint" in pip
-  assert pip[-1].endswith("mae_jax/src[tpu,gcs]")
+  assert pip[-1].endswith("mae_jax/src[train,tpu,gcs]")
 
 
 def test_install_brings_a_python_if_the_host_has_an_old_one(world):

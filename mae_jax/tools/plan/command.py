@@ -57,7 +57,7 @@ def plan(
   and whether the step fits. The data are not opened.
 
   Args:
-    config: the recipe, for instance configs/vit_l.py.
+    config: the recipe, for instance vit_l.
     topology: the slice or GPUs, for instance v5e:16x16 or h100:8.
     search: try settings, and recommend the fastest that fits.
     batches: batch sizes that --search tries, as 2048,4096; by default the

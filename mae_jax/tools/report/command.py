@@ -35,7 +35,7 @@ def write(
       charts.
     out: the .html file, which is replaced.
     recipe: settings are compared with this recipe, for instance
-      configs/vit_b.py; by default with the one that started each run.
+      vit_b; by default with the one that started each run.
     look_at: training images to read, for mean and std beside the configured
       ones; 0 for none.
 

@@ -299,7 +299,7 @@ def _settings(runs: _Runs) -> dict[str, Any]:
     if column.recipe is None:
       notes.append(
         f"{run.name}: recipe {run.recipe or ''} not found, settings are not "
-        "compared; choose a recipe with --recipe=FILE"
+        "compared; choose a recipe with --recipe=NAME"
       )
     else:
       note = f"{run.name} is compared with {run.recipe}"

@@ -13,7 +13,8 @@ from etils import epath
 
 from mae_jax import checkpoints
 from mae_jax.config import Config, from_config_dict, overrides
-from mae_jax.train import metrics, run_info
+from mae_jax.train import run_info
+from mae_jax.train.sinks import tensorboard
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
@@ -211,7 +212,7 @@ def _pictures(directory: epath.Path) -> dict[str, dict[int, bytes]]:
   for path in sorted(directory.iterdir()):
     if ".tfevents." not in path.name:
       continue
-    for _, event in metrics.events(path.read_bytes()):
+    for _, event in tensorboard.events(path.read_bytes()):
       for value in event.summary.value:
         if value.HasField("image"):
           steps = found.setdefault(value.tag, {})

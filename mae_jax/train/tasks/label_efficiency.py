@@ -30,6 +30,7 @@ from mae_jax.evals import classification, label_efficiency_report, results
 from mae_jax.models import classifiers
 from mae_jax.train import loop, tasks
 from mae_jax.train import step as step_lib
+from mae_jax.train.sinks.callback import OnMetrics
 from mae_jax.train.tasks import base
 from mae_jax.utils import signals
 from mae_jax.utils.errors import ConfigError
@@ -247,7 +248,12 @@ class LabelEfficiencyTask(base.Task):
     return evaluate
 
 
-def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
+def run(
+  config: Config,
+  workdir: str,
+  stop: signals.StopSignals,
+  on_metrics: OnMetrics | None = None,
+) -> None:
   """Trains all trials, or resumes them.
 
   Without `init_from`, the recipe `label_efficiency.pretrain` is trained first,
@@ -257,6 +263,7 @@ def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
     config: settings of the run.
     workdir: directory of everything that is written.
     stop: signals that ask the run to stop.
+    on_metrics: called on process 0 with each record that is logged.
 
   Raises:
     ConfigError: if there is nothing to start from, and as the tasks do.
@@ -266,13 +273,13 @@ def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
     first = _pretrain_config(config)
     where = os.path.join(workdir, "pretrain")
     try:
-      loop.train(tasks.load("pretrain"), first, where, stop)
+      loop.train(tasks.load("pretrain"), first, where, stop, on_metrics)
     except ConfigError as error:  # no setting of this task
       raise ConfigError(
         f"label_efficiency.pretrain={config.label_efficiency.pretrain}: {error}"
       ) from error
     config = dataclasses.replace(config, init_from=where)
-  loop.train(LabelEfficiencyTask, config, workdir, stop)
+  loop.train(LabelEfficiencyTask, config, workdir, stop, on_metrics)
 
 
 def _has_begun(workdir: str) -> bool:
@@ -295,7 +302,7 @@ def _pretrain_config(config: Config) -> Config:
   if first.task != "pretrain":
     raise ConfigError(
       f"label_efficiency.pretrain={recipe} is of task={first.task}: name a "
-      "recipe that pre-trains, such as configs/digits.py"
+      "recipe that pre-trains, such as digits"
     )
   for name in ("source", "name", "path", "channels", "image_size"):
     old, new = getattr(first.data, name), getattr(config.data, name)

@@ -1,0 +1,3 @@
+"""The version of mae_jax, which `setup.py` reads from here."""
+
+__version__ = "0.2.0.dev0"

@@ -1,0 +1,86 @@
+"""Tests of recipes that are named, not written as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from mae_jax.config import overrides, recipe_names
+from mae_jax.tools.report import run_logs
+from mae_jax.train import run_info
+from mae_jax.train.tasks import label_efficiency
+from mae_jax.utils.errors import ConfigError
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def test_names_are_those_of_the_files():
+  assert recipe_names() == tuple(sorted(x.stem for x in CONFIGS.glob("*.py")))
+  # Only a wheel has the recipes inside of the package.
+  assert not (CONFIGS.parent / "mae_jax" / "configs").exists()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_name_is_its_file(monkeypatch, tmp_path, name):
+  monkeypatch.chdir(tmp_path)  # names work in any directory
+  assert overrides.recipe(name) == overrides.recipe(f"{CONFIGS}/{name}.py")
+
+
+def test_a_name_takes_arguments_and_overrides():
+  config = overrides.load(
+    ["--config=vit_l:epochs=1600", "--config.data.batch_size=64"]
+  )
+  assert config.train.length == "1600 epochs"
+  assert config.data.batch_size == 64
+  assert overrides.find_recipe("vit_l:epochs=9") == (
+    f"{CONFIGS}/vit_l.py:epochs=9"
+  )
+
+
+def test_files_are_found_beside_names(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  text = (CONFIGS / "digits.py").read_text()
+  for name in ("mine", "mine.py", "digits.py"):
+    pathlib.Path(name).write_text(text)
+    assert overrides.find_recipe(name) == name
+  # A name is that of the package, whatever is in the directory.
+  pathlib.Path("digits").write_text("")
+  assert overrides.find_recipe("digits") == f"{CONFIGS}/digits.py"
+
+
+@pytest.mark.parametrize(
+  ("text", "complaint"),
+  [
+    ("digit", "--config='digit' is not known: did you mean 'digits'? known"),
+    ("nothing", "--config='nothing' is not known: known are ablations, cifar"),
+    ("vit_m:epochs=1600", "did you mean 'vit_"),
+    ("digit.py", "--config=digit.py is not a file: name a recipe, such as di"),
+    ("no/digits", "--config=no/digits is not a file: name a recipe, such as"),
+    ("", "--config= is not a file: name a recipe"),
+  ],
+)
+def test_an_unknown_name_is_one_line(text: str, complaint: str):
+  with pytest.raises(ConfigError) as caught:
+    overrides.load([f"--config={text}"])
+  assert complaint in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_pretrain_may_be_a_name():
+  config = overrides.recipe("digits_finetune")
+  named = dataclasses.replace(
+    config.label_efficiency, pretrain="digits:steps=9"
+  )
+  config = dataclasses.replace(config, label_efficiency=named)
+  first = label_efficiency._pretrain_config(config)
+  assert first.train.length == "9 steps"
+
+
+def test_the_file_of_a_named_recipe_is_recorded(monkeypatch):
+  path = f"{CONFIGS}/digits.py:steps=9"
+  assert run_info._recipe(["x", "--config=digits:steps=9"]) == path
+  started = {"command": ["x", "--config=digits:steps=9"], "recipe": path}
+  run = run_logs.RunLogs("w", [], {}, None, path, started)
+  assert run_logs.recipe_config(run) == overrides.recipe("digits:steps=9")
