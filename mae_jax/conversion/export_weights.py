@@ -14,8 +14,10 @@ from mae_jax import checkpoints
 from mae_jax.config import lookup
 from mae_jax.conversion import (
   formats,
+  hub,
   model_info,
   name_maps,
+  provenance,
   run_config,
   tensor_files,
 )
@@ -111,6 +113,11 @@ def check_out(out: str, weight_format: str) -> None:
       f"{OUT}={out} does not end in {suffix}, as files for {weight_format} "
       f"must: use {os.path.splitext(out)[0]}{suffix}"
     )
+  if hub.is_hub(out):
+    raise ConfigError(
+      f"{OUT}={out} is on the Hub: write to a local folder, then push it (see "
+      "docs/weights.md)"
+    )
   if form and storage.is_remote(out):
     raise ConfigError(
       f"{OUT}={out} is in a bucket, where only checkpoints of this project "
@@ -138,7 +145,15 @@ def _convertible(weights: Weights, form: WeightFormat) -> Weights:
   form.check(weights)
   if found.kind == model_info.MAE and not form.decoder:
     weights = _without_decoder(weights, form)
-  return add_position_tables(weights)
+  return add_position_tables(_with_provenance(weights))
+
+
+def _with_provenance(weights: Weights) -> Weights:
+  """Adds source and license, as a file does not name the run's `init_from`."""
+  origin = {**weights.run.origin, **provenance.trace(weights.run)}
+  return dataclasses.replace(
+    weights, run=dataclasses.replace(weights.run, origin=origin)
+  )
 
 
 def _without_decoder(weights: Weights, form: WeightFormat) -> Weights:

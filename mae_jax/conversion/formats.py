@@ -10,6 +10,7 @@ from etils import epath
 
 from mae_jax.conversion import (
   facebook,
+  hub,
   json_fields,
   tensor_files,
   timm,
@@ -32,13 +33,30 @@ FORMATS: dict[str, WeightFormat] = {
 FORMAT_NAMES = (JAX, *FORMATS)
 
 
+def locate(path: epath.PathLike) -> epath.Path:
+  """Returns a path that does not depend on the working directory.
+
+  A path on the Hub becomes that of its local copy.
+
+  Raises:
+    ConfigError: as `hub.resolve`.
+  """
+  path = epath.Path(hub.resolve(path))
+  if storage.is_remote(path):
+    return path
+  # A file keeps its name: in the Hub's cache it is a link to a file without an
+  # ending.
+  return storage.absolute(path.parent) / path.name
+
+
 def is_foreign(path: epath.PathLike) -> bool:
   """Checks whether a path holds another format's weights, not a checkpoint.
 
   Raises:
+    ConfigError: as `locate`.
     OSError: if a bucket cannot be reached.
   """
-  path = storage.absolute(path)
+  path = locate(path)
   if path.suffix in (*_PICKLES, _SAFE) and not path.is_dir():
     return True
   if path.exists() and not path.is_dir():
@@ -49,15 +67,15 @@ def is_foreign(path: epath.PathLike) -> bool:
 def check_exists(path: epath.PathLike) -> None:
   """Raises ConfigError if there is no such file or folder."""
   with storage.os_errors(path):
-    if not storage.absolute(path).exists():
+    if not locate(path).exists():
       raise ConfigError(f"{os.fspath(path)}: there is no such file or folder")
 
 
 @contextlib.contextmanager
 def local_copy(path: epath.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a local path; files in a bucket are copied temporarily."""
+  """Yields a local path; copies files in a bucket temporarily."""
   check_exists(path)
-  path = storage.absolute(path)
+  path = locate(path)
   with storage.os_errors(path):
     if not storage.is_remote(path):
       yield pathlib.Path(path)

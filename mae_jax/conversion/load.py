@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from mae_jax import checkpoints
 from mae_jax.conversion import (
   formats,
+  hub,
   import_weights,
   model_info,
   run_config,
@@ -22,7 +23,7 @@ from mae_jax.conversion import (
 from mae_jax.conversion.weights import POSITION_TABLES, Weights
 from mae_jax.distributed import sharding
 from mae_jax.models import classifiers, discriminator
-from mae_jax.utils import console, storage
+from mae_jax.utils import console
 
 POSITIONS = ("keep", "sincos")
 
@@ -37,8 +38,8 @@ def open_unchecked(
   """Opens weights whose info may be incomplete, or whose names may be wrong.
 
   Args:
-    path: a checkpoint of this project, a file, or a directory with a
-      config.json.
+    path: a checkpoint of this project, a file, a directory with a config.json,
+      or a path on the Hub.
     local: the result of `formats.local_copy`; unused for a checkpoint.
     weight_format: a name in `formats.FORMAT_NAMES`; None to detect it.
     overrides: model info that the file lacks, or that it states wrongly.
@@ -49,11 +50,13 @@ def open_unchecked(
   if weight_format is None and not formats.is_foreign(path):
     weight_format = formats.JAX
   if weight_format == formats.JAX:
-    return _open_checkpoint(path, overrides)
+    return _open_checkpoint(hub.resolve(path), overrides)
   assert local is not None
   found = formats.open_tensors(local)
   name = weight_format or formats.detect(local, found)
-  return import_weights.ForeignCheckpoint(local, found, name, overrides)
+  return import_weights.ForeignCheckpoint(
+    local, found, name, overrides, hub.source(path)
+  )
 
 
 def open_weights(
@@ -111,7 +114,7 @@ def _open_checkpoint(
       del origin[name]
       notes.append(f"{name} is replaced by the sin-cos table")
   run = run_config.to_run(info, str(path), run)
-  dtype = tensor_files.FLOATS[run.origin["dtype"]] if run.origin else np.float32
+  dtype = tensor_files.FLOATS[run.origin.get("dtype", "F32")]
   return Weights(
     what=str(path),
     weight_format=formats.JAX,
@@ -142,7 +145,7 @@ def locate(path: epath.PathLike) -> epath.Path:
   if not formats.is_foreign(path):
     return checkpoints.find_step(path)
   formats.check_exists(path)
-  return storage.absolute(path)
+  return formats.locate(path)
 
 
 def read_metadata(path: epath.PathLike) -> checkpoints.CheckpointMetadata:
@@ -162,8 +165,8 @@ def load_any(
   """Loads the parameters of weights of any format.
 
   Args:
-    path: a workdir, its `checkpoints`, one step's directory, or another
-      format's weights.
+    path: a workdir, its `checkpoints`, one step's directory, another format's
+      weights, or a path on the Hub.
     mesh: the devices to put them on, sharded as in `sharding`.
     overrides: model info that the file lacks, or that it states wrongly.
 

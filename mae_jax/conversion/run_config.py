@@ -231,7 +231,17 @@ def to_metadata(run: checkpoints.CheckpointMetadata) -> dict[str, Any]:
     "config": to_dict(config),
     "data": dict(run.data),
     "class_names": list(run.class_names),
+    "origin": provenance(run),
   }
+
+
+def provenance(run: checkpoints.CheckpointMetadata | None) -> dict[str, str]:
+  """Returns where a network's weights come from, and their license, if known.
+
+  Both keys of `origin`, "source" and "license", are kept by every conversion.
+  """
+  origin = run.origin if run else {}
+  return {key: origin[key] for key in ("source", "license") if key in origin}
 
 
 def from_metadata(
@@ -242,4 +252,5 @@ def from_metadata(
     from_config_dict(content["config"]),
     content["data"],
     tuple(content["class_names"]),
+    dict(content.get("origin", {})),
   )
