@@ -78,7 +78,7 @@ def write(
   weights = _convertible(weights, form)
   stored = weights.dtype if dtype is None else DTYPES[dtype]
   written = form.write(_with_progress(weights, progress), out, stored)
-  return (*weights.notes, *form.reader_notes(weights.info), *written)
+  return (*weights.notes, *form.reader_notes(weights.info, out), *written)
 
 
 def _check_objective(weights: Weights) -> None:
@@ -108,6 +108,9 @@ def check_out(out: str, weight_format: str) -> None:
   """Raises ConfigError if weights of this format cannot be written to `out`."""
   form = formats.FORMATS.get(weight_format)
   suffix = form.suffix if form else ""
+  may_be_folder = form is not None and form.folder
+  if may_be_folder and not out.endswith(formats.PICKLES):
+    suffix = ""
   if not out.endswith(suffix):
     raise ConfigError(
       f"{OUT}={out} does not end in {suffix}, as files for {weight_format} "

@@ -89,9 +89,9 @@ class Facebook(WeightFormat):
       known["assumed"] |= model_info.IMAGENET.keys()
     return model_info.ModelInfo(**(known | _arguments(found.extra)))
 
-  def reader_notes(self, found: model_info.ModelInfo) -> list[str]:
+  def reader_notes(self, found: model_info.ModelInfo, out: str) -> list[str]:
     """Lists settings that the reference does not find in the file."""
-    notes = super().reader_notes(found)
+    notes = super().reader_notes(found, out)
     if found.mean != model_info.IMAGENET["mean"]:
       notes.append(
         f"pixels are normalized with mean {found.mean} and std {found.std}, "

@@ -21,7 +21,7 @@ from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
 JAX = "jax"
-_PICKLES = (".pth", ".pt", ".bin")
+PICKLES = (".pth", ".pt", ".bin")
 _SAFE = ".safetensors"
 
 
@@ -57,7 +57,7 @@ def is_foreign(path: epath.PathLike) -> bool:
     OSError: if a bucket cannot be reached.
   """
   path = locate(path)
-  if path.suffix in (*_PICKLES, _SAFE) and not path.is_dir():
+  if path.suffix in (*PICKLES, _SAFE) and not path.is_dir():
     return True
   if path.exists() and not path.is_dir():
     return True  # opening it reports an unknown file
@@ -101,11 +101,11 @@ def open_tensors(path: pathlib.Path) -> tensor_files.Tensors:
   if not path.is_dir():
     if path.suffix == _SAFE:
       return tensor_files.SafeTensors([path])
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
       return tensor_files.PickledTensors(path)
     raise ConfigError(
       f"{path} is not a file of weights: use "
-      f"{', '.join((*_PICKLES, _SAFE))}, or a directory with a config.json"
+      f"{', '.join((*PICKLES, _SAFE))}, or a directory with a config.json"
     )
   index = path / transformers.INDEX
   if index.is_file():

@@ -58,13 +58,13 @@ class ForeignCheckpoint:
     }
     _check_sizes(path, found)
     self._base = _own_metadata(path, found)
-    self._notes = _unused_networks(found)
     header = tensor_files.Header(self._shapes, found.extra)
     base = None
     if self._base is not None:
       kind = model_info.KIND_OF_TASK[self._base.config.task]
       base = run_config.from_run(self._base, kind)
     info = self._format.describe(header, path, base)
+    self._notes = [*_unused_networks(found), *info.notes]
     if info.decoder is None:
       info = dataclasses.replace(info, norm_pix=None)
     self.info = model_info.with_overrides(info, overrides)

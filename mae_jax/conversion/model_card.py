@@ -247,7 +247,10 @@ def _usage(card: Card) -> str:
       f"model = transformers.{name}.from_pretrained(",
       f'  "{where}"{extra}',
       ")",
-      f'processor = transformers.AutoImageProcessor.from_pretrained("{where}")',
+      "# With Pillow, pixels are those of the training's evaluation.",
+      "processor = transformers.AutoImageProcessor.from_pretrained(",
+      f'  "{where}", backend="pil"',
+      ")",
     ]
   text = "\n".join(("## Use", "", "```python", *lines, "```"))
   if card.notes:

@@ -105,6 +105,8 @@ def to_run(
       mean=info.mean,
       std=info.std,
       eval_crop=info.eval_crop,
+      eval_fit=info.eval_fit,
+      eval_resample=info.eval_resample,
     ),
     model=model,
     objective=dataclasses.replace(
@@ -173,6 +175,8 @@ def from_run(run: checkpoints.CheckpointMetadata, kind: str) -> ModelInfo:
     mean=config.data.mean,
     std=config.data.std,
     eval_crop=config.data.eval_crop,
+    eval_fit=config.data.eval_fit,
+    eval_resample=config.data.eval_resample,
     pooling=config.classify.pooling,
     classes=len(run.class_names) if kind in (CLASSIFIER, PROBE) else 0,
     class_names=run.class_names,
