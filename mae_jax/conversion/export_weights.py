@@ -6,7 +6,7 @@ note.
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mae_jax.config import lookup
 from mae_jax.conversion import (
   formats,
   hub,
+  model_card,
   model_info,
   name_maps,
   provenance,
@@ -79,6 +80,50 @@ def write(
   stored = weights.dtype if dtype is None else DTYPES[dtype]
   written = form.write(_with_progress(weights, progress), out, stored)
   return (*weights.notes, *form.reader_notes(weights.info, out), *written)
+
+
+def make_card(
+  weights: Weights,
+  weight_format: str,
+  *,
+  repo_id: str = "",
+  license: str | None = None,
+  results: Mapping[str, float] | None = None,
+  picture: str = "",
+) -> model_card.Card:
+  """Returns the model card of weights that `write` writes to a folder.
+
+  Args:
+    weights: the weights, before they are converted.
+    weight_format: "transformers" or "timm".
+    repo_id: "ORG/NAME" on the Hub; "" for a local folder.
+    license: license as the Hub names it, such as "apache-2.0"; None for that of
+      the weights that the network started from.
+    results: results of evaluation by name.
+    picture: name of a picture that is saved in the folder; "" for none.
+
+  Raises:
+    ConfigError: if the Hub has no library for the format, or the format cannot
+      hold the network.
+  """
+  if weight_format not in model_card.LIBRARIES:
+    raise ConfigError(
+      f"{weight_format} has no folders for the Hub: use "
+      f"{' or '.join(model_card.LIBRARIES)}"
+    )
+  form = formats.FORMATS[weight_format]
+  converted = _convertible(weights, form)
+  return model_card.Card(
+    info=converted.info,
+    run=converted.run,
+    weight_format=weight_format,
+    origin=provenance.trace(weights.run),
+    repo_id=repo_id,
+    license=license,
+    results=results or {},
+    picture=picture,
+    notes=(*converted.notes, *form.reader_notes(converted.info, "")),
+  )
 
 
 def _check_objective(weights: Weights) -> None:

@@ -69,7 +69,7 @@ def photo(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos"])
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_the_same_pixels(fit: str, resample: str, tmp_path: pathlib.Path):
-  """With Pillow they are equal; with torchvision they are rounded."""
+  """Compares pixels: equal with Pillow, rounded with torchvision."""
   found = info(eval_fit=fit, eval_resample=resample)
   assert preprocessing.transformers_notes(found) == []
   for size in ((300, 100), (100, 300), (512, 384), (100, 100)):

@@ -149,7 +149,7 @@ def without_metadata(folder: pathlib.Path) -> None:
 
 
 def test_folders_that_timm_writes(tmp_path: pathlib.Path):
-  """What timm saves for its Hub states what no tensor shows."""
+  """Their config.json states what no tensor shows."""
   model = timm.create_model(
     "vit_tiny_patch16_224",
     **{"img_size": 24, "patch_size": 6, "embed_dim": 48, "depth": 2},
