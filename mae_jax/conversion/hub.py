@@ -27,7 +27,11 @@ _SAFE = ".safetensors"
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 # Files that `push` uploads.
 _PUSHED = ("*.safetensors", "*.json", model_card.FILE, "*.png", "*.jpg")
-_COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
+# A repository in the Hub's cache.
+_CACHED = re.compile(
+  r"(?P<root>.*/models--(?P<owner>.+?)--(?P<name>[^/]+)"
+  r"/snapshots/(?P<commit>[0-9a-f]{40}))(/|$)"
+)
 _OFFLINE = ("LocalEntryNotFoundError", "IncompleteSnapshotError")
 
 
@@ -56,7 +60,10 @@ def resolve(path: epath.PathLike) -> epath.PathLike:
 
 
 def source(path: epath.PathLike) -> dict[str, str]:
-  """Returns where the weights of a path on the Hub come from; {} elsewhere.
+  """Returns the repository that weights come from; {} if it is not known.
+
+  Args:
+    path: a path on the Hub, or in its local cache.
 
   Returns:
     "source", the repository with its commit, and "license", as its card states
@@ -65,13 +72,14 @@ def source(path: epath.PathLike) -> dict[str, str]:
   Raises:
     ConfigError: as `resolve`.
   """
-  if not is_hub(path):
+  match = _CACHED.match(os.fspath(resolve(path)))
+  if not match:
     return {}
-  name = f"{SCHEME}{_parse(os.fspath(path)).id}"
-  match = _COMMIT.search(os.fspath(resolve(path)))
+  card = pathlib.Path(match["root"]) / model_card.FILE
+  text = card.read_text(errors="replace") if card.is_file() else ""
   return {
-    "source": f"{name}@{match[1]}" if match else name,
-    "license": model_card.read_license(read_card(path)) or model_card.UNKNOWN,
+    "source": f"{SCHEME}{match['owner']}/{match['name']}@{match['commit']}",
+    "license": model_card.read_license(text) or model_card.UNKNOWN,
   }
 
 
@@ -285,13 +293,7 @@ def _explain(path: str, error: Exception) -> str | None:
       "commit"
     )
   if names & set(_OFFLINE) or "OfflineModeIsEnabled" in names:
-    offline = _import_hub(path).constants.HF_HUB_OFFLINE
-    why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
-    return (
-      f"{path} is not completely in the local cache, and {why}: "
-      + ("unset it" if offline else "check the network")
-      + ", or name a local folder"
-    )
+    return f"{path} is not completely in the local cache, and {_why(error)}"
   if status in (401, 403) or "LocalTokenNotFoundError" in names:
     return f"{path}: the Hub refuses access ({status}): {login}"
   if "HFValidationError" in names:
@@ -303,3 +305,15 @@ def _explain(path: str, error: Exception) -> str | None:
       "try again later"
     )
   return None
+
+
+def _why(error: Exception) -> str:
+  """Returns why nothing is downloaded, with a way out."""
+  if _import_hub("the path").constants.HF_HUB_OFFLINE:
+    return "HF_HUB_OFFLINE is set: unset it, or name a local folder"
+  response = getattr(error.__cause__, "response", None)
+  if response is not None:
+    return (
+      f"the Hub answers with status {response.status_code}: try again later"
+    )
+  return "the Hub cannot be reached: check the network, or name a local folder"

@@ -8,13 +8,27 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from mae_jax import checkpoints, conversion
-from mae_jax.conversion import formats, hub, load, provenance
+from mae_jax.conversion import (
+  export_weights,
+  formats,
+  hub,
+  load,
+  model_card,
+  provenance,
+)
 from mae_jax.tools import convert
 from mae_jax.utils.errors import ConfigError
 from tests.conversion import test_round_trips
-from tests.helpers import commands, fake_hub, runs, sample_checkpoints
+from tests.helpers import (
+  commands,
+  fake_hub,
+  model_outputs,
+  runs,
+  sample_checkpoints,
+)
 
 REPO = "lab/vit"
 CARD = b"---\nlicense: cc-by-nc-4.0\n---\n# Theirs\n"
@@ -63,9 +77,10 @@ def test_every_use_reads_a_repository(server, folder, tmp_path):
   run = conversion.read_metadata(path)
   before = checkpoints.read_metadata(start)
   assert run.config.data == before.config.data
-  params, again = conversion.load_any(path, runs.devices_mesh())
-  assert again.origin["source"] == f"hf://{REPO}@{server.sha(REPO)}"
-  assert again.origin["license"] == "cc-by-nc-4.0"
+  for each in (path, found):  # the local copy is known too
+    params, again = conversion.load_any(each, runs.devices_mesh())
+    assert again.origin["source"] == f"hf://{REPO}@{server.sha(REPO)}"
+    assert again.origin["license"] == "cc-by-nc-4.0"
   token = params["model"]["encoder"]["cls_token"]
   wanted = test_round_trips.arrays(start)
   np.testing.assert_array_equal(token, wanted["model/encoder/cls_token"])
@@ -146,7 +161,16 @@ def test_what_the_hub_refuses(server):
   server.repos["lab/pickles"] = {"config.json": b"{}", "x.bin": b""}
   assert "has no .safetensors file, and pickles" in error("hf://lab/pickles")
   server.refused["lab/down"] = (500, "")
-  assert "not completely in the local cache" in error("hf://lab/down")
+  assert "the Hub answers with status 500: try again" in error("hf://lab/down")
+
+
+def test_nobody_answers(server, monkeypatch):
+  monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+  text = error(f"hf://{REPO}")
+  assert text == (
+    f"hf://{REPO} is not completely in the local cache, and the Hub cannot be "
+    "reached: check the network, or name a local folder"
+  )
 
 
 def test_without_a_network(server, monkeypatch):
@@ -217,6 +241,36 @@ def test_push(server, folder, tmp_path):
     test_round_trips.arrays(back),
     test_round_trips.arrays(folder.parent / "start"),
   )
+
+
+def test_what_is_pushed_is_read_by_other_libraries(
+  server, tmp_path, monkeypatch
+):
+  """Loads pushed folders by name with timm and transformers."""
+  import timm
+  import transformers
+
+  x, pixels = model_outputs.images()
+  start = sample_checkpoints.save(tmp_path / "start", "cls")
+  models = {}
+  for to in ("timm", "transformers"):
+    out = test_round_trips.run(start, tmp_path / to, to)
+    weights = load.open_weights(start)
+    made = export_weights.make_card(weights, to, repo_id=f"lab/{to}")
+    (out / "README.md").write_text(model_card.write(made))
+    hub.push(out, f"lab/{to}", token="hf_x")
+    conversion.locate(f"hf://lab/{to}")  # into the cache
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+  models["timm"] = timm.create_model("hf-hub:lab/timm", pretrained=True)
+  models["transformers"] = (
+    transformers.ViTForImageClassification.from_pretrained("lab/transformers")
+  )
+  wanted = model_outputs.logits(start, x)
+  for model in models.values():
+    with torch.no_grad():
+      found = model.eval()(pixels)
+    found = getattr(found, "logits", found).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_what_cannot_be_pushed(server, folder, tmp_path):
