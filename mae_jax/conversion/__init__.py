@@ -5,7 +5,12 @@
 project.
 """
 
-from mae_jax.conversion.load import load_any, locate, read_metadata
+from mae_jax.conversion.load import (
+  load_any,
+  locate,
+  read_metadata,
+  weights_of,
+)
 from mae_jax.conversion.model_info import (
   NO_OVERRIDES,
   ModelOverrides,
@@ -19,4 +24,5 @@ __all__ = [
   "load_any",
   "locate",
   "read_metadata",
+  "weights_of",
 ]

@@ -6,7 +6,7 @@ note.
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -14,8 +14,11 @@ from mae_jax import checkpoints
 from mae_jax.config import lookup
 from mae_jax.conversion import (
   formats,
+  hub,
+  model_card,
   model_info,
   name_maps,
+  provenance,
   run_config,
   tensor_files,
 )
@@ -76,7 +79,51 @@ def write(
   weights = _convertible(weights, form)
   stored = weights.dtype if dtype is None else DTYPES[dtype]
   written = form.write(_with_progress(weights, progress), out, stored)
-  return (*weights.notes, *form.reader_notes(weights.info), *written)
+  return (*weights.notes, *form.reader_notes(weights.info, out), *written)
+
+
+def make_card(
+  weights: Weights,
+  weight_format: str,
+  *,
+  repo_id: str = "",
+  license: str | None = None,
+  results: Mapping[str, float] | None = None,
+  picture: str = "",
+) -> model_card.Card:
+  """Returns the model card of weights that `write` writes to a folder.
+
+  Args:
+    weights: the weights, before they are converted.
+    weight_format: "transformers" or "timm".
+    repo_id: "ORG/NAME" on the Hub; "" for a local folder.
+    license: license as the Hub names it, such as "apache-2.0"; None for that of
+      the weights that the network started from.
+    results: results of evaluation by name.
+    picture: name of a picture that is saved in the folder; "" for none.
+
+  Raises:
+    ConfigError: if the Hub has no library for the format, or the format cannot
+      hold the network.
+  """
+  if weight_format not in model_card.LIBRARIES:
+    raise ConfigError(
+      f"{weight_format} has no folders for the Hub: use "
+      f"{' or '.join(model_card.LIBRARIES)}"
+    )
+  form = formats.FORMATS[weight_format]
+  converted = _convertible(weights, form)
+  return model_card.Card(
+    info=converted.info,
+    run=converted.run,
+    weight_format=weight_format,
+    origin=provenance.trace(weights.run),
+    repo_id=repo_id,
+    license=license,
+    results=results or {},
+    picture=picture,
+    notes=(*converted.notes, *form.reader_notes(converted.info, "")),
+  )
 
 
 def _check_objective(weights: Weights) -> None:
@@ -106,10 +153,18 @@ def check_out(out: str, weight_format: str) -> None:
   """Raises ConfigError if weights of this format cannot be written to `out`."""
   form = formats.FORMATS.get(weight_format)
   suffix = form.suffix if form else ""
+  may_be_folder = form is not None and form.folder
+  if may_be_folder and not out.endswith(formats.PICKLES):
+    suffix = ""
   if not out.endswith(suffix):
     raise ConfigError(
       f"{OUT}={out} does not end in {suffix}, as files for {weight_format} "
       f"must: use {os.path.splitext(out)[0]}{suffix}"
+    )
+  if hub.is_hub(out):
+    raise ConfigError(
+      f"{OUT}={out} is on the Hub: write to a local folder, then push it (see "
+      "docs/weights.md)"
     )
   if form and storage.is_remote(out):
     raise ConfigError(
@@ -138,7 +193,15 @@ def _convertible(weights: Weights, form: WeightFormat) -> Weights:
   form.check(weights)
   if found.kind == model_info.MAE and not form.decoder:
     weights = _without_decoder(weights, form)
-  return add_position_tables(weights)
+  return add_position_tables(_with_provenance(weights))
+
+
+def _with_provenance(weights: Weights) -> Weights:
+  """Adds source and license, as a file does not name the run's `init_from`."""
+  origin = {**weights.run.origin, **provenance.trace(weights.run)}
+  return dataclasses.replace(
+    weights, run=dataclasses.replace(weights.run, origin=origin)
+  )
 
 
 def _without_decoder(weights: Weights, form: WeightFormat) -> Weights:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,12 @@ NAMES: name_maps.Names = {
   "stats/mean": "head.0.running_mean",
   "stats/var": "head.0.running_var",
 }
+# Files that the authors published, and their license.
+_PUBLISHED = re.compile(r"mae_(pretrain|visualize|finetuned)_vit_\w+\.pth")
+_PUBLISHED_SOURCE = {
+  "source": "https://github.com/facebookresearch/mae",
+  "license": "cc-by-nc-4.0",
+}
 _COUNTER = "head.0.num_batches_tracked"
 
 
@@ -82,9 +89,9 @@ class Facebook(WeightFormat):
       known["assumed"] |= model_info.IMAGENET.keys()
     return model_info.ModelInfo(**(known | _arguments(found.extra)))
 
-  def reader_notes(self, found: model_info.ModelInfo) -> list[str]:
+  def reader_notes(self, found: model_info.ModelInfo, out: str) -> list[str]:
     """Lists settings that the reference does not find in the file."""
-    notes = super().reader_notes(found)
+    notes = super().reader_notes(found, out)
     if found.mean != model_info.IMAGENET["mean"]:
       notes.append(
         f"pixels are normalized with mean {found.mean} and std {found.std}, "
@@ -112,6 +119,11 @@ class Facebook(WeightFormat):
     with atomic_write.atomic_file(out, OUT) as file, _raise_first_error():
       torch.save(content, file)
     return []
+
+
+def published(name: str) -> dict[str, str]:
+  """Returns source and license of a file that the authors published, or {}."""
+  return dict(_PUBLISHED_SOURCE) if _PUBLISHED.fullmatch(name) else {}
 
 
 def read_shapes(

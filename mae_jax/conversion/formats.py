@@ -10,6 +10,7 @@ from etils import epath
 
 from mae_jax.conversion import (
   facebook,
+  hub,
   json_fields,
   tensor_files,
   timm,
@@ -20,7 +21,7 @@ from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
 JAX = "jax"
-_PICKLES = (".pth", ".pt", ".bin")
+PICKLES = (".pth", ".pt", ".bin")
 _SAFE = ".safetensors"
 
 
@@ -32,14 +33,31 @@ FORMATS: dict[str, WeightFormat] = {
 FORMAT_NAMES = (JAX, *FORMATS)
 
 
+def locate(path: epath.PathLike) -> epath.Path:
+  """Returns a path that does not depend on the working directory.
+
+  A path on the Hub becomes that of its local copy.
+
+  Raises:
+    ConfigError: as `hub.resolve`.
+  """
+  path = epath.Path(hub.resolve(path))
+  if storage.is_remote(path):
+    return path
+  # A file keeps its name: in the Hub's cache it is a link to a file without an
+  # ending.
+  return storage.absolute(path.parent) / path.name
+
+
 def is_foreign(path: epath.PathLike) -> bool:
   """Checks whether a path holds another format's weights, not a checkpoint.
 
   Raises:
+    ConfigError: as `locate`.
     OSError: if a bucket cannot be reached.
   """
-  path = storage.absolute(path)
-  if path.suffix in (*_PICKLES, _SAFE) and not path.is_dir():
+  path = locate(path)
+  if path.suffix in (*PICKLES, _SAFE) and not path.is_dir():
     return True
   if path.exists() and not path.is_dir():
     return True  # opening it reports an unknown file
@@ -49,15 +67,15 @@ def is_foreign(path: epath.PathLike) -> bool:
 def check_exists(path: epath.PathLike) -> None:
   """Raises ConfigError if there is no such file or folder."""
   with storage.os_errors(path):
-    if not storage.absolute(path).exists():
+    if not locate(path).exists():
       raise ConfigError(f"{os.fspath(path)}: there is no such file or folder")
 
 
 @contextlib.contextmanager
 def local_copy(path: epath.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a local path; files in a bucket are copied temporarily."""
+  """Yields a local path; copies files in a bucket temporarily."""
   check_exists(path)
-  path = storage.absolute(path)
+  path = locate(path)
   with storage.os_errors(path):
     if not storage.is_remote(path):
       yield pathlib.Path(path)
@@ -83,11 +101,11 @@ def open_tensors(path: pathlib.Path) -> tensor_files.Tensors:
   if not path.is_dir():
     if path.suffix == _SAFE:
       return tensor_files.SafeTensors([path])
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
       return tensor_files.PickledTensors(path)
     raise ConfigError(
       f"{path} is not a file of weights: use "
-      f"{', '.join((*_PICKLES, _SAFE))}, or a directory with a config.json"
+      f"{', '.join((*PICKLES, _SAFE))}, or a directory with a config.json"
     )
   index = path / transformers.INDEX
   if index.is_file():

@@ -15,6 +15,7 @@ import numpy as np
 
 from mae_jax import checkpoints
 from mae_jax.conversion import (
+  facebook,
   formats,
   model_info,
   name_maps,
@@ -37,8 +38,10 @@ class ForeignCheckpoint:
     found: tensor_files.Tensors,
     format_name: str,
     overrides: model_info.ModelOverrides,
+    source: Mapping[str, str] | None = None,
   ):
     self._path, self._tensors = path, found
+    self._source = source or facebook.published(path.name)
     self.weight_format, self._overrides = format_name, overrides
     self._format = formats.FORMATS[format_name]
     self._stored_names = {
@@ -55,13 +58,13 @@ class ForeignCheckpoint:
     }
     _check_sizes(path, found)
     self._base = _own_metadata(path, found)
-    self._notes = _unused_networks(found)
     header = tensor_files.Header(self._shapes, found.extra)
     base = None
     if self._base is not None:
       kind = model_info.KIND_OF_TASK[self._base.config.task]
       base = run_config.from_run(self._base, kind)
     info = self._format.describe(header, path, base)
+    self._notes = [*_unused_networks(found), *info.notes]
     if info.decoder is None:
       info = dataclasses.replace(info, norm_pix=None)
     self.info = model_info.with_overrides(info, overrides)
@@ -77,6 +80,8 @@ class ForeignCheckpoint:
     zeros = self._check_names(pieces)
     shapes = shapes | self._positions(pieces, patch, dtype)
     origin = {
+      **run_config.provenance(self._base),
+      **self._source,
       "dialect": self.weight_format,
       "file": self._path.name,
       "dtype": next(k for k, v in tensor_files.FLOATS.items() if v == dtype),

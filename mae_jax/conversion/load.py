@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,8 +12,10 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from mae_jax import checkpoints
+from mae_jax.checkpoints import checksums
 from mae_jax.conversion import (
   formats,
+  hub,
   import_weights,
   model_info,
   run_config,
@@ -22,7 +24,7 @@ from mae_jax.conversion import (
 from mae_jax.conversion.weights import POSITION_TABLES, Weights
 from mae_jax.distributed import sharding
 from mae_jax.models import classifiers, discriminator
-from mae_jax.utils import console, storage
+from mae_jax.utils import console
 
 POSITIONS = ("keep", "sincos")
 
@@ -37,8 +39,8 @@ def open_unchecked(
   """Opens weights whose info may be incomplete, or whose names may be wrong.
 
   Args:
-    path: a checkpoint of this project, a file, or a directory with a
-      config.json.
+    path: a checkpoint of this project, a file, a directory with a config.json,
+      or a path on the Hub.
     local: the result of `formats.local_copy`; unused for a checkpoint.
     weight_format: a name in `formats.FORMAT_NAMES`; None to detect it.
     overrides: model info that the file lacks, or that it states wrongly.
@@ -49,11 +51,13 @@ def open_unchecked(
   if weight_format is None and not formats.is_foreign(path):
     weight_format = formats.JAX
   if weight_format == formats.JAX:
-    return _open_checkpoint(path, overrides)
+    return _open_checkpoint(hub.resolve(path), overrides)
   assert local is not None
   found = formats.open_tensors(local)
   name = weight_format or formats.detect(local, found)
-  return import_weights.ForeignCheckpoint(local, found, name, overrides)
+  return import_weights.ForeignCheckpoint(
+    local, found, name, overrides, hub.source(path)
+  )
 
 
 def open_weights(
@@ -77,12 +81,53 @@ def open_weights(
 def _open_checkpoint(
   path: epath.PathLike, overrides: model_info.ModelOverrides
 ) -> Weights:
-  """Opens a checkpoint; uses averaged parameters if there are any."""
   directory = checkpoints.find_step(path)
   run = checkpoints.read_metadata(directory)
   arrays = checkpoints.ArrayReader(directory)
+  weights = _of_arrays(arrays.shapes, arrays.read, run, str(path), overrides)
+  return dataclasses.replace(weights, finish=arrays.verify)
+
+
+def weights_of(
+  params: Mapping[str, Any],
+  run: checkpoints.CheckpointMetadata,
+  what: str,
+  overrides: model_info.ModelOverrides = model_info.NO_OVERRIDES,
+) -> Weights:
+  """Returns the weights of a network in memory, for `export_weights.write`.
+
+  Args:
+    params: parameters by role, as `load_any` returns them: arrays of NumPy, or
+      of JAX on devices of this process.
+    run: the run that trained them.
+    what: what messages call them, such as the path they were loaded from.
+    overrides: what is to be converted, such as `encoder_only`.
+
+  Returns:
+    The weights; averaged parameters if there are any.
+
+  Raises:
+    ConfigError: if the run trains many networks, or overrides contradict it.
+  """
+  arrays = checksums.flatten(params)
+  shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+
+  def read(name: str) -> np.ndarray:
+    return np.asarray(jax.device_get(arrays[name]), np.float32)
+
+  return _of_arrays(shapes, read, run, what, overrides)
+
+
+def _of_arrays(
+  shapes: Mapping[str, tuple[int, ...]],
+  read: Callable[[str], np.ndarray],
+  run: checkpoints.CheckpointMetadata,
+  what: str,
+  overrides: model_info.ModelOverrides,
+) -> Weights:
+  """Returns weights of arrays by role; takes averaged ones if there are any."""
   task = run.config.task
-  run_config.check_single_network(path, run)
+  run_config.check_single_network(what, run)
   role, notes = classifiers.MODEL, []
   if run.config.classify.ema and task == "finetune":
     role = classifiers.AVERAGED
@@ -95,7 +140,7 @@ def _open_checkpoint(
   other = roles - {role}
   origin = {
     _renamed(name, role): name
-    for name in arrays.shapes
+    for name in shapes
     if name.partition("/")[0] not in other
   }
   has_decoder = any(name.startswith("model/decoder/") for name in origin)
@@ -106,21 +151,20 @@ def _open_checkpoint(
   if info.kind == model_info.ENCODER:
     origin = {k: v for k, v in origin.items() if k.startswith("model/encoder/")}
   if overrides.positions == "sincos":
-    model_info.check_fixed_positions(info, str(path))
+    model_info.check_fixed_positions(info, what)
     for name in POSITION_TABLES.keys() & origin.keys():
       del origin[name]
       notes.append(f"{name} is replaced by the sin-cos table")
-  run = run_config.to_run(info, str(path), run)
-  dtype = tensor_files.FLOATS[run.origin["dtype"]] if run.origin else np.float32
+  run = run_config.to_run(info, what, run)
+  dtype = tensor_files.FLOATS[run.origin.get("dtype", "F32")]
   return Weights(
-    what=str(path),
+    what=what,
     weight_format=formats.JAX,
     info=info,
     run=run,
     dtype=np.dtype(dtype),
-    shapes={path: arrays.shapes[name] for path, name in origin.items()},
-    read=lambda path: arrays.read(origin[path]),
-    finish=arrays.verify,
+    shapes={path: shapes[name] for path, name in origin.items()},
+    read=lambda path: read(origin[path]),
     notes=tuple(notes),
   )
 
@@ -142,7 +186,7 @@ def locate(path: epath.PathLike) -> epath.Path:
   if not formats.is_foreign(path):
     return checkpoints.find_step(path)
   formats.check_exists(path)
-  return storage.absolute(path)
+  return formats.locate(path)
 
 
 def read_metadata(path: epath.PathLike) -> checkpoints.CheckpointMetadata:
@@ -162,8 +206,8 @@ def load_any(
   """Loads the parameters of weights of any format.
 
   Args:
-    path: a workdir, its `checkpoints`, one step's directory, or another
-      format's weights.
+    path: a workdir, its `checkpoints`, one step's directory, another format's
+      weights, or a path on the Hub.
     mesh: the devices to put them on, sharded as in `sharding`.
     overrides: model info that the file lacks, or that it states wrongly.
 

@@ -50,11 +50,14 @@ class ModelInfo:
     mask_ratio: mask ratio of pre-training.
     mean: mean of pixels in [0, 1], per channel.
     std: standard deviation of pixels in [0, 1], per channel.
-    eval_crop: as in `DataConfig`.
+    eval_crop: as in `DataConfig`; also the next two.
+    eval_fit: how images are fitted to `image_size`.
+    eval_resample: interpolation of images.
     pooling: pooling in front of the head.
     classes: number of classes.
     class_names: names of the classes; () if unknown.
     assumed: names of flags whose values are defaults, not in the file.
+    notes: what the file states and this project does not do, one line each.
   """
 
   kind: str
@@ -73,12 +76,15 @@ class ModelInfo:
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   eval_crop: float = EVAL_CROP
+  eval_fit: str = "crop"
+  eval_resample: str = "bicubic"
   pooling: str = "mean"
   classes: int = 0
   class_names: Sequence[str] = ()
   assumed: frozenset[str] = dataclasses.field(
     default=frozenset(), compare=False
   )
+  notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   @property
   def size(self) -> str:

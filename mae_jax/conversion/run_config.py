@@ -105,6 +105,8 @@ def to_run(
       mean=info.mean,
       std=info.std,
       eval_crop=info.eval_crop,
+      eval_fit=info.eval_fit,
+      eval_resample=info.eval_resample,
     ),
     model=model,
     objective=dataclasses.replace(
@@ -173,6 +175,8 @@ def from_run(run: checkpoints.CheckpointMetadata, kind: str) -> ModelInfo:
     mean=config.data.mean,
     std=config.data.std,
     eval_crop=config.data.eval_crop,
+    eval_fit=config.data.eval_fit,
+    eval_resample=config.data.eval_resample,
     pooling=config.classify.pooling,
     classes=len(run.class_names) if kind in (CLASSIFIER, PROBE) else 0,
     class_names=run.class_names,
@@ -231,7 +235,17 @@ def to_metadata(run: checkpoints.CheckpointMetadata) -> dict[str, Any]:
     "config": to_dict(config),
     "data": dict(run.data),
     "class_names": list(run.class_names),
+    "origin": provenance(run),
   }
+
+
+def provenance(run: checkpoints.CheckpointMetadata | None) -> dict[str, str]:
+  """Returns where a network's weights come from, and their license, if known.
+
+  Both keys of `origin`, "source" and "license", are kept by every conversion.
+  """
+  origin = run.origin if run else {}
+  return {key: origin[key] for key in ("source", "license") if key in origin}
 
 
 def from_metadata(
@@ -242,4 +256,5 @@ def from_metadata(
     from_config_dict(content["config"]),
     content["data"],
     tuple(content["class_names"]),
+    dict(content.get("origin", {})),
   )

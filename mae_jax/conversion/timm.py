@@ -1,10 +1,14 @@
-"""Weights of timm's vision_transformer.py, as `.safetensors` or `.bin`.
+"""Weights of timm's vision_transformer.py: `.safetensors`, `.bin` or a folder.
 
-Names are the reference's, without a decoder. A `config.json` beside the
-weights, as on the Hub, states how to preprocess images.
+Names are the reference's, without a decoder. In a folder, as on the Hub, a
+`config.json` beside the weights states the network and how to preprocess
+images.
 """
 
+import json
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,13 +17,26 @@ from mae_jax.conversion import (
   facebook,
   json_fields,
   model_info,
+  preprocessing,
+  run_config,
   tensor_files,
 )
-from mae_jax.conversion.weight_format import WeightFormat
+from mae_jax.conversion.weight_format import OUT, WeightFormat
 from mae_jax.conversion.weights import Weights
+from mae_jax.models import transformer
+from mae_jax.utils import atomic_write
 from mae_jax.utils.errors import ConfigError
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SIZES = {"B": "base", "L": "large", "H": "huge", "S": "small", "Ti": "tiny"}
+# Networks that timm has, by size and patch.
+_NAMED = {
+  ("tiny", 16),
+  ("small", 16),
+  ("base", 16),
+  ("large", 16),
+  ("huge", 14),
+}
 
 
 class Timm(WeightFormat):
@@ -27,6 +44,7 @@ class Timm(WeightFormat):
 
   names = facebook.NAMES
   suffix = ".safetensors"
+  folder = True
   decoder = False
 
   def matches(self, path: pathlib.Path, found: tensor_files.Tensors) -> bool:
@@ -48,9 +66,26 @@ class Timm(WeightFormat):
     return model_info.ModelInfo(**(known | _config(path, known)))
 
   def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
-    """Writes a `.safetensors` file."""
-    self.write_safetensors(weights, out, dtype)
-    return [f"load it with {create_model(weights.info, out)}"]
+    """Writes a `.safetensors` file, or a folder for any other name."""
+    if out.endswith(self.suffix):
+      self.write_safetensors(weights, out, dtype)
+      return [f"load it with {create_model(weights.info, out)}"]
+    content = hub_config(weights.info)
+    license = run_config.provenance(weights.run).get("license")
+    if license not in (None, "unknown"):
+      content["pretrained_cfg"]["license"] = license
+    with atomic_write.atomic_folder(out, lambda _: False, OUT) as directory:
+      text = json.dumps(content, indent=2) + "\n"
+      (directory / CONFIG).write_text(text)
+      self.write_safetensors(weights, str(directory / WEIGHTS), dtype)
+    path = f"local-dir:{os.path.abspath(out)}"
+    return [f"load it with timm.create_model({path!r}, pretrained=True)"]
+
+  def reader_notes(self, found: model_info.ModelInfo, out: str) -> list[str]:
+    """Lists settings that timm does not find in the file or folder."""
+    if out.endswith(self.suffix):
+      return super().reader_notes(found, out)
+    return [*self.eps_notes(found), *preprocessing.timm_notes(found)]
 
 
 def _is_config(content: Any) -> bool:
@@ -65,22 +100,23 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   content = json_fields.read(file)
   if not _is_config(content):
     return {}
-  preprocessing = json_fields.mapping(content, "pretrained_cfg", file)
-  pool = content.get("global_pool", preprocessing.get("global_pool", "token"))
+  cfg = json_fields.mapping(content, "pretrained_cfg", file)
+  pool = content.get("global_pool", cfg.get("global_pool", "token"))
   if known["classes"] and pool == "avg" and known["pooling"] == "cls":
     raise ConfigError(
       f"{file} averages normalized tokens (global_pool=avg without fc_norm), "
       "which no classifier of this project does: convert only the encoder with "
       "--encoder_only"
     )
-  result: dict[str, Any] = {
-    name: json_fields.numbers(preprocessing, name, file)
+  result = _model_args(json_fields.mapping(content, "model_args", file))
+  result |= {
+    name: json_fields.numbers(cfg, name, file)
     for name in ("mean", "std")
-    if preprocessing.get(name) is not None
+    if cfg.get(name) is not None
   }
-  if preprocessing.get("crop_pct") is not None:
-    result["eval_crop"] = json_fields.number(preprocessing, "crop_pct", file)
-  names = preprocessing.get("label_names", content.get("label_names"))
+  size = result.get("image_size", known["image_size"])
+  result |= preprocessing.from_timm(cfg, size, file).fields()
+  names = cfg.get("label_names", content.get("label_names"))
   if known["classes"] and isinstance(names, list) and names:
     if len(names) != known["classes"]:
       raise ConfigError(
@@ -91,39 +127,107 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   return result
 
 
+def _model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
+  """Reads the facts that no tensor shows."""
+  result: dict[str, Any] = {}
+  heads, size = arguments.get("num_heads"), arguments.get("img_size")
+  if isinstance(heads, int):
+    result["heads"] = heads
+  if isinstance(size, int):
+    result["image_size"] = (size, size)
+  elif isinstance(size, list) and len(size) == 2:
+    result["image_size"] = tuple(size)
+  activation = arguments.get("act_layer")
+  if activation in transformer.ACTIVATIONS:
+    result["activation"] = activation
+  return result
+
+
+def _architecture(found: model_info.ModelInfo) -> str | None:
+  """Returns timm's name of a network of this size; None if it has none."""
+  size = _SIZES.get(found.size)
+  patch = found.patch_size[0]
+  if len(set(found.patch_size)) == 1 and (size, patch) in _NAMED:
+    return f"vit_{size}_patch{patch}_224"
+  return None
+
+
+def _arguments(found: model_info.ModelInfo) -> dict[str, Any]:
+  """Returns arguments of timm's VisionTransformer for a size without a name."""
+  square = len(set(found.patch_size)) == 1
+  return {
+    "patch_size": found.patch_size[0] if square else found.patch_size,
+    "embed_dim": found.width,
+    "depth": found.depth,
+    "num_heads": found.heads,
+    "mlp_ratio": found.mlp_dim / found.width,
+  }
+
+
+def _pool(found: model_info.ModelInfo) -> str:
+  return "avg" if found.classes and found.pooling == "mean" else "token"
+
+
+def hub_config(found: model_info.ModelInfo) -> dict[str, Any]:
+  """Returns the `config.json` from which timm builds the network.
+
+  Args:
+    found: info of a network that timm supports.
+  """
+  assert found.image_size is not None
+  assert found.mean is not None
+  assert found.std is not None
+
+  def channels(values: tuple[float, ...]) -> list[float]:
+    return list(values * found.channels if len(values) == 1 else values)
+
+  # All dimensions are written, so that the name decides nothing.
+  arguments = {
+    "img_size": list(found.image_size),
+    **_arguments(found),
+    "in_chans": found.channels,
+    "class_token": True,
+    "global_pool": _pool(found),
+  }
+  if found.activation != "gelu":
+    arguments["act_layer"] = found.activation
+  content: dict[str, Any] = {
+    "architecture": _architecture(found) or "vit_base_patch16_224",
+    "num_classes": found.classes,
+    "num_features": found.width,
+    "global_pool": _pool(found),
+    "model_args": arguments,
+    "pretrained_cfg": {
+      "custom_load": False,
+      "input_size": [found.channels, *found.image_size],
+      "fixed_input_size": True,
+      **preprocessing.to_timm(found),
+      "mean": channels(found.mean),
+      "std": channels(found.std),
+      "num_classes": found.classes,
+      "pool_size": None,
+      "first_conv": "patch_embed.proj",
+      "classifier": "head",
+    },
+  }
+  default = model_info.default_class_names(found.classes)
+  if found.classes and tuple(found.class_names) not in ((), default):
+    content["label_names"] = list(found.class_names)
+  return content
+
+
 def create_model(found: model_info.ModelInfo, file: str) -> str:
   """Returns Python code that loads a file of these weights strictly."""
   assert found.image_size
-  size = {"B": "base", "L": "large", "H": "huge", "S": "small", "Ti": "tiny"}
-  named = size.get(found.size)
-  patch = found.patch_size[0] if len(set(found.patch_size)) == 1 else None
-  known = {
-    ("tiny", 16),
-    ("small", 16),
-    ("base", 16),
-    ("large", 16),
-    ("huge", 14),
-  }
-  arguments: dict[str, Any] = {}
-  if (named, patch) in known:
-    model = f"vit_{named}_patch{patch}_224"
-  else:
-    model = "vit_base_patch16_224"
-    arguments = {
-      "patch_size": patch or found.patch_size,
-      "embed_dim": found.width,
-      "depth": found.depth,
-      "num_heads": found.heads,
-      "mlp_ratio": found.mlp_dim / found.width,
-    }
+  model = _architecture(found)
+  arguments = {} if model else _arguments(found)
+  model = model or "vit_base_patch16_224"
   if found.image_size != (224, 224):
     arguments["img_size"] = found.image_size
   if found.channels != 3:
     arguments["in_chans"] = found.channels
   arguments["num_classes"] = found.classes
-  arguments["global_pool"] = (
-    "avg" if found.classes and found.pooling == "mean" else "token"
-  )
+  arguments["global_pool"] = _pool(found)
   text = "".join(f", {key}={value!r}" for key, value in arguments.items())
   if found.norm_eps != 1e-6:
     text += f", norm_layer=partial(torch.nn.LayerNorm, eps={found.norm_eps:g})"

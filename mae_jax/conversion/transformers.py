@@ -18,6 +18,7 @@ from mae_jax.conversion import (
   json_fields,
   model_info,
   name_maps,
+  preprocessing,
   tensor_files,
 )
 from mae_jax.conversion.weight_format import OUT, WeightFormat
@@ -138,10 +139,9 @@ class Transformers(WeightFormat):
         "classes": weight[0],
         "class_names": _class_names(config, weight[0], path),
       }
-    known |= _preprocessor(path / PREPROCESSOR)
+    known |= _preprocessor(path / PREPROCESSOR, known["image_size"], base)
     if base is None:
       return model_info.ModelInfo(pooling="cls", **known)
-    known.pop("eval_crop", None)
     return dataclasses.replace(base, **known)
 
   def check(self, weights: Weights) -> None:
@@ -164,9 +164,9 @@ class Transformers(WeightFormat):
         "square images: convert with --to=facebook"
       )
 
-  def reader_notes(self, found: model_info.ModelInfo) -> list[str]:
-    """Returns nothing: `config.json` states all settings."""
-    return []
+  def reader_notes(self, found: model_info.ModelInfo, out: str) -> list[str]:
+    """Lists differences in pixels; `config.json` states all settings."""
+    return preprocessing.transformers_notes(found)
 
   def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
     """Writes a directory."""
@@ -232,25 +232,31 @@ def _class_names(
   )
 
 
-def _preprocessor(path: pathlib.Path) -> dict[str, Any]:
+def _preprocessor(
+  path: pathlib.Path,
+  image_size: tuple[int, int],
+  base: model_info.ModelInfo | None,
+) -> dict[str, Any]:
   if not path.is_file():
     return {}
   content = json_fields.read(path)
   if not isinstance(content, dict):
     return {}
+  result: dict[str, Any] = {}
+  if base is None:  # otherwise the run's settings are exact
+    found = preprocessing.from_transformers(content, image_size, path)
+    result = found.fields()
   content = {"rescale_factor": 1 / 255} | content
   factor = json_fields.number(content, "rescale_factor", path)
   if content.get("do_rescale") is False or abs(factor * 255 - 1) > 1e-6:
-    return {}  # pixels are not in [0, 1]: the user must give mean and std
+    return result  # pixels are not in [0, 1]: the user must give mean and std
   if content.get("do_normalize") is False:
     content |= {"image_mean": 0.0, "image_std": 1.0}
   if content.get("image_mean") is None or content.get("image_std") is None:
-    return {}
-  return {
+    return result
+  return result | {
     "mean": json_fields.numbers(content, "image_mean", path),
     "std": json_fields.numbers(content, "image_std", path),
-    # Images are resized without a crop.
-    "eval_crop": 1.0,
   }
 
 
@@ -312,10 +318,7 @@ def files(found: model_info.ModelInfo, dtype: str) -> dict[str, dict[str, Any]]:
     return list(values * found.channels if len(values) == 1 else values)
 
   preprocessor = {
-    "image_processor_type": "ViTImageProcessor",
-    "do_resize": True,
-    "size": {"height": height, "width": width},
-    "resample": 3,  # bicubic
+    **preprocessing.to_transformers(found),
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,

@@ -31,6 +31,7 @@ class WeightFormat:
     optional_biases: a regular expression of biases that may be missing and are
       then zero.
     suffix: ending of a file's name; "" for a directory.
+    folder: whether names without the suffix stand for a directory.
     decoder: whether the format can hold decoders.
     batch_norm: whether the format can hold the BatchNorm of a probe.
   """
@@ -40,6 +41,7 @@ class WeightFormat:
   ignored: Sequence[tuple[str, str]] = ()
   optional_biases: str = ""
   suffix: str = ""
+  folder: bool = False
   decoder: bool = True
   batch_norm: bool = False
 
@@ -75,8 +77,12 @@ class WeightFormat:
   def check(self, weights: Weights) -> None:
     """Raises ConfigError if the format cannot hold the network."""
 
-  def reader_notes(self, found: model_info.ModelInfo) -> list[str]:
-    """Lists settings that the reading program does not find in the file."""
+  def reader_notes(self, found: model_info.ModelInfo, out: str) -> list[str]:
+    """Lists settings that the reading program does not find in `out`."""
+    return [*self.eps_notes(found), *self.activation_notes(found)]
+
+  def eps_notes(self, found: model_info.ModelInfo) -> list[str]:
+    """Notes an epsilon of LayerNorm that is not the usual one."""
     notes = []
     if found.norm_eps != 1e-6:
       notes.append(
@@ -84,6 +90,11 @@ class WeightFormat:
         "from the file: pass norm_layer=partial(nn.LayerNorm, "
         f"eps={found.norm_eps:g})"
       )
+    return notes
+
+  def activation_notes(self, found: model_info.ModelInfo) -> list[str]:
+    """Notes an activation that is not the usual one."""
+    notes = []
     if found.activation != "gelu":
       notes.append(
         f"the activation is {found.activation}, which {self} does not read "

@@ -41,10 +41,10 @@ def convert(
 
   Args:
     source: a workdir or one of its checkpoints/STEP (jax), a .pth of the
-      reference (facebook), a directory of transformers, or a .safetensors or
-      .bin of timm.
-    out: what is written: a directory (jax, transformers), a .pth (facebook), a
-      .safetensors (timm).
+      reference (facebook), a directory of transformers or timm, a .safetensors
+      or .bin of timm, or hf://ORG/NAME on the Hugging Face Hub.
+    out: what is written: a directory (jax, transformers, timm), a .pth
+      (facebook), a .safetensors (timm).
     from_: the format of SOURCE: jax, facebook, transformers or timm; by default
       it is detected.
     to: the format of OUT.

@@ -220,7 +220,8 @@ def test_to_transformers(kind: str, model: dict, tmp_path: pathlib.Path):
   )
   assert tuple(processor.image_mean) == sample_checkpoints.DATA["mean"]
   assert tuple(processor.image_std) == sample_checkpoints.DATA["std"]
-  assert (processor.size["height"], processor.size["width"]) == (24, 24)
+  assert processor.size["shortest_edge"] == 27  # 24 pixels of eval_crop=0.9
+  assert processor.crop_size["height"] == processor.crop_size["width"] == 24
 
 
 @pytest.mark.parametrize(

@@ -580,7 +580,7 @@ def test_places_that_cannot_be_written(
   for out, to, text in (
     (tmp_path, "jax", "exists already: use another path, or remove it first"),
     (tmp_path / "x.bin", "facebook", r"does not end in .pth, .*: use .*x.pth"),
-    (tmp_path / "x", "timm", "does not end in .safetensors"),
+    (tmp_path / "x.pth", "timm", "does not end in .safetensors"),
     ("gs://bucket/x", "transformers", "is in a bucket, where only checkpoints"),
     ("/proc/x/y", "transformers", "cannot be made"),
     ("/proc/x.pth", "facebook", "/proc/x.pth cannot be written"),
