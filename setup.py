@@ -70,7 +70,7 @@ setup(
   ],
   package_dir={"mae_jax.configs": "configs"},
   package_data={
-    "mae_jax": ["py.typed"],
+    "mae_jax": ["py.typed", "assets/*/*"],
     "mae_jax.tools.demo": ["page.html"],
     "mae_jax.tools.report": ["page.html"],
   },

@@ -79,9 +79,9 @@ _MODULES = {
 def __getattr__(name: str) -> _Any:
   """Imports a public name when it is first used (PEP 562)."""
   if name == "__version__":
-    from mae_jax.utils.version import VERSION
+    from mae_jax.utils import version
 
-    return VERSION
+    return version.__version__
   if name not in _MODULES:
     raise AttributeError(f"module 'mae_jax' has no attribute {name!r}")
   if name == "train":  # the package of this name can be called

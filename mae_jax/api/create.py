@@ -25,6 +25,10 @@ def create_model(
   num_classes: int = 0,
   image_size: int | tuple[int, int] = 224,
   channels: int = 3,
+  width: int | None = None,
+  depth: int | None = None,
+  heads: int | None = None,
+  mlp_dim: int | None = None,
   decoder: bool = True,
   pooling: str = "mean",
   norm_pix: bool = True,
@@ -46,6 +50,11 @@ def create_model(
     num_classes: makes a classifier; 0 for an autoencoder.
     image_size: height and width, or one number for both.
     channels: channels of an image.
+    width: width of tokens; None for that of the name.
+    depth: number of blocks; None for that of the name.
+    heads: attention heads; None for those of the name.
+    mlp_dim: hidden width of the MLP; None for that of the name, or four times
+      a `width` that is given.
     decoder: False makes an encoder alone.
     pooling: features for a classifier's head: "mean" or "cls".
     norm_pix: whether the decoder predicts normalized patches.
@@ -70,6 +79,12 @@ def create_model(
     ('classifier', (2, 2))
   """
   dims, patch = architecture.parse(variant_of(name))
+  if width is not None:
+    dims = dataclasses.replace(dims, width=width, mlp_dim=4 * width)
+  given = {"depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+  dims = dataclasses.replace(
+    dims, **{key: x for key, x in given.items() if x is not None}
+  )
   kind = model_info.MAE if decoder else model_info.ENCODER
   if num_classes:
     kind = model_info.CLASSIFIER

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
-from mae_jax.utils import console
+from mae_jax.utils import console, errors
 from mae_jax.utils.errors import ConfigError
 
 _P = ParamSpec("_P")
@@ -33,6 +33,8 @@ def quiet(
   try:
     with console.as_library([] if notes is None else notes, progress):
       yield
+  except ModuleNotFoundError as error:
+    raise (errors.missing_extra(error) or error) from error
   except ConfigError as error:
     text = _DASHES.sub("", str(error))
     raise type(error)(text).with_traceback(error.__traceback__) from (

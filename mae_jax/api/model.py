@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from PIL import Image
 
-from mae_jax.api import library
+from mae_jax.api import library, share
 from mae_jax.api.images import ImageInput, as_images
 from mae_jax.api.results import (
   Attention,
@@ -41,8 +43,6 @@ class Model:
 
   Attributes:
     kind: "autoencoder", "encoder", "classifier" or "linear_probe".
-    params: parameters by role, a tree of JAX arrays. `params["model"]` has
-      "encoder", and "decoder" or "head".
     config: settings of the run that trained it, or placeholders.
     notes: what was reported while it was loaded.
 
@@ -61,12 +61,26 @@ class Model:
   ):
     """Wraps a loaded network; use `from_pretrained` or `create_model`."""
     self._loaded, self._mesh = loaded, mesh
-    self.params: Any = loaded.params
     self.config: Config = loaded.metadata.config
     self.notes = list(notes)
     self._lock = threading.Lock()
     self._extractors: dict[Any, feature_extractor.FeatureExtractor] = {}
     self._watches: dict[int, Any] = {}  # attention functions by layer
+
+  @property
+  def params(self) -> Any:
+    """Parameters by role, a tree of JAX arrays; may be set to other values.
+
+    `params["model"]` has "encoder", and "decoder" or "head".
+    """
+    return self._loaded.params
+
+  @params.setter
+  def params(self, params: Any) -> None:
+    with self._lock:
+      self._loaded = dataclasses.replace(self._loaded, params=params)
+      self._extractors.clear()
+      self.__dict__.pop("_reconstructor", None)
 
   @property
   def kind(self) -> str:
@@ -448,6 +462,83 @@ class Model:
       np.stack(rollouts).reshape(len(names), *self.grid),
       extractor.layer,
     )
+
+  def save_pretrained(
+    self,
+    path: str | os.PathLike[str],
+    format: str = "transformers",
+    dtype: str | None = None,
+  ) -> None:
+    """Saves the network for this project or another one.
+
+    Args:
+      path: what is written, which must not exist yet: a folder (jax,
+        transformers, timm), a .safetensors (timm), or a .pth (facebook).
+      format: "transformers", "timm", "facebook" or "jax", a checkpoint of this
+        project. `notes` gets what the other program must know.
+      dtype: "float32", "bfloat16" or "float16"; None as loaded.
+
+    Raises:
+      ConfigError: if the format cannot hold the network, or `path` exists.
+
+    Example:
+      >>> import os, tempfile
+      >>> import mae_jax
+      >>> model = mae_jax.from_pretrained("digits")
+      >>> path = os.path.join(tempfile.mkdtemp(), "vit_digits")
+      >>> model.save_pretrained(path)
+      >>> mae_jax.from_pretrained(path).kind
+      'autoencoder'
+    """
+    with library.quiet(self.notes):
+      weights = share.weights_of(self._loaded, self.params)
+      self.notes += share.save(weights, path, format, dtype)
+
+  def push_to_hub(
+    self,
+    repo_id: str,
+    *,
+    format: str | None = None,
+    license: str | None = None,
+    results: Mapping[str, float] | None = None,
+    picture: Image.Image | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+  ) -> str:
+    """Uploads the network with a model card to the Hugging Face Hub.
+
+    Args:
+      repo_id: "ORGANIZATION/NAME"; made if it does not exist.
+      format: "transformers" or "timm"; None for timm if it is a classifier with
+        mean pooling, which transformers does not have, else transformers.
+      license: as the Hub names it, for instance "apache-2.0"; None for that of
+        the weights that training started from.
+      results: results of evaluation by name, for the card.
+      picture: for the card, for instance `reconstruct(...).sheet()`.
+      private: whether a new repository is private; None for the default.
+      token: a token that may write; None for the one of `hf auth login`.
+      commit_message: first line of the commit.
+
+    Returns:
+      The address of the repository.
+
+    Raises:
+      ConfigError: if the license of the weights is unknown and none is given,
+        the format cannot hold the network, or the Hub refuses.
+    """
+    with library.quiet(self.notes):
+      return share.push(
+        share.weights_of(self._loaded, self.params),
+        repo_id,
+        format or share.default_format(self._loaded),
+        license=license,
+        results=results,
+        picture=picture,
+        private=private,
+        token=token,
+        commit_message=commit_message,
+      )
 
   def _extractor(
     self,

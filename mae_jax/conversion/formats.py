@@ -31,16 +31,22 @@ FORMATS: dict[str, WeightFormat] = {
   "timm": timm.Timm(),
 }
 FORMAT_NAMES = (JAX, *FORMATS)
+# Networks in mae_jax/assets. Made by `mae-jax train --config=digits` and
+# `mae-jax convert --to=transformers --dtype=float16`.
+PACKAGED = ("digits",)
 
 
 def locate(path: epath.PathLike) -> epath.Path:
   """Returns a path that does not depend on the working directory.
 
-  A path on the Hub becomes that of its local copy.
+  A path on the Hub becomes that of its local copy, and a name in PACKAGED that
+  of the network that comes with this package.
 
   Raises:
     ConfigError: as `hub.resolve`.
   """
+  if path in PACKAGED and not os.path.exists(path):
+    return epath.Path(__file__).parents[1] / "assets" / path
   path = epath.Path(hub.resolve(path))
   if storage.is_remote(path):
     return path

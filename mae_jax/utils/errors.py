@@ -19,7 +19,9 @@ class ConfigError(ValueError):
     """The first setting or argument that the message names, if any."""
     text = str(self)
     found = re.search(r"\b([a-z]\w*(?:\.[a-z]\w*)*)=", text)
-    found = found or re.match(r"([a-z]\w*)(?:\[\d+\])? (?:is|has|must) ", text)
+    found = found or re.match(
+      r"(?!there\b|this\b)([a-z]\w*)(?:\[\d+\])? (?:is|has|must) ", text
+    )
     return found[1].removeprefix("config.") if found else None
 
 

@@ -26,6 +26,9 @@ SMALL = {
 }  # fmt: skip
 
 
+TINY = {"width": 32, "depth": 2, "heads": 4}
+
+
 @pytest.fixture(scope="module")
 def digits():
   return mae_jax.from_pretrained("digits")
@@ -40,9 +43,15 @@ def images():
 
 @pytest.fixture(scope="module")
 def classifier():
-  return mae_jax.create_model(
-    "vit_ti8", image_size=(16, 24), num_classes=3, class_names=["a", "b", "c"]
+  model = mae_jax.create_model(
+    "vit_ti8", image_size=(16, 24), num_classes=3, class_names=["a", "b", "c"],
+    **TINY,
+  )  # fmt: skip
+  # A new head's kernel is so small that all classes are nearly as likely.
+  model.params = jax.tree_util.tree_map_with_path(
+    lambda path, x: 1e4 * x if "head" in str(path) else x, model.params
   )
+  return model
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +70,10 @@ def test_the_package_lists_its_names():
     mae_jax.resnet  # noqa: B018
 
 
-def test_features_equal_the_commands(digits, images):
+def test_features_equal_the_commands(digits, images, capfd):
   mesh = runs.devices_mesh()
   found = load_model.load("digits", mesh)
+  capfd.readouterr()  # a command prints what it loads
   for pool in feature_extractor.POOLS:
     network = feature_extractor.extractor(found, mesh, pool=pool)
     wanted = np.asarray(network.apply(network.params, images))
@@ -138,6 +148,21 @@ def test_apply_is_pure_jittable_and_differentiable(digits, images):
   assert np.abs(slopes[1]).max() > 0
   with pytest.raises(mae_jax.ConfigError, match=r"takes \[B, 8, 8, 1\]"):
     fresh.apply(fresh.params, images[0])
+
+
+def test_parameters_may_be_replaced(images):
+  model = mae_jax.from_pretrained("digits")
+  before = model.features(images).values
+  painted = model.reconstruct(images).reconstruction
+  model.params = jax.tree.map(lambda x: 0.9 * x, model.params)
+  assert np.abs(model.features(images).values - before).max() > 1e-2
+  assert (model.reconstruct(images).reconstruction != painted).any()
+  np.testing.assert_allclose(
+    model.apply(model.params, images),
+    model.features(images).values,
+    atol=1e-5,
+    rtol=0,
+  )
 
 
 def test_reconstructions_are_those_of_the_network(digits, images):
@@ -232,7 +257,7 @@ def test_threads_share_a_model(images):
         np.testing.assert_allclose(values, wanted, atol=1e-5, rtol=0)
 
 
-def test_transformers_classifier(tmp_path):
+def test_transformers_classifier(tmp_path, capfd):
   torch.manual_seed(0)
   config = transformers.ViTConfig(**SMALL, num_labels=3)
   theirs = transformers.ViTForImageClassification(config).eval()
@@ -240,6 +265,7 @@ def test_transformers_classifier(tmp_path):
   transformers.ViTImageProcessorPil(
     size={"height": 16, "width": 16}
   ).save_pretrained(tmp_path)
+  capfd.readouterr()  # transformers prints that it saves
   model = mae_jax.from_pretrained(tmp_path)
   assert model.kind == "classifier"
   image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
@@ -336,9 +362,9 @@ def test_mistakes(digits, images, call, setting, message):
 
 
 def test_an_encoder_does_not_reconstruct():
-  model = mae_jax.create_model("vit_ti16", image_size=32, decoder=False)
+  model = mae_jax.create_model("vit_ti16", image_size=32, decoder=False, **TINY)
   assert model.kind == "encoder"
-  assert model.features(np.zeros((40, 50), np.uint8)).values.shape == (1, 192)
+  assert model.features(np.zeros((40, 50), np.uint8)).values.shape == (1, 32)
   with pytest.raises(mae_jax.ConfigError, match="has no decoder"):
     model.reconstruct(np.zeros((32, 32, 3), np.uint8))
 
@@ -351,14 +377,14 @@ def test_created_models_are_what_their_names_say():
   ):
     model = mae_jax.create_model(
       name, image_size=(16, 8), channels=4, decoder_width=32, decoder_depth=1,
-      decoder_heads=4, seed=1,
+      decoder_heads=4, seed=1, depth=2,
     )  # fmt: skip
     assert model.config.model.variant == same
     assert (model.grid, model.channels) == ((4, 2), 4)
     assert model.kind == "autoencoder"
   other = mae_jax.create_model(
     "vit_ti4", image_size=(16, 8), channels=4, decoder_width=32,
-    decoder_depth=1, decoder_heads=4, seed=2,
+    decoder_depth=1, decoder_heads=4, seed=2, depth=2,
   )  # fmt: skip
   assert (
     model.params["model"]["encoder"]["cls_token"]
