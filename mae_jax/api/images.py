@@ -14,7 +14,8 @@ from mae_jax.utils.errors import ConfigError
 
 # One image or several: a path of a file or a folder; a Pillow image; an array
 # [H, W], [H, W, C] or [N, H, W, C] of uint8 (NumPy, JAX, PyTorch); or a
-# sequence of these.
+# sequence of these. All are resized and cropped as in evaluation, also arrays
+# of the network's size; `Model.apply` takes pixels as they are.
 ImageInput = Any
 
 

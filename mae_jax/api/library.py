@@ -12,7 +12,7 @@ from mae_jax.utils.errors import ConfigError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 # Messages are written for the command line: `--layer=7`, `--config.data.path`.
-_DASHES = re.compile(r"(?<![\w-])--(?:config\.)?(?=[a-z])")
+_DASHES = re.compile(r"(?<![\w.-])(?:--|--config\.|config\.)(?=[a-z])")
 
 
 @contextlib.contextmanager

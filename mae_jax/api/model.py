@@ -37,9 +37,10 @@ class Model:
   """A masked autoencoder, an encoder or a classifier, with its weights.
 
   Make one with `from_pretrained`, `create_model` or `Run.model`. Methods that
-  take images accept a path, a folder, a Pillow image, an array of uint8, or a
-  list of these, and prepare them as in evaluation. Results are NumPy arrays.
-  Methods may be called from several threads.
+  take images accept a path, a folder, a Pillow image, an array of uint8 [H, W],
+  [H, W, C] or [N, H, W, C], or a list of these. They resize and crop all as in
+  evaluation; `apply` takes pixels that are prepared already. Results are NumPy
+  arrays. Methods may be called from several threads.
 
   Attributes:
     kind: "autoencoder", "encoder", "classifier" or "linear_probe".

@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn import datasets
 
 import mae_jax
+from mae_jax.data import prepare
 from mae_jax.evals import load_model
 from mae_jax.tools import feature_extractor
 from tests.helpers import runs
@@ -215,7 +216,8 @@ def test_attention_is_that_of_the_block(digits, images):
 
 def test_predictions(classifier):
   images = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
-  logits = classifier.apply(classifier.params, images)
+  prepared = [prepare.fit(image, classifier.config.data) for image in images]
+  logits = classifier.apply(classifier.params, np.stack(prepared))
   wanted = np.asarray(jax.nn.softmax(logits))
   found = classifier.predict(images, top=9)
   order = np.argsort(-wanted, axis=1)

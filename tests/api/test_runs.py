@@ -1,0 +1,153 @@
+"""Tests of training from Python."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+
+import numpy as np
+import pytest
+
+import mae_jax
+from mae_jax.config import MeshConfig
+from tests.helpers import tiny
+
+ENVIRONMENT = (
+  "NPROC", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS",
+  "TF_NUM_INTRAOP_THREADS", "XLA_FLAGS",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config():
+  return tiny.config(
+    train={"length": "4 steps", "log_every": "2 steps", "save_every": "2 steps"}
+  )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+  records = []
+  workdir = tmp_path_factory.mktemp("run") / "mine"
+  before = {x: signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)}
+  environment = {name: os.environ.get(name) for name in ENVIRONMENT}
+  run = mae_jax.train(
+    config, workdir, on_metrics=records.append, progress=False
+  )
+  after = {x: signal.getsignal(x) for x in before}
+  assert after == before
+  # Of the variables that the commands or data/tf_setup.py set for a while.
+  assert {name: os.environ.get(name) for name in ENVIRONMENT} == environment
+  return run, records
+
+
+def test_a_run_has_metrics_and_models(trained, config, capfd):
+  run, records = trained
+  assert run.config == config
+  assert run.steps == [2, 4]
+  loss = run.metrics["loss"]
+  assert loss.steps.tolist() == [2, 4]
+  assert [x["loss"] for x in records if "loss" in x] == loss.values.tolist()
+  assert [x["step"] for x in records if "loss" in x] == [2, 4]
+  images = np.zeros((1, *config.data.image_size, 1), np.uint8)
+  apart = (
+    run.model(2).features(images).values - run.model().features(images).values
+  )
+  assert np.abs(apart).max() > 0
+  assert repr(run) == f"Run({run.workdir!r}, checkpoints at steps [2, 4])"
+  assert capfd.readouterr() == ("", "")
+
+
+def test_the_same_call_resumes(trained, config, tmp_path):
+  run, _ = trained
+  half = config.replace({"train.length": "2 steps"})
+  mae_jax.train(half, tmp_path, progress=False)
+  resumed = mae_jax.train(
+    half, tmp_path, changes={"train.length": "4 steps"}, progress=False
+  )
+  one, other = (x.model().params["model"]["encoder"] for x in (run, resumed))
+  # The learning rate follows the length of training, so only shapes are equal.
+  assert one["cls_token"].shape == other["cls_token"].shape
+  assert resumed.metrics["loss"].steps.tolist() == [2, 4]
+
+
+def test_a_recipe_by_name(tmp_path):
+  run = mae_jax.train(
+    "digits",
+    tmp_path,
+    changes={
+      "train.length": "1 steps",
+      "optim.warmup": "0 steps",
+      "eval.images": 0,
+      "eval.max_train": 100,
+      "eval.num_trials": 1,
+    },
+    progress=False,
+  )
+  assert run.steps == [1]
+  assert "eval_linear_5/MAE" in run.metrics
+
+
+def test_a_report(trained, tmp_path):
+  run, _ = trained
+  run.report(tmp_path / "report.html")
+  assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_errors_of_a_callback_end_the_run(config, tmp_path):
+  def fail(record):
+    raise RuntimeError("stop here")
+
+  with pytest.raises(RuntimeError, match="stop here"):
+    mae_jax.train(config, tmp_path, on_metrics=fail, progress=False)
+  assert mae_jax.train(config, tmp_path, progress=False).steps == [2, 4]
+
+
+def test_warnings_are_pythons(config, tmp_path):
+  folder = tmp_path / "images"
+  folder.mkdir()
+  with pytest.raises(mae_jax.ConfigError, match="has no image") as caught:
+    mae_jax.train(
+      config.replace({"data.source": "folder", "data.path": str(folder)}),
+      tmp_path / "run",
+    )
+  assert "--" not in str(caught.value)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    mae_jax.train(config, tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda path: mae_jax.Run(path), "has no metrics.jsonl"),
+    (lambda path: mae_jax.Run("gs:/nowhere"), "has no metrics.jsonl"),
+    (
+      lambda path: mae_jax.train("digit", path),
+      "digits",
+    ),
+    (
+      lambda path: mae_jax.train("digits", path, changes={"data.batch": 1}),
+      "^data.batch is not known: did you mean",
+    ),
+    (lambda path: mae_jax.train("digits", ""), "workdir is empty"),
+  ],
+)
+def test_mistakes(tmp_path, call, message):
+  with pytest.raises(mae_jax.ConfigError, match=message) as caught:
+    call(tmp_path)
+  assert "--" not in str(caught.value)
+
+
+def test_a_missing_step(trained):
+  run, _ = trained
+  with pytest.raises(mae_jax.ConfigError, match="step=3 has no checkpoint"):
+    run.model(3)
+
+
+def test_cpu_devices_are_set_before_jax_starts(config, tmp_path):
+  changed = config.replace({"mesh.cpu_devices": 3})
+  assert changed.mesh == MeshConfig(cpu_devices=3)
+  with pytest.raises(mae_jax.ConfigError, match="jax_num_cpu_devices"):
+    mae_jax.train(changed, tmp_path)
