@@ -130,7 +130,13 @@ def _index_files(index: pathlib.Path) -> list[pathlib.Path]:
   content = json_fields.read(index)
   content = content if isinstance(content, dict) else {}
   files = json_fields.mapping(content, "weight_map", index).values()
-  parts = [index.with_name(name) for name in sorted(set(map(str, files)))]
+  names = sorted(set(map(str, files)))
+  if outside := [name for name in names if pathlib.Path(name).name != name]:
+    raise ConfigError(
+      f"{index} names {outside[0]!r}, which is not a file beside it: download "
+      "it again"
+    )
+  parts = [index.parent / name for name in names]
   missing = [part.name for part in parts if not part.is_file()]
   if missing or not parts:
     raise ConfigError(

@@ -91,20 +91,28 @@ def read_card(path: epath.PathLike) -> str:
   """
   address = _parse(os.fspath(path))
   hub = _import_hub(os.fspath(path))
+
+  def fetch(local_files_only: bool) -> str:
+    card: str = hub.hf_hub_download(
+      address.id,
+      model_card.FILE,
+      revision=address.revision,
+      endpoint=_endpoint(),
+      library_name="mae_jax",
+      local_files_only=local_files_only,
+    )
+    return pathlib.Path(card).read_text(errors="replace")
+
+  # The cache first: without a network, the Hub is tried for half a minute.
+  with contextlib.suppress(hub.errors.LocalEntryNotFoundError):
+    return fetch(True)
   with _one_line_errors(os.fspath(path)):
     try:
-      card = hub.hf_hub_download(
-        address.id,
-        model_card.FILE,
-        revision=address.revision,
-        endpoint=_endpoint(),
-        library_name="mae_jax",
-      )
+      return fetch(False)
     except hub.errors.LocalEntryNotFoundError:
       raise
     except hub.errors.EntryNotFoundError:
       return ""
-  return pathlib.Path(card).read_text(errors="replace")
 
 
 def _import_hub(what: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from mae_jax.conversion import load, model_info
+from mae_jax.conversion import load, model_info, provenance
 from mae_jax.conversion.weights import POSITION_TABLES, Weights
 from mae_jax.models import architecture
 from mae_jax.utils.errors import ConfigError
@@ -62,6 +62,12 @@ def _info_rows(found: model_info.ModelInfo) -> Iterator[tuple[str, str]]:
   yield "images", f"{pixels}, {found.channels} channels"
   known = found.mean and found.std
   yield "mean, std", f"{found.mean}, {found.std}" if known else _UNKNOWN
+  how = f"{found.eval_resample}, "
+  if found.eval_fit == "crop":
+    how += f"cropped to {found.eval_crop:.3g} of the sides"
+  else:
+    how += "resized without a crop"
+  yield "evaluation", how
   if found.classes:
     default = model_info.default_class_names(found.classes)
     unnamed = tuple(found.class_names) in ((), default)
@@ -95,6 +101,8 @@ def _content_rows(weights: Weights) -> Iterator[tuple[str, str]]:
   ]
   table = f"own table in {' and '.join(own)}" if own else "the sin-cos table"
   yield "positions", table
+  for key, value in provenance.trace(weights.run).items():
+    yield key, value or _UNKNOWN
   for note in weights.notes:
     yield "note", note
 

@@ -89,6 +89,14 @@ def test_every_use_reads_a_repository(server, folder, tmp_path):
   assert not [x for x in server.requests if ".bin" in x or "/old/" in x]
 
 
+def test_cards(server):
+  assert hub.read_card(f"hf://{REPO}") == CARD.decode()
+  server.repos["lab/plain"] = {"model.safetensors": b""}
+  assert hub.read_card("hf://lab/plain") == ""
+  with pytest.raises(ConfigError, match="no such repository"):
+    hub.read_card("hf://lab/none")
+
+
 def test_it_is_downloaded_once(server):
   conversion.locate(f"hf://{REPO}")
   count = len(server.requests)
@@ -201,6 +209,9 @@ def test_commands_offline(folder: pathlib.Path, tmp_path: pathlib.Path):
   )
   assert done.returncode == 0, done.stderr
   assert "encoder and decoder" in done.stdout
+  assert "cropped to 0.9 of the sides" in done.stdout
+  assert f"source         hf://{REPO}@{commit}" in done.stdout
+  assert "license        cc-by-nc-4.0" in done.stdout
   done = commands.python(
     *("-m", "mae_jax", "convert", "--to=jax", "hf://lab/none", tmp_path / "x"),
     environ=environ,

@@ -478,6 +478,7 @@ def test_an_index_of_parts(root: pathlib.Path, tmp_path: pathlib.Path):
     ("[]", "names no files of weights"),
     ('{"weight_map": ["x"]}', "has weight_map=.'x'., which is not an object"),
     ('{"weight_map": {"x": "b.safetensors"}}', "names b.safetensors, which is"),
+    ('{"weight_map": {"x": "../b"}}', r"names '../b', which is not a file"),
   ):
     index.write_text(content)
     refused(tmp_path / "a", tmp_path, text)
