@@ -80,6 +80,8 @@ setup(
     "docstring-parser>=0.18",
     "einops>=0.8.2",
     "etils[epath]>=1.15",
+    # JAX writes and reads exports with it.
+    "flatbuffers>=25.12",
     "flax>=0.12.12",
     "jax>=0.12.0.1",
     "ml-collections>=1.1.0",
@@ -129,6 +131,8 @@ setup(
       # The implementation that parity tests compare with. On Linux pip takes a
       # CUDA build: see the README.
       *TORCH,
+      "timm>=1.0.31",
+      "torchvision>=0.29.1",
       "transformers>=5.24",
     ],
   },

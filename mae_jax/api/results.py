@@ -1,4 +1,4 @@
-"""What the methods of a model return: arrays with names, shown in notebooks."""
+"""Results of a model's methods: arrays with names, shown in notebooks."""
 
 import dataclasses
 import io

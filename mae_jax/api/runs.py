@@ -13,7 +13,8 @@ from mae_jax import checkpoints
 from mae_jax.api import library, load, recipes
 from mae_jax.api.model import Model
 from mae_jax.config import Config
-from mae_jax.utils import compile_cache, signals, storage
+from mae_jax.train import tasks
+from mae_jax.utils import compile_cache, errors, extras, signals, storage
 from mae_jax.utils.errors import ConfigError
 
 
@@ -156,8 +157,6 @@ def train(
     ConfigError: if something cannot work, before any step.
     TrainingError: if training cannot continue; what was learned is saved.
   """
-  from mae_jax.train import tasks
-
   chosen = recipes.recipe(config) if isinstance(config, str) else config
   path = os.path.expanduser(os.fspath(workdir))
   with library.quiet(progress=progress):
@@ -172,6 +171,7 @@ def train(
         f"devices: call jax.config.update('jax_num_cpu_devices', {devices}) "
         "before JAX is used"
       )
+    errors.require(extras.TRAIN, "train")
     storage.make_directory(path, "workdir")
     compile_cache.enable(chosen.train.compile_cache)
     run = tasks.runner(chosen.task)

@@ -13,7 +13,9 @@ import sys
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mae_jax.config import recipe_names
 from mae_jax.utils.extras import EXTRAS
@@ -25,10 +27,56 @@ COPIED = (
   *("mae_jax", "configs", "setup.py", "pyproject.toml", "MANIFEST.in"),
   *("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "constraints.txt"),
 )
-# Packages of mae_jax that the core can import. Others read images or train.
-CORE = ("checkpoints", "config", "conversion", "distributed", "models", "utils")
-# Of these, modules that draw pictures.
-DRAWS = ("mae_jax.utils.image_grid",)
+# Packages of mae_jax that the core can import whole. Others train, too.
+CORE = (
+  *("api", "checkpoints", "config", "conversion", "distributed", "models"),
+  "utils",
+)
+# A program of a user who has the core alone.
+PROGRAM = """
+import pathlib
+import sys
+
+import mae_jax
+
+assert "jax" not in sys.modules
+import numpy as np
+from PIL import Image
+
+model = mae_jax.from_pretrained("digits")
+images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+pathlib.Path("images").mkdir()
+for number, image in enumerate(images):
+  Image.fromarray(image[..., 0]).save(f"images/{number}.png")
+features = model.features("images")
+assert np.isfinite(features.values).all() and features.values.shape == (5, 64)
+assert set(model.features(images, layers=[1, 4])) == {1, 4}
+assert model.reconstruct(images).sheet().width > 100
+assert model.attention(images).sheet().width > 100
+model.save_pretrained("copy")
+again = mae_jax.from_pretrained("copy").features(images)
+assert np.abs(again.values - features.values).max() < 1e-5
+other = mae_jax.create_model("vit_ti16", image_size=32, depth=1, num_classes=2)
+assert other.predict(images).labels.shape == (5, 2)
+try:
+  mae_jax.train("digits", "run")
+except mae_jax.ConfigError as error:
+  assert "pip install 'mae_jax[train]'" in str(error), error
+else:
+  raise AssertionError("trained without TensorFlow")
+"""
+# Checked by mypy, as a program of a user.
+TYPED = """
+import mae_jax
+import numpy as np
+
+model: mae_jax.Model = mae_jax.from_pretrained("digits")
+one: np.ndarray = model.features("x.png").values
+several: dict[int, np.ndarray] = model.features("x.png", layers=[1])
+run: mae_jax.Run = mae_jax.train(mae_jax.recipe("digits"), "runs")
+reveal_type(model.predict("x.png").probabilities)
+model.features("x.png", pool=3)
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -125,8 +173,7 @@ for package in {CORE}:
   for path in sorted((root / package).rglob("*.py")):
     parts = path.relative_to(root.parent).with_suffix("").parts
     name = ".".join(part for part in parts if part != "__init__")
-    if name not in {DRAWS}:
-      importlib.import_module(name)
+    importlib.import_module(name)
 print([name for name in {tuple(EXTRAS)} if name in sys.modules])
 print(*mae_jax.config.recipe_names())
 """
@@ -134,6 +181,44 @@ print(*mae_jax.config.recipe_names())
   # Dependencies of etils and Orbax.
   assert imported in ("[]", "['importlib_resources']")
   assert tuple(names.split()) == recipe_names()
+
+
+def test_the_core_serves_a_notebook(core, tmp_path):
+  (tmp_path / "program.py").write_text(PROGRAM)
+  run(core / "python", "-W", "error", "program.py", cwd=tmp_path)
+
+
+def test_the_core_runs_commands(core, tmp_path):
+  random = np.random.default_rng(0)
+  Image.fromarray(random.integers(0, 256, (9, 12), np.uint8)).save(
+    tmp_path / "x.png"
+  )
+  flags = ("--checkpoint=digits", "--images=x.png")
+  for words, made in (
+    (("features", *flags, "--out=x.npz"), "x.npz"),
+    (("reconstruct", *flags, "--out=pictures"), "pictures/sheet.png"),
+    (("export", "--checkpoint=digits", "--out=served"), "served/export.json"),
+  ):
+    run(core / "mae-jax", *words, cwd=tmp_path)
+    assert (tmp_path / made).stat().st_size
+
+
+def test_types_are_known_outside(core, tmp_path):
+  (tmp_path / "program.py").write_text(TYPED)
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "mypy", "--strict", "program.py"),
+      *("--python-executable", core / "python", "--cache-dir", tmp_path / "c"),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  lines = done.stdout.splitlines()
+  assert "numpy.ndarray" in lines[0], done.stdout
+  errors = [line for line in lines if ": error:" in line]
+  assert len(errors) == 1, done.stdout
+  assert errors[0].startswith("program.py:10: error: No overload")
 
 
 def test_the_core_converts_weights(core, tmp_path):

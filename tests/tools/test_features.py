@@ -482,7 +482,7 @@ def test_several_layers_equal_single_ones(pretrained, pool):
 def test_a_grid_is_the_patch_tokens_in_place(pretrained):
   mesh = runs.devices_mesh()
   found = load_model.load(pretrained, mesh)
-  size = (24, 40)  # not square: rows and columns are told apart
+  size = (24, 40)  # not square: rows and columns differ
   shape = (2, *size, found.config.data.channels)
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   outputs = {}
