@@ -260,6 +260,7 @@ def push(
       revision=revision,
       allow_patterns=list(_PUSHED),
     )
+  _download.cache_clear()  # the repository has changed
   return str(url)
 
 
