@@ -2,17 +2,29 @@
 
 import contextlib
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
+from absl import logging as absl_logging
+
 from mae_jax.utils import console, errors
 from mae_jax.utils.errors import ConfigError
+
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 # Messages are written for the command line: `--layer=7`, `--config.data.path`.
 _DASHES = re.compile(r"(?<![\w.-])(?:--|--config\.|config\.)(?=[a-z])")
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+  return record.levelno >= logging.ERROR or not console.in_library()
+
+
+# Orbax warns of files that checkpoints of this project do not need.
+absl_logging.get_absl_logger().addFilter(_not_ours)
 
 
 @contextlib.contextmanager

@@ -138,6 +138,11 @@ def warn(text: str, *, shared: bool = False) -> None:
     tqdm.tqdm.write(f"{prefix()}warning: {_escape(text)}", file=STDERR)
 
 
+def in_library() -> bool:
+  """Checks whether this code runs inside `as_library`."""
+  return _library.get() is not None
+
+
 def final_message(text: str) -> None:
   """Prints why the process ends, even while another thread is printing."""
   # A progress bar has not ended its line.

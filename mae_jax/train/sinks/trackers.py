@@ -5,6 +5,7 @@ thread: training never waits for it, and its errors are warnings. The id of its
 run is stored in the workdir, so that a resumed run continues it.
 """
 
+import contextvars
 import dataclasses
 import importlib
 import json
@@ -180,8 +181,13 @@ class Background:
     )
     self._lost = 0
     self._abandoned = False
+    # Its warnings go where those of the caller go.
+    context = contextvars.copy_context()
     self._thread = threading.Thread(
-      target=self._work, name=f"tracker {name}", daemon=True
+      target=context.run,
+      args=(self._work,),
+      name=f"tracker {name}",
+      daemon=True,
     )
     self._thread.start()
 
