@@ -12,7 +12,6 @@ from absl import logging as absl_logging
 from mae_jax.utils import console, errors
 from mae_jax.utils.errors import ConfigError
 
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 # Messages are written for the command line: `--layer=7`, `--config.data.path`.
