@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from mae_jax import main
 from mae_jax.config import (
   RULES,
+  TASKS,
   Config,
   Duration,
   ObjectiveConfig,
@@ -34,7 +34,7 @@ from mae_jax.config import (
   parse_arg,
   to_dict,
 )
-from mae_jax.data import sources
+from mae_jax.data import prepare, sources
 from mae_jax.distributed import sharding
 from mae_jax.evals import standalone
 from mae_jax.models import (
@@ -47,7 +47,8 @@ from mae_jax.models import (
   targets,
   transformer,
 )
-from mae_jax.train import objectives, optim
+from mae_jax.train import objectives, optim, tasks
+from mae_jax.train.sinks import trackers
 from mae_jax.train.tasks import pretrain
 from mae_jax.train.tasks.base import DataInfo
 from mae_jax.utils.errors import ConfigError
@@ -326,6 +327,8 @@ def test_every_setting_has_a_text_and_its_default_is_allowed():
 
 def test_choices_are_the_names_of_the_tables():
   tables = {
+    "data.eval_fit": prepare.FITS,
+    "data.eval_resample": prepare.RESAMPLE,
     "data.source": sources.SOURCES,
     "discriminator.loss": objectives.GAN_LOSSES,
     "discriminator.type": objectives.OBJECTIVES,
@@ -343,7 +346,8 @@ def test_choices_are_the_names_of_the_tables():
     "objective.masked_input": masked_input.MASKED_INPUTS,
     "objective.target": targets.TARGETS,
     "objective.trainable": objectives.FROZEN,
-    "task": main.TASKS,
+    "task": {*TASKS, *tasks.OTHERS},
+    "train.trackers": trackers.TRACKERS,
   }
   for name, table in tables.items():
     assert set(RULES[name].choices) == set(table), name

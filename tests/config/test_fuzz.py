@@ -226,6 +226,8 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "data.max_unreadable": UNIT,
   "data.exif_rotate": st.booleans(),
   "data.eval_crop": UNIT,
+  "data.eval_fit": st.sampled_from(["crop", "squash"]),
+  "data.eval_resample": st.sampled_from(["bicubic", "bilinear", "lanczos"]),
   "data.mean": PIXELS,
   "data.std": PIXELS,
   "data.channels": st.integers(1, 4),

@@ -9,7 +9,7 @@ from mae_jax.config import TASKS
 
 # Tasks that are no `base.Task` trained by the loop: the function of each, from
 # config, workdir and stop signals.
-_OTHERS = {
+OTHERS = {
   "label_efficiency": "mae_jax.train.tasks.label_efficiency:run",
   "evaluate": "mae_jax.evals.standalone:run",
 }
@@ -26,8 +26,8 @@ def runner(name: str) -> Callable[..., None]:
   A task is imported when it is chosen: that imports TensorFlow, which takes
   seconds, and a wrong setting should be reported before.
   """
-  if name in _OTHERS:
-    other: Callable[..., None] = pkgutil.resolve_name(_OTHERS[name])
+  if name in OTHERS:
+    other: Callable[..., None] = pkgutil.resolve_name(OTHERS[name])
     return other
   train = pkgutil.resolve_name("mae_jax.train.loop:train")
   return functools.partial(train, load(name))
