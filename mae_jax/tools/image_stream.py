@@ -145,7 +145,8 @@ def _batches(
     while waiting:
       yield collect()
   finally:
-    pool.shutdown(cancel_futures=True)
+    # Without waiting: the garbage collector may close this stream anywhere.
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def readable(number: int, total: int) -> str:

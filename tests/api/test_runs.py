@@ -80,6 +80,7 @@ def test_the_same_call_resumes(trained, config, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_recipe_by_name(tmp_path):
   run = mae_jax.train(
     "digits",
