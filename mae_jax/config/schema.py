@@ -817,8 +817,8 @@ class Config:
   )
   init_from: str = resumable(
     "",
-    help="checkpoint or weights (facebook, transformers, timm) that a new run "
-    "starts from",
+    help="checkpoint or weights (facebook, transformers, timm, hf://ORG/NAME) "
+    "that a new run starts from",
   )
   init_adapt: bool = resumable(
     False,

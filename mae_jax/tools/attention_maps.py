@@ -41,7 +41,9 @@ def write(
 
   Args:
     checkpoint: a workdir (its newest checkpoint), one of its
-      checkpoints/STEP, or weights of facebook, transformers or timm.
+      checkpoints/STEP, weights of facebook, transformers or timm,
+      hf://ORG/NAME on the Hugging Face Hub, or digits, a small network that
+      comes with this package.
     images: one image, or a folder with all its subfolders.
     out: a folder, which appears when all is done; a folder that this command
       made before is replaced.

@@ -38,7 +38,9 @@ def write(
 
   Args:
     checkpoint: a workdir (its newest checkpoint), one of its
-      checkpoints/STEP, or weights of facebook, transformers or timm.
+      checkpoints/STEP, weights of facebook, transformers or timm,
+      hf://ORG/NAME on the Hugging Face Hub, or digits, a small network that
+      comes with this package.
     images: one image, or a folder with all its subfolders; prepared as in
       evaluation of the checkpoint's run.
     out: the .npz file, on a disk or in a bucket (gs://...); it appears when

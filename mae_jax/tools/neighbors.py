@@ -54,7 +54,9 @@ def write(
 
   Args:
     checkpoint: a workdir (its newest checkpoint), one of its
-      checkpoints/STEP, or weights of facebook, transformers or timm.
+      checkpoints/STEP, weights of facebook, transformers or timm,
+      hf://ORG/NAME on the Hugging Face Hub, or digits, a small network that
+      comes with this package.
     images: one image, or a folder with all its subfolders; prepared as in
       evaluation of the checkpoint's run.
     query: the image whose neighbors are wanted, or a folder of at most 64; it

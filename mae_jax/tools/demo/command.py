@@ -21,7 +21,9 @@ def run(
 
   Args:
     checkpoint: a workdir (its newest checkpoint), one of its
-      checkpoints/STEP, or weights of facebook, transformers or timm.
+      checkpoints/STEP, weights of facebook, transformers or timm,
+      hf://ORG/NAME on the Hugging Face Hub, or digits, a small network that
+      comes with this package.
     host: the address to listen on; 127.0.0.1 is reached from this machine
       alone.
     port: the port; 0 for any free one.

@@ -47,7 +47,9 @@ def write(
 
   Args:
     checkpoint: a workdir (its newest checkpoint), one of its
-      checkpoints/STEP, or weights of facebook, transformers or timm.
+      checkpoints/STEP, weights of facebook, transformers or timm,
+      hf://ORG/NAME on the Hugging Face Hub, or digits, a small network that
+      comes with this package.
     out: a folder on a disk; it appears when all is done and replaces an
       earlier export.
     format: stablehlo, for jax.export, or savedmodel, for TensorFlow.
