@@ -263,15 +263,29 @@ def to_pixels(image: Any, channels: int, exif_rotate: bool) -> np.ndarray:
   """Converts a Pillow image to uint8 [H, W, C], as `load_box` does files.
 
   Raises:
-    ConfigError: if its mode has no known range.
+    ConfigError: if it cannot be read, or its mode has no known range.
   """
+  try:
+    image.load()  # first: a TIFF is rotated here, and then has no tag
+  except Exception as error:
+    raise ConfigError(
+      f"a Pillow image that cannot be read ({_reason(error).decode()}): open "
+      "it again, or leave it out"
+    ) from error
+  if 0 in image.size:
+    raise ConfigError(
+      f"a Pillow image of {image.width} x {image.height}, without pixels: "
+      "leave it out"
+    )
   if image.mode in ("I", "F") or channels not in (1, 3):
     raise ConfigError(
-      f"a Pillow image of mode {image.mode} cannot be {channels} channels of 8 "
-      "bits: give an array of uint8 [H, W, C]"
+      f"a Pillow image of mode {image.mode}, which cannot be {channels} "
+      "channels of 8 bits: give an array of uint8 [H, W, C]"
     )
   if exif_rotate and (turn := image.getexif().get(_ORIENTATION_TAG, 1)) != 1:
     image = image.transpose(_TRANSPOSES[turn]) if turn in _TRANSPOSES else image
+  if image.mode in ("La", "RGBa"):  # Pillow converts these to one mode alone
+    image = image.convert(image.mode.upper())
   return _to_channels(image.copy(), 16, channels)
 
 
