@@ -1,13 +1,13 @@
 """The image files of one folder, with or without class folders."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 
 from mae_jax.config import DataConfig
 from mae_jax.data import listing
+from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
 # Folders of held-out images, in order of preference.
@@ -105,9 +105,7 @@ class ImageFolder:
     skipped = self._tree.skipped
     if skipped:
       kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common(8))
-      print(
+      console.notice(
         f"{self.folder}: skipped {skipped.total()} files that are not images "
-        f"({kinds})",
-        file=sys.stderr,
-        flush=True,
+        f"({kinds})"
       )

@@ -6,6 +6,7 @@ Inside `as_library` nothing goes to the terminal.
 import contextlib
 import contextvars
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -47,10 +48,24 @@ class _Library:
   notes: list[str]
   progress: bool
 
+  def add(self, text: str) -> None:
+    if text not in self.notes:  # a method may be called a thousand times
+      self.notes.append(text)
+
 
 _library: contextvars.ContextVar[_Library | None] = contextvars.ContextVar(
   "library", default=None
 )
+
+
+class _NoLibraryLogs(logging.Filter):
+  """Drops what Orbax logs of checkpoints; commands raise the level instead."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    return _library.get() is None or record.levelno >= logging.CRITICAL
+
+
+logging.getLogger("absl").addFilter(_NoLibraryLogs())
 
 
 @contextlib.contextmanager
@@ -86,7 +101,7 @@ def is_first() -> bool:
 def info(text: str) -> None:
   """Prints to standard output without breaking a progress bar."""
   if library := _library.get():
-    library.notes.append(text)
+    library.add(text)
     return
   # Characters that the stream cannot encode are escaped.
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -101,6 +116,14 @@ def info(text: str) -> None:
       print(text, flush=True)
   except (OSError, ValueError):
     _mute(sys.stdout)
+
+
+def notice(text: str) -> None:
+  """Prints to standard error what is worth knowing, and no warning."""
+  if library := _library.get():
+    library.add(text)
+  else:
+    tqdm.tqdm.write(_escape(text), file=STDERR)
 
 
 def progress_bar(
