@@ -826,6 +826,14 @@ class Config:
     "mae_jax/models/resize_patches.py",
   )
 
+  if not typing.TYPE_CHECKING:  # otherwise mypy would know every name
+
+    def __getattr__(self, name: str) -> Any:
+      """Explains the names of settings that are in a section."""
+      found = [f"config.{x}" for x in RULES if x.endswith(f".{name}")]
+      hint = f": use {' or '.join(found)}" if found else ""
+      raise AttributeError(f"'Config' object has no attribute {name!r}{hint}")
+
   def replace(self, changes: Mapping[str, Any]) -> Config:
     """Returns a config with other settings.
 

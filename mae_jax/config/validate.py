@@ -4,12 +4,14 @@ import dataclasses
 import difflib
 import math
 import operator
+import os
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from mae_jax.config.schema import (
   BOUNDS,
@@ -70,6 +72,13 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
   return config
 
 
+def plain(value: Any) -> Any:
+  """Converts scalars of NumPy and paths to what JSON holds."""
+  if isinstance(value, np.generic):
+    return value.item()
+  return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def one_of(key: str, value: str, known: typing.Collection[str]) -> str:
   """Returns a config argument that must be one of a few words.
 
@@ -98,9 +107,10 @@ def check_name(known: typing.Collection[str], name: str, field: str) -> None:
   Raises:
     ConfigError: with the nearest name and all others.
   """
-  if name in known:
+  if isinstance(name, str) and name in known:
     return
-  hint, every = nearest(name, known), f"known are {', '.join(sorted(known))}"
+  every = f"known are {', '.join(sorted(known))}"
+  hint = nearest(name, known) if isinstance(name, str) else every
   if hint != every:  # the nearest name may be the opposite of the wanted one
     hint += f" {every}"
   raise ConfigError(f"{field}={abbreviate(name)} is not known: {hint}")
@@ -216,6 +226,7 @@ def _check_probes(settings: EvalConfig) -> None:
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
   """Converts a value to its declared type: 1 to 1.0, lists to tuples."""
+  value = plain(value)
   if isinstance(kind, types.UnionType):  # X | None
     return None if value is None else _convert(kind.__args__[0], value, path)
   if typing.get_origin(kind) is tuple:
