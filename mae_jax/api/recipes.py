@@ -1,11 +1,13 @@
 """Recipes and settings of runs."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from mae_jax.api import library
 from mae_jax.config import Config, overrides
 from mae_jax.config.changes import replace
+from mae_jax.utils.errors import ConfigError
 
 
 @library.public
@@ -26,7 +28,13 @@ def recipe(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     >>> config.optim.lr == config.optim.blr * 2
     True
   """
-  return replace(overrides.recipe(name), changes or {})
+  if not isinstance(name, str | os.PathLike):
+    raise ConfigError(
+      f"name={name!r} is a {type(name).__name__}: use one of "
+      f"{', '.join(list_recipes())}, or the path of a file"
+    )
+  found = overrides.recipe(os.fspath(name))
+  return found if changes is None else replace(found, changes)
 
 
 def list_recipes() -> list[str]:

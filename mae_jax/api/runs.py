@@ -6,16 +6,27 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 from etils import epath
 
 from mae_jax import checkpoints
 from mae_jax.api import library, load, recipes
 from mae_jax.api.model import Model
-from mae_jax.config import Config
+from mae_jax.config import Config, from_config_dict
 from mae_jax.train import tasks
-from mae_jax.utils import compile_cache, errors, extras, signals, storage
+from mae_jax.utils import (
+  compile_cache,
+  console,
+  errors,
+  extras,
+  signals,
+  storage,
+)
 from mae_jax.utils.errors import ConfigError
+
+# Written by evals/standalone.py, whose import would need TensorFlow.
+_EVALUATION = "evaluation.json"
 
 
 class Curve(NamedTuple):
@@ -49,15 +60,25 @@ class Run:
     Raises:
       ConfigError: if it has no log of a run.
     """
-    self.workdir = os.path.expanduser(os.fspath(workdir))
     with library.quiet():
-      self._lines()
+      self.workdir = library.path("workdir", workdir)
+      self._log()
 
   @property
   def config(self) -> Config:
     """Settings of the newest checkpoint."""
     with library.quiet():
       return checkpoints.read_metadata(self.workdir).config
+
+  @property
+  def evaluation(self) -> dict[str, Any] | None:
+    """Results of `task="evaluate"`, with "scalars" by name; None without."""
+    path = epath.Path(self.workdir) / _EVALUATION
+    with library.quiet(), storage.os_errors(self.workdir):
+      if not path.exists():
+        return None
+      found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
   @property
   def metrics(self) -> dict[str, Curve]:
@@ -113,24 +134,41 @@ class Run:
     with library.quiet():
       command.write((self.workdir,), os.fspath(out), look_at=0)
 
-  def _lines(self) -> list[dict[str, Any]]:
+  def _log(self) -> str:
+    """Returns the whole lines of the log; "" for an evaluation."""
     path = epath.Path(self.workdir) / "metrics.jsonl"
     with storage.os_errors(self.workdir):
-      if not path.exists():
-        raise ConfigError(
-          f"workdir={self.workdir} has no metrics.jsonl: name the directory of "
-          "a run"
+      if path.exists():
+        # The last line may be one that is being written.
+        return path.read_text().rpartition("\n")[0]
+    if self.evaluation is None:
+      raise ConfigError(
+        f"workdir={self.workdir} has no metrics.jsonl: name the directory of a "
+        "run"
+      )
+    return ""
+
+  def _lines(self) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(self._log().splitlines(), 1):
+      try:
+        record = json.loads(line)
+        record["step"]
+      except (ValueError, TypeError, KeyError):
+        console.warn(
+          f"{self.workdir}/metrics.jsonl: line {number} is damaged, and is "
+          "left out"
         )
-      # The last line may be one that is being written.
-      text = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in text.splitlines()]
+      else:
+        found.append(record)
+    return found
 
   def __repr__(self) -> str:
     return f"Run({self.workdir!r}, checkpoints at steps {self.steps})"
 
 
 def train(
-  config: Config | str,
+  config: Config | Mapping[str, Any] | str | os.PathLike[str],
   workdir: str | os.PathLike[str],
   *,
   changes: Mapping[str, Any] | None = None,
@@ -157,13 +195,21 @@ def train(
     ConfigError: if something cannot work, before any step.
     TrainingError: if training cannot continue; what was learned is saved.
   """
-  chosen = recipes.recipe(config) if isinstance(config, str) else config
-  path = os.path.expanduser(os.fspath(workdir))
   with library.quiet(progress=progress):
-    if changes:
+    chosen = _config(config)
+    if changes is not None:
       chosen = chosen.replace(changes)
-    if not path:
-      raise ConfigError("workdir is empty: give a directory")
+    path = library.path("workdir", workdir)
+    if on_metrics is not None and not callable(on_metrics):
+      raise ConfigError(
+        f"on_metrics={errors.abbreviate(on_metrics)} cannot be called: give a "
+        "function of a dict, as print"
+      )
+    if on_metrics is not None and chosen.task == "evaluate":
+      raise ConfigError(
+        "on_metrics is not called with task=evaluate, which logs nothing: read "
+        "Run.evaluation"
+      )
     devices = chosen.mesh.cpu_devices
     if devices and devices != jax.device_count():
       raise ConfigError(
@@ -178,3 +224,17 @@ def train(
     extra = {} if on_metrics is None else {"on_metrics": on_metrics}
     run(chosen, path, signals.StopSignals(), **extra)
   return Run(path)
+
+
+def _config(given: Any) -> Config:
+  """Returns the settings that `train` is given."""
+  if isinstance(given, str | os.PathLike):
+    return recipes.recipe(os.fspath(given))
+  if isinstance(given, Mapping | ml_collections.ConfigDict):
+    return from_config_dict(given)  # as a recipe's get_config returns it
+  if not isinstance(given, Config):
+    raise ConfigError(
+      f"config={errors.abbreviate(given)} is a {type(given).__name__}: give "
+      "mae_jax.recipe(NAME), or the name of a recipe"
+    )
+  return given

@@ -6,7 +6,6 @@ Inside `as_library` nothing goes to the terminal.
 import contextlib
 import contextvars
 import dataclasses
-import logging
 import os
 import pathlib
 import re
@@ -56,16 +55,6 @@ class _Library:
 _library: contextvars.ContextVar[_Library | None] = contextvars.ContextVar(
   "library", default=None
 )
-
-
-class _NoLibraryLogs(logging.Filter):
-  """Drops what Orbax logs of checkpoints; commands raise the level instead."""
-
-  def filter(self, record: logging.LogRecord) -> bool:
-    return _library.get() is None or record.levelno >= logging.CRITICAL
-
-
-logging.getLogger("absl").addFilter(_NoLibraryLogs())
 
 
 @contextlib.contextmanager
