@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mae_jax.api import library, load
+from mae_jax.api import hints, library, load
 from mae_jax.api.model import Model
-from mae_jax.api.names import variant_of
+from mae_jax.api.names import image_size_of, variant_of
 from mae_jax.conversion import model_info, run_config
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
@@ -19,11 +19,12 @@ from mae_jax.utils.errors import ConfigError
 
 
 @library.public
+@library.explained(**hints.CREATE)
 def create_model(
   name: str,
   *,
   num_classes: int = 0,
-  image_size: int | tuple[int, int] = 224,
+  image_size: int | tuple[int, int] | None = None,
   channels: int = 3,
   width: int | None = None,
   depth: int | None = None,
@@ -48,7 +49,8 @@ def create_model(
     name: one of `list_models`, another patch size as "vit_b4", or timm's name
       as "vit_base_patch16_224".
     num_classes: makes a classifier; 0 for an autoencoder.
-    image_size: height and width, or one number for both.
+    image_size: height and width, or one number for both; None for that of
+      timm's name, or 224.
     channels: channels of an image.
     width: width of tokens; None for that of the name.
     depth: number of blocks; None for that of the name.
@@ -79,6 +81,12 @@ def create_model(
     ('classifier', (2, 2))
   """
   dims, patch = architecture.parse(variant_of(name))
+  num_classes = library.integer("num_classes", num_classes, 0)
+  channels = library.integer("channels", channels, 1)
+  seed = library.seed(seed)
+  if image_size is None:
+    image_size = image_size_of(name)
+  sides = library.size("image_size", image_size)
   if width is not None:
     dims = dataclasses.replace(dims, width=width, mlp_dim=4 * width)
   given = {"depth": depth, "heads": heads, "mlp_dim": mlp_dim}
@@ -88,7 +96,6 @@ def create_model(
   kind = model_info.MAE if decoder else model_info.ENCODER
   if num_classes:
     kind = model_info.CLASSIFIER
-  sides = (image_size,) * 2 if isinstance(image_size, int) else image_size
   usual: dict[str, tuple[float, ...]] = {**model_info.IMAGENET}
   if channels != 3:
     usual = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
@@ -97,7 +104,7 @@ def create_model(
     **dataclasses.asdict(dims),
     patch_size=(patch, patch),
     channels=channels,
-    image_size=(sides[0], sides[1]),
+    image_size=sides,
     decoder=architecture.Dims(
       decoder_width, decoder_depth, decoder_heads, 4 * decoder_width
     )
@@ -105,8 +112,8 @@ def create_model(
     else None,
     norm_pix=norm_pix if kind == model_info.MAE else None,
     mask_ratio=mask_ratio,
-    mean=usual["mean"] if mean is None else tuple(mean),
-    std=usual["std"] if std is None else tuple(std),
+    mean=usual["mean"] if mean is None else _tuple("mean", mean),
+    std=usual["std"] if std is None else _tuple("std", std),
     pooling=pooling,
     classes=num_classes,
     class_names=tuple(class_names),
@@ -116,7 +123,7 @@ def create_model(
       f"class_names has {len(class_names)} names for num_classes={num_classes}"
     )
   metadata = run_config.to_run(info, name)
-  mesh = mesh or load.default_mesh()
+  mesh = load.mesh_of(mesh)
   platform = mesh.devices.flat[0].platform
   config, key = metadata.config, jax.random.key(seed)
   built: dict[str, Any] = {"decoder": None}
@@ -146,3 +153,12 @@ def create_model(
     name, params, metadata, config, platform, **built
   )
   return Model(loaded, mesh)
+
+
+def _tuple(name: str, values: Sequence[float]) -> tuple[float, ...]:
+  try:
+    return tuple(float(value) for value in values)
+  except (TypeError, ValueError):
+    raise ConfigError(
+      f"{name}={values!r} must be a list of one number for each channel"
+    ) from None

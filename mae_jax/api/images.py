@@ -1,12 +1,14 @@
 """Images as users have them: paths, folders, Pillow images, arrays, lists."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
+from mae_jax.api import library
 from mae_jax.config import DataConfig
 from mae_jax.data import image_files, image_io
 from mae_jax.data.image_files import Images
@@ -17,6 +19,8 @@ from mae_jax.utils.errors import ConfigError
 # sequence of these. All are resized and cropped as in evaluation, also arrays
 # of the network's size; `Model.apply` takes pixels as they are.
 ImageInput = Any
+
+_BYTES = (bytes, bytearray, memoryview)
 
 
 def as_images(given: ImageInput, data: DataConfig) -> Images:
@@ -57,21 +61,40 @@ def _parts(
 ) -> list[Images | np.ndarray]:
   """Returns opened paths, and uint8 [H, W, C] of each array."""
   if isinstance(given, str | os.PathLike):
-    return [image_files.open_images(os.path.expanduser(given), data)]
+    return [image_files.open_images(library.path(what, given), data)]
   if isinstance(given, Image.Image):
-    return [image_io.to_pixels(given, data.channels, data.exif_rotate)]
-  if isinstance(given, Sequence):
+    try:
+      return [image_io.to_pixels(given, data.channels, data.exif_rotate)]
+    except ConfigError as error:
+      raise ConfigError(f"{what} is {error}") from error.__cause__
+  if getattr(getattr(given, "dtype", None), "kind", "") in ("O", "U"):
+    given = np.asarray(given).tolist()  # a column of paths
+  if isinstance(given, Sequence) and not isinstance(given, _BYTES):
     return [
       part
       for number, each in enumerate(given)
       for part in _parts(each, data, f"images[{number}]")
     ]
   if not hasattr(given, "__array__"):
+    way_out = "give"
+    if isinstance(given, _BYTES) or hasattr(given, "read"):
+      way_out = "use PIL.Image.open(io.BytesIO(data)) of an image's bytes, or"
+    elif isinstance(given, Iterator):
+      way_out = "use list(images), or give"
     raise ConfigError(
-      f"{what} is a {type(given).__name__}: give a path, a folder, a Pillow "
-      "image, an array of uint8 [H, W, C] or [N, H, W, C], or a list of these"
+      f"{what} is a {type(given).__name__}: {way_out} a path, a folder, a "
+      "Pillow image, an array of uint8 [H, W, C] or [N, H, W, C], or a list of "
+      "these"
     )
-  array = np.asarray(given)
+  if isinstance(given, jax.core.Tracer):
+    raise ConfigError(
+      f"{what} is traced by jax.jit, jax.grad or jax.vmap, in which only "
+      "Model.apply works: use model.apply(model.params, images)"
+    )
+  try:
+    array = np.asarray(given)
+  except (TypeError, RuntimeError) as error:  # PyTorch's, with the way out
+    raise ConfigError(f"{what} is no array for NumPy: {error}") from error
   if array.dtype != np.uint8:
     raise ConfigError(
       f"{what} has dtype {array.dtype}, whose range is not known: give uint8 "
@@ -87,7 +110,12 @@ def _parts(
   if found != data.channels and {found, data.channels} != {1, 3}:
     hint = ""
     if data.channels in array.shape[-3:-1] and found not in (1, 3):
-      hint = "; channels come last: use images.transpose(0, 2, 3, 1)"
+      axes = (0, 2, 3, 1) if array.ndim == 4 else (1, 2, 0)
+      hint = f"; channels come last: use np.transpose(images, {axes})"
+    elif found in (2, 4):
+      hint = "; if the last is alpha, use images[..., :-1]"
+    elif array.ndim == 3:
+      hint = "; use images[..., None] of a stack of gray images"
     raise ConfigError(
       f"{what} has shape {array.shape}, which is {found} channels, and the "
       f"network takes {data.channels}{hint}"

@@ -1,13 +1,16 @@
 """Loads networks of any format."""
 
+import difflib
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
-from mae_jax.api import library
+from mae_jax.api import hints, library
 from mae_jax.api.model import Model
+from mae_jax.api.names import list_models
 from mae_jax.config import MeshConfig, check_name
 from mae_jax.conversion import formats, model_info
 from mae_jax.distributed import sharding
@@ -15,18 +18,47 @@ from mae_jax.evals import load_model
 from mae_jax.utils.errors import ConfigError
 
 
-def default_mesh() -> Mesh:
-  """Returns a mesh of all devices."""
-  return sharding.make_mesh(MeshConfig())
+def mesh_of(mesh: Mesh | None) -> Mesh:
+  """Returns a mesh of this project, of another's devices or of all."""
+  if mesh is None:
+    return sharding.make_mesh(MeshConfig())
+  if mesh.axis_names == sharding.AXES and not mesh.explicit_axes:
+    return mesh
+  # Programs name their axes as they like.
+  return sharding.make_mesh(MeshConfig(), list(mesh.devices.flat))
 
 
+def _check_source(path: str) -> None:
+  """Explains names of networks that are no paths."""
+  if os.path.exists(path) or path in formats.PACKAGED or "://" in path:
+    return
+  if path in list_models() or re.fullmatch(r"vit_[a-z]+_patch\d+\w*", path):
+    raise ConfigError(
+      f"source={path} names a network without weights, and no file: use "
+      f'create_model("{path}") for random weights, or from_pretrained('
+      '"hf://ORG/NAME") for those on the Hub'
+    )
+  if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
+    raise ConfigError(
+      f"source={path}: there is no such folder; of the Hugging Face Hub, use "
+      f"hf://{path}"
+    )
+  close = difflib.get_close_matches(path, formats.PACKAGED, n=1)
+  if close:
+    raise ConfigError(
+      f"source={path}: there is no such file or folder; did you mean "
+      f"{close[0]!r}?"
+    )
+
+
+@library.explained(**hints.LOAD)
 def from_pretrained(
   source: str | os.PathLike[str],
   *,
   mesh: Mesh | None = None,
   heads: int | None = None,
   decoder_heads: int | None = None,
-  image_size: tuple[int, int] | None = None,
+  image_size: int | tuple[int, int] | None = None,
   target: str | None = None,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
@@ -47,7 +79,7 @@ def from_pretrained(
     mesh: the devices; None for all.
     heads: attention heads of the encoder.
     decoder_heads: attention heads of the decoder.
-    image_size: height and width of its images.
+    image_size: height and width of its images, or one number for both.
     target: what the decoder predicts: "norm_pix" (normalized patches) or "raw".
     mean: of pixels in [0, 1], one for each channel.
     std: standard deviation of pixels, one for each channel.
@@ -73,13 +105,16 @@ def from_pretrained(
     "norm_eps": norm_eps,
     "class_names": class_names,
   }
-  path = os.path.expanduser(os.fspath(source))
   notes: list[str] = []
   with library.quiet(notes):
+    path = library.path("source", source)
+    if image_size is not None:
+      given["image_size"] = library.size("image_size", image_size)
+    _check_source(path)
     if target is not None:
       check_name(model_info.TARGETS, target, "target")
     _check_needed(path, given)
-    mesh = mesh or default_mesh()
+    mesh = mesh_of(mesh)
     known = model_info.ModelOverrides(**given, insist=True)
     loaded = load_model.load(path, mesh, known, decoder=None)
   return Model(loaded, mesh, notes)

@@ -1,11 +1,13 @@
 """A network with its weights, as notebooks and programs use it."""
 
+import contextlib
 import dataclasses
 import functools
+import numbers
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
 
-from mae_jax.api import library, share
+from mae_jax import checkpoints
+from mae_jax.api import hints, library, share
 from mae_jax.api.images import ImageInput, as_images
 from mae_jax.api.results import (
   Attention,
@@ -23,14 +26,14 @@ from mae_jax.api.results import (
   Predictions,
   Reconstruction,
 )
-from mae_jax.config import Config, MeshConfig
+from mae_jax.config import Config, MeshConfig, check_name
 from mae_jax.distributed import sharding
 from mae_jax.evals import attention_rollout, load_model
 from mae_jax.models import classifiers, mae, patchify
 from mae_jax.tools import feature_extractor, image_stream, predict
 from mae_jax.tools import photo as photos
 from mae_jax.tools.reconstructor import Reconstructor
-from mae_jax.utils.errors import ConfigError
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 
 class Model:
@@ -78,10 +81,55 @@ class Model:
 
   @params.setter
   def params(self, params: Any) -> None:
+    _check_params(params)
+    try:
+      checkpoints.check_shapes("", params, self.params)
+    except ConfigError as error:
+      text = str(error).partition("the model: ")[2]
+      raise ConfigError(
+        f"params has other arrays than this model: {text}"
+      ) from None
+    shardings = sharding.state_shardings(self._mesh, params)
+    placed = jax.device_put(params, shardings)
     with self._lock:
-      self._loaded = dataclasses.replace(self._loaded, params=params)
+      self._loaded = dataclasses.replace(self._loaded, params=placed)
       self._extractors.clear()
       self.__dict__.pop("_reconstructor", None)
+
+  def __copy__(self) -> "Model":
+    """Copies the model; the copy's `params` may be set apart."""
+    return Model(self._loaded, self._mesh, self.notes)
+
+  def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
+    """Copies the model with its arrays, which then may be donated."""
+    params = jax.tree.map(jnp.copy, self.params)
+    loaded = dataclasses.replace(self._loaded, params=params)
+    return Model(loaded, self._mesh, self.notes)
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    """Pickles the model without its devices, for another process."""
+    loaded = dataclasses.replace(
+      self._loaded,
+      path=os.fspath(self._loaded.path),
+      params=jax.device_get(self.params),
+    )
+    return _unpickled, (loaded, self.notes)
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """Explains how to apply a model; it cannot be called."""
+    raise ConfigError(
+      "a model cannot be called: use model.features(images) or "
+      "model.predict(images), or model.apply(model.params, images) in JAX"
+    )
+
+  if not TYPE_CHECKING:  # otherwise mypy would know every name
+
+    def __getattr__(self, name: str) -> Any:
+      """Explains the names that other libraries have."""
+      hint = f": {hints.MODEL[name]}" if name in hints.MODEL else ""
+      raise AttributeError(
+        f"{type(self).__name__!r} object has no attribute {name!r}{hint}"
+      )
 
   @property
   def kind(self) -> str:
@@ -205,12 +253,21 @@ class Model:
       >>> jax.jit(model.apply)(model.params, images).shape
       (2, 64)
     """
+    _check_params(params)
+    if not isinstance(images, jax.Array | np.ndarray):
+      raise ConfigError(
+        f"images is a {type(images).__name__}: give a NumPy or JAX array, as "
+        "numpy.asarray(images)"
+      )
+    _check_axes(images)
     wanted = (*self.image_size, self.channels)
     if images.ndim != 4 or images.shape[1:] != wanted:
       raise ConfigError(
         f"images has shape {tuple(images.shape)}: this network takes [B, "
         f"{', '.join(map(str, wanted))}]"
       )
+    if not images.shape[0]:
+      raise ConfigError("images is empty: give at least one image")
     if self._loaded.has_head:
       return self._loaded.classifier.logits(params, images)
     extractor = self._extractor("mean", None, None)
@@ -222,7 +279,7 @@ class Model:
     images: ImageInput,
     pool: str = ...,
     layers: None = ...,
-    image_size: tuple[int, int] | None = ...,
+    image_size: int | tuple[int, int] | None = ...,
     batch_size: int = ...,
     progress: bool = ...,
   ) -> Features: ...
@@ -233,7 +290,7 @@ class Model:
     images: ImageInput,
     pool: str = ...,
     layers: Sequence[int] = ...,
-    image_size: tuple[int, int] | None = ...,
+    image_size: int | tuple[int, int] | None = ...,
     batch_size: int = ...,
     progress: bool = ...,
   ) -> LayerFeatures: ...
@@ -243,7 +300,7 @@ class Model:
     images: ImageInput,
     pool: str = "mean",
     layers: Sequence[int] | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     batch_size: int = 64,
     progress: bool = False,
   ) -> Features | LayerFeatures:
@@ -255,8 +312,8 @@ class Model:
         token first, or "grid", the patch tokens as [rows, columns, D].
       layers: the blocks after which tokens are taken, from 1, all in one pass.
         Only tokens of the last block pass the encoder's final norm.
-      image_size: height and width; None for the network's. Positions are
-        interpolated.
+      image_size: height and width, or one number for both; None for the
+        network's. Positions are interpolated.
       batch_size: images at a time.
       progress: draw a progress bar.
 
@@ -278,8 +335,10 @@ class Model:
       >>> {layer: values.shape for layer, values in maps.items()}
       {2: (3, 4, 4, 64), 4: (3, 4, 4, 64)}
     """
-    with library.quiet(self.notes, progress):
-      chosen = None if layers is None else tuple(layers)
+    with self._quiet(progress):
+      chosen = None if layers is None else _checked_layers(layers)
+      if image_size is not None:
+        image_size = library.size("image_size", image_size)
       extractor = self._extractor(pool, chosen, image_size)
       source = as_images(images, extractor.data)
       columns: list[list[np.ndarray]] = [[] for _ in extractor.layers]
@@ -290,7 +349,7 @@ class Model:
         source,
         extractor.data,
         mesh=self._mesh,
-        batch_size=_checked_batch(batch_size),
+        batch_size=library.integer("batch_size", batch_size, 1),
       ):
         parts = out if len(extractor.layers) > 1 else (out,)
         for column, part in zip(columns, parts, strict=True):
@@ -324,14 +383,13 @@ class Model:
       ConfigError: if the network has no head, an argument cannot work, or no
         image can be read.
     """
-    with library.quiet(self.notes, progress):
+    with self._quiet(progress):
       if not self._loaded.has_head:
         raise ConfigError(
           f"this network is an {self.kind} without a head, so it cannot "
           "predict classes: fine-tune it, or fit a classifier on its features"
         )
-      if top < 1:
-        raise ConfigError(f"top={top} must be at least 1")
+      top = library.integer("top", top, 1)
       source = as_images(images, self.config.data)
       k = min(top, len(self.class_names))
       best = predict.best_classes(self._loaded.classifier, k)
@@ -342,7 +400,7 @@ class Model:
         source,
         self.config.data,
         mesh=self._mesh,
-        batch_size=_checked_batch(batch_size),
+        batch_size=library.integer("batch_size", batch_size, 1),
       ):
         value = np.array(value)
         value[~good] = np.nan
@@ -393,9 +451,15 @@ class Model:
       >>> found.reconstruction.shape, found.mask.shape
       ((3, 8, 8, 1), (3, 4, 4))
     """
-    with library.quiet(self.notes, progress):
+    with self._quiet(progress):
       network = self._reconstructor
       ratio = network.mask_ratio if mask_ratio is None else mask_ratio
+      seed = library.seed(seed)
+      if not isinstance(ratio, numbers.Real):
+        raise ConfigError(
+          f"mask_ratio={abbreviate(ratio)} is a {type(ratio).__name__}: give a "
+          "number above 0 and below 1"
+        )
       if not 0 < ratio < 1:
         raise ConfigError(f"mask_ratio={ratio} must be above 0 and below 1")
       given = None if mask is None else self._given_mask(mask)
@@ -411,7 +475,7 @@ class Model:
           for index, _, _ in found
         ]
       )
-      size = _checked_batch(batch_size)
+      size = library.integer("batch_size", batch_size, 1)
       painted = np.concatenate(
         [
           network.paint(
@@ -443,8 +507,10 @@ class Model:
     Raises:
       ConfigError: if an argument cannot work, or no image can be read.
     """
-    with library.quiet(self.notes, progress):
-      chosen = None if layer is None else (layer,)
+    with self._quiet(progress):
+      chosen = None
+      if layer is not None:
+        chosen = (library.integer("layer", layer),)
       extractor = self._extractor("all", chosen, None)
       token = self._token(query)
       watch = self._watch(extractor)
@@ -464,6 +530,7 @@ class Model:
       extractor.layer,
     )
 
+  @library.explained(**hints.SAVE)
   def save_pretrained(
     self,
     path: str | os.PathLike[str],
@@ -491,7 +558,7 @@ class Model:
       >>> mae_jax.from_pretrained(path).kind
       'autoencoder'
     """
-    with library.quiet(self.notes):
+    with self._quiet():
       weights = share.weights_of(self._loaded, self.params)
       self.notes += share.save(weights, path, format, dtype)
 
@@ -528,7 +595,7 @@ class Model:
       ConfigError: if the license of the weights is unknown and none is given,
         the format cannot hold the network, or the Hub refuses.
     """
-    with library.quiet(self.notes):
+    with self._quiet():
       return share.push(
         share.weights_of(self._loaded, self.params),
         repo_id,
@@ -541,12 +608,26 @@ class Model:
         commit_message=commit_message,
       )
 
+  @contextlib.contextmanager
+  def _quiet(self, progress: bool = False) -> Iterator[None]:
+    """Runs a method as a library, whatever the caller has set in JAX."""
+    try:
+      context = jax.set_mesh(self._mesh)
+    except ValueError:  # JAX's way to say that it is tracing
+      raise ConfigError(
+        "inside jax.jit, jax.grad and jax.vmap only Model.apply works: use "
+        "model.apply(model.params, images)"
+      ) from None
+    with context, library.quiet(self.notes, progress):
+      yield
+
   def _extractor(
     self,
     pool: str,
     layers: tuple[int, ...] | None,
     image_size: tuple[int, int] | None,
   ) -> feature_extractor.FeatureExtractor:
+    check_name(feature_extractor.POOLS, pool, "pool")
     key = pool, layers, image_size
     # Kept, so it must not hold values of a `jit` that this is called in.
     with self._lock, jax.ensure_compile_time_eval():
@@ -598,7 +679,13 @@ class Model:
   def _token(self, query: tuple[int, int] | None) -> int:
     if query is None:
       return 0
-    row, column = query
+    try:
+      row, column = (library.integer("query", each) for each in query)
+    except TypeError:
+      raise ConfigError(
+        f"query={abbreviate(query)} is a {type(query).__name__}: give a row "
+        "and a column"
+      ) from None
     rows, columns = self.grid
     if not (0 <= row < rows and 0 <= column < columns):
       raise ConfigError(
@@ -608,7 +695,42 @@ class Model:
     return 1 + row * columns + column
 
 
-def _checked_batch(batch_size: int) -> int:
-  if batch_size < 1:
-    raise ConfigError(f"batch_size={batch_size} must be at least 1")
-  return batch_size
+def _unpickled(loaded: load_model.LoadedModel, notes: list[str]) -> Model:
+  """Puts a pickled model on all devices of this process."""
+  mesh = sharding.make_mesh(MeshConfig())
+  shardings = sharding.state_shardings(mesh, loaded.params)
+  params = jax.device_put(loaded.params, shardings)
+  platform = mesh.devices.flat[0].platform
+  return Model(
+    dataclasses.replace(loaded, params=params, platform=platform), mesh, notes
+  )
+
+
+def _checked_layers(layers: Any) -> tuple[int, ...]:
+  if isinstance(layers, str) or not hasattr(layers, "__iter__"):
+    raise ConfigError(
+      f"layers={abbreviate(layers)} is a {type(layers).__name__}: give numbers "
+      "of blocks, as [4]"
+    )
+  return tuple(library.integer("layers", each) for each in layers)
+
+
+def _check_params(params: Any) -> None:
+  if not isinstance(params, Mapping) or classifiers.MODEL not in params:
+    parts = " with " + ", ".join(params) if isinstance(params, Mapping) else ""
+    raise ConfigError(
+      f"params is a {type(params).__name__}{abbreviate(parts)[1:-1]}: give a "
+      "tree like model.params, which has parameters by role"
+    )
+
+
+def _check_axes(images: Any) -> None:
+  """Refuses meshes of explicit axes: networks state no shardings."""
+  where = jax.typeof(images).sharding.mesh, jax.sharding.get_abstract_mesh()
+  for mesh in where:
+    if mesh.explicit_axes:
+      raise ConfigError(
+        f"images or jax.set_mesh have a mesh of explicit axes "
+        f"{', '.join(mesh.explicit_axes)}: make it with "
+        "axis_types=(jax.sharding.AxisType.Auto,) for each axis"
+      )

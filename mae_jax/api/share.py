@@ -3,12 +3,14 @@
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import Image
 
+from mae_jax.api import library
 from mae_jax.config import check_name
 from mae_jax.conversion import export_weights, formats, hub, load, model_card
 from mae_jax.conversion.weights import Weights
@@ -22,14 +24,16 @@ OUT = "path"  # of `save_pretrained`, in messages
 
 @contextlib.contextmanager
 def _named_path() -> Iterator[None]:
-  """Names the argument `path` in errors about what is written."""
+  """Names the arguments `path` and `format` in errors."""
   try:
     yield
   except ConfigError as error:
     text = str(error)
-    if not text.startswith("OUT"):
-      raise
-    raise ConfigError(text.replace("OUT", OUT, 1)) from error.__cause__
+    if text.startswith("OUT"):
+      text = text.replace("OUT", OUT, 1)
+    # The command's flag, as library.quiet does not know it.
+    text = re.sub(r"convert with (--)?to=", "use format=", text)
+    raise ConfigError(text) from error.__cause__
 
 
 def weights_of(found: load_model.LoadedModel, params: Any) -> Weights:
@@ -47,7 +51,7 @@ def save(
   check_name(formats.FORMAT_NAMES, weight_format, "format")
   if dtype is not None:
     check_name(export_weights.DTYPES, dtype, "dtype")
-  out = os.path.expanduser(os.fspath(path))
+  out = library.path("path", path)
   with _named_path():
     return export_weights.write(weights, weight_format, out, dtype)
 
