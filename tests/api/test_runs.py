@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import pathlib
 import signal
 import warnings
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
 import mae_jax
-from mae_jax.config import MeshConfig
+from mae_jax.config import MeshConfig, to_dict
 from tests.helpers import tiny
 
 ENVIRONMENT = (
@@ -118,6 +121,66 @@ def test_warnings_are_pythons(config, tmp_path):
     mae_jax.train(config, tmp_path / "other", progress=False)
 
 
+def test_tasks_besides_training(trained, config, tmp_path):
+  run, _ = trained
+  changes = {"task": "evaluate", "eval.measure": "features"}
+  measured = mae_jax.train(
+    config.replace({**changes, "init_from": run.workdir}),
+    tmp_path,
+    progress=False,
+  )
+  assert measured.evaluation["checkpoint_task"] == "pretrain"
+  assert measured.evaluation["scalars"]
+  assert (measured.metrics, measured.steps) == ({}, [])
+  assert run.evaluation is None
+  with pytest.raises(mae_jax.ConfigError, match=r"read Run\.evaluation"):
+    mae_jax.train(config, tmp_path, changes=changes, on_metrics=print)
+
+
+def test_a_damaged_log(trained, tmp_path):
+  run, _ = trained
+  lines = (pathlib.Path(run.workdir) / "metrics.jsonl").read_text()
+  log = tmp_path / "metrics.jsonl"
+  log.write_text(f'{{"step": 1, "lo\n[1]\n{{}}\n{lines}{{"step": 9, "lo')
+  broken = mae_jax.Run(tmp_path)
+  with pytest.warns(UserWarning, match="is damaged, and is left out"):
+    assert broken.metrics["loss"].steps.tolist() == [2, 4]
+  log.write_text('{"step": 2, "loss": null}\n')
+  assert np.isnan(mae_jax.Run(tmp_path).metrics["loss"].values).all()
+  with pytest.raises(mae_jax.ConfigError, match="no checkpoint"):
+    broken.model()
+
+
+def test_a_config_in_other_forms(config, tmp_path):
+  path = tmp_path / "run"
+  length = {"train.length": "3 steps"}
+  for given in (to_dict(config), ml_collections.ConfigDict(to_dict(config))):
+    run = mae_jax.train(given, path, changes=length, progress=False)
+    assert run.steps == [2, 3]
+  assert run.config == config.replace(length)
+
+
+def test_nothing_is_logged(trained, caplog, tmp_path):
+  run, _ = trained
+  run.model().save_pretrained(tmp_path / "saved", format="jax")
+  mae_jax.from_pretrained(tmp_path / "saved")
+  assert not caplog.records
+
+
+def test_runs_at_once(config, tmp_path):
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    names = "a", "b", "b"
+    started = [
+      pool.submit(mae_jax.train, config, tmp_path / name, progress=False)
+      for name in names
+    ]
+    errors = [each.exception() for each in started]
+  assert errors[0] is None
+  (refused,) = [error for error in errors if error]
+  assert isinstance(refused, mae_jax.ConfigError)
+  assert "in use by another run" in str(refused)
+
+
 @pytest.mark.parametrize(
   ("call", "message"),
   [
@@ -132,6 +195,14 @@ def test_warnings_are_pythons(config, tmp_path):
       "^data.batch is not known: did you mean",
     ),
     (lambda path: mae_jax.train("digits", ""), "workdir is empty"),
+    (lambda path: mae_jax.train("digits", None), "workdir=None"),
+    (lambda path: mae_jax.train(None, path), "config=None is a NoneType"),
+    (lambda path: mae_jax.train({"task": "pretrain"}, path), "config|data"),
+    (lambda path: mae_jax.train("digits", path, changes="a=3"), "give a dict"),
+    (
+      lambda path: mae_jax.train("digits", path, on_metrics=3),
+      "on_metrics=3 cannot be called",
+    ),
   ],
 )
 def test_mistakes(tmp_path, call, message):
