@@ -82,7 +82,7 @@ class Run:
 
   @property
   def metrics(self) -> dict[str, Curve]:
-    """Each metric by name, as docs/metrics.md lists them."""
+    """Each metric by name, as docs/reference/metrics.md lists them."""
     found: dict[str, list[tuple[int, float]]] = {}
     with library.quiet():
       lines = self._lines()
