@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import pkgutil
 import re
+import runpy
 import shlex
 import sys
 
@@ -17,7 +18,11 @@ from mae_jax.tools import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [
+  ROOT / "README.md",
+  *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
+]
 BLOCKS = [
   block
   for page in PAGES
@@ -32,6 +37,8 @@ LINES = [
   if line.strip() and not line.startswith("#")
 ]
 PROGRAM = re.compile(r"python -m mae_jax(?:\.main)? .*")
+# Fills pages with what is generated when the documentation is built.
+RENDER = runpy.run_path(str(DOCS / "_ext" / "mae_pages.py"))["render"]
 FUNCTIONS = {
   name: pkgutil.resolve_name(command.function)
   for name, command in program.COMMANDS.items()
@@ -74,7 +81,9 @@ def test_configs_and_overrides_are_accepted(line, monkeypatch):
     assert values["config"].optim.lr > 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+  "page", PAGES, ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_links_point_to_files_and_headings(page):
   for path, anchor in re.findall(
     r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()
@@ -82,7 +91,10 @@ def test_links_point_to_files_and_headings(page):
     target = page.parent / path if path else page
     assert target.exists(), path
     if anchor:
-      headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+      text = target.read_text()
+      if target.is_relative_to(DOCS):
+        text = RENDER(text, target)
+      headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
       assert anchor in map(_anchor, headings), anchor
 
 

@@ -75,7 +75,7 @@ def doc_files() -> list[str]:
       [
         each
         for each in sorted(path.rglob("*"))
-        if each.suffix in (".md", ".sh")
+        if each.suffix in (".md", ".sh") and "_build" not in each.parts
       ]
       if path.is_dir()
       else [path]

@@ -47,7 +47,7 @@ IMAGES = {
 # The code that the documentation shows.
 (LOADING,) = re.findall(
   r"```python\n(import jax\n.*?)```",
-  (ROOT / "docs" / "weights.md").read_text(),
+  (ROOT / "docs" / "guides" / "serve.md").read_text(),
   re.S,
 )
 
@@ -176,7 +176,7 @@ def close(found, wanted):
   "names", [("float32",), slow(("bfloat16", "int8", "probe", "layer"))]
 )
 def test_stablehlo_equals_the_network_with_only_jax_installed(exports, names):
-  """Runs the code of the README in another process."""
+  """Runs the code of the documentation in another process."""
   folders = {name: exports(name) for name in names}
   for folder, _ in folders.values():
     for size, images in shown(folder).items():
