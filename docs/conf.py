@@ -38,15 +38,19 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+# Libraries log there, as Orbax does.
+nb_output_stderr = "remove"
 # The first choice of a figure's type is the one that all browsers show.
 nb_mime_priority_overrides = [("html", "image/png", 0)]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # they stand in the signature and in the text
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # properties have entries of their own
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 

@@ -23,19 +23,21 @@ PAGES = [
   ROOT / "README.md",
   *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
 ]
-BLOCKS = [
-  block
-  for page in PAGES
-  for block in re.findall(
-    r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL
-  )
-]
-LINES = [
-  line.split("  #")[0].strip()
-  for block in BLOCKS
-  for line in block.replace("\\\n", " ").splitlines()
-  if line.strip() and not line.startswith("#")
-]
+
+
+def commands(page: pathlib.Path) -> list[str]:
+  """Returns the lines of shell code of a page."""
+  blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL)
+  return [
+    line.split("  #")[0].strip()
+    for block in blocks
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+  ]
+
+
+COMMANDS_OF = {page: commands(page) for page in PAGES}
+LINES = [line for lines in COMMANDS_OF.values() for line in lines]
 PROGRAM = re.compile(r"python -m mae_jax(?:\.main)? .*")
 # Fills pages with what is generated when the documentation is built.
 RENDER = runpy.run_path(str(DOCS / "_ext" / "mae_pages.py"))["render"]

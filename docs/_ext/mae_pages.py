@@ -102,7 +102,7 @@ def settings() -> str:
   for name, field, rule in schema.rules():
     section = name.rpartition(".")[0]
     sections.setdefault(section, []).append(_setting(name, field, rule))
-  head = "| setting | type | default | values | |\n|---|---|---|---|---|"
+  head = "| setting | default | |\n|---|---|---|"
   parts = []
   for section, rows in sections.items():
     kind: Any = schema.SECTIONS.get(section, schema.Config)
@@ -115,24 +115,41 @@ def settings() -> str:
 
 def _setting(name: str, field: dataclasses.Field, rule: schema.Rule) -> str:
   default = field.default
-  shown = "" if default is dataclasses.MISSING else f"`{default!r}`"
+  shown = f"`{default!r}`"
   if default is dataclasses.MISSING:
     shown = "the recipe's"
   elif default is None:
     shown = "see the text"
-  bounds = rule.bounds
+  parts = [rule.help[:1].upper() + rule.help[1:] + "."]
   if rule.choices:
-    bounds = ", ".join(f"`{each}`" for each in rule.choices)
-  text = rule.help[:1].upper() + rule.help[1:] + "."
+    parts.append(", ".join(f"`{each}`" for each in rule.choices) + ".")
+  else:
+    bounds = f"; {rule.bounds}" if rule.bounds else ""
+    parts.append(f"*{_kind(field)}{bounds}.*")
   if rule.resumable:
-    text += " *May change on resume.*"
-  cells = [f"`{name}`", f"`{_kind(field)}`", shown, bounds, text]
-  return f"| {' | '.join(cell.replace('|', 'or') for cell in cells)} |"
+    parts.append("**May change on resume.**")
+  text = " ".join(parts).replace("|", "&#124;")
+  return f"| `{name}` | {shown} | {text} |"
+
+
+_KINDS = {
+  "bool": "true or false",
+  "float": "number",
+  "float, ...": "numbers",
+  "float, float": "two numbers",
+  "int": "whole number",
+  "int, ...": "whole numbers",
+  "int, int": "two whole numbers",
+  "str": "text",
+  "str, ...": "words",
+}
 
 
 def _kind(field: dataclasses.Field) -> str:
   text = str(field.type).removesuffix(" | None")
-  return text.removeprefix("tuple[").removesuffix("]")
+  if schema.rule_of(field).duration:
+    return "length, as '40 epochs'"
+  return _KINDS[text.removeprefix("tuple[").removesuffix("]")]
 
 
 def recipes() -> str:
