@@ -38,11 +38,11 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
-# Libraries log there, as Orbax does.
-nb_output_stderr = "remove"
 # The first choice of a figure's type is the one that all browsers show.
 nb_mime_priority_overrides = [("html", "image/png", 0)]
 
+default_role = "py:obj"  # `name` in a docstring: code, and a link if it can be
+autodoc_class_signature = "separated"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -115,7 +115,7 @@ def settings() -> str:
 
 def _setting(name: str, field: dataclasses.Field, rule: schema.Rule) -> str:
   default = field.default
-  shown = f"`{default!r}`"
+  shown = f"`{_shown(default)}`"
   if default is dataclasses.MISSING:
     shown = "the recipe's"
   elif default is None:
@@ -130,6 +130,12 @@ def _setting(name: str, field: dataclasses.Field, rule: schema.Rule) -> str:
     parts.append("**May change on resume.**")
   text = " ".join(parts).replace("|", "&#124;")
   return f"| `{name}` | {shown} | {text} |"
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, tuple) and value:
+    return ",".join(map(_shown, value))
+  return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 _KINDS = {
@@ -212,15 +218,21 @@ def _usage(parser: argparse.ArgumentParser) -> str:
 def _flag(action: argparse.Action) -> str:
   text = (action.help or "").replace("%%", "%")
   text = text.replace(", which are listed below", "")
+  text = re.sub(r"(?<![\w`])(--[\w.]+(?:=[^\s,;)]+)?)", r"`\1`", text)
   text = re.sub(r" \(default: [^()]*(\([^()]*\))?[^()]*\)$", "", text)
-  default = "" if action.default in (None, "", ()) else f"`{action.default}`"
-  if action.required or (not action.option_strings and action.nargs is None):
+  default = ""
+  if action.default not in (None, "", ()):
+    value = action.default
+    default = f"`{value if isinstance(value, str) else _shown(value)}`"
+  if (
+    action.dest == "config"
+    or action.required
+    or (not action.option_strings and action.nargs is None)
+  ):
     default = "required"
   if isinstance(action.default, bool):
     default = "off"
   name = action.option_strings[-1] if action.option_strings else action.dest
-  if isinstance(action.default, tuple) and action.default:
-    default = f"`{','.join(map(str, action.default))}`"
   return f"| `{name}` | {default} | {text.replace('|', '&#124;')} |"
 
 
