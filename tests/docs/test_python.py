@@ -67,6 +67,8 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   return path
 
 
+# Warnings are for users who read them.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
   "name", [slow(x) if x in LONG else x for x, code in RUN.items() if code]
 )
