@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+import mae_jax
 from mae_jax import __main__ as program
 from mae_jax.config import RULES
 from tests import test_readme
@@ -36,12 +37,17 @@ def test_every_setting_and_command_is_in_the_reference():
     name: test_readme.RENDER((folder / name).read_text(), folder / name)
     for name in ("settings.md", "cli.md")
   }
-  for name, rule in RULES.items():
-    if name not in ("data", "model"):
-      assert rule.help[1:] in shown["settings.md"].replace("or", "or"), name
+  for name in RULES:
+    assert f"| `{name}` | " in shown["settings.md"]
   for name in program.COMMANDS:
     assert f"\n## `{name}`\n" in shown["cli.md"]
   assert "<!-- generated" not in "".join(shown.values())
+
+
+def test_every_public_name_is_in_the_reference():
+  page = (test_readme.DOCS / "reference" / "python.md").read_text()
+  shown = re.findall(r"^.. auto\w+:: mae_jax\.(?:\w+\.)*(\w+)", page, re.M)
+  assert sorted(shown) == sorted(mae_jax.__all__)
 
 
 @pytest.mark.parametrize("page", sorted(RESULTS.glob("*.md")), ids=str)
