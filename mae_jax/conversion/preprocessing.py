@@ -21,6 +21,12 @@ _OFFSET_NOTE = (
   "to even as torchvision does: its crop lies one pixel before ours"
 )
 
+_LONG_NOTE = (
+  "images that are not square: if the resized longer side exceeds the crop by "
+  "3, 7, 11, ... pixels, transformers' crop lies one pixel before ours, as it "
+  "rounds half a pixel down"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
@@ -92,7 +98,8 @@ def transformers_notes(info: ModelInfo) -> list[str]:
       "than this project's evaluation; prepare images yourself, or train with "
       "--config.data.eval_fit=squash"
     ]
-  return _offset_notes("transformers", cover[0] - info.image_size[0])
+  short = _offset_notes("transformers", cover[0] - info.image_size[0])
+  return short or [_LONG_NOTE]
 
 
 def _offset_notes(library: str, margin: int) -> list[str]:
