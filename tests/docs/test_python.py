@@ -33,8 +33,9 @@ BLOCKS = {
 }
 # Pages that train.
 LONG = {
-  "README.md", "docs/guides/finetune_probe.md", "docs/guides/pretraining.md",
-  "docs/quickstart/your_images.md", "docs/reference/metrics.md",
+  "README.md", "docs/guides/evaluate.md", "docs/guides/finetune_probe.md",
+  "docs/guides/pretraining.md", "docs/quickstart/your_images.md",
+  "docs/reference/metrics.md",
 }  # fmt: skip
 RUN = {name: [code for skip, code in blocks if not skip]
        for name, blocks in BLOCKS.items()}  # fmt: skip
@@ -83,6 +84,14 @@ def test_the_blocks_of_a_page_run(name, photos, tmp_path, monkeypatch, request):
   namespace: dict[str, object] = {"__name__": "__main__"}
   for code in RUN[name]:
     exec(compile(code, name, "exec"), namespace)
+
+
+@pytest.mark.slow
+def test_every_metric_of_a_run_is_documented(workdir):
+  page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+  for name in mae_jax.Run(workdir).metrics:
+    shown = re.sub(r"_(5|all)(_std)?/.*", r"_N\2/F", name)
+    assert f"`{shown}`" in page, name
 
 
 @pytest.mark.parametrize("name", BLOCKS)
