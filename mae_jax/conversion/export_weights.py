@@ -164,7 +164,7 @@ def check_out(out: str, weight_format: str) -> None:
   if hub.is_hub(out):
     raise ConfigError(
       f"{OUT}={out} is on the Hub: write to a local folder, then push it (see "
-      "docs/weights.md)"
+      "docs/guides/convert_share.md)"
     )
   if form and storage.is_remote(out):
     raise ConfigError(
