@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -271,3 +272,9 @@ def test_the_wheel_trains(built, tmp_path):
   assert "trained to step 20" in done
   assert "linear probe, 5 per class" in done
   assert (tmp_path / "run" / "reconstructions.png").exists()
+  # The notebook of the first steps, whose cells a notebook would run.
+  text = (ROOT / "docs" / "quickstart" / "notebook.md").read_text()
+  cells = re.findall(r"```{code-cell}[^\n]*\n(.*?)```", text, re.DOTALL)
+  assert len(cells) > 5
+  (tmp_path / "notebook.py").write_text("\n".join(cells))
+  run(programs / "python", "notebook.py", cwd=tmp_path)
