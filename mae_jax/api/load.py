@@ -1,9 +1,10 @@
 """Loads networks of any format."""
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -13,6 +14,7 @@ from mae_jax.api.model import Model
 from mae_jax.api.names import list_models
 from mae_jax.config import MeshConfig, check_name
 from mae_jax.conversion import formats, model_info
+from mae_jax.conversion import load as conversion_load
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
 from mae_jax.utils.errors import ConfigError
@@ -60,10 +62,11 @@ def from_pretrained(
   decoder_heads: int | None = None,
   image_size: int | tuple[int, int] | None = None,
   target: str | None = None,
-  mean: Sequence[float] | None = None,
-  std: Sequence[float] | None = None,
+  mean: float | Sequence[float] | None = None,
+  std: float | Sequence[float] | None = None,
   norm_eps: float | None = None,
   class_names: Sequence[str] | None = None,
+  positions: str | None = None,
 ) -> Model:
   """Loads a network with its weights.
 
@@ -81,10 +84,12 @@ def from_pretrained(
     decoder_heads: attention heads of the decoder.
     image_size: height and width of its images, or one number for both.
     target: what the decoder predicts: "norm_pix" (normalized patches) or "raw".
-    mean: of pixels in [0, 1], one for each channel.
-    std: standard deviation of pixels, one for each channel.
+    mean: of pixels in [0, 1], one for each channel, or one number for all.
+    std: standard deviation of pixels, as `mean`.
     norm_eps: epsilon of LayerNorms.
     class_names: names of the classes, in the order of labels.
+    positions: "keep", or "sincos" to replace them by the fixed table, for a
+      table that is all zeros.
 
   Raises:
     ConfigError: if there are no weights, they are damaged, or something is not
@@ -100,10 +105,11 @@ def from_pretrained(
     "decoder_heads": decoder_heads,
     "image_size": image_size,
     "target": target,
-    "mean": None if mean is None else tuple(mean),
-    "std": None if std is None else tuple(std),
+    "mean": _numbers(mean),
+    "std": _numbers(std),
     "norm_eps": norm_eps,
     "class_names": class_names,
+    "positions": positions,
   }
   notes: list[str] = []
   with library.quiet(notes):
@@ -113,11 +119,31 @@ def from_pretrained(
     _check_source(path)
     if target is not None:
       check_name(model_info.TARGETS, target, "target")
+    if positions is not None:
+      check_name(conversion_load.POSITIONS, positions, "positions")
     _check_needed(path, given)
     mesh = mesh_of(mesh)
     known = model_info.ModelOverrides(**given, insist=True)
-    loaded = load_model.load(path, mesh, known, decoder=None)
+    with _arguments_instead_of_convert():
+      loaded = load_model.load(path, mesh, known, decoder=None)
   return Model(loaded, mesh, notes)
+
+
+def _numbers(values: float | Sequence[float] | None) -> Any:
+  if values is None:
+    return None
+  return tuple(values) if isinstance(values, Iterable) else (values,)
+
+
+@contextlib.contextmanager
+def _arguments_instead_of_convert() -> Iterator[None]:
+  """Advises arguments where the commands advise to convert the weights."""
+  try:
+    yield
+  except ConfigError as error:
+    text = re.sub(r"\bconvert (it )?with\b", "pass", str(error))
+    text = text.replace(" (python -m mae_jax convert)", "")
+    raise ConfigError(text) from error.__cause__
 
 
 def _check_needed(path: str, given: dict[str, Any]) -> None:
