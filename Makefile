@@ -27,11 +27,11 @@ demo: $(VENV)/run
 	test -d runs/digits/checkpoints || $(MAKE) train
 	$(BIN)/python -m mae_jax demo --checkpoint=runs/digits
 
-# Lint, types and the fast tests: five to six minutes on two cores.
+# Lint, types and the fast tests: seven minutes on two cores.
 test: $(VENV)/test lint
 	$(PYTEST) -m "not slow"
 
-# Everything: 25 minutes on two cores.
+# Everything: about half an hour on two cores.
 test-all: $(VENV)/test lint
 	$(PYTEST)
 
