@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mae_jax.train.sinks.file_sink import FileSink
 from mae_jax.utils import log_file, storage
 from mae_jax.utils.errors import ConfigError
 
 NAME, CUT = "metrics.jsonl", "metrics.cut.jsonl"
 
 
-class JsonLines:
+class JsonLines(FileSink):
   """A log with one JSON object a line: the step, then scalars.
 
   Attributes:
@@ -37,12 +38,7 @@ class JsonLines:
     self.evaluated = any(
       line["step"] == start_step and "eval_seconds" in line for line in kept
     )
-    self._file = log_file.LogFile(self.path)
-
-  @property
-  def error(self) -> OSError | None:
-    """The error of the last write."""
-    return self._file.error
+    super().__init__(self.path)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Appends a line."""
@@ -52,19 +48,6 @@ class JsonLines:
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
     """Leaves pictures to other sinks."""
-
-  def flush(self) -> None:
-    """Writes all lines to disk."""
-    self._file.flush()
-
-  def abandon(self) -> None:
-    """Discards lines that are not written."""
-    self._file.drop()
-
-  def close(self, *, finished: bool) -> None:
-    """Writes pending lines if possible."""
-    with contextlib.suppress(OSError):  # it was reported before
-      self.flush()
 
 
 def removed(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Event files of TensorBoard, written without TensorFlow."""
 
-import contextlib
 import socket
 import struct
 import time
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mae_jax.utils import log_file, startup, storage
+from mae_jax.train.sinks.file_sink import FileSink
+from mae_jax.utils import startup, storage
 
 # tensorboardX imports these for seconds, for writers that are not used here.
 with startup.hide_packages("torch", "google.cloud.storage", "boto3"):
@@ -18,7 +18,7 @@ with startup.hide_packages("torch", "google.cloud.storage", "boto3"):
   from tensorboardX.proto import event_pb2
 
 
-class TensorBoard:
+class TensorBoard(FileSink):
   """An event file, beside those of the run's earlier starts."""
 
   def __init__(self, directory: epath.Path, start_step: int):
@@ -34,13 +34,8 @@ class TensorBoard:
         _cut_events(path, start_step)
     # The name that TensorBoard expects; two starts may share a second.
     name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-    self._file = log_file.LogFile(directory / name)
+    super().__init__(directory / name)
     self._file.append(_event(file_version="brain.Event:2"))
-
-  @property
-  def error(self) -> OSError | None:
-    """The error of the last write."""
-    return self._file.error
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Appends one event for each scalar."""
@@ -55,19 +50,6 @@ class TensorBoard:
     """Appends a picture."""
     picture = summary.image(name, pixels, dataformats="HWC")
     self._file.append(_event(step=step, summary=picture))
-
-  def flush(self) -> None:
-    """Writes all events to disk."""
-    self._file.flush()
-
-  def abandon(self) -> None:
-    """Discards events that are not written."""
-    self._file.drop()
-
-  def close(self, *, finished: bool) -> None:
-    """Writes pending events if possible."""
-    with contextlib.suppress(OSError):  # it was reported before
-      self.flush()
 
 
 def _event(**fields: Any) -> bytes:
