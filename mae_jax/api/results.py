@@ -8,17 +8,29 @@ import numpy as np
 from PIL import Image
 
 from mae_jax.evals import image_metrics
-from mae_jax.evals.reconstruction import GRAY
+from mae_jax.evals.reconstruction import Reconstructed
 from mae_jax.tools import attention_maps
 from mae_jax.utils import image_grid
 
 _MAX_ROWS = 24  # images on a sheet
 
 
-def _png(picture: Image.Image) -> bytes:
-  file = io.BytesIO()
-  picture.save(file, format="png")
-  return file.getvalue()
+class _Sheet:
+  """A result with a row for each image, which a notebook shows as a sheet."""
+
+  names: Sequence[str]
+
+  def sheet(self) -> Image.Image:
+    """Draws the first images side by side."""
+    raise NotImplementedError
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def _repr_png_(self) -> bytes:
+    file = io.BytesIO()
+    self.sheet().save(file, format="png")
+    return file.getvalue()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -101,7 +113,7 @@ class Predictions:
 
   def __repr__(self) -> str:
     lines = []
-    for name, (found) in list(self)[:_MAX_ROWS]:
+    for name, found in list(self)[:_MAX_ROWS]:
       text = ", ".join(f"{word} {100 * p:.1f} %" for word, p in found.items())
       lines.append(f"{name}: {text}")
     if len(self) > _MAX_ROWS:
@@ -110,7 +122,7 @@ class Predictions:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Reconstruction:
+class Reconstruction(_Sheet):
   """Reconstructions of masked images; a notebook shows them as a sheet.
 
   Attributes:
@@ -136,17 +148,28 @@ class Reconstruction:
   @property
   def masked(self) -> np.ndarray:
     """uint8 [N, H, W, C], the originals with gray masked patches."""
-    return np.where(self.hidden[..., None], np.uint8(GRAY), self.original)
+    return self._painted.masked(self.original)
 
   @property
   def pasted(self) -> np.ndarray:
     """uint8 [N, H, W, C], the reconstruction with the visible patches."""
-    return np.where(self.hidden[..., None], self.reconstruction, self.original)
+    return self._painted.pasted(self.original)
+
+  @property
+  def _painted(self) -> Reconstructed:
+    return Reconstructed(self.reconstruction, self.hidden)
 
   @property
   def psnr(self) -> np.ndarray:
     """Float [N], PSNR of the masked pixels in dB."""
-    return np.array([score.psnr_hidden for score in self.scores])
+    return np.array(
+      [
+        image_metrics.psnr(painted[hidden], truth[hidden])
+        for painted, truth, hidden in zip(
+          self.reconstruction, self.original, self.hidden, strict=True
+        )
+      ]
+    )
 
   @property
   def scores(self) -> list[image_metrics.Score]:
@@ -156,9 +179,6 @@ class Reconstruction:
       for each in zip(self.pasted, self.original, self.hidden, strict=True)
     ]
 
-  def __len__(self) -> int:
-    return len(self.names)
-
   def sheet(self) -> Image.Image:
     """Draws original, masked and `pasted` of up to 24 images, side by side."""
     titles = ("original", "masked", "reconstruction")
@@ -166,15 +186,12 @@ class Reconstruction:
     rows = list(zip(*(x[:_MAX_ROWS] for x in columns), strict=True))
     share = f"{self.mask.mean():.0%} masked"
     captions = [
-      (name, share, f"PSNR {score.psnr_hidden:.1f} dB")
-      for name, score in zip(
-        self.names[:_MAX_ROWS], self.scores[:_MAX_ROWS], strict=True
+      (name, share, f"PSNR {value:.1f} dB")
+      for name, value in zip(
+        self.names[:_MAX_ROWS], self.psnr[:_MAX_ROWS], strict=True
       )
     ]
     return Image.fromarray(image_grid.draw_grid(rows, titles, captions))
-
-  def _repr_png_(self) -> bytes:
-    return _png(self.sheet())
 
   def __repr__(self) -> str:
     return (
@@ -184,7 +201,7 @@ class Reconstruction:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Attention:
+class Attention(_Sheet):
   """Attention of one block; a notebook shows it as a sheet.
 
   Attributes:
@@ -208,9 +225,6 @@ class Attention:
     """float32 [N, rows, columns], the mean over heads."""
     return self.heads.mean(axis=1)
 
-  def __len__(self) -> int:
-    return len(self.names)
-
   def sheet(self) -> Image.Image:
     """Draws original, mean of heads and rollout of up to 24 images."""
     rows, captions = [], []
@@ -223,9 +237,6 @@ class Attention:
       captions.append([name, f"block {self.layer}", ""])
     titles = ("original", "mean of heads", "rollout")
     return Image.fromarray(image_grid.draw_grid(rows, titles, captions))
-
-  def _repr_png_(self) -> bytes:
-    return _png(self.sheet())
 
   def __repr__(self) -> str:
     return (

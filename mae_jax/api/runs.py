@@ -15,6 +15,7 @@ from mae_jax.api import library, load, recipes
 from mae_jax.api.model import Model
 from mae_jax.config import Config, from_config_dict
 from mae_jax.train import tasks
+from mae_jax.train.sinks import json_lines
 from mae_jax.utils import (
   compile_cache,
   console,
@@ -136,7 +137,7 @@ class Run:
 
   def _log(self) -> str:
     """Returns the whole lines of the log; "" for an evaluation."""
-    path = epath.Path(self.workdir) / "metrics.jsonl"
+    path = epath.Path(self.workdir) / json_lines.NAME
     with storage.os_errors(self.workdir):
       if path.exists():
         # The last line may be one that is being written.

@@ -33,9 +33,7 @@ def score(picture: np.ndarray, truth: np.ndarray, masked: np.ndarray) -> Score:
   """
   window = min(_WINDOW, *(side - 1 + side % 2 for side in truth.shape[:2]))
   ssim = structural_similarity(picture, truth, window)
-  return Score(
-    _psnr(picture, truth), _psnr(picture[masked], truth[masked]), ssim
-  )
+  return Score(psnr(picture, truth), psnr(picture[masked], truth[masked]), ssim)
 
 
 def structural_similarity(
@@ -69,7 +67,8 @@ def structural_similarity(
   return float(inner.mean())
 
 
-def _psnr(picture: np.ndarray, truth: np.ndarray) -> float:
+def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
+  """Computes the PSNR in dB of uint8 arrays; infinite if they are equal."""
   error = np.square(picture.astype(np.float64) - truth).mean()
   return float(10 * np.log10(255**2 / error)) if error else float("inf")
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mae_jax.train.sinks import Sink
+from mae_jax.train.sinks import Sink, json_lines
 from mae_jax.train.sinks.callback import Callback, OnMetrics
 from mae_jax.train.sinks.json_lines import JsonLines
 from mae_jax.train.sinks.tensorboard import TensorBoard
@@ -67,7 +67,7 @@ class Writer:
     """
     self._enabled = enabled
     workdir = epath.Path(workdir)
-    self.path = workdir / "metrics.jsonl"
+    self.path = workdir / json_lines.NAME
     self.evaluated = False
     if not enabled:
       return

@@ -14,7 +14,7 @@ from etils import epath
 from mae_jax import checkpoints
 from mae_jax.config import Config, from_config_dict, overrides
 from mae_jax.train import run_info
-from mae_jax.train.sinks import tensorboard
+from mae_jax.train.sinks import json_lines, tensorboard
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
@@ -81,7 +81,7 @@ def read(workdir: str, recipe: str | None = None) -> RunLogs:
     ConfigError: if there is no run, or a line of its log is damaged.
   """
   path = storage.absolute(workdir)
-  log = path / "metrics.jsonl"
+  log = path / json_lines.NAME
   with storage.os_errors(path):
     _check(workdir, path)
     records = _records(log)
@@ -140,7 +140,7 @@ def _check(workdir: str, path: epath.Path) -> None:
     raise ConfigError(
       f"--workdir={workdir} is a file: give the directory of a run"
     )
-  if (path / "metrics.jsonl").exists():
+  if (path / json_lines.NAME).exists():
     return
   if (path / "evaluation.json").exists():
     tables = sorted(each.name for each in path.glob("*.csv"))
