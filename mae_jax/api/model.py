@@ -6,7 +6,7 @@ import functools
 import numbers
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import jax
@@ -26,7 +26,8 @@ from mae_jax.api.results import (
   Predictions,
   Reconstruction,
 )
-from mae_jax.config import Config, MeshConfig, check_name
+from mae_jax.config import Config, DataConfig, MeshConfig, check_name
+from mae_jax.data.image_files import Images
 from mae_jax.distributed import sharding
 from mae_jax.evals import attention_rollout, load_model
 from mae_jax.models import classifiers, mae, patchify
@@ -69,7 +70,8 @@ class Model:
     self.notes = list(notes)
     self._lock = threading.Lock()
     self._extractors: dict[Any, feature_extractor.FeatureExtractor] = {}
-    self._watches: dict[int, Any] = {}  # attention functions by layer
+    # Compiled functions that hold no parameters, by name and number.
+    self._functions: dict[tuple[str, int], Any] = {}
 
   @property
   def params(self) -> Any:
@@ -341,24 +343,12 @@ class Model:
         image_size = library.size("image_size", image_size)
       extractor = self._extractor(pool, chosen, image_size)
       source = as_images(images, extractor.data)
-      columns: list[list[np.ndarray]] = [[] for _ in extractor.layers]
-      readable: list[np.ndarray] = []
-      for out, good in image_stream.stream(
-        extractor.apply,
-        extractor.params,
-        source,
-        extractor.data,
-        mesh=self._mesh,
-        batch_size=library.integer("batch_size", batch_size, 1),
-      ):
-        parts = out if len(extractor.layers) > 1 else (out,)
-        for column, part in zip(columns, parts, strict=True):
-          part = np.array(part)
-          part[~good] = np.nan
-          column.append(part)
-        readable.append(good)
-    good = np.concatenate(readable)
-    values = [np.concatenate(column) for column in columns]
+      out, good = self._run(
+        extractor.apply, extractor.params, source, extractor.data, batch_size
+      )
+    values = out if len(extractor.layers) > 1 else (out,)
+    for each in values:
+      each[~good] = np.nan
     if layers is None:
       return Features(values[0], source.names, good)
     by_layer = dict(zip(extractor.layers, values, strict=True))
@@ -392,26 +382,14 @@ class Model:
       top = library.integer("top", top, 1)
       source = as_images(images, self.config.data)
       k = min(top, len(self.class_names))
-      best = predict.best_classes(self._loaded.classifier, k)
-      labels, values = [], []
-      for (label, value), good in image_stream.stream(
-        best,
-        self.params,
-        source,
-        self.config.data,
-        mesh=self._mesh,
-        batch_size=library.integer("batch_size", batch_size, 1),
-      ):
-        value = np.array(value)
-        value[~good] = np.nan
-        labels.append(label)
-        values.append(value)
-    return Predictions(
-      source.names,
-      np.concatenate(labels),
-      np.concatenate(values),
-      self.class_names,
-    )
+      best = self._function(
+        "best", k, lambda: predict.best_classes(self._loaded.classifier, k)
+      )
+      (labels, values), good = self._run(
+        best, self.params, source, self.config.data, batch_size
+      )
+    values[~good] = np.nan
+    return Predictions(source.names, labels, values, self.class_names)
 
   def reconstruct(
     self,
@@ -513,7 +491,13 @@ class Model:
         chosen = (library.integer("layer", layer),)
       extractor = self._extractor("all", chosen, None)
       token = self._token(query)
-      watch = self._watch(extractor)
+      watch = self._function(
+        "attention",
+        extractor.layer,
+        lambda: attention_rollout.attention_function(
+          extractor.encoder, extractor.data
+        ),
+      )
       source = as_images(images, extractor.data)
       names, shown, heads, rollouts = [], [], [], []
       for _, name, photo in photos.open_photos(source, extractor.data):
@@ -641,13 +625,35 @@ class Model:
         )
       return self._extractors[key]
 
-  def _watch(self, extractor: feature_extractor.FeatureExtractor) -> Any:
+  def _function(self, name: str, number: int, make: Callable[[], Any]) -> Any:
+    """Returns the function of this name, made once: JAX compiles it then."""
     with self._lock:
-      if extractor.layer not in self._watches:
-        self._watches[extractor.layer] = attention_rollout.attention_function(
-          extractor.encoder, extractor.data
-        )
-      return self._watches[extractor.layer]
+      if (name, number) not in self._functions:
+        self._functions[name, number] = make()
+      return self._functions[name, number]
+
+  def _run(
+    self,
+    apply: Callable[[Any, jax.Array], Any],
+    params: Any,
+    source: Images,
+    data: DataConfig,
+    batch_size: int,
+  ) -> tuple[Any, np.ndarray]:
+    """Applies a function to all images.
+
+    Returns:
+      Its tree of results [N, ...], and bool [N], False for unreadable images.
+    """
+    stream = image_stream.stream(
+      apply,
+      params,
+      source,
+      data,
+      mesh=self._mesh,
+      batch_size=library.integer("batch_size", batch_size, 1),
+    )
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *stream)
 
   @functools.cached_property
   def _reconstructor(self) -> Reconstructor:

@@ -17,7 +17,7 @@ from sklearn import datasets
 import mae_jax
 from mae_jax.data import prepare
 from mae_jax.evals import load_model
-from mae_jax.tools import feature_extractor
+from mae_jax.tools import feature_extractor, predict
 from tests.helpers import runs
 
 SIZE = {"image_size": 16, "patch_size": 4, "num_channels": 3}
@@ -230,6 +230,17 @@ def test_predictions(classifier):
   assert name == "0"
   assert sum(by_class.values()) == pytest.approx(1)
   assert classifier.predict(images, top=1).labels.shape == (3, 1)
+
+
+def test_a_second_prediction_compiles_nothing(classifier, monkeypatch):
+  images = np.zeros((2, 16, 24, 3), np.uint8)
+  classifier.predict(images, top=2)
+
+  def fail(*args):
+    raise AssertionError("compiled again")
+
+  monkeypatch.setattr(predict, "best_classes", fail)
+  assert classifier.predict(images, top=2).labels.shape == (2, 2)
 
 
 def test_nnx_computes_the_same(digits, classifier, images):
