@@ -112,8 +112,8 @@ def create_model(
     else None,
     norm_pix=norm_pix if kind == model_info.MAE else None,
     mask_ratio=mask_ratio,
-    mean=usual["mean"] if mean is None else _tuple("mean", mean),
-    std=usual["std"] if std is None else _tuple("std", std),
+    mean=usual["mean"] if mean is None else library.numbers("mean", mean),
+    std=usual["std"] if std is None else library.numbers("std", std),
     pooling=pooling,
     classes=num_classes,
     class_names=tuple(class_names),
@@ -153,12 +153,3 @@ def create_model(
     name, params, metadata, config, platform, **built
   )
   return Model(loaded, mesh)
-
-
-def _tuple(name: str, values: Sequence[float]) -> tuple[float, ...]:
-  try:
-    return tuple(float(value) for value in values)
-  except (TypeError, ValueError):
-    raise ConfigError(
-      f"{name}={values!r} must be a list of one number for each channel"
-    ) from None

@@ -149,6 +149,20 @@ def size(name: str, value: Any) -> tuple[int, int]:
   return sides[0], sides[1]
 
 
+def numbers(name: str, values: Any) -> tuple[float, ...]:
+  """Returns numbers, one for each channel.
+
+  Raises:
+    ConfigError: if they are something else.
+  """
+  try:
+    return tuple(float(value) for value in values)
+  except (TypeError, ValueError):
+    raise ConfigError(
+      f"{name}={values!r} must be a list of one number for each channel"
+    ) from None
+
+
 def path(name: str, value: Any) -> str:
   """Returns a path as a string, "~" expanded.
 

@@ -105,8 +105,8 @@ def from_pretrained(
     "decoder_heads": decoder_heads,
     "image_size": image_size,
     "target": target,
-    "mean": _numbers(mean),
-    "std": _numbers(std),
+    "mean": _numbers("mean", mean),
+    "std": _numbers("std", std),
     "norm_eps": norm_eps,
     "class_names": class_names,
     "positions": positions,
@@ -129,10 +129,11 @@ def from_pretrained(
   return Model(loaded, mesh, notes)
 
 
-def _numbers(values: float | Sequence[float] | None) -> Any:
+def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
   if values is None:
     return None
-  return tuple(values) if isinstance(values, Iterable) else (values,)
+  several = isinstance(values, Iterable)
+  return library.numbers(name, values if several else (values,))
 
 
 @contextlib.contextmanager
