@@ -1,6 +1,7 @@
 """Loads networks from checkpoints, for evaluation and for every tool."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -8,9 +9,23 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import checkpoints, conversion
-from mae_jax.config import Config, leaves
-from mae_jax.models import architecture, classifiers, factory, mae
-from mae_jax.utils import storage
+from mae_jax.config import (
+  Config,
+  DataConfig,
+  from_config_dict,
+  leaves,
+  to_dict,
+)
+from mae_jax.distributed import sharding
+from mae_jax.models import (
+  architecture,
+  classifiers,
+  factory,
+  mae,
+  patchify,
+  pos_embed,
+)
+from mae_jax.utils import console, storage
 from mae_jax.utils.errors import ConfigError, abbreviate
 
 
@@ -135,6 +150,75 @@ def load(
   return LoadedModel(path, params, run, config, platform, built.encoder)
 
 
+def resize(
+  found: LoadedModel,
+  image_size: tuple[int, int] | None,
+  mesh: Mesh,
+  setting: str = "--image_size",
+) -> LoadedModel:
+  """Returns a network for images of another size.
+
+  Positions of encoder and decoder are interpolated, as fine-tuning does with
+  the positions that it starts from.
+
+  Args:
+    found: the network.
+    image_size: height and width; None for the network's own.
+    mesh: the devices.
+    setting: what errors call the size.
+
+  Raises:
+    ConfigError: if patches do not fit into such images.
+  """
+  if image_size is None or image_size == found.config.data.image_size:
+    return found
+  config = _with_size(found.config, image_size, setting)
+  before, grid = (
+    patchify.grid_size(each.data.image_size, found.encoder.patch_size)
+    for each in (found.config, config)
+  )
+  params = {
+    role: dict(tree) | _interpolated(tree, before, grid, mesh)
+    for role, tree in found.params.items()
+  }
+  decoder = found.decoder
+  if decoder is not None:
+    decoder = decoder.clone(grid=grid, learned_positions=True)
+  encoder = found.encoder.clone(learned_positions=True)
+  return dataclasses.replace(
+    found, params=params, config=config, encoder=encoder, decoder=decoder
+  )
+
+
+def _interpolated(
+  tree: Any, before: tuple[int, int], grid: tuple[int, int], mesh: Mesh
+) -> dict[str, Any]:
+  """Returns the encoder and decoder of a role with positions for the grid."""
+  changed = {}
+  for name in ("encoder", "decoder"):
+    if name in tree:
+      table = pos_embed.table_of(tree[name], before, grid)
+      where = sharding.state_shardings(mesh, {"pos_embed": table})
+      changed[name] = dict(tree[name]) | jax.device_put(
+        {"pos_embed": table}, where
+      )
+  return changed
+
+
+def _with_size(
+  config: Config, image_size: tuple[int, int], setting: str
+) -> Config:
+  data = dataclasses.replace(config.data, image_size=image_size)
+  changed = dataclasses.replace(config, data=data)
+  try:
+    changed = from_config_dict(to_dict(changed))
+    factory.encoder(changed)
+  except ConfigError as error:
+    text = re.sub(r"(config\.)?data\.image_size", setting, str(error))
+    raise ConfigError(text) from None
+  return changed
+
+
 def locate(config: Config) -> epath.Path:
   """Returns the directory of the checkpoint `init_from`.
 
@@ -150,8 +234,8 @@ def locate(config: Config) -> epath.Path:
     return conversion.locate(config.init_from)
 
 
-# Settings that say how images reach the network.
-_PREPARATION = ("data.image_size", "data.channels", "data.mean", "data.std")
+# Settings of images that are those of the checkpoint.
+_PIXELS = ("channels", "mean", "std")
 
 
 def load_for_evaluation(
@@ -159,9 +243,9 @@ def load_for_evaluation(
 ) -> LoadedModel:
   """Loads the checkpoint `init_from` for evaluation under another config.
 
-  The network and the preparation of its images must be those of the checkpoint.
-  The config chooses the images and how the network is computed. `head` requires
-  a classifier.
+  The network must be that of the checkpoint. The config chooses the images,
+  except for `_PIXELS`, their size, and how the network is computed. `head`
+  requires a classifier.
 
   Raises:
     ConfigError: if there is no such checkpoint, or the config contradicts it.
@@ -173,7 +257,7 @@ def load_for_evaluation(
       step, mesh, conversion.ModelOverrides.from_config(config), head=head
     )
   before = found.config
-  settings = [*_PREPARATION, *(("classify.pooling",) if head else ())]
+  settings = ["classify.pooling"] if head else []
   if architecture.diff(factory.encoder(config, found.platform), found.encoder):
     settings += [f"model.{name}" for name in ("variant", *architecture.FIELDS)]
   old, new = dict(leaves(before)), dict(leaves(config))
@@ -191,7 +275,25 @@ def load_for_evaluation(
   changes: Any = {name: getattr(config.model, name) for name in computed}
   model = dataclasses.replace(before.model, **changes)
   merged = dataclasses.replace(
-    before, data=config.data, model=model, eval=config.eval
+    before, data=_data(config.data, before.data, step), model=model
   )
   encoder = factory.with_computation(found.encoder, merged, found.platform)
-  return dataclasses.replace(found, config=merged, encoder=encoder)
+  loaded = dataclasses.replace(found, config=merged, encoder=encoder)
+  return resize(loaded, config.data.image_size, mesh, "data.image_size")
+
+
+def _data(now: DataConfig, before: DataConfig, step: epath.Path) -> DataConfig:
+  """Returns the data of an evaluation, for images of the checkpoint's size."""
+  own = {name: getattr(before, name) for name in _PIXELS}
+  for name, value in own.items():
+    if value != getattr(now, name):
+      console.warn(
+        f"{step} was trained with data.{name}={value}, which is used here, not "
+        f"{getattr(now, name)}"
+      )
+  if now.image_size != before.image_size:
+    console.warn(
+      f"{step} was trained with data.image_size={before.image_size}, and its "
+      f"positions are interpolated for {now.image_size}"
+    )
+  return dataclasses.replace(now, **own, image_size=before.image_size)

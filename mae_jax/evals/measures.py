@@ -1,5 +1,7 @@
 """The measures of `--config.task=evaluate`: accuracy, ImageNet-C and probes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -30,6 +32,7 @@ class TrainedHead:
 
   Attributes:
     params: parameters by role.
+    data: the images, prepared for the network.
     class_names: classes of the head.
     about: a description for messages.
     info: a description as JSON content.
@@ -43,12 +46,13 @@ class TrainedHead:
     }
     self._present_only = lookup(restricted, config.eval.classes, "eval.classes")
     checkpoint = load_model.load_for_evaluation(config, mesh, head=True)
+    self.data = checkpoint.config.data
     self.class_names = checkpoint.class_names
     self.about = f"the head of {checkpoint.path}"
     self.info = checkpoint.info | {"head_classes": len(self.class_names)}
     self.params = checkpoint.params
     self._scorer = classification.Scorer(
-      config.data, mesh, checkpoint.classifier.logits, self.class_names
+      self.data, mesh, checkpoint.classifier.logits, self.class_names
     )
     self._unreadable = BadImages()
 
@@ -100,7 +104,7 @@ class HeadAccuracy:
 
   def __init__(self, config: Config, mesh: Mesh):
     self._head = TrainedHead(config, mesh)
-    self._images = self._head.open(config.data)
+    self._images = self._head.open(self._head.data)
     eval_data.check_images(self._images)
     self.about = f"{self._head.about} on {self._images.about}"
 
@@ -142,8 +146,8 @@ class CorruptionErrors:
   """
 
   def __init__(self, config: Config, mesh: Mesh):
-    data = config.data
     self._head = TrainedHead(config, mesh)
+    data = self._head.data
     self._images = {
       key: self._head.open(robustness.corruption_data(data, key))
       for key in robustness.corruption_keys(data, tfds.prepared_configs(data))
@@ -212,6 +216,7 @@ class FeatureProbes:
 
   def __init__(self, config: Config, mesh: Mesh):
     self._checkpoint = load_model.load_for_evaluation(config, mesh, head=False)
+    config = dataclasses.replace(config, data=self._checkpoint.config.data)
     self._config, self._mesh = config, mesh
     self._apply = pretraining.representations(
       config, mesh, self._checkpoint.encoder

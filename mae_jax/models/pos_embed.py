@@ -72,21 +72,22 @@ def resize(
 
 
 def table_of(
-  encoder: Any, grid: tuple[int, int], to: tuple[int, int]
+  params: Any, grid: tuple[int, int], to: tuple[int, int]
 ) -> np.ndarray:
-  """Returns an encoder's position table, interpolated for another grid.
+  """Returns the positions of an encoder or decoder for another grid.
 
   Args:
-    encoder: its parameters; without "pos_embed" its table is the sin-cos one.
+    params: its parameters; without "pos_embed" its table is the sin-cos one.
     grid: rows and columns of its patches.
     to: rows and columns of the result.
 
   Returns:
     [1, 1 + to_rows * to_columns, D] float32; the class token has row 0.
   """
-  table = encoder.get("pos_embed")
+  table = params.get("pos_embed")
   if table is None:
-    table = with_cls(sincos_2d(grid, encoder["cls_token"].shape[-1]))
+    token = params.get("cls_token", params.get("mask_token"))
+    table = with_cls(sincos_2d(grid, token.shape[-1]))
   table = np.asarray(jax.device_get(table))
   resized = resize(table[:, 1:], grid, to)
   return np.concatenate([table[:, :1], resized], axis=1)

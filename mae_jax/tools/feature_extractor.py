@@ -1,7 +1,6 @@
 """Builds feature extractors: an encoder up to a block, and a pooling."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,15 +9,13 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax.config import Config, DataConfig, from_config_dict, lookup, to_dict
-from mae_jax.distributed import sharding
+from mae_jax.config import DataConfig, lookup
 from mae_jax.evals import load_model
 from mae_jax.models import (
   classifiers,
   factory,
   mae,
   patchify,
-  pos_embed,
   transformer,
   vit,
 )
@@ -143,17 +140,12 @@ def extractor(
     ConfigError: if a setting does not fit the network.
   """
   pooled = lookup(POOLS, pool, "--pool")
-  config = _with_size(found.config, image_size)
-  encoder, positions = found.encoder, {}
-  before, grid = (
-    patchify.grid_size(each.data.image_size, encoder.patch_size)
-    for each in (found.config, config)
-  )
-  if grid != before:
-    encoder = encoder.clone(learned_positions=True)
-    table = pos_embed.table_of(found.encoder_params, before, grid)
-    where = sharding.state_shardings(mesh, {"pos_embed": table})
-    positions = jax.device_put({"pos_embed": table}, where)
+  resized = load_model.resize(found, image_size, mesh)
+  positions = {}
+  if resized is not found:
+    positions = {"pos_embed": resized.encoder_params["pos_embed"]}
+  config, encoder = resized.config, resized.encoder
+  grid = patchify.grid_size(config.data.image_size, encoder.patch_size)
   depth = encoder.config.depth
   chosen = _checked_layers(layers, depth)
   last_block = chosen[-1] == depth
@@ -214,17 +206,3 @@ def _checked_layers(
   if not layers:
     raise ConfigError("layers=() names no block: leave it out for the last one")
   return tuple(sorted(set(layers)))
-
-
-def _with_size(config: Config, image_size: tuple[int, int] | None) -> Config:
-  if image_size is None:
-    return config
-  data = dataclasses.replace(config.data, image_size=image_size)
-  changed = dataclasses.replace(config, data=data)
-  try:
-    changed = from_config_dict(to_dict(changed))
-    factory.encoder(changed)
-  except ConfigError as error:
-    text = re.sub(r"(config\.)?data\.image_size", "--image_size", str(error))
-    raise ConfigError(text) from None
-  return changed

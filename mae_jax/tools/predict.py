@@ -43,6 +43,7 @@ def write(
   *,
   top: int = 5,
   class_names: cli.Path | None = None,
+  image_size: cli.Size | None = None,
   batch_size: int = 64,
   mesh: Mesh | None = None,
 ) -> None:
@@ -63,6 +64,8 @@ def write(
     top: classes an image.
     class_names: a text file with the name of one class on each line, in the
       order of labels; by default the names in the checkpoint.
+    image_size: 224, or height and width as 192,256; by default the
+      checkpoint's. Positions are interpolated.
     batch_size: images at a time over all devices, rounded up to a multiple of
       their number.
     mesh: the devices; None for all.
@@ -84,6 +87,7 @@ def write(
   with atomic_write.atomic_file(out) if out else writing as file:
     with storage.os_errors(checkpoint):
       found = load_model.load(checkpoint, mesh, head=True)
+    found = load_model.resize(found, image_size, mesh)
     names = found.class_names
     if given is not None and len(given) != len(names):
       raise ConfigError(

@@ -35,6 +35,7 @@ def write(
   statistics: str = "visible",
   baselines: bool = False,
   target: str | None = None,
+  image_size: cli.Size | None = None,
 ) -> None:
   """Reconstructs masked images and draws pictures.
 
@@ -72,6 +73,8 @@ def write(
     baselines: also fill with the mean color and with scikit-image's
       biharmonic inpainting, which takes seconds an image.
     target: norm_pix or raw, for weights that do not say what they predict.
+    image_size: 224, or height and width as 192,256; by default the
+      checkpoint's. Positions are interpolated.
 
   Raises:
     ConfigError: if something cannot work, or no image can be read. `out` is as
@@ -87,7 +90,9 @@ def write(
     settings
   )
   with output_folder.replacing(out, "reconstruct", recorded) as album:
-    network = reconstructor.load(checkpoint, target=target)
+    network = reconstructor.load(
+      checkpoint, target=target, image_size=image_size
+    )
     studio = studio_lib.FigureMaker(network, settings)
     source = image_files.open_images(images, network.data)
     total = len(source.names)

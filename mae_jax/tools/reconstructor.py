@@ -168,6 +168,7 @@ def load(
   checkpoint: epath.PathLike,
   mesh: Mesh | None = None,
   target: str | None = None,
+  image_size: tuple[int, int] | None = None,
 ) -> Reconstructor:
   """Loads a checkpoint that has a decoder.
 
@@ -175,6 +176,7 @@ def load(
     checkpoint: a workdir, a checkpoint, or weights.
     mesh: the devices; None for the first alone.
     target: norm_pix or raw, for weights that do not say what they predict.
+    image_size: height and width; None for the checkpoint's.
 
   Raises:
     ConfigError: if there is no such checkpoint, or it has another target.
@@ -184,7 +186,7 @@ def load(
   mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   hints = conversion.ModelOverrides(target=target, insist=target is not None)
   found = load_model.load(checkpoint, mesh, hints, decoder=True)
-  network = Reconstructor(found, mesh)
+  network = Reconstructor(load_model.resize(found, image_size, mesh), mesh)
   if target is not None and model_info.TARGETS[target] != network.normalized:
     raise ConfigError(
       f"--target={target} contradicts {checkpoint}: leave the flag out"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from mae_jax.models import (
   targets,
 )
 from mae_jax.utils import console
-from mae_jax.utils.errors import ConfigError
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 _ROUNDING = 1e-6  # tolerance for sin-cos tables
 
@@ -59,6 +60,50 @@ def load_encoder(
       another architecture.
   """
   start = _Checkpoint(path, mesh, encoder, config, no_decoder=True)
+  return _encoder(start, like, grid)
+
+
+def load_classifier(
+  path: epath.PathLike,
+  like: Any,
+  mesh: Mesh,
+  grid: tuple[int, int],
+  encoder: mae.Encoder,
+  config: Config,
+  class_names: Sequence[str],
+) -> dict[str, Any]:
+  """Loads what fine-tuning starts from.
+
+  Args:
+    path: a workdir, a checkpoint, or weights.
+    like: the classifier's parameters, ShapeDtypeStructs with shardings.
+    mesh: the devices.
+    grid: rows and columns of patches.
+    encoder: the network of the new run.
+    config: settings of the new run.
+    class_names: the new run's classes, in the order of labels.
+
+  Returns:
+    The encoder as in `load_encoder`; and the head and the norm before it, if
+    the checkpoint was fine-tuned on the same classes with the same pooling.
+
+  Raises:
+    ConfigError: as `load_encoder`.
+  """
+  start = _Checkpoint(path, mesh, encoder, config, no_decoder=True)
+  found = {"encoder": _encoder(start, like["encoder"], grid)}
+  new = start.why_new_head(class_names)
+  if not new:
+    names = like.keys() - found.keys()
+    params = classifiers.inference_params(start.params)
+    head, wanted = ({name: of[name] for name in names} for of in (params, like))
+    found |= _place(head, wanted)
+  elif start.is_classifier:
+    _warn(f"the head of {path} is not used, and a new one starts: {new}")
+  return found
+
+
+def _encoder(start: "_Checkpoint", like: Any, grid: tuple[int, int]) -> Any:
   start.check_network()
   start.warn_pixels()
   found = dict(classifiers.inference_params(start.params)["encoder"])
@@ -68,14 +113,14 @@ def load_encoder(
     found.pop("norm", None)
   elif "norm" not in found:
     raise ConfigError(
-      f"the encoder of {path} was fine-tuned with mean pooling and has no "
-      "final norm, which is needed here: start from the pre-trained one, or "
+      f"the encoder of {start.path} was fine-tuned with mean pooling and has "
+      "no final norm, which is needed here: start from the pre-trained one, or "
       "fine-tune with --config.classify.pooling=mean"
     )
   if "pos_embed" in like:
     found["pos_embed"] = start.positions(found, grid)
   start.check_channels(found, like)
-  checkpoints.check_shapes(path, {"encoder": found}, {"encoder": like})
+  checkpoints.check_shapes(start.path, {"encoder": found}, {"encoder": like})
   return _place(found, dict(like))
 
 
@@ -86,7 +131,7 @@ def load_autoencoder(
   model: mae.MaskedAutoencoder,
   config: Config,
 ) -> Any:
-  """Loads encoder and decoder of a pre-trained checkpoint.
+  """Loads encoder and decoder of a checkpoint.
 
   Args:
     path: a workdir, a checkpoint, or weights.
@@ -97,21 +142,17 @@ def load_autoencoder(
       its number of channels.
 
   Returns:
-    The network's parameters. Other roles, such as a discriminator, are left
-    out.
+    The network's parameters. What the checkpoint lacks is left out: the decoder
+    of an encoder or a classifier, and roles such as a discriminator.
 
   Raises:
     ConfigError: if there is no checkpoint, it is damaged, or of another
       network.
   """
   start = _Checkpoint(path, mesh, model.encoder, config)
+  if "decoder" not in start.params[classifiers.MODEL]:
+    return _encoder_alone(start, like, model, config)
   found = dict(start.params[classifiers.MODEL])
-  if "decoder" not in found:
-    raise ConfigError(
-      f"{path} has no decoder, which pre-training needs: name weights "
-      "that have one (the reference's files whose names end in _full)"
-      + _or_from_scratch(config)
-    )
   # Settings that differ are named before shapes are compared.
   start.check_objective(like, config)
   start.check_network()
@@ -135,6 +176,31 @@ def load_autoencoder(
   return _place(found, wanted)
 
 
+def _encoder_alone(
+  start: "_Checkpoint",
+  like: Any,
+  model: mae.MaskedAutoencoder,
+  config: Config,
+) -> Any:
+  """Returns the encoder for pre-training, in a tree as `load_autoencoder`."""
+  params = classifiers.inference_params(start.params)["encoder"]
+  found = start.without_fixed("encoder", params, model.encoder.config.width)
+  start.check_network()
+  start.warn_pixels()
+  if start.new_patch is not None:
+    found = start.adapted_embedding(found)
+    start.warn_frozen(config)
+  wanted = dict(like[classifiers.MODEL]["encoder"])
+  new = "decoder"
+  if "norm" not in found:  # of fine-tuning with mean pooling
+    del wanted["norm"]
+    new = "decoder and final norm of the encoder"
+  start.check_channels(found, wanted)
+  checkpoints.check_shapes(start.path, {"encoder": found}, {"encoder": wanted})
+  _warn(f"{start.path} has no decoder: this run starts with a new {new}")
+  return {classifiers.MODEL: {"encoder": _place(dict(found), wanted)}}
+
+
 def _place(found: Any, like: Any) -> Any:
   return jax.tree.map(
     lambda leaf, to: jax.device_put(leaf, to.sharding), found, like
@@ -145,6 +211,7 @@ class _Checkpoint:
   """A checkpoint, and the run that starts from it.
 
   Attributes:
+    path: the checkpoint.
     params: parameters by role.
     new_patch: the patches to adapt the network to; None not to adapt it.
   """
@@ -166,7 +233,8 @@ class _Checkpoint:
     self.params, run = conversion.load_any(
       path, mesh, dataclasses.replace(overrides, no_decoder=no_decoder)
     )
-    self._path, self._before, self._now = path, run.config, config
+    self.path, self._before, self._now = path, run.config, config
+    self._class_names = run.class_names
     self._old_encoder, self._encoder = factory.encoder(run.config), encoder
     self._patch = resize_patches.Patch(
       *self._old_encoder.patch_size, run.config.data.channels
@@ -176,6 +244,33 @@ class _Checkpoint:
       self.new_patch = resize_patches.Patch(
         *encoder.patch_size, config.data.channels
       )
+
+  @property
+  def is_classifier(self) -> bool:
+    """True if the checkpoint has a head."""
+    return self._before.task in classifiers.CLASSIFIERS
+
+  def why_new_head(self, class_names: Sequence[str]) -> str:
+    """Returns why the head does not fit a fine-tuning; "" if it does."""
+    before, now = self._before, self._now
+    assert now is not None
+    old, new = tuple(self._class_names), tuple(class_names)
+    if before.task != now.task:
+      return f"it is of task={before.task}"
+    if before.classify.pooling != now.classify.pooling:
+      return (
+        f"it was trained with classify.pooling={before.classify.pooling}, and "
+        f"this run has {now.classify.pooling}"
+      )
+    if old == new:
+      return ""
+    if len(old) != len(new):
+      return f"it has {len(old)} classes, and this run has {len(new)}"
+    first = next(i for i in range(len(old)) if old[i] != new[i])
+    return (
+      f"its class {first} is {abbreviate(old[first])}, and that of this run "
+      f"is {abbreviate(new[first])}"
+    )
 
   def check_network(self) -> None:
     """Checks that both encoders have the same architecture.
@@ -194,7 +289,7 @@ class _Checkpoint:
       )
       adapt = ", or --config.init_adapt=true"
       raise ConfigError(
-        f"the encoder of {self._path} has {found}: set {flags}"
+        f"the encoder of {self.path} has {found}: set {flags}"
         + (adapt if [*changes] == ["patch_size"] else "")
       )
 
@@ -211,14 +306,14 @@ class _Checkpoint:
       there = " ".join(f"{name}={value}" for name, value in found.items())
       here = ", ".join(str(getattr(decoder.config, name)) for name in wrong)
       raise ConfigError(
-        f"the decoder of {self._path} has {there}, not {here}: set "
+        f"the decoder of {self.path} has {there}, not {here}: set "
         + " ".join(_flag(name, value) for name, value in found.items())
       )
 
   def check_objective(self, like: Any, now: Config) -> None:
     """Refuses a decoder that was trained to predict something else."""
     params, before = self.params, self._before.objective
-    trained = f"{self._path} was trained with objective"
+    trained = f"{self.path} was trained with objective"
     or_from_scratch = _or_from_scratch(now)
     if (targets.FITTED in params) != (targets.FITTED in like):
       raise ConfigError(
@@ -258,7 +353,7 @@ class _Checkpoint:
     old, new = (_channels(tree, size) for tree in (found, like))
     if old != new:
       raise ConfigError(
-        f"the encoder of {self._path} has data.channels={old}, not {new}: set "
+        f"the encoder of {self.path} has data.channels={old}, not {new}: set "
         f"--config.data.channels={old}, with as many numbers in data.mean and "
         "data.std, or --config.init_adapt=true"
       )
@@ -275,7 +370,7 @@ class _Checkpoint:
     ):
       return
     _warn(
-      f"{self._path} was trained with pixels of mean {old.mean} and std "
+      f"{self.path} was trained with pixels of mean {old.mean} and std "
       f"{old.std}, and this run has {new.mean} and {new.std}: if that is a "
       f"mistake, set {_flag('data.mean', old.mean)} "
       f"{_flag('data.std', old.std)}"
@@ -285,7 +380,7 @@ class _Checkpoint:
     """Warns of an encoder that is adapted and then frozen."""
     if self._patch != self.new_patch and now.objective.trainable == "decoder":
       _warn(
-        f"the encoder of {self._path} is adapted to other patches and then not "
+        f"the encoder of {self.path} is adapted to other patches and then not "
         "trained, because of objective.trainable='decoder': to train it, set "
         "--config.objective.trainable=all"
       )
@@ -297,7 +392,7 @@ class _Checkpoint:
       new = getattr(now.objective, name)
       if old != new:
         _warn(
-          f"{self._path} was trained with objective.{name}={old}, and this run "
+          f"{self.path} was trained with objective.{name}={old}, and this run "
           f"uses {new}: if that is a mistake, set "
           f"--config.objective.{name}={old}"
         )
@@ -312,7 +407,7 @@ class _Checkpoint:
       table, fixed, 0, _ROUNDING
     ):
       raise ConfigError(
-        f"{self._path}: its {part} has positions other than the sin-cos table, "
+        f"{self.path}: its {part} has positions other than the sin-cos table, "
         "the only one that pre-training uses: fine-tune it, or convert it with "
         "--positions=sincos (python -m mae_jax convert)"
       )

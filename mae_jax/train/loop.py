@@ -84,12 +84,11 @@ def initial_state(
   if restored is not None:
     return restored
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  state = jax.jit(task.init, out_shardings=shardings)()
   if config.init_from:
     params = task.load(config.init_from, shapes.params)
-    state = jax.jit(task.init, out_shardings=shardings)()
-    return dataclasses.replace(state, params=params)
-  state = jax.jit(task.init, out_shardings=shardings)()
-  return task.fit(state, task.train_batches(data, 0))
+    state = dataclasses.replace(state, params=params)
+  return task.fit(state, data)
 
 
 def _metadata(task: Task, config: Config) -> checkpoints.CheckpointMetadata:

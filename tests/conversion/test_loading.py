@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -15,6 +16,7 @@ import torch
 from mae_jax import checkpoints, conversion
 from mae_jax.config import Config, EvalConfig, LabelEfficiencyConfig
 from mae_jax.evals import classification
+from mae_jax.models import pos_embed
 from mae_jax.tools import convert, feature_extractor
 from mae_jax.train import loop, step
 from mae_jax.utils.errors import ConfigError
@@ -81,6 +83,54 @@ def test_pre_training_goes_on(to: str, weights):
   config = tiny.config(init_from=str(path))
   wanted = sample_checkpoints.params("mae", config)
   same(initial(config).params, wanted)
+
+
+@pytest.mark.parametrize("to", ["facebook", slow("transformers"), "timm"])
+def test_pre_training_starts_from_an_encoder(to: str, weights, capsys):
+  path = weights("encoder", to)
+  config = tiny.config(init_from=str(path))
+  params = initial(config).params["model"]
+  before = sample_checkpoints.config("encoder", data=DATA, model=MODEL)
+  wanted = sample_checkpoints.params("encoder", before)["model"]["encoder"]
+  same(dict(params["encoder"]), wanted)
+  new = initial(dataclasses.replace(config, init_from="")).params["model"]
+  same(params["decoder"], jax.device_get(new["decoder"]))
+  told = capsys.readouterr().err
+  assert f"{path} has no decoder: this run starts with a new decoder\n" in told
+
+
+@pytest.mark.slow
+def test_an_encoder_gets_a_target_fitted_to_the_images(weights):
+  path = weights("encoder", "facebook")
+  pca = {"target": "pca", "pca_components": 3}
+  found, new = (
+    initial(tiny.config(init_from=start, objective=pca)).params["fitted"]
+    for start in (str(path), "")
+  )
+  same(found, jax.device_get(new))
+  assert np.any(found["target"]["basis"])
+
+
+def test_pre_training_starts_from_a_classifier(tmp_path, capsys):
+  """Mean pooling has no final norm, which starts as the identity."""
+  path = digits_weights(tmp_path, "mean", "facebook")
+  config = tiny.config(init_from=str(path))
+  with pytest.raises(ConfigError, match="positions other than the sin-cos"):
+    initial(config)
+  content = torch.load(path, weights_only=False)
+  table = pos_embed.with_cls(pos_embed.sincos_2d((4, 4), 32))
+  content["model"]["pos_embed"] = torch.from_numpy(np.array(table))
+  torch.save(content, path)
+  encoder = dict(initial(config).params["model"]["encoder"])
+  norm = jax.device_get(encoder.pop("norm"))
+  before = sample_checkpoints.config("mean", data=DATA, model=MODEL)
+  wanted = dict(sample_checkpoints.params("mean", before)["model"]["encoder"])
+  del wanted["pos_embed"]
+  same(encoder, wanted)
+  np.testing.assert_array_equal(norm["scale"], 1)
+  np.testing.assert_array_equal(norm["bias"], 0)
+  told = capsys.readouterr().err
+  assert "a new decoder and final norm of the encoder" in told
 
 
 @pytest.mark.parametrize("kind", [slow("encoder"), "mae", slow("cls")])
@@ -170,8 +220,6 @@ def test_another_objective_gives_a_warning(
 @pytest.mark.parametrize(
   ("kind", "changes", "text"),
   [
-    ("encoder", {}, "has no decoder, which pre-training needs: name"),
-    ("cls", {}, "has no decoder, which pre-training needs"),
     ("mae", {"model": {"heads": 8}}, "has model.heads=4, not 8: set --config"),
     ("mae", {"model": {"decoder_heads": 2}}, "has model.decoder_heads=4, not"),
     ("mae", {"model": {"norm_eps": 1e-5}}, "has model.norm_eps=1e-06, not"),

@@ -75,7 +75,7 @@ def steps_with_metrics(
   shapes = step.abstract_state(task)
   shardings = jax.tree.map(lambda x: x.sharding, shapes)
   state = jax.jit(task.init, out_shardings=shardings)()
-  state = task.fit(state, task.train_batches(data, 0))
+  state = task.fit(state, data)
   stream = (
     iter(lambda: batch, 0) if batch is not None else task.train_batches(data, 0)
   )

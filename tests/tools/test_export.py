@@ -441,8 +441,8 @@ def test_a_disk_that_fills_up_is_named(pretrained, tmp_path, monkeypatch, form):
       "--layer=1 applies to features, ",
     ),
     (
-      {"checkpoint": "finetuned", "image_size": (8, 8)},
-      r"--image_size=\(8, 8\) applies to features, .* add --what=features",
+      {"checkpoint": "finetuned", "pool": "cls"},
+      "--pool=cls applies to features, .* add --what=features",
     ),
     (
       {"out": "{tmp}/file"},

@@ -97,12 +97,41 @@ def tuned(pretrained, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_fine_tuning_can_start_from_a_fine_tuned_checkpoint(tuned, tmp_path):
+def test_fine_tuning_goes_on_with_the_head_of_the_same_classes(
+  tuned, tmp_path, capsys
+):
   first, workdir = tuned
   second = config(init_from=str(workdir))
-  encoder = loaded(second, tmp_path).params["model"]["encoder"]
-  wanted = runs.params(workdir, first)["model"]["encoder"]
-  jax.tree.map(np.testing.assert_array_equal, dict(encoder), wanted)
+  params = loaded(second, tmp_path).params["model"]
+  wanted = runs.params(workdir, first)["model"]
+  jax.tree.map(np.testing.assert_array_equal, dict(params), wanted)
+  assert "head" not in capsys.readouterr().err
+
+
+def test_a_new_head_is_said(tuned, tmp_path, capsys):
+  first, workdir = tuned
+  wanted = runs.params(workdir, first)["model"]
+  mesh = runs.devices_mesh()
+  second = config(init_from=str(workdir))
+  task, data = runs.open_task(second, mesh)
+  names = list(task.info.class_names)
+  for changed, text in (
+    (names[::-1], "its class 0 is '0', and that of this run is '9'"),
+    (names[:-1], "it has 10 classes, and this run has 9"),
+  ):
+    task.prepare(
+      dataclasses.replace(
+        task.info, class_names=tuple(changed), eval_class_names=None
+      )
+    )
+    params = loop.initial_state(task, data, second, mesh, tmp_path).params
+    head = np.asarray(params["model"]["head"]["kernel"])
+    assert head.shape == (32, len(changed))
+    assert head.std() < 4e-5
+    same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    same(dict(params["model"]["encoder"]), wanted["encoder"])
+    told = capsys.readouterr().err
+    assert f"{workdir} is not used, and a new one starts: {text}" in told
 
 
 @pytest.mark.parametrize(
@@ -208,14 +237,6 @@ def test_accuracy_equals_a_plain_loop(tmp_path):
   assert report.scalars["eval_top5"] == pytest.approx(top5 / count)
   assert report.scalars["eval_loss"] == pytest.approx(loss / count, rel=1e-5)
   assert right / count > 0.3  # better than chance
-
-
-@pytest.mark.slow
-def test_pre_training_does_not_start_from_a_classifier(tuned, tmp_path):
-  settings = dataclasses.replace(_PRETRAIN, init_from=str(tuned[1]))
-  text = "has no decoder, which pre-training needs"
-  with pytest.raises(ConfigError, match=text):
-    runs.train(settings, tmp_path)
 
 
 def test_a_missing_final_norm_is_named(tuned, tmp_path):

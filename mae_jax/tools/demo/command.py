@@ -13,6 +13,7 @@ def run(
   host: str = "127.0.0.1",
   port: int = 8642,
   target: str | None = None,
+  image_size: cli.Size | None = None,
   browser: bool = True,
 ) -> None:
   """Serves a web page that masks and reconstructs images.
@@ -28,13 +29,15 @@ def run(
       alone.
     port: the port; 0 for any free one.
     target: norm_pix or raw, for weights that do not say what they predict.
+    image_size: 224, or height and width as 192,256; by default the
+      checkpoint's. Positions are interpolated.
     browser: do not open the page in a browser.
 
   Raises:
     ConfigError: if there is no such checkpoint, or the address is taken.
   """
   server.check_port(port)  # before the weights are loaded
-  network = reconstructor.load(checkpoint, target=target)
+  network = reconstructor.load(checkpoint, target=target, image_size=image_size)
   opened = server.Server(network, host, port)
   with opened:
     address = f"http://{host}:{opened.server_port}/"

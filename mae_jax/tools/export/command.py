@@ -153,7 +153,7 @@ def _open(
 ) -> ImageFunction:
   with storage.os_errors(step):
     if what == "classifier":
-      return _classifier(step, dtype)
+      return _classifier(step, dtype, options["image_size"])
     return feature_extractor.from_checkpoint(
       step,
       verify.cpu_mesh(),
@@ -165,8 +165,11 @@ def _open(
     )
 
 
-def _classifier(step: epath.Path, dtype: str) -> ImageFunction:
-  found = load_model.load(step, verify.cpu_mesh(), head=True)
+def _classifier(
+  step: epath.Path, dtype: str, size: tuple[int, int] | None
+) -> ImageFunction:
+  mesh = verify.cpu_mesh()
+  found = load_model.resize(load_model.load(step, mesh, head=True), size, mesh)
   model = dataclasses.replace(found.config.model, dtype=dtype)
   config = dataclasses.replace(found.config, model=model)
   found = dataclasses.replace(
@@ -191,7 +194,8 @@ def _resolve_what(
       "head: use --what=features, or fine-tune or probe the checkpoint first"
     )
   what = what or ("classifier" if has_head else "features")
-  for name, value in options.items():
+  for name in ("pool", "layer"):
+    value = options[name]
     if what == "classifier" and value is not None:
       raise ConfigError(
         f"--{name}={value} applies to features, and this export is a "

@@ -135,10 +135,10 @@ class Task:
     raise NotImplementedError
 
   def fit(
-    self, state: checkpoints.TrainState, batches: Batches
+    self, state: checkpoints.TrainState, data: RunData
   ) -> checkpoints.TrainState:
     """Fits what a new state learns from data before training: nothing here."""
-    del batches
+    del data
     return state
 
   def train_batches(self, data: RunData, start_step: int) -> Batches:
@@ -196,16 +196,19 @@ class ClassificationTask(Task):
       path, like, self._mesh, self.grid, network, self._config
     )
 
+  def load_network(self, path: str, like: Any) -> dict[str, Any]:
+    """Loads what a run starts from, by name in the tree `like` of the role."""
+    return {"encoder": self.load_encoder(path, like["encoder"])}
+
   def load(self, path: str, like: Any) -> Any:
-    """Loads the encoder of any checkpoint; the head starts from scratch."""
-    encoder = self.load_encoder(path, like[classifiers.MODEL]["encoder"])
+    """Loads any checkpoint; what it does not give starts from scratch."""
+    found = self.load_network(path, like[classifiers.MODEL])
     shardings = jax.tree.map(lambda x: x.sharding, like)
     new = jax.jit(lambda: self.init().params, out_shardings=shardings)()
     roles = new.keys() & {classifiers.MODEL, classifiers.AVERAGED}
     # Each role needs a copy of its own: the step donates its buffers.
     return new | {
-      role: new[role] | {"encoder": jax.tree.map(jnp.copy, encoder)}
-      for role in roles
+      role: new[role] | jax.tree.map(jnp.copy, found) for role in roles
     }
 
   def evaluator(self, data: RunData) -> Evaluator:

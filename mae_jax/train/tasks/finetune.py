@@ -13,7 +13,7 @@ import optax
 from mae_jax import checkpoints
 from mae_jax.config import Config
 from mae_jax.models import classifiers, flops, vit
-from mae_jax.train import mixup, optim
+from mae_jax.train import init_from, mixup, optim
 from mae_jax.train import step as step_lib
 from mae_jax.train.tasks import base
 from mae_jax.utils import rng
@@ -107,6 +107,18 @@ class FinetuneTask(base.ClassificationTask):
   """Fine-tuning of an encoder, or of its last blocks, with a head on labels."""
 
   classifier: classifiers.FineTuned
+
+  def load_network(self, path: str, like: Any) -> dict[str, Any]:
+    """Loads the encoder, and the head if it was trained on these classes."""
+    return init_from.load_classifier(
+      path,
+      like,
+      self._mesh,
+      self.grid,
+      self.classifier.encoder,
+      self._config,
+      self.info.class_names,
+    )
 
   def seeded_step(self, seed: jax.Array | int) -> step_lib.TaskStep:
     """Builds the train step; see `base.ClassificationTask`."""

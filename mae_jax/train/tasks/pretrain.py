@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 import optax
+from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -143,16 +144,21 @@ class PretrainTask(base.Task):
     )
 
   def fit(
-    self, state: checkpoints.TrainState, batches: base.Batches
+    self, state: checkpoints.TrainState, data: RunData
   ) -> checkpoints.TrainState:
     """Fits a target, such as principal components, before training.
+
+    A target that `init_from` has is fitted already.
 
     Raises:
       ConfigError: if the run would keep a randomly initialized encoder.
     """
-    if objectives.FROZEN[self._config.objective.trainable]:
+    settings = self._config
+    if objectives.FROZEN[settings.objective.trainable] and not (
+      settings.init_from
+    ):
       raise ConfigError(
-        f"objective.trainable={self._config.objective.trainable!r} leaves the "
+        f"objective.trainable={settings.objective.trainable!r} leaves the "
         "encoder as it starts, which here is at random: set init_from to a "
         "checkpoint of pre-training"
       )
@@ -160,10 +166,12 @@ class PretrainTask(base.Task):
     if not isinstance(target, targets.Fitted):
       return state
     before = state.params[targets.FITTED]
+    if any(np.any(jax.device_get(x)) for x in jax.tree.leaves(before)):
+      return state
     after = jax.tree.map(
       lambda old, new: jax.device_put(new, old.sharding),
       before,
-      {"target": self._fitted(target, batches)},
+      {"target": self._fitted(target, self.train_batches(data, 0))},
     )
     params = state.params | {targets.FITTED: after}
     return dataclasses.replace(state, params=params)
@@ -199,19 +207,26 @@ class PretrainTask(base.Task):
     return multihost_utils.broadcast_one_to_all(target.fit(total))
 
   def load(self, path: str, like: Any) -> Any:
-    """Loads the network of another pre-training; see `base.Task`.
+    """Loads an autoencoder, or an encoder alone; see `base.Task`.
 
-    A discriminator is initialized.
+    A discriminator is initialized, and the decoder that an encoder lacks.
     """
-    found = init_from.load_autoencoder(
-      path, like, self._mesh, self.model, self._config
+    found = traverse_util.flatten_dict(
+      init_from.load_autoencoder(
+        path, like, self._mesh, self.model, self._config
+      )
     )
-    others = {role: like[role] for role in like if role not in found}
-    new = jax.jit(
-      lambda: {role: self.init().params[role] for role in others},
-      out_shardings=jax.tree.map(lambda x: x.sharding, others),
-    )()
-    return found | new
+    shapes = traverse_util.flatten_dict(like)
+    missing = {
+      name: x.sharding for name, x in shapes.items() if name not in found
+    }
+
+    def init() -> dict[tuple[str, ...], jax.Array]:
+      new = traverse_util.flatten_dict(self.init().params)
+      return {name: new[name] for name in missing}
+
+    new = jax.jit(init, out_shardings=missing)()
+    return traverse_util.unflatten_dict(found | new)
 
   def evaluator(self, data: RunData) -> base.Evaluator:
     """Makes the evaluation: held-out loss, probes and pictures."""
