@@ -93,12 +93,13 @@ def one_of(key: str, value: str, known: typing.Collection[str]) -> str:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-  """Suggests the known name that is most like `name`, or lists all."""
+  """Suggests the known name that is most like `name`, or lists the first 50."""
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=1)
   if close:
     return f"did you mean {close[0]!r}?"
-  return f"known are {', '.join(known)}"
+  more = f" and {len(known) - 50} more" if len(known) > 50 else ""
+  return f"known are {', '.join(known[:50])}{more}"
 
 
 def check_name(known: typing.Collection[str], name: str, field: str) -> None:

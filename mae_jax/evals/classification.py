@@ -15,7 +15,7 @@ from mae_jax.config import Config, DataConfig, nearest
 from mae_jax.data import sources
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
-from mae_jax.evals import extract, results
+from mae_jax.evals import extract, imagenet, results
 from mae_jax.utils.errors import ConfigError, abbreviate
 
 
@@ -72,10 +72,11 @@ def score(
 
 
 def match_classes(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
-  """Returns the head's class number for each class of the data, by name.
+  """Returns the head's class number for each class of the data.
 
-  If the head has default names and as many classes as the data, classes are
-  matched by number.
+  Classes are matched by name. ImageNet's are known by different names; see
+  `imagenet.class_numbers`. If the head has default names and as many classes as
+  the data, classes are matched by number.
 
   Args:
     names: the M classes of the data, in the order of their labels.
@@ -87,7 +88,11 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
   Raises:
     ConfigError: if the head lacks a class, or has its name twice.
   """
-  if classes_match_by_number(names, known):
+  if {*names} - {*known}:
+    as_imagenet = _imagenet_numbers(names, known)
+    if as_imagenet is not None:
+      return as_imagenet
+  if _match_by_number(names, known):
     return np.arange(len(known), dtype=np.int32)
   counts = collections.Counter(known)
   twice = {name for name in names if counts[name] > 1}
@@ -104,15 +109,39 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
       f"{len(unknown)} of the data's {len(names)} classes, such as "
       f"{abbreviate(unknown[0])}, are not among the {len(known)} classes of "
       f"the checkpoint: {nearest(unknown[0], known)}; name classes as in "
-      "training, and remove all others"
+      "training, and remove all others; or convert the checkpoint with other "
+      "--class_names (python -m mae_jax convert)"
     )
   return np.array([numbers[name] for name in names], np.int32)
 
 
-def classes_match_by_number(names: Sequence[str], known: Sequence[str]) -> bool:
-  """Checks whether the head has default names for as many classes."""
+def assumption(names: Sequence[str], known: Sequence[str]) -> str:
+  """Returns what `match_classes` assumes of a head without names; or ""."""
+  if tuple(known) != conversion.default_class_names(len(known)):
+    return ""
+  order = "in the order of the data's classes"
+  if _imagenet_numbers(names, known) is not None:
+    order = "those of ImageNet"
+  return (
+    f"the classes of the checkpoint have no names: they are assumed to be "
+    f"{order}"
+  )
+
+
+def _match_by_number(names: Sequence[str], known: Sequence[str]) -> bool:
   without = tuple(known) == conversion.default_class_names(len(known))
   return without and len(names) == len(known)
+
+
+def _imagenet_numbers(
+  names: Sequence[str], known: Sequence[str]
+) -> np.ndarray | None:
+  """Returns `match_classes` if all classes are ImageNet's, else None."""
+  ours, theirs = (imagenet.class_numbers(each) for each in (known, names))
+  if ours is None or theirs is None or not {*theirs} <= {*ours}:
+    return None
+  place = {number: index for index, number in enumerate(ours)}
+  return np.array([place[number] for number in theirs], np.int32)
 
 
 class Scorer:

@@ -61,11 +61,8 @@ class TrainedHead:
     images = eval_data.held_out(data)
     names = images.class_names
     classification.match_classes(names, self.class_names)
-    if classification.classes_match_by_number(names, self.class_names):
-      console.warn(
-        "the classes of the checkpoint have no names: they are assumed to be "
-        "in the order of the data's classes"
-      )
+    if note := classification.assumption(names, self.class_names):
+      console.warn(note)
     return images
 
   def score(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+import torchvision
 
-from mae_jax.evals import classification, per_class
+from mae_jax.evals import classification, imagenet, per_class
 from mae_jax.utils.errors import ConfigError
 
 
@@ -101,3 +103,66 @@ def test_of_equal_logits_the_first_is_the_answer():
   """A network with constant logits is correct only by chance."""
   found = classification.score(jnp.zeros((3, 4)), jnp.array([0, 1, 3]))
   np.testing.assert_array_equal(found["rank"], [0, 1, 3])
+
+
+# Names in WordNet of two classes each; torchvision tells some of them apart.
+UNCLEAR = (
+  "partridge", "crayfish", "crane", "crane bird", "cardigan", "polecat", "gong",
+  "harp", "maillot", "maillot tank suit", "missile", "tub",
+)  # fmt: skip
+
+
+def torchvision_names() -> list[str]:
+  weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+  return list(weights.meta["categories"])
+
+
+def imagenet_ids() -> list[str]:
+  path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
+  return path.read_text().split()
+
+
+def test_imagenets_classes_are_known_by_id_name_and_number():
+  """The order of classes is torchvision's, and the IDs are those of TFDS."""
+  ids, names = imagenet_ids(), torchvision_names()
+  in_order = list(range(1000))
+  assert imagenet.class_numbers(ids) == in_order
+  assert imagenet.class_numbers(ids[200::-1]) == in_order[200::-1]
+  assert imagenet.class_numbers(names) == in_order
+  labels = [f"LABEL_{number}" for number in in_order]
+  assert imagenet.class_numbers(labels) == in_order
+  folders = sorted(map(str, in_order))
+  assert imagenet.class_numbers(folders) == list(map(int, folders))
+  clear = [name for name in names if name.lower() not in UNCLEAR]
+  assert len(clear) == 987
+  wanted = [names.index(name) for name in clear]
+  assert imagenet.class_numbers(clear) == wanted
+  spelled = [name.upper().replace(" ", "_") for name in clear[::-1]]
+  assert imagenet.class_numbers(spelled) == wanted[::-1]
+  assert imagenet.class_numbers(["tench, Tinca tinca"]) == [0]
+  for unclear in (["crane"], ["sofa bed"], ["tench", "n01440764"], ["0", "1"]):
+    assert imagenet.class_numbers(unclear) is None
+
+
+def test_folders_match_heads_that_name_classes_differently():
+  match, assumption = classification.match_classes, classification.assumption
+  unnamed = [f"LABEL_{number}" for number in range(1000)]
+  folders = ("n01443537", "n01440764", "n15075141")
+  for head in (unnamed, torchvision_names()):
+    assert match(folders, head).tolist() == [1, 0, 999]
+  assert "assumed to be those of ImageNet" in assumption(folders, unnamed)
+  assert not assumption(folders, torchvision_names())
+  assert match(folders[:2], ("goldfish", "hen", "tench")).tolist() == [0, 2]
+  # In alphabetical order, which is not that of the head's numbers.
+  named = sorted(torchvision_names())
+  wanted = [torchvision_names().index(name) for name in named]
+  clear = [x.lower() not in UNCLEAR for x in named]
+  found = match([x for x in named if x.lower() not in UNCLEAR], unnamed)
+  np.testing.assert_array_equal(found, np.array(wanted)[clear])
+
+
+def test_unknown_classes_are_refused_in_a_short_line():
+  head = [f"LABEL_{number}" for number in range(1000)]
+  with pytest.raises(ConfigError, match="--class_names") as caught:
+    classification.match_classes(("sofa",), head)
+  assert len(str(caught.value)) < 1200
