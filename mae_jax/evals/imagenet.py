@@ -17,8 +17,8 @@ def class_numbers(names: Sequence[str]) -> list[int] | None:
 
   Names may be WordNet IDs (n01440764) or WordNet's names ("tench", or "tench,
   Tinca tinca"; capitals and underscores do not matter). For all 1000 classes
-  they may be numbers, also as LABEL_0 and so on, or a list with at least nine of
-  ten names in their places: torchvision's tells namesakes apart in its own way.
+  they may be numbers, also as LABEL_0 and so on, or a list with nine of ten
+  names in their places: torchvision's tells namesakes apart in its own way.
 
   Returns:
     Numbers from 0 to 999; None unless all names are different classes.
