@@ -30,10 +30,29 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """Returns a path that does not depend on the working directory."""
-  path = epath.Path(path)
-  # epath would prepend the working directory to an address.
-  return path if is_remote(path) else path.resolve()
+  """Returns a path that does not depend on the working directory.
+
+  Raises:
+    ConfigError: if it begins with an unknown scheme, or is relative to a
+      working directory that was deleted.
+  """
+  given = os.fspath(path)
+  try:
+    # epath would prepend the working directory to an address.
+    return (
+      epath.Path(given) if is_remote(given) else epath.Path(given).resolve()
+    )
+  except KeyError:  # of epath
+    scheme, _, rest = given.partition("://")
+    raise ConfigError(
+      f"{given} begins with {scheme}://, which is not known: write a plain "
+      f"path such as {rest or '/data'}, or gs://BUCKET/DIRECTORY"
+    ) from None
+  except FileNotFoundError:  # of os.getcwd
+    raise ConfigError(
+      f"{given} is relative to the current directory, which was deleted: "
+      "change to another directory, or give an absolute path"
+    ) from None
 
 
 @contextlib.contextmanager

@@ -51,3 +51,14 @@ def test_absolute_paths(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert str(storage.absolute("a")) == f"{tmp_path}/a"
   assert str(storage.absolute("gs://bucket/a")) == "gs://bucket/a"
+
+
+def test_paths_that_cannot_be_absolute(tmp_path, monkeypatch):
+  with pytest.raises(ConfigError, match=r"plain path such as /x, or gs://"):
+    storage.absolute("file:///x")
+  gone = tmp_path / "gone"
+  gone.mkdir()
+  monkeypatch.chdir(gone)
+  gone.rmdir()
+  with pytest.raises(ConfigError, match=r"x is relative to the .* deleted"):
+    storage.absolute("x")
