@@ -101,3 +101,22 @@ def test_of_equal_logits_the_first_is_the_answer():
   """A network with constant logits is correct only by chance."""
   found = classification.score(jnp.zeros((3, 4)), jnp.array([0, 1, 3]))
   np.testing.assert_array_equal(found["rank"], [0, 1, 3])
+
+
+@pytest.mark.parametrize(
+  ("labels", "rank", "loss", "text"),
+  [
+    ([0, 0, 0, 1], [0, 0, 0, 1], 0.1, "75.0 %, is not above 75.0 %"),
+    ([0, 0, 0, 1], [0, 0, 1, 1], 0.1, "50.0 %, is not above 75.0 %"),
+    ([0, 0, 1, 1], [0, 0, 0, 1], 0.69, "0.690, is that of equal probabilities"),
+    ([0, 0, 1, 1], [0, 0, 0, 1], 0.6, ""),
+    ([], [], 0.6, ""),
+  ],
+)
+def test_a_classifier_that_learned_nothing(labels, rank, loss, text):
+  scores = classification.Scores(
+    np.array(labels, int), np.full(len(rank), loss), np.array(rank, int), 0
+  )
+  assert text in classification.nothing_learned(scores, 2)
+  assert bool(classification.nothing_learned(scores, 2)) == bool(text)
+  assert not classification.nothing_learned(scores, 1)

@@ -1,0 +1,22 @@
+"""Trains a linear probe on a few hundred images in class folders."""
+
+import pathlib
+import runpy
+
+from mae_jax.config import parse_arg
+
+FINETUNE_FEW = pathlib.Path(__file__).with_name("finetune_few.py")
+
+
+def get_config(arg: str | None = None):
+  """Returns the recipe; `images` is the number of examples to train on."""
+  args = parse_arg(arg, source="folder", channels=3, images=12_000)
+  few = ",".join(f"{name}={value}" for name, value in args.items())
+  config = runpy.run_path(str(FINETUNE_FEW))["get_config"](few)
+  config.task = "linprobe"
+  config.optim.blr = 32.0
+  config.optim.weight_decay = 0.0
+  config.optim.layer_decay = 1.0
+  config.classify.smoothing = 0.0
+  config.classify.head_std = 0.01
+  return config
