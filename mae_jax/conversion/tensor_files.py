@@ -256,11 +256,16 @@ def _load_pickle(path: pathlib.Path) -> Any:
       torch.serialization.safe_globals([argparse.Namespace]),
     ):
       warnings.simplefilter("ignore")  # old files warn before they fail
-      return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+      settings = {"map_location": "cpu", "weights_only": True}
+      if mmap:
+        return torch.load(path, mmap=True, **settings)
+      with path.open("rb") as file:
+        return torch.load(file, **settings)
 
   try:
     # Before PyTorch 1.6, files were not archives and cannot be memory-mapped.
-    return load(mmap=zipfile.is_zipfile(path))
+    # A path with this ending goes to another reader.
+    return load(zipfile.is_zipfile(path) and path.suffix != ".safetensors")
   except pickle.UnpicklingError as error:
     found = re.search(r"GLOBAL (\S+)", str(error))
     what = f"{found[1]}, which" if found else "an object that"
