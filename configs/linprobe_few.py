@@ -11,7 +11,7 @@ FINETUNE_FEW = pathlib.Path(__file__).with_name("finetune_few.py")
 def get_config(arg: str | None = None):
   """Returns the recipe; `images` is the number of examples to train on."""
   args = parse_arg(arg, source="folder", channels=3, images=12_000)
-  few = ",".join(f"{name}={value}" for name, value in args.items())
+  few = ",".join(f"{name}={value}" for name, value in vars(args).items())
   config = runpy.run_path(str(FINETUNE_FEW))["get_config"](few)
   config.task = "linprobe"
   config.optim.blr = 32.0
