@@ -249,7 +249,7 @@ class ForeignCheckpoint:
     return kept_tables
 
   def missing_info(self) -> list[str]:
-    """Lists what conversion needs to be told, each with its flag."""
+    """Lists the facts that the files lack, each with its flag."""
     questions = model_info.missing_info(self.info)
     for path, part in POSITION_TABLES.items():
       name = str(self._format.names[path])

@@ -240,7 +240,7 @@ def nothing_learned(scores: Scores, classes: int) -> str:
   found = scores.scalars()
   top1, loss = found["eval_top1"], found["eval_loss"]
   majority = np.bincount(labels).max() / len(labels)
-  if top1 <= majority:
+  if top1 <= majority and top1 < 1:
     reason = (
       f"the held-out top-1 accuracy, {100 * top1:.1f} %, is not above "
       f"{100 * majority:.1f} %, the share of the largest class"

@@ -111,6 +111,7 @@ def test_of_equal_logits_the_first_is_the_answer():
     ([0, 0, 1, 1], [0, 0, 0, 1], 0.69, "0.690, is that of equal probabilities"),
     ([0, 0, 1, 1], [0, 0, 0, 1], 0.6, ""),
     ([], [], 0.6, ""),
+    ([0, 0], [0, 0], 0.1, ""),
   ],
 )
 def test_a_classifier_that_learned_nothing(labels, rank, loss, text):
