@@ -1,4 +1,28 @@
-"""Fine-tunes a classifier on a few hundred images in class folders."""
+r"""Fine-tunes a classifier on a few hundred images in class folders.
+
+    python -m mae_jax.main --config=configs/finetune_few.py \
+      --workdir=runs/classifier --config.init_from=runs/few \
+      --config.data.path=/data/photos
+
+It starts from a run of `few_images`, and has the same network, image size and
+arguments `source` and `channels`. Set again here what you changed there. It is
+float32, since bfloat16 takes twice as long on CPUs.
+
+docs/quickstart/your_images.md reaches a held-out top-1 of 96.4 % with these
+settings. Five smaller trials at 32 pixels, 6,000 examples after short runs of
+`few_images` (16,000 examples of the digits, 5,000 of the others):
+
+    set: classes, training images             blr=4e-3      blr=1.6e-2
+    digits: 10, 50                              49.9 %          45.8 %
+    digits: 10, 200                             56.4 %          61.7 %
+    digits: 10, 1000                            50.1 %          55.7 %
+    faces (lfw_subset): 2, 100                  97.0 %          93.0 %
+    tiles of photographs: 10, 420               70.2 %          75.0 %
+
+The digits were cropped to 80 % at least and not flipped. All sets learn with
+both rates; blr=1e-3 was not tried. The digits have not converged after 94
+steps: try a larger `images` there.
+"""
 
 import pathlib
 import runpy

@@ -1,4 +1,14 @@
-"""Trains a linear probe on a few hundred images in class folders."""
+r"""Trains a linear probe on a few hundred images in class folders.
+
+    python -m mae_jax.main --config=configs/linprobe_few.py \
+      --workdir=runs/probe --config.init_from=runs/few \
+      --config.data.path=/data/photos
+
+It starts from a run of `few_images`, as `finetune_few`. The rate is that of
+LARS. In the trials of `finetune_few`, held-out top-1 is 29.0, 39.8 and 41.3 %
+for 50, 200 and 1000 digits, 92.0 % for faces, and 66.7 % for tiles. With
+blr=4, 50 digits have 24.4 %.
+"""
 
 import pathlib
 import runpy
