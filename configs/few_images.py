@@ -10,7 +10,9 @@ cover 10 % to 100 % of an image: most of the variety comes from them. Held-out
 images are read from `val/` if it exists. `python -m mae_jax inspect` prints the
 mean and std to set. `source=photos` uses scikit-image's photographs instead of
 a folder. To start from a larger network's weights, set `init_from` and
-`init_adapt`.
+`init_adapt`. `finetune_few` and `linprobe_few` train classifiers from here.
+
+On a CPU add --config.model.dtype=float32: bfloat16 takes twice as long there.
 """
 
 from mae_jax.config import (

@@ -219,6 +219,7 @@ def _flag(action: argparse.Action) -> str:
   text = (action.help or "").replace("%%", "%")
   text = text.replace(", which are listed below", "")
   text = re.sub(r"(?<![\w`])(--[\w.]+(?:=[^\s,;)]+)?)", r"`\1`", text)
+  text = text.removesuffix(" (required)")
   text = re.sub(r" \(default: [^()]*(\([^()]*\))?[^()]*\)$", "", text)
   default = ""
   if action.default not in (None, "", ()):

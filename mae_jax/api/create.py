@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mae_jax.api import hints, library, load
+from mae_jax.api import arguments, hints, library, load
 from mae_jax.api.model import Model
 from mae_jax.api.names import image_size_of, variant_of
 from mae_jax.conversion import model_info, run_config
@@ -81,12 +81,12 @@ def create_model(
     ('classifier', (2, 2))
   """
   dims, patch = architecture.parse(variant_of(name))
-  num_classes = library.integer("num_classes", num_classes, 0)
-  channels = library.integer("channels", channels, 1)
-  seed = library.seed(seed)
+  num_classes = arguments.integer("num_classes", num_classes, 0)
+  channels = arguments.integer("channels", channels, 1)
+  seed = arguments.seed(seed)
   if image_size is None:
     image_size = image_size_of(name)
-  sides = library.size("image_size", image_size)
+  sides = arguments.size("image_size", image_size)
   if width is not None:
     dims = dataclasses.replace(dims, width=width, mlp_dim=4 * width)
   given = {"depth": depth, "heads": heads, "mlp_dim": mlp_dim}
@@ -112,12 +112,13 @@ def create_model(
     else None,
     norm_pix=norm_pix if kind == model_info.MAE else None,
     mask_ratio=mask_ratio,
-    mean=usual["mean"] if mean is None else library.numbers("mean", mean),
-    std=usual["std"] if std is None else library.numbers("std", std),
+    mean=usual["mean"] if mean is None else arguments.per_channel("mean", mean),
+    std=usual["std"] if std is None else arguments.per_channel("std", std),
     pooling=pooling,
     classes=num_classes,
     class_names=tuple(class_names),
   )
+  model_info.check_distinct(class_names)
   if class_names and len(class_names) != num_classes:
     raise ConfigError(
       f"class_names has {len(class_names)} names for num_classes={num_classes}"

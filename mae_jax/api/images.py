@@ -1,5 +1,6 @@
 """Images as users have them: paths, folders, Pillow images, arrays, lists."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mae_jax.api import library
+from mae_jax.api import arguments
 from mae_jax.config import DataConfig
 from mae_jax.data import image_files, image_io
 from mae_jax.data.image_files import Images
@@ -16,11 +17,39 @@ from mae_jax.utils.errors import ConfigError
 
 # One image or several: a path of a file or a folder; a Pillow image; an array
 # [H, W], [H, W, C] or [N, H, W, C] of uint8 (NumPy, JAX, PyTorch); or a
-# sequence of these. All are resized and cropped as in evaluation, also arrays
-# of the network's size; `Model.apply` takes pixels as they are.
+# sequence of these.
 ImageInput = Any
 
 _BYTES = (bytes, bytearray, memoryview)
+
+
+def prepared(
+  given: ImageInput, data: DataConfig, preprocess: bool
+) -> tuple[Images, DataConfig]:
+  """Returns images, and how to prepare them.
+
+  Args:
+    given: see ImageInput; without `preprocess` an array [N, H, W, C].
+    data: how evaluation prepares images.
+    preprocess: whether to do so; otherwise pixels stay as they are.
+
+  Raises:
+    ConfigError: as `as_images`, or if pixels that should stay as they are have
+      another shape than the network takes.
+  """
+  if preprocess:
+    return as_images(given, data), data
+  wanted = (*data.image_size, data.channels)
+  shape = getattr(given, "shape", None)
+  if shape is None or len(shape) != 4 or tuple(shape[1:]) != wanted:
+    found = f"a {type(given).__name__}" if shape is None else f"{tuple(shape)}"
+    sides = ", ".join(map(str, wanted))
+    raise ConfigError(
+      f"preprocess=False takes an array [N, {sides}], and images is {found}: "
+      "leave it out to resize and crop images"
+    )
+  # Resizing to the size that an image has copies it.
+  return as_images(given, data), dataclasses.replace(data, eval_fit="squash")
 
 
 def as_images(given: ImageInput, data: DataConfig) -> Images:
@@ -61,7 +90,7 @@ def _parts(
 ) -> list[Images | np.ndarray]:
   """Returns opened paths, and uint8 [H, W, C] of each array."""
   if isinstance(given, str | os.PathLike):
-    return [image_files.open_images(library.path(what, given), data)]
+    return [image_files.open_images(arguments.path(what, given), data)]
   if isinstance(given, Image.Image):
     try:
       return [image_io.to_pixels(given, data.channels, data.exif_rotate)]

@@ -1,15 +1,14 @@
 """Loads networks of any format."""
 
-import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
-from mae_jax.api import hints, library
+from mae_jax.api import arguments, hints, library
 from mae_jax.api.model import Model
 from mae_jax.api.names import list_models
 from mae_jax.config import MeshConfig, check_name
@@ -113,9 +112,9 @@ def from_pretrained(
   }
   notes: list[str] = []
   with library.quiet(notes):
-    path = library.path("source", source)
+    path = arguments.path("source", source)
     if image_size is not None:
-      given["image_size"] = library.size("image_size", image_size)
+      given["image_size"] = arguments.size("image_size", image_size)
     _check_source(path)
     if target is not None:
       check_name(model_info.TARGETS, target, "target")
@@ -124,8 +123,7 @@ def from_pretrained(
     _check_needed(path, given)
     mesh = mesh_of(mesh)
     known = model_info.ModelOverrides(**given, insist=True)
-    with _arguments_instead_of_convert():
-      loaded = load_model.load(path, mesh, known, decoder=None)
+    loaded = load_model.load(path, mesh, known, decoder=None)
   return Model(loaded, mesh, notes)
 
 
@@ -133,18 +131,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
   if values is None:
     return None
   several = isinstance(values, Iterable)
-  return library.numbers(name, values if several else (values,))
-
-
-@contextlib.contextmanager
-def _arguments_instead_of_convert() -> Iterator[None]:
-  """Advises arguments where the commands advise to convert the weights."""
-  try:
-    yield
-  except ConfigError as error:
-    text = re.sub(r"\bconvert (it )?with\b", "pass", str(error))
-    text = text.replace(" (python -m mae_jax convert)", "")
-    raise ConfigError(text) from error.__cause__
+  return arguments.per_channel(name, values if several else (values,))
 
 
 def _check_needed(path: str, given: dict[str, Any]) -> None:

@@ -1,24 +1,17 @@
 """A network with its weights, as notebooks and programs use it."""
 
-import contextlib
 import dataclasses
-import functools
-import numbers
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from PIL import Image
 
-from mae_jax import checkpoints
-from mae_jax.api import hints, library, share
-from mae_jax.api.images import ImageInput, as_images
+from mae_jax.api import arguments, hints, library, share
+from mae_jax.api.images import ImageInput, prepared
+from mae_jax.api.network import Network
 from mae_jax.api.results import (
   Attention,
   Features,
@@ -26,25 +19,24 @@ from mae_jax.api.results import (
   Predictions,
   Reconstruction,
 )
-from mae_jax.config import Config, DataConfig, MeshConfig, check_name
+from mae_jax.config import DataConfig, MeshConfig
 from mae_jax.data.image_files import Images
 from mae_jax.distributed import sharding
-from mae_jax.evals import attention_rollout, load_model
-from mae_jax.models import classifiers, mae, patchify
-from mae_jax.tools import feature_extractor, image_stream, predict
+from mae_jax.evals import attention_rollout
+from mae_jax.tools import image_stream, predict
 from mae_jax.tools import photo as photos
 from mae_jax.tools.reconstructor import Reconstructor
-from mae_jax.utils.errors import ConfigError, abbreviate
+from mae_jax.utils.errors import ConfigError
 
 
-class Model:
+class Model(Network):
   """A masked autoencoder, an encoder or a classifier, with its weights.
 
   Make one with `from_pretrained`, `create_model` or `Run.model`. Methods that
   take images accept a path, a folder, a Pillow image, an array of uint8 [H, W],
   [H, W, C] or [N, H, W, C], or a list of these. They resize and crop all as in
-  evaluation; `apply` takes pixels that are prepared already. Results are NumPy
-  arrays. Methods may be called from several threads.
+  evaluation, also arrays of the network's size, unless `preprocess=False`.
+  Results are NumPy arrays. Methods may be called from several threads.
 
   Attributes:
     kind: "autoencoder", "encoder", "classifier" or "linear_probe".
@@ -58,223 +50,6 @@ class Model:
     Model(autoencoder, 4 blocks of width 64, 8 x 8 x 1 pixels, 232 k parameters)
   """
 
-  def __init__(
-    self,
-    loaded: load_model.LoadedModel,
-    mesh: Mesh,
-    notes: Sequence[str] = (),
-  ):
-    """Wraps a loaded network; use `from_pretrained` or `create_model`."""
-    self._loaded, self._mesh = loaded, mesh
-    self.config: Config = loaded.metadata.config
-    self.notes = list(notes)
-    self._lock = threading.Lock()
-    self._extractors: dict[Any, feature_extractor.FeatureExtractor] = {}
-    # Compiled functions that hold no parameters, by name and number.
-    self._functions: dict[tuple[str, int], Any] = {}
-
-  @property
-  def params(self) -> Any:
-    """Parameters by role, a tree of JAX arrays; may be set to other values.
-
-    `params["model"]` has "encoder", and "decoder" or "head".
-    """
-    return self._loaded.params
-
-  @params.setter
-  def params(self, params: Any) -> None:
-    _check_params(params)
-    try:
-      checkpoints.check_shapes("", params, self.params)
-    except ConfigError as error:
-      text = str(error).partition("the model: ")[2]
-      raise ConfigError(
-        f"params has other arrays than this model: {text}"
-      ) from None
-    shardings = sharding.state_shardings(self._mesh, params)
-    placed = jax.device_put(params, shardings)
-    with self._lock:
-      self._loaded = dataclasses.replace(self._loaded, params=placed)
-      self._extractors.clear()
-      self.__dict__.pop("_reconstructor", None)
-
-  def __copy__(self) -> "Model":
-    """Copies the model; the copy's `params` may be set apart."""
-    return Model(self._loaded, self._mesh, self.notes)
-
-  def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
-    """Copies the model with its arrays, which then may be donated."""
-    params = jax.tree.map(jnp.copy, self.params)
-    loaded = dataclasses.replace(self._loaded, params=params)
-    return Model(loaded, self._mesh, self.notes)
-
-  def __reduce__(self) -> tuple[Any, ...]:
-    """Pickles the model without its devices, for another process."""
-    loaded = dataclasses.replace(
-      self._loaded,
-      path=os.fspath(self._loaded.path),
-      params=jax.device_get(self.params),
-    )
-    return _unpickled, (loaded, self.notes)
-
-  def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    """Explains how to apply a model; it cannot be called."""
-    raise ConfigError(
-      "a model cannot be called: use model.features(images) or "
-      "model.predict(images), or model.apply(model.params, images) in JAX"
-    )
-
-  if not TYPE_CHECKING:  # otherwise mypy would know every name
-
-    def __getattr__(self, name: str) -> Any:
-      """Explains the names that other libraries have."""
-      hint = f": {hints.MODEL[name]}" if name in hints.MODEL else ""
-      raise AttributeError(
-        f"{type(self).__name__!r} object has no attribute {name!r}{hint}"
-      )
-
-  @property
-  def kind(self) -> str:
-    """The kind of network."""
-    if self._loaded.has_head:
-      probe = self.config.task == "linprobe"
-      return "linear_probe" if probe else "classifier"
-    return "autoencoder" if self._loaded.decoder is not None else "encoder"
-
-  @property
-  def class_names(self) -> tuple[str, ...]:
-    """Names of a classifier's classes; () for other networks."""
-    return self._loaded.class_names if self._loaded.has_head else ()
-
-  @property
-  def image_size(self) -> tuple[int, int]:
-    """Height and width of its images in pixels."""
-    return self.config.data.image_size
-
-  @property
-  def channels(self) -> int:
-    """Channels of its images."""
-    return self.config.data.channels
-
-  @property
-  def grid(self) -> tuple[int, int]:
-    """Rows and columns of patches."""
-    encoder = self._loaded.encoder
-    return patchify.grid_size(self.image_size, encoder.patch_size)
-
-  @property
-  def num_params(self) -> int:
-    """Number of parameters, of all roles."""
-    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
-
-  def __repr__(self) -> str:
-    encoder = self._loaded.encoder.config
-    size = " x ".join(map(str, (*self.image_size, self.channels)))
-    count = self.num_params
-    number = f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count / 1e3:.3g} k"
-    return (
-      f"Model({self.kind}, {encoder.depth} blocks of width {encoder.width}, "
-      f"{size} pixels, {number} parameters)"
-    )
-
-  @property
-  def module(self) -> Any:
-    """The Linen module; it takes float images that `normalize` has made.
-
-    A `MaskedAutoencoder`, an `Encoder`, or a `VisionTransformer`. A linear
-    probe's is its encoder. `variables` are its variables.
-    """
-    if self.kind == "autoencoder":
-      return self._loaded.autoencoder
-    if self.kind == "classifier":
-      classifier = self._loaded.classifier
-      assert isinstance(classifier, classifiers.FineTuned)
-      return classifier.model
-    return self._loaded.encoder
-
-  @property
-  def variables(self) -> dict[str, Any]:
-    """The variables of `module`, for `module.apply(variables, images)`."""
-    if self.kind == "autoencoder":
-      return mae.apply_variables(self.params)
-    trained = classifiers.inference_params(self.params)
-    if self.kind == "classifier":
-      return {"params": trained}
-    return {"params": trained["encoder"]}
-
-  def nnx(self) -> Any:
-    """Returns `module` as an NNX module that holds the weights.
-
-    It takes what `normalize` makes; methods of the Linen module are methods of
-    the result.
-
-    Example:
-      >>> import mae_jax
-      >>> import numpy as np
-      >>> model = mae_jax.from_pretrained("digits")
-      >>> images = np.zeros((2, 8, 8, 1), np.uint8)
-      >>> tokens = model.nnx().features(model.normalize(images))
-      >>> tokens.patches.shape
-      (2, 16, 64)
-    """
-    net = nnx.bridge.ToNNX(self.module, rngs=nnx.Rngs(0))
-    attributes = nnx.bridge.variables.linen_vars_to_nnx_attrs(self.variables)
-    for name, value in attributes.items():
-      setattr(net, name, nnx.data(value))
-    return net
-
-  def normalize(self, images: jax.Array) -> jax.Array:
-    """Normalizes pixels for `module`.
-
-    Args:
-      images: [B, H, W, C] from 0 to 255.
-
-    Returns:
-      float32 [B, H, W, C] with the network's mean and deviation.
-    """
-    data = self.config.data
-    return patchify.normalize(jnp.asarray(images), data.mean, data.std)
-
-  def apply(self, params: Any, images: jax.Array) -> jax.Array:
-    """Computes logits, or features: a pure function, for `jit` and `grad`.
-
-    Args:
-      params: a tree like `model.params`.
-      images: [B, H, W, C] from 0 to 255, uint8 or float, of `image_size`.
-
-    Returns:
-      float32 logits [B, classes] of a classifier or a probe; of another
-      network, the mean [B, D] of the patch tokens.
-
-    Example:
-      >>> import jax
-      >>> import mae_jax
-      >>> import numpy as np
-      >>> model = mae_jax.from_pretrained("digits")
-      >>> images = np.zeros((2, 8, 8, 1), np.uint8)
-      >>> jax.jit(model.apply)(model.params, images).shape
-      (2, 64)
-    """
-    _check_params(params)
-    if not isinstance(images, jax.Array | np.ndarray):
-      raise ConfigError(
-        f"images is a {type(images).__name__}: give a NumPy or JAX array, as "
-        "numpy.asarray(images)"
-      )
-    _check_axes(images)
-    wanted = (*self.image_size, self.channels)
-    if images.ndim != 4 or images.shape[1:] != wanted:
-      raise ConfigError(
-        f"images has shape {tuple(images.shape)}: this network takes [B, "
-        f"{', '.join(map(str, wanted))}]"
-      )
-    if not images.shape[0]:
-      raise ConfigError("images is empty: give at least one image")
-    if self._loaded.has_head:
-      return self._loaded.classifier.logits(params, images)
-    extractor = self._extractor("mean", None, None)
-    return extractor.apply(extractor.select(params), images)
-
   @overload
   def features(
     self,
@@ -283,6 +58,7 @@ class Model:
     layers: None = ...,
     image_size: int | tuple[int, int] | None = ...,
     batch_size: int = ...,
+    preprocess: bool = ...,
     progress: bool = ...,
   ) -> Features: ...
 
@@ -294,6 +70,7 @@ class Model:
     layers: Sequence[int] = ...,
     image_size: int | tuple[int, int] | None = ...,
     batch_size: int = ...,
+    preprocess: bool = ...,
     progress: bool = ...,
   ) -> LayerFeatures: ...
 
@@ -304,6 +81,7 @@ class Model:
     layers: Sequence[int] | None = None,
     image_size: int | tuple[int, int] | None = None,
     batch_size: int = 64,
+    preprocess: bool = True,
     progress: bool = False,
   ) -> Features | LayerFeatures:
     """Computes features of the encoder. Nothing is masked or random.
@@ -317,6 +95,8 @@ class Model:
       image_size: height and width, or one number for both; None for the
         network's. Positions are interpolated.
       batch_size: images at a time.
+      preprocess: False takes an array [N, H, W, C] of the network's size as it
+        is.
       progress: draw a progress bar.
 
     Returns:
@@ -338,13 +118,13 @@ class Model:
       {2: (3, 4, 4, 64), 4: (3, 4, 4, 64)}
     """
     with self._quiet(progress):
-      chosen = None if layers is None else _checked_layers(layers)
+      chosen = None if layers is None else arguments.layers(layers)
       if image_size is not None:
-        image_size = library.size("image_size", image_size)
+        image_size = arguments.size("image_size", image_size)
       extractor = self._extractor(pool, chosen, image_size)
-      source = as_images(images, extractor.data)
+      source, data = prepared(images, extractor.data, preprocess)
       out, good = self._run(
-        extractor.apply, extractor.params, source, extractor.data, batch_size
+        extractor.apply, extractor.params, source, data, batch_size
       )
     values = out if len(extractor.layers) > 1 else (out,)
     for each in values:
@@ -359,6 +139,7 @@ class Model:
     images: ImageInput,
     top: int = 5,
     batch_size: int = 64,
+    preprocess: bool = True,
     progress: bool = False,
   ) -> Predictions:
     """Predicts the most likely classes.
@@ -367,6 +148,8 @@ class Model:
       images: the images.
       top: classes an image.
       batch_size: images at a time.
+      preprocess: False takes an array [N, H, W, C] of the network's size as it
+        is.
       progress: draw a progress bar.
 
     Raises:
@@ -379,14 +162,16 @@ class Model:
           f"this network is an {self.kind} without a head, so it cannot "
           "predict classes: fine-tune it, or fit a classifier on its features"
         )
-      top = library.integer("top", top, 1)
-      source = as_images(images, self.config.data)
+      top = arguments.integer("top", top, 1)
+      source, data = prepared(images, self.config.data, preprocess)
       k = min(top, len(self.class_names))
-      best = self._function(
-        "best", k, lambda: predict.best_classes(self._loaded.classifier, k)
+      best = self._kept(
+        self._functions,
+        ("best", k),
+        lambda: predict.best_classes(self._loaded.classifier, k),
       )
       (labels, values), good = self._run(
-        best, self.params, source, self.config.data, batch_size
+        best, self.params, source, data, batch_size
       )
     values[~good] = np.nan
     return Predictions(source.names, labels, values, self.class_names)
@@ -399,6 +184,7 @@ class Model:
     strategy: str = "random",
     mask: np.ndarray | None = None,
     batch_size: int = 16,
+    preprocess: bool = True,
     progress: bool = False,
   ) -> Reconstruction:
     """Masks patches of images and reconstructs them.
@@ -414,6 +200,8 @@ class Model:
       mask: bool [rows, columns], True for masked patches of every image, in
         place of the three arguments above.
       batch_size: images at a time.
+      preprocess: False takes an array [N, H, W, C] of the network's size as it
+        is.
       progress: draw a progress bar.
 
     Raises:
@@ -431,18 +219,13 @@ class Model:
     """
     with self._quiet(progress):
       network = self._reconstructor
-      ratio = network.mask_ratio if mask_ratio is None else mask_ratio
-      seed = library.seed(seed)
-      if not isinstance(ratio, numbers.Real):
-        raise ConfigError(
-          f"mask_ratio={abbreviate(ratio)} is a {type(ratio).__name__}: give a "
-          "number above 0 and below 1"
-        )
-      if not 0 < ratio < 1:
-        raise ConfigError(f"mask_ratio={ratio} must be above 0 and below 1")
-      given = None if mask is None else self._given_mask(mask)
-      source = as_images(images, network.data)
-      found = list(photos.open_photos(source, network.data))
+      seed = arguments.seed(seed)
+      ratio = network.mask_ratio
+      if mask_ratio is not None:
+        ratio = arguments.fraction("mask_ratio", mask_ratio)
+      given = None if mask is None else arguments.mask(mask, self.grid)
+      source, data = prepared(images, network.data, preprocess)
+      found = list(photos.open_photos(source, data))
       names = [name for _, name, _ in found]
       shown = np.stack([photo.shown for _, _, photo in found])
       hidden = np.stack(
@@ -453,7 +236,7 @@ class Model:
           for index, _, _ in found
         ]
       )
-      size = library.integer("batch_size", batch_size, 1)
+      size = arguments.integer("batch_size", batch_size, 1)
       painted = np.concatenate(
         [
           network.paint(
@@ -471,6 +254,7 @@ class Model:
     images: ImageInput,
     layer: int | None = None,
     query: tuple[int, int] | None = None,
+    preprocess: bool = True,
     progress: bool = False,
   ) -> Attention:
     """Computes the attention of one block to each patch.
@@ -480,6 +264,8 @@ class Model:
       layer: number of the block, from 1; None for the last.
       query: row and column of the patch whose attention is wanted, from 0; None
         for the class token.
+      preprocess: False takes an array [N, H, W, C] of the network's size as it
+        is.
       progress: draw a progress bar.
 
     Raises:
@@ -488,19 +274,19 @@ class Model:
     with self._quiet(progress):
       chosen = None
       if layer is not None:
-        chosen = (library.integer("layer", layer),)
+        chosen = (arguments.integer("layer", layer),)
       extractor = self._extractor("all", chosen, None)
-      token = self._token(query)
-      watch = self._function(
-        "attention",
-        extractor.layer,
+      token = arguments.token(query, self.grid)
+      watch = self._kept(
+        self._functions,
+        ("attention", extractor.layer),
         lambda: attention_rollout.attention_function(
           extractor.encoder, extractor.data
         ),
       )
-      source = as_images(images, extractor.data)
+      source, data = prepared(images, extractor.data, preprocess)
       names, shown, heads, rollouts = [], [], [], []
-      for _, name, photo in photos.open_photos(source, extractor.data):
+      for _, name, photo in photos.open_photos(source, data):
         seen = watch(extractor.params["encoder"], photo.shown)
         names.append(name)
         shown.append(photo.shown)
@@ -592,46 +378,6 @@ class Model:
         commit_message=commit_message,
       )
 
-  @contextlib.contextmanager
-  def _quiet(self, progress: bool = False) -> Iterator[None]:
-    """Runs a method as a library, whatever the caller has set in JAX."""
-    try:
-      context = jax.set_mesh(self._mesh)
-    except ValueError:  # JAX's way to say that it is tracing
-      raise ConfigError(
-        "inside jax.jit, jax.grad and jax.vmap only Model.apply works: use "
-        "model.apply(model.params, images)"
-      ) from None
-    with context, library.quiet(self.notes, progress):
-      yield
-
-  def _extractor(
-    self,
-    pool: str,
-    layers: tuple[int, ...] | None,
-    image_size: tuple[int, int] | None,
-  ) -> feature_extractor.FeatureExtractor:
-    check_name(feature_extractor.POOLS, pool, "pool")
-    key = pool, layers, image_size
-    # Kept, so it must not hold values of a `jit` that this is called in.
-    with self._lock, jax.ensure_compile_time_eval():
-      if key not in self._extractors:
-        self._extractors[key] = feature_extractor.extractor(
-          self._loaded,
-          self._mesh,
-          pool=pool,
-          layers=layers,
-          image_size=image_size,
-        )
-      return self._extractors[key]
-
-  def _function(self, name: str, number: int, make: Callable[[], Any]) -> Any:
-    """Returns the function of this name, made once: JAX compiles it then."""
-    with self._lock:
-      if (name, number) not in self._functions:
-        self._functions[name, number] = make()
-      return self._functions[name, number]
-
   def _run(
     self,
     apply: Callable[[Any, jax.Array], Any],
@@ -651,11 +397,11 @@ class Model:
       source,
       data,
       mesh=self._mesh,
-      batch_size=library.integer("batch_size", batch_size, 1),
+      batch_size=arguments.integer("batch_size", batch_size, 1),
     )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *stream)
 
-  @functools.cached_property
+  @property
   def _reconstructor(self) -> Reconstructor:
     if self._loaded.decoder is None:
       raise ConfigError(
@@ -663,80 +409,13 @@ class Model:
         "which nothing is reconstructed: load a checkpoint of pre-training, or "
         "weights that hold both parts"
       )
-    mesh = sharding.make_mesh(MeshConfig(), list(self._mesh.devices.flat)[:1])
-    params = jax.device_put(self.params, sharding.replicated(mesh))
-    loaded = dataclasses.replace(self._loaded, params=params)
-    return Reconstructor(loaded, mesh)
 
-  def _given_mask(self, mask: np.ndarray) -> np.ndarray:
-    array = np.asarray(mask, bool)
-    if array.shape != self.grid:
-      raise ConfigError(
-        f"mask has shape {array.shape}, but the patches have {self.grid}: give "
-        "True for each masked patch, in rows and columns"
-      )
-    if array.all() or not array.any():
-      raise ConfigError(
-        "mask must leave some patches visible and mask others: it has "
-        f"{array.sum()} of {array.size}"
-      )
-    return array.reshape(-1)
+    def make() -> Reconstructor:
+      devices = list(self._mesh.devices.flat)[:1]
+      mesh = sharding.make_mesh(MeshConfig(), devices)
+      params = jax.device_put(self.params, sharding.replicated(mesh))
+      loaded = dataclasses.replace(self._loaded, params=params)
+      return Reconstructor(loaded, mesh)
 
-  def _token(self, query: tuple[int, int] | None) -> int:
-    if query is None:
-      return 0
-    try:
-      row, column = (library.integer("query", each) for each in query)
-    except TypeError:
-      raise ConfigError(
-        f"query={abbreviate(query)} is a {type(query).__name__}: give a row "
-        "and a column"
-      ) from None
-    rows, columns = self.grid
-    if not (0 <= row < rows and 0 <= column < columns):
-      raise ConfigError(
-        f"query={query}: the image has {rows} rows and {columns} columns of "
-        "patches; the first is (0, 0)"
-      )
-    return 1 + row * columns + column
-
-
-def _unpickled(loaded: load_model.LoadedModel, notes: list[str]) -> Model:
-  """Puts a pickled model on all devices of this process."""
-  mesh = sharding.make_mesh(MeshConfig())
-  shardings = sharding.state_shardings(mesh, loaded.params)
-  params = jax.device_put(loaded.params, shardings)
-  platform = mesh.devices.flat[0].platform
-  return Model(
-    dataclasses.replace(loaded, params=params, platform=platform), mesh, notes
-  )
-
-
-def _checked_layers(layers: Any) -> tuple[int, ...]:
-  if isinstance(layers, str) or not hasattr(layers, "__iter__"):
-    raise ConfigError(
-      f"layers={abbreviate(layers)} is a {type(layers).__name__}: give numbers "
-      "of blocks, as [4]"
-    )
-  return tuple(library.integer("layers", each) for each in layers)
-
-
-def _check_params(params: Any) -> None:
-  if not isinstance(params, Mapping) or classifiers.MODEL not in params:
-    parts = " with " + ", ".join(params) if isinstance(params, Mapping) else ""
-    raise ConfigError(
-      f"params is a {type(params).__name__}{abbreviate(parts)[1:-1]}: give a "
-      "tree like model.params, which has parameters by role"
-    )
-
-
-def _check_axes(images: Any) -> None:
-  """Refuses meshes of explicit axes: networks state no shardings."""
-  where = jax.typeof(images).sharding.mesh, jax.sharding.get_abstract_mesh()
-  for mesh in where:
-    if mesh.explicit_axes:
-      raise ConfigError(
-        f"images or jax.set_mesh have a mesh of explicit axes "
-        f"{', '.join(mesh.explicit_axes)}: make it with "
-        "axis_types=(jax.sharding.AxisType.Auto,) for each axis"
-      )
+    found: Reconstructor = self._kept(self._holders, "reconstructor", make)
+    return found

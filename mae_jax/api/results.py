@@ -138,7 +138,7 @@ class Reconstruction(_Sheet):
   reconstruction: np.ndarray
 
   @property
-  def hidden(self) -> np.ndarray:
+  def pixel_mask(self) -> np.ndarray:
     """Bool [N, H, W], the masked pixels."""
     _, height, width, _ = self.original.shape
     rows, columns = self.mask.shape[1:]
@@ -157,16 +157,16 @@ class Reconstruction(_Sheet):
 
   @property
   def _painted(self) -> Reconstructed:
-    return Reconstructed(self.reconstruction, self.hidden)
+    return Reconstructed(self.reconstruction, self.pixel_mask)
 
   @property
   def psnr(self) -> np.ndarray:
     """Float [N], PSNR of the masked pixels in dB."""
     return np.array(
       [
-        image_metrics.psnr(painted[hidden], truth[hidden])
-        for painted, truth, hidden in zip(
-          self.reconstruction, self.original, self.hidden, strict=True
+        image_metrics.psnr(painted[masked], truth[masked])
+        for painted, truth, masked in zip(
+          self.reconstruction, self.original, self.pixel_mask, strict=True
         )
       ]
     )
@@ -176,7 +176,7 @@ class Reconstruction(_Sheet):
     """PSNR and SSIM of each image of `pasted`."""
     return [
       image_metrics.score(*each)
-      for each in zip(self.pasted, self.original, self.hidden, strict=True)
+      for each in zip(self.pasted, self.original, self.pixel_mask, strict=True)
     ]
 
   def sheet(self) -> Image.Image:

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from mae_jax import checkpoints
-from mae_jax.api import library, load, recipes
+from mae_jax.api import arguments, library, load, recipes
 from mae_jax.api.model import Model
 from mae_jax.config import Config, from_config_dict
 from mae_jax.train import tasks
@@ -62,7 +62,7 @@ class Run:
       ConfigError: if it has no log of a run.
     """
     with library.quiet():
-      self.workdir = library.path("workdir", workdir)
+      self.workdir = arguments.path("workdir", workdir)
       self._log()
 
   @property
@@ -200,7 +200,7 @@ def train(
     chosen = _config(config)
     if changes is not None:
       chosen = chosen.replace(changes)
-    path = library.path("workdir", workdir)
+    path = arguments.path("workdir", workdir)
     if on_metrics is not None and not callable(on_metrics):
       raise ConfigError(
         f"on_metrics={errors.abbreviate(on_metrics)} cannot be called: give a "

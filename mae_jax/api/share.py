@@ -1,39 +1,21 @@
 """Saves networks for other programs, and shares them on the Hub."""
 
-import contextlib
 import os
 import pathlib
-import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
-from mae_jax.api import library
+from mae_jax.api import arguments
 from mae_jax.config import check_name
 from mae_jax.conversion import export_weights, formats, hub, load, model_card
 from mae_jax.conversion.weights import Weights
 from mae_jax.evals import load_model
 from mae_jax.models import classifiers
-from mae_jax.utils.errors import ConfigError
 
 _PICTURE = "picture.png"
-OUT = "path"  # of `save_pretrained`, in messages
-
-
-@contextlib.contextmanager
-def _named_path() -> Iterator[None]:
-  """Names the arguments `path` and `format` in errors."""
-  try:
-    yield
-  except ConfigError as error:
-    text = str(error)
-    if text.startswith("OUT"):
-      text = text.replace("OUT", OUT, 1)
-    # The command's flag, as library.quiet does not know it.
-    text = re.sub(r"convert with (--)?to=", "use format=", text)
-    raise ConfigError(text) from error.__cause__
 
 
 def weights_of(found: load_model.LoadedModel, params: Any) -> Weights:
@@ -51,9 +33,8 @@ def save(
   check_name(formats.FORMAT_NAMES, weight_format, "format")
   if dtype is not None:
     check_name(export_weights.DTYPES, dtype, "dtype")
-  out = library.path("path", path)
-  with _named_path():
-    return export_weights.write(weights, weight_format, out, dtype)
+  out = arguments.path("path", path)
+  return export_weights.write(weights, weight_format, out, dtype)
 
 
 def default_format(found: load_model.LoadedModel) -> str:

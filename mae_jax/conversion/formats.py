@@ -23,6 +23,8 @@ from mae_jax.utils.errors import ConfigError
 JAX = "jax"
 PICKLES = (".pth", ".pt", ".bin")
 _SAFE = ".safetensors"
+# Endings of files of weights. A file's content says what it is.
+_ENDINGS = (*PICKLES, ".tar", ".ckpt", _SAFE)
 
 
 FORMATS: dict[str, WeightFormat] = {
@@ -63,7 +65,7 @@ def is_foreign(path: epath.PathLike) -> bool:
     OSError: if a bucket cannot be reached.
   """
   path = locate(path)
-  if path.suffix in (*PICKLES, _SAFE) and not path.is_dir():
+  if path.suffix in _ENDINGS and not path.is_dir():
     return True
   if path.exists() and not path.is_dir():
     return True  # opening it reports an unknown file
@@ -105,13 +107,18 @@ def open_tensors(path: pathlib.Path) -> tensor_files.Tensors:
     ConfigError: if there are none, or they cannot be read.
   """
   if not path.is_dir():
+    if tensor_files.is_safetensors(path):
+      return tensor_files.SafeTensors([path])
+    if tensor_files.is_pickle(path):
+      return tensor_files.PickledTensors(path)
+    # A damaged file is reported as one of its ending.
     if path.suffix == _SAFE:
       return tensor_files.SafeTensors([path])
-    if path.suffix in PICKLES:
+    if path.suffix in _ENDINGS:
       return tensor_files.PickledTensors(path)
     raise ConfigError(
-      f"{path} is not a file of weights: use "
-      f"{', '.join((*PICKLES, _SAFE))}, or a directory with a config.json"
+      f"{path} is not a file of weights: use one of PyTorch or safetensors "
+      f"({', '.join(_ENDINGS)}), or a directory with a config.json"
     )
   index = path / transformers.INDEX
   if index.is_file():

@@ -246,6 +246,11 @@ def push(
       f"{folder} has weights of an unknown license: find the license of their "
       "source, and state it with license=, such as license='cc-by-nc-4.0'"
     )
+  if hub.constants.HF_HUB_OFFLINE:
+    raise ConfigError(
+      f"{SCHEME}{repo_id} cannot be written, as HF_HUB_OFFLINE is set: unset "
+      "it, or save the weights in a folder and push that later"
+    )
   api = hub.HfApi(
     endpoint=endpoint or _endpoint(), token=token, library_name="mae_jax"
   )

@@ -17,13 +17,19 @@ from mae_jax import checkpoints
 from mae_jax.conversion import (
   facebook,
   formats,
+  model_card,
   model_info,
   name_maps,
   run_config,
   tensor_files,
   weight_format,
 )
-from mae_jax.conversion.weights import POSITION_TABLES, Weights, sincos_table
+from mae_jax.conversion.weights import (
+  NOT_NEEDED,
+  POSITION_TABLES,
+  Weights,
+  sincos_table,
+)
 from mae_jax.utils.errors import ConfigError
 
 _MAX_NAMES = 4  # names in an error
@@ -80,8 +86,7 @@ class ForeignCheckpoint:
     zeros = self._check_names(pieces)
     shapes = shapes | self._positions(pieces, patch, dtype)
     origin = {
-      **run_config.provenance(self._base),
-      **self._source,
+      **self._provenance(),
       "dialect": self.weight_format,
       "file": self._path.name,
       "dtype": next(k for k, v in tensor_files.FLOATS.items() if v == dtype),
@@ -100,6 +105,16 @@ class ForeignCheckpoint:
       read=read,
       notes=tuple(self._notes),
     )
+
+  def _provenance(self) -> dict[str, str]:
+    """Returns source and license; a format's files may know the license."""
+    known = {**run_config.provenance(self._base), **self._source}
+    stated = self._format.provenance(self._path)
+    if (
+      stated and known.get("license", model_card.UNKNOWN) == model_card.UNKNOWN
+    ):
+      known = {**stated, **known, "license": stated["license"]}
+    return known
 
   def _dtype(self) -> np.dtype:
     """Returns the narrowest dtype that holds all stored tensors."""
@@ -181,7 +196,7 @@ class ForeignCheckpoint:
         + ". Check that the file is complete and holds a plain ViT"
       )
     self._notes += [
-      f"left out: {what} ({count} tensors)" for what, count in ignored.items()
+      f"{NOT_NEEDED}{what} ({count} tensors)" for what, count in ignored.items()
     ]
     if zeros:
       self._notes.append(
@@ -221,7 +236,10 @@ class ForeignCheckpoint:
           path, ours.shape, self._format.names, patch
         )
       theirs = self._read(path, ours.shape, pieces[path], set(), dtype)
-      self._check_zeros(name, theirs)
+      if question := self._zeros_question(name, theirs):
+        raise ConfigError(
+          f"{self._path}: {question} (python -m mae_jax convert)"
+        )
       if trained:
         continue
       if self._keep_table(part, name, ours.astype(dtype), theirs):
@@ -230,19 +248,33 @@ class ForeignCheckpoint:
         del pieces[path]
     return kept_tables
 
-  def _check_zeros(self, name: str, table: np.ndarray) -> None:
-    if not table.any() and self._overrides.positions is None:
-      raise ConfigError(
-        f"{self._path}: {name} is all zeros, as in networks that transformers "
-        "5 creates without loading a file: convert with --positions=keep if "
-        "the network was trained with zeros"
-        + (
-          ", or --positions=sincos for the reference's table"
-          if model_info.has_fixed_positions(self.info)
-          else "; otherwise train it again with positions that are not zero"
-        )
-        + " (python -m mae_jax convert)"
+  def missing_info(self) -> list[str]:
+    """Lists the facts that the files lack, each with its flag."""
+    questions = model_info.missing_info(self.info)
+    for path, part in POSITION_TABLES.items():
+      name = str(self._format.names[path])
+      if name in self._shapes and (
+        part == "encoder" or self.info.decoder is not None
+      ):
+        with self._tensors.reading() as read:
+          question = self._zeros_question(name, read(self._stored_names[name]))
+        questions += [question] if question else []
+    return questions
+
+  def _zeros_question(self, name: str, table: np.ndarray) -> str:
+    """Returns the question that a table of zeros raises; "" for others."""
+    if table.any() or self._overrides.positions is not None:
+      return ""
+    return (
+      f"{name} is all zeros, as in networks that transformers 5 creates "
+      "without loading a file: convert with --positions=keep if the network "
+      "was trained with zeros"
+      + (
+        ", or --positions=sincos for the reference's table"
+        if model_info.has_fixed_positions(self.info)
+        else "; otherwise train it again with positions that are not zero"
       )
+    )
 
   def _keep_table(
     self, part: str, name: str, ours: np.ndarray, theirs: np.ndarray

@@ -37,7 +37,7 @@ def describe(
   except ConfigError as error:
     problem = str(error)
   rows += [("missing", _missing(found))]
-  questions = model_info.missing_info(found)
+  questions = [] if isinstance(opened, Weights) else opened.missing_info()
   rows += [("asked for", question) for question in questions]
   if problem and not questions:
     rows += [("problem", problem)]

@@ -21,7 +21,7 @@ from mae_jax.conversion import (
   run_config,
   tensor_files,
 )
-from mae_jax.conversion.weights import POSITION_TABLES, Weights
+from mae_jax.conversion.weights import NOT_NEEDED, POSITION_TABLES, Weights
 from mae_jax.distributed import sharding
 from mae_jax.models import classifiers, discriminator
 from mae_jax.utils import console
@@ -41,7 +41,8 @@ def open_unchecked(
   Args:
     path: a checkpoint of this project, a file, a directory with a config.json,
       or a path on the Hub.
-    local: the result of `formats.local_copy`; unused for a checkpoint.
+    local: the result of `formats.local_copy`; None for a checkpoint, and for
+      weights that are not in a bucket.
     weight_format: a name in `formats.FORMAT_NAMES`; None to detect it.
     overrides: model info that the file lacks, or that it states wrongly.
 
@@ -52,7 +53,9 @@ def open_unchecked(
     weight_format = formats.JAX
   if weight_format == formats.JAX:
     return _open_checkpoint(hub.resolve(path), overrides)
-  assert local is not None
+  if local is None:
+    formats.check_exists(path)
+    local = pathlib.Path(formats.locate(path))
   found = formats.open_tensors(local)
   name = weight_format or formats.detect(local, found)
   return import_weights.ForeignCheckpoint(
@@ -236,5 +239,6 @@ def load_any(
     found = model_info.KINDS[weights.info.kind]
     console.info(f"{path}: {weights.weight_format}, {found}")
     for note in weights.notes:
-      console.warn(f"{path}: {note}")
+      usual = note.startswith(NOT_NEEDED)
+      (console.info if usual else console.warn)(f"{path}: {note}")
   return traverse_util.unflatten_dict(placed, "/"), weights.run

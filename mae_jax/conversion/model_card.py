@@ -67,6 +67,11 @@ def read_license(text: str) -> str:
   return found[1] if found else ""
 
 
+def is_plain(text: str) -> bool:
+  """Checks whether a card can name a license or a picture by this text."""
+  return bool(re.fullmatch(r"[\w.+-]+", text))
+
+
 def check_license(origin: Mapping[str, str], license: str | None) -> None:
   """Demands a license for weights of others whose license is unknown.
 
@@ -89,7 +94,7 @@ def write(card: Card) -> str:
   """
   for name in ("license", "picture"):
     value = getattr(card, name) or ""
-    if value and not re.fullmatch(r"[\w.+-]+", value):
+    if value and not is_plain(value):
       raise ConfigError(
         f"{name}={value!r} cannot be named in a model card: use "
         + (

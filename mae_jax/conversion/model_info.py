@@ -238,7 +238,20 @@ def _check_no_decoder(overrides: ModelOverrides) -> None:
       )
 
 
+def check_distinct(names: Sequence[str]) -> None:
+  """Raises ConfigError if two classes have one name."""
+  labels: dict[str, int] = {}
+  for label, name in enumerate(names):
+    first = labels.setdefault(name, label)
+    if first != label:
+      raise ConfigError(
+        f"--class_names has {name!r} for the labels {first} and {label}, which "
+        "results could not tell apart: give each class a name of its own"
+      )
+
+
 def _check_class_names(names: Sequence[str], classes: int) -> None:
+  check_distinct(names)
   if len(names) != classes:
     raise ConfigError(
       f"--class_names has {len(names)} lines, but the head has {classes} "

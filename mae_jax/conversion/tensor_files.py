@@ -1,6 +1,6 @@
 """Files of named tensors, read and written one tensor at a time.
 
-`.pth` files are pickles, which may contain any program. They are read with
+Files of PyTorch are pickles, which may contain any program. They are read with
 PyTorch's `weights_only` reader, which accepts only tensors, plain containers
 and the one class that the reference's files contain, and executes nothing.
 """
@@ -114,7 +114,7 @@ def _open_safe(path: pathlib.Path) -> Iterator[Any]:
 
 
 class PickledTensors:
-  """Tensors in a `.pth` or `.bin` file of PyTorch.
+  """Tensors in a file of PyTorch.
 
   The tensors are in `["model"]`, in `["state_dict"]`, or in the file itself.
 
@@ -198,7 +198,7 @@ def _dtype_name(tensor: Any) -> str:
 
 
 def import_torch(path: os.PathLike | str) -> Any:
-  """Imports PyTorch, which only `.pth` files need."""
+  """Imports PyTorch, which only its own files need."""
   try:
     import torch
   except ImportError as error:
@@ -212,6 +212,20 @@ def import_torch(path: os.PathLike | str) -> Any:
 _GIT_LFS_HEAD = b"version https://git-lfs"
 # Zip archives, and pickles of protocol 2 or later.
 _PICKLE_HEADS = (b"PK", b"\x80")
+
+
+def is_pickle(path: pathlib.Path) -> bool:
+  """Checks whether a file begins as those of PyTorch do."""
+  with path.open("rb") as file:
+    return file.read(2).startswith(_PICKLE_HEADS)
+
+
+def is_safetensors(path: pathlib.Path) -> bool:
+  """Checks whether a file begins as safetensors: a length, then JSON."""
+  with path.open("rb") as file:
+    head = file.read(9)
+  length = int.from_bytes(head[:8], "little")
+  return head[8:] == b"{" and length <= path.stat().st_size
 
 
 def _check_git_lfs(path: pathlib.Path) -> bytes:
@@ -242,11 +256,16 @@ def _load_pickle(path: pathlib.Path) -> Any:
       torch.serialization.safe_globals([argparse.Namespace]),
     ):
       warnings.simplefilter("ignore")  # old files warn before they fail
-      return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+      settings = {"map_location": "cpu", "weights_only": True}
+      if mmap:
+        return torch.load(path, mmap=True, **settings)
+      with path.open("rb") as file:
+        return torch.load(file, **settings)
 
   try:
     # Before PyTorch 1.6, files were not archives and cannot be memory-mapped.
-    return load(mmap=zipfile.is_zipfile(path))
+    # A path with this ending goes to another reader.
+    return load(zipfile.is_zipfile(path) and path.suffix != ".safetensors")
   except pickle.UnpicklingError as error:
     found = re.search(r"GLOBAL (\S+)", str(error))
     what = f"{found[1]}, which" if found else "an object that"

@@ -15,7 +15,9 @@ import numpy as np
 
 from mae_jax.conversion import (
   facebook,
+  hub,
   json_fields,
+  model_card,
   model_info,
   preprocessing,
   run_config,
@@ -29,13 +31,13 @@ from mae_jax.utils.errors import ConfigError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SIZES = {"B": "base", "L": "large", "H": "huge", "S": "small", "Ti": "tiny"}
-# Networks that timm has, by size and patch.
+# Widths of the networks that timm has, by size and patch.
 _NAMED = {
-  ("tiny", 16),
-  ("small", 16),
-  ("base", 16),
-  ("large", 16),
-  ("huge", 14),
+  ("tiny", 16): 192,
+  ("small", 16): 384,
+  ("base", 16): 768,
+  ("large", 16): 1024,
+  ("huge", 14): 1280,
 }
 
 
@@ -65,6 +67,19 @@ class Timm(WeightFormat):
       return facebook.merge(base, known)
     return model_info.ModelInfo(**(known | _config(path, known)))
 
+  def provenance(self, path: pathlib.Path) -> dict[str, str]:
+    """Reads the license of the `config.json`; see `WeightFormat.provenance`."""
+    file, content = _read_config(path)
+    cfg = json_fields.mapping(content, "pretrained_cfg", file)
+    license, source = cfg.get("license"), cfg.get("hf_hub_id")
+    if not isinstance(license, str) or not model_card.is_plain(license):
+      return {}
+    known = isinstance(source, str) and source
+    return {
+      "source": f"{hub.SCHEME}{source}" if known else "",
+      "license": license,
+    }
+
   def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
     """Writes a `.safetensors` file, or a folder for any other name."""
     if out.endswith(self.suffix):
@@ -79,7 +94,14 @@ class Timm(WeightFormat):
       (directory / CONFIG).write_text(text)
       self.write_safetensors(weights, str(directory / WEIGHTS), dtype)
     path = f"local-dir:{os.path.abspath(out)}"
-    return [f"load it with timm.create_model({path!r}, pretrained=True)"]
+    notes = [f"load it with timm.create_model({path!r}, pretrained=True)"]
+    name, exact = _architecture(weights.info)
+    if not exact:
+      notes.append(
+        f"timm has no name for this size: {CONFIG} says {name}, the nearest, "
+        "and model_args all sizes, which timm uses"
+      )
+    return notes
 
   def reader_notes(self, found: model_info.ModelInfo, out: str) -> list[str]:
     """Lists settings that timm does not find in the file or folder."""
@@ -92,13 +114,16 @@ def _is_config(content: Any) -> bool:
   return isinstance(content, dict) and "architecture" in content
 
 
+def _read_config(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+  """Returns the file of the `config.json` of weights, and its content or {}."""
+  file = (path if path.is_dir() else path.parent) / CONFIG
+  content = json_fields.read(file) if file.is_file() else {}
+  return file, content if _is_config(content) else {}
+
+
 def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
-  directory = path if path.is_dir() else path.parent
-  file = directory / CONFIG
-  if not file.is_file():
-    return {}
-  content = json_fields.read(file)
-  if not _is_config(content):
+  file, content = _read_config(path)
+  if not content:
     return {}
   cfg = json_fields.mapping(content, "pretrained_cfg", file)
   pool = content.get("global_pool", cfg.get("global_pool", "token"))
@@ -143,13 +168,18 @@ def _model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
   return result
 
 
-def _architecture(found: model_info.ModelInfo) -> str | None:
-  """Returns timm's name of a network of this size; None if it has none."""
+def _architecture(found: model_info.ModelInfo) -> tuple[str, bool]:
+  """Returns timm's name of a network, and whether it has this size.
+
+  Another size is named as the nearest in width, since timm has no name without
+  a size.
+  """
   size = _SIZES.get(found.size)
   patch = found.patch_size[0]
-  if len(set(found.patch_size)) == 1 and (size, patch) in _NAMED:
-    return f"vit_{size}_patch{patch}_224"
-  return None
+  exact = len(set(found.patch_size)) == 1 and (size, patch) in _NAMED
+  if not exact:
+    size, patch = min(_NAMED, key=lambda x: abs(_NAMED[x] - found.width))
+  return f"vit_{size}_patch{patch}_224", exact
 
 
 def _arguments(found: model_info.ModelInfo) -> dict[str, Any]:
@@ -192,7 +222,7 @@ def hub_config(found: model_info.ModelInfo) -> dict[str, Any]:
   if found.activation != "gelu":
     arguments["act_layer"] = found.activation
   content: dict[str, Any] = {
-    "architecture": _architecture(found) or "vit_base_patch16_224",
+    "architecture": _architecture(found)[0],
     "num_classes": found.classes,
     "num_features": found.width,
     "global_pool": _pool(found),
@@ -219,9 +249,8 @@ def hub_config(found: model_info.ModelInfo) -> dict[str, Any]:
 def create_model(found: model_info.ModelInfo, file: str) -> str:
   """Returns Python code that loads a file of these weights strictly."""
   assert found.image_size
-  model = _architecture(found)
-  arguments = {} if model else _arguments(found)
-  model = model or "vit_base_patch16_224"
+  model, exact = _architecture(found)
+  arguments = {} if exact else _arguments(found)
   if found.image_size != (224, 224):
     arguments["img_size"] = found.image_size
   if found.channels != 3:

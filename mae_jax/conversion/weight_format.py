@@ -70,6 +70,10 @@ class WeightFormat:
     """
     raise NotImplementedError
 
+  def provenance(self, path: pathlib.Path) -> dict[str, str]:
+    """Returns source and license that files state, as `hub.source`."""
+    return {}
+
   def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
     """Writes weights as `dtype` to `out`, and returns notes."""
     raise NotImplementedError

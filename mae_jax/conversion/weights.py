@@ -15,6 +15,7 @@ POSITION_TABLES = {
   "model/encoder/pos_embed": "encoder",
   "model/decoder/pos_embed": "decoder",
 }
+NOT_NEEDED = "not needed: "  # begins a note of tensors that have no use here
 STATS = ("stats/mean", "stats/var")
 
 
@@ -31,7 +32,8 @@ class Weights:
     shapes: shapes of our arrays, by path.
     read: returns an array by its path.
     finish: verifies the data after the last read; raises if it was damaged.
-    notes: corrections and omissions, one line each.
+    notes: corrections and omissions, one line each; those that begin with
+      NOT_NEEDED are usual.
   """
 
   what: str

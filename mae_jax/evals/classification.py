@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.evals import extract, imagenet, results
 from mae_jax.utils.errors import ConfigError, abbreviate
+
+# Relative distance of a loss from that of equal probabilities.
+_NEAR = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +149,11 @@ def _imagenet_numbers(
 
 
 class Scorer:
-  """Scores images with a classifier; compiled once for any data set."""
+  """Scores images with a classifier; compiled once for any data set.
+
+  Attributes:
+    class_names: names of its classes.
+  """
 
   def __init__(
     self,
@@ -162,7 +170,7 @@ class Scorer:
       logits: (params by role, uint8 images) -> [B, N].
       class_names: names of the N classes.
     """
-    self._data, self._mesh, self._class_names = data, mesh, class_names
+    self._data, self._mesh, self.class_names = data, mesh, class_names
 
     def apply(
       params: Any,
@@ -191,9 +199,9 @@ class Scorer:
       allowed: as in `score`.
       unreadable: collects the names of images that cannot be read.
     """
-    numbers = match_classes(source.class_names or (), self._class_names)
+    numbers = match_classes(source.class_names or (), self.class_names)
     if allowed is None:
-      allowed = np.ones(len(self._class_names), bool)
+      allowed = np.ones(len(self.class_names), bool)
     out, labels, num_unreadable = extract.extract_source(
       lambda params, batch: self._apply(params, batch, numbers, allowed),
       params,
@@ -245,4 +253,36 @@ class Evaluation:
       for key, name in (("top1", "top-1"), ("top5", "top-5"))
       if f"eval_{key}" in scalars
     ]
-    return results.Report(scalars, {}, "\n".join(lines))
+    classes = len(self._scorer.class_names)
+    warning = nothing_learned(found, classes)
+    return results.Report(scalars, {}, "\n".join(lines), warning)
+
+
+def nothing_learned(scores: Scores, classes: int) -> str:
+  """Explains that a classifier is no better than a guess; "" if it is.
+
+  A guess always names the largest class, or gives all classes one probability.
+  """
+  labels = scores.labels[scores.labels >= 0]
+  if not len(labels) or classes < 2:
+    return ""
+  found = scores.scalars()
+  top1, loss = found["eval_top1"], found["eval_loss"]
+  majority = np.bincount(labels).max() / len(labels)
+  if top1 <= majority and top1 < 1:
+    reason = (
+      f"the held-out top-1 accuracy, {100 * top1:.1f} %, is not above "
+      f"{100 * majority:.1f} %, the share of the largest class"
+    )
+  elif abs(loss / math.log(classes) - 1) < _NEAR:
+    reason = (
+      f"the held-out loss, {loss:.3f}, is that of equal probabilities for all "
+      f"{classes} classes"
+    )
+  else:
+    return ""
+  return (
+    f"{reason}: the classifier has learned next to nothing. Try a longer "
+    "train.length, other values of optim.blr (4 times as much, a quarter), and "
+    "more labeled images; check that init_from names a trained network"
+  )

@@ -13,13 +13,13 @@ class Score(NamedTuple):
 
   Attributes:
     psnr: dB over all pixels; infinite if the images are equal.
-    psnr_hidden: dB over the masked pixels.
+    psnr_masked: dB over the masked pixels.
     ssim: mean structural similarity (Wang et al. 2004); NaN for images less
       than three pixels wide.
   """
 
   psnr: float
-  psnr_hidden: float
+  psnr_masked: float
   ssim: float
 
 

@@ -15,11 +15,13 @@ class Report:
     scalars: metrics by name.
     pictures: [H, W, 3] uint8 images by name.
     text: a table to print, or "".
+    warning: what makes the results doubtful, or "".
   """
 
   scalars: Mapping[str, float]
   pictures: Mapping[str, np.ndarray]
   text: str
+  warning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,8 @@ def attend(qkv: jax.Array, heads: int, chunk_bytes: int = 0) -> jax.Array:
   batch, length, _ = qkv.shape
   whole = functools.partial(_all_at_once, heads=heads)
   devices = sharding.num_devices()
-  if not chunk_bytes or batch % devices:
+  # A symbolic batch size of `jax.export` cannot be divided into chunks.
+  if not chunk_bytes or not isinstance(batch, int) or batch % devices:
     return whole(qkv)
   query_bytes = 4 * heads * length  # logits of one query of one example
   local = batch // devices

@@ -95,15 +95,23 @@ def parser(function: Callable[..., None], name: str) -> argparse.ArgumentParser:
     allow_abbrev=False,
   )
   hints = typing.get_type_hints(function, include_extras=True)
-  for parameter in inspect.signature(function).parameters.values():
+  parameters = inspect.signature(function).parameters.values()
+  needed = [
+    f"--{each.name}={each.name.upper()}"
+    for each in parameters
+    if each.default is each.empty and hints[each.name] is not Config
+  ]
+  for parameter in parameters:
     kind = hints[parameter.name]
     if kind is Config:
-      result.usage = f"mae-jax {name} --config=RECIPE [--flag=value ...]"
+      result.usage = " ".join(
+        [f"mae-jax {name} --config=RECIPE", *needed, "[--flag=value ...]"]
+      )
       result.epilog = overrides.help_text()
       result.add_argument(
         "--config",
         help=f"{_one_line(texts[parameter.name])}; --config.data.path=DIR and "
-        "the like override settings, which are listed below",
+        "the like override settings, which are listed below (required)",
       )
     else:
       _add(result, parameter, kind, _one_line(texts[parameter.name]))
@@ -144,7 +152,9 @@ def _add(
   if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
     add(parameter.name, nargs=None if required else "?", **options)
     return
-  if default not in (None, (), "", inspect.Parameter.empty):
+  if required:
+    options["help"] = f"{text} (required)"
+  elif default not in (None, (), ""):
     options["help"] = f"{text} (default: {default})"
   add(f"--{name}", dest=parameter.name, required=required, **options)
 

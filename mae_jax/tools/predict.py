@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.config import MeshConfig
+from mae_jax.conversion import model_info
 from mae_jax.data import image_files
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
@@ -81,6 +82,7 @@ def write(
   given = None
   if class_names is not None:
     given = cli.read_lines(class_names, "--class_names")
+    model_info.check_distinct(given)
   image_stream.check(checkpoint, images, batch_size)
   mesh = mesh or sharding.make_mesh(MeshConfig())
   writing = contextlib.nullcontext()

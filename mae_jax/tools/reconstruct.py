@@ -13,7 +13,7 @@ from mae_jax.utils import console
 
 SCORES = "scores.csv"
 COLUMNS = (
-  "file", "variant", "hidden", "method", "psnr", "psnr_hidden", "ssim",
+  "file", "variant", "masked", "method", "psnr", "psnr_masked", "ssim",
 )  # fmt: skip
 _ROWS = 24  # at most, on the sheet of all images
 _PRINTED = 20  # images with a printed line

@@ -76,12 +76,12 @@ class Settings:
     given = (self.mask_ratio, self.strategy, self.masks, self.seed)
     if self.mask is not None and given != ((), "random", 1, 0):
       raise ConfigError(
-        "--mask says what is hidden: leave --mask_ratio, --strategy, --masks "
+        "--mask says what is masked: leave --mask_ratio, --strategy, --masks "
         "and --seed out"
       )
     if self.mask is not None and self.statistics == "true" and not self.truth:
       raise ConfigError(
-        "--statistics=true takes statistics of what is hidden, and with --mask "
+        "--statistics=true takes statistics of masked pixels, and with --mask "
         "that is damaged: add --truth, the image without damage"
       )
     if not 0 <= self.seed < 2**31:
@@ -118,7 +118,7 @@ class Picture:
   def __str__(self) -> str:
     text = f"{self.name}: {self.hidden.sum()} of {self.hidden.size} patches"
     found = [f"{name} {_words(score)}" for name, score in self.scores.items()]
-    return "; ".join([f"{text} hidden", *found])
+    return "; ".join([f"{text} masked", *found])
 
   def below(self, name: str) -> str:
     """Returns the caption of a cell."""
@@ -331,7 +331,7 @@ def error_map(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def _words(score: image_metrics.Score, between: str = ", ") -> str:
   return (
-    f"PSNR {score.psnr:.1f} dB, hidden {score.psnr_hidden:.1f}{between}"
+    f"PSNR {score.psnr:.1f} dB, masked {score.psnr_masked:.1f}{between}"
     f"SSIM {score.ssim:.2f}"
   )
 

@@ -171,6 +171,8 @@ def run(
       result = trainer.train(state)
   if first:
     console.info(trainer.summary(result))
+    if result.warning:
+      console.warn(result.warning)
   return result
 
 

@@ -129,6 +129,14 @@ def test_train_can_be_pickled_and_inspected():
   assert "on_metrics" in inspect.signature(mae_jax.train).parameters
 
 
+def test_apply_is_exported_for_any_batch_size(digits, wanted):
+  (batch,) = jax.export.symbolic_shape("b")
+  shape = jax.ShapeDtypeStruct((batch, *IMAGES.shape[1:]), np.uint8)
+  program = jax.export.export(jax.jit(digits.apply))(digits.params, shape)
+  for count in (1, len(IMAGES)):
+    _same(program.call(digits.params, IMAGES[:count]), wanted[:count])
+
+
 def test_a_loop_of_ones_own():
   model = mae_jax.create_model(
     "vit_ti2", image_size=8, channels=1, width=32, depth=1, heads=4,

@@ -176,7 +176,7 @@ def test_reconstructions_are_those_of_the_network(digits, images):
   assert np.abs(apart).max() <= 1
   np.testing.assert_array_equal(found.original, images)
   hidden = found.mask.repeat(2, axis=1).repeat(2, axis=2)
-  np.testing.assert_array_equal(found.hidden, hidden)
+  np.testing.assert_array_equal(found.pixel_mask, hidden)
   np.testing.assert_array_equal(found.pasted[~hidden], images[~hidden])
   assert (found.masked[hidden] == 128).all()
   # The network has learned digits: better than one gray level.
@@ -230,6 +230,36 @@ def test_predictions(classifier):
   assert name == "0"
   assert sum(by_class.values()) == pytest.approx(1)
   assert classifier.predict(images, top=1).labels.shape == (3, 1)
+
+
+def test_prepared_pixels_are_taken_as_they_are(classifier):
+  images = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
+  same = {"preprocess": False}
+  assert classifier.config.data.eval_crop < 1  # which would crop them
+  logits = classifier.apply(classifier.params, images)
+  found = classifier.predict(images, top=3, **same)
+  wanted = np.take_along_axis(
+    np.asarray(jax.nn.softmax(logits)), found.labels, 1
+  )
+  np.testing.assert_allclose(found.probabilities, wanted, atol=1e-6)
+  model = mae_jax.create_model(
+    "vit_ti8", image_size=(16, 24), decoder_width=32, decoder_depth=1,
+    decoder_heads=4, **TINY,
+  )  # fmt: skip
+  np.testing.assert_allclose(
+    model.features(images, **same).values,
+    model.apply(model.params, images),
+    atol=1e-5,
+  )
+  assert model.features(images[:, :, :16], image_size=16, **same).values.any()
+  for result in (
+    model.reconstruct(images, **same),
+    model.attention(images, **same),
+  ):
+    np.testing.assert_array_equal(result.original, images)
+  for wrong in (images[0], images[:, :8], "photos", [images[0]]):
+    with pytest.raises(mae_jax.ConfigError, match=r"\[N, 16, 24, 3\], and"):
+      model.features(wrong, **same)
 
 
 def test_a_second_prediction_compiles_nothing(classifier, monkeypatch):
@@ -364,6 +394,13 @@ def test_transformers_classifier(tmp_path, capfd):
       ),
       "num_classes",
       "1 names",
+    ),
+    (
+      lambda m, x: mae_jax.create_model(
+        "vit_b16", num_classes=3, class_names=["a", "b", "a"]
+      ),
+      "class_names",
+      "'a' for the labels 0 and 2",
     ),
   ],
 )

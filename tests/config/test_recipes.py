@@ -84,3 +84,14 @@ def test_the_file_of_a_named_recipe_is_recorded(monkeypatch):
   started = {"command": ["x", "--config=digits:steps=9"], "recipe": path}
   run = run_logs.RunLogs("w", [], {}, None, path, started)
   assert run_logs.recipe_config(run) == overrides.recipe("digits:steps=9")
+
+
+def test_classifiers_of_few_images_fit_their_pre_training():
+  few = overrides.recipe("few_images:channels=1")
+  for task in ("finetune", "linprobe"):
+    config = overrides.recipe(f"{task}_few:channels=1,images=640")
+    assert (config.task, config.train.length) == (task, "640 examples")
+    assert config.data.image_size == few.data.image_size
+    assert config.data.channels == 1
+    model = dataclasses.replace(config.model, dtype=few.model.dtype)
+    assert model == few.model

@@ -284,6 +284,13 @@ def test_what_is_pushed_is_read_by_other_libraries(
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
+def test_nothing_is_pushed_offline(folder, monkeypatch):
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+  (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+  with pytest.raises(ConfigError, match="be written, as HF_HUB_OFFLINE is set"):
+    hub.push(folder, "lab/new", token="hf_x")
+
+
 def test_what_cannot_be_pushed(server, folder, tmp_path):
   def refused(text: str, repo: str = "lab/new") -> None:
     with pytest.raises(ConfigError, match=text) as caught:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import torch
 
 from mae_jax import checkpoints, conversion
 from mae_jax.config import Config, EvalConfig, LabelEfficiencyConfig
+from mae_jax.conversion import load
 from mae_jax.evals import classification
 from mae_jax.models import pos_embed
 from mae_jax.tools import convert, feature_extractor
@@ -311,6 +313,38 @@ def test_classes_without_names_go_by_number(tmp_path: pathlib.Path):
   ]
 
 
+def test_a_missing_decoder_is_no_surprise(weights, capsys):
+  """Fine-tuning takes the encoder of an autoencoder: a note, not a warning."""
+  conversion.load_any(
+    weights("mae", "facebook"),
+    runs.devices_mesh(),
+    conversion.ModelOverrides(no_decoder=True),
+  )
+  found = capsys.readouterr()
+  assert "not needed: tensors outside the encoder" in found.out
+  assert "warning" not in found.err
+
+
+def test_files_are_known_by_their_content(weights, tmp_path):
+  for to, name in (
+    ("facebook", "a.pth.tar"),
+    ("facebook", "a.ckpt"),
+    ("facebook", "a"),
+    ("facebook", "a.safetensors"),
+    ("timm", "b"),
+    ("timm", "b.bin"),
+  ):
+    path = shutil.copy(weights("encoder", to), tmp_path / name)
+    assert load.open_weights(path).weight_format == to
+  (tmp_path / "c").write_text("no weights")
+  for name, text in (
+    ("c", "c is not a file of weights"),
+    ("d.pth.tar", "there is no such file"),
+  ):
+    with pytest.raises(ConfigError, match=text):
+      load.open_weights(tmp_path / name)
+
+
 def test_class_names_are_given(tmp_path: pathlib.Path):
   model = facebook_model.randomize(facebook_model.MODELS["mean"]())
   torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
@@ -327,6 +361,12 @@ def test_class_names_are_given(tmp_path: pathlib.Path):
   assert (
     checkpoints.read_metadata(out).class_names == sample_checkpoints.CLASSES
   )
+  names.write_text("a\nb\na\nc\nd")
+  with pytest.raises(ConfigError, match="'a' for the labels 0 and 2"):
+    convert.convert(
+      str(tmp_path / "x.pth"), str(tmp_path / "y"), to="jax", heads=4,
+      class_names=str(names),
+    )  # fmt: skip
   names.write_text("a\nb")
   for kind, text, flags in (
     ("mean", "has 2 lines, but the head has 5", {"heads": 4}),

@@ -323,7 +323,7 @@ def test_heads_that_do_not_divide(tmp_path: pathlib.Path):
   refused(file, tmp_path, "model.heads=5 does not divide", heads=5)
 
 
-def test_zero_positions_of_transformers(tmp_path: pathlib.Path):
+def test_zero_positions_of_transformers(tmp_path: pathlib.Path, capsys):
   """A new model of transformers 5 has position tables of zeros."""
   model = test_outputs.transformers_autoencoder()
   model.save_pretrained(tmp_path / "a")
@@ -337,6 +337,10 @@ def test_zero_positions_of_transformers(tmp_path: pathlib.Path):
   save_file(zeros, path, {"format": "pt"})
   pixels = {"mean": (0.5,), "std": (0.25,)}
   refused(tmp_path / "a", tmp_path, "is all zeros, .*ons=keep", **pixels)
+  convert.convert(str(tmp_path / "a"), inspect=True, **pixels)
+  told = capsys.readouterr().out
+  assert told.count("asked for") == 2, told
+  assert "decoder_pos_embed is all zeros" in told
   for choice in ("keep", "sincos"):
     out = tmp_path / choice
     convert.convert(
@@ -396,7 +400,7 @@ def test_what_is_left_out_is_told(
   convert.convert(str(tmp_path / "a"), str(tmp_path / "b"), to="jax", **pixels)
   told = capsys.readouterr().out
   if any("pooler" in name for name in model.state_dict()):
-    assert "- left out: the pooler, which a MAE does not have (2 tens" in told
+    assert "- not needed: the pooler, which a MAE does not have (2 tens" in told
   assert "6 missing biases of queries, keys and values" in told
   x, _ = model_outputs.images()
   wanted = test_outputs.transformers_outputs(model, "encoder")

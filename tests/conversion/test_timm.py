@@ -19,7 +19,13 @@ with warnings.catch_warnings():
 from PIL import Image
 
 from mae_jax import checkpoints
-from mae_jax.conversion import load, model_info
+from mae_jax.conversion import (
+  export_weights,
+  load,
+  model_card,
+  model_info,
+  provenance,
+)
 from mae_jax.conversion import timm as timm_format
 from mae_jax.data import prepare
 from mae_jax.utils.errors import ConfigError
@@ -72,6 +78,35 @@ def test_timm_loads_a_folder(kind: str, model: dict, tmp_path: pathlib.Path):
     assert loaded(out, num_classes=2).head.weight.shape == (2, 48)
 
 
+def test_a_size_without_a_name_is_named_as_the_nearest(tmp_path: pathlib.Path):
+  start = sample_checkpoints.save(tmp_path / "start", "encoder")
+  out = test_round_trips.run(start, tmp_path / "out", "timm")
+  config = json.loads((out / "config.json").read_text())
+  assert config["architecture"] == "vit_tiny_patch16_224"
+  theirs = loaded(out)
+  assert theirs.embed_dim == config["model_args"]["embed_dim"] == 48
+  assert len(theirs.blocks) == config["model_args"]["depth"] == 2
+  code = timm_format.create_model(load.open_weights(start).info, "FILE")
+  assert code.startswith('timm.create_model("vit_tiny_patch16_224", patch_size')
+
+
+def test_the_license_that_timm_states_is_kept(tmp_path: pathlib.Path):
+  start = sample_checkpoints.save(tmp_path / "start", "encoder")
+  out = test_round_trips.run(start, tmp_path / "out", "timm")
+  without_metadata(out)
+  file = out / "config.json"
+  config = json.loads(file.read_text())
+  config["pretrained_cfg"] |= {"license": "cc-by-nc-4.0", "hf_hub_id": "a/b"}
+  file.write_text(json.dumps(config))
+  run = load.open_weights(out).run
+  wanted = {"source": "hf://a/b", "license": "cc-by-nc-4.0"}
+  assert provenance.trace(run) == wanted
+  back = test_round_trips.run(out, tmp_path / "back", "timm")
+  assert loaded(back).pretrained_cfg["license"] == "cc-by-nc-4.0"
+  card = export_weights.make_card(load.open_weights(back), "timm")
+  assert "license: cc-by-nc-4.0" in model_card.write(card)
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 def test_rectangles_of_other_channels(channels: int, tmp_path: pathlib.Path):
   data = sample_checkpoints.DATA | {
@@ -102,7 +137,7 @@ def test_a_named_size(tmp_path: pathlib.Path):
   )
   out = test_round_trips.run(start, tmp_path / "out", "timm")
   content = json.loads((out / "config.json").read_text())
-  assert content["architecture"] == "vit_base_patch16_224"  # only one block
+  assert content["architecture"] == "vit_tiny_patch16_224"
   assert content["model_args"]["embed_dim"] == 192
   assert loaded(out).num_features == 192
   found = load.open_weights(out, out).info

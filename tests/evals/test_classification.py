@@ -166,3 +166,23 @@ def test_unknown_classes_are_refused_in_a_short_line():
   with pytest.raises(ConfigError, match="--class_names") as caught:
     classification.match_classes(("sofa",), head)
   assert len(str(caught.value)) < 1200
+
+
+@pytest.mark.parametrize(
+  ("labels", "rank", "loss", "text"),
+  [
+    ([0, 0, 0, 1], [0, 0, 0, 1], 0.1, "75.0 %, is not above 75.0 %"),
+    ([0, 0, 0, 1], [0, 0, 1, 1], 0.1, "50.0 %, is not above 75.0 %"),
+    ([0, 0, 1, 1], [0, 0, 0, 1], 0.69, "0.690, is that of equal probabilities"),
+    ([0, 0, 1, 1], [0, 0, 0, 1], 0.6, ""),
+    ([], [], 0.6, ""),
+    ([0, 0], [0, 0], 0.1, ""),
+  ],
+)
+def test_a_classifier_that_learned_nothing(labels, rank, loss, text):
+  scores = classification.Scores(
+    np.array(labels, int), np.full(len(rank), loss), np.array(rank, int), 0
+  )
+  assert text in classification.nothing_learned(scores, 2)
+  assert bool(classification.nothing_learned(scores, 2)) == bool(text)
+  assert not classification.nothing_learned(scores, 1)

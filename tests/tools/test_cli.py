@@ -73,6 +73,9 @@ def test_each_command_has_help(name, capsys):
   assert raised.value.code in (0, None)
   found = capsys.readouterr().out
   assert found.startswith(f"usage: mae-jax {name} ")
+  if name == "train":
+    assert "train --config=RECIPE --workdir=WORKDIR [--flag" in found
+    assert " ".join(found.split()).count("(required)") == 2
   assert "--debug" in found
 
 

@@ -19,7 +19,7 @@ from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs
 
 # None leaves a key out of the request.
-DRAWN = {"hidden": None, "strategy": "random", "mask_ratio": 0.5, "seed": 0}
+DRAWN = {"masked": None, "strategy": "random", "mask_ratio": 0.5, "seed": 0}
 NAN = float("nan")
 
 
@@ -78,12 +78,12 @@ def test_an_image_is_reconstructed_like_by_the_network(opened, network):
   for number in (0, 3, 15):
     hidden = [int(place < number) for place in range(16)]
     asked = {
-      "image": given["image"], "hidden": hidden, "statistics": "visible",
+      "image": given["image"], "masked": hidden, "statistics": "visible",
     }  # fmt: skip
     body = json.dumps(asked).encode()
     status, answer = ask(opened, "POST", "/paint", body)
     assert status == 200, answer
-    assert answer["hidden"] == hidden
+    assert answer["masked"] == hidden
     assert not answer["uses_truth"]
     wanted = network.paint(image[None, ..., None], np.array([hidden], bool))
     pasted = wanted.pasted(image[None, ..., None])[0, ..., 0]
@@ -105,7 +105,7 @@ def test_random_masks_and_the_use_of_true_statistics_are_reported(
   }
   status, answer = ask(opened, "POST", "/paint", json.dumps(asked).encode())
   assert status == 200, answer
-  assert sum(answer["hidden"]) == 12
+  assert sum(answer["masked"]) == 12
   assert answer["uses_truth"] == network.normalized
   status, about = ask(opened, "GET", "/model")
   assert (about["rows"], about["columns"]) == (4, 4)
@@ -177,12 +177,12 @@ def test_requests_without_a_length_are_refused(opened):
     ({"image": "none"}, 404, "no longer in memory"),
     ({"image": None}, 400, "image is missing: write the name that"),
     ({"image": []}, 400, "image=[] is not the name that /image"),
-    ({"hidden": [1, 0]}, 400, "hidden has 2 entries for 4 x 4 patches"),
-    ({"hidden": [1] * 16}, 400, "leave at least one visible"),
-    ({"hidden": "x"}, 400, "hidden='x' is not a list of 16 numbers"),
-    ({"hidden": [0] * 15 + [2]}, 400, "hidden has 2 at 15, not 0 or 1"),
-    ({"hidden": [[0]] * 16}, 400, "hidden has [0] at 0, not 0 or 1"),
-    ({"hidden": None}, 400, "strategy is missing: write random or block or"),
+    ({"masked": [1, 0]}, 400, "masked has 2 entries for 4 x 4 patches"),
+    ({"masked": [1] * 16}, 400, "leave at least one visible"),
+    ({"masked": "x"}, 400, "masked='x' is not a list of 16 numbers"),
+    ({"masked": [0] * 15 + [2]}, 400, "masked has 2 at 15, not 0 or 1"),
+    ({"masked": [[0]] * 16}, 400, "masked has [0] at 0, not 0 or 1"),
+    ({"masked": None}, 400, "strategy is missing: write random or block or"),
     (DRAWN | {"strategy": "stripes"}, 400, "strategy='stripes' is not known"),
     (DRAWN | {"mask_ratio": None}, 400, "mask_ratio is missing: write a numb"),
     (DRAWN | {"mask_ratio": 7}, 400, "mask_ratio=7 is not a number above 0"),
@@ -203,7 +203,7 @@ def test_wrong_parameters_are_refused(
 ):
   _, given = ask(opened, "GET", "/example")
   asked = {"image": given["image"], "statistics": "visible"}
-  asked |= {"hidden": [1, 0] * 8} | change
+  asked |= {"masked": [1, 0] * 8} | change
   body = {key: value for key, value in asked.items() if value is not None}
   found, answer = ask(opened, "POST", "/paint", json.dumps(body).encode())
   assert found == status
@@ -243,7 +243,7 @@ def test_other_sites_and_names_are_refused(opened):
 def test_old_images_are_dropped(opened):
   names = [ask(opened, "GET", "/example")[1]["image"] for _ in range(20)]
   assert len(set(names)) == 20
-  hidden = {"hidden": [1, 0] * 8, "statistics": "raw"}
+  hidden = {"masked": [1, 0] * 8, "statistics": "raw"}
   for name, status in ((names[0], 404), (names[-1], 200)):
     body = json.dumps(hidden | {"image": name}).encode()
     assert ask(opened, "POST", "/paint", body)[0] == status

@@ -97,7 +97,7 @@ def test_pictures_show_the_networks_predictions(
     (row,) = rows[name]
     error = np.square(pasted.astype(float) - original).mean()
     assert float(row["psnr"]) == pytest.approx(10 * np.log10(255**2 / error))
-    assert (row["hidden"], row["variant"]) == ("8", "50 % random")
+    assert (row["masked"], row["variant"]) == ("8", "50 % random")
 
 
 def test_masks_ratios_and_strategies(workdirs, images, tmp_path):
@@ -232,7 +232,7 @@ def test_restoring_a_photograph(workdirs, tmp_path):
   assert (restored[snapped] != damaged[snapped]).any()
   methods = [row["method"] for row in rows["damaged.png"]]
   assert methods == ["pasted", "mean color", "biharmonic"]
-  assert {row["hidden"] for row in rows["damaged.png"]} == {"4"}
+  assert {row["masked"] for row in rows["damaged.png"]} == {"4"}
 
 
 def test_scores_need_the_original(workdirs, images, tmp_path):

@@ -141,7 +141,7 @@ class DemoService:
   def paint(self, request: Any) -> dict[str, Any]:
     """Masks patches of an image and reconstructs them.
 
-    `request` has "image" and "statistics", and either "hidden", a list of 0
+    `request` has "image" and "statistics", and either "masked", a list of 0
     and 1 for each patch, or "strategy", "mask_ratio" and "seed".
     """
     if not isinstance(request, dict):
@@ -159,7 +159,7 @@ class DemoService:
       raise _HttpError(f"statistics={statistics!r} is not known: write {names}")
     hidden = (
       self._given_mask(request)
-      if "hidden" in request
+      if "masked" in request
       else self._sampled_mask(request)
     )
     if hidden.all():
@@ -169,23 +169,23 @@ class DemoService:
   def _given_mask(self, request: dict[str, Any]) -> np.ndarray:
     rows, columns = self._network.grid
     wanted = f"a list of {rows * columns} numbers, 1 for a masked patch"
-    hidden = _field(request, "hidden", list, wanted)
+    hidden = _field(request, "masked", list, wanted)
     if len(hidden) != rows * columns:
       raise _HttpError(
-        f"hidden has {len(hidden)} entries for {rows} x {columns} patches: "
+        f"masked has {len(hidden)} entries for {rows} x {columns} patches: "
         f"write {wanted}"
       )
     for place, each in enumerate(hidden):
       if each not in (0, 1):
         raise _HttpError(
-          f"hidden has {abbreviate(each)} at {place}, not 0 or 1: write "
+          f"masked has {abbreviate(each)} at {place}, not 0 or 1: write "
           f"{wanted}"
         )
     return np.array(hidden, bool)
 
   def _sampled_mask(self, request: dict[str, Any]) -> np.ndarray:
     names = " or ".join(masking.STRATEGIES)
-    strategy = _field(request, "strategy", str, f"{names}, or send hidden")
+    strategy = _field(request, "strategy", str, f"{names}, or send masked")
     above = "a number above 0 and below 1"
     ratio = _field(  # rejects NaN too
       request, "mask_ratio", int | float, above, lambda x: 0 < x < 1
@@ -211,7 +211,7 @@ class DemoService:
       found = image_metrics.score(pasted, shown, painted.hidden[0])
       score = [x if np.isfinite(x) else None for x in found]
     return {
-      "hidden": hidden.astype(int).tolist(),
+      "masked": hidden.astype(int).tolist(),
       "pictures": {
         "reconstruction": _uri(painted.reconstruction[0]),
         "pasted": _uri(pasted),
