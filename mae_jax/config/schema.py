@@ -326,6 +326,19 @@ class DataConfig:
     0, ge=0, help="labeled training images of each class; 0 for all"
   )
   shots_seed: int = setting(0, ge=0, help="seed of the choice of these images")
+  max_image_pixels: int = resumable(
+    16384 * 12288,
+    ge=1,
+    le=2**30,
+    help="images of more pixels are unreadable; decoding takes up to 12 bytes "
+    "a pixel. The default admits the photographs of 200-megapixel phones",
+  )
+  truncated_images: str = resumable(
+    "skip",
+    choices=("skip", "decode"),
+    help="files that lack their end: skip counts them as unreadable; decode "
+    "takes the rows that are there, and the others are gray or black",
+  )
   max_unreadable: float = resumable(
     0.01, ge=0, le=1, help="the run stops above this share of unreadable images"
   )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 
 from mae_jax.config import DataConfig
-from mae_jax.data import decode, pipeline, record_shards, tf_iterator
+from mae_jax.data import decode, image_io, pipeline, record_shards, tf_iterator
 from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import Arrays, Records, Source
 from mae_jax.data.tf_setup import tf
@@ -63,7 +63,7 @@ def survey_images(
 
   Args:
     source: any source; `subset` makes it smaller.
-    data: `channels` and `exif_rotate`.
+    data: settings of reading files, as `channels` and `exif_rotate`.
     progress: called with the number of images decoded since the last call.
 
   Raises:
@@ -116,9 +116,7 @@ def _stats_of_files(
   records: tf.data.Dataset, data: DataConfig
 ) -> tf.data.Dataset:
   def measure(record: _Tensors) -> _Tensors:
-    image, reason = decode.decode(
-      record, channels=data.channels, exif_rotate=data.exif_rotate
-    )
+    image, reason = decode.decode(record, image_io.Reading.of(data))
     return {
       "size": tf.shape(image)[:2],
       "moments": _moments(image, [0, 1]),
