@@ -131,9 +131,7 @@ class _Decoder:
     self, data: tf.Tensor, reason: tf.Tensor, box: tf.Tensor
   ) -> _Result:
     image, reason = tf.numpy_function(
-      lambda data, reason, box: image_io.load_box(
-        data, reason, box, self._how
-      ),
+      lambda data, reason, box: image_io.load_box(data, reason, box, self._how),
       [data, reason, box],
       [tf.uint8, tf.string],
       stateful=False,

@@ -119,7 +119,8 @@ class _Directory:
       if held_out or not self._has_images(train[0]) or not self._others():
         return True
       raise self._unclear()
-    if not self._others() or self._train_is_class():
+    clear = self._is_chosen("eval") or not self._others()
+    if clear or self._train_is_class():
       return True
     if not held_out and any(map(self._is_flat, self._others())):
       return False  # bus/, car/, train/: each is a class

@@ -149,7 +149,7 @@ class LocalTree:
       mtime = 0
     with os.scandir(self._root + path) as entries:
       for entry in entries:
-        if _is_ignored(entry.name):
+        if is_ignored(entry.name):
           continue
         if _safely(entry.is_dir):
           folders.append(entry.name)
@@ -189,7 +189,7 @@ class RemoteTree:
     """Lists one folder as `LocalTree.folder`, without counting other files."""
     if path not in self._found:
       names = sorted(each.name for each in (self._root / path).iterdir())
-      names = [name for name in names if not _is_ignored(name)]
+      names = [name for name in names if not is_ignored(name)]
       images = [name for name in names if has_image_suffix(name)]
       # Any other name may be a folder: `walk` finds out.
       other = [name for name in names if not has_image_suffix(name)]
@@ -238,7 +238,8 @@ def has_image_suffix(name: str) -> bool:
   return name.lower().endswith(SUFFIXES)
 
 
-def _is_ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
+  """Checks for hidden files, and those that other programs put anywhere."""
   return name.startswith(".") or name.lower() in _IGNORED
 
 

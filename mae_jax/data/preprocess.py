@@ -130,9 +130,7 @@ def random_resized_crop(
   def box(shape: tf.Tensor) -> tf.Tensor:
     return crop_box(shape[0], shape[1], draws, **crop)
 
-  image, reason = decode.decode(
-    record, reading, box=box, may_fail=may_fail
-  )
+  image, reason = decode.decode(record, reading, box=box, may_fail=may_fail)
   return _resize(image, size), reason
 
 

@@ -203,6 +203,7 @@ class Evaluation:
         only in `eval_unreadable`.
     """
     self._source, self._unreadable = source, unreadable
+    self._num_classes = len(class_names)
     self._scorer = Scorer(config.data, mesh, logits, class_names)
 
   def __call__(self, params: Mapping[str, Any]) -> results.Report:
@@ -216,4 +217,6 @@ class Evaluation:
       for key, name in (("top1", "top-1"), ("top5", "top-5"))
       if f"eval_{key}" in scalars
     ]
+    if why := results.doubt(found.labels, self._num_classes):
+      lines.append(f"warning: {why}")
     return results.Report(scalars, {}, "\n".join(lines))

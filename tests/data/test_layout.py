@@ -7,8 +7,9 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from etils import epath
 
-from mae_jax.data import sources
+from mae_jax.data import layout, listing, sources
 from mae_jax.data.sources import folder
 from mae_jax.utils.errors import ConfigError
 from tests.data.conftest import encode
@@ -90,6 +91,12 @@ def test_the_chosen_split_is_evaluated(settings, tree):
   assert found == (["extra/a/3.png"], None, ("a",))
 
 
+def test_a_chosen_split_answers_the_question(settings, tree):
+  root = tree("train/0.png", "test/1.png", "extra/2.png")
+  found = opened(settings, root, eval_split="test")
+  assert found == (["train/0.png"], ["test/1.png"], None)
+
+
 @pytest.mark.parametrize("split", ["Test", "dev", "../root/val", "val/a", "."])
 def test_a_missing_split_is_refused(settings, tree, split):
   root = tree("train/a/0.png", "val/a/1.png", "test/a/2.png")
@@ -138,11 +145,9 @@ UNCLEAR = [
 
 
 @pytest.mark.parametrize("files", UNCLEAR)
-def test_the_user_is_asked_where_two_readings_make_sense(
-  settings, tree, files
-):
+def test_the_user_is_asked_where_two_readings_make_sense(settings, tree, files):
   root = tree(*files)
-  with pytest.raises(ConfigError, match="two ways: .*layout=classes or --conf"):
+  with pytest.raises(ConfigError, match=r"two ways: .*layout=classes or --"):
     opened(settings, root)
   train, held_out, classes = opened(settings, root, layout="classes")
   assert (train, held_out) == (sorted(files), None)
@@ -168,7 +173,7 @@ def test_layout_splits_is_one_answer(settings, tree):
     ((*CLASSES, "test/0.png"), {"layout": "classes", "eval_split": "test"},
      "makes it a split: set one"),
     # Of a zip file, or of class folders that have splits.
-    (("photos/train/0.png", "photos/Val/0.png"), {}, "data.path=.*root/photos,"),
+    (("photos/train/0.png", "photos/Val/0.png"), {}, "path=.*root/photos,"),
     (("a/train/0.png", "a/test/0.png", "b/1.png"), {}, "data.path=.*root/a,"),
     (("train/0.png", "val/"), {}, "val has no image"),
     ((*CLASSES, "train/"), {}, "train has no image"),
@@ -196,6 +201,17 @@ def test_the_reading_is_one_sentence(settings, tree):
     "every folder is a class, or all images train; data.holdout=0.25 of the "
     "images are held out"
   )
+
+
+def test_a_bucket_is_read_as_a_disk_is(settings, tree):
+  root = tree("Train/a/0.png", "Test/a/1.png", "labels/train.txt", "train.csv")
+  data = settings(source="folder", path=str(root))
+  bucket = listing.RemoteTree(str(root))
+  found = layout.find_layout(epath.Path(root), bucket, data)
+  assert found == layout.Layout("Train", "Test", ("Test", "Train"))
+  root = tree("b/bus/0.png", "b/train/1.png", "b/train/2.png")
+  bucket = listing.RemoteTree(str(root / "b"))
+  assert layout.find_layout(root / "b", bucket, data) == layout.Layout()
 
 
 def test_links_and_names_of_any_bytes(settings, tree, tmp_path):

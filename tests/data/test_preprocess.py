@@ -29,9 +29,7 @@ def random_resized_crop(encoded, draws, channels, **how):
 
 def center_crop(encoded, channels, **how):
   record = {"image": tf.constant(encoded)}
-  image, reason = preprocess.fit(
-    record, reading=Reading(channels, True), **how
-  )
+  image, reason = preprocess.fit(record, reading=Reading(channels, True), **how)
   assert reason == b""
   return image.numpy()
 

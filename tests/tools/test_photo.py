@@ -30,7 +30,9 @@ def draw(height: int, width: int, channels: int = 3) -> np.ndarray:
 def test_the_crop_is_that_of_evaluation(size, tmp_path):
   image = draw(*size)
   Image.fromarray(image).save(tmp_path / "x.png")
-  photo = photos.fit(image_files.read(tmp_path / "x.png", Reading(3, True)), DATA)
+  photo = photos.fit(
+    image_files.read(tmp_path / "x.png", Reading(3, True)), DATA
+  )
   wanted, reason = preprocess.fit(
     {"file": str(tmp_path / "x.png").encode()},
     size=DATA.image_size,

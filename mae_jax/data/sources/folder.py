@@ -58,7 +58,9 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
     if data.holdout:
       wanted = holdout.choose(files, labels, data.holdout) == (split == "eval")
       files = [file for file, keep in zip(files, wanted, strict=True) if keep]
-      labels = [label for label, keep in zip(labels, wanted, strict=True) if keep]
+      labels = [
+        label for label, keep in zip(labels, wanted, strict=True) if keep
+      ]
     return _source(images, files, labels, classes, root)
   held_out = ImageFolder(root / found.held_out, data)
   classes, eval_classes = images.classes(), held_out.classes()
