@@ -185,7 +185,8 @@ def load_box(
       _load_pixels(image, how.truncated)
       if turn in _TRANSPOSES:
         image = image.transpose(_TRANSPOSES[turn])
-      image = image.crop((left, top, left + width, top + height))
+      if (top, left, height, width) != (0, 0, image.height, image.width):
+        image = image.crop((left, top, left + width, top + height))
       return _to_channels(image, bits, how.channels), b""
   except Exception as error:
     return np.zeros((1, 1, how.channels), np.uint8), _reason(error)
@@ -304,8 +305,12 @@ def _to_channels(image: Any, bits: int, channels: int) -> np.ndarray:
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode.startswith("I;16"):  # Pillow's own conversion clips to 255
     image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
-  image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-  image = image.convert("L" if channels == 1 else "RGB")
+  for mode in (
+    "L" if image.mode in ("1", "L", "LA") else "RGB",
+    "L" if channels == 1 else "RGB",
+  ):
+    if image.mode != mode:  # otherwise Pillow would copy it
+      image = image.convert(mode)
   return np.asarray(image).reshape(image.height, image.width, channels)
 
 

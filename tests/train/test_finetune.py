@@ -261,9 +261,7 @@ def _folder(root, numbers) -> dict:
 @pytest.mark.parametrize("task", ["finetune", "linprobe", "label_efficiency"])
 def test_one_class_is_refused(tmp_path, task):
   data = _folder(tmp_path / "x", {"train/cat": 3, "val/cat": 1})
-  settings = config(
-    task=task, data=data, init_from="digits", classify=ClassifyConfig()
-  )
+  settings = tiny.config(task=task, data=data, init_from="digits")
   with pytest.raises(ConfigError, match="are of one class, 'cat': every netw"):
     runs.open_task(settings, runs.devices_mesh())
 
