@@ -154,8 +154,8 @@ def _is_plain_jpeg(data: tf.Tensor) -> tf.Tensor:
   """Checks whether TensorFlow can decode the bytes without a look by Pillow.
 
   A plain JPEG ends with the end marker. It has no segment but APP0 before its
-  tables, and so no EXIF tag and little metadata. The check raises an error for a
-  very short file.
+  tables, and so no EXIF tag and little metadata. The check raises an error for
+  a very short file.
   """
   end = tf.strings.substr(data, tf.strings.length(data) - 2, 2)
   whole = tf.io.is_jpeg(data) & (end == b"\xff\xd9")

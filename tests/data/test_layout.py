@@ -174,6 +174,7 @@ def test_layout_splits_is_one_answer(settings, tree):
      "makes it a split: set one"),
     # Of a zip file, or of class folders that have splits.
     (("photos/train/0.png", "photos/Val/0.png"), {}, "path=.*root/photos,"),
+    (("x/y/Train/a/0.png", "x/y/dev/a/0.png"), {}, "path=.*root/x/y,"),
     (("a/train/0.png", "a/test/0.png", "b/1.png"), {}, "data.path=.*root/a,"),
     (("train/0.png", "val/"), {}, "val has no image"),
     ((*CLASSES, "train/"), {}, "train has no image"),

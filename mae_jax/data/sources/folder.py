@@ -104,12 +104,12 @@ def _check_no_splits(
   """Refuses class folders that hold splits, whose test images would train."""
   if data.layout != "auto" or not classes:
     return
-  inside: dict[bytes, set[str]] = {}
-  for file in files:
-    name, second, *rest = file.split(b"/")
-    if rest:
-      inside.setdefault(name, set()).add(os.fsdecode(second).lower())
-  for name, names in inside.items():
+  inside: dict[bytes, set[str]] = {}  # names of the folders in each folder
+  for path in {file.rpartition(b"/")[0] for file in files}:
+    while b"/" in path:
+      path, _, name = path.rpartition(b"/")
+      inside.setdefault(path, set()).add(os.fsdecode(name).lower())
+  for name, names in sorted(inside.items()):
     train = names & set(layout.TRAIN_NAMES)
     if train and (held_out := names & set(layout.HELD_OUT_NAMES)):
       path = folder / os.fsdecode(name)
