@@ -56,7 +56,6 @@ def get_config(arg: str | None = None):
         crop_scale=(0.9, 1.0),
         flip=False,
         eval_crop=1.0,
-        eval_split="test",
         mean=(0.3053,),
         std=(0.3758,),
       ),

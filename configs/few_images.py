@@ -7,10 +7,11 @@
 
 The network is small, since it sees each image thousands of times. Random crops
 cover 10 % to 100 % of an image: most of the variety comes from them. Held-out
-images are read from `val/` if it exists. `python -m mae_jax inspect` prints the
-mean and std to set. `source=photos` uses scikit-image's photographs instead of
-a folder. To start from a larger network's weights, set `init_from` and
-`init_adapt`. `finetune_few` and `linprobe_few` train classifiers from here.
+images are read from `val/` if it exists; without it, `data.holdout=0.1` holds
+out a tenth. `python -m mae_jax inspect` prints the mean and std to set.
+`source=photos` uses scikit-image's photographs instead of a folder. To start
+from a larger network's weights, set `init_from` and `init_adapt`.
+`finetune_few` and `linprobe_few` train classifiers from here.
 
 On a CPU add --config.model.dtype=float32: bfloat16 takes twice as long there.
 """
@@ -45,7 +46,6 @@ def get_config(arg: str | None = None):
         crop_scale=(0.1, 1.0),
         flip=True,
         eval_crop=1.0,
-        eval_split="test" if args.source == "photos" else "validation",
         mean=(0.5,) * args.channels,
         std=(0.25,) * args.channels,
       ),

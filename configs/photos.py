@@ -37,7 +37,6 @@ def get_config(arg: str | None = None):
         crop_scale=(0.2, 1.0),
         flip=True,
         eval_crop=1.0,
-        eval_split="test",
         mean=(0.46, 0.38, 0.36),
         std=(0.28, 0.24, 0.25),
       ),

@@ -26,7 +26,6 @@ _CONFIG = Config(
     crop_scale=(0.6, 1.0),
     flip=False,
     eval_crop=1.0,
-    eval_split="test",
     mean=(0.3,),
     std=(0.4,),
   ),

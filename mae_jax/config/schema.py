@@ -241,9 +241,29 @@ class DataConfig:
     "",
     help="source=tfds: where the data set was prepared; '' is TFDS's default",
   )
-  train_split: str = setting("train", help="split to train on")
+  layout: str = setting(
+    "auto",
+    choices=("auto", "splits", "classes"),
+    help="source=folder: whether folders with names such as train and val are "
+    "splits or classes; auto looks into them, and asks if both make sense",
+  )
+  train_split: str = setting(
+    "train",
+    help="split to train on; source=folder: the name of a folder, where train "
+    "may be called training too",
+  )
   eval_split: str = resumable(
-    "validation", help="split to evaluate on; '' for none"
+    "validation",
+    help="split to evaluate on; '' for none; source=folder: the name of a "
+    "folder, where validation is the first of val, valid, validation, dev, "
+    "eval, test and testing",
+  )
+  holdout: float = setting(
+    0.0,
+    ge=0,
+    lt=1,
+    help="source=folder: share of the images of each class to hold out, where "
+    "no folder is held out; chosen by the names of the files",
   )
   shuffle_buffer: int = setting(
     16384,
@@ -306,6 +326,19 @@ class DataConfig:
     0, ge=0, help="labeled training images of each class; 0 for all"
   )
   shots_seed: int = setting(0, ge=0, help="seed of the choice of these images")
+  max_image_pixels: int = resumable(
+    16384 * 12288,
+    ge=1,
+    le=2**30,
+    help="images of more pixels are unreadable; decoding takes up to 12 bytes "
+    "a pixel. The default admits the photographs of 200-megapixel phones",
+  )
+  truncated_images: str = resumable(
+    "skip",
+    choices=("skip", "decode"),
+    help="files that lack their end: skip counts them as unreadable; decode "
+    "takes the rows that are there, and the others are gray or black",
+  )
   max_unreadable: float = resumable(
     0.01, ge=0, le=1, help="the run stops above this share of unreadable images"
   )
@@ -313,6 +346,12 @@ class DataConfig:
   def __post_init__(self):
     _check_range("crop_scale", self.crop_scale, 1.0)
     _check_range("crop_ratio", self.crop_ratio, math.inf)
+    if self.holdout and self.source != "folder":
+      raise ConfigError(
+        f"data.holdout={self.holdout:g} divides a folder, and data.source="
+        f"{self.source!r} has splits: set --config.data.holdout=0, or other "
+        "splits, such as --config.data.train_split=train[:90%]"
+      )
     if self.crop_fixed and self.crop_clipped:
       raise ConfigError(
         f"data.crop_fixed={self.crop_fixed:g} crops are never clipped: set "

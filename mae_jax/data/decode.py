@@ -18,9 +18,8 @@ _Result = tuple[tf.Tensor, tf.Tensor]
 
 def decode(
   record: dict[str, tf.Tensor],
+  how: image_io.Reading,
   *,
-  channels: int,
-  exif_rotate: bool,
   box: Box | None = None,
   may_fail: bool = False,
 ) -> _Result:
@@ -28,8 +27,7 @@ def decode(
 
   Args:
     record: "image", the bytes of a file, or "file", its path.
-    channels: 1 or 3, or the number of channels of .npy files.
-    exif_rotate: whether to rotate the image as its EXIF orientation tag says.
+    how: the settings; `channels` may be any number for .npy files.
     box: function from the image's [height, width] to integers [4]: top, left,
       height, width. None decodes the whole image.
     may_fail: whether an unreadable image may raise an error in the graph, for a
@@ -39,7 +37,7 @@ def decode(
     The image, uint8 [height, width, channels], and a scalar string: "", or the
     reason why the image cannot be read. Then the image is one black pixel.
   """
-  decoder = _Decoder(channels, exif_rotate, box)
+  decoder = _Decoder(how, box)
   is_file = "file" in record
   given = record["file" if is_file else "image"]
 
@@ -56,7 +54,7 @@ def decode(
 
   result = fast(given) if may_fail else map_with_fallback(given, fast, safe)
   image, reason = result
-  return tf.ensure_shape(image, [None, None, channels]), reason
+  return tf.ensure_shape(image, [None, None, how.channels]), reason
 
 
 def map_with_fallback(
@@ -75,14 +73,14 @@ def map_with_fallback(
 class _Decoder:
   """Two ways to decode the bytes of a file: fast, or without errors."""
 
-  def __init__(self, channels: int, exif_rotate: bool, box: Box | None):
-    self._channels, self._exif_rotate, self._box = channels, exif_rotate, box
+  def __init__(self, how: image_io.Reading, box: Box | None):
+    self._how, self._box = how, box
 
   def decode_fast(self, data: tf.Tensor) -> _Result:
     """Uses TensorFlow where its pixels equal Pillow's; may raise an error."""
     shape, plain, reason = tf.cond(
-      _is_plain_jpeg(data, self._exif_rotate),
-      lambda: (_jpeg_shape(data), tf.constant(True), tf.constant(b"")),
+      _is_plain_jpeg(data),
+      lambda: (self._jpeg_shape(data), tf.constant(True), tf.constant(b"")),
       lambda: self._inspect(data, tf.constant(b"")),
     )
     box = self._box_of(shape)
@@ -105,7 +103,7 @@ class _Decoder:
   def _load_with_tensorflow(self, data: tf.Tensor, box: tf.Tensor) -> _Result:
     options = {
       # Gray from color follows Pillow's weights below, not the JPEG's luma.
-      "channels": 3 if self._channels == 3 else 0,
+      "channels": 3 if self._how.channels == 3 else 0,
       # As accurate as Pillow's decoder; TensorFlow's default is faster.
       "dct_method": "INTEGER_ACCURATE",
     }
@@ -113,7 +111,7 @@ class _Decoder:
       image = tf.image.decode_jpeg(data, **options)
     else:
       image = tf.image.decode_and_crop_jpeg(data, box, **options)
-    if self._channels == 1:
+    if self._how.channels == 1:
       image = _rgb_to_gray(image)
     return image, tf.constant(b"")
 
@@ -121,9 +119,7 @@ class _Decoder:
     self, data: tf.Tensor, reason: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     shape, plain, reason = tf.numpy_function(
-      lambda data, reason: image_io.inspect_image(
-        data, reason, self._channels, self._exif_rotate
-      ),
+      lambda data, reason: image_io.inspect_image(data, reason, self._how),
       [data, reason],
       [tf.int32, tf.bool, tf.string],
       stateful=False,
@@ -135,37 +131,34 @@ class _Decoder:
     self, data: tf.Tensor, reason: tf.Tensor, box: tf.Tensor
   ) -> _Result:
     image, reason = tf.numpy_function(
-      lambda data, reason, box: image_io.load_box(
-        data, reason, box, self._channels, self._exif_rotate
-      ),
+      lambda data, reason, box: image_io.load_box(data, reason, box, self._how),
       [data, reason, box],
       [tf.uint8, tf.string],
       stateful=False,
     )
-    image = tf.ensure_shape(image, [None, None, self._channels])
+    image = tf.ensure_shape(image, [None, None, self._how.channels])
     return image, tf.ensure_shape(reason, [])
 
+  def _jpeg_shape(self, data: tf.Tensor) -> tf.Tensor:
+    """Reads height and width; fails where only Pillow is to decode."""
+    shape = tf.image.extract_jpeg_shape(data)
+    count = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
+    known = (shape[2] == 1) | (shape[2] == 3)  # CMYK has 4
+    # `image_io` decodes large images one at a time.
+    known &= count <= min(image_io.LARGE_PIXELS, self._how.max_pixels)
+    with tf.control_dependencies([tf.debugging.Assert(known, [shape])]):
+      return tf.ensure_shape(tf.identity(shape[:2]), [2])
 
-def _jpeg_shape(data: tf.Tensor) -> tf.Tensor:
-  """Reads height and width; fails where TensorFlow and Pillow would differ."""
-  shape = tf.image.extract_jpeg_shape(data)
-  count = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
-  known = (shape[2] == 1) | (shape[2] == 3)  # CMYK has 4
-  known &= count <= image_io.MAX_PIXELS
-  with tf.control_dependencies([tf.debugging.Assert(known, [shape])]):
-    return tf.ensure_shape(tf.identity(shape[:2]), [2])
 
-
-def _is_plain_jpeg(data: tf.Tensor, exif_rotate: bool) -> tf.Tensor:
+def _is_plain_jpeg(data: tf.Tensor) -> tf.Tensor:
   """Checks whether TensorFlow can decode the bytes without a look by Pillow.
 
   A plain JPEG ends with the end marker. It has no segment but APP0 before its
-  tables, and so no EXIF tag. The check raises an error for a very short file.
+  tables, and so no EXIF tag and little metadata. The check raises an error for
+  a very short file.
   """
   end = tf.strings.substr(data, tf.strings.length(data) - 2, 2)
   whole = tf.io.is_jpeg(data) & (end == b"\xff\xd9")
-  if not exif_rotate:
-    return whole
 
   def byte(place: Any) -> tf.Tensor:
     text = tf.strings.substr(data, place, 1)

@@ -38,7 +38,7 @@ def open_images(path: epath.PathLike, data: DataConfig) -> Images:
 
   Args:
     path: the folder or file, on a disk or in a bucket.
-    data: `channels` and `exif_rotate`. If `channels` is neither 1 nor 3, only
+    data: settings of reading files. If `channels` is neither 1 nor 3, only
       arrays (.npy) are used.
 
   Returns:
@@ -53,7 +53,7 @@ def open_images(path: epath.PathLike, data: DataConfig) -> Images:
 
   def read_one(index: int) -> np.ndarray:
     file = os.path.join(root, names[index])
-    return read(file, data.channels, data.exif_rotate)
+    return read(file, image_io.Reading.of(data))
 
   return Images(names, read_one)
 
@@ -82,13 +82,12 @@ def _find_files(
   return root, [os.fsdecode(file) for file in files]
 
 
-def read(path: epath.PathLike, channels: int, exif_rotate: bool) -> np.ndarray:
+def read(path: epath.PathLike, how: image_io.Reading) -> np.ndarray:
   """Reads the pixels of an image file.
 
   Args:
     path: a file on a disk or in a bucket.
-    channels: 1 or 3; more for arrays (.npy) alone.
-    exif_rotate: rotate by the EXIF tag.
+    how: the settings.
 
   Returns:
     uint8 [H, W, C].
@@ -96,17 +95,14 @@ def read(path: epath.PathLike, channels: int, exif_rotate: bool) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
-  return decode(*image_io.read_bytes(os.fsencode(path)), channels, exif_rotate)
+  return decode(*image_io.read_bytes(os.fsencode(path)), how)
 
 
-def decode(
-  data: bytes, failed: bytes, channels: int, exif_rotate: bool
-) -> np.ndarray:
+def decode(data: bytes, failed: bytes, how: image_io.Reading) -> np.ndarray:
   """Decodes the bytes of a file, or raises the error of reading them."""
-  shape, _, failed = image_io.inspect_image(data, failed, channels, exif_rotate)
-  image, reason = image_io.load_box(
-    data, failed, np.array([0, 0, *shape]), channels, exif_rotate
-  )
+  shape, _, failed = image_io.inspect_image(data, failed, how)
+  box = np.array([0, 0, *shape])
+  image, reason = image_io.load_box(data, failed, box, how)
   if reason:
     raise UnreadableError(reason.decode(errors="replace"))
   return image

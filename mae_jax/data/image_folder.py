@@ -1,5 +1,6 @@
 """The image files of one folder, with or without class folders."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,23 +11,31 @@ from mae_jax.data import listing
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
-# Folders of held-out images, in order of preference.
-EVAL_FOLDERS = ("val", "validation", "test")
-
 
 class ImageFolder:
   """The images of one folder, grouped by class folders if there are any."""
 
   def __init__(
-    self, folder: epath.Path, data: DataConfig, ignore: Sequence[str] = ()
+    self,
+    folder: epath.Path,
+    data: DataConfig,
+    ignore: Sequence[str] = (),
+    tree: listing.Tree | None = None,
   ):
+    """Lists the folder, but none below.
+
+    Args:
+      folder: the folder.
+      data: `channels`.
+      ignore: folders in it that are no classes.
+      tree: a tree of this folder, if there is one.
+    """
     self.folder = os.fspath(folder)
     self.suffixes: tuple[str, ...] = listing.SUFFIXES
     if data.channels not in (1, 3):
       self.suffixes = (".npy",)
-    self._tree = listing.open_tree(self.folder)
+    self._tree = tree or listing.open_tree(self.folder)
     top = self._tree.folder()
-    self._tree.skipped.update(top.skipped)
     self._flat = list(self._wanted(top.images))
     self._folders = [name for name in top.folders if name not in ignore]
 
@@ -52,9 +61,8 @@ class ImageFolder:
     """
     if classes == ():
       return self._all_flat()
-    found = {name: list(self._in(name)) for name in self._folders}
-    self._tree.save()
-    self._report_skipped()
+    with self._reported():
+      found = {name: list(self._in(name)) for name in self._folders}
     if classes is None:
       classes = self._check_flat(tuple(name for name in found if found[name]))
     if not classes:
@@ -71,12 +79,11 @@ class ImageFolder:
   def all_paths(self) -> list[bytes]:
     """Returns the sorted paths of all images, whatever folders they are in."""
     found: list[bytes] = []
-    # With a slash at its end, a folder sorts to where its paths belong.
-    for name in sorted([*self._flat, *(f"{x}/" for x in self._folders)]):
-      inside = name.endswith("/")
-      found += self._in(name[:-1]) if inside else [os.fsencode(name)]
-    self._tree.save()
-    self._report_skipped()
+    with self._reported():
+      # With a slash at its end, a folder sorts to where its paths belong.
+      for name in sorted([*self._flat, *(f"{x}/" for x in self._folders)]):
+        inside = name.endswith("/")
+        found += self._in(name[:-1]) if inside else [os.fsencode(name)]
     return found
 
   def _all_flat(self) -> tuple[list[bytes], list[int], tuple[str, ...]]:
@@ -101,8 +108,22 @@ class ImageFolder:
       else:
         self._tree.skipped[listing.suffix(name)] += 1
 
-  def _report_skipped(self) -> None:
+  @contextlib.contextmanager
+  def _reported(self) -> Iterator[None]:
+    """Lists all folders in the block, then reports what was skipped."""
     skipped = self._tree.skipped
+    # Other methods may have listed a part.
+    self._tree.closed.clear()
+    skipped.clear()
+    skipped.update(self._tree.folder().skipped)
+    list(self._wanted(self._tree.folder().images))  # counts other suffixes
+    yield
+    self._tree.save()
+    for path in self._tree.closed:
+      console.warn(
+        f"{self.folder}/{path} is skipped, with all images in it: permission "
+        "denied"
+      )
     if skipped:
       kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common(8))
       console.notice(

@@ -5,19 +5,31 @@ it differently. They never raise: an unreadable file gives one black pixel and
 the reason.
 """
 
+import contextlib
+import importlib
 import io
+import threading
 import warnings
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from etils import epath
 from PIL import Image, UnidentifiedImageError
 
+from mae_jax.config import DataConfig
 from mae_jax.utils.errors import ConfigError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 1 << 30  # per image; Pillow's own limit is a sixth of it
+FORMATS: tuple[str, ...] = (
+  "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF",
+)  # fmt: skip
 NPY = b"\x93NUMPY"
+# Pillow takes up to 12 bytes a pixel. Larger images are decoded one at a time,
+# so that a folder of them takes no more memory than one of them.
+LARGE_PIXELS = 1 << 25
+_one_large_image = threading.Lock()
+# Photographs with a depth map have a few MB in 200 segments, read in 800 parts.
+MAX_METADATA = 1 << 24  # bytes of a header
+MAX_READS = 1 << 12
 
 _ORIENTATION_TAG = 0x112  # the EXIF tag
 _TRANSPOSES = {
@@ -31,6 +43,11 @@ _TRANSPOSES = {
 }
 _BITS_PER_SAMPLE_TAG = 258  # the TIFF tag
 
+# HEIC needs a plugin for Pillow, which registers itself.
+with contextlib.suppress(ImportError):
+  importlib.import_module("pillow_heif").register_heif_opener()
+  FORMATS = (*FORMATS, "HEIF")
+
 # `_check_size` replaces Pillow's limit, which would warn first.
 Image.MAX_IMAGE_PIXELS = None
 # Pillow would warn of a broken tag or a short file each time it is read.
@@ -39,6 +56,65 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 class _UnreadableError(Exception):
   """An image that cannot be read; the message is the whole reason."""
+
+
+class Reading(NamedTuple):
+  """The settings by which an image file is read.
+
+  Attributes:
+    channels: 1 or 3; other numbers only for arrays (.npy).
+    exif_rotate: whether to rotate the image as its EXIF orientation tag says.
+      Pillow always rotates a TIFF.
+    max_pixels: images of more pixels are unreadable.
+    truncated: whether to take what decodes of a truncated file.
+  """
+
+  channels: int
+  exif_rotate: bool
+  max_pixels: int = DataConfig.max_image_pixels
+  truncated: bool = False
+
+  @classmethod
+  def of(cls, data: DataConfig) -> Self:
+    """Returns these settings of the `data` section."""
+    return cls(
+      data.channels,
+      data.exif_rotate,
+      data.max_image_pixels,
+      data.truncated_images == "decode",
+    )
+
+
+class _Bounded:
+  """A file with a bound on its header; raises _UnreadableError beyond.
+
+  Pillow appends the Exif segments of a JPEG one by one, which takes a time that
+  grows with the square of their number.
+  """
+
+  bounded = True
+  _calls = _bytes = 0
+
+  def read(self, size: int | None = -1, /) -> bytes:
+    data: bytes = super().read(size)  # type: ignore[misc]
+    if self.bounded:
+      self._calls += 1
+      if size is not None and size >= 0:  # WebP and AVIF read the whole file
+        self._bytes += len(data)
+      if self._calls > MAX_READS or self._bytes > MAX_METADATA:
+        raise _UnreadableError(
+          f"its metadata has more than {MAX_METADATA >> 20} MiB or {MAX_READS} "
+          "parts: remove them, for instance with exiftool -all="
+        )
+    return data
+
+
+class _BoundedBytes(_Bounded, io.BytesIO):
+  """The content of a file."""
+
+
+class _BoundedFile(_Bounded, io.FileIO):
+  """A file on a disk."""
 
 
 def read_bytes(path: bytes) -> tuple[bytes, bytes]:
@@ -53,7 +129,7 @@ def read_bytes(path: bytes) -> tuple[bytes, bytes]:
 
 
 def inspect_image(
-  data: bytes, reason: bytes, channels: int, exif_rotate: bool
+  data: bytes, reason: bytes, how: Reading
 ) -> tuple[np.ndarray, np.bool_, bytes]:
   """Reads the header of an image file, without decoding the pixels.
 
@@ -67,10 +143,10 @@ def inspect_image(
   try:
     _check(data, reason)
     if data.startswith(NPY):
-      shape = _parse_npy(data, channels).shape[:2]
+      shape = _parse_npy(data, how).shape[:2]
       return np.array(shape, np.int32), np.False_, b""
-    image = _open_image(data, channels)
-    turn = _orientation(image, data, exif_rotate)
+    image = _open_image(data, how)
+    turn = _orientation(image, data, how.exif_rotate)
     width, height = image.size
     if turn in (5, 6, 7, 8):
       width, height = height, width
@@ -81,7 +157,7 @@ def inspect_image(
 
 
 def load_box(
-  data: bytes, reason: bytes, box: np.ndarray, channels: int, exif_rotate: bool
+  data: bytes, reason: bytes, box: np.ndarray, how: Reading
 ) -> tuple[np.ndarray, bytes]:
   """Decodes one box of an image file.
 
@@ -89,9 +165,7 @@ def load_box(
     data: the file's bytes.
     reason: why the file cannot be read, or "".
     box: integers [4]: top, left, height, width.
-    channels: 1 or 3; other numbers only for arrays (.npy).
-    exif_rotate: whether to rotate the image as its EXIF orientation tag says.
-      Pillow always rotates a TIFF.
+    how: the settings.
 
   Returns:
     uint8 [height, width, channels], and "" or the reason why the file cannot be
@@ -101,26 +175,30 @@ def load_box(
     _check(data, reason)
     top, left, height, width = (int(side) for side in box)
     if data.startswith(NPY):
-      array = _parse_npy(data, channels)
-      return _crop_array(array, top, left, height, width, channels), b""
-    image = _open_image(data, channels)
-    turn = _orientation(image, data, exif_rotate)
-    bits = _bits_per_sample(image)  # before `load` drops the tags
-    image.load()
-    if turn in _TRANSPOSES:
-      image = image.transpose(_TRANSPOSES[turn])
-    image = image.crop((left, top, left + width, top + height))
-    return _to_channels(image, bits, channels), b""
+      array = _parse_npy(data, how)
+      return _crop_array(array, top, left, height, width, how.channels), b""
+    image = _open_image(data, how)
+    large = image.width * image.height > LARGE_PIXELS
+    with _one_large_image if large else contextlib.nullcontext():
+      turn = _orientation(image, data, how.exif_rotate)
+      bits = _bits_per_sample(image)  # before `load` drops the tags
+      _load_pixels(image, how.truncated)
+      if turn in _TRANSPOSES:
+        image = image.transpose(_TRANSPOSES[turn])
+      if (top, left, height, width) != (0, 0, image.height, image.width):
+        image = image.crop((left, top, left + width, top + height))
+      return _to_channels(image, bits, how.channels), b""
   except Exception as error:
-    return np.zeros((1, 1, channels), np.uint8), _reason(error)
+    return np.zeros((1, 1, how.channels), np.uint8), _reason(error)
 
 
 def is_image(path: str) -> bool:
   """Checks whether a regular file is an image, by content and not by name."""
   try:
-    with open(path, "rb") as file:
+    with _BoundedFile(path, "rb") as file:
       start = file.read(12)
-      if not start.startswith(_STARTS) and start[8:] != b"WEBP":
+      named = start[8:] == b"WEBP" or start[4:8] == b"ftyp"
+      if not (start.startswith(_STARTS) or named):
         return False
       if start.startswith(NPY):
         return True
@@ -131,7 +209,11 @@ def is_image(path: str) -> bool:
     return False
 
 
-_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II", b"MM", NPY)
+_STARTS = (
+  b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II", b"MM", NPY,
+  b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", *(b"P%d" % k for k in range(1, 7)),
+)  # fmt: skip
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def _check(data: bytes, reason: bytes) -> None:
@@ -141,32 +223,53 @@ def _check(data: bytes, reason: bytes) -> None:
     raise _UnreadableError("it is empty")
 
 
-def _open_image(data: bytes, channels: int) -> Any:
-  if channels not in (1, 3):
+def _open_image(data: bytes, how: Reading) -> Any:
+  if how.channels not in (1, 3):
     raise _UnreadableError(
-      f"it is not a .npy file, which data.channels={channels} needs"
+      f"it is not a .npy file, which data.channels={how.channels} needs"
     )
+  if how.truncated and data.startswith(b"\xff\xd8"):
+    data += b"\xff\xd9"  # makes libjpeg return the rows that it has
+  file = _BoundedBytes(data)
   try:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError:
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+      raise _UnreadableError(
+        "it is HEIC, which needs a plugin: pip install pillow-heif, or convert "
+        "it to JPEG"
+      ) from None
     kinds = ", ".join(FORMATS)
     raise _UnreadableError(
       f"it is not {kinds} or .npy, or a variant that Pillow cannot read: it "
       f"begins with {data[:12]!r}"
     ) from None
-  _check_size(*image.size)
-  if image.mode in ("I", "F"):
+  file.bounded = False
+  _check_size(*image.size, how)
+  if image.mode in ("I", "F") and image.format != "PPM":
     raise _UnreadableError(
       "its pixels have 32 bits and no known range: save it with 8 or 16 bits"
     )
   return image
 
 
-def _check_size(width: int, height: int) -> None:
-  if width * height > MAX_PIXELS:
+def _check_size(width: int, height: int, how: Reading) -> None:
+  if width * height > how.max_pixels:
     raise _UnreadableError(
-      f"{width} x {height} is more than {MAX_PIXELS} pixels: cut it into tiles"
+      f"{width} x {height} is more than data.max_image_pixels={how.max_pixels}:"
+      " cut it into tiles, or set that higher if you have the memory, 12 bytes "
+      "a pixel"
     )
+
+
+def _load_pixels(image: Any, truncated: bool) -> None:
+  try:
+    image.load()
+  except Exception:
+    if not truncated or image._im is None:
+      raise
+    image.tile = []  # the rows that were decoded are all there is
+    image.load()
 
 
 def _orientation(image: Any, data: bytes, exif_rotate: bool) -> int:
@@ -198,14 +301,20 @@ def _bits_per_sample(image: Any) -> int:
 def _to_channels(image: Any, bits: int, channels: int) -> np.ndarray:
   # Alpha is dropped. Pillow would use this entry when it converts.
   image.info.pop("transparency", None)
+  if image.mode == "I":  # a PGM of 16 bits, which Pillow scales to 0..65535
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode.startswith("I;16"):  # Pillow's own conversion clips to 255
     image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
-  image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-  image = image.convert("L" if channels == 1 else "RGB")
+  for mode in (
+    "L" if image.mode in ("1", "L", "LA") else "RGB",
+    "L" if channels == 1 else "RGB",
+  ):
+    if image.mode != mode:  # otherwise Pillow would copy it
+      image = image.convert(mode)
   return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def _parse_npy(data: bytes, channels: int) -> np.ndarray:
+def _parse_npy(data: bytes, how: Reading) -> np.ndarray:
   """Parses a .npy file to an array [H, W, C], uint8 or uint16."""
   file = io.BytesIO(data)
   version = np.lib.format.read_magic(file)
@@ -223,7 +332,7 @@ def _parse_npy(data: bytes, channels: int) -> np.ndarray:
     raise _UnreadableError(
       f"it is an array of shape {list(shape)}: save it as [H, W, C]"
     )
-  _check_size(shape[1], shape[0])
+  _check_size(shape[1], shape[0], how)
   wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
   if wanted > len(data) - file.tell():
     raise _UnreadableError(
@@ -232,7 +341,7 @@ def _parse_npy(data: bytes, channels: int) -> np.ndarray:
   array = np.frombuffer(data, dtype, wanted // dtype.itemsize, file.tell())
   array = array.reshape(shape, order="F" if fortran else "C")
   array = array[..., None] if array.ndim == 2 else array
-  found = array.shape[-1]
+  found, channels = array.shape[-1], how.channels
   if found != channels and {found, channels} != {1, 3}:
     raise _UnreadableError(
       f"it is an array with {found} channels, but data.channels={channels}"

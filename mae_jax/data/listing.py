@@ -25,10 +25,13 @@ from mae_jax.utils.errors import ConfigError
 
 SUFFIXES = (
   ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+  ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".heic", ".heif",
   ".npy",
 )  # fmt: skip
+# What other programs put beside images; hidden files are left out too.
+_IGNORED = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "#recycle")
 
-_VERSION = 1
+_VERSION = 2
 _MTIME_MARGIN = 2_000_000_000  # ns; a later change may not change the mtime
 _REPORT_EVERY = 10  # seconds
 
@@ -68,6 +71,7 @@ class LocalTree:
     self._next_report = time.monotonic() + _REPORT_EVERY
     self._found = 0
     self.skipped: collections.Counter[str] = collections.Counter()
+    self.closed: list[str] = []  # folders that may not be listed
 
   def folder(self, path: str = "") -> Folder:
     """Lists one folder, by its path under the root.
@@ -76,16 +80,21 @@ class LocalTree:
       ConfigError: if it cannot be listed.
     """
     try:
-      mtime = os.stat(self._root + path).st_mtime_ns
-      cached = self._old.get(path)
-      if cached is None or cached.mtime != mtime or not mtime:
-        cached = self._scan(path, mtime)
+      return self._folder(path)
     except OSError as error:
       raise ConfigError(
         f"{self._root}{path} cannot be listed: {error.strerror}; change its "
         "permissions, or move the folder away"
       ) from error
-    self._new[path] = cached
+
+  def _folder(self, path: str) -> Folder:
+    cached = self._new.get(path)
+    if cached is None:
+      mtime = os.stat(self._root + path).st_mtime_ns
+      cached = self._old.get(path)
+      if cached is None or cached.mtime != mtime or not mtime:
+        cached = self._scan(path, mtime)
+      self._new[path] = cached
     return Folder(
       _split_names(cached.images), _split_names(cached.folders), cached.skipped
     )
@@ -94,6 +103,8 @@ class LocalTree:
     self, path: str, above: Collection[tuple[int, int]] = ()
   ) -> Iterator[str]:
     """Yields the sorted paths, under the root, of all images in one folder.
+
+    Folders that this user may not list are skipped, and added to `closed`.
 
     Args:
       path: the folder's path under the root.
@@ -106,7 +117,13 @@ class LocalTree:
       key = 0, 0  # `folder` reports the error
     if key in above:
       return
-    folder = self.folder(path)
+    try:
+      folder = self._folder(path)
+    except PermissionError:
+      self.closed.append(path)
+      return
+    except OSError:
+      folder = self.folder(path)  # reports the error
     self.skipped.update(folder.skipped)
     # With a slash at its end, a folder sorts to where its paths belong.
     names = folder.images + [f"{name}/" for name in folder.folders]
@@ -116,6 +133,10 @@ class LocalTree:
       else:
         yield f"{path}/{name}"
     self._report_progress(len(folder.images))
+
+  def has_images(self, path: str) -> bool:
+    """Checks whether there is an image in a folder or below."""
+    return any(True for _ in self.walk(path))
 
   def save(self) -> None:
     """Writes the cache for the next run, if possible."""
@@ -128,7 +149,7 @@ class LocalTree:
       mtime = 0
     with os.scandir(self._root + path) as entries:
       for entry in entries:
-        if entry.name.startswith("."):
+        if is_ignored(entry.name):
           continue
         if _safely(entry.is_dir):
           folders.append(entry.name)
@@ -160,15 +181,20 @@ class RemoteTree:
   def __init__(self, root: str):
     """Sets the folder's address; lists nothing yet."""
     self._root = epath.Path(root)
+    self._found: dict[str, Folder] = {}
     self.skipped: collections.Counter[str] = collections.Counter()
+    self.closed: list[str] = []
 
   def folder(self, path: str = "") -> Folder:
     """Lists one folder as `LocalTree.folder`, without counting other files."""
-    names = sorted(each.name for each in (self._root / path).iterdir())
-    names = [name for name in names if not name.startswith(".")]
-    images = [name for name in names if has_image_suffix(name)]
-    # Any other name may be a folder: `walk` finds out.
-    return Folder(images, [x for x in names if not has_image_suffix(x)], {})
+    if path not in self._found:
+      names = sorted(each.name for each in (self._root / path).iterdir())
+      names = [name for name in names if not is_ignored(name)]
+      images = [name for name in names if has_image_suffix(name)]
+      # Any other name may be a folder: `walk` finds out.
+      other = [name for name in names if not has_image_suffix(name)]
+      self._found[path] = Folder(images, other, {})
+    return self._found[path]
 
   def walk(self, path: str) -> Iterator[str]:
     """Yields sorted paths of images as `LocalTree.walk`."""
@@ -183,11 +209,26 @@ class RemoteTree:
     for name in folder.folders:
       yield from self._walk(f"{path}/{name}")
 
+  def has_images(self, path: str) -> bool:
+    """Checks as `LocalTree.has_images`, where a name with a dot is a file.
+
+    A request for each annotation in a bucket would take hours.
+    """
+    if not (self._root / path).is_dir():
+      return False
+    images, folders, _ = self.folder(path)
+    return bool(images) or any(
+      self.has_images(f"{path}/{name}") for name in folders if "." not in name
+    )
+
   def save(self) -> None:
     """Does nothing: folders in a bucket have no mtime to validate a cache."""
 
 
-def open_tree(root: str) -> LocalTree | RemoteTree:
+Tree = LocalTree | RemoteTree
+
+
+def open_tree(root: str) -> Tree:
   """Returns the lister of a folder, on a disk or in a bucket."""
   return RemoteTree(root) if "://" in root else LocalTree(root)
 
@@ -195,6 +236,11 @@ def open_tree(root: str) -> LocalTree | RemoteTree:
 def has_image_suffix(name: str) -> bool:
   """Checks whether a file name ends in one of SUFFIXES."""
   return name.lower().endswith(SUFFIXES)
+
+
+def is_ignored(name: str) -> bool:
+  """Checks for hidden files, and those that other programs put anywhere."""
+  return name.startswith(".") or name.lower() in _IGNORED
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

@@ -17,6 +17,7 @@ from mae_jax.config import DataConfig
 from mae_jax.data import (
   augment,
   decode,
+  image_io,
   preprocess,
   record_shards,
   sampling,
@@ -351,8 +352,7 @@ def _augment(
   image, reason = preprocess.random_resized_crop(
     record,
     plan["crop"],
-    channels=data.channels,
-    exif_rotate=data.exif_rotate,
+    reading=image_io.Reading.of(data),
     may_fail=may_fail,
     **_crop_settings(data),
   )
@@ -417,8 +417,7 @@ def _eval_example(
     record = load()
     image, reason = preprocess.fit(
       record,
-      channels=data.channels,
-      exif_rotate=data.exif_rotate,
+      reading=image_io.Reading.of(data),
       **preprocess.fit_settings(data),
     )
     readable = reason == b""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax.config import DataConfig
-from mae_jax.data import decode, prepare, resample
+from mae_jax.data import decode, image_io, prepare, resample
 from mae_jax.data.tf_setup import tf
 
 TRIES = 10  # as torchvision's RandomResizedCrop
@@ -113,16 +113,15 @@ def random_resized_crop(
   draws: tf.Tensor,
   *,
   size: Size,
-  channels: int,
-  exif_rotate: bool,
+  reading: image_io.Reading,
   may_fail: bool = False,
   **crop: Any,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Crops an image file to `crop_box` and resizes the crop, bicubic.
 
   Only the crop of a JPEG is decoded. `size` is the height and width of the
-  result; `crop` has the settings of `crop_box`; the other arguments are those
-  of `decode.decode`.
+  result; `crop` has the settings of `crop_box`; `reading` and the others are
+  arguments of `decode.decode`.
 
   Returns:
     uint8 [height, width, channels], and "" or why the image cannot be read.
@@ -131,13 +130,7 @@ def random_resized_crop(
   def box(shape: tf.Tensor) -> tf.Tensor:
     return crop_box(shape[0], shape[1], draws, **crop)
 
-  image, reason = decode.decode(
-    record,
-    channels=channels,
-    exif_rotate=exif_rotate,
-    box=box,
-    may_fail=may_fail,
-  )
+  image, reason = decode.decode(record, reading, box=box, may_fail=may_fail)
   return _resize(image, size), reason
 
 
@@ -191,8 +184,7 @@ def fit(
   *,
   size: Size,
   keep: float,
-  channels: int,
-  exif_rotate: bool,
+  reading: image_io.Reading,
   squash: bool = False,
   how: str = "bicubic",
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -203,8 +195,7 @@ def fit(
     size: height and width of the result.
     keep: the fraction of the resized image's sides that the center crop keeps,
       in (0, 1].
-    channels: as in `decode.decode`.
-    exif_rotate: as in `decode.decode`.
+    reading: as in `decode.decode`.
     squash: resize to `size` without keeping the aspect, instead of a crop.
     how: a name in `prepare.RESAMPLE`.
 
@@ -212,9 +203,7 @@ def fit(
     uint8 [height, width, channels], and "" or why the image cannot be read.
     An image of this size already, of which all is kept, is unchanged.
   """
-  image, reason = decode.decode(
-    record, channels=channels, exif_rotate=exif_rotate
-  )
+  image, reason = decode.decode(record, reading)
   kernel = _KERNELS[how]
   if squash:
     return _resize(image, size, kernel), reason

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 
 from mae_jax.config import DataConfig
-from mae_jax.data import decode, pipeline, record_shards, tf_iterator
+from mae_jax.data import decode, image_io, pipeline, record_shards, tf_iterator
 from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import Arrays, Records, Source
 from mae_jax.data.tf_setup import tf
@@ -16,6 +16,7 @@ from mae_jax.data.tf_setup import tf
 _Tensors = dict[str, tf.Tensor]
 SAMPLES = 64  # images that `measure_throughput` returns
 _GROUP_SIZE = 16  # images per batch of statistics
+_BLOCK_PIXELS = 1 << 20  # sums of int64 take 16 bytes for each byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def survey_images(
 
   Args:
     source: any source; `subset` makes it smaller.
-    data: `channels` and `exif_rotate`.
+    data: settings of reading files, as `channels` and `exif_rotate`.
     progress: called with the number of images decoded since the last call.
 
   Raises:
@@ -116,12 +117,10 @@ def _stats_of_files(
   records: tf.data.Dataset, data: DataConfig
 ) -> tf.data.Dataset:
   def measure(record: _Tensors) -> _Tensors:
-    image, reason = decode.decode(
-      record, channels=data.channels, exif_rotate=data.exif_rotate
-    )
+    image, reason = decode.decode(record, image_io.Reading.of(data))
     return {
       "size": tf.shape(image)[:2],
-      "moments": _moments(image, [0, 1]),
+      "moments": _moments_of_rows(image),
       "gray": _is_gray(image, [0, 1]),
       "label": tf.cast(record["label"], tf.int64),
       "id": record["id"],
@@ -156,6 +155,25 @@ def _moments(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
     for each in (values, values * values)
   ]
   return tf.stack([sums[0] / 255, sums[1] / 255**2], axis=-2)
+
+
+def _moments_of_rows(image: tf.Tensor) -> tf.Tensor:
+  """Computes `_moments` of one image, row by row if it is large."""
+  shape = tf.shape(image)
+  rows = tf.maximum(_BLOCK_PIXELS // shape[1], 1)
+
+  def add(first: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    part = image[first : first + rows]
+    share = tf.shape(part)[0] / shape[0]  # float64
+    return first + rows, total + share * _moments(part, [0, 1])
+
+  _, total = tf.while_loop(
+    lambda first, _: first < shape[0],
+    add,
+    [0, tf.zeros([2, image.shape[-1]], tf.float64)],
+    parallel_iterations=1,
+  )
+  return total
 
 
 def _is_gray(images: tf.Tensor, axes: list[int]) -> tf.Tensor:

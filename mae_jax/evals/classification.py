@@ -170,7 +170,7 @@ class Scorer:
       logits: (params by role, uint8 images) -> [B, N].
       class_names: names of the N classes.
     """
-    self._data, self._mesh, self.class_names = data, mesh, class_names
+    self._data, self._mesh, self._class_names = data, mesh, class_names
 
     def apply(
       params: Any,
@@ -199,9 +199,9 @@ class Scorer:
       allowed: as in `score`.
       unreadable: collects the names of images that cannot be read.
     """
-    numbers = match_classes(source.class_names or (), self.class_names)
+    numbers = match_classes(source.class_names or (), self._class_names)
     if allowed is None:
-      allowed = np.ones(len(self.class_names), bool)
+      allowed = np.ones(len(self._class_names), bool)
     out, labels, num_unreadable = extract.extract_source(
       lambda params, batch: self._apply(params, batch, numbers, allowed),
       params,
@@ -240,6 +240,7 @@ class Evaluation:
         only in `eval_unreadable`.
     """
     self._source, self._unreadable = source, unreadable
+    self._num_classes = len(class_names)
     self._scorer = Scorer(config.data, mesh, logits, class_names)
 
   def __call__(self, params: Mapping[str, Any]) -> results.Report:
@@ -253,8 +254,10 @@ class Evaluation:
       for key, name in (("top1", "top-1"), ("top5", "top-5"))
       if f"eval_{key}" in scalars
     ]
-    classes = len(self._scorer.class_names)
-    warning = nothing_learned(found, classes)
+    classes = self._num_classes
+    warning = results.doubt(found.labels, classes) or nothing_learned(
+      found, classes
+    )
     return results.Report(scalars, {}, "\n".join(lines), warning)
 
 

@@ -42,7 +42,10 @@ class EvalSplit:
   @property
   def info(self) -> dict[str, Any]:
     """A description as JSON content."""
-    keys = ("source", "name", "path", "data_dir", "eval_split", "eval_crop")
+    keys = (
+      "source", "name", "path", "data_dir", "eval_split", "holdout",
+      "eval_crop",
+    )  # fmt: skip
     return {key: getattr(self.data, key) for key in keys} | {
       "what": self.what,
       "identity": dict(self.source.identity),
@@ -59,14 +62,16 @@ def held_out(data: DataConfig) -> EvalSplit:
     )
   source = sources.open_source(data, "eval")
   if source is not None:
-    what = {
-      "tfds": f"{data.name}, split {data.eval_split!r}",
-      "folder": f"{data.path}, its held-out split",
-    }.get(data.source, f"{data.source}, the held-out split")
+    what = f"{data.source}, the held-out split"
+    if data.source == "tfds":
+      what = f"{data.name}, split {data.eval_split!r}"
+    elif isinstance(source, sources.Indexed) and source.where:
+      share = f", the held-out {data.holdout:.2g}" * bool(data.holdout)
+      what = source.where + share
     return EvalSplit(_labeled(source), what, data)
   return EvalSplit(
     _labeled(sources.open_source(data, "train")),
-    f"{data.path} (it has no folder val, validation or test, so all training "
+    f"{data.path} (it has no folder such as val or test, so all training "
     "images are evaluated)",
     data,
   )

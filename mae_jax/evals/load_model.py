@@ -271,6 +271,18 @@ def load_for_evaluation(
       f"the checkpoint {step} was trained with other settings: "
       f"{'; '.join(wrong)}. Set each to what it was, or name another checkpoint"
     )
+  if (
+    head
+    and config.data.holdout
+    and (before.data.path, before.data.holdout)
+    != (config.data.path, config.data.holdout)
+  ):
+    console.warn(
+      f"the checkpoint was trained with data.path={before.data.path!r} and "
+      f"data.holdout={before.data.holdout:g}: it may have seen the images that "
+      f"data.holdout={config.data.holdout:g} now holds out",
+      shared=True,
+    )
   computed = ("dtype", "remat", "unroll", "attention_chunk_mb")
   changes: Any = {name: getattr(config.model, name) for name in computed}
   model = dataclasses.replace(before.model, **changes)

@@ -27,6 +27,11 @@ from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
 
+def _where(source: sources.Source) -> str:
+  folder = source.where if isinstance(source, sources.Indexed) else ""
+  return f" of {folder}" if folder else ""
+
+
 class TrainedHead:
   """A checkpoint's encoder and head, to score images with.
 
@@ -121,6 +126,8 @@ class HeadAccuracy:
     ]
     if scores.unreadable:
       lines.append(f"{scores.unreadable} more images could not be read")
+    if why := results.doubt(scores.labels, answers):
+      lines.append(f"warning: {why}")
     info = self._head.info | {
       "data": self._images.info,
       "images": len(scores.labels),
@@ -234,7 +241,8 @@ class FeatureProbes:
     eval_data.check_images(self._images)
     self.about = (
       f"frozen features of {self._checkpoint.path}, with probes trained on "
-      f"{self._train.subset(config.eval.max_train).num_examples} images, on "
+      f"{self._train.subset(config.eval.max_train).num_examples} images"
+      f"{_where(self._train)}, on "
       f"{self._images.about}"
     )
     self._unreadable = BadImages()

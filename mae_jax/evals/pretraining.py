@@ -199,9 +199,10 @@ def probe_table(
     ), {}
   accuracies = probes.evaluate_probes(train, test, config)
   found = probes.scalars(accuracies)
-  return probes.table(accuracies), {
-    f"eval_{key}": each for key, each in found.items()
-  }
+  text = probes.table(accuracies)
+  if why := results.doubt(test.labels, len(np.unique(train.labels))):
+    text += f"\nwarning: {why}"
+  return text, {f"eval_{key}": each for key, each in found.items()}
 
 
 def unavailable(

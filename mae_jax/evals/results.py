@@ -41,6 +41,29 @@ class EvalResult:
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
+def doubt(labels: np.ndarray, num_classes: int) -> str:
+  """Explains why an accuracy means little; "" if there is no such reason.
+
+  Args:
+    labels: [N], the labels of the evaluated images.
+    num_classes: number of possible answers.
+  """
+  total = len(labels)
+  if num_classes < 2:
+    return "there is one class, so that every answer is correct"
+  if total and (labels == labels[0]).all():
+    return (
+      f"all {total} evaluated images are of one class: their accuracy says "
+      "nothing of the other classes"
+    )
+  if 0 < total < num_classes:
+    return (
+      f"{total} evaluated images are fewer than the {num_classes} classes: one "
+      f"image changes the accuracy by {100 / total:.1f} %"
+    )
+  return ""
+
+
 def label_count(shots: int) -> str:
   """Describes the number of labels, 0 for all."""
   return f"{shots} per class" if shots else "all labels"

@@ -9,7 +9,8 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.config import Config, DataConfig
-from mae_jax.data import image_folder, sources, survey
+from mae_jax.data import listing, sources, survey
+from mae_jax.data.sources import folder
 from mae_jax.tools import cli
 from mae_jax.utils import atomic_write, console, image_grid, storage
 from mae_jax.utils.errors import ConfigError
@@ -46,6 +47,8 @@ def report(
     if held_out is not None:
       number += f", {held_out.num_examples:,} held out"
     _say("images", number)
+    if data.source == "folder":
+      _say("layout", folder.find_layout(data).describe(data))
     with console.progress_bar(source.subset(limit).num_examples) as bar:
       found, unread = look(source, limit, data, bar.update)
     if not len(found.sizes):
@@ -246,15 +249,13 @@ def _empty_folders(data: DataConfig, names: tuple[str, ...]) -> list[str]:
     return []
   root = epath.Path(data.path).expanduser()
   with storage.os_errors(root):
-    train = root / "train"
-    inside, ignore = (
-      (train, ()) if train.is_dir() else (root, image_folder.EVAL_FOLDERS)
-    )
+    found = folder.find_layout(data)
+    inside, ignore = root / found.train, () if found.train else found.splits
     return sorted(
       each.name
       for each in inside.iterdir()
       if each.name not in (*names, *ignore)
-      and not each.name.startswith(".")
+      and not listing.is_ignored(each.name)
       and each.is_dir()
     )
 

@@ -17,6 +17,7 @@ from PIL import Image
 from mae_jax.config import DataConfig, lookup
 from mae_jax.data import image_files, image_io, prepare
 from mae_jax.data.image_files import Images, UnreadableError
+from mae_jax.data.image_io import Reading
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
@@ -42,7 +43,7 @@ def open_photo(
   path: epath.PathLike, data: DataConfig, how: str | None = None
 ) -> Photo:
   """Reads a photograph, and fits it to the network, as `fit`."""
-  whole = image_files.read(path, data.channels, data.exif_rotate)
+  whole = image_files.read(path, Reading.of(data))
   return fit(whole, data, how)
 
 
@@ -153,7 +154,7 @@ def read_mask(path: epath.PathLike) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
-  return image_files.read(path, 1, True)[..., 0] > 127
+  return image_files.read(path, Reading(1, True))[..., 0] > 127
 
 
 def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:

@@ -11,7 +11,7 @@ from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.evals import eval_data
 from mae_jax.train.tasks.base import DataInfo
-from mae_jax.utils import startup
+from mae_jax.utils import console, startup
 
 
 class RunData:
@@ -37,6 +37,7 @@ class RunData:
     )
     pipeline.check_readable(self.train_source, data)
     self.eval_source = sources.open_source(data, "eval")
+    self._say_folders()
     self.bad_images = BadImages()
     held_out = self.eval_source
     self.info = DataInfo(
@@ -51,6 +52,19 @@ class RunData:
     # process. No image is read until the first batch is taken.
     self.train_batches(0)
     startup.mark("data")
+
+  def _say_folders(self) -> None:
+    """Prints the folders, which names and `data.layout` choose."""
+    train, held_out = self.train_source, self.eval_source
+    if isinstance(train, sources.Records) or not train.where:
+      return
+    text = "no image is held out"
+    if isinstance(held_out, sources.Indexed):
+      text = f"{held_out.num_examples:,} held out, of {held_out.where}"
+    if console.is_first():
+      console.info(
+        f"images: {train.num_examples:,} to train on, of {train.where}; {text}"
+      )
 
   def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """Returns this process's rows of every global batch from `start_step`."""

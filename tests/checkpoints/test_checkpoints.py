@@ -236,7 +236,7 @@ def test_a_different_run_is_refused_and_the_difference_named(saved, state):
   config = tiny.config(
     model={"width": 64},
     train={"seed": 3, "length": "9 epochs"},
-    data={"crop_scale": (0.5, 1.0)},
+    data={"crop_scale": (0.5, 1.0), "source": "folder", "holdout": 0.1},
   )
   run = checkpoints.CheckpointMetadata(config, {"images": 8, "names": "abc"})
   with pytest.raises(ConfigError) as error:
@@ -246,6 +246,7 @@ def test_a_different_run_is_refused_and_the_difference_named(saved, state):
     "model.width was 32, is 64",
     "train.seed was 0, is 3",
     "data.crop_scale was",
+    "data.holdout was 0.0, is 0.1",
     "images of the training data: was 9, is 8",
     f"init_from={saved}",
   ):

@@ -12,29 +12,39 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from mae_jax.data import decode
+from mae_jax.data import decode, image_files, image_io
+from mae_jax.data.image_io import Reading
 from tests.data.conftest import encode
 
 
 @functools.cache
-def _decoder(channels, exif_rotate):
+def _decoder(how):
   return tf.function(
-    lambda data: decode.decode(
-      {"image": data}, channels=channels, exif_rotate=exif_rotate
-    ),
+    lambda data: decode.decode({"image": data}, how),
     autograph=False,
     input_signature=[tf.TensorSpec([], tf.string)],
   )
 
 
-def read(data, channels=3, exif_rotate=True):
-  """Decodes a file; returns the image, and the reason or ""."""
-  image, reason = _decoder(channels, exif_rotate)(tf.constant(data))
-  return image.numpy(), reason.numpy().decode()
+def read(data, channels=3, exif_rotate=True, **how):
+  """Decodes a file; returns the image, and the reason or "".
+
+  TensorFlow's graph and the commands, which use Pillow alone, must agree.
+  """
+  how = Reading(channels, exif_rotate, **how)
+  image, reason = _decoder(how)(tf.constant(data))
+  image, reason = image.numpy(), reason.numpy().decode()
+  try:
+    alone, why = image_files.decode(data, b"", how), ""
+  except image_files.UnreadableError as error:
+    alone, why = image, str(error)
+  assert reason == why
+  np.testing.assert_array_equal(image, alone)
+  return image, reason
 
 
-def decoded(data, channels=3, exif_rotate=True):
-  image, reason = read(data, channels, exif_rotate)
+def decoded(data, channels=3, exif_rotate=True, **how):
+  image, reason = read(data, channels, exif_rotate, **how)
   assert reason == ""
   assert image.dtype == np.uint8
   return image
@@ -58,6 +68,9 @@ MODES = {
   "bmp": ("1", "L", "P", "RGB", "RGBA"),
   "gif": ("1", "L", "P", "RGB", "RGBA"),
   "tiff": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"),
+  "ppm": ("1", "L", "RGB"),
+  "jpeg2000": ("L", "RGB", "RGBA"),
+  "avif": ("RGB", "RGBA"),
 }
 
 
@@ -137,8 +150,7 @@ def test_a_crop_of_a_rotated_image(photo):
   data = encode(photo, format="png", exif=exif)
   found, reason = decode.decode(
     {"image": tf.constant(data)},
-    channels=3,
-    exif_rotate=True,
+    Reading(3, True),
     box=lambda shape: tf.stack([shape[0] - 5, 2, 5, 7]),
   )
   assert reason == b""
@@ -216,14 +228,159 @@ def test_an_image_of_too_many_pixels_is_not_decoded():
 
   data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
   _, reason = read(bytes(data))
-  assert "65536 x 32768 is more than 1073741824 pixels" in reason
+  assert "65536 x 32768 is more than data.max_image_pixels=201326592" in reason
+
+
+def huge(form):
+  """Makes a few bytes that claim more than 2^28 pixels."""
+  small = bytearray(encode(Image.new("RGB", (8, 8)), format=form))
+  if form == "gif":
+    small[6:10] = (27232).to_bytes(2, "little") * 2
+    frame = small.index(b",\0\0\0\0") + 5
+    small[frame : frame + 4] = (27232).to_bytes(2, "little") * 2
+  elif form == "jpeg":
+    frame = small.index(b"\xff\xc0") + 5
+    small[frame : frame + 4] = (32767).to_bytes(2, "big") * 2
+  elif form == "webp":  # lossy
+    small[26:30] = (16383).to_bytes(2, "little") * 2
+  elif form == "bmp":
+    small[18:26] = (32767).to_bytes(4, "little") * 2
+  elif form == "ppm":
+    small = bytearray(b"P6 32767 32767 255\n")
+  return bytes(small)
+
+
+@pytest.mark.parametrize("form", ["gif", "jpeg", "webp", "bmp", "ppm"])
+def test_few_bytes_that_claim_a_huge_image_are_refused(form, monkeypatch):
+  def load(image):
+    raise AssertionError("it is decoded")
+
+  monkeypatch.setattr(image_io, "_load_pixels", load)
+  image, reason = read(huge(form))
+  assert re.search(r"\d+ x \d+ is more than data.max_image_pixels", reason)
+  assert image.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png"])
+def test_the_bound_on_pixels_is_a_setting(photo, form):
+  data = encode(photo, format=form)
+  size = photo.width * photo.height
+  np.testing.assert_array_equal(
+    decoded(data, max_pixels=size), by_pillow(data, 3)
+  )
+  _, reason = read(data, max_pixels=size - 1)
+  assert f"41 x 30 is more than data.max_image_pixels={size - 1}" in reason
+
+
+def test_large_images_are_decoded_one_at_a_time(photo, monkeypatch):
+  data = encode(photo, format="jpeg")
+  expected = decoded(data)
+  held = []
+  load = image_io._load_pixels
+
+  def watched(*args):
+    held.append(image_io._one_large_image.locked())
+    load(*args)
+
+  monkeypatch.setattr(image_io, "_load_pixels", watched)
+  monkeypatch.setattr(image_io, "LARGE_PIXELS", 1000)
+  _decoder.cache_clear()
+  np.testing.assert_array_equal(decoded(data), expected)
+  assert held == [True, True]  # in the graph too
+  assert not image_io._one_large_image.locked()
+  _decoder.cache_clear()
+
+
+def with_segments(data, number, size):
+  """Puts Exif segments into a JPEG, of `size` bytes each."""
+  segment = b"Exif\0\0".ljust(size - 2, b"x")
+  segment = b"\xff\xe1" + size.to_bytes(2, "big") + segment
+  return data[:2] + segment * number + data[2:]
+
+
+@pytest.mark.parametrize(
+  ("number", "size"), [(20, 50_000), (5000, 10)], ids=["bytes", "parts"]
+)
+@pytest.mark.parametrize("exif_rotate", [True, False])
+def test_metadata_may_cost_little(
+  photo, number, size, exif_rotate, tmp_path, monkeypatch
+):
+  data = with_segments(encode(photo, format="jpeg"), number, size)
+  monkeypatch.setattr(image_io, "MAX_METADATA", 400_000)
+  work = []
+  read_part = image_io._Bounded.read
+
+  def counted(file, *args):
+    work.append(len(part := read_part(file, *args)))
+    return part
+
+  monkeypatch.setattr(image_io._Bounded, "read", counted)
+  _, reason = read(data, exif_rotate=exif_rotate)
+  assert "its metadata has more than" in reason
+  # The graph, its repetition without errors, and the commands: each looks once.
+  assert sum(work) < 3 * 450_000
+  assert len(work) < 3 * (image_io.MAX_READS + 10)
+  (tmp_path / "x").write_bytes(data)
+  assert not image_io.is_image(str(tmp_path / "x"))
+
+
+def test_usual_metadata_is_read(photo):
+  exif = Image.Exif()
+  exif[0x112] = 6
+  data = encode(photo, format="jpeg", exif=exif, icc_profile=b"x" * 3_000_000)
+  data = with_segments(data, 30, 60_000)
+  assert decoded(data, exif_rotate=False).shape == (30, 41, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_that_is_a_few_bytes_short(photo, options):
+  data = encode(photo, format="jpeg", quality=90, **options)
+  whole = decoded(data).astype(int)
+  for short in (1, 2, 5):
+    _, reason = read(data[:-short])
+    assert "truncated" in reason
+    image = decoded(data[:-short], truncated=True)
+    assert np.abs(image - whole).mean() < 3
+  most = decoded(data[: len(data) * 9 // 10], truncated=True)
+  assert most.shape == whole.shape
+  if not options:  # the rows above are those of the whole image
+    np.testing.assert_array_equal(most[:8], whole[:8])
+
+
+@pytest.mark.parametrize("form", ["png", "bmp", "ppm"])
+def test_the_rows_of_other_truncated_files(photo, form):
+  data = encode(photo, format=form)
+  cut = data[: len(data) * 3 // 4]
+  _, reason = read(cut)
+  assert "truncated" in reason or "process" in reason
+  image = decoded(cut, truncated=True)
+  whole = decoded(data)
+  rows = slice(-10, None) if form == "bmp" else slice(0, 10)
+  np.testing.assert_array_equal(image[rows], whole[rows])
+  _, reason = read(data[:8], truncated=True)
+  assert reason
+
+
+def test_avif_and_heic_by_content(photo, tmp_path):
+  data = encode(photo, format="avif")
+  (tmp_path / "x").write_bytes(data)
+  assert image_io.is_image(str(tmp_path / "x"))
+  heic = data[:8] + b"heic" + data[12:]
+  _, reason = read(heic[:200])
+  assert "it is HEIC, which needs a plugin: pip install pillow-heif" in reason
+
+
+def test_gray_maps_of_16_bits():
+  gray = np.arange(200 * 4, dtype=np.uint16).reshape(4, 200) * 80
+  data = b"P5 200 4 65535\n" + gray.astype(">u2").tobytes()
+  np.testing.assert_array_equal(decoded(data, 1)[..., 0], gray >> 8)
 
 
 def test_a_missing_file(tmp_path):
   (tmp_path / "folder.jpg").mkdir()
   for name, words in (("a.jpg", "No such file"), ("folder.jpg", "Is a dir")):
     record = {"file": tf.constant(str(tmp_path / name))}
-    _, reason = decode.decode(record, channels=3, exif_rotate=True)
+    _, reason = decode.decode(record, Reading(3, True))
     assert words in reason.numpy().decode()
 
 

@@ -82,6 +82,7 @@ def records(tmp_path_factory) -> DataConfig:
       "source": "tfds",
       "name": "few",
       "data_dir": str(directory),
+      "eval_split": "test",
       "channels": 3,
     }
   ).data

@@ -198,5 +198,35 @@ def test_a_folder_that_cannot_be_listed(root, monkeypatch):
     raise PermissionError(13, "Permission denied", path)
 
   monkeypatch.setattr(os, "scandir", refuse)
-  with pytest.raises(ConfigError, match=r"root/c cannot.*: Permission"):
-    listed(root)
+  with pytest.raises(ConfigError, match=r"root/ cannot.*: Permission"):
+    listing.open_tree(str(root)).folder()
+
+
+def test_a_folder_that_may_not_be_listed_is_skipped(
+  settings, root, monkeypatch, capsys
+):
+  write(root, "a/1.png", "b/2.png", "b/own/3.png", "c/4.png")
+  scandir = os.scandir
+
+  def refuse(path):
+    if path.endswith(("b/own", "/c")):
+      raise PermissionError(13, "Permission denied", path)
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  source = opened(settings, root)
+  assert names(source, root) == ["a/1.png", "b/2.png"]
+  assert source.class_names == ("a", "b")
+  err = capsys.readouterr().err
+  for name in ("b/own", "c"):
+    assert err.count(f"warning: {root}/{name} is skipped, with all images") == 1
+
+
+def test_files_of_other_programs_are_ignored(settings, root, capsys):
+  write(root, "a/1.png", "a/@eaDir/1.png/thumb.jpg", "__MACOSX/a/x.png")
+  write(root, "a/.ipynb_checkpoints/1.png", "@eaDir/2.png", "b/2.ppm")
+  write(root, "Thumbs.db", "a/.DS_Store", "a/desktop.ini", content=b"no image")
+  source = opened(settings, root)
+  assert names(source, root) == ["a/1.png", "b/2.ppm"]
+  assert source.class_names == ("a", "b")
+  assert capsys.readouterr().err == ""

@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from mae_jax.data import prepare, preprocess
+from mae_jax.data.image_io import Reading
 from tests.data.conftest import encode
 
 
@@ -63,7 +64,7 @@ def test_the_pipeline_prepares_the_same(photos, settings, how, fit, keep):
   wanted = prepare.fit(image, data).astype(int)
   record = {"image": tf.constant(encode(image, format="png"))}
   found, reason = preprocess.fit(
-    record, channels=3, exif_rotate=True, **preprocess.fit_settings(data)
+    record, reading=Reading(3, True), **preprocess.fit_settings(data)
   )
   assert reason.numpy() == b""
   apart = np.abs(found.numpy() - wanted)

@@ -11,33 +11,32 @@ import tensorflow as tf
 from PIL import Image
 
 from mae_jax.data import decode, prepare, preprocess
+from mae_jax.data.image_io import Reading
 from tests.data.conftest import encode
 
 RATIO = (3 / 4, 4 / 3)
 BICUBIC = Image.Resampling.BICUBIC
 
 
-def random_resized_crop(encoded, draws, **how):
+def random_resized_crop(encoded, draws, channels, **how):
   record = {"image": tf.constant(encoded)}
   image, reason = preprocess.random_resized_crop(
-    record, tf.constant(draws), exif_rotate=True, **how
+    record, tf.constant(draws), reading=Reading(channels, True), **how
   )
   assert reason == b""
   return image.numpy()
 
 
-def center_crop(encoded, **how):
+def center_crop(encoded, channels, **how):
   record = {"image": tf.constant(encoded)}
-  image, reason = preprocess.fit(record, exif_rotate=True, **how)
+  image, reason = preprocess.fit(record, reading=Reading(channels, True), **how)
   assert reason == b""
   return image.numpy()
 
 
 def decoded(encoded, channels, box=None):
   record = {"image": tf.constant(encoded)}
-  image, reason = decode.decode(
-    record, channels=channels, exif_rotate=True, box=box
-  )
+  image, reason = decode.decode(record, Reading(channels, True), box=box)
   assert reason == b""
   return image.numpy()
 

@@ -46,7 +46,8 @@ def settings(tmp_path_factory, photo_dir):  # noqa: F811
   }
   return {
     "digits": COMMON | {"source": "digits", "channels": 1},
-    "folder": color | {"source": "folder", "path": str(photo_dir)},
+    "folder": color
+    | {"source": "folder", "path": str(photo_dir), "eval_split": "val"},
     "files": color | records | {"name": "three"},
     "file": color | records | {"name": "one", "shuffle_buffer": 24},
   }

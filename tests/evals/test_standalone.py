@@ -174,7 +174,9 @@ def test_a_folder_of_some_of_the_classes(
   table = rows(tmp_path / "run" / "per_class.csv")
   assert [name for name, *_ in table[1:]] == ["3", "7", "8"]
   printed = capsys.readouterr().out
-  assert f"{len(labels) + 1} images of {root} (it has no folder val," in printed
+  assert (
+    f"{len(labels) + 1} images of {root} (it has no folder such as" in printed
+  )
   assert "1 more images could not be read" in printed
   write_folder(root / "val", pixels[:5], labels[:5])
   held_out = run(settings, tmp_path / "run")["scalars"]
@@ -203,6 +205,7 @@ def test_answers_are_restricted_to_classes_that_are_present(
     "source": "tfds",
     "name": name,
     "data_dir": str(tmp_path),
+    "eval_split": "test",
     "record_shards": 3,
   }
   settings = config(trained[0], data=data, eval=EvalConfig(classes=classes))
@@ -438,7 +441,7 @@ def test_images_that_cannot_be_scored(trained, digits, tmp_path):
   write_set(tmp_path, "unlabeled", "test", pixels[:5], [-1] * 5)
   refused(
     "images of unlabeled, split 'test' have no label: use another split",
-    **tfds_set | {"name": "unlabeled"},
+    **tfds_set | {"name": "unlabeled", "eval_split": "test"},
   )
   whole = tfds_set | {"name": robustness.CORRUPTED, "eval_split": "validation"}
   refused("none of its configs is prepared in .*: set --config.data.d", **whole)

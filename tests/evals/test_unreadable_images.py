@@ -57,6 +57,7 @@ def test_a_training_part_of_one_class_does_not_end_the_run(
   report = evaluate({"model": tiny.params()})
   assert np.isfinite(report.scalars["eval_loss"])
   assert ("eval_knn_all/MAE" in report.scalars) == probed
+  assert ("warning: " in report.text) is False
   assert probed or report.text == (
     "no probes: all 2 training images (eval.max_train=2) are of one class"
   )

@@ -17,6 +17,7 @@ from PIL import Image
 from bench.lib.fork_server import ForkServer
 from mae_jax.config import DataConfig
 from mae_jax.data import image_files, prepare
+from mae_jax.data.image_io import Reading
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -36,7 +37,7 @@ def write_images(root: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
 
 def pixels(path: pathlib.Path, data: DataConfig) -> np.ndarray:
   """Decodes one image as in evaluation, uint8 [1, H, W, C]."""
-  whole = image_files.read(path, data.channels, data.exif_rotate)
+  whole = image_files.read(path, Reading.of(data))
   return prepare.fit(whole, data)[None]
 
 

@@ -147,6 +147,7 @@ def test_report(folder, tmp_path, capsys):
   for text in (
     "images              33 to train on",
     "looked at           33 of those",
+    "layout              every folder is a class, or all images train; no imag",
     "cannot be read      1",
     "many/broken.png",
     "height              median 40, from 24 to 50",

@@ -10,6 +10,7 @@ import skimage.data
 from PIL import Image
 
 from mae_jax.data import image_files, prepare, preprocess
+from mae_jax.data.image_io import Reading
 from mae_jax.tools import photo as photos
 from tests.helpers import tiny
 
@@ -29,13 +30,14 @@ def draw(height: int, width: int, channels: int = 3) -> np.ndarray:
 def test_the_crop_is_that_of_evaluation(size, tmp_path):
   image = draw(*size)
   Image.fromarray(image).save(tmp_path / "x.png")
-  photo = photos.fit(image_files.read(tmp_path / "x.png", 3, True), DATA)
+  photo = photos.fit(
+    image_files.read(tmp_path / "x.png", Reading(3, True)), DATA
+  )
   wanted, reason = preprocess.fit(
     {"file": str(tmp_path / "x.png").encode()},
     size=DATA.image_size,
     keep=DATA.eval_crop,
-    channels=3,
-    exif_rotate=True,
+    reading=Reading(3, True),
   )
   assert reason == b""
   np.testing.assert_array_equal(photo.whole, image)
@@ -142,6 +144,6 @@ def test_unreadable_and_missing_files_are_reported(tmp_path):
   with pytest.raises(
     image_files.UnreadableError, match=r"Unidentified|no image"
   ):
-    image_files.read(tmp_path / "x.png", 3, True)
+    image_files.read(tmp_path / "x.png", Reading(3, True))
   with pytest.raises(image_files.UnreadableError, match="No such file"):
-    image_files.read(tmp_path / "y.png", 3, True)
+    image_files.read(tmp_path / "y.png", Reading(3, True))

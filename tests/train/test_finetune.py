@@ -270,6 +270,40 @@ def test_record_files_whose_labels_are_unknown_are_refused(tmp_path):
     task.evaluator(data)  # `loop.run` calls it before the first step
 
 
+def _folder(root, numbers) -> dict:
+  """Writes gray images; `numbers` are those of images by folder."""
+  for name, number in numbers.items():
+    (root / name).mkdir(parents=True)
+    for level in range(number):
+      Image.new("L", (8, 8), 60 * level).save(root / name / f"{level}.png")
+  return {"source": "folder", "path": str(root), "batch_size": 2}
+
+
+@pytest.mark.parametrize("task", ["finetune", "linprobe", "label_efficiency"])
+def test_one_class_is_refused(tmp_path, task):
+  data = _folder(tmp_path / "x", {"train/cat": 3, "val/cat": 1})
+  settings = tiny.config(task=task, data=data, init_from="digits")
+  with pytest.raises(ConfigError, match="are of one class, 'cat': every netw"):
+    runs.open_task(settings, runs.devices_mesh())
+
+
+def test_the_folders_are_printed_and_a_poor_held_out_set_is_doubted(
+  tmp_path, capsys
+):
+  root = tmp_path / "x"
+  data = _folder(root, {"train/cat": 3, "train/dog": 2, "test/dog": 2})
+  settings = config(data=data)
+  task, data = runs.open_task(settings, runs.devices_mesh())
+  assert capsys.readouterr().out == (
+    f"images: 5 to train on, of {root}/train; 2 held out, of {root}/test\n"
+  )
+  report = task.evaluator(data)(task.init().params)
+  assert report.warning == (
+    "all 2 evaluated images are of one class: their accuracy says nothing of "
+    "the other classes"
+  )
+
+
 def test_images_without_labels_are_refused(tmp_path):
   for number in range(4):
     Image.new("L", (8, 8), 60 * number).save(tmp_path / f"{number}.png")

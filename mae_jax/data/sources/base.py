@@ -38,6 +38,7 @@ class Indexed:
     identity: equal for the same images in the same order.
     name: function from an `id` to the image's name in messages.
     labels: [N], the labels that `load` returns; None if there are no labels.
+    where: the folder of the images, for messages; "" if there is none.
   """
 
   num_examples: int
@@ -46,6 +47,7 @@ class Indexed:
   identity: Identity = dataclasses.field(default_factory=dict)
   name: Callable[[int], str] = str
   labels: np.ndarray | None = None
+  where: str = ""
 
   def take(self, chosen: np.ndarray) -> Self:
     """Returns the examples of the indices `chosen` [n], in that order."""

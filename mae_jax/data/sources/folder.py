@@ -1,17 +1,19 @@
 """A directory of image files, with or without a folder per class.
 
 Layouts: `DIR/train/CLASS/...` with `DIR/val/CLASS/...`; `DIR/CLASS/...`; and
-both without class folders. DIR may be in a bucket (`gs://...`). `listing`
-decides which files are images.
+both without class folders. DIR may be in a bucket (`gs://...`). `layout`
+decides which folders are splits, and `listing` which files are images.
 """
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
 from mae_jax.config import DataConfig
-from mae_jax.data.image_folder import EVAL_FOLDERS, ImageFolder
+from mae_jax.data import holdout, layout, listing
+from mae_jax.data.image_folder import ImageFolder
 from mae_jax.data.sources import base
 from mae_jax.data.tf_setup import tf
 from mae_jax.utils.errors import ConfigError
@@ -20,22 +22,66 @@ from mae_jax.utils.errors import ConfigError
 def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
   """Opens the images under data.path, sorted by path.
 
-  Training uses DIR/train if it exists, else DIR. Evaluation uses the first of
-  DIR/val, DIR/validation and DIR/test. `data.train_split` is ignored.
-
   Args:
-    data: `path` is DIR; if `channels` is neither 1 nor 3, only arrays (.npy)
-      are used.
+    data: `path` is DIR; `layout`, `train_split` and `eval_split` choose the
+      folders of the splits, see `layout`. With `holdout`, training and
+      evaluation share a folder. If `channels` is neither 1 nor 3, only arrays
+      (.npy) are used.
     split: "train" or "eval".
 
   Returns:
-    The source; None for "eval" if there is no evaluation folder. Labels are
+    The source; None for "eval" if there are no held-out images. Labels are
     indices into the sorted list of training class folders that have images.
 
   Raises:
-    ConfigError: if DIR is missing or has no image, if images lie beside class
-      folders, or if an evaluation class is not a training class.
+    ConfigError: if DIR is missing or has no image, if its layout is unclear, if
+      images lie beside class folders, or if an evaluation class is not a
+      training class.
   """
+  root = _root(data)
+  tree = listing.open_tree(os.fspath(root))
+  found = layout.find_layout(root, tree, data)
+  train = root / found.train
+  if data.holdout and found.held_out:
+    raise ConfigError(
+      f"data.holdout={data.holdout:g} holds out a share of the training images"
+      f", but {root / found.held_out} has held-out images: set "
+      "--config.data.holdout=0, or move that folder away"
+    )
+  if split == "eval" and not (data.holdout or found.held_out):
+    return None
+  shared = tree if train == root else None
+  images = ImageFolder(train, data, found.splits if shared else (), shared)
+  if split == "train" or data.holdout:
+    files, labels, classes = images.read(None)
+    _check_no_splits(train, files, classes, data)
+    if data.holdout:
+      wanted = holdout.choose(files, labels, data.holdout) == (split == "eval")
+      files = [file for file, keep in zip(files, wanted, strict=True) if keep]
+      labels = [
+        label for label, keep in zip(labels, wanted, strict=True) if keep
+      ]
+    return _source(images, files, labels, classes, root)
+  held_out = ImageFolder(root / found.held_out, data)
+  classes, eval_classes = images.classes(), held_out.classes()
+  unknown = [name for name in eval_classes if name not in classes]
+  if unknown:
+    raise ConfigError(
+      f"{held_out.folder} has {len(unknown)} classes that have no image in "
+      f"{train}, such as {unknown[0]!r}: rename or remove them, or set "
+      "--config.data.eval_split='' to run without held-out images"
+    )
+  read = held_out.read(classes if eval_classes else ())
+  return _source(held_out, *read, root)
+
+
+def find_layout(data: DataConfig) -> layout.Layout:
+  """Decides which folders of data.path are splits; see `layout`."""
+  root = _root(data)
+  return layout.find_layout(root, listing.open_tree(os.fspath(root)), data)
+
+
+def _root(data: DataConfig) -> epath.Path:
   if not data.path:
     raise ConfigError(
       "data.path is empty: set --config.data.path=DIR, a folder of images"
@@ -46,33 +92,41 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
       f"data.path={data.path!r} is not a folder: set --config.data.path to one "
       f"with {_expected_layouts(root)}"
     )
-  train = root / "train" if (root / "train").is_dir() else root
-  held_out = next(
-    (root / name for name in EVAL_FOLDERS if (root / name).is_dir()), None
-  )
-  # In DIR/CLASS layouts, the folder of held-out images is not a class.
-  ignore = EVAL_FOLDERS if train == root else ()
-  if split == "train":
-    return _source(ImageFolder(train, data, ignore), None, root)
-  if held_out is None:
-    return None
-  classes = ImageFolder(train, data, ignore).classes()
-  images = ImageFolder(held_out, data)
-  eval_classes = images.classes()
-  unknown = [name for name in eval_classes if name not in classes]
-  if unknown:
-    raise ConfigError(
-      f"{held_out} has {len(unknown)} classes that have no image in {train}, "
-      f"such as {unknown[0]!r}: rename or remove them, or set "
-      "--config.data.eval_split='' to run without held-out images"
-    )
-  return _source(images, classes if eval_classes else (), root)
+  return root
+
+
+def _check_no_splits(
+  folder: epath.Path,
+  files: Sequence[bytes],
+  classes: Sequence[str],
+  data: DataConfig,
+) -> None:
+  """Refuses class folders that hold splits, whose test images would train."""
+  if data.layout != "auto" or not classes:
+    return
+  inside: dict[bytes, set[str]] = {}  # names of the folders in each folder
+  for path in {file.rpartition(b"/")[0] for file in files}:
+    while b"/" in path:
+      path, _, name = path.rpartition(b"/")
+      inside.setdefault(path, set()).add(os.fsdecode(name).lower())
+  for name, names in sorted(inside.items()):
+    train = names & set(layout.TRAIN_NAMES)
+    if train and (held_out := names & set(layout.HELD_OUT_NAMES)):
+      path = folder / os.fsdecode(name)
+      raise ConfigError(
+        f"{path} has folders {min(train)} and {min(held_out)}, and would be one"
+        f" class with the images of both: set --config.data.path={path}, or "
+        "--config.data.layout=classes if that is right"
+      )
 
 
 def _source(
-  images: ImageFolder, classes: tuple[str, ...] | None, root: epath.Path
+  images: ImageFolder,
+  files: Sequence[bytes],
+  labels: Sequence[int],
+  classes: tuple[str, ...],
+  root: epath.Path,
 ) -> base.Files:
-  files, labels, classes = images.read(classes)
   if not files:
     raise ConfigError(
       f"{images.folder} has no image ({', '.join(images.suffixes)}): put some "
@@ -99,7 +153,13 @@ def _source(
     return text if text.isprintable() else repr(text)
 
   return base.Files(
-    total, classes or None, load, identity, name=name, labels=numbers
+    total,
+    classes or None,
+    load,
+    identity,
+    name=name,
+    labels=numbers,
+    where=images.folder,
   )
 
 

@@ -100,10 +100,8 @@ class DemoService:
 
   def add(self, data: bytes) -> dict[str, Any]:
     """Adds an image from the bytes of a file."""
-    wanted = self._network.data
-    shape, _, reason = image_io.inspect_image(
-      data, b"", wanted.channels, wanted.exif_rotate
-    )
+    how = image_io.Reading.of(self._network.data)
+    shape, _, reason = image_io.inspect_image(data, b"", how)
     if not reason and int(shape[0]) * int(shape[1]) > MAX_PIXELS:
       raise _HttpError(
         f"the image has {shape[0]} x {shape[1]} pixels, more than "
@@ -111,9 +109,7 @@ class DemoService:
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
       )
     try:
-      whole = image_files.decode(
-        data, reason, wanted.channels, wanted.exif_rotate
-      )
+      whole = image_files.decode(data, reason, how)
     except image_files.UnreadableError as error:
       raise _HttpError(
         f"this is not an image: {error}", HTTPStatus.UNSUPPORTED_MEDIA_TYPE

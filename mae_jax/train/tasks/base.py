@@ -22,7 +22,7 @@ from mae_jax.distributed import sharding
 from mae_jax.models import classifiers, patchify
 from mae_jax.train import init_from, optim
 from mae_jax.train import step as step_lib
-from mae_jax.utils.errors import ConfigError
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 if TYPE_CHECKING:
   from mae_jax.evals import results
@@ -166,6 +166,13 @@ class ClassificationTask(Task):
       raise ConfigError(
         "the training images have no labels, which this task needs: put them "
         "in folders named by class, or set data.name to a data set with labels"
+      )
+    if len(info.class_names) == 1:
+      raise ConfigError(
+        "all training images are of one class, "
+        f"{abbreviate(info.class_names[0])}: every network would be 100 % "
+        "correct. Add a folder of another class, or set data.path to the "
+        "folder of the class folders"
       )
     if info.eval_class_names not in (None, info.class_names):
       raise ConfigError(

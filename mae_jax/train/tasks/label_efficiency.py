@@ -241,9 +241,12 @@ class LabelEfficiencyTask(base.Task):
       )
       if not len(labels):
         return results.Report({}, {}, "no held-out image can be read")
-      return label_efficiency_report.compare(
+      found = label_efficiency_report.compare(
         self.trials, (out["rank"] < 1).mean(axis=0)
       )
+      if why := results.doubt(labels, len(self._one.info.class_names)):
+        found = dataclasses.replace(found, text=f"{found.text}\nwarning: {why}")
+      return found
 
     return evaluate
 
@@ -304,7 +307,9 @@ def _pretrain_config(config: Config) -> Config:
       f"label_efficiency.pretrain={recipe} is of task={first.task}: name a "
       "recipe that pre-trains, such as digits"
     )
-  for name in ("source", "name", "path", "channels", "image_size"):
+  for name in (
+    "source", "name", "path", "layout", "holdout", "channels", "image_size",
+  ):  # fmt: skip
     old, new = getattr(first.data, name), getattr(config.data, name)
     if old != new:
       raise ConfigError(
