@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mae_jax.utils import console
+
 
 class Command(NamedTuple):
   """A command: the function that its flags are made of, and how it runs.
@@ -104,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   Raises:
     SystemExit: with one line, if there is no such command.
   """
+  console.open_streams()
   name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
   if name in ("--help", "-h", "help", "--helpfull"):
     print(usage())

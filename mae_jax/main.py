@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None, command: str = "train") -> None:
     SystemExit: with 75 if a signal interrupted the run, or with one line.
   """
   startup.start_timer()
+  console.open_streams()
   # JAX logs each kind of device that it does not find, and Orbax logs whole
   # traces of errors that are reported in a line below.
   logging.set_verbosity(logging.FATAL)

@@ -71,6 +71,22 @@ def as_library(notes: list[str], progress: bool = False) -> Iterator[None]:
     _library.reset(token)
 
 
+def open_streams() -> None:
+  """Opens the null device in place of standard streams that are closed.
+
+  Otherwise the first files that a run opens get their numbers, and messages
+  would be written into them.
+  """
+  for number, name in enumerate(("stdin", "stdout", "stderr")):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if getattr(sys, name) is None:
+      mode = "w" if number else "r"
+      setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def set_process(number: int) -> None:
   """Sets this process's number, which warnings then begin with."""
   global _process
@@ -160,7 +176,7 @@ def final_message(text: str) -> None:
   # A progress bar has not ended its line.
   above = "\n" if getattr(tqdm.tqdm, "_instances", None) else ""
   with contextlib.suppress(OSError):  # the stream is closed
-    os.write(2, f"{above}{prefix()}{text}\n".encode())
+    os.write(2, f"{above}{prefix()}{_escape(text)}\n".encode())
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

@@ -95,3 +95,14 @@ def test_classifiers_of_few_images_fit_their_pre_training():
     assert config.data.channels == 1
     model = dataclasses.replace(config.model, dtype=few.model.dtype)
     assert model == few.model
+
+
+def test_pre_training_that_goes_on_has_the_network_of_the_paper():
+  config = overrides.recipe("continue_vit_b:images=1000")
+  paper = overrides.recipe("vit_b")
+  assert config.train.length == "1000 examples"
+  model = dataclasses.replace(config.model, norm_eps=paper.model.norm_eps)
+  assert model == paper.model
+  assert config.objective == paper.objective
+  for name in ("image_size", "mean", "std", "crop_scale", "eval_crop"):
+    assert getattr(config.data, name) == getattr(paper.data, name)
