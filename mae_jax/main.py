@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None, command: str = "train") -> None:
     debug = values.pop("debug")
     train(**values, stop=stop)
   except signals.RunInterrupted as stopped:
+    signals.ignore()
     if console.is_first():
       console.info(str(stopped))
     distributed.finish(signals.EXIT_CODE)

@@ -57,9 +57,9 @@ def test_features_of_an_old_checkpoint_are_the_same(files, tmp_path):
   features.write(
     str(files / "discriminator_run"), str(files / "images"), str(out)
   )
-  found, wanted = np.load(out), np.load(files / "features.npz")
-  np.testing.assert_array_equal(found["names"], wanted["names"])
-  np.testing.assert_allclose(found["features"], wanted["features"], atol=1e-5)
+  with np.load(out) as found, np.load(files / "features.npz") as wanted:
+    np.testing.assert_array_equal(found["names"], wanted["names"])
+    np.testing.assert_allclose(found["features"], wanted["features"], atol=1e-5)
 
 
 def test_predictions_of_an_old_checkpoint_are_the_same(files, tmp_path):
@@ -115,7 +115,8 @@ def test_converted_weights_are_equal_in_all_formats(files, tmp_path):
   ):
     out = tmp_path / f"{name}.npz"
     features.write(str(files / name), str(files / "images"), str(out))
-    found.append(np.load(out)["features"])
+    with np.load(out) as arrays:
+      found.append(arrays["features"])
   for each in found[1:]:
     np.testing.assert_allclose(each, found[0], atol=1e-5)
 

@@ -89,6 +89,7 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
   with contextlib.ExitStack() as stack:
     try:
       if not storage.is_remote(path):
+        _check_content(path)
         stack.enter_context(_lock(path))
       identity = uuid.uuid4().hex
       content = {
@@ -109,6 +110,24 @@ def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
     held = Workdir(path, identity)
     _check_shared(held, path, distributed.gather(identity)[0])
     yield held
+
+
+def _check_content(path: epath.Path) -> None:
+  """Refuses what would block a run, or fail at its first checkpoint."""
+  with os.scandir(path) as entries:
+    found = list(entries)
+  for entry in found:
+    reason = ""
+    if not os.path.exists(entry.path):
+      reason = "is a link to nothing"
+    elif not (entry.is_file() or entry.is_dir()):
+      reason = "is neither a file nor a directory"
+    elif entry.name == "checkpoints" and not entry.is_dir():
+      reason = "is not a directory"
+    if reason:
+      raise ConfigError(
+        f"{entry.path} {reason}: remove it, or name another --workdir"
+      )
 
 
 def _check_shared(held: Workdir, given: epath.PathLike, identity: str) -> None:

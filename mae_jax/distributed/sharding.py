@@ -16,6 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mae_jax.config import MeshConfig
+from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
 AXES = ("data", "fsdp")
@@ -30,16 +31,34 @@ RULES: tuple[tuple[str, int], ...] = (
 )
 
 
+def devices() -> list[jax.Device]:
+  """Returns all devices.
+
+  Raises:
+    ConfigError: if there are none on the platform that is asked for.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    wanted = jax.config.jax_platforms
+    raise ConfigError(
+      f"JAX_PLATFORMS={wanted or ''} has no device here "
+      f"({console.first_line(error)}): unset it to use any, install "
+      "the extra for the platform (mae_jax[cuda13], mae_jax[tpu]), and check "
+      "that no other program holds the accelerator"
+    ) from error
+
+
 def make_mesh(
-  config: MeshConfig, devices: Iterable[jax.Device] | None = None
+  config: MeshConfig, chosen: Iterable[jax.Device] | None = None
 ) -> Mesh:
-  """Arranges all devices in a (data, fsdp) mesh.
+  """Arranges all devices, or the chosen ones, in a (data, fsdp) mesh.
 
   Raises:
     ConfigError: if `fsdp` does not divide the number of devices.
   """
-  devices = list(jax.devices() if devices is None else devices)
-  count = len(devices)
+  used = devices() if chosen is None else list(chosen)
+  count = len(used)
   if config.fsdp < 1 or count % config.fsdp:
     divisors = [n for n in range(1, count + 1) if count % n == 0]
     raise ConfigError(
@@ -48,7 +67,7 @@ def make_mesh(
     )
   # In a TPU slice, a torus, `fsdp` may be less than a side.
   grid = mesh_utils.create_device_mesh(
-    (count // config.fsdp, config.fsdp), devices, allow_split_physical_axes=True
+    (count // config.fsdp, config.fsdp), used, allow_split_physical_axes=True
   )
   return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 

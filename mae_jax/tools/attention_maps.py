@@ -4,7 +4,6 @@ import functools
 import os
 import time
 
-import jax
 import numpy as np
 
 from mae_jax.config import MeshConfig, check_name
@@ -66,7 +65,7 @@ def write(
   if fit is not None:
     check_name(prepare.FITS, fit, "--fit")
   image_stream.check(checkpoint, images, pictures=out)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  mesh = sharding.make_mesh(MeshConfig(), sharding.devices()[:1])
   with output_folder.replacing(out, "attention", settings) as album:
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool="all", layer=layer, image_size=image_size

@@ -183,7 +183,7 @@ def load(
   """
   if target is not None:
     check_name(model_info.TARGETS, target, "--target")
-  mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  mesh = mesh or sharding.make_mesh(MeshConfig(), sharding.devices()[:1])
   hints = conversion.ModelOverrides(target=target, insist=target is not None)
   found = load_model.load(checkpoint, mesh, hints, decoder=True)
   network = Reconstructor(load_model.resize(found, image_size, mesh), mesh)

@@ -242,6 +242,12 @@ def exit_on_signals(text: str, stop: Callable[[], None] | None = None) -> None:
   _listen(on_signal)
 
 
+def ignore() -> None:
+  """Ignores further signals: the process is about to exit with its code."""
+  for number in SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+
+
 def exit_now(code: int) -> NoReturn:
   """Exits without Python's own shutdown.
 

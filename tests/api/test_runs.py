@@ -151,6 +151,7 @@ def test_a_damaged_log(trained, tmp_path):
     broken.model()
 
 
+@pytest.mark.slow
 def test_a_config_in_other_forms(config, tmp_path):
   path = tmp_path / "run"
   length = {"train.length": "3 steps"}
@@ -167,6 +168,7 @@ def test_nothing_is_logged(trained, caplog, tmp_path):
   assert not caplog.records
 
 
+@pytest.mark.slow
 def test_runs_at_once(config, tmp_path):
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     names = "a", "b", "b"

@@ -271,6 +271,7 @@ def test_averaged_parameters_are_taken(tmp_path: pathlib.Path):
   assert checkpoints.read_metadata(end).config.classify.ema == 0
 
 
+@pytest.mark.slow
 def test_the_encoder_alone(tmp_path: pathlib.Path):
   for kind in ("mae", "cls"):
     start = sample_checkpoints.save(tmp_path / kind, kind)

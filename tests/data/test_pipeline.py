@@ -134,7 +134,7 @@ def test_processes_share_a_batch(any_settings, source, processes):
   )
 
 
-@pytest.mark.parametrize("number", [1, 5, 12])
+@pytest.mark.parametrize("number", [5, slow(1), slow(12)])
 def test_the_group_size_does_not_change_batches(
   any_settings, photo_dir, tmp_path, number
 ):
@@ -175,7 +175,7 @@ def test_rows_need_not_be_neighbors(any_settings, source):
   assert_same(train(data, 2, rows=rows), expected)
 
 
-@pytest.mark.parametrize("source", ["digits", "folder", slow("tfds")])
+@pytest.mark.parametrize("source", ["digits", slow("folder"), slow("tfds")])
 def test_seeds_and_steps_differ(any_settings, source):
   data = any_settings(source)
   one, two = train(data, 2)
@@ -222,6 +222,7 @@ def test_one_shard_of_several_files(any_settings):
     assert sorted(epoch) == list(range(TRAIN))
 
 
+@pytest.mark.slow
 def test_the_number_of_shards_divides_the_batch(any_settings):
   """A batch of 12 has at most 12 shards, although 64 are configured."""
   data = any_settings("tfds", batch_size=12, record_shards=64)
@@ -258,7 +259,7 @@ def test_evaluation_gives_every_example_once(any_settings, source, batch_size):
     np.testing.assert_array_equal(images[..., 0, 0, 0], 2 * labels)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ["digits", slow("folder"), slow("tfds")])
 def test_processes_share_an_evaluation(any_settings, source):
   """Splits rows unevenly too, and splits record shards."""
   data = any_settings(source, record_shards=2)

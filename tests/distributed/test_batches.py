@@ -75,7 +75,8 @@ def test_batches_are_bit_equal_to_those_of_one_process(
         for key, value in batch.items():
           expected[f"{name} {kind} {step} {key}"] = np.asarray(value)
   assert [each.wait(300) for each in processes] == [0] * count
-  found = dict(np.load(out))
+  with np.load(out) as file:
+    found = dict(file)
   assert found.keys() == expected.keys()
   for key, value in expected.items():
     np.testing.assert_array_equal(found[key], value, err_msg=key)

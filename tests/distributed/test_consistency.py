@@ -34,6 +34,7 @@ def restore(workdir):
   return checkpoints.restore_newest(workdir, run, step.abstract_state(task))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_checkpoint_that_another_process_cannot_read(
   workdir, tmp_path, monkeypatch, capsys, failing

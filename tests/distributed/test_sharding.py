@@ -181,3 +181,15 @@ def test_prefetch_keeps_order_and_stays_ahead():
   assert taken == [0, 1, 2]
   rest = [int(batch["image"][5, 1]) for batch in stream]
   assert rest == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+  "error", [RuntimeError("Unable to initialize backend 'x'"), AssertionError()]
+)
+def test_a_platform_without_a_device_is_one_line(monkeypatch, error):
+  def devices():
+    raise error
+
+  monkeypatch.setattr(jax, "devices", devices)
+  with pytest.raises(ConfigError, match=r"JAX_PLATFORMS=cpu .*: unset it"):
+    sharding.make_mesh(MeshConfig())

@@ -9,6 +9,7 @@ from PIL import Image
 from mae_jax.config import EvalConfig
 from mae_jax.evals import pretraining
 from tests.helpers import runs, tiny
+from tests.helpers.params import slow
 
 
 def make(root, **classes: int) -> str:
@@ -47,7 +48,7 @@ def test_one_class_no_held_out_part_or_nothing_left_out(tmp_path):
     assert left_out.endswith(why)
 
 
-@pytest.mark.parametrize(("most", "probed"), [(2, False), (0, True)])
+@pytest.mark.parametrize(("most", "probed"), [slow(2, False), (0, True)])
 def test_a_training_part_of_one_class_does_not_end_the_run(
   tmp_path, most, probed
 ):

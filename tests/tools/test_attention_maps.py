@@ -163,6 +163,7 @@ def test_the_query_patch_is_framed():
   assert (framed[~frame] == plain[~frame]).all()
 
 
+@pytest.mark.slow
 def test_files(workdir, images, tmp_path):
   out = tmp_path / "out"
   attention_maps.write(str(workdir), str(images), str(out), layer=1)

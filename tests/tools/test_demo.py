@@ -240,6 +240,7 @@ def test_other_sites_and_names_are_refused(opened):
   assert ask(opened, "POST", "/model", b"")[0] == 404
 
 
+@pytest.mark.slow
 def test_old_images_are_dropped(opened):
   names = [ask(opened, "GET", "/example")[1]["image"] for _ in range(20)]
   assert len(set(names)) == 20

@@ -172,6 +172,7 @@ def close(found, wanted):
   np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "names", [("float32",), slow(("bfloat16", "int8", "probe", "layer"))]
 )

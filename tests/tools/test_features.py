@@ -32,6 +32,7 @@ from tests.helpers.commands import (
   pixels,
   write_images,
 )
+from tests.helpers.params import slow
 
 SMALL = {
   "data": {"eval_crop": 0.8, "eval_split": ""},
@@ -120,6 +121,7 @@ def test_pooled_features_equal_a_plain_loop(pretrained, photos, written):
     assert found["readable"].tolist() == [True] * len(NAMES)
 
 
+@pytest.mark.slow
 def test_images_are_prepared_as_pillow_would(pretrained, photos, written):
   """Allows for rounding, which changes a pixel by at most 1/255."""
   data = PRETRAIN.data
@@ -409,6 +411,7 @@ def test_sizes():
     assert read.image_size == size
 
 
+@pytest.mark.slow
 def test_the_command_also_in_a_bucket(
   pretrained, photos, written, tmp_path_factory, tmp_path
 ):
@@ -460,7 +463,9 @@ def test_the_last_layer_of_the_extractor_has_its_shape(pretrained):
   assert network.layer == 2
 
 
-@pytest.mark.parametrize("pool", feature_extractor.POOLS)
+@pytest.mark.parametrize(
+  "pool", [x if x == "grid" else slow(x) for x in feature_extractor.POOLS]
+)
 def test_several_layers_equal_single_ones(pretrained, pool):
   mesh = runs.devices_mesh()
   found = load_model.load(pretrained, mesh)

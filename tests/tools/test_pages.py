@@ -164,6 +164,7 @@ def test_a_click_on_a_name_hides_its_line(visit, page_of_two):
   sync_api.expect(loss(page).locator(".scatterlayer .trace")).to_have_count(3)
 
 
+@pytest.mark.slow
 def test_the_slider_moves_by_keyboard(visit, page_of_two):
   page = visit(page_of_two)
   slider = page.get_by_role("slider").first
@@ -262,6 +263,7 @@ def test_clicks_and_drags_mask_patches(visit, demo):
   assert share(page) == "25 %, 4 of 16 patches"
 
 
+@pytest.mark.slow
 def test_a_fast_drag_leaves_no_gaps(visit, demo):
   page = visit(demo)
   painted(page)
@@ -324,6 +326,7 @@ def assert_blank(page: sync_api.Page) -> None:
   assert set(page.locator(".truth").all_inner_texts()) == {""}
 
 
+@pytest.mark.slow
 def test_the_last_answer_is_removed_if_all_patches_are_masked(visit, demo):
   page = visit(demo)
   painted(page)

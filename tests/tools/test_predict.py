@@ -148,6 +148,7 @@ def test_print(trained, photos, rows, capsys):
   assert lines[-1].endswith("predictions.csv")
 
 
+@pytest.mark.slow
 def test_printed_predictions_are_shortened_only_with_a_file(
   trained, rows, tmp_path, capsys
 ):

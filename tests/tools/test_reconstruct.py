@@ -21,6 +21,7 @@ from mae_jax.tools import reconstruct, reconstructor
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
 from tests.helpers.commands import command, write_images
+from tests.helpers.params import slow
 
 NAMES = ("a.png", "b/c.jpg", "b/sheet.png")
 COLOR = {
@@ -63,7 +64,7 @@ def png(path: pathlib.Path) -> np.ndarray:
   return array[..., None] if array.ndim == 2 else array
 
 
-@pytest.mark.parametrize("target", ["norm_pix", "raw"])
+@pytest.mark.parametrize("target", ["norm_pix", slow("raw")])
 def test_pictures_show_the_networks_predictions(
   workdirs, images, tmp_path, target: str
 ):
@@ -100,6 +101,7 @@ def test_pictures_show_the_networks_predictions(
     assert (row["masked"], row["variant"]) == ("8", "50 % random")
 
 
+@pytest.mark.slow
 def test_masks_ratios_and_strategies(workdirs, images, tmp_path):
   out = tmp_path / "out"
   rows = run(
@@ -249,6 +251,7 @@ def test_scores_need_the_original(workdirs, images, tmp_path):
   assert not (out / "images" / "a.png" / "error.png").exists()
 
 
+@pytest.mark.slow
 def test_odd_files_give_a_picture_or_a_warning(workdirs, tmp_path, capsys):
   folder = tmp_path / "odd"
   folder.mkdir()

@@ -30,6 +30,7 @@ def _assert_in_band(losses: np.ndarray, count: int) -> None:
   np.testing.assert_array_less(table.min(axis=0) - 4 * SPREAD, losses)
 
 
+@pytest.mark.slow
 def test_the_first_hundred_steps():
   _, losses = runs.steps(digits_curve.recipe(seed=0), 100)
   at = [step for step in STEPS if step <= 100]

@@ -41,8 +41,8 @@ def test_parameters_and_optimizer_state_are_sharded_over_fsdp():
   assert moment.addressable_shards[0].data.shape == (2, 8, 64)
 
 
-@pytest.mark.parametrize("mask", ["random", "block", "grid"])
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("mask", ["random", slow("block"), slow("grid")])
+@pytest.mark.parametrize("devices", [slow(2), 4, slow(8)])
 def test_masks_are_bit_equal_on_all_meshes(devices, mask: str):
   """Compares the noise of a step in programs that shard the batch."""
   model = tiny.model(objective={"mask": mask})
@@ -61,6 +61,7 @@ def test_masks_are_bit_equal_on_all_meshes(devices, mask: str):
   assert len(np.unique(rows, axis=0)) == 32  # per example, not per device
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "mask",
   [

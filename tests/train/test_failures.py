@@ -50,6 +50,7 @@ def test_a_failing_evaluation_does_not_lose_the_weights(tmp_path, monkeypatch):
   runs.train(config, tmp_path)  # the run can still be finished
 
 
+@pytest.mark.slow
 def test_a_diverged_run_stops_and_keeps_the_last_good_state(tmp_path):
   config = tiny.config(
     train={**_TRAIN, "length": "40 steps", "max_bad_steps": 3},
@@ -94,7 +95,8 @@ def test_the_inputs_of_a_failed_step_are_saved(tmp_path):
     runs.train(config, tmp_path, devices=2)
   (path,) = tmp_path.glob("bad_step_*.npz")
   assert str(path) in str(stop.value)
-  saved = np.load(path)
+  with np.load(path) as file:
+    saved = dict(file)
   _, data = runs.open_task(config, runs.devices_mesh())
   given = next(data.train_batches(int(saved["step"]) - 1))
   for name in given:

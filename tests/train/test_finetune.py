@@ -74,6 +74,7 @@ def test_fine_tuning_starts_from_the_encoder_and_a_new_head(
   assert set(params) == {"encoder", "fc_norm", "head"}
 
 
+@pytest.mark.slow
 def test_positions_are_resized_for_larger_images(pretrained, tmp_path):
   settings = config(
     init_from=str(pretrained),
@@ -108,6 +109,7 @@ def test_fine_tuning_goes_on_with_the_head_of_the_same_classes(
   assert "head" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_new_head_is_said(tuned, tmp_path, capsys):
   first, workdir = tuned
   wanted = runs.params(workdir, first)["model"]
@@ -317,7 +319,7 @@ def test_images_without_labels_are_refused(tmp_path):
 @pytest.mark.parametrize(
   "trained",
   [
-    "head",
+    slow("head"),
     slow("mlp"),
     slow("1 blocks"),
   ],

@@ -42,6 +42,7 @@ def pretrained(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_only_the_head_changes_and_resume_is_exact(pretrained, tmp_path):
   settings = config(init_from=str(pretrained))
   report = runs.train(settings, tmp_path / "whole")

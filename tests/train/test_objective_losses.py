@@ -57,7 +57,7 @@ DISCRIMINATORS = {
   [
     slow(0, "hinge", "patch"),
     slow(10, "hinge", "patch"),
-    (20, "hinge", "image"),
+    slow(20, "hinge", "image"),
     slow(20, "non_saturating", "patch"),
   ],
 )

@@ -27,6 +27,7 @@ def test_a_wrong_range_is_one_line(text: str):
     config(text)
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_trace(tmp_path, capsys):
   runs.train(config("2:3"), tmp_path)
   (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")

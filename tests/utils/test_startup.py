@@ -54,13 +54,15 @@ EVALUATE += ("--config.task=evaluate",)
     slow(
       (*EVALUATE, "--config.eval.measure=x"), "eval.measure='x' is not known"
     ),
-    (EVALUATE, "init_from is empty"),
+    slow(EVALUATE, "init_from is empty"),
     slow((*EVALUATE, "--config.init_from=/nowhere"), "/nowhere"),
-    (("plan", MAIN[1], "--topology=v9"), "v9"),
-    (("convert", "--to=jax", "/nowhere.pth", "out"), "/nowhere.pth"),
-    (("features", "--checkpoint=/nowhere", "--images=.", "--out=x.npz"), "/no"),
+    slow(("plan", MAIN[1], "--topology=v9"), "v9"),
+    slow(("convert", "--to=jax", "/nowhere.pth", "out"), "/nowhere.pth"),
+    slow(
+      ("features", "--checkpoint=/nowhere", "--images=.", "--out=x.npz"), "/no"
+    ),
     (("predict", "--checkpoint=/nowhere", "--images=.", "--out=x.csv"), "/no"),
-    (("export", "--checkpoint=/nowhere", "--out=x"), "/nowhere"),
+    slow(("export", "--checkpoint=/nowhere", "--out=x"), "/nowhere"),
   ],
 )
 def test_a_mistake_does_not_wait_for_tensorflow(tmp_path, args, complaint):
@@ -71,7 +73,7 @@ def test_a_mistake_does_not_wait_for_tensorflow(tmp_path, args, complaint):
   assert complaint in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("tool", ["convert", slow("export"), slow("features")])
+@pytest.mark.parametrize("tool", [slow("convert"), slow("export"), "features"])
 def test_help_does_not_wait_for_tensorflow(tool):
   done = run(tool, "--help")
   assert done.returncode == 0, done.stderr
