@@ -76,7 +76,7 @@ setup(
     "mae_jax.tools.demo": ["page.html"],
     "mae_jax.tools.report": ["page.html"],
   },
-  entry_points={"console_scripts": ["mae-jax=mae_jax.__main__:main"]},
+  entry_points={"console_scripts": ["mae-jax=mae_jax.__main__:start"]},
   install_requires=[
     "absl-py>=2.5",
     "docstring-parser>=0.18",

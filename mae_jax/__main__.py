@@ -141,5 +141,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   cli.run(function, name, rest, interrupted=command.interrupted)
 
 
+def start() -> None:
+  """Runs the command of this process; `mae-jax` is this function."""
+  from mae_jax.utils import signals
+
+  signals.run_process(main)
+
+
 if __name__ == "__main__":
-  main()
+  start()

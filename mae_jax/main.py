@@ -143,4 +143,4 @@ def main(argv: Sequence[str] | None = None, command: str = "train") -> None:
 
 
 if __name__ == "__main__":
-  main()
+  signals.run_process(main)

@@ -248,6 +248,23 @@ def ignore() -> None:
     signal.signal(number, signal.SIG_IGN)
 
 
+def run_process(main: Callable[[], None]) -> None:
+  """Runs a program; if it fails, exits without waiting for its threads.
+
+  Those of a checkpoint that cannot be written wait for each other for minutes,
+  and would keep the devices and the workdir's lock.
+  """
+  try:
+    main()
+  except SystemExit as error:
+    if not error.code:
+      raise
+    if isinstance(error.code, int):
+      exit_now(error.code)
+    console.final_message(str(error.code))
+    exit_now(1)
+
+
 def exit_now(code: int) -> NoReturn:
   """Exits without Python's own shutdown.
 

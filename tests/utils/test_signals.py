@@ -214,3 +214,25 @@ def test_a_command_that_still_imports_ends_without_a_traceback():
     rest = process.stderr.read()
     assert process.wait(60) == -signal.SIGINT
   assert "Traceback" not in rest
+
+
+_FAILS = """
+import sys, threading
+from mae_jax.utils import signals
+threading.Thread(target=threading.Event().wait).start()
+signals.run_process(lambda: sys.exit({code!r}))
+"""
+
+
+@pytest.mark.parametrize(
+  ("code", "returned", "text"), [("error: x", 1, "error: x\n"), (75, 75, "")]
+)
+def test_a_program_that_failed_does_not_wait_for_threads(code, returned, text):
+  done = subprocess.run(
+    [sys.executable, "-c", _FAILS.format(code=code)],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
+  assert (done.returncode, done.stderr) == (returned, text)
