@@ -195,6 +195,30 @@ class Network:
       setattr(net, name, nnx.data(value))
     return net
 
+  def resized(self, image_size: int | tuple[int, int]) -> Self:
+    """Returns this network for images of another size.
+
+    Positions are interpolated, as in fine-tuning at another size.
+
+    Args:
+      image_size: height and width, or one number for both.
+
+    Raises:
+      ConfigError: if patches do not fit into such images.
+
+    Example:
+      >>> import mae_jax
+      >>> model = mae_jax.from_pretrained("digits").resized((12, 16))
+      >>> model.image_size, model.grid
+      ((12, 16), (6, 8))
+    """
+    with self._quiet():
+      size = arguments.size("image_size", image_size)
+      found = load_model.resize(self._loaded, size, self._mesh, "image_size")
+      metadata = dataclasses.replace(found.metadata, config=found.config)
+      loaded = dataclasses.replace(found, metadata=metadata)
+      return type(self)(loaded, self._mesh, self.notes)
+
   def normalize(self, images: jax.Array) -> jax.Array:
     """Normalizes pixels for `module`.
 

@@ -456,3 +456,24 @@ def test_a_config_is_changed_by_names():
     config.replace({"data.batch_size": 0})
   assert dataclasses.is_dataclass(config)
   assert "digits" in mae_jax.list_recipes()
+
+
+def test_a_network_for_images_of_another_size(tmp_path):
+  model = mae_jax.from_pretrained("digits")
+  larger = model.resized((12, 16))
+  assert (model.image_size, larger.image_size) == ((8, 8), (12, 16))
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 16, 1), np.uint8)
+  found = larger.features(pixels, preprocess=False).values
+  wanted = model.features(pixels, image_size=(12, 16), preprocess=False).values
+  np.testing.assert_array_equal(found, wanted)
+  tokens = larger.apply(larger.params, pixels)
+  assert jax.tree.leaves(tokens)[0].shape[0] == 2
+  shown = larger.reconstruct(pixels, preprocess=False)
+  assert shown.mask.shape == (2, 6, 8)
+  larger.save_pretrained(tmp_path / "larger", format="jax")
+  again = mae_jax.from_pretrained(tmp_path / "larger")
+  assert again.image_size == (12, 16)
+  again = again.features(pixels, preprocess=False).values
+  np.testing.assert_array_equal(again, found)
+  with pytest.raises(mae_jax.ConfigError, match=r"image_size=9 is not a mult"):
+    model.resized(9)
