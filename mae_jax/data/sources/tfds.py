@@ -87,8 +87,10 @@ def _builder(data: DataConfig) -> Any:
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise ConfigError(
       f"data.name={data.name!r} is prepared in {where} as "
-      f"{builder.info.file_format.value}: prepare it with "
-      f"`tfds build {data.name} --data_dir={where} --file_format=tfrecord`"
+      f"{builder.info.file_format.value}, and tfrecord is needed: prepare it "
+      "once more in another directory (TFDS keeps one format in each), with "
+      f"`tfds build {data.name} --data_dir=OTHER --file_format=tfrecord`, and "
+      "set --config.data.data_dir=OTHER"
     )
   return builder
 
