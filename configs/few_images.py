@@ -70,6 +70,6 @@ def get_config(arg: str | None = None):
         log_every="50 steps",
         save_every=f"{args.images // 20} examples",
       ),
-      eval=EvalConfig(every=f"{args.images // 10} examples"),
+      eval=EvalConfig(every=f"{args.images // 10} examples", raw_pixels=True),
     )
   )

@@ -28,6 +28,7 @@ def test_a_short_run_of_the_digits_recipe(tmp_path):
   assert first.returncode == 0, first.stderr
   assert "trained to step 6" in first.stdout
   assert "linear probe, 5 per class" in first.stdout
+  assert "always the largest class" in first.stdout
   assert "raw pixels" in first.stdout
   assert f"{tmp_path}/reconstructions.png" in first.stdout
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

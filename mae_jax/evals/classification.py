@@ -254,6 +254,9 @@ class Evaluation:
       for key, name in (("top1", "top-1"), ("top5", "top-5"))
       if f"eval_{key}" in scalars
     ]
+    if lines:
+      guess = results.percent([results.guess(found.labels)])
+      lines.append(f"{results.GUESS}: {guess}")
     classes = self._num_classes
     warning = results.doubt(found.labels, classes) or nothing_learned(
       found, classes
@@ -266,12 +269,11 @@ def nothing_learned(scores: Scores, classes: int) -> str:
 
   A guess always names the largest class, or gives all classes one probability.
   """
-  labels = scores.labels[scores.labels >= 0]
-  if not len(labels) or classes < 2:
+  if not (scores.labels >= 0).any() or classes < 2:
     return ""
   found = scores.scalars()
   top1, loss = found["eval_top1"], found["eval_loss"]
-  majority = np.bincount(labels).max() / len(labels)
+  majority = results.guess(scores.labels)
   if top1 <= majority and top1 < 1:
     reason = (
       f"the held-out top-1 accuracy, {100 * top1:.1f} %, is not above "

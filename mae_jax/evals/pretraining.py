@@ -200,6 +200,8 @@ def probe_table(
   accuracies = probes.evaluate_probes(train, test, config)
   found = probes.scalars(accuracies)
   text = probes.table(accuracies)
+  guess = results.percent([results.guess(test.labels)])
+  text += f"\n{results.GUESS:<28}{guess:>18}"
   if why := results.doubt(test.labels, len(np.unique(train.labels))):
     text += f"\nwarning: {why}"
   return text, {f"eval_{key}": each for key, each in found.items()}

@@ -64,6 +64,18 @@ def doubt(labels: np.ndarray, num_classes: int) -> str:
   return ""
 
 
+GUESS = "always the largest class"
+
+
+def guess(labels: np.ndarray) -> float:
+  """Returns the accuracy of `GUESS` on images of labels [N].
+
+  Images without a label (-1) do not count.
+  """
+  labels = labels[labels >= 0]
+  return float(np.bincount(labels).max() / len(labels))
+
+
 def label_count(shots: int) -> str:
   """Describes the number of labels, 0 for all."""
   return f"{shots} per class" if shots else "all labels"

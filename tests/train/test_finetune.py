@@ -300,6 +300,7 @@ def test_the_folders_are_printed_and_a_poor_held_out_set_is_doubted(
     f"images: 5 to train on, of {root}/train; 2 held out, of {root}/test\n"
   )
   report = task.evaluator(data)(task.init().params)
+  assert report.text.endswith("always the largest class: 100.0 %")
   assert report.warning == (
     "all 2 evaluated images are of one class: their accuracy says nothing of "
     "the other classes"
