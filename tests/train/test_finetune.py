@@ -404,3 +404,12 @@ def test_a_skipped_step_changes_no_average():
   after, _ = runs.steps(settings, 2)
   assert int(after.health.skipped) == 1
   jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+
+
+def test_held_out_images_without_classes_are_refused(tmp_path):
+  """As ImageNet's validation images come out of their archive."""
+  root = tmp_path / "x"
+  data = _folder(root, {"train/cat": 2, "train/dog": 2, "val": 3})
+  text = "2 classes and the held-out images none: sort them into folders"
+  with pytest.raises(ConfigError, match=text):
+    runs.open_task(config(data=data), runs.devices_mesh())

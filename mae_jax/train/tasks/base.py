@@ -174,9 +174,16 @@ class ClassificationTask(Task):
         "correct. Add a folder of another class, or set data.path to the "
         "folder of the class folders"
       )
+    if info.eval_class_names is not None and not info.eval_class_names:
+      # As in ImageNet's own archive of validation images.
+      raise ConfigError(
+        f"the training images have {len(info.class_names)} classes and the "
+        "held-out images none: sort them into folders with the names of the "
+        "training classes, or set data.eval_split='' to run without them"
+      )
     if info.eval_class_names not in (None, info.class_names):
       raise ConfigError(
-        f"the held-out images have {len(info.eval_class_names or ())} classes "
+        f"the held-out images have {len(info.eval_class_names)} classes "
         f"and the training images {len(info.class_names)}: use parts of one "
         "data set, or set data.eval_split=''"
       )
