@@ -537,9 +537,11 @@ def test_pixels_are_those_of_the_checkpoint(trained, tmp_path, capsys):
 
 def test_images_of_another_size(trained, tmp_path, capsys):
   workdir, _ = trained
-  wanted = run(config(workdir), tmp_path / "same")["eval_top1"]
-  larger = {"image_size": (12, 12)}
-  found = run(config(workdir, data=larger), tmp_path / "larger")["eval_top1"]
-  assert wanted != found > 0.3  # better than chance
+  wanted = run(config(workdir), tmp_path / "same")["scalars"]
+  larger = config(workdir, data={"image_size": (12, 12)})
+  found = run(larger, tmp_path / "larger")["scalars"]
+  assert found["eval_loss"] != wanted["eval_loss"]
+  # About as good as the 35 % of its own size; guessing is right in 10 %.
+  assert found["eval_top1"] > 0.3
   text = "data.image_size=(8, 8), and its positions are interpolated for (12, 1"
   assert text in capsys.readouterr().err
