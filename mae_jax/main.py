@@ -6,6 +6,7 @@ The task in the config says what runs; `train/tasks` says where it lives.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from mae_jax.utils import (
   storage,
 )
 from mae_jax.utils.errors import ConfigError
+
+_OPEN_FILES = 4096
 
 
 def train(
@@ -60,6 +63,7 @@ def train(
   cli.at_least("start_seconds", start_seconds, 1)
   cli.at_least("heartbeat_seconds", heartbeat_seconds, 3)
   errors.require(extras.TRAIN, "train")
+  _allow_files()
   storage.make_directory(workdir, "--workdir")
   compile_cache.enable(config.train.compile_cache)
   process = distributed.detect(coordinator, num_processes, process_id)
@@ -77,6 +81,24 @@ def train(
   run = tasks.runner(config.task)
   startup.mark("imports")
   run(config, workdir, stop)
+
+
+def _allow_files() -> None:
+  """Raises the limit of open files, which is low on some systems.
+
+  Raises:
+    ConfigError: if it is too low for a checkpoint and cannot be raised.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  allowed = [x for x in (soft, hard) if x != resource.RLIM_INFINITY]
+  if soft in allowed and soft < _OPEN_FILES:
+    soft = _OPEN_FILES if len(allowed) == 1 else min(hard, _OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  if soft in allowed and soft < 128:
+    raise ConfigError(
+      f"this shell allows {soft} open files, and a run needs up to "
+      f"{_OPEN_FILES}: raise the limit (ulimit -n {_OPEN_FILES})"
+    )
 
 
 def _listen() -> signals.StopSignals:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 
+from mae_jax import main
+from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands
 
 
@@ -100,3 +103,22 @@ def test_a_broken_recipe_is_one_line(tmp_path, code, complaint):
   assert len(lines) == 1
   assert str(recipe) in lines[0]
   assert complaint in lines[0]
+
+
+@pytest.mark.parametrize(
+  ("limits", "raised"),
+  [((256, 8192), 4096), ((20, 1024), 1024), ((256, -1), 4096), ((-1, -1), -1)],
+)
+def test_the_limit_of_open_files_is_raised(monkeypatch, limits, raised):
+  changed = [limits]
+  monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+  monkeypatch.setattr(resource, "setrlimit", lambda _, new: changed.append(new))
+  main._allow_files()
+  assert changed[-1] == (raised, limits[1])
+
+
+def test_a_low_limit_of_open_files_is_refused(monkeypatch):
+  monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 100))
+  monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+  with pytest.raises(ConfigError, match=r"allows 100 open .*ulimit -n 4096"):
+    main._allow_files()

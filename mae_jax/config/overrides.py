@@ -12,6 +12,7 @@ import pathlib
 import re
 import runpy
 import textwrap
+import traceback
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -160,8 +161,10 @@ def _run(text: str) -> ml_collections.ConfigDict:
     values = get_config(*args) if get_config else None
   except ConfigError as error:
     raise ConfigError(f"{path}: {error}") from error
-  except Exception as error:  # a recipe may be any program
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+  except (Exception, SystemExit) as error:  # a recipe may be any program
+    # Its text, also if its __str__ fails.
+    said = traceback.TracebackException.from_exception(error)
+    reason = " ".join(f"{type(error).__name__}: {said}".split())
     if len(reason) > 500:  # a value may be long; the ends say most
       reason = f"{reason[:250]} ... {reason[-250:]}"
     raise ConfigError(f"{path}: {reason}") from error

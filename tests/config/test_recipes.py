@@ -106,3 +106,24 @@ def test_pre_training_that_goes_on_has_the_network_of_the_paper():
   assert config.objective == paper.objective
   for name in ("image_size", "mean", "std", "crop_scale", "eval_crop"):
     assert getattr(config.data, name) == getattr(paper.data, name)
+
+
+@pytest.mark.parametrize(
+  ("body", "reason"),
+  [
+    ("raise ValueError('a\\nb')", "ValueError: a b"),
+    ("raise SystemExit('no')", "SystemExit: no"),
+    ("def f(:", "SyntaxError: "),
+    (
+      "class Odd(Exception):\n  def __str__(self): raise self\nraise Odd",
+      "Odd: <exception str() failed>",
+    ),
+  ],
+)
+def test_a_recipe_that_fails_is_named(body: str, reason: str, tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(body)
+  with pytest.raises(ConfigError) as caught:
+    overrides.recipe(str(path))
+  assert str(caught.value).startswith(f"{path}: {reason}")
+  assert "\n" not in str(caught.value)
