@@ -18,7 +18,7 @@ from mae_jax.conversion import (
 )
 from mae_jax.conversion.weight_format import WeightFormat
 from mae_jax.utils import storage
-from mae_jax.utils.errors import ConfigError
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 JAX = "jax"
 PICKLES = (".pth", ".pt", ".bin")
@@ -107,6 +107,11 @@ def open_tensors(path: pathlib.Path) -> tensor_files.Tensors:
     ConfigError: if there are none, or they cannot be read.
   """
   if not path.is_dir():
+    if not path.is_file():  # reading it may never end
+      raise ConfigError(
+        f"{path} is a pipe or a device, not a file of weights: save its content "
+        "in a file"
+      )
     if tensor_files.is_safetensors(path):
       return tensor_files.SafeTensors([path])
     if tensor_files.is_pickle(path):
@@ -138,11 +143,12 @@ def _index_files(index: pathlib.Path) -> list[pathlib.Path]:
   content = content if isinstance(content, dict) else {}
   files = json_fields.mapping(content, "weight_map", index).values()
   names = sorted(set(map(str, files)))
-  if outside := [name for name in names if pathlib.Path(name).name != name]:
-    raise ConfigError(
-      f"{index} names {outside[0]!r}, which is not a file beside it: download "
-      "it again"
-    )
+  for name in names:
+    if name in ("", "..") or "\0" in name or pathlib.Path(name).name != name:
+      raise ConfigError(
+        f"{index} names {abbreviate(name)}, which is not a file beside it: "
+        "download it again"
+      )
   parts = [index.parent / name for name in names]
   missing = [part.name for part in parts if not part.is_file()]
   if missing or not parts:

@@ -266,6 +266,23 @@ def test_the_arguments_of_the_reference_are_read(tmp_path: pathlib.Path):
   refused(other, tmp_path, "contains datetime.date, which is neither")
 
 
+def test_pipes_and_devices_are_no_weights(tmp_path: pathlib.Path):
+  os.mkfifo(tmp_path / "x.pth")
+  text = "is a pipe or a device, not a file of weights"
+  for source in (tmp_path / "x.pth", "/dev/zero"):
+    refused(source, tmp_path, text)
+
+
+def test_names_of_tensors_do_not_reach_the_terminal_raw(tmp_path):
+  hostile = {"\x1b]0;title\x07\x9b2J": torch.ones(48)}
+  file = write(tmp_path / "x.pth", model=state("encoder", **hostile))
+  with pytest.raises(ConfigError) as caught:
+    convert.convert(str(file), str(tmp_path / "a"), to="jax", heads=4)
+  line = errors.explain(caught.value)
+  assert r"\x1b]0;title\x07\x9b2J is unexpected" in line
+  assert line.isprintable()
+
+
 def test_what_is_no_weights(tmp_path: pathlib.Path):
   file = write(tmp_path / "x.pth", model={"cls_token": 3})
   refused(file, tmp_path, "has 'cls_token' of type int among its weights")
@@ -482,7 +499,10 @@ def test_an_index_of_parts(root: pathlib.Path, tmp_path: pathlib.Path):
     ("[]", "names no files of weights"),
     ('{"weight_map": ["x"]}', "has weight_map=.'x'., which is not an object"),
     ('{"weight_map": {"x": "b.safetensors"}}', "names b.safetensors, which is"),
-    ('{"weight_map": {"x": "../b"}}', r"names '../b', which is not a file"),
+    *(
+      (json.dumps({"weight_map": {"x": name}}), "which is not a file beside it")
+      for name in ("../b", "/b", ".", "..", "", "a\0b", "b/")
+    ),
   ):
     index.write_text(content)
     refused(tmp_path / "a", tmp_path, text)

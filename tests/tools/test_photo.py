@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -147,3 +148,6 @@ def test_unreadable_and_missing_files_are_reported(tmp_path):
     image_files.read(tmp_path / "x.png", Reading(3, True))
   with pytest.raises(image_files.UnreadableError, match="No such file"):
     image_files.read(tmp_path / "y.png", Reading(3, True))
+  os.mkfifo(tmp_path / "z.png")
+  with pytest.raises(image_files.UnreadableError, match="a pipe or a device"):
+    photos.read_mask(tmp_path / "z.png")
