@@ -45,6 +45,9 @@ class Timm(WeightFormat):
   """timm's format, which has no decoder."""
 
   names = facebook.NAMES
+  unsupported = facebook.UNSUPPORTED
+  optional_biases = facebook.QKV_BIAS
+  ignored = ((r"^mask_token$", "the mask token of its training"),)
   suffix = ".safetensors"
   folder = True
   decoder = False
@@ -141,7 +144,8 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
     for name in ("mean", "std")
     if cfg.get(name) is not None
   }
-  size = result.get("image_size", known["image_size"])
+  size = result.get("image_size", known["image_size"]) or _input_size(cfg)
+  result["image_size"] = size
   result |= preprocessing.from_timm(cfg, size, file).fields()
   names = cfg.get("label_names", content.get("label_names"))
   if known["classes"] and isinstance(names, list) and names:
@@ -152,6 +156,13 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
       )
     result["class_names"] = tuple(names)
   return result
+
+
+def _input_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
+  match cfg.get("input_size"):
+    case [int(), int() as height, int() as width]:
+      return height, width
+  return None
 
 
 def _model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_a_size_without_a_name_is_named_as_the_nearest(tmp_path: pathlib.Path):
 def test_the_printed_line_builds_the_same_network(
   kind, model, data, tmp_path: pathlib.Path
 ):
-  """It prepares images as the folder does, whose config.json says how."""
+  """Compares with the folder, whose config.json says how to prepare images."""
   start = sample_checkpoints.save(
     tmp_path / "start",
     kind,
