@@ -4,6 +4,7 @@ import pathlib
 
 from mae_jax.conversion import facebook, model_info, tensor_files
 from mae_jax.conversion.weight_format import WeightFormat
+from mae_jax.utils.errors import ConfigError
 
 
 class VisionTransformer(WeightFormat):
@@ -25,6 +26,11 @@ class VisionTransformer(WeightFormat):
     base: model_info.ModelInfo | None,
   ) -> model_info.ModelInfo:
     """Reads model info; see `WeightFormat.describe`."""
+    if "flax_heads" not in found.extra:
+      raise ConfigError(
+        f"--from=vision_transformer: {path} is no .npz or msgpack file of Flax; "
+        "leave --from out"
+      )
     known = facebook.read_shapes(found, path)
     # Flax's gelu is the tanh approximation; pixels are in [-1, 1].
     pixels = {"mean": (0.5,), "std": (0.5,)}
