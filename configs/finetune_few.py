@@ -1,13 +1,13 @@
 r"""Fine-tunes a classifier on a few hundred images in class folders.
 
-    python -m mae_jax.main --workdir=runs/classifier \
-      --config=configs/finetune_few.py:checkpoint=runs/few \
-      --config.data.path=/data/photos
+    python -m mae_jax.main --config=configs/finetune_few.py:checkpoint=RUN \
+      --workdir=runs/classifier --config.data.path=/data/photos
 
-`checkpoint` sets `init_from`. From the checkpoint come the network, the image
-size, channels, mean and std, unless you set them; the saved config has the
-values. Without it, they are those of `few_images`, with its arguments `source`
-and `channels`. It is float32, since bfloat16 takes twice as long on CPUs.
+`RUN` is a run of `few_images` or another checkpoint, and becomes `init_from`.
+From it come the network, the image size, channels, mean and std, unless you set
+them; the saved config has the values. Without it, they are those of
+`few_images`, with its arguments `source` and `channels`. It is float32, since
+bfloat16 takes twice as long on CPUs.
 
 docs/quickstart/your_images.md reaches a held-out top-1 of 96.4 % with these
 settings. Five smaller trials at 32 pixels, 6,000 examples after short runs of

@@ -1,8 +1,7 @@
 r"""Trains a linear probe on a few hundred images in class folders.
 
-    python -m mae_jax.main --workdir=runs/probe \
-      --config=configs/linprobe_few.py:checkpoint=runs/few \
-      --config.data.path=/data/photos
+    python -m mae_jax.main --config=configs/linprobe_few.py:checkpoint=RUN \
+      --workdir=runs/probe --config.data.path=/data/photos
 
 It starts from a run of `few_images`, as `finetune_few`. The rate is that of
 LARS. In the trials of `finetune_few`, held-out top-1 is 29.0, 39.8 and 41.3 %
