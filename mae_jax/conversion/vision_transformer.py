@@ -28,8 +28,8 @@ class VisionTransformer(WeightFormat):
     """Reads model info; see `WeightFormat.describe`."""
     if "flax_heads" not in found.extra:
       raise ConfigError(
-        f"--from=vision_transformer: {path} is no .npz or msgpack file of Flax; "
-        "leave --from out"
+        f"--from=vision_transformer: {path} is no .npz or msgpack file of "
+        "Flax; leave --from out"
       )
     known = facebook.read_shapes(found, path)
     # Flax's gelu is the tanh approximation; pixels are in [-1, 1].

@@ -368,5 +368,5 @@ def test_files_of_flax_that_are_refused(tmp_path: pathlib.Path):
       str(tmp_path / "x.npz"), str(tmp_path / "y"), to="vision_transformer"
     )
   torch.save(test_refusals.state("encoder"), tmp_path / "z.pth")
-  with pytest.raises(ConfigError, match="is no .npz or msgpack file of Flax"):
+  with pytest.raises(ConfigError, match=r"is no .npz or msgpack file of Flax"):
     load.open_weights(tmp_path / "z.pth", weight_format="vision_transformer")
