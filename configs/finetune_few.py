@@ -1,12 +1,13 @@
 r"""Fine-tunes a classifier on a few hundred images in class folders.
 
-    python -m mae_jax.main --config=configs/finetune_few.py \
-      --workdir=runs/classifier --config.init_from=runs/few \
-      --config.data.path=/data/photos
+    python -m mae_jax.main --config=configs/finetune_few.py:checkpoint=RUN \
+      --workdir=runs/classifier --config.data.path=/data/photos
 
-It starts from a run of `few_images`, and has the same network, image size and
-arguments `source` and `channels`. Set again here what you changed there. It is
-float32, since bfloat16 takes twice as long on CPUs.
+`RUN` is a run of `few_images` or another checkpoint, and becomes `init_from`.
+From it come the network, the image size, channels, mean and std, unless you set
+them; the saved config has the values. Without it, they are those of
+`few_images`, with its arguments `source` and `channels`. It is float32, since
+bfloat16 takes twice as long on CPUs.
 
 docs/quickstart/your_images.md reaches a held-out top-1 of 96.4 % with these
 settings. Five smaller trials at 32 pixels, 6,000 examples after short runs of
@@ -34,7 +35,10 @@ FEW_IMAGES = pathlib.Path(__file__).with_name("few_images.py")
 
 def get_config(arg: str | None = None):
   """Returns the recipe; `images` is the number of examples to train on."""
-  args = parse_arg(arg, source="folder", channels=3, images=12_000)
+  args = parse_arg(
+    arg, source="folder", channels=3, images=12_000, checkpoint=""
+  )
+  checkpoint = vars(args).pop("checkpoint")
   few = ",".join(f"{name}={value}" for name, value in vars(args).items())
   config = runpy.run_path(str(FEW_IMAGES))["get_config"](few)
   config.task = "finetune"
@@ -43,4 +47,8 @@ def get_config(arg: str | None = None):
   config.optim.blr = 4e-3
   config.optim.layer_decay = 0.75
   config.classify.smoothing = 0.1
+  if checkpoint:
+    from mae_jax import conversion
+
+    conversion.start_from(config, checkpoint)
   return config

@@ -9,6 +9,7 @@ from mae_jax.conversion.load import (
   load_any,
   locate,
   read_metadata,
+  start_from,
   weights_of,
 )
 from mae_jax.conversion.model_info import (
@@ -24,5 +25,6 @@ __all__ = [
   "load_any",
   "locate",
   "read_metadata",
+  "start_from",
   "weights_of",
 ]

@@ -152,6 +152,10 @@ def _with_progress(weights: Weights, progress: Progress) -> Weights:
 def check_out(out: str, weight_format: str) -> None:
   """Raises ConfigError if weights of this format cannot be written to `out`."""
   form = formats.FORMATS.get(weight_format)
+  if form and not form.writable:
+    raise ConfigError(
+      f"--to={weight_format}: files of this format are only read; use --to=timm"
+    )
   suffix = form.suffix if form else ""
   may_be_folder = form is not None and form.folder
   if may_be_folder and not out.endswith(formats.PICKLES):

@@ -19,6 +19,7 @@ from mae_jax.conversion import (
 from mae_jax.conversion.weight_format import OUT, WeightFormat, metadata
 from mae_jax.conversion.weights import Weights
 from mae_jax.utils import atomic_write
+from mae_jax.utils.errors import ConfigError
 
 _BLOCK = {
   "norm1": "norm1",
@@ -47,6 +48,20 @@ NAMES: name_maps.Names = {
   "stats/mean": "head.0.running_mean",
   "stats/var": "head.0.running_var",
 }
+QKV_BIAS = r"\.attn\.qkv\.bias$"  # timm's networks can lack it
+# Tensors of other Vision Transformers of timm, and of the networks that use its
+# names.
+UNSUPPORTED = (
+  (r"^(reg_token|register_tokens)$", "register tokens"),
+  (r"^(dist_token$|head_dist\.)", "a distillation token"),
+  (r"^norm_pre\.", "a norm before its blocks"),
+  (r"^blocks\.\d+\.attn\.[qk]_norm\.", "norms of queries and keys"),
+  (r"^blocks\.\d+\.attn\.(norm|gate)\b", "a norm or gate in its attention"),
+  (r"^blocks\.\d+\.mlp\.(w\d+|fc1_g|fc1_x|norm)\.", "other MLPs"),
+  (r"rel_pos|relative_position", "relative positions"),
+  (r"^attn_pool\.|(^|/)MAPHead_0/", "a head that attends to tokens"),
+  (r"(^|/)(pre_logits|fc)\b", "a layer in front of its head"),
+)
 # Files that the authors published, and their license.
 _PUBLISHED = re.compile(r"mae_(pretrain|visualize|finetuned)_vit_\w+\.pth")
 _PUBLISHED_SOURCE = {
@@ -60,6 +75,8 @@ class Facebook(WeightFormat):
   """The reference's format, which timm's resembles."""
 
   names = NAMES
+  unsupported = UNSUPPORTED
+  optional_biases = QKV_BIAS
   ignored = ((rf"^{_COUNTER}$", "BatchNorm's counter of batches"),)
   suffix = ".pth"
   batch_norm = True
@@ -70,7 +87,7 @@ class Facebook(WeightFormat):
       isinstance(found, tensor_files.PickledTensors) and found.reference
     )
     return not path.is_dir() and (
-      reference or NAMES["model/decoder/mask_token"] in found.shapes
+      reference or infer_architecture.has_decoder(found.shapes, NAMES)
     )
 
   def describe(
@@ -132,17 +149,24 @@ def read_shapes(
   """Reads the fields of `model_info.ModelInfo` that tensors show."""
   known = infer_architecture.read(found.shapes, NAMES, str(path))
   known["classes"] = 0
+  fc_norm = f"{NAMES['model/fc_norm']}.weight" in found.shapes
+  heads = (f"{NAMES['head']}.weight", f"{NAMES['model/head']}.weight")
+  if fc_norm and not any(head in found.shapes for head in heads):
+    raise ConfigError(
+      f"{path} averages tokens before its only norm (fc_norm) and has no head: "
+      "an encoder needs its final norm (norm), and a classifier its head; get "
+      "the file with one of them"
+    )
   for kind, head in (
     (model_info.PROBE, "head"),
     (model_info.CLASSIFIER, "model/head"),
   ):
     weight = found.shapes.get(f"{NAMES[head]}.weight")
     if weight:
-      mean = f"{NAMES['model/fc_norm']}.weight" in found.shapes
       known |= {
         "kind": kind,
         "classes": weight[0],
-        "pooling": "mean" if mean else "cls",
+        "pooling": "mean" if fc_norm else "cls",
       }
   return known
 

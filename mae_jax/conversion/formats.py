@@ -10,26 +10,30 @@ from etils import epath
 
 from mae_jax.conversion import (
   facebook,
+  flax_files,
   hub,
   json_fields,
   tensor_files,
+  tensor_views,
   timm,
   transformers,
+  vision_transformer,
 )
 from mae_jax.conversion.weight_format import WeightFormat
 from mae_jax.utils import storage
-from mae_jax.utils.errors import ConfigError
+from mae_jax.utils.errors import ConfigError, abbreviate
 
 JAX = "jax"
 PICKLES = (".pth", ".pt", ".bin")
 _SAFE = ".safetensors"
 # Endings of files of weights. A file's content says what it is.
-_ENDINGS = (*PICKLES, ".tar", ".ckpt", _SAFE)
+_ENDINGS = (*PICKLES, ".tar", ".ckpt", _SAFE, ".npz", ".msgpack")
 
 
 FORMATS: dict[str, WeightFormat] = {
   "facebook": facebook.Facebook(),
   "transformers": transformers.Transformers(),
+  "vision_transformer": vision_transformer.VisionTransformer(),
   "timm": timm.Timm(),
 }
 FORMAT_NAMES = (JAX, *FORMATS)
@@ -103,12 +107,29 @@ def local_copy(path: epath.PathLike) -> Iterator[pathlib.Path]:
 def open_tensors(path: pathlib.Path) -> tensor_files.Tensors:
   """Opens the tensors of a file, or of a directory with a config.json.
 
+  A common prefix of their names is removed, and layer scales are multiplied
+  into other layers.
+
   Raises:
     ConfigError: if there are none, or they cannot be read.
   """
+  found = tensor_views.without_prefix(_open(path))
+  return tensor_views.without_layer_scale(found)
+
+
+def _open(path: pathlib.Path) -> tensor_files.Tensors:
   if not path.is_dir():
+    if not path.is_file():  # reading it may never end
+      raise ConfigError(
+        f"{path} is a pipe or a device, not a file of weights: save its "
+        "content in a file"
+      )
     if tensor_files.is_safetensors(path):
       return tensor_files.SafeTensors([path])
+    if flax_files.is_npz(path):
+      return flax_files.open_npz(path)
+    if flax_files.is_msgpack(path):
+      return flax_files.open_msgpack(path)
     if tensor_files.is_pickle(path):
       return tensor_files.PickledTensors(path)
     # A damaged file is reported as one of its ending.
@@ -117,15 +138,15 @@ def open_tensors(path: pathlib.Path) -> tensor_files.Tensors:
     if path.suffix in _ENDINGS:
       return tensor_files.PickledTensors(path)
     raise ConfigError(
-      f"{path} is not a file of weights: use one of PyTorch or safetensors "
-      f"({', '.join(_ENDINGS)}), or a directory with a config.json"
+      f"{path} is not a file of weights: use one of PyTorch, safetensors or "
+      f"Flax ({', '.join(_ENDINGS)}), or a directory with a config.json"
     )
   index = path / transformers.INDEX
   if index.is_file():
     return tensor_files.SafeTensors(_index_files(index))
   for name in ("model.safetensors", "pytorch_model.bin"):
     if (path / name).is_file():
-      return open_tensors(path / name)
+      return _open(path / name)
   raise ConfigError(
     f"{path} has a {transformers.CONFIG} but no model.safetensors or "
     "pytorch_model.bin: download the weights too"
@@ -138,11 +159,12 @@ def _index_files(index: pathlib.Path) -> list[pathlib.Path]:
   content = content if isinstance(content, dict) else {}
   files = json_fields.mapping(content, "weight_map", index).values()
   names = sorted(set(map(str, files)))
-  if outside := [name for name in names if pathlib.Path(name).name != name]:
-    raise ConfigError(
-      f"{index} names {outside[0]!r}, which is not a file beside it: download "
-      "it again"
-    )
+  for name in names:
+    if name in ("", "..") or "\0" in name or pathlib.Path(name).name != name:
+      raise ConfigError(
+        f"{index} names {abbreviate(name)}, which is not a file beside it: "
+        "download it again"
+      )
   parts = [index.parent / name for name in names]
   missing = [part.name for part in parts if not part.is_file()]
   if missing or not parts:

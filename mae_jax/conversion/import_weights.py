@@ -6,6 +6,8 @@ shape or not finite raises an error; every correction adds a note.
 
 import dataclasses
 import json
+import math
+import operator
 import pathlib
 import re
 from collections.abc import Mapping
@@ -33,6 +35,7 @@ from mae_jax.conversion.weights import (
 from mae_jax.utils.errors import ConfigError
 
 _MAX_NAMES = 4  # names in an error
+_ENCODER_TABLE = "model/encoder/pos_embed"
 
 
 class ForeignCheckpoint:
@@ -63,6 +66,7 @@ class ForeignCheckpoint:
       for canonical, name in self._stored_names.items()
     }
     _check_sizes(path, found)
+    self._check_supported()
     self._base = _own_metadata(path, found)
     header = tensor_files.Header(self._shapes, found.extra)
     base = None
@@ -70,10 +74,41 @@ class ForeignCheckpoint:
       kind = model_info.KIND_OF_TASK[self._base.config.task]
       base = run_config.from_run(self._base, kind)
     info = self._format.describe(header, path, base)
-    self._notes = [*_unused_networks(found), *info.notes]
+    self._notes = [*found.notes, *_unused_networks(found), *info.notes]
     if info.decoder is None:
       info = dataclasses.replace(info, norm_pix=None)
     self.info = model_info.with_overrides(info, overrides)
+    self._no_class_row = self._pad_positions()
+
+  def _check_supported(self) -> None:
+    """Refuses a network that this project does not have, by what it has."""
+    for pattern, what in self._format.unsupported:
+      for name in self._shapes:
+        if re.search(pattern, name):
+          raise ConfigError(
+            f"{self._path} has {what} ({name}), which the networks of this "
+            "project do not have: use weights of a plain ViT"
+          )
+
+  def _pad_positions(self) -> str:
+    """Adds a class row to a table without one; returns the table's name."""
+    name, size = str(self._format.names[_ENCODER_TABLE]), self.info.image_size
+    shape = self._shapes.get(name, ())
+    if size is None or len(shape) != 3:
+      return ""
+    patch = self.info.patch_size
+    length = math.prod(map(operator.floordiv, size, patch))
+    if shape[1] != length:
+      return ""
+    self._shapes[name] = (1, 1 + length, shape[2])
+    self._notes.append(f"{name} has no class token, which gets zeros")
+    return name
+
+  def _tensor(self, read: tensor_files.Read, canonical: str) -> np.ndarray:
+    values = read(self._stored_names[canonical])
+    if canonical == self._no_class_row:
+      values = np.concatenate([np.zeros_like(values[:, :1]), values], axis=1)
+    return values
 
   def weights(self) -> Weights:
     """Returns checked weights; values are checked only when they are read."""
@@ -257,7 +292,7 @@ class ForeignCheckpoint:
         part == "encoder" or self.info.decoder is not None
       ):
         with self._tensors.reading() as read:
-          question = self._zeros_question(name, read(self._stored_names[name]))
+          question = self._zeros_question(name, self._tensor(read, name))
         questions += [question] if question else []
     return questions
 
@@ -309,7 +344,7 @@ class ForeignCheckpoint:
       for piece in pieces:
         if piece.name in zeros:
           continue
-        theirs = read(self._stored_names[piece.name])
+        theirs = self._tensor(read, piece.name)
         _check_finite(theirs, piece.name, self._path)
         piece.from_foreign(array, theirs)
     return array
@@ -332,11 +367,12 @@ def _check_sizes(path: pathlib.Path, found: tensor_files.Tensors) -> None:
 
 def _unused_networks(found: tensor_files.Tensors) -> list[str]:
   """Returns a note for each further set of these tensors, such as averages."""
+  names = {found.prefix + name for name in found.shapes}
   return [
-    f"left out: {key!r}, other values of {len(found.shapes.keys() & value)} of "
+    f"left out: {key!r}, other values of {len(names & value.keys())} of "
     "these tensors; to convert them instead, save them as {'model': ...}"
     for key, value in found.extra.items()
-    if isinstance(value, Mapping) and found.shapes.keys() & value
+    if isinstance(value, Mapping) and names & value.keys()
   ]
 
 

@@ -69,13 +69,18 @@ def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
     "decoder": None,
     "assumed": frozenset({"heads", "decoder_heads", "image_size"}),
   }
-  if names["model/decoder/mask_token"] in shapes:
+  if has_decoder(shapes, names):
     *_, narrow = shape("model/decoder/mask_token", 3)
     heads = model_info.DECODER_HEADS.get(narrow, 0)
     layers, hidden = stack("decoder")
     found["decoder"] = architecture.Dims(narrow, layers, heads, hidden)
     found["kind"] = model_info.MAE
   return found
+
+
+def has_decoder(shapes: Shapes, names: Names) -> bool:
+  """Checks for a mask token [1, 1, D]; that of DINOv2's encoder is [1, D]."""
+  return len(shapes.get(str(names["model/decoder/mask_token"]), ())) == 3
 
 
 def depth(shapes: Shapes, names: Names, path: str) -> int:

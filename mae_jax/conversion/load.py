@@ -1,11 +1,13 @@
 """Opens weights of any format."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from etils import epath
 from flax import traverse_util
@@ -23,10 +25,15 @@ from mae_jax.conversion import (
 )
 from mae_jax.conversion.weights import NOT_NEEDED, POSITION_TABLES, Weights
 from mae_jax.distributed import sharding
-from mae_jax.models import classifiers, discriminator
+from mae_jax.models import architecture, classifiers, discriminator
 from mae_jax.utils import console
 
 POSITIONS = ("keep", "sincos")
+# Settings of a classifier that the checkpoint decides, by section.
+_DECIDED = {
+  "data": ("image_size", "channels", "mean", "std"),
+  "model": ("variant", *architecture.FIELDS),
+}
 
 
 def open_unchecked(
@@ -199,6 +206,28 @@ def read_metadata(path: epath.PathLike) -> checkpoints.CheckpointMetadata:
   with formats.local_copy(path) as local:
     overrides = model_info.ModelOverrides(no_decoder=True)
     return open_weights(path, local, overrides=overrides).run
+
+
+def start_from(recipe: ml_collections.ConfigDict, path: epath.PathLike) -> None:
+  """Sets `init_from` in a recipe, and what the checkpoint decides.
+
+  The encoder's architecture, the image size, channels, mean and std become
+  those of the checkpoint. Flags can still replace them, and the run saves the
+  values.
+
+  Args:
+    recipe: settings, as a recipe's `get_config` returns them; changed.
+    path: a workdir, a checkpoint, or weights.
+
+  Raises:
+    ConfigError: if there is no checkpoint.
+  """
+  before = read_metadata(path).config
+  recipe.init_from = os.fspath(path)
+  for section, names in _DECIDED.items():
+    with recipe[section].unlocked(), recipe[section].ignore_type():
+      for name in names:
+        recipe[section][name] = getattr(getattr(before, section), name)
 
 
 def load_any(

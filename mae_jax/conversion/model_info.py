@@ -278,8 +278,9 @@ def missing_info(info: ModelInfo) -> list[str]:
     ),
     (
       info.image_size is None,
-      "the height and width of its images, which are not square: convert it "
-      "with --image_size=HEIGHT,WIDTH",
+      "the height and width of its images, which are not square or whose "
+      "position table has no class token: convert it with "
+      "--image_size=HEIGHT,WIDTH",
     ),
     (
       decoder is not None and info.norm_pix is None,

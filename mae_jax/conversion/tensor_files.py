@@ -2,10 +2,12 @@
 
 Files of PyTorch are pickles, which may contain any program. They are read with
 PyTorch's `weights_only` reader, which accepts only tensors, plain containers
-and the one class that the reference's files contain, and executes nothing.
+and `argparse.Namespace`, and executes nothing. Of a few harmless classes that
+training scripts save, such as paths and dates, it makes empty objects.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import json
@@ -17,7 +19,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -51,6 +53,27 @@ class Header:
   extra: Mapping[str, Any]
 
 
+class Tensors(Protocol):
+  """Named tensors of a file.
+
+  Attributes:
+    shapes: shape of each tensor, by name.
+    dtypes: dtype of each tensor, as safetensors names it.
+    extra: other content of the file.
+    prefix: what precedes the names in the file.
+    notes: what was changed or left out, one line each.
+  """
+
+  shapes: dict[str, tuple[int, ...]]
+  dtypes: dict[str, str]
+  extra: dict[str, Any]
+  prefix: str
+  notes: tuple[str, ...]
+
+  def reading(self) -> contextlib.AbstractContextManager[Read]:
+    """Opens the file for reading; frees memory at the end."""
+
+
 class SafeTensors:
   """Tensors in one or several `.safetensors` files.
 
@@ -59,6 +82,9 @@ class SafeTensors:
     dtypes: dtype of each tensor, as safetensors names it.
     extra: the metadata of the files.
   """
+
+  prefix = ""
+  notes: tuple[str, ...] = ()
 
   def __init__(self, paths: Sequence[pathlib.Path]):
     """Reads the headers.
@@ -113,17 +139,101 @@ def _open_safe(path: pathlib.Path) -> Iterator[Any]:
     yield file
 
 
+# Keys of training scripts' files, the first one first. Among the _USUAL first
+# ones there is no choice. DeepSpeed's have "module"; DINO's "teacher".
+_CONTAINERS = (
+  "model",
+  "state_dict",
+  "model_state_dict",
+  "module",
+  "net",
+  "network",
+  "teacher",
+  "target_encoder",
+  "encoder",
+  "student",
+  "model_ema",
+  "state_dict_ema",
+  "ema",
+)
+_USUAL = 6
+
+
+class _Unread:
+  """An object of a file whose class is not imported; it has no content."""
+
+  def __init__(self, *args: Any):
+    pass
+
+  def __new__(cls, *args: Any) -> "_Unread":
+    return super().__new__(cls)
+
+  def __setstate__(self, state: Any) -> None:
+    pass
+
+
+def _new_dict(*args: Any) -> dict[Any, Any]:
+  """Stands for a class of dictionaries with a default."""
+  return {}
+
+
+# Classes and functions that training scripts save beside weights.
+_HARMLESS = (
+  *(
+    f"{module}.{name}"
+    for module in ("numpy._core.multiarray", "numpy.core.multiarray")
+    for name in ("scalar", "_reconstruct")
+  ),
+  "numpy.dtype",
+  "numpy.ndarray",
+  *(
+    f"{module}.{flavor}{kind}"
+    for module in ("pathlib", "pathlib._local")
+    for flavor in ("", "Pure")
+    for kind in ("Path", "PosixPath", "WindowsPath")
+  ),
+  *(
+    f"datetime.{name}"
+    for name in ("date", "datetime", "time", "timedelta", "timezone")
+  ),
+  "types.SimpleNamespace",
+  "builtins.list",  # default of a dictionary
+  "builtins.int",
+)
+_SAFE_CLASSES: list[Any] = [
+  argparse.Namespace,
+  (_new_dict, "collections.defaultdict"),
+  # Lightning's hyper-parameters.
+  *(
+    (collections.OrderedDict, f"{module}.AttributeDict")
+    for module in (
+      "pytorch_lightning.utilities.parsing",
+      "lightning.pytorch.utilities.parsing",
+      "lightning_fabric.utilities.data",
+      "lightning.fabric.utilities.data",
+    )
+  ),
+  *(
+    (type(name.rpartition(".")[2], (_Unread,), {}), name) for name in _HARMLESS
+  ),
+]
+
+
 class PickledTensors:
   """Tensors in a file of PyTorch.
 
-  The tensors are in `["model"]`, in `["state_dict"]`, or in the file itself.
+  The tensors are in the first of `_CONTAINERS` that the file has, which may
+  hold another one, or in the file itself.
 
   Attributes:
     reference: whether they are in `["model"]`, as in the reference's files.
     shapes: shape of each tensor, by name.
     dtypes: dtype of each tensor, as safetensors names it.
     extra: the content beside the tensors.
+    notes: names the container, if a file has other networks in others.
   """
+
+  prefix = ""
 
   def __init__(self, path: pathlib.Path):
     """Reads names and shapes.
@@ -138,39 +248,40 @@ class PickledTensors:
         f"{path} contains a {type(content).__name__}, not named tensors: save "
         "the model's state_dict()"
       )
-    self._key = next(
-      (
-        key
-        for key in ("model", "state_dict")
-        if isinstance(content.get(key), Mapping)
-      ),
-      None,
-    )
-    self.reference = self._key == "model"
     self.extra: dict[str, Any] = {}
-    if self._key is not None:
-      self.extra = {k: v for k, v in content.items() if k != self._key}
-    tensors = self._tensors(content)
-    self.shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    self.dtypes = {name: _dtype_name(x) for name, x in tensors.items()}
+    self._keys: list[str] = []
+    while key := next(
+      (key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), ""
+    ):
+      self._keys.append(key)
+      self.extra |= {k: v for k, v in content.items() if k != key}
+      content = content[key]
+    self.reference = self._keys == ["model"]
+    self.notes = tuple(
+      f"the weights are those of {key!r}"
+      for key in self._keys[-1:]
+      if key in _CONTAINERS[_USUAL:]
+    )
+    self._check(content)
+    self.shapes = {name: tuple(x.shape) for name, x in content.items()}
+    self.dtypes = {name: _dtype_name(x) for name, x in content.items()}
 
-  def _tensors(self, content: Any) -> Mapping[str, Any]:
-    found = content if self._key is None else content[self._key]
+  def _check(self, tensors: Mapping[Any, Any]) -> None:
     torch = import_torch(self._path)
-    for name, value in found.items():
+    for name, value in tensors.items():
       if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise ConfigError(
           f"{self._path} has {name!r} of type {type(value).__name__} among its "
           "weights, which must be named tensors: save the model's "
           "state_dict(), alone or as {'model': state_dict}"
         )
-    result: Mapping[str, Any] = found
-    return result
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[Read]:
     """Opens the file for reading; frees memory at the end."""
-    tensors = self._tensors(_load_pickle(self._path))
+    tensors = _load_pickle(self._path)
+    for key in self._keys:
+      tensors = tensors[key]
 
     def read(name: str) -> np.ndarray:
       import torch
@@ -182,9 +293,6 @@ class PickledTensors:
       return array
 
     yield read
-
-
-Tensors: TypeAlias = SafeTensors | PickledTensors
 
 
 def _dtype_name(tensor: Any) -> str:
@@ -211,7 +319,7 @@ def import_torch(path: os.PathLike | str) -> Any:
 
 _GIT_LFS_HEAD = b"version https://git-lfs"
 # Zip archives, and pickles of protocol 2 or later.
-_PICKLE_HEADS = (b"PK", b"\x80")
+_PICKLE_HEADS = (b"PK", *(bytes((0x80, number)) for number in range(2, 6)))
 
 
 def is_pickle(path: pathlib.Path) -> bool:
@@ -253,7 +361,7 @@ def _load_pickle(path: pathlib.Path) -> Any:
   def load(mmap: bool) -> Any:
     with (
       warnings.catch_warnings(),
-      torch.serialization.safe_globals([argparse.Namespace]),
+      torch.serialization.safe_globals(_SAFE_CLASSES),
     ):
       warnings.simplefilter("ignore")  # old files warn before they fail
       settings = {"map_location": "cpu", "weights_only": True}

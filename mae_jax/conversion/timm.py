@@ -45,6 +45,9 @@ class Timm(WeightFormat):
   """timm's format, which has no decoder."""
 
   names = facebook.NAMES
+  unsupported = facebook.UNSUPPORTED
+  optional_biases = facebook.QKV_BIAS
+  ignored = ((r"^mask_token$", "the mask token of its training"),)
   suffix = ".safetensors"
   folder = True
   decoder = False
@@ -106,8 +109,10 @@ class Timm(WeightFormat):
   def reader_notes(self, found: model_info.ModelInfo, out: str) -> list[str]:
     """Lists settings that timm does not find in the file or folder."""
     if out.endswith(self.suffix):
-      return super().reader_notes(found, out)
-    return [*self.eps_notes(found), *preprocessing.timm_notes(found)]
+      notes = super().reader_notes(found, out)
+    else:
+      notes = self.eps_notes(found)
+    return [*notes, *preprocessing.timm_notes(found)]
 
 
 def _is_config(content: Any) -> bool:
@@ -139,7 +144,8 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
     for name in ("mean", "std")
     if cfg.get(name) is not None
   }
-  size = result.get("image_size", known["image_size"])
+  size = result.get("image_size", known["image_size"]) or _input_size(cfg)
+  result["image_size"] = size
   result |= preprocessing.from_timm(cfg, size, file).fields()
   names = cfg.get("label_names", content.get("label_names"))
   if known["classes"] and isinstance(names, list) and names:
@@ -150,6 +156,13 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
       )
     result["class_names"] = tuple(names)
   return result
+
+
+def _input_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
+  match cfg.get("input_size"):
+    case [int(), int() as height, int() as width]:
+      return height, width
+  return None
 
 
 def _model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,12 +218,6 @@ def hub_config(found: model_info.ModelInfo) -> dict[str, Any]:
     found: info of a network that timm supports.
   """
   assert found.image_size is not None
-  assert found.mean is not None
-  assert found.std is not None
-
-  def channels(values: tuple[float, ...]) -> list[float]:
-    return list(values * found.channels if len(values) == 1 else values)
-
   # All dimensions are written, so that the name decides nothing.
   arguments = {
     "img_size": list(found.image_size),
@@ -229,11 +236,8 @@ def hub_config(found: model_info.ModelInfo) -> dict[str, Any]:
     "model_args": arguments,
     "pretrained_cfg": {
       "custom_load": False,
-      "input_size": [found.channels, *found.image_size],
       "fixed_input_size": True,
-      **preprocessing.to_timm(found),
-      "mean": channels(found.mean),
-      "std": channels(found.std),
+      **_preparation(found),
       "num_classes": found.classes,
       "pool_size": None,
       "first_conv": "patch_embed.proj",
@@ -246,8 +250,29 @@ def hub_config(found: model_info.ModelInfo) -> dict[str, Any]:
   return content
 
 
+def _preparation(found: model_info.ModelInfo) -> dict[str, Any]:
+  """Returns the fields of a pretrained_cfg that prepare images."""
+  assert found.image_size is not None
+  assert found.mean is not None
+  assert found.std is not None
+
+  def channels(values: tuple[float, ...]) -> list[float]:
+    return list(values * found.channels if len(values) == 1 else values)
+
+  return {
+    "input_size": [found.channels, *found.image_size],
+    **preprocessing.to_timm(found),
+    "mean": channels(found.mean),
+    "std": channels(found.std),
+  }
+
+
 def create_model(found: model_info.ModelInfo, file: str) -> str:
-  """Returns Python code that loads a file of these weights strictly."""
+  """Returns Python code that loads a file of these weights strictly.
+
+  timm.data.resolve_model_data_config then returns our preparation of images,
+  not that of timm's network with this name.
+  """
   assert found.image_size
   model, exact = _architecture(found)
   arguments = {} if exact else _arguments(found)
@@ -257,9 +282,10 @@ def create_model(found: model_info.ModelInfo, file: str) -> str:
     arguments["in_chans"] = found.channels
   arguments["num_classes"] = found.classes
   arguments["global_pool"] = _pool(found)
+  if found.activation != "gelu":
+    arguments["act_layer"] = found.activation
   text = "".join(f", {key}={value!r}" for key, value in arguments.items())
   if found.norm_eps != 1e-6:
     text += f", norm_layer=partial(torch.nn.LayerNorm, eps={found.norm_eps:g})"
-  if found.activation != "gelu":
-    text += f", act_layer=...  # {found.activation}"
+  text += f", pretrained_cfg_overlay={_preparation(found)!r}"
   return f'timm.create_model("{model}"{text}, checkpoint_path={file!r})'

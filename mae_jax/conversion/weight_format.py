@@ -34,6 +34,9 @@ class WeightFormat:
     folder: whether names without the suffix stand for a directory.
     decoder: whether the format can hold decoders.
     batch_norm: whether the format can hold the BatchNorm of a probe.
+    writable: whether files of the format can be written.
+    unsupported: regular expressions of tensors of networks that this project
+      does not have, and what they are.
   """
 
   names: name_maps.Names
@@ -44,6 +47,8 @@ class WeightFormat:
   folder: bool = False
   decoder: bool = True
   batch_norm: bool = False
+  writable: bool = True
+  unsupported: Sequence[tuple[str, str]] = ()
 
   def matches(self, path: pathlib.Path, found: tensor_files.Tensors) -> bool:
     """Checks whether a file or directory may be of this format.

@@ -95,6 +95,8 @@ def read(path: epath.PathLike, how: image_io.Reading) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise UnreadableError("it is a folder, a pipe or a device, not a file")
   return decode(*image_io.read_bytes(os.fsencode(path)), how)
 
 

@@ -16,11 +16,14 @@ class Score(NamedTuple):
     psnr_masked: dB over the masked pixels.
     ssim: mean structural similarity (Wang et al. 2004); NaN for images less
       than three pixels wide.
+    ssim_masked: the mean over windows whose middle is masked; NaN if no whole
+      window is.
   """
 
   psnr: float
   psnr_masked: float
   ssim: float
+  ssim_masked: float
 
 
 def score(picture: np.ndarray, truth: np.ndarray, masked: np.ndarray) -> Score:
@@ -33,22 +36,30 @@ def score(picture: np.ndarray, truth: np.ndarray, masked: np.ndarray) -> Score:
   """
   window = min(_WINDOW, *(side - 1 + side % 2 for side in truth.shape[:2]))
   ssim = structural_similarity(picture, truth, window)
-  return Score(psnr(picture, truth), psnr(picture[masked], truth[masked]), ssim)
+  edge = window // 2
+  middles = ssim[masked[edge : edge + len(ssim), edge : edge + ssim.shape[1]]]
+  return Score(
+    psnr(picture, truth),
+    psnr(picture[masked], truth[masked]),
+    float(ssim.mean()) if ssim.size else float("nan"),
+    float(middles.mean()) if middles.size else float("nan"),
+  )
 
 
 def structural_similarity(
   picture: np.ndarray, truth: np.ndarray, window: int
-) -> float:
-  """Computes the mean SSIM of uint8 [H, W, C] (Wang et al. 2004, eq. 13).
+) -> np.ndarray:
+  """Computes the SSIM of windows of uint8 [H, W, C] (Wang et al. 2004, eq. 13).
 
   The window is a square of `window` pixels with equal weights and sample
   covariances, and edges count where it fits whole: scikit-image's defaults.
 
   Returns:
-    The mean over pixels and channels; NaN if the window is below 3 pixels.
+    float64 [h, w, C] of the pixels around which the window fits; empty if the
+    window is below 3 pixels.
   """
   if window < 3:
-    return float("nan")
+    return np.zeros((0, 0, truth.shape[-1]))
 
   def mean(values: np.ndarray) -> np.ndarray:
     return ndimage.uniform_filter(values, (window, window, 1))
@@ -63,8 +74,10 @@ def structural_similarity(
   ssim = (2 * x_mean * y_mean + c1) * (2 * covariance + c2)
   ssim /= (x_mean**2 + y_mean**2 + c1) * (x_var + y_var + c2)
   edge = window // 2
-  inner = ssim[edge : ssim.shape[0] - edge, edge : ssim.shape[1] - edge]
-  return float(inner.mean())
+  inner: np.ndarray = ssim[
+    edge : ssim.shape[0] - edge, edge : ssim.shape[1] - edge
+  ]
+  return inner
 
 
 def psnr(picture: np.ndarray, truth: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 from PIL import Image
+from scipy import ndimage
 
 from mae_jax.config import DataConfig, lookup
 from mae_jax.data import image_files, image_io, prepare
@@ -22,6 +23,7 @@ from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
 Size = tuple[int, int]
+SOFT_EDGE = 3  # pixels around missing ones that are mixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,33 +192,67 @@ def outside(missing: np.ndarray, photo: Photo) -> bool:
   return bool(inside.any())
 
 
-def paste(photo: Photo, painted: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-  """Pastes reconstructed patches into the whole photograph.
+def cover_patches(photo: Photo, hidden: np.ndarray) -> np.ndarray:
+  """Marks the pixels of a photograph whose centers lie in these patches.
+
+  Args:
+    photo: the photograph.
+    hidden: bool [rows, columns], the patches.
+
+  Returns:
+    bool [H, W].
+  """
+  cells = []
+  for axis, count in enumerate(hidden.shape):
+    start, extent = photo.box[axis], photo.box[2 + axis]
+    # For each pixel, the patch that contains its center, from 1 to `count`.
+    center = np.arange(photo.whole.shape[axis]) + 0.5
+    cell = np.floor((center - start) / extent * count)
+    cells.append(1 + cell.astype(int).clip(-1, count))
+  cover: np.ndarray = np.pad(hidden, 1)[np.ix_(*cells)]
+  return cover
+
+
+def soften(missing: np.ndarray) -> np.ndarray:
+  """Returns the weights with which a reconstruction covers missing pixels.
+
+  Args:
+    missing: bool [H, W].
+
+  Returns:
+    [H, W]: 1 for missing pixels, and less for each pixel of distance; 0 from
+    `SOFT_EDGE` + 1 pixels on.
+  """
+  distance = ndimage.distance_transform_edt(~missing)
+  weights: np.ndarray = np.clip(1 - distance / (SOFT_EDGE + 1), 0, 1)
+  return weights
+
+
+def paste(photo: Photo, painted: np.ndarray, cover: np.ndarray) -> np.ndarray:
+  """Pastes a reconstruction into the whole photograph.
 
   Args:
     photo: the photograph.
     painted: uint8 [h, w, C], the reconstruction.
-    hidden: bool [rows, columns], the patches to paste.
+    cover: [H, W], 1 where the reconstruction replaces the photograph, 0 where
+      the photograph stays, and between for a mixture.
 
   Returns:
-    uint8 [H, W, C]; all other pixels are those of the photograph.
+    uint8 [H, W, C].
   """
-  ends, cells, corner, extents = [], [], [], []
-  for axis, count in enumerate(hidden.shape):
+  ends, corner, extents = [], [], []
+  for axis in (0, 1):
     start, extent = photo.box[axis], photo.box[2 + axis]
     first = max(math.floor(start), 0)
     last = min(math.ceil(start + extent), photo.whole.shape[axis])
-    # For each pixel, the patch that contains its center, from 1 to `count`.
-    cell = (np.arange(first, last) + 0.5 - start) / extent * count
-    cells.append(1 + np.floor(cell).astype(int).clip(-1, count))
     scale = painted.shape[axis] / extent
     corner.append((first - start) * scale)
     extents.append((last - first) * scale)
-    ends.append((first, last))
-  cover = np.pad(hidden, 1)[np.ix_(*cells)][..., None]
-  (y0, y1), (x0, x1) = ends
-  patches = prepare.resize(painted, (y1 - y0, x1 - x0), (*corner, *extents))
+    ends.append(slice(first, last))
+  box = tuple(ends)
+  size = (ends[0].stop - ends[0].start, ends[1].stop - ends[1].start)
+  fitted = prepare.resize(painted, size, (*corner, *extents))
   result = photo.whole.copy()
-  part = result[y0:y1, x0:x1]
-  part[...] = np.where(cover, patches, part)
+  part, weights = result[box], cover[box][..., None]
+  part[...] = np.round(part + weights * (fitted.astype(np.float64) - part))
   return result

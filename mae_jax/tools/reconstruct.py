@@ -14,6 +14,7 @@ from mae_jax.utils import console
 SCORES = "scores.csv"
 COLUMNS = (
   "file", "variant", "masked", "method", "psnr", "psnr_masked", "ssim",
+  "ssim_masked",
 )  # fmt: skip
 _ROWS = 24  # at most, on the sheet of all images
 _PRINTED = 20  # images with a printed line
@@ -34,6 +35,7 @@ def write(
   fit: str | None = None,
   statistics: str = "visible",
   baselines: bool = False,
+  whole_patches: bool = False,
   target: str | None = None,
   image_size: cli.Size | None = None,
 ) -> None:
@@ -60,9 +62,10 @@ def write(
     mask: replaces the four flags above: a picture as large as the image in
       which missing pixels are white, or a folder with one of the same name (any
       suffix) for each image. A patch is masked if any of its pixels is white.
-      restored.png is the whole photograph with these patches reconstructed.
+      restored.png is the whole photograph with the white pixels reconstructed,
+      and mixed with it up to 3 pixels around them.
     truth: with --mask: the image without damage, or a folder of them, for
-      scores.
+      scores; those of restored.png are of the photograph's size.
     fill: once: reconstruct the masked patches; multipass: reconstruct all
       patches, with masks that show every patch once.
     fit: crop: the middle of each image; squash: all of it; by default as in
@@ -72,6 +75,7 @@ def write(
       (ground truth; the pictures say so), or raw (none).
     baselines: also fill with the mean color and with scikit-image's
       biharmonic inpainting, which takes seconds an image.
+    whole_patches: replace all pixels of the masked patches in restored.png.
     target: norm_pix or raw, for weights that do not say what they predict.
     image_size: 224, or height and width as 192,256; by default the
       checkpoint's. Positions are interpolated.

@@ -44,6 +44,7 @@ class Settings:
   fit: str | None = None
   statistics: str = "visible"
   baselines: bool = False
+  whole_patches: bool = False
 
   def check(self) -> None:
     """Checks the flags.
@@ -73,6 +74,8 @@ class Settings:
       raise ConfigError(
         "--truth is for --mask: without it the images themselves are the truth"
       )
+    if self.whole_patches and self.mask is None:
+      raise ConfigError("--whole_patches is for --mask: leave it out")
     given = (self.mask_ratio, self.strategy, self.masks, self.seed)
     if self.mask is not None and given != ((), "random", 1, 0):
       raise ConfigError(
@@ -104,8 +107,8 @@ class Picture:
     hidden: bool [L], the masked patches.
     cells: pictures uint8 [h, w, C] by the names of `_TITLES`.
     scores: scores of pictures, if the truth is known.
-    restored: uint8 [H, W, C], the whole photograph with reconstructed patches;
-      None without --mask.
+    restored: uint8 [H, W, C], the whole photograph with reconstructed pixels;
+      None without --mask. Its score is that of its own size.
   """
 
   file: str
@@ -163,17 +166,17 @@ class FigureMaker:
     Raises:
       ConfigError: if its mask or its truth cannot be read, or does not fit.
     """
-    truth: np.ndarray | None = photo.shown
     if self._settings.mask is None:
-      masks = list(self._drawn(index))
-    else:
-      if lost := photos.lost(path, self._network.data.channels):
-        console.warn(f"{path}: restored.png is without {lost}")
-      masks = [("mask", self._given(photo, name))]
-      truth = self._truth(photo, name)
-    return [
-      self._picture(name, photo, truth, word, hidden) for word, hidden in masks
-    ]
+      return [
+        self._picture(name, photo, photo, word, hidden)
+        for word, hidden in self._drawn(index)
+      ]
+    if lost := photos.lost(path, self._network.data.channels):
+      console.warn(f"{path}: restored.png is without {lost}")
+    missing, hidden = self._given(photo, name)
+    truth = self._truth(photo, name)
+    found = self._picture(name, photo, truth, "mask", hidden)
+    return [self._restored(found, photo, truth, missing)]
 
   def check_given(self, named: Iterable[tuple[epath.PathLike, str]]) -> None:
     """Checks the masks and truths of images, given by path and name.
@@ -231,7 +234,10 @@ class FigureMaker:
         after = f", mask {number}" if len(drawn) > 1 else ""
         yield f"{100 * ratio:.4g} % {settings.strategy}{after}", hidden
 
-  def _given(self, photo: photos.Photo, name: str) -> np.ndarray:
+  def _given(
+    self, photo: photos.Photo, name: str
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a mask; returns its pixels [H, W] and its patches [L]."""
     path = _beside(self._settings.mask, name, "mask")
     with _readable(path, "--mask"):
       missing = photos.read_mask(path)
@@ -248,26 +254,27 @@ class FigureMaker:
         f"--mask: {path} has white in {hidden.sum()} of the {hidden.size} "
         f"patches of {name}: what is missing is white, and {remedy}"
       )
-    return hidden
+    return missing, hidden
 
-  def _truth(self, photo: photos.Photo, name: str) -> np.ndarray | None:
+  def _truth(self, photo: photos.Photo, name: str) -> photos.Photo | None:
     if self._settings.truth is None:
       return None
     path = _beside(self._settings.truth, name, "truth")
     with _readable(path, "--truth"):
       truth = self._photo(path)
     _check_size(path, truth.whole, photo, "--truth")
-    return truth.shown
+    return truth
 
   def _picture(
     self,
     file: str,
     photo: photos.Photo,
-    truth: np.ndarray | None,
+    original: photos.Photo | None,
     word: str,
     hidden: np.ndarray,
   ) -> Picture:
     settings, shown = self._settings, photo.shown
+    truth = None if original is None else original.shown
     multipass = settings.fill == "multipass"
     painted = self._network.paint(
       shown[None],
@@ -299,11 +306,27 @@ class FigureMaker:
         name: image_metrics.score(cells[name], truth, painted.hidden[0])
         for name in measured
       }
-    restored = None
-    if settings.mask is not None:
-      grid = hidden.reshape(self._network.grid)
-      restored = photos.paste(photo, pasted, grid)
-    return Picture(file, word, hidden, cells, found, restored)
+    return Picture(file, word, hidden, cells, found)
+
+  def _restored(
+    self,
+    picture: Picture,
+    photo: photos.Photo,
+    truth: photos.Photo | None,
+    missing: np.ndarray,
+  ) -> Picture:
+    """Adds the whole photograph, restored where `missing` [H, W] says."""
+    grid = picture.hidden.reshape(self._network.grid)
+    cover = (
+      photos.cover_patches(photo, grid)
+      if self._settings.whole_patches
+      else photos.soften(missing)
+    )
+    restored = photos.paste(photo, picture.cells["pasted"], cover)
+    scores = dict(picture.scores)
+    if truth is not None:
+      scores["restored"] = image_metrics.score(restored, truth.whole, missing)
+    return dataclasses.replace(picture, restored=restored, scores=scores)
 
   def _passes(self, hidden: np.ndarray) -> int:
     """Returns the number of passes that shows the trained share of patches."""

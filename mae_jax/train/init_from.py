@@ -359,22 +359,32 @@ class _Checkpoint:
       )
 
   def warn_pixels(self) -> None:
-    """Warns if pixels are normalized differently than in the checkpoint."""
+    """Warns if images are prepared differently than for the checkpoint."""
     if self._now is None:
       return
     old, new = self._before.data, self._now.data
-    if all(
+    if old.image_size != new.image_size:
+      was, now = (
+        math.prod(patchify.grid_size(data.image_size, encoder.patch_size))
+        for data, encoder in ((old, self._old_encoder), (new, self._encoder))
+      )
+      _warn(
+        f"{self.path} was trained with images of {_pixels(old.image_size)}, "
+        f"and this run has {_pixels(new.image_size)}: {now} tokens an image "
+        f"instead of {was}; if that is a mistake, set "
+        f"{_flag('data.image_size', old.image_size)}"
+      )
+    if any(
       _per_channel(getattr(old, name), old.channels)
-      == _per_channel(getattr(new, name), old.channels)
+      != _per_channel(getattr(new, name), old.channels)
       for name in ("mean", "std")
     ):
-      return
-    _warn(
-      f"{self.path} was trained with pixels of mean {old.mean} and std "
-      f"{old.std}, and this run has {new.mean} and {new.std}: if that is a "
-      f"mistake, set {_flag('data.mean', old.mean)} "
-      f"{_flag('data.std', old.std)}"
-    )
+      _warn(
+        f"{self.path} was trained with pixels of mean {old.mean} and std "
+        f"{old.std}, and this run has {new.mean} and {new.std}: if that is a "
+        f"mistake, set {_flag('data.mean', old.mean)} "
+        f"{_flag('data.std', old.std)}"
+      )
 
   def warn_frozen(self, now: Config) -> None:
     """Warns of an encoder that is adapted and then frozen."""
@@ -467,6 +477,10 @@ def _flag(name: str, value: Any) -> str:
   several = isinstance(value, tuple)
   text = ",".join(map(str, value)) if several else str(value)
   return f"--config.{name}={text}"
+
+
+def _pixels(size: tuple[int, int]) -> str:
+  return "{} x {} pixels".format(*size)
 
 
 def _warn(text: str) -> None:

@@ -110,7 +110,7 @@ def info(text: str) -> None:
     return
   # Characters that the stream cannot encode are escaped.
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-  text = _escape(text).encode(encoding, "backslashreplace").decode(encoding)
+  text = escape(text).encode(encoding, "backslashreplace").decode(encoding)
   on_terminal = _is_terminal(sys.stdout) and _is_terminal(sys.stderr)
   try:
     with (
@@ -128,7 +128,7 @@ def notice(text: str) -> None:
   if library := _library.get():
     library.add(text)
   else:
-    tqdm.tqdm.write(_escape(text), file=STDERR)
+    tqdm.tqdm.write(escape(text), file=STDERR)
 
 
 def progress_bar(
@@ -163,7 +163,7 @@ def warn(text: str, *, shared: bool = False) -> None:
     # The warning points at the user's line, not at one of this package.
     warnings.warn(text, stacklevel=2, skip_file_prefixes=(_PACKAGE,))
   else:
-    tqdm.tqdm.write(f"{prefix()}warning: {_escape(text)}", file=STDERR)
+    tqdm.tqdm.write(f"{prefix()}warning: {escape(text)}", file=STDERR)
 
 
 def in_library() -> bool:
@@ -176,7 +176,8 @@ def final_message(text: str) -> None:
   # A progress bar has not ended its line.
   above = "\n" if getattr(tqdm.tqdm, "_instances", None) else ""
   with contextlib.suppress(OSError):  # the stream is closed
-    os.write(2, f"{above}{prefix()}{_escape(text)}\n".encode())
+    line = f"{above}{prefix()}{escape(text)}\n"
+    os.write(2, line.encode(errors="backslashreplace"))
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
@@ -186,9 +187,11 @@ def first_line(error: BaseException, most: int = 300) -> str:
   return line if len(line) <= most else line[:most] + " ..."
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
   """Escapes control characters, which a terminal would execute."""
-  return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda x: repr(x[0])[1:-1], text)
+  return re.sub(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda x: repr(x[0])[1:-1], text
+  )
 
 
 def _mute(stream: Any) -> None:

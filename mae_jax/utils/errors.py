@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from mae_jax.utils import extras
+from mae_jax.utils import console, extras
 
 # Raised by TensorFlow, which must not be imported here.
 _NO_MEMORY = "ResourceExhaustedError"
@@ -75,9 +75,14 @@ def explain(error: BaseException) -> str | None:
 
   Returns:
     The line for settings, missing packages, memory and files. None for any
-    other error, which needs a traceback.
+    other error, which needs a traceback. Control characters, as in the names
+    of a hostile file, are escaped.
   """
-  error = missing_extra(error) or error
+  line = _explain(missing_extra(error) or error)
+  return None if line is None else console.escape(line)
+
+
+def _explain(error: BaseException) -> str | None:
   if isinstance(error, ConfigError | TrainingError):
     return str(error)
   if is_out_of_memory(error):

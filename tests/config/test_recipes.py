@@ -12,6 +12,7 @@ from mae_jax.tools.report import run_logs
 from mae_jax.train import run_info
 from mae_jax.train.tasks import label_efficiency
 from mae_jax.utils.errors import ConfigError
+from tests.helpers import sample_checkpoints
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -84,6 +85,24 @@ def test_the_file_of_a_named_recipe_is_recorded(monkeypatch):
   started = {"command": ["x", "--config=digits:steps=9"], "recipe": path}
   run = run_logs.RunLogs("w", [], {}, None, path, started)
   assert run_logs.recipe_config(run) == overrides.recipe("digits:steps=9")
+
+
+@pytest.mark.parametrize("task", ["finetune", "linprobe"])
+def test_the_checkpoint_decides_for_few_images(task, tmp_path):
+  start = sample_checkpoints.save(tmp_path / "start", "mae")
+  recipe = f"--config={task}_few:checkpoint={start}"
+  config = overrides.load([recipe, "--config.data.mean=0.1,0.2,0.3"])
+  data, before = config.data, sample_checkpoints.DATA
+  assert config.init_from == str(start)
+  assert (data.image_size, data.std) == (before["image_size"], before["std"])
+  assert data.mean == (0.1, 0.2, 0.3)
+  for name in ("variant", "width", "depth", "heads", "mlp_dim", "norm_eps"):
+    assert getattr(config.model, name) == sample_checkpoints.MODEL[name]
+  few = overrides.recipe(f"{task}_few")
+  assert config.optim == few.optim
+  assert (config.task, config.model.dtype) == (task, few.model.dtype)
+  with pytest.raises(ConfigError, match="nowhere"):
+    overrides.recipe(f"{task}_few:checkpoint={tmp_path / 'nowhere'}")
 
 
 def test_classifiers_of_few_images_fit_their_pre_training():

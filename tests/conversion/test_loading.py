@@ -204,6 +204,20 @@ def test_another_normalization_gives_a_warning(
     )
 
 
+def test_another_image_size_gives_a_warning(weights, capsys):
+  path = str(weights("encoder", "jax"))
+  classify = {"task": "finetune", "init_from": path}
+  initial(tiny.config(**classify))
+  told = "was trained with images of"
+  assert told not in capsys.readouterr().err
+  initial(tiny.config(**classify, data={"image_size": (12, 8)}))
+  assert (
+    f"{path} {told} 8 x 8 pixels, and this run has 12 x 8 pixels: 24 tokens "
+    "an image instead of 16; if that is a mistake, set "
+    "--config.data.image_size=8,8\n"
+  ) in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_another_objective_gives_a_warning(
   weights, capsys: pytest.CaptureFixture

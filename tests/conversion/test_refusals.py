@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
+import fractions
 import io
 import json
 import os
@@ -84,14 +84,14 @@ def write(path: pathlib.Path, **content: Any) -> pathlib.Path:
 def test_missing_and_extra_tensors_and_shapes(tmp_path: pathlib.Path):
   changes = {
     "blocks.1.mlp.fc2.bias": None,
-    "blocks.0.ls1.gamma": torch.ones(48),
+    "blocks.0.extra": torch.ones(48),
     "norm.weight": torch.ones(47),
   }
   file = write(tmp_path / "x.pth", model=state("encoder", **changes))
   text = refused(
     file, tmp_path, r"does not match the format facebook \(encoder", heads=4
   )
-  assert "blocks.0.ls1.gamma is unexpected" in text
+  assert "blocks.0.extra is unexpected" in text
   assert "blocks.1.mlp.fc2.bias is missing" in text
   assert "norm.weight is (47,), not (48,)" in text
 
@@ -261,9 +261,26 @@ def test_the_arguments_of_the_reference_are_read(tmp_path: pathlib.Path):
   convert.convert(str(file), str(tmp_path / "a"), to="jax", **HEADS)
   objective = checkpoints.read_metadata(tmp_path / "a").config.objective
   assert objective == ObjectiveConfig(mask_ratio=0.5, target="raw")
-  args.output = datetime.date(2021, 11, 11)
+  args.output = fractions.Fraction(1, 3)
   other = write(tmp_path / "y.pth", model=state("mae"), args=args)
-  refused(other, tmp_path, "contains datetime.date, which is neither")
+  refused(other, tmp_path, "contains fractions.Fraction, which is neither")
+
+
+def test_pipes_and_devices_are_no_weights(tmp_path: pathlib.Path):
+  os.mkfifo(tmp_path / "x.pth")
+  text = "is a pipe or a device, not a file of weights"
+  for source in (tmp_path / "x.pth", "/dev/zero"):
+    refused(source, tmp_path, text)
+
+
+def test_names_of_tensors_do_not_reach_the_terminal_raw(tmp_path):
+  hostile = {"\x1b]0;title\x07\x9b2J": torch.ones(48)}
+  file = write(tmp_path / "x.pth", model=state("encoder", **hostile))
+  with pytest.raises(ConfigError) as caught:
+    convert.convert(str(file), str(tmp_path / "a"), to="jax", heads=4)
+  line = errors.explain(caught.value)
+  assert r"\x1b]0;title\x07\x9b2J is unexpected" in line
+  assert line.isprintable()
 
 
 def test_what_is_no_weights(tmp_path: pathlib.Path):
@@ -482,7 +499,10 @@ def test_an_index_of_parts(root: pathlib.Path, tmp_path: pathlib.Path):
     ("[]", "names no files of weights"),
     ('{"weight_map": ["x"]}', "has weight_map=.'x'., which is not an object"),
     ('{"weight_map": {"x": "b.safetensors"}}', "names b.safetensors, which is"),
-    ('{"weight_map": {"x": "../b"}}', r"names '../b', which is not a file"),
+    *(
+      (json.dumps({"weight_map": {"x": name}}), "which is not a file beside it")
+      for name in ("../b", "/b", ".", "..", "", "a\0b", "b/")
+    ),
   ):
     index.write_text(content)
     refused(tmp_path / "a", tmp_path, text)

@@ -90,6 +90,44 @@ def test_a_size_without_a_name_is_named_as_the_nearest(tmp_path: pathlib.Path):
   assert code.startswith('timm.create_model("vit_tiny_patch16_224", patch_size')
 
 
+@pytest.mark.parametrize(
+  ("kind", "model", "data"),
+  [
+    ("mean", {"activation": "quick_gelu"}, {}),
+    ("cls", {}, {"eval_fit": "squash", "eval_resample": "lanczos"}),
+    ("encoder", {}, {"image_size": (18, 30), "mean": (0.4,), "std": (0.2,)}),
+  ],
+)
+def test_the_printed_line_builds_the_same_network(
+  kind, model, data, tmp_path: pathlib.Path
+):
+  """Compares with the folder, whose config.json says how to prepare images."""
+  start = sample_checkpoints.save(
+    tmp_path / "start",
+    kind,
+    model=sample_checkpoints.MODEL | model,
+    data=sample_checkpoints.DATA | data,
+  )
+  file = test_round_trips.run(start, tmp_path / "x.safetensors", "timm")
+  folder = test_round_trips.run(start, tmp_path / "out", "timm")
+  line = timm_format.create_model(load.open_weights(start).info, str(file))
+  built, wanted = eval(line).eval(), loaded(folder)
+  for name, value in wanted.state_dict().items():
+    torch.testing.assert_close(built.state_dict()[name], value, rtol=0, atol=0)
+  pixels = torch.randn(2, 3, *data.get("image_size", (24, 24)))
+  torch.testing.assert_close(built(pixels), wanted(pixels))
+  cfg, as_folder = (
+    timm.data.resolve_model_data_config(model) | {"input_size": None}
+    for model in (built, wanted)
+  )
+  assert cfg == as_folder
+  mean = data.get("mean", sample_checkpoints.DATA["mean"])
+  assert tuple(cfg["mean"]) == mean * (3 // len(mean))
+  size = built.pretrained_cfg["input_size"]
+  assert tuple(size) == (3, *data.get("image_size", (24, 24)))
+  assert cfg["interpolation"] == data.get("eval_resample", "bicubic")
+
+
 def test_the_license_that_timm_states_is_kept(tmp_path: pathlib.Path):
   start = sample_checkpoints.save(tmp_path / "start", "encoder")
   out = test_round_trips.run(start, tmp_path / "out", "timm")

@@ -23,7 +23,7 @@ def draw(size=(32, 40), channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
 def test_the_same_picture(channels: int):
   image, hidden = draw(channels=channels)
   found = image_metrics.score(image, image, hidden)
-  assert found == (math.inf, math.inf, 1.0)
+  assert found == (math.inf, math.inf, 1.0, 1.0)
 
 
 def test_a_known_error():
@@ -43,14 +43,22 @@ def test_ssim_is_scikit_images(channels: int, window: int):
   image, hidden = draw(channels=channels)
   image = ndimage.gaussian_filter(image, (2, 2, 0))
   picture = np.where(hidden[..., None], image // 2, image)
-  assert image_metrics.structural_similarity(
-    picture, image, window
-  ) == pytest.approx(
-    metrics.structural_similarity(
-      image, picture, win_size=window, channel_axis=-1, data_range=255
-    ),
-    abs=1e-12,
+  mean, whole = metrics.structural_similarity(
+    image,
+    picture,
+    win_size=window,
+    channel_axis=-1,
+    data_range=255,
+    full=True,
   )
+  found = image_metrics.structural_similarity(picture, image, window)
+  assert found.mean() == pytest.approx(mean, abs=1e-12)
+  if window == 7:
+    score = image_metrics.score(picture, image, hidden)
+    inner = np.zeros_like(hidden)
+    inner[3:-3, 3:-3] = hidden[3:-3, 3:-3]
+    assert score.ssim == pytest.approx(mean, abs=1e-12)
+    assert score.ssim_masked == pytest.approx(whole[inner].mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize("size", [(1, 9), (3, 3), (6, 9), (8, 8)])

@@ -7,7 +7,9 @@ import http.client
 import io
 import json
 import socket
+import struct
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -95,7 +97,7 @@ def test_an_image_is_reconstructed_like_by_the_network(opened, network):
 def test_random_masks_and_the_use_of_true_statistics_are_reported(
   opened, network
 ):
-  _, given = ask(opened, "GET", "/example")
+  _, given = ask(opened, "POST", "/example")
   asked = {
     "image": given["image"],
     "strategy": "grid",
@@ -164,6 +166,27 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
   assert "11 x 10 pixels" in answer["error"]
 
 
+def test_connections_that_are_reset_print_nothing(opened, capfd):
+  half = b"POST /image HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+  for request in (b"GET / HT", half):
+    connection = socket.create_connection(("127.0.0.1", opened.server_port))
+    connection.sendall(request)
+    # Closing without lingering sends a reset.
+    linger = struct.pack("ii", 1, 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    connection.close()
+  before = threading.active_count()
+  assert ask(opened, "GET", "/model")[0] == 200
+  while threading.active_count() > before:  # until the handlers end
+    time.sleep(0.01)
+  found = capfd.readouterr()
+  assert found.out + found.err == ""
+
+
+def test_reading_adds_no_image(opened):
+  assert ask(opened, "GET", "/example")[0] == 404
+
+
 def test_requests_without_a_length_are_refused(opened):
   connection = socket.create_connection(("127.0.0.1", opened.server_port))
   with connection:
@@ -201,7 +224,7 @@ def test_requests_without_a_length_are_refused(opened):
 def test_wrong_parameters_are_refused(
   opened, change, status: int, message: str
 ):
-  _, given = ask(opened, "GET", "/example")
+  _, given = ask(opened, "POST", "/example")
   asked = {"image": given["image"], "statistics": "visible"}
   asked |= {"masked": [1, 0] * 8} | change
   body = {key: value for key, value in asked.items() if value is not None}
@@ -232,7 +255,7 @@ def test_requests_that_are_no_json_object_are_refused(
 
 def test_other_sites_and_names_are_refused(opened):
   assert ask(opened, "GET", "/", Host="evil.example")[0] == 403
-  assert ask(opened, "GET", "/example", Origin="http://evil.example")[0] == 403
+  assert ask(opened, "POST", "/example", Origin="http://evil.example")[0] == 403
   here = f"127.0.0.1:{opened.server_port}"
   assert ask(opened, "GET", "/model", Origin=f"http://{here}")[0] == 200
   for path in ("/../etc/passwd", "/page.html", "/nothing"):
@@ -242,7 +265,7 @@ def test_other_sites_and_names_are_refused(opened):
 
 @pytest.mark.slow
 def test_old_images_are_dropped(opened):
-  names = [ask(opened, "GET", "/example")[1]["image"] for _ in range(20)]
+  names = [ask(opened, "POST", "/example")[1]["image"] for _ in range(20)]
   assert len(set(names)) == 20
   hidden = {"masked": [1, 0] * 8, "statistics": "raw"}
   for name, status in ((names[0], 404), (names[-1], 200)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_only_masked_patches_are_reconstructed(size, how: str):
   hidden = np.random.default_rng(0).random((3, 4)) < 0.5
   painted = np.zeros_like(photo.shown)
   painted[...] = (255, 0, 255)
-  whole = photos.paste(photo, painted, hidden)
+  whole = photos.paste(photo, painted, photos.cover_patches(photo, hidden))
   top, left, height, width = photo.box
   for y in range(size[0]):
     for x in range(size[1]):
@@ -97,7 +98,8 @@ def test_reconstructions_return_to_their_places():
   """A photograph hardly changes if its reconstruction is itself."""
   image = skimage.data.chelsea()
   photo = photos.fit(image, DATA, "squash")
-  whole = photos.paste(photo, photo.shown, np.ones((3, 4), bool))
+  cover = photos.cover_patches(photo, np.ones((3, 4), bool))
+  whole = photos.paste(photo, photo.shown, cover)
   blurred = prepare.resize(photo.shown, image.shape[:2])
   np.testing.assert_array_equal(whole, blurred)
 
@@ -130,6 +132,23 @@ def test_masks_snap_to_patches_exactly():
   np.testing.assert_array_equal(photos.snap(missing, photo, (3, 4)), wanted)
 
 
+@pytest.mark.parametrize("how", prepare.FITS)
+def test_a_reconstruction_is_mixed_around_missing_pixels(how: str):
+  image = draw(120, 90)
+  photo = photos.fit(image, DATA, how)
+  missing = np.zeros((120, 90), bool)
+  missing[60, 20:50] = missing[50:70, 40] = True
+  painted = np.full_like(photo.shown, 250)
+  whole = photos.paste(photo, painted, photos.soften(missing))
+  rows, columns = np.nonzero(missing)
+  for y in range(120):
+    for x in range(90):
+      distance = np.hypot(rows - y, columns - x).min()
+      weight = max(0.0, 1 - distance / 4)
+      wanted = np.round(image[y, x] + weight * (250.0 - image[y, x]))
+      assert tuple(whole[y, x]) == tuple(wanted)
+
+
 def test_masks_are_read_as_gray(tmp_path):
   picture = np.zeros((4, 5, 3), np.uint8)
   picture[1, 2] = 255
@@ -147,3 +166,6 @@ def test_unreadable_and_missing_files_are_reported(tmp_path):
     image_files.read(tmp_path / "x.png", Reading(3, True))
   with pytest.raises(image_files.UnreadableError, match="No such file"):
     image_files.read(tmp_path / "y.png", Reading(3, True))
+  os.mkfifo(tmp_path / "z.png")
+  with pytest.raises(image_files.UnreadableError, match="a pipe or a device"):
+    photos.read_mask(tmp_path / "z.png")

@@ -204,7 +204,7 @@ def test_multipass_predicts_each_patch_without_seeing_it(workdirs, monkeypatch):
 
 
 def test_restoring_a_photograph(workdirs, tmp_path):
-  """Pixels outside the mask are unchanged, bit for bit."""
+  """Pixels outside the mask and its soft edge are unchanged, bit for bit."""
   image = prepare.resize(
     np.random.default_rng(0).integers(0, 256, (5, 5, 1), np.uint8), (50, 70)
   )
@@ -215,26 +215,36 @@ def test_restoring_a_photograph(workdirs, tmp_path):
     ("damaged", damaged[..., 0]), ("mask", missing), ("truth", image[..., 0]),
   ):  # fmt: skip
     Image.fromarray(array).save(tmp_path / f"{name}.png")
-  out = tmp_path / "out"
-  rows = run(
-    workdirs["raw"],
-    tmp_path / "damaged.png",
-    out,
-    mask=str(tmp_path / "mask.png"),
-    truth=str(tmp_path / "truth.png"),
-    fit="squash",
-    baselines=True,
-  )
-  restored = png(out / "images" / "damaged.png" / "restored.png")
-  assert restored.shape == image.shape
   # Rows 12 to 20 of 50 are in the first and second of four patches.
-  snapped = np.zeros((50, 70), bool)
-  snapped[:25, 17:53] = True
-  np.testing.assert_array_equal(restored[~snapped], damaged[~snapped])
-  assert (restored[snapped] != damaged[snapped]).any()
-  methods = [row["method"] for row in rows["damaged.png"]]
-  assert methods == ["pasted", "mean color", "biharmonic"]
-  assert {row["masked"] for row in rows["damaged.png"]} == {"4"}
+  for whole_patches, changed in (
+    (False, np.s_[9:23, 27:43]), (True, np.s_[:25, 17:53]),
+  ):  # fmt: skip
+    out = tmp_path / f"out{whole_patches}"
+    rows = run(
+      workdirs["raw"],
+      tmp_path / "damaged.png",
+      out,
+      mask=str(tmp_path / "mask.png"),
+      truth=str(tmp_path / "truth.png"),
+      fit="squash",
+      baselines=True,
+      whole_patches=whole_patches,
+    )["damaged.png"]
+    restored = png(out / "images" / "damaged.png" / "restored.png")
+    assert restored.shape == image.shape
+    kept = np.ones((50, 70), bool)
+    kept[changed] = False
+    np.testing.assert_array_equal(restored[kept], damaged[kept])
+    assert (restored[missing > 0] != damaged[missing > 0]).any()
+    methods = [row["method"] for row in rows]
+    assert methods == ["pasted", "mean color", "biharmonic", "restored"]
+    assert {row["masked"] for row in rows} == {"4"}
+    # The score is that of the whole photograph at its own size.
+    error = np.square(restored.astype(float) - image)
+    for name, each in (("psnr", error), ("psnr_masked", error[missing > 0])):
+      wanted = 10 * np.log10(255**2 / each.mean())
+      assert float(rows[-1][name]) == pytest.approx(wanted)
+    assert -1 <= float(rows[-1]["ssim_masked"]) <= 1
 
 
 def test_scores_need_the_original(workdirs, images, tmp_path):
@@ -319,6 +329,7 @@ def test_only_earlier_outputs_are_replaced(workdirs, images, tmp_path):
     ({"fit": "stretch"}, "--fit='stretch'"),
     ({"statistics": "mean"}, "--statistics='mean'"),
     ({"truth": "."}, "--truth is for --mask"),
+    ({"whole_patches": True}, "--whole_patches is for --mask"),
     ({"mask": "/nowhere.png"}, "--mask=/nowhere.png: there is no such file"),
     ({"mask": ".", "masks": 2}, "leave --mask_ratio, --strategy, --masks and"),
     ({"target": "norm_pix"}, "--target=norm_pix contradicts"),

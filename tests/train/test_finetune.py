@@ -161,6 +161,17 @@ def test_another_architecture_is_named(pretrained, tmp_path, changes, text):
     loaded(settings, tmp_path)
 
 
+def test_a_missing_accuracy_is_reported(capsys):
+  for split, told in (("test", False), ("", True)):
+    settings = config(data={"eval_split": split})
+    task, data = runs.open_task(settings, runs.devices_mesh(1))
+    capsys.readouterr()
+    task.evaluator(data)
+    found = capsys.readouterr().err
+    assert ("no accuracy: no image is held out" in found) == told
+    assert ("--config.data.eval_split=SPLIT" in found) == told
+
+
 def test_other_channels_are_named(pretrained, tmp_path):
   for number in range(32):
     path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"

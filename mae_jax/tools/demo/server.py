@@ -6,7 +6,6 @@ Origin headers. So another site in the same browser gets no answer.
 
 import base64
 import collections
-import contextlib
 import errno
 import http.server
 import io
@@ -14,6 +13,7 @@ import json
 import pathlib
 import secrets
 import socket
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -273,8 +273,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     if self.command == "HEAD":
       return
-    with contextlib.suppress(ConnectionError):  # the client may be gone
-      self.wfile.write(content)
+    self.wfile.write(content)
 
   do_HEAD = do_POST = do_GET
 
@@ -287,7 +286,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return _PAGE.read_bytes()
       case "GET", "/model":
         return service.model()
-      case "GET", "/example":
+      case "POST", "/example":  # a GET of another site's page adds no image
         return service.example()
       case "POST", "/image":
         return service.add(self._body())
@@ -377,6 +376,11 @@ class Server(http.server.ThreadingHTTPServer):
     self.service = DemoService(network)
     # On other interfaces the server can have any host name.
     self.names = LOOPBACK if host in LOOPBACK else ()
+
+  def handle_error(self, request: Any, client_address: Any) -> None:
+    """Prints the traceback of an error, unless the client is gone."""
+    if not isinstance(sys.exception(), ConnectionError):
+      super().handle_error(request, client_address)
 
   def server_close(self) -> None:
     """Stops the server and its threads."""

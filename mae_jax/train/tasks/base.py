@@ -22,6 +22,7 @@ from mae_jax.distributed import sharding
 from mae_jax.models import classifiers, patchify
 from mae_jax.train import init_from, optim
 from mae_jax.train import step as step_lib
+from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError, abbreviate
 
 if TYPE_CHECKING:
@@ -230,6 +231,15 @@ class ClassificationTask(Task):
     from mae_jax.evals import classification
 
     data.check_images()
+    if data.eval_source is None and console.is_first():
+      settings = self._config.data
+      folder = settings.source == "folder" and settings.eval_split
+      remedy = "data.holdout=0.1" if folder else "data.eval_split=SPLIT"
+      console.notice(
+        "no accuracy: no image is held out. The loss of training images does "
+        "not show whether the classifier is right on others, nor which "
+        f"checkpoint is the best; --config.{remedy} holds images out"
+      )
     return classification.Evaluation(
       self._config,
       self._mesh,

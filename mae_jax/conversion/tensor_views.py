@@ -1,0 +1,139 @@
+"""Tensors of a file under the names and in the form that a format expects."""
+
+import collections
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from mae_jax.conversion.tensor_files import Read, Tensors
+
+# The first weight of an encoder in the formats of PyTorch.
+_ANCHOR = re.compile(
+  r"^(.*?)(patch_embed\.proj\.weight"
+  r"|(vit\.)?embeddings\.patch_embeddings\.projection\.weight)$"
+)
+_WRAPPERS = re.compile(r"((module|_orig_mod)\.)*")
+# Of several encoders the first is read: teachers are averages of students.
+_PREFERRED = ("base_encoder", "teacher", "target_encoder", "ema", "student")
+_SCALES = {"ls1": "attn.proj", "gamma_1": "attn.proj"} | {
+  "ls2": "mlp.fc2",
+  "gamma_2": "mlp.fc2",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A tensor, and how it is read.
+
+  Attributes:
+    shape: its shape.
+    dtype: its dtype, as safetensors names it.
+    compute: reads it, given the reader of the file.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  compute: Callable[[Read], np.ndarray]
+
+
+class TensorView:
+  """Tensors of `found` as `entries`; see `tensor_files.Tensors`."""
+
+  def __init__(
+    self,
+    found: Tensors,
+    entries: Mapping[str, Entry],
+    notes: tuple[str, ...] = (),
+    prefix: str = "",
+  ):
+    """Keeps what `found` has beside its tensors."""
+    self._found, self._entries = found, entries
+    self.shapes = {name: each.shape for name, each in entries.items()}
+    self.dtypes = {name: each.dtype for name, each in entries.items()}
+    self.extra = found.extra
+    self.prefix = found.prefix + prefix
+    self.notes = (*found.notes, *notes)
+
+  @contextlib.contextmanager
+  def reading(self) -> Iterator[Read]:
+    """Opens the file for reading; frees memory at the end."""
+    with self._found.reading() as read:
+      yield lambda name: self._entries[name].compute(read)
+
+
+def entry(found: Tensors, name: str) -> Entry:
+  """Returns a tensor as it is."""
+  return Entry(found.shapes[name], found.dtypes[name], lambda read: read(name))
+
+
+def without_prefix(found: Tensors) -> Tensors:
+  """Returns the tensors of the encoder, without a common prefix.
+
+  The prefixes of DistributedDataParallel and torch.compile stay: formats know
+  them.
+  """
+  matches = map(_ANCHOR.match, found.shapes)
+  prefixes = [match[1] for match in matches if match]
+  if not prefixes or any(_WRAPPERS.fullmatch(prefix) for prefix in prefixes):
+    return found
+  prefix = min(prefixes, key=_rank)
+  kept = {
+    name.removeprefix(prefix): entry(found, name)
+    for name in found.shapes
+    if name.startswith(prefix)
+  }
+  parent = prefix.rstrip(".").rpartition(".")[0]
+  left: collections.Counter[str] = collections.Counter()
+  for name in found.shapes:
+    if not name.startswith(prefix):
+      other = next((x for x in prefixes if name.startswith(x)), "")
+      inside = parent if parent and name.startswith(f"{parent}.") else ""
+      first = name.removeprefix(f"{inside}.").partition(".")[0]
+      left[other.rstrip(".") or f"{inside}.{first}".lstrip(".")] += 1
+  note = f"the names of tensors begin with {prefix!r}, which is removed"
+  if left:
+    parts = ", ".join(f"{name} ({count})" for name, count in left.items())
+    note += f"; tensors with other names are left out: {parts}"
+  return TensorView(found, kept, (note,), prefix)
+
+
+def _rank(prefix: str) -> int:
+  parts = prefix.split(".")
+  return min(
+    (_PREFERRED.index(part) for part in parts if part in _PREFERRED),
+    default=len(_PREFERRED),
+  )
+
+
+def without_layer_scale(found: Tensors) -> Tensors:
+  """Multiplies layer scales into the layers before them, which is the same."""
+  pattern = re.compile(rf"^(.*blocks\.\d+\.)({'|'.join(_SCALES)})(\.gamma)?$")
+  scales = {
+    match[1] + _SCALES[match[2]]: match[0]
+    for match in map(pattern.match, found.shapes)
+    if match
+  }
+  if not scales:
+    return found
+
+  def scaled(name: str, scale: str) -> Entry:
+    def compute(read: Read) -> np.ndarray:
+      values = read(name).astype(np.float32)
+      factors = read(scale).astype(np.float32)
+      # [D, ...]: rows of a weight, or a bias.
+      return values * factors.reshape(-1, *[1] * (values.ndim - 1))
+
+    return Entry(found.shapes[name], "F32", compute)
+
+  entries = {
+    name: scaled(name, scales[layer])
+    if (layer := name.rpartition(".")[0]) in scales
+    else entry(found, name)
+    for name in found.shapes
+    if name not in scales.values()
+  }
+  note = f"{len(scales)} layer scales are multiplied into the layers before"
+  return TensorView(found, entries, (note,))
