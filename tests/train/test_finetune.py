@@ -418,7 +418,7 @@ def test_a_skipped_step_changes_no_average():
 
 
 def test_held_out_images_without_classes_are_refused(tmp_path):
-  """As ImageNet's validation images come out of their archive."""
+  """ImageNet's validation images come so out of their archive."""
   root = tmp_path / "x"
   data = _folder(root, {"train/cat": 2, "train/dog": 2, "val": 3})
   text = "2 classes and the held-out images none: sort them into folders"
