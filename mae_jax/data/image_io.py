@@ -17,6 +17,7 @@ from etils import epath
 from PIL import Image, UnidentifiedImageError
 
 from mae_jax.config import DataConfig
+from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
 FORMATS: tuple[str, ...] = (
@@ -41,7 +42,8 @@ _TRANSPOSES = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-_BITS_PER_SAMPLE_TAG = 258  # the TIFF tag
+# TIFF tags.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 
 # HEIC needs a plugin for Pillow, which registers itself.
 with contextlib.suppress(ImportError):
@@ -52,6 +54,9 @@ with contextlib.suppress(ImportError):
 Image.MAX_IMAGE_PIXELS = None
 # Pillow would warn of a broken tag or a short file each time it is read.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+_notes: dict[str, str] = {}  # by kind; "" for those that were printed
 
 
 class _UnreadableError(Exception):
@@ -115,6 +120,18 @@ class _BoundedBytes(_Bounded, io.BytesIO):
 
 class _BoundedFile(_Bounded, io.FileIO):
   """A file on a disk."""
+
+
+def print_notes() -> None:
+  """Warns once of each kind of surprise among the images read so far.
+
+  Files are read in threads, which may not print; this function is for the
+  thread that takes the images.
+  """
+  for kind, text in list(_notes.items()):
+    if text:
+      _notes[kind] = ""
+      console.warn(text)
 
 
 def read_bytes(path: bytes) -> tuple[bytes, bytes]:
@@ -181,13 +198,13 @@ def load_box(
     large = image.width * image.height > LARGE_PIXELS
     with _one_large_image if large else contextlib.nullcontext():
       turn = _orientation(image, data, how.exif_rotate)
-      bits = _bits_per_sample(image)  # before `load` drops the tags
+      stored = _Stored.of(image)
       _load_pixels(image, how.truncated)
       if turn in _TRANSPOSES:
         image = image.transpose(_TRANSPOSES[turn])
       if (top, left, height, width) != (0, 0, image.height, image.width):
         image = image.crop((left, top, left + width, top + height))
-      return _to_channels(image, bits, how.channels), b""
+      return _to_channels(image, stored, how.channels), b""
   except Exception as error:
     return np.zeros((1, 1, how.channels), np.uint8), _reason(error)
 
@@ -246,11 +263,38 @@ def _open_image(data: bytes, how: Reading) -> Any:
     ) from None
   file.bounded = False
   _check_size(*image.size, how)
+  if image.format == "TIFF":
+    _check_tiff(image)
   if image.mode in ("I", "F") and image.format != "PPM":
     raise _UnreadableError(
       "its pixels have 32 bits and no known range: save it with 8 or 16 bits"
     )
   return image
+
+
+def _check_tiff(image: Any) -> None:
+  """Refuses or mends what Pillow reads wrongly, and notes several pages."""
+  if image.tag_v2.next and "pages" not in _notes:
+    with contextlib.suppress(Exception):  # a later page is broken
+      _notes["pages"] = (
+        f"a TIFF has {image.n_frames} pages: of such files the first page is "
+        "read, which is said once"
+      )
+  tags = image.tag_v2
+  if 2 in tags.get(_SAMPLE_FORMAT, ()):
+    raise _UnreadableError(
+      "its pixels are signed integers of no known range: save it as unsigned"
+    )
+  bits = tags.get(_BITS_PER_SAMPLE, (1,))
+  if tags.get(_PLANAR) == 2 and set(bits) == {16}:
+    # Pillow would take the two bytes of a value for two pixels.
+    order = "L" if tags.prefix == b"II" else "B"
+    image.tile = [
+      tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
+      if tile.codec_name == "raw"
+      else tile
+      for tile in image.tile
+    ]
 
 
 def _check_size(width: int, height: int, how: Reading) -> None:
@@ -293,18 +337,27 @@ def _is_whole_jpeg(image: Any, data: bytes) -> bool:
   return data.rfind(b"\xff\xd9", image.fp.tell()) > 0
 
 
-def _bits_per_sample(image: Any) -> int:
-  tags = getattr(image, "tag_v2", None)
-  return int(tags.get(_BITS_PER_SAMPLE_TAG, (16,))[0]) if tags else 16
+class _Stored(NamedTuple):
+  """The tags by which 16-bit gray is read, which `load` drops."""
+
+  bits: int = 16
+  inverted: bool = False  # 0 is white
+
+  @classmethod
+  def of(cls, image: Any) -> Self:
+    tags = getattr(image, "tag_v2", None) or {}
+    bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    return cls(bits, tags.get(_PHOTOMETRIC) == 0)
 
 
-def _to_channels(image: Any, bits: int, channels: int) -> np.ndarray:
+def _to_channels(image: Any, stored: _Stored, channels: int) -> np.ndarray:
   # Alpha is dropped. Pillow would use this entry when it converts.
   image.info.pop("transparency", None)
   if image.mode == "I":  # a PGM of 16 bits, which Pillow scales to 0..65535
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode.startswith("I;16"):  # Pillow's own conversion clips to 255
-    image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    gray = (np.asarray(image) >> (stored.bits - 8)).astype(np.uint8)
+    image = Image.fromarray(gray ^ 255 if stored.inverted else gray)
   for mode in (
     "L" if image.mode in ("1", "L", "LA") else "RGB",
     "L" if channels == 1 else "RGB",
@@ -374,6 +427,7 @@ def to_pixels(image: Any, channels: int, exif_rotate: bool) -> np.ndarray:
   Raises:
     ConfigError: if it cannot be read, or its mode has no known range.
   """
+  stored = _Stored.of(image)
   try:
     image.load()  # first: a TIFF is rotated here, and then has no tag
   except Exception as error:
@@ -395,7 +449,7 @@ def to_pixels(image: Any, channels: int, exif_rotate: bool) -> np.ndarray:
     image = image.transpose(_TRANSPOSES[turn]) if turn in _TRANSPOSES else image
   if image.mode in ("La", "RGBa"):  # Pillow converts these to one mode alone
     image = image.convert(image.mode.upper())
-  return _to_channels(image.copy(), 16, channels)
+  return _to_channels(image.copy(), stored, channels)
 
 
 def _reason(error: Exception) -> bytes:

@@ -478,6 +478,7 @@ def _report_unreadable(
       for place in np.flatnonzero(reasons):
         name = source.name(int(ids.flat[place]))
         unreadable.report(name, reasons.flat[place].decode())
+      image_io.print_notes()
       yield batch
   except tf.errors.OpError as error:
     raise read_error(source, error) from error

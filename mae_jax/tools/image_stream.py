@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mae_jax import conversion
 from mae_jax.config import DataConfig
-from mae_jax.data import image_files, prepare
+from mae_jax.data import image_files, image_io, prepare
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.tools import cli
@@ -132,6 +132,7 @@ def _batches(
     for row, reason in zip(rows, reasons, strict=True):
       if reason:
         bad.report(images.names[start + row], reason)
+    image_io.print_notes()
     readable = np.array([not reason for reason in reasons])
     return {"image": np.stack(pixels), "readable": readable}
 

@@ -82,6 +82,7 @@ def open_photos(
           console.warn(f"{name} cannot be read ({error}): it is left out")
       else:
         any_readable = True
+        image_io.print_notes()
         yield index, name, found
       bar.update()
   if not any_readable:
