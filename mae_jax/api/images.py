@@ -57,7 +57,7 @@ def as_images(given: ImageInput, data: DataConfig) -> Images:
 
   Args:
     given: see ImageInput.
-    data: `channels` and `exif_rotate`.
+    data: settings of reading files.
 
   Returns:
     The images. Those that are no files are named by their numbers.
@@ -93,7 +93,7 @@ def _parts(
     return [image_files.open_images(arguments.path(what, given), data)]
   if isinstance(given, Image.Image):
     try:
-      return [image_io.to_pixels(given, data.channels, data.exif_rotate)]
+      return [image_io.to_pixels(given, image_io.Reading.of(data))]
     except ConfigError as error:
       raise ConfigError(f"{what} is {error}") from error.__cause__
   if getattr(getattr(given, "dtype", None), "kind", "") in ("O", "U"):
@@ -142,7 +142,10 @@ def _parts(
       axes = (0, 2, 3, 1) if array.ndim == 4 else (1, 2, 0)
       hint = f"; channels come last: use np.transpose(images, {axes})"
     elif found in (2, 4):
-      hint = "; if the last is alpha, use images[..., :-1]"
+      hint = (
+        "; if the last is alpha, give Pillow images, as "
+        "PIL.Image.fromarray(image), or drop it: images[..., :-1]"
+      )
     elif array.ndim == 3:
       hint = "; use images[..., None] of a stack of gray images"
     raise ConfigError(

@@ -96,6 +96,8 @@ class Rule:
     resumable: whether the setting may differ when a run resumes.
     was: the field's name in version 0.1, where it had another one.
     values_were: today's value for values that version 0.1 knew.
+    absent: the value of files that were written before there was this setting;
+      None for the default.
   """
 
   help: str
@@ -108,6 +110,7 @@ class Rule:
   resumable: bool = False
   was: str | None = None
   values_were: tuple[tuple[str, str], ...] = ()
+  absent: Any = None
 
   @property
   def bounds(self) -> str:
@@ -296,6 +299,13 @@ class DataConfig:
     was="upright",
     help="rotate images as their EXIF tag says, as viewers do; the reference "
     "and torchvision ignore the tag",
+  )
+  background: str = setting(
+    "white",
+    choices=("white", "gray", "black", "drop"),
+    absent="drop",
+    help="what shows through transparent pixels; drop: their stored colors, "
+    "as torchvision and version 0.1 do",
   )
   crop_clipped: bool = setting(
     False,

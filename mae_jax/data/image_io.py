@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from etils import epath
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from mae_jax.config import DataConfig
 from mae_jax.utils import console
@@ -31,6 +31,7 @@ _one_large_image = threading.Lock()
 # Photographs with a depth map have a few MB in 200 segments, read in 800 parts.
 MAX_METADATA = 1 << 24  # bytes of a header
 MAX_READS = 1 << 12
+_BACKGROUNDS = {"white": 255, "gray": 128, "black": 0}  # of data.background
 
 _ORIENTATION_TAG = 0x112  # the EXIF tag
 _TRANSPOSES = {
@@ -72,12 +73,14 @@ class Reading(NamedTuple):
       Pillow always rotates a TIFF.
     max_pixels: images of more pixels are unreadable.
     truncated: whether to take what decodes of a truncated file.
+    background: as `data.background`.
   """
 
   channels: int
   exif_rotate: bool
   max_pixels: int = DataConfig.max_image_pixels
   truncated: bool = False
+  background: str = DataConfig.background
 
   @classmethod
   def of(cls, data: DataConfig) -> Self:
@@ -87,6 +90,7 @@ class Reading(NamedTuple):
       data.exif_rotate,
       data.max_image_pixels,
       data.truncated_images == "decode",
+      data.background,
     )
 
 
@@ -204,7 +208,7 @@ def load_box(
         image = image.transpose(_TRANSPOSES[turn])
       if (top, left, height, width) != (0, 0, image.height, image.width):
         image = image.crop((left, top, left + width, top + height))
-      return _to_channels(image, stored, how.channels), b""
+      return _to_channels(image, stored, how), b""
   except Exception as error:
     return np.zeros((1, 1, how.channels), np.uint8), _reason(error)
 
@@ -350,8 +354,35 @@ class _Stored(NamedTuple):
     return cls(bits, tags.get(_PHOTOMETRIC) == 0)
 
 
-def _to_channels(image: Any, stored: _Stored, channels: int) -> np.ndarray:
-  # Alpha is dropped. Pillow would use this entry when it converts.
+def _alpha(image: Any) -> Any:
+  """Returns the alpha channel of a loaded image, None if it has none."""
+  if not image.has_transparency_data:
+    return None
+  key = image.info.get("transparency")
+  if image.mode == "I" or image.mode.startswith("I;16"):
+    opaque = np.asarray(image) != key
+    return Image.fromarray(opaque.astype(np.uint8) * 255)
+  if isinstance(key, tuple) and max(key) > 255:  # of 16 bits a channel
+    image.info["transparency"] = tuple(value >> 8 for value in key)
+  color = image if "A" in image.getbands() else image.convert("RGBA")
+  return color.getchannel("A")
+
+
+def is_transparent(data: bytes) -> bool:
+  """Checks whether an image file has pixels that are not opaque."""
+  try:
+    image = _open_image(data, Reading(3, True))
+    if not image.has_transparency_data:
+      return False
+    image.load()
+    return bool(_alpha(image).getextrema()[0] < 255)
+  except Exception:  # `load_box` reports it
+    return False
+
+
+def _to_channels(image: Any, stored: _Stored, how: Reading) -> np.ndarray:
+  alpha = None if how.background == "drop" else _alpha(image)
+  # Pillow would use this entry when it converts.
   image.info.pop("transparency", None)
   if image.mode == "I":  # a PGM of 16 bits, which Pillow scales to 0..65535
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -360,11 +391,15 @@ def _to_channels(image: Any, stored: _Stored, channels: int) -> np.ndarray:
     image = Image.fromarray(gray ^ 255 if stored.inverted else gray)
   for mode in (
     "L" if image.mode in ("1", "L", "LA") else "RGB",
-    "L" if channels == 1 else "RGB",
+    "L" if how.channels == 1 else "RGB",
   ):
     if image.mode != mode:  # otherwise Pillow would copy it
       image = image.convert(mode)
-  return np.asarray(image).reshape(image.height, image.width, channels)
+  if alpha is not None:
+    level = _BACKGROUNDS[how.background]
+    ink = level if how.channels == 1 else (level,) * 3
+    image.paste(ink, mask=ImageChops.invert(alpha))
+  return np.asarray(image).reshape(image.height, image.width, how.channels)
 
 
 def _parse_npy(data: bytes, how: Reading) -> np.ndarray:
@@ -421,7 +456,7 @@ def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
   return np.asarray(color.convert("L"))[..., None]
 
 
-def to_pixels(image: Any, channels: int, exif_rotate: bool) -> np.ndarray:
+def to_pixels(image: Any, how: Reading) -> np.ndarray:
   """Converts a Pillow image to uint8 [H, W, C], as `load_box` does files.
 
   Raises:
@@ -440,16 +475,18 @@ def to_pixels(image: Any, channels: int, exif_rotate: bool) -> np.ndarray:
       f"a Pillow image of {image.width} x {image.height}, without pixels: "
       "leave it out"
     )
-  if image.mode in ("I", "F") or channels not in (1, 3):
+  if image.mode in ("I", "F") or how.channels not in (1, 3):
     raise ConfigError(
-      f"a Pillow image of mode {image.mode}, which cannot be {channels} "
+      f"a Pillow image of mode {image.mode}, which cannot be {how.channels} "
       "channels of 8 bits: give an array of uint8 [H, W, C]"
     )
-  if exif_rotate and (turn := image.getexif().get(_ORIENTATION_TAG, 1)) != 1:
+  if (
+    how.exif_rotate and (turn := image.getexif().get(_ORIENTATION_TAG, 1)) != 1
+  ):
     image = image.transpose(_TRANSPOSES[turn]) if turn in _TRANSPOSES else image
   if image.mode in ("La", "RGBa"):  # Pillow converts these to one mode alone
     image = image.convert(image.mode.upper())
-  return _to_channels(image.copy(), stored, channels)
+  return _to_channels(image.copy(), stored, how)
 
 
 def _reason(error: Exception) -> bytes:

@@ -28,6 +28,8 @@ class Survey:
     mean: [C], mean of pixels in [0, 1].
     std: [C], standard deviation of pixels in [0, 1].
     gray: number of images whose channels are all equal; 0 if C is 1.
+    uniform: number of images whose pixels are all equal.
+    transparent: number of images with pixels that are not opaque.
     labels: number of images by label.
     unreadable: names of unreadable images, with reasons.
   """
@@ -36,6 +38,8 @@ class Survey:
   mean: np.ndarray
   std: np.ndarray
   gray: int
+  uniform: int
+  transparent: int
   labels: collections.Counter[int]
   unreadable: BadImages
 
@@ -74,7 +78,7 @@ def survey_images(
   sizes: list[np.ndarray] = []
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
-  gray = 0
+  counts: collections.Counter[str] = collections.Counter()
   for batch in tf_iterator.close_at_exit(_image_stats(source, data)):
     good = batch["reason"] == b""
     for place in np.flatnonzero(~good):
@@ -83,13 +87,23 @@ def survey_images(
     labels.update(batch["label"].tolist())
     sizes.append(batch["size"][good])
     total += batch["moments"][good].sum(axis=0)
-    gray += int(batch["gray"][good].sum())
+    for name in ("gray", "uniform", "transparent"):
+      counts[name] += int(batch[name][good].sum())
     progress(len(good))
   found = np.concatenate(sizes)
   mean, square = total / max(len(found), 1)
   std = np.sqrt(np.maximum(square - mean**2, 0))
   labels.pop(-1, None)
-  return Survey(found, mean, std, gray, labels, unreadable)
+  return Survey(
+    found,
+    mean,
+    std,
+    counts["gray"],
+    counts["uniform"],
+    counts["transparent"],
+    labels,
+    unreadable,
+  )
 
 
 def _image_stats(
@@ -122,6 +136,8 @@ def _stats_of_files(
       "size": tf.shape(image)[:2],
       "moments": _moments_of_rows(image),
       "gray": _is_gray(image, [0, 1]),
+      "uniform": tf.reduce_all(image == image[:1, :1]),
+      "transparent": _is_transparent(record),
       "label": tf.cast(record["label"], tf.int64),
       "id": record["id"],
       "reason": reason,
@@ -132,6 +148,16 @@ def _stats_of_files(
   return stats.batch(_GROUP_SIZE)
 
 
+def _is_transparent(record: _Tensors) -> tf.Tensor:
+  def check(given: bytes) -> np.bool_:
+    data = image_io.read_bytes(given)[0] if "file" in record else given
+    return np.bool_(image_io.is_transparent(data))
+
+  given = record["file" if "file" in record else "image"]
+  found = tf.numpy_function(check, [given], tf.bool, stateful=False)
+  return tf.ensure_shape(found, [])
+
+
 def _stats_of_arrays(record: _Tensors) -> _Tensors:
   images = record["image"]
   count = tf.shape(images)[0]
@@ -139,6 +165,8 @@ def _stats_of_arrays(record: _Tensors) -> _Tensors:
     "size": tf.repeat(tf.shape(images)[None, 1:3], count, axis=0),
     "moments": _moments(images, [1, 2]),
     "gray": _is_gray(images, [1, 2]),
+    "uniform": tf.reduce_all(images == images[:, :1, :1], [1, 2, 3]),
+    "transparent": tf.zeros([count], tf.bool),
     "label": record["label"],
     "id": tf.zeros([count], tf.int64),
     "reason": tf.repeat(tf.constant([b""]), count),

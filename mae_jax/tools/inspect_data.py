@@ -128,6 +128,12 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
   _say("shown as", f"{height} x {width}, of {data.channels} channels")
   if data.channels > 1:
     _say("gray", f"{found.gray / len(found.sizes):.1%} have equal channels")
+  if found.transparent:
+    _say(
+      "transparent",
+      f"{found.transparent:,} have transparent pixels (data.background="
+      f"{data.background})",
+    )
   for name, values in (("mean", found.mean), ("std", found.std)):
     configured = _numbers(getattr(data, name))
     _say(name, f"{_numbers(values)} (configured: {configured})")
@@ -205,6 +211,13 @@ def warnings(
       f"{number / found.num_images:.1%} of the images cannot be read, and a "
       f"run stops at data.max_unreadable={data.max_unreadable:.1%}: mend or "
       "remove them"
+    )
+  if found.uniform:
+    lines.append(
+      f"{found.uniform:,} of {len(found.sizes):,} images are uniform, all "
+      "their pixels equal, and teach nothing: remove them"
+      + ", or try another --config.data.background, since "
+      f"{found.transparent:,} have transparent pixels" * bool(found.transparent)
     )
   if data.channels == 3 and found.gray == len(found.sizes):
     lines.append(

@@ -105,14 +105,14 @@ def lost(path: epath.PathLike, channels: int) -> str:
     return ""
   try:
     with Image.open(io.BytesIO(data)) as image:
-      mode, bands = image.mode, image.getbands()
+      mode, alpha = image.mode, image.has_transparency_data
       profile = "icc_profile" in image.info
   except Exception:  # `read` reports it
     return ""
   gray = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;")
   known = {
     "its colors, as the network takes one channel": channels == 1 and not gray,
-    "its alpha": "A" in bands,
+    "its alpha": alpha,
     "more than 8 bits": mode == "F" or mode.startswith("I"),
     "its color profile": profile,
   }
@@ -149,13 +149,33 @@ def fit(image: np.ndarray, data: DataConfig, how: str | None = None) -> Photo:
 def read_mask(path: epath.PathLike) -> np.ndarray:
   """Reads a mask: a picture of the photograph's size, white where missing.
 
+  If parts of it are transparent, the others may be painted white and black, or
+  in one color, which is where pixels are missing. A picture of more colors is a
+  photograph of which the missing part was erased.
+
   Returns:
     bool [H, W].
 
   Raises:
     UnreadableError: if it cannot be read.
   """
-  return image_files.read(path, Reading(1, True))[..., 0] > 127
+  how = Reading(3, True, background="drop")
+  colors = image_files.read(path, how)
+  gray = image_io.with_channels(colors, 1)[..., 0]
+  white = gray > 127
+  on_white, on_black = (
+    image_files.read(path, how._replace(background=name))[..., 0]
+    for name in ("white", "black")
+  )
+  seen = on_white - on_black <= 127  # more opaque than transparent
+  if seen.all() or not seen.any():
+    return white & seen
+  # Edges may be soft.
+  extreme = (np.abs(gray[seen] - 127.5) > 96).mean() > 0.9
+  if extreme and 0 < white[seen].mean() < 1:
+    return white & seen
+  low, high = np.percentile(colors[seen], (5, 95), axis=0)
+  return seen if (high - low).max() <= 32 else ~seen
 
 
 def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:

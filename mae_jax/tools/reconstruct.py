@@ -60,6 +60,8 @@ def write(
     mask: replaces the four flags above: a picture as large as the image in
       which missing pixels are white, or a folder with one of the same name (any
       suffix) for each image. A patch is masked if any of its pixels is white.
+      On a transparent layer, what you painted in one color is missing; of a
+      photograph with erased parts, those are.
       restored.png is the whole photograph with these patches reconstructed.
     truth: with --mask: the image without damage, or a folder of them, for
       scores.

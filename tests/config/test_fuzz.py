@@ -225,6 +225,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "data.flip": st.booleans(),
   "data.max_unreadable": UNIT,
   "data.exif_rotate": st.booleans(),
+  "data.background": st.sampled_from(["white", "black", "drop", "none"]),
   "data.eval_crop": UNIT,
   "data.eval_fit": st.sampled_from(["crop", "squash"]),
   "data.eval_resample": st.sampled_from(["bicubic", "bilinear", "lanczos"]),

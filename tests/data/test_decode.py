@@ -88,8 +88,88 @@ def test_pixels_are_pillows(photo, form, mode, channels):
   image = Image.new("LAB", photo.size, (90, 140, 60)) if mode == "LAB" else None
   data = encode(image or color.convert(mode), format=form)
   np.testing.assert_array_equal(
-    decoded(data, channels), by_pillow(data, channels)
+    decoded(data, channels, background="drop"), by_pillow(data, channels)
   )
+
+
+def composited(data, channels, level):
+  """Composites by the formula, in float."""
+  image = Image.open(io.BytesIO(data)).convert("RGBA")
+  alpha = np.asarray(image, float)[..., 3:] / 255
+  color = by_pillow(data, channels)
+  return color * alpha + level * (1 - alpha)
+
+
+BACKGROUNDS = {"white": 255, "gray": 128, "black": 0}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("background", BACKGROUNDS)
+@pytest.mark.parametrize(
+  ("form", "mode"),
+  [(form, mode) for form in MODES for mode in MODES[form] if mode[-1] == "A"],
+)
+def test_transparent_pixels_show_the_background(
+  photo, form, mode, background, channels
+):
+  color = photo.copy()
+  color.putalpha(Image.linear_gradient("L").resize(photo.size))
+  data = encode(color.convert(mode), format=form, lossless=True)
+  found = decoded(data, channels, background=background).astype(float)
+  wanted = composited(data, channels, BACKGROUNDS[background])
+  assert np.abs(found - wanted).max() <= 0.51
+  image = Image.open(io.BytesIO(data))
+  alpha = np.asarray(image.convert("RGBA"))[..., 3]
+  assert image_io.is_transparent(data) == (alpha.min() < 255)
+  how = Reading(channels, True, background=background)
+  np.testing.assert_array_equal(image_io.to_pixels(image, how), found)
+
+
+def keyed(form, mode, dtype=np.uint8):
+  """Makes a file with one transparent color, in four pixels of six."""
+  dark, key = 10, 200 if dtype == np.uint8 else 51300
+  array = np.array([[dark, key, key], [key, key, dark]], dtype)
+  if mode == "P":
+    image = Image.fromarray(array % 2 + (array > 100))
+    image.putpalette([10, 10, 10, 200, 200, 200])
+    return encode(image, format=form, transparency=1)
+  image = Image.fromarray(array)
+  image = image.convert(mode) if mode == "RGB" else image
+  color = (key,) * 3 if mode == "RGB" else key
+  return encode(image, format=form, transparency=color)
+
+
+@pytest.mark.parametrize(
+  ("form", "mode", "dtype"),
+  [
+    ("png", "P", np.uint8),
+    ("gif", "P", np.uint8),
+    ("png", "L", np.uint8),
+    ("png", "RGB", np.uint8),
+    ("png", "I;16", np.uint16),
+  ],
+)
+def test_transparent_colors_and_palettes(form, mode, dtype):
+  data = keyed(form, mode, dtype)
+  assert image_io.is_transparent(data)
+  dark = 10 if dtype == np.uint8 else 0
+  for background, level in BACKGROUNDS.items():
+    expected = np.where([[0, 1, 1], [1, 1, 0]], level, dark)
+    found = decoded(data, 1, background=background)[..., 0]
+    np.testing.assert_array_equal(found, expected)
+  old = decoded(data, 1, background="drop")[..., 0]
+  np.testing.assert_array_equal(old == dark, [[1, 0, 0], [0, 0, 1]])
+
+
+def test_opaque_files_are_not_transparent(photo):
+  for data in (
+    encode(photo, format="jpeg"),
+    encode(photo, format="png"),
+    encode(photo.convert("RGBA"), format="png"),
+    npy(np.zeros((3, 3), np.uint8)),
+    b"no image",
+  ):
+    assert not image_io.is_transparent(data)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +232,7 @@ def test_zero_may_be_white_in_a_tiff(photos, bits, compression):
   data = tiff(gray, photometric="miniswhite", compression=compression)
   expected = 255 - photos[0][:20, :30, :1]
   np.testing.assert_array_equal(decoded(data, 1), expected)
-  image = image_io.to_pixels(Image.open(io.BytesIO(data)), 1, True)
+  image = image_io.to_pixels(Image.open(io.BytesIO(data)), Reading(1, True))
   np.testing.assert_array_equal(image, expected)
 
 

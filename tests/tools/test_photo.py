@@ -139,6 +139,39 @@ def test_masks_are_read_as_gray(tmp_path):
   assert list(zip(*np.nonzero(mask), strict=True)) == [(1, 2)]
 
 
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (200, 20, 30)])
+def test_masks_may_be_drawn_on_a_transparent_layer(tmp_path, color):
+  """Covers a canvas, whose other pixels are transparent black or white."""
+  for hidden in (0, 255):
+    picture = np.full((20, 30, 4), hidden, np.uint8)
+    picture[..., 3] = 0
+    picture[5:9, 4:20] = (*color, 255)
+    picture[9, 4:20] = (*color, 100)  # a soft edge
+    Image.fromarray(picture).save(tmp_path / "m.png")
+    wanted = np.zeros((20, 30), bool)
+    wanted[5:9, 4:20] = True
+    np.testing.assert_array_equal(photos.read_mask(tmp_path / "m.png"), wanted)
+
+
+def test_masks_of_black_and_white_with_transparent_parts(tmp_path):
+  picture = np.full((20, 30, 4), 255, np.uint8)
+  picture[:, :10] = (0, 0, 0, 255)
+  picture[:, 20:, 3] = 0
+  Image.fromarray(picture).save(tmp_path / "m.png")
+  wanted = np.zeros((20, 30), bool)
+  wanted[:, 10:20] = True
+  np.testing.assert_array_equal(photos.read_mask(tmp_path / "m.png"), wanted)
+
+
+def test_masks_may_be_erased_from_the_photograph(tmp_path):
+  picture = np.dstack([draw(24, 32), np.full((24, 32), 255, np.uint8)])
+  picture[3:9, 5:11, 3] = 0
+  Image.fromarray(picture).save(tmp_path / "m.png")
+  np.testing.assert_array_equal(
+    photos.read_mask(tmp_path / "m.png"), picture[..., 3] == 0
+  )
+
+
 def test_unreadable_and_missing_files_are_reported(tmp_path):
   (tmp_path / "x.png").write_bytes(b"no image")
   with pytest.raises(

@@ -11,6 +11,10 @@ from mae_jax.tools.feature_extractor import ImageFunction
 
 NAME = "export.json"
 _MAKER = "mae_jax.export"  # stored in files: not a module
+# Settings of images before the program.
+_PREPARATION = (
+  "eval_fit", "eval_crop", "eval_resample", "exif_rotate", "background",
+)  # fmt: skip
 _PACKAGES = ("mae_jax", "jax", "jaxlib", "flax")
 
 
@@ -32,6 +36,7 @@ def describe(
     },
     # The program normalizes; mean and std are information.
     "normalized_inside": {"mean": list(data.mean), "std": list(data.std)},
+    "preparation": {name: getattr(data, name) for name in _PREPARATION},
     **network.info,
   }
 
