@@ -389,16 +389,16 @@ def _to_channels(image: Any, stored: _Stored, how: Reading) -> np.ndarray:
   if image.mode.startswith("I;16"):  # Pillow's own conversion clips to 255
     gray = (np.asarray(image) >> (stored.bits - 8)).astype(np.uint8)
     image = Image.fromarray(gray ^ 255 if stored.inverted else gray)
-  for mode in (
-    "L" if image.mode in ("1", "L", "LA") else "RGB",
-    "L" if how.channels == 1 else "RGB",
-  ):
-    if image.mode != mode:  # otherwise Pillow would copy it
-      image = image.convert(mode)
+  plain = "L" if image.mode in ("1", "L", "LA") else "RGB"
+  if image.mode != plain:  # otherwise Pillow would copy it
+    image = image.convert(plain)
   if alpha is not None:
     level = _BACKGROUNDS[how.background]
-    ink = level if how.channels == 1 else (level,) * 3
+    ink = level if plain == "L" else (level,) * 3
     image.paste(ink, mask=ImageChops.invert(alpha))
+  wanted = "L" if how.channels == 1 else "RGB"
+  if plain != wanted:
+    image = image.convert(wanted)
   return np.asarray(image).reshape(image.height, image.width, how.channels)
 
 

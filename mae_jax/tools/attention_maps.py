@@ -7,7 +7,7 @@ import time
 import jax
 import numpy as np
 
-from mae_jax.config import MeshConfig, check_name
+from mae_jax.config import MeshConfig
 from mae_jax.data import image_files, prepare
 from mae_jax.distributed import sharding
 from mae_jax.evals import attention_rollout
@@ -63,21 +63,20 @@ def write(
   settings = dict(locals())
   del settings["out"]
   began = time.monotonic()
-  if fit is not None:
-    check_name(prepare.FITS, fit, "--fit")
-  image_stream.check(checkpoint, images, pictures=out)
+  image_stream.check(checkpoint, images, pictures=out, fit=fit)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   with output_folder.replacing(out, "attention", settings) as album:
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool="all", layer=layer, image_size=image_size
     )
-    data, params = network.data, network.params["encoder"]
+    data = prepare.with_fit(network.data, fit)
+    params = network.params["encoder"]
     grid = patchify.grid_size(data.image_size, network.encoder.patch_size)
     token = _token(query, grid)
     asking = f"patch {query[0]},{query[1]}" if query else "class token"
     source = image_files.open_images(images, data)
     watch = attention_rollout.attention_function(network.encoder, data)
-    read = functools.partial(photos.open_photos, source, data, fit)
+    read = functools.partial(photos.open_photos, source, data)
     features = [
       watch(params, photo.shown).patches for _, _, photo in read(first=_FITTED)
     ]

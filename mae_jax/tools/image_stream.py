@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import conversion
-from mae_jax.config import DataConfig
+from mae_jax.config import DataConfig, check_name
 from mae_jax.data import image_files, image_io, prepare
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
@@ -24,7 +24,11 @@ from mae_jax.utils.errors import ConfigError
 
 
 def check(
-  checkpoint: str, images: str, batch_size: int = 1, pictures: str = ""
+  checkpoint: str,
+  images: str,
+  batch_size: int = 1,
+  pictures: str = "",
+  fit: str | None = None,
 ) -> None:
   """Checks the flags that all these tools have, before anything is loaded.
 
@@ -35,6 +39,8 @@ def check(
     ConfigError: if one cannot work.
   """
   cli.at_least("batch_size", batch_size)
+  if fit is not None:
+    check_name(prepare.FITS, fit, "--fit")
   with storage.os_errors(checkpoint):
     conversion.locate(checkpoint)
   with storage.os_errors(images):

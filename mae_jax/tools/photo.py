@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from mae_jax.config import DataConfig, lookup
+from mae_jax.config import DataConfig
 from mae_jax.data import image_files, image_io, prepare
 from mae_jax.data.image_files import Images, UnreadableError
 from mae_jax.data.image_io import Reading
@@ -39,18 +39,14 @@ class Photo:
   shown: np.ndarray
 
 
-def open_photo(
-  path: epath.PathLike, data: DataConfig, how: str | None = None
-) -> Photo:
+def open_photo(path: epath.PathLike, data: DataConfig) -> Photo:
   """Reads a photograph, and fits it to the network, as `fit`."""
-  whole = image_files.read(path, Reading.of(data))
-  return fit(whole, data, how)
+  return fit(image_files.read(path, Reading.of(data)), data)
 
 
 def open_photos(
   images: Images,
   data: DataConfig,
-  how: str | None = None,
   *,
   first: int = 0,
   warned: int = 0,
@@ -60,7 +56,6 @@ def open_photos(
   Args:
     images: the images.
     data: how images are prepared.
-    how: as in `fit`.
     first: read the first images, this many; 0 for all, with a progress bar.
     warned: print no warnings of the first images, this many.
 
@@ -76,7 +71,7 @@ def open_photos(
     for index in range(total):
       name = images.names[index]
       try:
-        found = fit(images.read(index), data, how)
+        found = fit(images.read(index), data)
       except UnreadableError as error:
         if index >= warned:
           console.warn(f"{name} cannot be read ({error}): it is left out")
@@ -119,31 +114,10 @@ def lost(path: epath.PathLike, channels: int) -> str:
   return ", ".join(text for text, is_so in known.items() if is_so)
 
 
-def fit(image: np.ndarray, data: DataConfig, how: str | None = None) -> Photo:
-  """Fits a photograph to the network's input size.
-
-  Args:
-    image: uint8 [H, W, C].
-    data: size of images and the center crop of evaluation.
-    how: "crop", the middle, or "squash", all of it, which changes the aspect;
-      None for `data.eval_fit`.
-  """
-  height, width = image.shape[:2]
-  how = data.eval_fit if how is None else how
-  if how == "squash":
-    box = (0.0, 0.0, float(height), float(width))
-  else:
-    lookup(dict.fromkeys(prepare.FITS), how, "--fit")
-    rows, columns = data.image_size
-    # Pixels of the photograph for one pixel of the input.
-    scale = min(
-      height / round(rows / data.eval_crop),
-      width / round(columns / data.eval_crop),
-    )
-    size = rows * scale, columns * scale
-    box = ((height - size[0]) / 2, (width - size[1]) / 2, *size)
-  shown = prepare.resize(image, data.image_size, box, data.eval_resample)
-  return Photo(image, box, shown)
+def fit(image: np.ndarray, data: DataConfig) -> Photo:
+  """Fits a photograph, uint8 [H, W, C], to the network as `prepare.fit`."""
+  shown = prepare.fit(image, data)
+  return Photo(image, prepare.box_of(image.shape, data), shown)
 
 
 def read_mask(path: epath.PathLike) -> np.ndarray:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax.data import image_files
+from mae_jax.data import image_files, prepare
 from mae_jax.tools import cli, image_stream, output_folder, photo, reconstructor
 from mae_jax.tools import reconstruction_figures as studio_lib
 from mae_jax.utils import console
@@ -96,7 +96,8 @@ def write(
       checkpoint, target=target, image_size=image_size
     )
     studio = studio_lib.FigureMaker(network, settings)
-    source = image_files.open_images(images, network.data)
+    data = prepare.with_fit(network.data, fit)
+    source = image_files.open_images(images, data)
     total = len(source.names)
     studio.check_given(
       (photo.path_of(images, name), name) for name in source.names
@@ -104,7 +105,7 @@ def write(
     shown: list[Sequence[studio_lib.Picture]] = []
     rows: list[Sequence[Any]] = [COLUMNS]
     number, painting = 0, 0.0
-    for index, name, image in photo.open_photos(source, network.data, fit):
+    for index, name, image in photo.open_photos(source, data):
       start = time.monotonic()
       path = photo.path_of(images, name)
       pictures = studio.pictures(path, image, name, index)

@@ -219,7 +219,8 @@ class FigureMaker:
     )
 
   def _photo(self, path: epath.PathLike) -> photos.Photo:
-    return photos.open_photo(path, self._network.data, self._settings.fit)
+    data = prepare.with_fit(self._network.data, self._settings.fit)
+    return photos.open_photo(path, data)
 
   def _drawn(self, index: int) -> Iterator[tuple[str, np.ndarray]]:
     settings = self._settings

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mae_jax.data import prepare, preprocess
+from mae_jax.data import image_files, prepare, preprocess
 from mae_jax.data.image_io import Reading
 from tests.data.conftest import encode
 
@@ -72,6 +72,40 @@ def test_the_pipeline_prepares_the_same(photos, settings, how, fit, keep):
   assert apart.mean() < 0.2
   arrays = preprocess.fit_arrays(image[None], **preprocess.fit_settings(data))
   assert np.abs(arrays[0].numpy() - wanted).max() <= 2
+
+
+@pytest.mark.parametrize("fit", prepare.FITS)
+@pytest.mark.parametrize("background", ["white", "gray", "drop"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_written_code_prepares_the_same(
+  photos, settings, tmp_path, monkeypatch, fit, background, channels
+):
+  """Runs the code as a reader of a model card would."""
+  picture = Image.fromarray(photos[0][:100, :230])
+  picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+  exif = Image.Exif()
+  exif[0x112] = 6
+  path = tmp_path / "image.jpg"  # Pillow looks at the content
+  picture.save(path, format="png", exif=exif)
+  data = settings(
+    image_size=(64, 48),
+    eval_crop=0.875,
+    eval_fit=fit,
+    background=background,
+    channels=channels,
+    mean=(0.485, 0.456, 0.406)[:channels],
+    std=(0.229, 0.224, 0.225)[:channels],
+  )
+  image = image_files.read(path, Reading.of(data))
+  wanted = (prepare.fit(image, data) / 255 - data.mean) / data.std
+  monkeypatch.chdir(tmp_path)
+  found: dict = {}
+  code = prepare.as_code(data)
+  assert code.count("\n") <= 16
+  exec(code, found)
+  np.testing.assert_allclose(found["pixels"], wanted, atol=1e-6)
+  exec(prepare.as_code(data, normalized=False), found)
+  np.testing.assert_array_equal(found["pixels"], prepare.fit(image, data))
 
 
 def test_a_very_long_image_is_resized_in_part(settings):

@@ -33,31 +33,32 @@ def test_the_crop_is_that_of_evaluation(size, tmp_path):
   photo = photos.fit(
     image_files.read(tmp_path / "x.png", Reading(3, True)), DATA
   )
+  np.testing.assert_array_equal(photo.whole, image)
+  np.testing.assert_array_equal(photo.shown, prepare.fit(image, DATA))
   wanted, reason = preprocess.fit(
     {"file": str(tmp_path / "x.png").encode()},
-    size=DATA.image_size,
-    keep=DATA.eval_crop,
     reading=Reading(3, True),
+    **preprocess.fit_settings(DATA),
   )
   assert reason == b""
-  np.testing.assert_array_equal(photo.whole, image)
-  assert photo.shown.shape == (24, 32, 3)
-  # Evaluation crops whole pixels; this crop is exact.
-  assert np.abs(photo.shown.astype(int) - wanted.numpy()).mean() < 4
+  assert np.abs(photo.shown.astype(int) - wanted.numpy()).max() <= 2
+  # The box in the photograph holds the same pixels.
+  again = prepare.resize(image, DATA.image_size, photo.box).astype(int)
+  assert np.abs(photo.shown - again)[2:-2, 2:-2].mean() < 2
 
 
 def test_an_image_of_the_right_size_is_not_changed():
   data = dataclasses.replace(DATA, eval_crop=1.0)
   for how in prepare.FITS:
     image = draw(24, 32)
-    photo = photos.fit(image, data, how)
+    photo = photos.fit(image, prepare.with_fit(data, how))
     assert photo.box == (0, 0, 24, 32)
     np.testing.assert_array_equal(photo.shown, image)
 
 
 def test_squashing_keeps_the_whole_image():
   image = draw(100, 37)
-  photo = photos.fit(image, DATA, "squash")
+  photo = photos.fit(image, prepare.with_fit(DATA, "squash"))
   assert photo.box == (0, 0, 100, 37)
   wanted = Image.fromarray(image).resize((32, 24), Image.Resampling.BICUBIC)
   np.testing.assert_array_equal(photo.shown, np.asarray(wanted))
@@ -67,7 +68,7 @@ def test_squashing_keeps_the_whole_image():
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (2000, 3)])
 def test_any_size_and_number_of_channels(size, channels: int):
   for how in prepare.FITS:
-    photo = photos.fit(draw(*size, channels), DATA, how)
+    photo = photos.fit(draw(*size, channels), prepare.with_fit(DATA, how))
     assert photo.shown.shape == (24, 32, channels)
     assert photo.shown.dtype == np.uint8
 
@@ -76,7 +77,7 @@ def test_any_size_and_number_of_channels(size, channels: int):
 @pytest.mark.parametrize("size", [(24, 32), (97, 61), (400, 300), (9, 5)])
 def test_only_masked_patches_are_reconstructed(size, how: str):
   image = draw(*size)
-  photo = photos.fit(image, DATA, how)
+  photo = photos.fit(image, prepare.with_fit(DATA, how))
   hidden = np.random.default_rng(0).random((3, 4)) < 0.5
   painted = np.zeros_like(photo.shown)
   painted[...] = (255, 0, 255)
@@ -96,7 +97,7 @@ def test_only_masked_patches_are_reconstructed(size, how: str):
 def test_reconstructions_return_to_their_places():
   """A photograph hardly changes if its reconstruction is itself."""
   image = skimage.data.chelsea()
-  photo = photos.fit(image, DATA, "squash")
+  photo = photos.fit(image, prepare.with_fit(DATA, "squash"))
   whole = photos.paste(photo, photo.shown, np.ones((3, 4), bool))
   blurred = prepare.resize(photo.shown, image.shape[:2])
   np.testing.assert_array_equal(whole, blurred)
@@ -105,7 +106,7 @@ def test_reconstructions_return_to_their_places():
 @pytest.mark.parametrize("how", prepare.FITS)
 def test_a_patch_is_masked_if_any_pixel_is_missing(how: str):
   image = draw(240, 320)
-  photo = photos.fit(image, DATA, how)
+  photo = photos.fit(image, prepare.with_fit(DATA, how))
   top, left, height, width = photo.box
   random = np.random.default_rng(0)
   for _ in range(50):
