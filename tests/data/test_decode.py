@@ -117,7 +117,8 @@ def test_transparent_pixels_show_the_background(
   data = encode(color.convert(mode), format=form, lossless=True)
   found = decoded(data, channels, background=background).astype(float)
   wanted = composited(data, channels, BACKGROUNDS[background])
-  assert np.abs(found - wanted).max() <= 0.51
+  # Pixels are composited in color, and then become gray.
+  assert np.abs(found - wanted).max() <= (0.51 if channels == 3 else 1.3)
   image = Image.open(io.BytesIO(data))
   alpha = np.asarray(image.convert("RGBA"))[..., 3]
   assert image_io.is_transparent(data) == (alpha.min() < 255)
