@@ -88,7 +88,7 @@ def as_images(given: ImageInput, data: DataConfig) -> Images:
 def _parts(
   given: ImageInput, data: DataConfig, what: str
 ) -> list[Images | np.ndarray]:
-  """Returns opened paths, and uint8 [H, W, C] of each array."""
+  """Returns opened paths, and [H, W, C] of each array."""
   if isinstance(given, str | os.PathLike):
     return [image_files.open_images(arguments.path(what, given), data)]
   if isinstance(given, Image.Image):
@@ -124,7 +124,12 @@ def _parts(
     array = np.asarray(given)
   except (TypeError, RuntimeError) as error:  # PyTorch's, with the way out
     raise ConfigError(f"{what} is no array for NumPy: {error}") from error
-  if array.dtype != np.uint8:
+  if data.value_range and array.dtype.kind in "uif":
+    try:
+      array = image_io.scale(array, data.value_range)
+    except ConfigError as error:
+      raise ConfigError(f"{what}: {error}") from None
+  elif array.dtype != np.uint8:
     raise ConfigError(
       f"{what} has dtype {array.dtype}, whose range is not known: give uint8 "
       "from 0 to 255, for instance (255 * images).round().astype(np.uint8)"

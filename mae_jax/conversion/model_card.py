@@ -235,9 +235,13 @@ def _preparation(card: Card) -> str:
     ("EXIF rotation", "yes" if data.exif_rotate else "no"),
     ("background of transparent pixels", data.background),
   ]
+  if data.value_range:
+    rows.append(
+      ("pixel values of 0 and 1", "{:g} and {:g}".format(*data.value_range))
+    )
   text = _table("Preparation of images", rows)
-  if data.channels in (1, 3):
-    text += f"\n\n```python\n{prepare.as_code(data)}\n```"
+  if code := prepare.as_code(data):
+    text += f"\n\n```python\n{code}\n```"
   return text
 
 

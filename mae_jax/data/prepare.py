@@ -31,11 +31,11 @@ def fit(image: np.ndarray, data: DataConfig) -> np.ndarray:
   The pixels are those of torchvision's Resize and CenterCrop of a Pillow image.
 
   Args:
-    image: uint8 [H, W, C].
+    image: [H, W, C], uint8 or float32 from 0 to 255.
     data: `image_size`, `eval_fit`, `eval_crop` and `eval_resample`.
 
   Returns:
-    uint8 [h, w, C] of `data.image_size`.
+    [h, w, C] of `data.image_size`.
   """
   if data.eval_fit == "squash":
     return resize(image, data.image_size, how=data.eval_resample)
@@ -81,15 +81,28 @@ def as_code(data: DataConfig, normalized: bool = True) -> str:
   """Returns Python that prepares an image file as `fit`, without this project.
 
   Args:
-    data: as in `fit`, and how files are read; 1 or 3 channels.
-    normalized: whether `pixels` are normalized, or uint8.
+    data: as in `fit`, and how files are read.
+    normalized: whether `pixels` are normalized, or those of `fit`.
+
+  Returns:
+    The code; "" for images that Pillow cannot hold.
   """
+  channels = (1,) if data.value_range else (1, 3)
+  if data.channels not in channels:
+    return ""
   rows, columns = data.image_size
   mode = "L" if data.channels == 1 else "RGB"
   lines = ['image = Image.open("image.jpg")']
   if data.exif_rotate:
     lines.append("image = ImageOps.exif_transpose(image)")
-  if data.background == "drop":
+  if data.value_range:
+    low, high = data.value_range
+    lines += [
+      f"values = (np.asarray(image) - {low!r}) / {high - low!r}",
+      "values = 255 * values.clip(0, 1).astype(np.float32)",
+      "image = Image.fromarray(values)",
+    ]
+  elif data.background == "drop":
     lines.append('image = image.convert("RGB")')
   else:
     lines += [
@@ -97,7 +110,7 @@ def as_code(data: DataConfig, normalized: bool = True) -> str:
       f'image = Image.new("RGB", image.size, "{data.background}")',
       "image.paste(colors, mask=colors)",
     ]
-  if mode == "L":
+  if mode == "L" and not data.value_range:
     lines.append('image = image.convert("L")')
   kernel = f"Image.Resampling.{RESAMPLE[data.eval_resample].name}"
   if data.eval_fit == "squash":
@@ -114,7 +127,8 @@ def as_code(data: DataConfig, normalized: bool = True) -> str:
       f"image = image.crop((x, y, x + {columns}, y + {rows}))",
     ]
   shape = f"({rows}, {columns}, {data.channels})"
-  lines.append(f"pixels = np.asarray(image).reshape{shape}")
+  clip = ".clip(0, 255)" if data.value_range else ""
+  lines.append(f"pixels = np.asarray(image){clip}.reshape{shape}")
   if normalized:
     mean, std = map(list, (data.mean, data.std))
     lines.append(f"pixels = (pixels / 255 - {mean}) / {std}")
@@ -128,10 +142,10 @@ def resize(
   box: tuple[float, float, float, float] | None = None,
   how: str = "bicubic",
 ) -> np.ndarray:
-  """Resizes a box of uint8 [H, W, C] to [h, w, C] with antialiasing.
+  """Resizes a box of [H, W, C] to [h, w, C] with antialiasing.
 
   Args:
-    image: the image.
+    image: uint8, or float32 from 0 to 255, which is not rounded.
     size: h and w; a box of this size is copied.
     box: top, left, height and width, in fractional pixels; None for all.
     how: a name in RESAMPLE.
@@ -149,9 +163,10 @@ def resize(
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(picture.resize(size[::-1], RESAMPLE[how], place))
 
-  if image.shape[-1] == 3:
+  if image.shape[-1] == 3 and image.dtype == np.uint8:
     return resized(image)
-  return np.stack([resized(x) for x in np.moveaxis(image, -1, 0)], axis=-1)
+  bands = np.stack([resized(x) for x in np.moveaxis(image, -1, 0)], axis=-1)
+  return bands if image.dtype == np.uint8 else bands.clip(0, 255)
 
 
 def covering_size(

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable, Generator
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Survey:
     gray: number of images whose channels are all equal; 0 if C is 1.
     uniform: number of images whose pixels are all equal.
     transparent: number of images with pixels that are not opaque.
+    values: [K], sampled values of files of more than 8 bits, as stored.
     labels: number of images by label.
     unreadable: names of unreadable images, with reasons.
   """
@@ -40,6 +42,7 @@ class Survey:
   gray: int
   uniform: int
   transparent: int
+  values: np.ndarray
   labels: collections.Counter[int]
   unreadable: BadImages
 
@@ -79,6 +82,7 @@ def survey_images(
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
   counts: collections.Counter[str] = collections.Counter()
+  values: list[np.ndarray] = []
   for batch in tf_iterator.close_at_exit(_image_stats(source, data)):
     good = batch["reason"] == b""
     for place in np.flatnonzero(~good):
@@ -87,6 +91,7 @@ def survey_images(
     labels.update(batch["label"].tolist())
     sizes.append(batch["size"][good])
     total += batch["moments"][good].sum(axis=0)
+    values.append(batch["values"][np.isfinite(batch["values"])])
     for name in ("gray", "uniform", "transparent"):
       counts[name] += int(batch[name][good].sum())
     progress(len(good))
@@ -101,6 +106,7 @@ def survey_images(
     counts["gray"],
     counts["uniform"],
     counts["transparent"],
+    np.concatenate(values) if values else np.zeros(0),
     labels,
     unreadable,
   )
@@ -137,7 +143,13 @@ def _stats_of_files(
       "moments": _moments_of_rows(image),
       "gray": _is_gray(image, [0, 1]),
       "uniform": tf.reduce_all(image == image[:1, :1]),
-      "transparent": _is_transparent(record),
+      "transparent": _look(record, image_io.is_transparent, tf.bool, []),
+      "values": _look(
+        record,
+        lambda content: image_io.sample_values(content, data.channels),
+        tf.float64,
+        [256],
+      ),
       "label": tf.cast(record["label"], tf.int64),
       "id": record["id"],
       "reason": reason,
@@ -148,14 +160,21 @@ def _stats_of_files(
   return stats.batch(_GROUP_SIZE)
 
 
-def _is_transparent(record: _Tensors) -> tf.Tensor:
-  def check(given: bytes) -> np.bool_:
+def _look(
+  record: _Tensors,
+  function: Callable[[bytes], Any],
+  dtype: tf.DType,
+  shape: list[int],
+) -> tf.Tensor:
+  """Applies a function to the bytes of a file."""
+
+  def look(given: bytes) -> np.ndarray:
     data = image_io.read_bytes(given)[0] if "file" in record else given
-    return np.bool_(image_io.is_transparent(data))
+    return np.asarray(function(data))
 
   given = record["file" if "file" in record else "image"]
-  found = tf.numpy_function(check, [given], tf.bool, stateful=False)
-  return tf.ensure_shape(found, [])
+  found = tf.numpy_function(look, [given], dtype, stateful=False)
+  return tf.ensure_shape(found, shape)
 
 
 def _stats_of_arrays(record: _Tensors) -> _Tensors:
@@ -167,6 +186,7 @@ def _stats_of_arrays(record: _Tensors) -> _Tensors:
     "gray": _is_gray(images, [1, 2]),
     "uniform": tf.reduce_all(images == images[:, :1, :1], [1, 2, 3]),
     "transparent": tf.zeros([count], tf.bool),
+    "values": tf.zeros([count, 0], tf.float64),
     "label": record["label"],
     "id": tf.zeros([count], tf.int64),
     "reason": tf.repeat(tf.constant([b""]), count),
@@ -176,7 +196,7 @@ def _stats_of_arrays(record: _Tensors) -> _Tensors:
 def _moments(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
   """Computes means of pixels in [0, 1] and of squares, float64 [..., 2, C]."""
   # Integer sums are exact for images of any size.
-  values = tf.cast(images, tf.int64)
+  values = tf.cast(images, tf.int64 if images.dtype == tf.uint8 else tf.float64)
   count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(images), axes)), tf.float64)
   sums = [
     tf.cast(tf.reduce_sum(each, axes), tf.float64) / count
@@ -221,7 +241,7 @@ def measure_throughput(
     seconds: duration of the measurement, after the first batch.
 
   Returns:
-    Images per second, and augmented images, uint8 [SAMPLES, H, W, C].
+    Images per second, and augmented images [SAMPLES, H, W, C].
   """
   size = min(SAMPLES, data.batch_size)
   small = dataclasses.replace(

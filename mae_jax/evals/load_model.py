@@ -300,6 +300,7 @@ def _data(now: DataConfig, found: LoadedModel, step: epath.Path) -> DataConfig:
   own = {name: getattr(before, name) for name in _PIXELS}
   if found.metadata.data:  # weights of others do not say it
     own["background"] = before.background
+    own["value_range"] = before.value_range
   for name, value in own.items():
     if value != getattr(now, name):
       console.warn(

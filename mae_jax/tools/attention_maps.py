@@ -85,7 +85,7 @@ def write(
     names: list[list[str]] = []
     for done, (_, name, photo) in enumerate(read(warned=_FITTED), 1):
       seen = watch(params, photo.shown)
-      cells = _cells(photo.shown, seen, token, grid, colors)
+      cells = _cells(photo.picture, seen, token, grid, colors)
       for kind, cell in cells.items():
         album.png(f"images/{name}/{kind.replace(' ', '_')}.png", cell)
       album.png(f"images/{name}/{output_folder.SHEET}", _wrapped(cells))

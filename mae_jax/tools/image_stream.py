@@ -71,7 +71,7 @@ def stream(
   """Applies a network once to each image, prepared as in evaluation.
 
   Args:
-    apply: jitted, from parameters and uint8 images [B, H, W, C] to a tree of
+    apply: jitted, from parameters and images [B, H, W, C] to a tree of
       [B, ...].
     params: its first argument.
     images: the images; warnings name those that cannot be read.
@@ -117,7 +117,8 @@ def _batches(
   Threads read two batches ahead. Unreadable images are black, as is padding.
   """
   total = len(images.names)
-  black = np.zeros((*data.image_size, data.channels), np.uint8)
+  dtype = image_io.Reading.of(data).dtype
+  black: np.ndarray = np.zeros((*data.image_size, data.channels), dtype)
   bad = BadImages()
 
   def load(index: int) -> tuple[np.ndarray, str]:

@@ -209,4 +209,4 @@ def _sheet(
 
 
 def _shown(images: str, name: str, data: DataConfig) -> np.ndarray:
-  return photo.open_photo(photo.path_of(images, name), data).shown
+  return photo.open_photo(photo.path_of(images, name), data).picture

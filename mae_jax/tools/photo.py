@@ -31,12 +31,18 @@ class Photo:
   Attributes:
     whole: uint8 [H, W, C], rotated by its EXIF tag.
     box: top, left, height and width of the box, in fractional pixels.
-    shown: uint8 [h, w, C], the box resized to the network's input.
+    shown: [h, w, C], the box resized to the network's input: uint8, or float32
+      from 0 to 255 with `data.value_range`.
   """
 
   whole: np.ndarray
   box: tuple[float, float, float, float]
   shown: np.ndarray
+
+  @property
+  def picture(self) -> np.ndarray:
+    """`shown` as uint8."""
+    return image_io.to_bytes(self.shown)
 
 
 def open_photo(path: epath.PathLike, data: DataConfig) -> Photo:
@@ -115,9 +121,9 @@ def lost(path: epath.PathLike, channels: int) -> str:
 
 
 def fit(image: np.ndarray, data: DataConfig) -> Photo:
-  """Fits a photograph, uint8 [H, W, C], to the network as `prepare.fit`."""
-  shown = prepare.fit(image, data)
-  return Photo(image, prepare.box_of(image.shape, data), shown)
+  """Fits a photograph [H, W, C] to the network as `prepare.fit`."""
+  shown, box = prepare.fit(image, data), prepare.box_of(image.shape, data)
+  return Photo(image_io.to_bytes(image), box, shown)
 
 
 def read_mask(path: epath.PathLike) -> np.ndarray:

@@ -163,7 +163,7 @@ class FigureMaker:
     Raises:
       ConfigError: if its mask or its truth cannot be read, or does not fit.
     """
-    truth: np.ndarray | None = photo.shown
+    truth: np.ndarray | None = photo.picture
     if self._settings.mask is None:
       masks = list(self._drawn(index))
     else:
@@ -258,7 +258,7 @@ class FigureMaker:
     with _readable(path, "--truth"):
       truth = self._photo(path)
     _check_size(path, truth.whole, photo, "--truth")
-    return truth.shown
+    return truth.picture
 
   def _picture(
     self,
@@ -268,10 +268,10 @@ class FigureMaker:
     word: str,
     hidden: np.ndarray,
   ) -> Picture:
-    settings, shown = self._settings, photo.shown
+    settings, shown = self._settings, photo.picture
     multipass = settings.fill == "multipass"
     painted = self._network.paint(
-      shown[None],
+      photo.shown[None],
       hidden[None],
       truth=None if truth is None else truth[None],
       statistics=settings.statistics,

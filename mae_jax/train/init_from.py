@@ -363,6 +363,12 @@ class _Checkpoint:
     if self._now is None:
       return
     old, new = self._before.data, self._now.data
+    if old.value_range not in ((), new.value_range):
+      _warn(
+        f"{self.path} was trained with data.value_range={old.value_range}, and "
+        f"this run has {new.value_range}: if that is a mistake, set "
+        f"{_flag('data.value_range', old.value_range)}"
+      )
     if all(
       _per_channel(getattr(old, name), old.channels)
       == _per_channel(getattr(new, name), old.channels)

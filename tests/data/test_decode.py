@@ -18,6 +18,11 @@ from mae_jax.data.image_io import Reading
 from tests.data.conftest import encode
 
 
+@pytest.fixture(autouse=True)
+def no_notes(monkeypatch):
+  monkeypatch.setattr(image_io, "_notes", {})
+
+
 @functools.cache
 def _decoder(how):
   return tf.function(
@@ -42,6 +47,14 @@ def read(data, channels=3, exif_rotate=True, **how):
   assert reason == why
   np.testing.assert_array_equal(image, alone)
   return image, reason
+
+
+def wide(data, value_range, channels=1):
+  """Decodes a file with a value range, to values between 0 and 1."""
+  image, reason = read(data, channels, value_range=value_range)
+  assert reason == ""
+  assert image.dtype == np.float32
+  return image / 255
 
 
 def decoded(data, channels=3, exif_rotate=True, **how):
@@ -259,6 +272,85 @@ def test_several_pages_are_reported_once(monkeypatch, capsys):
   decoded(data[: len(data) - 2 * 4 * 5 * 2 - 8], 1)
 
 
+def npy(array, **options):
+  buffer = io.BytesIO()
+  np.save(buffer, array, **options)
+  return buffer.getvalue()
+
+
+X_RAY = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # 12 bits
+
+
+def pgm(array, most):
+  height, width = array.shape
+  head = b"P5 %d %d %d\n" % (width, height, most)
+  return head + array.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    encode(X_RAY, format="png"),
+    tiff(X_RAY),
+    tiff(X_RAY, byteorder=">", compression="zlib"),
+    tiff(4095 - X_RAY + 61440, photometric="miniswhite"),
+    tiff(X_RAY.astype(np.int16)),
+    tiff(X_RAY.astype(np.float32)),
+    pgm(X_RAY, 4095),
+    pgm(X_RAY, 65535),
+    npy(X_RAY),
+    npy(X_RAY.astype(np.float64)),
+    npy(X_RAY.astype(np.int32)),
+  ],
+  ids=range(11),
+)
+def test_a_value_range_keeps_all_levels(data):
+  found = wide(data, (0.0, 4095.0))
+  assert len(np.unique(found)) == 4096
+  np.testing.assert_allclose(found[..., 0], X_RAY / 4095, atol=1e-6)
+  clipped = wide(data, (1000.0, 3000.0), 3)
+  wanted = ((X_RAY - 1000.0) / 2000).clip(0, 1)
+  np.testing.assert_allclose(clipped, wanted[..., None] + [0] * 3, atol=1e-6)
+
+
+def test_signed_values_have_a_range():
+  values = np.arange(-8, 8).reshape(4, 4)
+  for kind in ("i1", "i2"):
+    found = wide(tiff(values.astype(kind)), (-8.0, 7.0))
+    np.testing.assert_allclose(found[..., 0], (values + 8) / 15, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("form", ["jpeg", "png"])
+def test_8_bits_with_a_value_range_are_the_same(photo, form, channels):
+  data = encode(photo, format=form)
+  found = wide(data, (0.0, 255.0), channels)
+  np.testing.assert_allclose(found * 255, decoded(data, channels), atol=1e-3)
+
+
+def test_values_that_cannot_be_kept_are_refused():
+  deep = np.zeros((4, 4, 3), np.uint16)
+  for data, words in (
+    (tiff(deep, photometric="rgb"), "colors have 16 bits"),
+    (npy(np.full((4, 4), np.nan, np.float32)), "not all finite"),
+  ):
+    _, reason = read(data, value_range=(0.0, 1.0))
+    assert words in reason
+  assert decoded(tiff(deep, photometric="rgb")).shape == (4, 4, 3)
+
+
+def test_levels_that_8_bits_lose_are_said_once(monkeypatch, capsys):
+  monkeypatch.setattr(image_io, "_notes", {})
+  decoded(encode((X_RAY & 15) << 12, format="png"))  # as many in 8 bits
+  image_io.print_notes()
+  assert not capsys.readouterr().err
+  for data in (encode(X_RAY, format="png"), npy(X_RAY)):
+    decoded(data)
+    image_io.print_notes()
+  told = capsys.readouterr().err
+  assert told.count("8 bits keep 16 of the 4096 gray levels") == 1
+
+
 @pytest.mark.parametrize("array", [np.float32([[0.5]]), np.int32([[70_000]])])
 def test_pixels_of_no_known_range_are_refused(array):
   image, reason = read(encode(array, format="tiff"))
@@ -313,12 +405,6 @@ def test_the_first_frame_is_used(form):
 def test_thin_images(form, size):
   data = encode(Image.new("RGB", size, (200, 10, 30)), format=form)
   np.testing.assert_array_equal(decoded(data), by_pillow(data, 3))
-
-
-def npy(array, **options):
-  buffer = io.BytesIO()
-  np.save(buffer, array, **options)
-  return buffer.getvalue()
 
 
 def test_arrays(photos):

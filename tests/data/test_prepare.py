@@ -108,6 +108,37 @@ def test_the_written_code_prepares_the_same(
   np.testing.assert_array_equal(found["pixels"], prepare.fit(image, data))
 
 
+@pytest.mark.parametrize("fit", prepare.FITS)
+def test_values_of_a_range_are_not_rounded(
+  settings, tmp_path, monkeypatch, fit
+):
+  x_ray = np.arange(96 * 64, dtype=np.uint16).reshape(96, 64)[::-1] * 7
+  path = tmp_path / "image.jpg"
+  Image.fromarray(x_ray).save(path, format="png")
+  data = settings(
+    source="folder",
+    image_size=(32, 24),
+    eval_crop=0.8,
+    eval_fit=fit,
+    value_range=(500.0, 40000.0),
+  )
+  reading = Reading.of(data)
+  wanted = prepare.fit(image_files.read(path, reading), data)
+  assert wanted.dtype == np.float32
+  assert len(np.unique(wanted)) > 500
+  record = {"image": tf.constant(path.read_bytes())}
+  found, reason = preprocess.fit(
+    record, reading=reading, **preprocess.fit_settings(data)
+  )
+  assert reason.numpy() == b""
+  np.testing.assert_allclose(found, wanted, atol=1e-2)
+  monkeypatch.chdir(tmp_path)
+  names: dict = {}
+  exec(prepare.as_code(data), names)
+  normalized = (wanted / 255 - data.mean) / data.std
+  np.testing.assert_allclose(names["pixels"], normalized, atol=1e-5)
+
+
 def test_a_very_long_image_is_resized_in_part(settings):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (3, 20_000, 3), np.uint8)

@@ -126,7 +126,7 @@ def _fill(
   size = sum(each.nbytes for each in stored.values())
   atomic_write.check_space(str(folder), size)
   call = _caller(network.apply)
-  images = verify.random_images(network.image_shape)
+  images = verify.random_images(network.image)
   wanted = verify.values(call, stored, images)
   exact = wanted
   if kind != "float32":
@@ -134,7 +134,7 @@ def _fill(
   facts = about | manifest.describe(
     network, wanted[0].shape[1:], options["fit"]
   )
-  facts |= form.write(folder, call, stored, network.image_shape, network.output)
+  facts |= form.write(folder, call, stored, network.image, network.output)
   # Frees the weights before they are read again. The functions of TensorFlow
   # are reference cycles, hence the collection.
   del network, stored

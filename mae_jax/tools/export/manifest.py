@@ -15,7 +15,7 @@ _MAKER = "mae_jax.export"  # stored in files: not a module
 # Settings of images before the program.
 _PREPARATION = (
   "image_size", "eval_fit", "eval_crop", "eval_resample", "exif_rotate",
-  "background",
+  "background", "value_range",
 )  # fmt: skip
 _PACKAGES = ("mae_jax", "jax", "jaxlib", "flax")
 
@@ -32,13 +32,13 @@ def describe(
   """
   data = prepare.with_fit(network.data, fit)
   how = {name: getattr(data, name) for name in _PREPARATION}
-  if data.channels in (1, 3):
-    how["python"] = prepare.as_code(data, normalized=False).splitlines()
+  if code := prepare.as_code(data, normalized=False):
+    how["python"] = code.splitlines()
   return {
     "input": {
       "name": "images",
       "shape": ["batch", *network.image_shape],
-      "dtype": "uint8",
+      "dtype": network.image.dtype.name,
     },
     "output": {
       "name": network.output,
