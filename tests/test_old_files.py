@@ -46,6 +46,7 @@ def test_old_settings_have_their_new_names(files):
   assert config.objective.mask_strategies == ("random", "block")
   assert config.data.record_shards == 8
   assert not config.data.exif_rotate
+  assert config.data.background == "drop"  # which it did not know
   assert config.eval.num_trials == 2
   assert config.train.save_every_minutes == 60
   assert config.train.shutdown_timeout == 60

@@ -57,7 +57,7 @@ def as_images(given: ImageInput, data: DataConfig) -> Images:
 
   Args:
     given: see ImageInput.
-    data: `channels` and `exif_rotate`.
+    data: settings of reading files.
 
   Returns:
     The images. Those that are no files are named by their numbers.
@@ -88,12 +88,12 @@ def as_images(given: ImageInput, data: DataConfig) -> Images:
 def _parts(
   given: ImageInput, data: DataConfig, what: str
 ) -> list[Images | np.ndarray]:
-  """Returns opened paths, and uint8 [H, W, C] of each array."""
+  """Returns opened paths, and [H, W, C] of each array."""
   if isinstance(given, str | os.PathLike):
     return [image_files.open_images(arguments.path(what, given), data)]
   if isinstance(given, Image.Image):
     try:
-      return [image_io.to_pixels(given, data.channels, data.exif_rotate)]
+      return [image_io.to_pixels(given, image_io.Reading.of(data))]
     except ConfigError as error:
       raise ConfigError(f"{what} is {error}") from error.__cause__
   if getattr(getattr(given, "dtype", None), "kind", "") in ("O", "U"):
@@ -124,7 +124,12 @@ def _parts(
     array = np.asarray(given)
   except (TypeError, RuntimeError) as error:  # PyTorch's, with the way out
     raise ConfigError(f"{what} is no array for NumPy: {error}") from error
-  if array.dtype != np.uint8:
+  if data.value_range and array.dtype.kind in "uif":
+    try:
+      array = image_io.scale(array, data.value_range)
+    except ConfigError as error:
+      raise ConfigError(f"{what}: {error}") from None
+  elif array.dtype != np.uint8:
     raise ConfigError(
       f"{what} has dtype {array.dtype}, whose range is not known: give uint8 "
       "from 0 to 255, for instance (255 * images).round().astype(np.uint8)"
@@ -142,7 +147,10 @@ def _parts(
       axes = (0, 2, 3, 1) if array.ndim == 4 else (1, 2, 0)
       hint = f"; channels come last: use np.transpose(images, {axes})"
     elif found in (2, 4):
-      hint = "; if the last is alpha, use images[..., :-1]"
+      hint = (
+        "; if the last is alpha, give Pillow images, as "
+        "PIL.Image.fromarray(image), or drop it: images[..., :-1]"
+      )
     elif array.ndim == 3:
       hint = "; use images[..., None] of a stack of gray images"
     raise ConfigError(

@@ -20,6 +20,7 @@ from mae_jax.api.results import (
   Reconstruction,
 )
 from mae_jax.config import DataConfig, MeshConfig
+from mae_jax.data import image_io
 from mae_jax.data.image_files import Images
 from mae_jax.distributed import sharding
 from mae_jax.evals import attention_rollout
@@ -246,7 +247,10 @@ class Model(Network):
         ]
       )
     return Reconstruction(
-      names, shown, hidden.reshape(-1, *network.grid), painted
+      names,
+      image_io.to_bytes(shown),
+      hidden.reshape(-1, *network.grid),
+      painted,
     )
 
   def attention(
@@ -289,7 +293,7 @@ class Model(Network):
       for _, name, photo in photos.open_photos(source, data):
         seen = watch(extractor.params["encoder"], photo.shown)
         names.append(name)
-        shown.append(photo.shown)
+        shown.append(photo.picture)
         heads.append(seen.weights[-1][:, token, 1:])
         rollouts.append(attention_rollout.rollout(seen.weights))
     return Attention(

@@ -223,20 +223,30 @@ class Network:
     """Normalizes pixels for `module`.
 
     Args:
-      images: [B, H, W, C] from 0 to 255.
+      images: [B, H, W, C] from 0 to 255, or values as in the files of a network
+        that was trained with `data.value_range`.
 
     Returns:
       float32 [B, H, W, C] with the network's mean and deviation.
     """
     data = self.config.data
-    return patchify.normalize(jnp.asarray(images), data.mean, data.std)
+    return patchify.normalize(self._scaled(images), data.mean, data.std)
+
+  def _scaled(self, images: jax.Array) -> jax.Array:
+    """Scales values in `data.value_range` to 0 to 255, as `image_io.scale`."""
+    images = jnp.asarray(images)
+    if not self.config.data.value_range:
+      return images
+    low, high = self.config.data.value_range
+    share = (images.astype(jnp.float32) - low) / (high - low)
+    return 255 * share.clip(0, 1)
 
   def apply(self, params: Any, images: jax.Array) -> jax.Array:
     """Computes logits, or features: a pure function, for `jit` and `grad`.
 
     Args:
       params: a tree like `model.params`.
-      images: [B, H, W, C] from 0 to 255, uint8 or float, of `image_size`.
+      images: [B, H, W, C] of `image_size`, values as in `normalize`.
 
     Returns:
       float32 logits [B, classes] of a classifier or a probe; of another
@@ -253,6 +263,7 @@ class Network:
     """
     arguments.check_params(params)
     arguments.check_pixels(images, (*self.image_size, self.channels))
+    images = self._scaled(images)
     if self._loaded.has_head:
       return self._loaded.classifier.logits(params, images)
     extractor = self._extractor("mean", None, None)

@@ -327,7 +327,7 @@ def _read_run_metadata(
   if checksums.json_crc(config) != loop["checksums"]["config"]:
     raise ValueError("the checksum of its config is wrong")
   return CheckpointMetadata(
-    from_config_dict(config),
+    from_config_dict(config, stored=True),
     loop["data"],
     tuple(loop["class_names"]),
     loop.get("origin", {}),  # absent in old checkpoints

@@ -96,6 +96,8 @@ class Rule:
     resumable: whether the setting may differ when a run resumes.
     was: the field's name in version 0.1, where it had another one.
     values_were: today's value for values that version 0.1 knew.
+    absent: the value of files that were written before there was this setting;
+      None for the default.
   """
 
   help: str
@@ -108,6 +110,7 @@ class Rule:
   resumable: bool = False
   was: str | None = None
   values_were: tuple[tuple[str, str], ...] = ()
+  absent: Any = None
 
   @property
   def bounds(self) -> str:
@@ -297,6 +300,19 @@ class DataConfig:
     help="rotate images as their EXIF tag says, as viewers do; the reference "
     "and torchvision ignore the tag",
   )
+  background: str = setting(
+    "white",
+    choices=("white", "gray", "black", "drop"),
+    absent="drop",
+    help="what shows through transparent pixels; drop: their stored colors, "
+    "as torchvision and version 0.1 do",
+  )
+  value_range: tuple[float, ...] = setting(
+    (),
+    help="the pixel values that become 0 and 1, as 0,4095 for 12 bits; values "
+    "beyond are clipped. Pixels are then float32 and keep all levels of uint16 "
+    "and float files; () reads 8 bits",
+  )
   crop_clipped: bool = setting(
     False,
     help="sample one crop and clip it to the image, as the reference's linear "
@@ -346,6 +362,8 @@ class DataConfig:
   def __post_init__(self):
     _check_range("crop_scale", self.crop_scale, 1.0)
     _check_range("crop_ratio", self.crop_ratio, math.inf)
+    if self.value_range:
+      _check_value_range(self)
     if self.holdout and self.source != "folder":
       raise ConfigError(
         f"data.holdout={self.holdout:g} divides a folder, and data.source="
@@ -357,6 +375,26 @@ class DataConfig:
         f"data.crop_fixed={self.crop_fixed:g} crops are never clipped: set "
         "--config.data.crop_clipped=False"
       )
+
+
+def _check_value_range(data: DataConfig) -> None:
+  if len(data.value_range) != 2 or data.value_range[0] >= data.value_range[1]:
+    raise ConfigError(
+      f"data.value_range={data.value_range} must be two numbers, the smaller "
+      "one first, or () for 8 bits"
+    )
+  for name in ("color_jitter", "randaugment"):
+    if value := getattr(data, name):
+      raise ConfigError(
+        f"data.{name}={value:g} works on 8 bits, and data.value_range keeps "
+        f"more: set --config.data.{name}=0, or --config.data.value_range=()"
+      )
+  if data.source in ("digits", "photos"):
+    raise ConfigError(
+      f"data.value_range={data.value_range} is for image files, and "
+      f"data.source={data.source!r} has 8 bits: set "
+      "--config.data.value_range=()"
+    )
 
 
 def _check_range(name: str, value: tuple[float, float], most: float) -> None:

@@ -21,6 +21,7 @@ from mae_jax.config.schema import (
   Duration,
   EvalConfig,
   current,
+  rule_of,
 )
 from mae_jax.utils.errors import ConfigError, abbreviate, printable
 
@@ -48,10 +49,17 @@ def current_setting(name: str, value: Any = None) -> tuple[str, Any]:
   return section + dot + key, value
 
 
-def from_config_dict(values: Mapping[str, Any]) -> Config:
+def from_config_dict(
+  values: Mapping[str, Any], *, stored: bool = False
+) -> Config:
   """Checks a ConfigDict, or a dict read from JSON, and makes a frozen Config.
 
   Old names of settings are understood.
+
+  Args:
+    values: the settings.
+    stored: whether a run has saved them, maybe before some settings existed:
+      those get `Rule.absent`.
 
   Raises:
     ConfigError: on an unknown or missing key, or a value of the wrong type or
@@ -59,7 +67,7 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  config = _build(Config, values, "config")
+  config = _build(Config, values, "config", stored)
   _check_probes(config.eval)
   if (
     config.init_adapt
@@ -161,7 +169,9 @@ def _suggest(name: Any, known: typing.Iterable[str]) -> str:
   return nearest(str(name), known)
 
 
-def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+def _build(
+  cls: type, values: Mapping[str, Any], path: str, stored: bool
+) -> Any:
   hints = typing.get_type_hints(cls)
   fields = {field.name: field for field in dataclasses.fields(cls)}
   if not isinstance(values, Mapping):
@@ -180,10 +190,12 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     if name not in values:
       if field.default is field.default_factory is dataclasses.MISSING:
         raise ConfigError(f"{here} is missing: set it in the config file")
+      if stored and (absent := rule_of(field).absent) is not None:
+        built[name] = absent
       continue
     kind, value = hints[name], values[name]
     if dataclasses.is_dataclass(kind):
-      built[name] = _build(typing.cast(type, kind), value, here)
+      built[name] = _build(typing.cast(type, kind), value, here, stored)
     else:
       built[name] = _convert(kind, value, here)
       _check_rule(here.removeprefix("config."), built[name])

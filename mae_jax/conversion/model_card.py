@@ -12,6 +12,7 @@ from typing import Any
 
 from mae_jax import checkpoints
 from mae_jax.conversion import model_info
+from mae_jax.data import prepare
 from mae_jax.utils.errors import ConfigError
 
 FILE = "README.md"
@@ -111,6 +112,7 @@ def write(card: Card) -> str:
     f"![Example]({card.picture})" if card.picture else "",
     _table("Network", _network_rows(card.info)),
     _table("Training", _training_rows(card)),
+    _preparation(card),
     _table("Evaluation", [(k, f"{v:.6g}") for k, v in card.results.items()]),
     _usage(card),
     _license_text(card),
@@ -217,6 +219,30 @@ def _training_rows(card: Card) -> list[tuple[str, str]]:
     if config.task == "pretrain" and card.info.decoder is None:
       rows.append(("mask ratio", f"{config.objective.mask_ratio:g}"))
   return rows
+
+
+def _preparation(card: Card) -> str:
+  data = card.run.config.data
+  about = {
+    "crop": f"resize images to cover the size / {data.eval_crop:.6g}, and take "
+    "the middle",
+    "squash": "resize all of an image, which changes its aspect",
+  }
+  rows = [
+    ("size", "{} x {}".format(*data.image_size)),
+    ("fit", about[data.eval_fit]),
+    ("interpolation", f"{data.eval_resample}, with antialiasing"),
+    ("EXIF rotation", "yes" if data.exif_rotate else "no"),
+    ("background of transparent pixels", data.background),
+  ]
+  if data.value_range:
+    rows.append(
+      ("pixel values of 0 and 1", "{:g} and {:g}".format(*data.value_range))
+    )
+  text = _table("Preparation of images", rows)
+  if code := prepare.as_code(data):
+    text += f"\n\n```python\n{code}\n```"
+  return text
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> str:

@@ -253,7 +253,7 @@ def from_metadata(
 ) -> checkpoints.CheckpointMetadata:
   """Converts JSON content of `to_metadata` back."""
   return checkpoints.CheckpointMetadata(
-    from_config_dict(content["config"]),
+    from_config_dict(content["config"], stored=True),
     content["data"],
     tuple(content["class_names"]),
     dict(content.get("origin", {})),

@@ -34,8 +34,9 @@ def decode(
       caller that handles it with `map_with_fallback`.
 
   Returns:
-    The image, uint8 [height, width, channels], and a scalar string: "", or the
-    reason why the image cannot be read. Then the image is one black pixel.
+    The image [height, width, channels] as `image_io.load_box`, and a scalar
+    string: "", or the reason why the image cannot be read. Then the image is
+    one black pixel.
   """
   decoder = _Decoder(how, box)
   is_file = "file" in record
@@ -78,6 +79,8 @@ class _Decoder:
 
   def decode_fast(self, data: tf.Tensor) -> _Result:
     """Uses TensorFlow where its pixels equal Pillow's; may raise an error."""
+    if self._how.value_range:
+      return self.decode_safe(data, tf.constant(b""))
     shape, plain, reason = tf.cond(
       _is_plain_jpeg(data),
       lambda: (self._jpeg_shape(data), tf.constant(True), tf.constant(b"")),
@@ -133,7 +136,7 @@ class _Decoder:
     image, reason = tf.numpy_function(
       lambda data, reason, box: image_io.load_box(data, reason, box, self._how),
       [data, reason, box],
-      [tf.uint8, tf.string],
+      [self._how.dtype, tf.string],
       stateful=False,
     )
     image = tf.ensure_shape(image, [None, None, self._how.channels])

@@ -59,7 +59,7 @@ def train_batches(
     unreadable: collects the images that cannot be read.
 
   Returns:
-    Iterator over {"image": uint8 [len(rows), H, W, C], "label": int32
+    Iterator over {"image": [len(rows), H, W, C], "label": int32
     [len(rows)], -1 for none, "readable": bool [len(rows)]}. An unreadable image
     keeps its place and label; its pixels are `data.mean`. The iterator raises
     TrainingError if a record file is damaged.
@@ -191,7 +191,7 @@ def _augment_group(
   """
   shape = [*data.image_size, data.channels]
   signature = {
-    "image": tf.TensorSpec(shape, tf.uint8),
+    "image": tf.TensorSpec(shape, image_io.Reading.of(data).dtype),
     "label": tf.TensorSpec([], tf.int32),
     "readable": tf.TensorSpec([], tf.bool),
     "id": tf.TensorSpec([], tf.int64),
@@ -234,7 +234,7 @@ def eval_batches(
     unreadable: collects the images that cannot be read.
 
   Returns:
-    Iterator over {"image": uint8 [len(rows), H, W, C], "label": int32
+    Iterator over {"image": [len(rows), H, W, C], "label": int32
     [len(rows)], "mask": float32 [len(rows)], "readable": bool [len(rows)]}.
     `mask` is 1 for an example and 0 for padding and for unreadable images,
     whose image and label are 0. Every process gets the same number of batches.
@@ -357,7 +357,8 @@ def _augment(
     **_crop_settings(data),
   )
   readable = reason == b""
-  mean = np.rint(255 * np.asarray(data.mean)).clip(0, 255).astype(np.uint8)
+  mean = np.rint(255 * np.asarray(data.mean)).clip(0, 255)
+  mean = mean.astype(image_io.Reading.of(data).dtype)
   # tf.where would take milliseconds to broadcast.
   image = tf.cond(readable, lambda: image, lambda: tf.zeros_like(image) + mean)
   result = _augment_pixels(image, record["label"], plan, data)
@@ -430,7 +431,7 @@ def _eval_example(
     real,
     example,
     lambda: (
-      tf.zeros(shape, tf.uint8),
+      tf.zeros(shape, image_io.Reading.of(data).dtype),
       tf.constant(0),
       tf.constant(0, tf.int64),
       tf.constant(b""),
@@ -478,6 +479,7 @@ def _report_unreadable(
       for place in np.flatnonzero(reasons):
         name = source.name(int(ids.flat[place]))
         unreadable.report(name, reasons.flat[place].decode())
+      image_io.print_notes()
       yield batch
   except tf.errors.OpError as error:
     raise read_error(source, error) from error

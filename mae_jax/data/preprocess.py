@@ -5,7 +5,8 @@ draws of a whole step at once, and a test can inject its own. Image files are
 processed one at a time, and small arrays a batch at a time, because their work
 is smaller than the cost of a call.
 
-Pixels are uint8 [H, W, C] throughout; the train step normalizes them.
+Pixels are [H, W, C] throughout, uint8 or float32 from 0 to 255; the train step
+normalizes them.
 """
 
 import math
@@ -124,7 +125,7 @@ def random_resized_crop(
   arguments of `decode.decode`.
 
   Returns:
-    uint8 [height, width, channels], and "" or why the image cannot be read.
+    Pixels [height, width, channels], and "" or why the image cannot be read.
   """
 
   def box(shape: tf.Tensor) -> tf.Tensor:
@@ -200,7 +201,7 @@ def fit(
     how: a name in `prepare.RESAMPLE`.
 
   Returns:
-    uint8 [height, width, channels], and "" or why the image cannot be read.
+    Pixels [height, width, channels], and "" or why the image cannot be read.
     An image of this size already, of which all is kept, is unchanged.
   """
   image, reason = decode.decode(record, reading)
@@ -233,7 +234,7 @@ def fit(
       kernel_type=kernel,
       antialias=True,
     )[0]
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    return _to_dtype(resized, image.dtype)
 
   too_large = cover[0] * cover[1] > prepare.MAX_RESIZED_PIXELS
   return tf.cond(too_large, window, whole), reason
@@ -297,9 +298,15 @@ def _resize(
     tf.reshape(rows, [height, shape[1], channels]), [1, 0, 2]
   )
   pixels = _resize_rows(columns, shape[1], width, kernel)  # [width, h * C]
-  pixels = tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
+  pixels = _to_dtype(pixels, image.dtype)
   pixels = tf.reshape(pixels, [width, height, channels])
   return tf.transpose(pixels, [1, 0, 2])
+
+
+def _to_dtype(pixels: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+  if dtype == tf.float32:
+    return tf.clip_by_value(pixels, 0, 255)
+  return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
 
 
 def _resize_rows(

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable, Generator
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,9 @@ class Survey:
     mean: [C], mean of pixels in [0, 1].
     std: [C], standard deviation of pixels in [0, 1].
     gray: number of images whose channels are all equal; 0 if C is 1.
+    uniform: number of images whose pixels are all equal.
+    transparent: number of images with pixels that are not opaque.
+    values: [K], sampled values of files of more than 8 bits, as stored.
     labels: number of images by label.
     unreadable: names of unreadable images, with reasons.
   """
@@ -36,6 +40,9 @@ class Survey:
   mean: np.ndarray
   std: np.ndarray
   gray: int
+  uniform: int
+  transparent: int
+  values: np.ndarray
   labels: collections.Counter[int]
   unreadable: BadImages
 
@@ -74,7 +81,8 @@ def survey_images(
   sizes: list[np.ndarray] = []
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
-  gray = 0
+  counts: collections.Counter[str] = collections.Counter()
+  values: list[np.ndarray] = []
   for batch in tf_iterator.close_at_exit(_image_stats(source, data)):
     good = batch["reason"] == b""
     for place in np.flatnonzero(~good):
@@ -83,13 +91,25 @@ def survey_images(
     labels.update(batch["label"].tolist())
     sizes.append(batch["size"][good])
     total += batch["moments"][good].sum(axis=0)
-    gray += int(batch["gray"][good].sum())
+    values.append(batch["values"][np.isfinite(batch["values"])])
+    for name in ("gray", "uniform", "transparent"):
+      counts[name] += int(batch[name][good].sum())
     progress(len(good))
   found = np.concatenate(sizes)
   mean, square = total / max(len(found), 1)
   std = np.sqrt(np.maximum(square - mean**2, 0))
   labels.pop(-1, None)
-  return Survey(found, mean, std, gray, labels, unreadable)
+  return Survey(
+    found,
+    mean,
+    std,
+    counts["gray"],
+    counts["uniform"],
+    counts["transparent"],
+    np.concatenate(values) if values else np.zeros(0),
+    labels,
+    unreadable,
+  )
 
 
 def _image_stats(
@@ -122,6 +142,14 @@ def _stats_of_files(
       "size": tf.shape(image)[:2],
       "moments": _moments_of_rows(image),
       "gray": _is_gray(image, [0, 1]),
+      "uniform": tf.reduce_all(image == image[:1, :1]),
+      "transparent": _look(record, image_io.is_transparent, tf.bool, []),
+      "values": _look(
+        record,
+        lambda content: image_io.sample_values(content, data.channels),
+        tf.float64,
+        [256],
+      ),
       "label": tf.cast(record["label"], tf.int64),
       "id": record["id"],
       "reason": reason,
@@ -132,6 +160,23 @@ def _stats_of_files(
   return stats.batch(_GROUP_SIZE)
 
 
+def _look(
+  record: _Tensors,
+  function: Callable[[bytes], Any],
+  dtype: tf.DType,
+  shape: list[int],
+) -> tf.Tensor:
+  """Applies a function to the bytes of a file."""
+
+  def look(given: bytes) -> np.ndarray:
+    data = image_io.read_bytes(given)[0] if "file" in record else given
+    return np.asarray(function(data))
+
+  given = record["file" if "file" in record else "image"]
+  found = tf.numpy_function(look, [given], dtype, stateful=False)
+  return tf.ensure_shape(found, shape)
+
+
 def _stats_of_arrays(record: _Tensors) -> _Tensors:
   images = record["image"]
   count = tf.shape(images)[0]
@@ -139,6 +184,9 @@ def _stats_of_arrays(record: _Tensors) -> _Tensors:
     "size": tf.repeat(tf.shape(images)[None, 1:3], count, axis=0),
     "moments": _moments(images, [1, 2]),
     "gray": _is_gray(images, [1, 2]),
+    "uniform": tf.reduce_all(images == images[:, :1, :1], [1, 2, 3]),
+    "transparent": tf.zeros([count], tf.bool),
+    "values": tf.zeros([count, 0], tf.float64),
     "label": record["label"],
     "id": tf.zeros([count], tf.int64),
     "reason": tf.repeat(tf.constant([b""]), count),
@@ -148,7 +196,7 @@ def _stats_of_arrays(record: _Tensors) -> _Tensors:
 def _moments(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
   """Computes means of pixels in [0, 1] and of squares, float64 [..., 2, C]."""
   # Integer sums are exact for images of any size.
-  values = tf.cast(images, tf.int64)
+  values = tf.cast(images, tf.int64 if images.dtype == tf.uint8 else tf.float64)
   count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(images), axes)), tf.float64)
   sums = [
     tf.cast(tf.reduce_sum(each, axes), tf.float64) / count
@@ -193,7 +241,7 @@ def measure_throughput(
     seconds: duration of the measurement, after the first batch.
 
   Returns:
-    Images per second, and augmented images, uint8 [SAMPLES, H, W, C].
+    Images per second, and augmented images [SAMPLES, H, W, C].
   """
   size = min(SAMPLES, data.batch_size)
   small = dataclasses.replace(

@@ -287,16 +287,20 @@ def load_for_evaluation(
   changes: Any = {name: getattr(config.model, name) for name in computed}
   model = dataclasses.replace(before.model, **changes)
   merged = dataclasses.replace(
-    before, data=_data(config.data, before.data, step), model=model
+    before, data=_data(config.data, found, step), model=model
   )
   encoder = factory.with_computation(found.encoder, merged, found.platform)
   loaded = dataclasses.replace(found, config=merged, encoder=encoder)
   return resize(loaded, config.data.image_size, mesh, "data.image_size")
 
 
-def _data(now: DataConfig, before: DataConfig, step: epath.Path) -> DataConfig:
+def _data(now: DataConfig, found: LoadedModel, step: epath.Path) -> DataConfig:
   """Returns the data of an evaluation, for images of the checkpoint's size."""
+  before = found.config.data
   own = {name: getattr(before, name) for name in _PIXELS}
+  if found.metadata.data:  # weights of others do not say it
+    own["background"] = before.background
+    own["value_range"] = before.value_range
   for name, value in own.items():
     if value != getattr(now, name):
       console.warn(

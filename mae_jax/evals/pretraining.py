@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.config import Config, EvalConfig, lookup
-from mae_jax.data import sources
+from mae_jax.data import image_io, sources
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.evals import extract, probes, reconstruction, results
@@ -157,7 +157,7 @@ class Evaluation:
       std=self._config.data.std,
       normalized=self._model.target.normalized,
     )
-    return reconstruction.sheet(arrays["images"], painted)
+    return reconstruction.sheet(image_io.to_bytes(arrays["images"]), painted)
 
 
 def representations(

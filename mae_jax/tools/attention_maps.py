@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from mae_jax.config import MeshConfig, check_name
+from mae_jax.config import MeshConfig
 from mae_jax.data import image_files, prepare
 from mae_jax.distributed import sharding
 from mae_jax.evals import attention_rollout
@@ -62,21 +62,20 @@ def write(
   settings = dict(locals())
   del settings["out"]
   began = time.monotonic()
-  if fit is not None:
-    check_name(prepare.FITS, fit, "--fit")
-  image_stream.check(checkpoint, images, pictures=out)
+  image_stream.check(checkpoint, images, pictures=out, fit=fit)
   mesh = sharding.make_mesh(MeshConfig(), sharding.devices()[:1])
   with output_folder.replacing(out, "attention", settings) as album:
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool="all", layer=layer, image_size=image_size
     )
-    data, params = network.data, network.params["encoder"]
+    data = prepare.with_fit(network.data, fit)
+    params = network.params["encoder"]
     grid = patchify.grid_size(data.image_size, network.encoder.patch_size)
     token = _token(query, grid)
     asking = f"patch {query[0]},{query[1]}" if query else "class token"
     source = image_files.open_images(images, data)
     watch = attention_rollout.attention_function(network.encoder, data)
-    read = functools.partial(photos.open_photos, source, data, fit)
+    read = functools.partial(photos.open_photos, source, data)
     features = [
       watch(params, photo.shown).patches for _, _, photo in read(first=_FITTED)
     ]
@@ -85,7 +84,7 @@ def write(
     names: list[list[str]] = []
     for done, (_, name, photo) in enumerate(read(warned=_FITTED), 1):
       seen = watch(params, photo.shown)
-      cells = _cells(photo.shown, seen, token, grid, colors)
+      cells = _cells(photo.picture, seen, token, grid, colors)
       for kind, cell in cells.items():
         album.png(f"images/{name}/{kind.replace(' ', '_')}.png", cell)
       album.png(f"images/{name}/{output_folder.SHEET}", _wrapped(cells))

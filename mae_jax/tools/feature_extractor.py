@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax.config import DataConfig, lookup
+from mae_jax.data import image_io
 from mae_jax.evals import load_model
 from mae_jax.models import (
   classifiers,
@@ -41,7 +42,7 @@ class ImageFunction:
   """A network as a function of images, for tools and exports.
 
   Attributes:
-    apply: maps `params` and uint8 images [B, H, W, C] to float32 [B, ...].
+    apply: maps `params` and images [B, H, W, C] to float32 [B, ...].
     params: its parameters, on the devices.
     data: how images are prepared.
     output: name of the result: features or logits.
@@ -60,9 +61,15 @@ class ImageFunction:
     return (*self.data.image_size, self.data.channels)
 
   @property
+  def image(self) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an image."""
+    dtype = image_io.Reading.of(self.data).dtype
+    return jax.ShapeDtypeStruct(self.image_shape, dtype)
+
+  @property
   def shape(self) -> tuple[int, ...]:
     """Shape of one image's result."""
-    images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((1, *self.image_shape), self.image.dtype)
     return jax.eval_shape(self.apply, self.params, images).shape[1:]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.config import MeshConfig, lookup
-from mae_jax.data import image_files
+from mae_jax.data import image_files, prepare
 from mae_jax.distributed import sharding
 from mae_jax.tools import cli, feature_extractor, image_stream
 from mae_jax.utils import atomic_write, console
@@ -28,6 +28,7 @@ def write(
   pool: str = "mean",
   layer: int | None = None,
   image_size: cli.Size | None = None,
+  fit: str | None = None,
   batch_size: int = 64,
   mesh: Mesh | None = None,
 ) -> None:
@@ -54,6 +55,8 @@ def write(
       before the head (fc_norm).
     image_size: 224, or height and width as 192,256; by default the
       checkpoint's. Positions are interpolated, as in fine-tuning.
+    fit: crop: the middle of each image; squash: all of it; by default as in
+      evaluation (data.eval_fit).
     batch_size: images at a time over all devices, rounded up to a multiple of
       their number.
     mesh: the devices; None for all.
@@ -65,13 +68,14 @@ def write(
   began = time.monotonic()
   atomic_write.check_suffix(out, ".npz")
   lookup(feature_extractor.POOLS, pool, "--pool")
-  image_stream.check(checkpoint, images, batch_size)
+  image_stream.check(checkpoint, images, batch_size, fit=fit)
   mesh = mesh or sharding.make_mesh(MeshConfig())
   with atomic_write.atomic_file(out) as file:
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
     )
-    source = image_files.open_images(images, network.data)
+    data = prepare.with_fit(network.data, fit)
+    source = image_files.open_images(images, data)
     shape = (len(source.names), *network.shape)
     atomic_write.check_space(out, 4 * math.prod(shape))
     with zipfile.ZipFile(file, "w") as npz:
@@ -84,7 +88,7 @@ def write(
           network.apply,
           network.params,
           source,
-          network.data,
+          data,
           mesh=mesh,
           batch_size=batch_size,
         ):

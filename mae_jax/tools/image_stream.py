@@ -14,8 +14,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax import conversion
-from mae_jax.config import DataConfig
-from mae_jax.data import image_files, prepare
+from mae_jax.config import DataConfig, check_name
+from mae_jax.data import image_files, image_io, prepare
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.tools import cli
@@ -24,7 +24,11 @@ from mae_jax.utils.errors import ConfigError
 
 
 def check(
-  checkpoint: str, images: str, batch_size: int = 1, pictures: str = ""
+  checkpoint: str,
+  images: str,
+  batch_size: int = 1,
+  pictures: str = "",
+  fit: str | None = None,
 ) -> None:
   """Checks the flags that all these tools have, before anything is loaded.
 
@@ -35,6 +39,8 @@ def check(
     ConfigError: if one cannot work.
   """
   cli.at_least("batch_size", batch_size)
+  if fit is not None:
+    check_name(prepare.FITS, fit, "--fit")
   with storage.os_errors(checkpoint):
     conversion.locate(checkpoint)
   with storage.os_errors(images):
@@ -65,7 +71,7 @@ def stream(
   """Applies a network once to each image, prepared as in evaluation.
 
   Args:
-    apply: jitted, from parameters and uint8 images [B, H, W, C] to a tree of
+    apply: jitted, from parameters and images [B, H, W, C] to a tree of
       [B, ...].
     params: its first argument.
     images: the images; warnings name those that cannot be read.
@@ -111,7 +117,8 @@ def _batches(
   Threads read two batches ahead. Unreadable images are black, as is padding.
   """
   total = len(images.names)
-  black = np.zeros((*data.image_size, data.channels), np.uint8)
+  dtype = image_io.Reading.of(data).dtype
+  black: np.ndarray = np.zeros((*data.image_size, data.channels), dtype)
   bad = BadImages()
 
   def load(index: int) -> tuple[np.ndarray, str]:
@@ -132,6 +139,7 @@ def _batches(
     for row, reason in zip(rows, reasons, strict=True):
       if reason:
         bad.report(images.names[start + row], reason)
+    image_io.print_notes()
     readable = np.array([not reason for reason in reasons])
     return {"image": np.stack(pixels), "readable": readable}
 

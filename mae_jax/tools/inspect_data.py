@@ -9,7 +9,7 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.config import Config, DataConfig
-from mae_jax.data import listing, sources, survey
+from mae_jax.data import image_io, listing, sources, survey
 from mae_jax.data.sources import folder
 from mae_jax.tools import cli
 from mae_jax.utils import atomic_write, console, image_grid, storage
@@ -19,6 +19,7 @@ _COLUMNS = 8  # of the picture of samples
 _FAR = 0.1  # warn if mean or std differ by more from the configured ones
 _CLASSES = 5  # print this many of the largest and of the smallest classes
 _NAMED = 5  # classes to name in a warning
+_PERCENTILES = (0.1, 99.9)  # of values, that become 0 and 1
 _UNEVEN = 10  # warn if a class has this many times the images of another
 
 
@@ -55,11 +56,13 @@ def report(
       raise ConfigError(
         f"none of {found.num_images} images can be read:\n"
         f"{found.unreadable.listing()}"
+        + (len(found.values) > 0)
+        * f"\nset {_value_range(found)}"
       )
     _say_images(found, data)
     _say_classes(found, unread, source.class_names)
     rate, samples = survey.measure_throughput(source, data)
-    _sheet(samples).save(file, format="png")
+    _sheet(image_io.to_bytes(samples)).save(file, format="png")
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
   _say("samples", out)
   _say("found, as flags", " ".join(_settings(found)))
@@ -128,9 +131,31 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
   _say("shown as", f"{height} x {width}, of {data.channels} channels")
   if data.channels > 1:
     _say("gray", f"{found.gray / len(found.sizes):.1%} have equal channels")
+  if found.transparent:
+    _say(
+      "transparent",
+      f"{found.transparent:,} have transparent pixels (data.background="
+      f"{data.background})",
+    )
+  if len(found.values):
+    low, high = np.percentile(found.values, _PERCENTILES)
+    _say(
+      "values",
+      f"{low:.6g} to {high:.6g} in files of more than 8 bits, percentiles "
+      f"{_PERCENTILES[0]} and {_PERCENTILES[1]}",
+    )
+    _say("value range", _value_range(found))
   for name, values in (("mean", found.mean), ("std", found.std)):
     configured = _numbers(getattr(data, name))
     _say(name, f"{_numbers(values)} (configured: {configured})")
+
+
+def _value_range(found: survey.Survey) -> str:
+  """Returns the flag of the value range, "" if all files have 8 bits."""
+  if not len(found.values):
+    return ""
+  low, high = np.percentile(found.values, _PERCENTILES)
+  return f"--config.data.value_range={low:.6g},{high:.6g}"
 
 
 def _enlarged(found: survey.Survey, data: DataConfig) -> tuple[float, float]:
@@ -205,6 +230,21 @@ def warnings(
       f"{number / found.num_images:.1%} of the images cannot be read, and a "
       f"run stops at data.max_unreadable={data.max_unreadable:.1%}: mend or "
       "remove them"
+    )
+  if not data.value_range and len(found.values):
+    whole = found.values.astype(np.int64)
+    before, after = len(np.unique(found.values)), len(np.unique(whole >> 8))
+    if 2 * after < before:
+      lines.append(
+        f"8 bits keep {after} of {before} sampled values: the value range "
+        "above keeps all"
+      )
+  if found.uniform:
+    lines.append(
+      f"{found.uniform:,} of {len(found.sizes):,} images are uniform, all "
+      "their pixels equal, and teach nothing: remove them"
+      + ", or try another --config.data.background, since "
+      f"{found.transparent:,} have transparent pixels" * bool(found.transparent)
     )
   if data.channels == 3 and found.gray == len(found.sizes):
     lines.append(

@@ -1,6 +1,7 @@
 """Finds images with similar features: `python -m mae_jax neighbors`."""
 
 import bisect
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.config import DataConfig, MeshConfig, lookup
-from mae_jax.data import image_files
+from mae_jax.data import image_files, prepare
 from mae_jax.distributed import sharding
 from mae_jax.tools import (
   cli,
@@ -45,6 +46,7 @@ def write(
   pool: str = "mean",
   layer: int | None = None,
   image_size: cli.Size | None = None,
+  fit: str | None = None,
   batch_size: int = 64,
   mesh: Mesh | None = None,
 ) -> None:
@@ -73,6 +75,8 @@ def write(
       before the head (fc_norm).
     image_size: 224, or height and width as 192,256; by default the
       checkpoint's. Positions are interpolated, as in fine-tuning.
+    fit: crop: the middle of each image; squash: all of it; by default as in
+      evaluation (data.eval_fit).
     batch_size: images at a time over all devices, rounded up to a multiple of
       their number.
     mesh: the devices; None for all.
@@ -87,13 +91,16 @@ def write(
   began = time.monotonic()
   cli.at_least("count", count)
   lookup(feature_extractor.POOLS, pool, "--pool")
-  image_stream.check(checkpoint, images, batch_size, pictures=out)
+  image_stream.check(checkpoint, images, batch_size, pictures=out, fit=fit)
   if not query or not os.path.exists(query):
     raise ConfigError(f"--query={query}: there is no such folder or file")
   mesh = mesh or sharding.make_mesh(MeshConfig())
   with output_folder.replacing(out, "neighbors", settings) as album:
     network = feature_extractor.from_checkpoint(
       checkpoint, mesh, pool=pool, layer=layer, image_size=image_size
+    )
+    network = dataclasses.replace(
+      network, data=prepare.with_fit(network.data, fit)
     )
     asked = image_files.open_images(query, network.data)
     if len(asked.names) > _QUERIES:
@@ -202,4 +209,4 @@ def _sheet(
 
 
 def _shown(images: str, name: str, data: DataConfig) -> np.ndarray:
-  return photo.open_photo(photo.path_of(images, name), data).shown
+  return photo.open_photo(photo.path_of(images, name), data).picture

@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 from scipy import ndimage
 
-from mae_jax.config import DataConfig, lookup
+from mae_jax.config import DataConfig
 from mae_jax.data import image_files, image_io, prepare
 from mae_jax.data.image_files import Images, UnreadableError
 from mae_jax.data.image_io import Reading
@@ -33,26 +33,28 @@ class Photo:
   Attributes:
     whole: uint8 [H, W, C], rotated by its EXIF tag.
     box: top, left, height and width of the box, in fractional pixels.
-    shown: uint8 [h, w, C], the box resized to the network's input.
+    shown: [h, w, C], the box resized to the network's input: uint8, or float32
+      from 0 to 255 with `data.value_range`.
   """
 
   whole: np.ndarray
   box: tuple[float, float, float, float]
   shown: np.ndarray
 
+  @property
+  def picture(self) -> np.ndarray:
+    """`shown` as uint8."""
+    return image_io.to_bytes(self.shown)
 
-def open_photo(
-  path: epath.PathLike, data: DataConfig, how: str | None = None
-) -> Photo:
+
+def open_photo(path: epath.PathLike, data: DataConfig) -> Photo:
   """Reads a photograph, and fits it to the network, as `fit`."""
-  whole = image_files.read(path, Reading.of(data))
-  return fit(whole, data, how)
+  return fit(image_files.read(path, Reading.of(data)), data)
 
 
 def open_photos(
   images: Images,
   data: DataConfig,
-  how: str | None = None,
   *,
   first: int = 0,
   warned: int = 0,
@@ -62,7 +64,6 @@ def open_photos(
   Args:
     images: the images.
     data: how images are prepared.
-    how: as in `fit`.
     first: read the first images, this many; 0 for all, with a progress bar.
     warned: print no warnings of the first images, this many.
 
@@ -78,12 +79,13 @@ def open_photos(
     for index in range(total):
       name = images.names[index]
       try:
-        found = fit(images.read(index), data, how)
+        found = fit(images.read(index), data)
       except UnreadableError as error:
         if index >= warned:
           console.warn(f"{name} cannot be read ({error}): it is left out")
       else:
         any_readable = True
+        image_io.print_notes()
         yield index, name, found
       bar.update()
   if not any_readable:
@@ -106,49 +108,32 @@ def lost(path: epath.PathLike, channels: int) -> str:
     return ""
   try:
     with Image.open(io.BytesIO(data)) as image:
-      mode, bands = image.mode, image.getbands()
+      mode, alpha = image.mode, image.has_transparency_data
       profile = "icc_profile" in image.info
   except Exception:  # `read` reports it
     return ""
   gray = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;")
   known = {
     "its colors, as the network takes one channel": channels == 1 and not gray,
-    "its alpha": "A" in bands,
+    "its alpha": alpha,
     "more than 8 bits": mode == "F" or mode.startswith("I"),
     "its color profile": profile,
   }
   return ", ".join(text for text, is_so in known.items() if is_so)
 
 
-def fit(image: np.ndarray, data: DataConfig, how: str | None = None) -> Photo:
-  """Fits a photograph to the network's input size.
-
-  Args:
-    image: uint8 [H, W, C].
-    data: size of images and the center crop of evaluation.
-    how: "crop", the middle, or "squash", all of it, which changes the aspect;
-      None for `data.eval_fit`.
-  """
-  height, width = image.shape[:2]
-  how = data.eval_fit if how is None else how
-  if how == "squash":
-    box = (0.0, 0.0, float(height), float(width))
-  else:
-    lookup(dict.fromkeys(prepare.FITS), how, "--fit")
-    rows, columns = data.image_size
-    # Pixels of the photograph for one pixel of the input.
-    scale = min(
-      height / round(rows / data.eval_crop),
-      width / round(columns / data.eval_crop),
-    )
-    size = rows * scale, columns * scale
-    box = ((height - size[0]) / 2, (width - size[1]) / 2, *size)
-  shown = prepare.resize(image, data.image_size, box, data.eval_resample)
-  return Photo(image, box, shown)
+def fit(image: np.ndarray, data: DataConfig) -> Photo:
+  """Fits a photograph [H, W, C] to the network as `prepare.fit`."""
+  shown, box = prepare.fit(image, data), prepare.box_of(image.shape, data)
+  return Photo(image_io.to_bytes(image), box, shown)
 
 
 def read_mask(path: epath.PathLike) -> np.ndarray:
   """Reads a mask: a picture of the photograph's size, white where missing.
+
+  If parts of it are transparent, the others may be painted white and black, or
+  in one color, which is where pixels are missing. A picture of more colors is a
+  photograph of which the missing part was erased.
 
   Returns:
     bool [H, W].
@@ -156,7 +141,23 @@ def read_mask(path: epath.PathLike) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
-  return image_files.read(path, Reading(1, True))[..., 0] > 127
+  how = Reading(3, True, background="drop")
+  colors = image_files.read(path, how)
+  gray = image_io.with_channels(colors, 1)[..., 0]
+  white = gray > 127
+  on_white, on_black = (
+    image_files.read(path, how._replace(background=name))[..., 0]
+    for name in ("white", "black")
+  )
+  seen = on_white - on_black <= 127  # more opaque than transparent
+  if seen.all() or not seen.any():
+    return white & seen
+  # Edges may be soft.
+  extreme = (np.abs(gray[seen] - 127.5) > 96).mean() > 0.9
+  if extreme and 0 < white[seen].mean() < 1:
+    return white & seen
+  low, high = np.percentile(colors[seen], (5, 95), axis=0)
+  return seen if (high - low).max() <= 32 else ~seen
 
 
 def snap(missing: np.ndarray, photo: Photo, grid: Size) -> np.ndarray:

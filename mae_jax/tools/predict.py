@@ -1,6 +1,7 @@
 """Prints the most likely classes of images: `python -m mae_jax predict`."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 
 from mae_jax.config import MeshConfig
 from mae_jax.conversion import model_info
-from mae_jax.data import image_files
+from mae_jax.data import image_files, prepare
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
 from mae_jax.models import classifiers
@@ -45,6 +46,7 @@ def write(
   top: int = 5,
   class_names: cli.Path | None = None,
   image_size: cli.Size | None = None,
+  fit: str | None = None,
   batch_size: int = 64,
   mesh: Mesh | None = None,
 ) -> None:
@@ -67,6 +69,8 @@ def write(
       order of labels; by default the names in the checkpoint.
     image_size: 224, or height and width as 192,256; by default the
       checkpoint's. Positions are interpolated.
+    fit: crop: the middle of each image; squash: all of it; by default as in
+      evaluation (data.eval_fit).
     batch_size: images at a time over all devices, rounded up to a multiple of
       their number.
     mesh: the devices; None for all.
@@ -83,13 +87,18 @@ def write(
   if class_names is not None:
     given = cli.read_lines(class_names, "--class_names")
     model_info.check_distinct(given)
-  image_stream.check(checkpoint, images, batch_size)
+  image_stream.check(checkpoint, images, batch_size, fit=fit)
   mesh = mesh or sharding.make_mesh(MeshConfig())
   writing = contextlib.nullcontext()
   with atomic_write.atomic_file(out) if out else writing as file:
     with storage.os_errors(checkpoint):
       found = load_model.load(checkpoint, mesh, head=True)
     found = load_model.resize(found, image_size, mesh)
+    config = found.config
+    data = prepare.with_fit(config.data, fit)
+    found = dataclasses.replace(
+      found, config=dataclasses.replace(config, data=data)
+    )
     names = found.class_names
     if given is not None and len(given) != len(names):
       raise ConfigError(
@@ -97,7 +106,7 @@ def write(
         f"{len(names)} classes: write the name of each on a line, in the order "
         "of labels"
       )
-    source = image_files.open_images(images, found.config.data)
+    source = image_files.open_images(images, data)
     results = predictions(
       found, source, top=top, mesh=mesh, batch_size=batch_size
     )

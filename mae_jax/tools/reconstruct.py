@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax.data import image_files
+from mae_jax.data import image_files, prepare
 from mae_jax.tools import cli, image_stream, output_folder, photo, reconstructor
 from mae_jax.tools import reconstruction_figures as studio_lib
 from mae_jax.utils import console
@@ -62,6 +62,8 @@ def write(
     mask: replaces the four flags above: a picture as large as the image in
       which missing pixels are white, or a folder with one of the same name (any
       suffix) for each image. A patch is masked if any of its pixels is white.
+      On a transparent layer, what you painted in one color is missing; of a
+      photograph with erased parts, those are.
       restored.png is the whole photograph with the white pixels reconstructed,
       and mixed with it up to 3 pixels around them.
     truth: with --mask: the image without damage, or a folder of them, for
@@ -98,7 +100,8 @@ def write(
       checkpoint, target=target, image_size=image_size
     )
     studio = studio_lib.FigureMaker(network, settings)
-    source = image_files.open_images(images, network.data)
+    data = prepare.with_fit(network.data, fit)
+    source = image_files.open_images(images, data)
     total = len(source.names)
     studio.check_given(
       (photo.path_of(images, name), name) for name in source.names
@@ -106,7 +109,7 @@ def write(
     shown: list[Sequence[studio_lib.Picture]] = []
     rows: list[Sequence[Any]] = [COLUMNS]
     number, painting = 0, 0.0
-    for index, name, image in photo.open_photos(source, network.data, fit):
+    for index, name, image in photo.open_photos(source, data):
       start = time.monotonic()
       path = photo.path_of(images, name)
       pictures = studio.pictures(path, image, name, index)

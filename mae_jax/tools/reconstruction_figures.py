@@ -222,7 +222,8 @@ class FigureMaker:
     )
 
   def _photo(self, path: epath.PathLike) -> photos.Photo:
-    return photos.open_photo(path, self._network.data, self._settings.fit)
+    data = prepare.with_fit(self._network.data, self._settings.fit)
+    return photos.open_photo(path, data)
 
   def _drawn(self, index: int) -> Iterator[tuple[str, np.ndarray]]:
     settings = self._settings
@@ -273,11 +274,11 @@ class FigureMaker:
     word: str,
     hidden: np.ndarray,
   ) -> Picture:
-    settings, shown = self._settings, photo.shown
-    truth = None if original is None else original.shown
+    settings, shown = self._settings, photo.picture
+    truth = None if original is None else original.picture
     multipass = settings.fill == "multipass"
     painted = self._network.paint(
-      shown[None],
+      photo.shown[None],
       hidden[None],
       truth=None if truth is None else truth[None],
       statistics=settings.statistics,

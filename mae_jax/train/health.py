@@ -15,6 +15,7 @@ from PIL import Image
 
 from mae_jax import checkpoints
 from mae_jax.config import Config
+from mae_jax.data import image_io
 from mae_jax.utils import console, storage
 from mae_jax.utils.errors import TrainingError
 
@@ -189,7 +190,7 @@ def _local_rows(array: jax.Array) -> np.ndarray:
 
 def _contact_sheet(images: np.ndarray, columns: int = 8) -> Image.Image:
   """Draws up to 64 images [n, H, W, C]; only the first channel unless C = 3."""
-  images = images[: columns * columns]
+  images = image_io.to_bytes(images[: columns * columns])
   if images.shape[-1] != 3:
     images = np.repeat(images[..., :1], 3, axis=-1)
   blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)

@@ -374,6 +374,12 @@ class _Checkpoint:
         f"instead of {was}; if that is a mistake, set "
         f"{_flag('data.image_size', old.image_size)}"
       )
+    if old.value_range not in ((), new.value_range):
+      _warn(
+        f"{self.path} was trained with data.value_range={old.value_range}, and "
+        f"this run has {new.value_range}: if that is a mistake, set "
+        f"{_flag('data.value_range', old.value_range)}"
+      )
     if any(
       _per_channel(getattr(old, name), old.channels)
       != _per_channel(getattr(new, name), old.channels)

@@ -225,6 +225,8 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "data.flip": st.booleans(),
   "data.max_unreadable": UNIT,
   "data.exif_rotate": st.booleans(),
+  "data.value_range": st.sampled_from([(), (0.0, 255.0), (1.0,)]),
+  "data.background": st.sampled_from(["white", "black", "drop", "none"]),
   "data.eval_crop": UNIT,
   "data.eval_fit": st.sampled_from(["crop", "squash"]),
   "data.eval_resample": st.sampled_from(["bicubic", "bilinear", "lanczos"]),

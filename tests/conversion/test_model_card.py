@@ -7,10 +7,14 @@ import pathlib
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from mae_jax.conversion import export_weights, load, model_card
+from mae_jax.data import image_files, prepare
+from mae_jax.data.image_io import Reading
 from mae_jax.utils.errors import ConfigError
 from tests.conversion import test_round_trips
 from tests.helpers import sample_checkpoints
@@ -162,3 +166,25 @@ def test_settings_of_other_programs_are_not_stated(tmp_path: pathlib.Path):
   text = model_card.write(export_weights.make_card(weights, "timm"))
   assert "license: unknown" in text
   assert "batch size" not in text
+
+
+@pytest.mark.parametrize("kind", ["mae", "probe"])
+def test_the_lines_of_a_card_prepare_images(kind, tmp_path, monkeypatch):
+  """Runs them as written; the pixels are those of evaluation."""
+  _, text = card(tmp_path, kind, "transformers")
+  (code,) = (
+    block
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    if "PIL" in block
+  )
+  random = np.random.default_rng(0)
+  colors = random.integers(0, 256, (30, 50, 4), np.uint8)
+  Image.fromarray(colors).save(tmp_path / "image.jpg", format="png")
+  monkeypatch.chdir(tmp_path)
+  found: dict[str, Any] = {}
+  exec(code, found)
+  data = load.open_weights(tmp_path / "start").run.config.data
+  image = image_files.read(tmp_path / "image.jpg", Reading.of(data))
+  wanted = (prepare.fit(image, data) / 255 - data.mean) / data.std
+  np.testing.assert_allclose(found["pixels"], wanted, atol=1e-3)
+  assert f"| background of transparent pixels | {data.background} |" in text

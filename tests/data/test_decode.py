@@ -10,11 +10,17 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 from PIL import Image, ImageOps
 
 from mae_jax.data import decode, image_files, image_io
 from mae_jax.data.image_io import Reading
 from tests.data.conftest import encode
+
+
+@pytest.fixture(autouse=True)
+def no_notes(monkeypatch):
+  monkeypatch.setattr(image_io, "_notes", {})
 
 
 @functools.cache
@@ -41,6 +47,14 @@ def read(data, channels=3, exif_rotate=True, **how):
   assert reason == why
   np.testing.assert_array_equal(image, alone)
   return image, reason
+
+
+def wide(data, value_range, channels=1):
+  """Decodes a file with a value range, to values between 0 and 1."""
+  image, reason = read(data, channels, value_range=value_range)
+  assert reason == ""
+  assert image.dtype == np.float32
+  return image / 255
 
 
 def decoded(data, channels=3, exif_rotate=True, **how):
@@ -87,8 +101,89 @@ def test_pixels_are_pillows(photo, form, mode, channels):
   image = Image.new("LAB", photo.size, (90, 140, 60)) if mode == "LAB" else None
   data = encode(image or color.convert(mode), format=form)
   np.testing.assert_array_equal(
-    decoded(data, channels), by_pillow(data, channels)
+    decoded(data, channels, background="drop"), by_pillow(data, channels)
   )
+
+
+def composited(data, channels, level):
+  """Composites by the formula, in float."""
+  image = Image.open(io.BytesIO(data)).convert("RGBA")
+  alpha = np.asarray(image, float)[..., 3:] / 255
+  color = by_pillow(data, channels)
+  return color * alpha + level * (1 - alpha)
+
+
+BACKGROUNDS = {"white": 255, "gray": 128, "black": 0}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("background", BACKGROUNDS)
+@pytest.mark.parametrize(
+  ("form", "mode"),
+  [(form, mode) for form in MODES for mode in MODES[form] if mode[-1] == "A"],
+)
+def test_transparent_pixels_show_the_background(
+  photo, form, mode, background, channels
+):
+  color = photo.copy()
+  color.putalpha(Image.linear_gradient("L").resize(photo.size))
+  data = encode(color.convert(mode), format=form, lossless=True)
+  found = decoded(data, channels, background=background).astype(float)
+  wanted = composited(data, channels, BACKGROUNDS[background])
+  # Pixels are composited in color, and then become gray.
+  assert np.abs(found - wanted).max() <= (0.51 if channels == 3 else 1.3)
+  image = Image.open(io.BytesIO(data))
+  alpha = np.asarray(image.convert("RGBA"))[..., 3]
+  assert image_io.is_transparent(data) == (alpha.min() < 255)
+  how = Reading(channels, True, background=background)
+  np.testing.assert_array_equal(image_io.to_pixels(image, how), found)
+
+
+def keyed(form, mode, dtype=np.uint8):
+  """Makes a file with one transparent color, in four pixels of six."""
+  dark, key = 10, 200 if dtype == np.uint8 else 51300
+  array = np.array([[dark, key, key], [key, key, dark]], dtype)
+  if mode == "P":
+    image = Image.fromarray(array % 2 + (array > 100))
+    image.putpalette([10, 10, 10, 200, 200, 200])
+    return encode(image, format=form, transparency=1)
+  image = Image.fromarray(array)
+  image = image.convert(mode) if mode == "RGB" else image
+  color = (key,) * 3 if mode == "RGB" else key
+  return encode(image, format=form, transparency=color)
+
+
+@pytest.mark.parametrize(
+  ("form", "mode", "dtype"),
+  [
+    ("png", "P", np.uint8),
+    ("gif", "P", np.uint8),
+    ("png", "L", np.uint8),
+    ("png", "RGB", np.uint8),
+    ("png", "I;16", np.uint16),
+  ],
+)
+def test_transparent_colors_and_palettes(form, mode, dtype):
+  data = keyed(form, mode, dtype)
+  assert image_io.is_transparent(data)
+  dark = 10 if dtype == np.uint8 else 0
+  for background, level in BACKGROUNDS.items():
+    expected = np.where([[0, 1, 1], [1, 1, 0]], level, dark)
+    found = decoded(data, 1, background=background)[..., 0]
+    np.testing.assert_array_equal(found, expected)
+  old = decoded(data, 1, background="drop")[..., 0]
+  np.testing.assert_array_equal(old == dark, [[1, 0, 0], [0, 0, 1]])
+
+
+def test_opaque_files_are_not_transparent(photo):
+  for data in (
+    encode(photo, format="jpeg"),
+    encode(photo, format="png"),
+    encode(photo.convert("RGBA"), format="png"),
+    npy(np.zeros((3, 3), np.uint8)),
+    b"no image",
+  ):
+    assert not image_io.is_transparent(data)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +216,145 @@ def test_the_high_byte_of_16_bits_is_read(photos, form):
     np.testing.assert_array_equal(image, expected)
 
 
+def tiff(image, **options):
+  buffer = io.BytesIO()
+  tifffile.imwrite(buffer, image, **options)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planes", [3, 4])
+def test_16_bit_planes_of_a_tiff(photos, order, compression, planes):
+  color = photos[0][:20, :30].astype(np.uint16) * 256 + 99
+  color = np.concatenate([color, np.full((20, 30, 1), 65535, np.uint16)], -1)
+  data = tiff(
+    np.moveaxis(color[..., :planes], -1, 0).copy(),
+    photometric="rgb",
+    planarconfig="separate",
+    byteorder=order,
+    compression=compression,
+    extrasamples=["unassalpha"] * (planes - 3),
+  )
+  np.testing.assert_array_equal(decoded(data), photos[0][:20, :30])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_zero_may_be_white_in_a_tiff(photos, bits, compression):
+  gray = photos[0][:20, :30, 0].astype(f"u{bits // 8}") << (bits - 8)
+  data = tiff(gray, photometric="miniswhite", compression=compression)
+  expected = 255 - photos[0][:20, :30, :1]
+  np.testing.assert_array_equal(decoded(data, 1), expected)
+  image = image_io.to_pixels(Image.open(io.BytesIO(data)), Reading(1, True))
+  np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("kind", ["i1", "i2"])
+def test_signed_pixels_are_refused(kind):
+  data = tiff(np.arange(-6, 6, dtype=kind).reshape(3, 4))
+  _, reason = read(data)
+  assert "signed integers of no known range: save it as unsigned" in reason
+
+
+def test_several_pages_are_reported_once(monkeypatch, capsys):
+  monkeypatch.setattr(image_io, "_notes", {})
+  pages = np.arange(3 * 4 * 5, dtype=np.uint16).reshape(3, 4, 5) * 1000
+  data = tiff(pages, photometric="miniswhite")
+  for _ in range(2):
+    expected = 255 - (pages[0] >> 8)
+    np.testing.assert_array_equal(decoded(data, 1)[..., 0], expected)
+    image_io.print_notes()
+  said = capsys.readouterr().err
+  assert said.count("a TIFF has 3 pages: of such files the first page") == 1
+  # A broken second page is no reason to refuse the first.
+  monkeypatch.setattr(image_io, "_notes", {})
+  decoded(data[: len(data) - 2 * 4 * 5 * 2 - 8], 1)
+
+
+def npy(array, **options):
+  buffer = io.BytesIO()
+  np.save(buffer, array, **options)
+  return buffer.getvalue()
+
+
+X_RAY = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # 12 bits
+
+
+def pgm(array, most):
+  height, width = array.shape
+  head = b"P5 %d %d %d\n" % (width, height, most)
+  return head + array.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    encode(X_RAY, format="png"),
+    tiff(X_RAY),
+    tiff(X_RAY, byteorder=">", compression="zlib"),
+    tiff(4095 - X_RAY + 61440, photometric="miniswhite"),
+    tiff(X_RAY.astype(np.int16)),
+    tiff(X_RAY.astype(np.float32)),
+    pgm(X_RAY, 4095),
+    pgm(X_RAY, 65535),
+    npy(X_RAY),
+    npy(X_RAY.astype(np.float64)),
+    npy(X_RAY.astype(np.int32)),
+  ],
+  ids=range(11),
+)
+def test_a_value_range_keeps_all_levels(data):
+  found = wide(data, (0.0, 4095.0))
+  assert len(np.unique(found)) == 4096
+  np.testing.assert_allclose(found[..., 0], X_RAY / 4095, atol=1e-6)
+  clipped = wide(data, (1000.0, 3000.0), 3)
+  wanted = ((X_RAY - 1000.0) / 2000).clip(0, 1)
+  np.testing.assert_allclose(clipped, wanted[..., None] + [0] * 3, atol=1e-6)
+
+
+def test_signed_values_have_a_range():
+  values = np.arange(-8, 8).reshape(4, 4)
+  for kind in ("i1", "i2"):
+    found = wide(tiff(values.astype(kind)), (-8.0, 7.0))
+    np.testing.assert_allclose(found[..., 0], (values + 8) / 15, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("form", ["jpeg", "png"])
+def test_8_bits_with_a_value_range_are_the_same(photo, form, channels):
+  data = encode(photo, format=form)
+  found = wide(data, (0.0, 255.0), channels)
+  np.testing.assert_allclose(found * 255, decoded(data, channels), atol=1e-3)
+
+
+def test_values_that_cannot_be_kept_are_refused():
+  deep = np.zeros((4, 4, 3), np.uint16)
+  for data, words in (
+    (tiff(deep, photometric="rgb"), "colors have 16 bits"),
+    (npy(np.full((4, 4), np.nan, np.float32)), "not all finite"),
+  ):
+    _, reason = read(data, value_range=(0.0, 1.0))
+    assert words in reason
+  assert decoded(tiff(deep, photometric="rgb")).shape == (4, 4, 3)
+
+
+def test_levels_that_8_bits_lose_are_said_once(monkeypatch, capsys):
+  monkeypatch.setattr(image_io, "_notes", {})
+  decoded(encode((X_RAY & 15) << 12, format="png"))  # as many in 8 bits
+  image_io.print_notes()
+  assert not capsys.readouterr().err
+  for data in (encode(X_RAY, format="png"), npy(X_RAY)):
+    decoded(data)
+    image_io.print_notes()
+  told = capsys.readouterr().err
+  assert told.count("8 bits keep 16 of the 4096 gray levels") == 1
+
+
 @pytest.mark.parametrize("array", [np.float32([[0.5]]), np.int32([[70_000]])])
 def test_pixels_of_no_known_range_are_refused(array):
   image, reason = read(encode(array, format="tiff"))
-  assert "have 32 bits and no known range: save it with 8 or 16" in reason
+  assert re.search("32 bits and no known range|signed .* no known", reason)
   assert image.shape == (1, 1, 3)
 
 
@@ -175,12 +405,6 @@ def test_the_first_frame_is_used(form):
 def test_thin_images(form, size):
   data = encode(Image.new("RGB", size, (200, 10, 30)), format=form)
   np.testing.assert_array_equal(decoded(data), by_pillow(data, 3))
-
-
-def npy(array, **options):
-  buffer = io.BytesIO()
-  np.save(buffer, array, **options)
-  return buffer.getvalue()
 
 
 def test_arrays(photos):

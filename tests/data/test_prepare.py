@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mae_jax.data import prepare, preprocess
+from mae_jax.data import image_files, prepare, preprocess
 from mae_jax.data.image_io import Reading
 from tests.data.conftest import encode
 
@@ -72,6 +72,71 @@ def test_the_pipeline_prepares_the_same(photos, settings, how, fit, keep):
   assert apart.mean() < 0.2
   arrays = preprocess.fit_arrays(image[None], **preprocess.fit_settings(data))
   assert np.abs(arrays[0].numpy() - wanted).max() <= 2
+
+
+@pytest.mark.parametrize("fit", prepare.FITS)
+@pytest.mark.parametrize("background", ["white", "gray", "drop"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_written_code_prepares_the_same(
+  photos, settings, tmp_path, monkeypatch, fit, background, channels
+):
+  """Runs the code as a reader of a model card would."""
+  picture = Image.fromarray(photos[0][:100, :230])
+  picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+  exif = Image.Exif()
+  exif[0x112] = 6
+  path = tmp_path / "image.jpg"  # Pillow looks at the content
+  picture.save(path, format="png", exif=exif)
+  data = settings(
+    image_size=(64, 48),
+    eval_crop=0.875,
+    eval_fit=fit,
+    background=background,
+    channels=channels,
+    mean=(0.485, 0.456, 0.406)[:channels],
+    std=(0.229, 0.224, 0.225)[:channels],
+  )
+  image = image_files.read(path, Reading.of(data))
+  wanted = (prepare.fit(image, data) / 255 - data.mean) / data.std
+  monkeypatch.chdir(tmp_path)
+  found: dict = {}
+  code = prepare.as_code(data)
+  assert code.count("\n") <= 16
+  exec(code, found)
+  np.testing.assert_allclose(found["pixels"], wanted, atol=1e-6)
+  exec(prepare.as_code(data, normalized=False), found)
+  np.testing.assert_array_equal(found["pixels"], prepare.fit(image, data))
+
+
+@pytest.mark.parametrize("fit", prepare.FITS)
+def test_values_of_a_range_are_not_rounded(
+  settings, tmp_path, monkeypatch, fit
+):
+  x_ray = np.arange(96 * 64, dtype=np.uint16).reshape(96, 64)[::-1] * 7
+  path = tmp_path / "image.jpg"
+  Image.fromarray(x_ray).save(path, format="png")
+  data = settings(
+    source="folder",
+    image_size=(32, 24),
+    eval_crop=0.8,
+    eval_fit=fit,
+    value_range=(500.0, 40000.0),
+  )
+  reading = Reading.of(data)
+  wanted = prepare.fit(image_files.read(path, reading), data)
+  assert wanted.dtype == np.float32
+  assert len(np.unique(wanted)) > 500
+  record = {"image": tf.constant(path.read_bytes())}
+  found, reason = preprocess.fit(
+    record, reading=reading, **preprocess.fit_settings(data)
+  )
+  assert reason.numpy() == b""
+  np.testing.assert_allclose(found, wanted, atol=1e-2)
+  monkeypatch.chdir(tmp_path)
+  names: dict = {}
+  exec(prepare.as_code(data), names)
+  normalized = (wanted / 255 - data.mean) / data.std
+  np.testing.assert_allclose(names["pixels"], normalized, atol=1e-5)
 
 
 def test_a_very_long_image_is_resized_in_part(settings):

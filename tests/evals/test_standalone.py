@@ -528,10 +528,20 @@ def test_pixels_are_those_of_the_checkpoint(trained, tmp_path, capsys):
   workdir, _ = trained
   wanted = run(config(workdir), tmp_path / "same")
   capsys.readouterr()
-  other = {"mean": (0.5,), "std": (0.1, 0.2, 0.3), "channels": 3}
+  other = {
+    "mean": (0.5,),
+    "std": (0.1, 0.2, 0.3),
+    "channels": 3,
+    "background": "black",
+  }
   assert run(config(workdir, data=other), tmp_path / "other") == wanted
   told = capsys.readouterr().err
-  for name, value in (("mean", "(0.3,)"), ("std", "(0.4,)"), ("channels", "1")):
+  for name, value in (
+    ("mean", "(0.3,)"),
+    ("std", "(0.4,)"),
+    ("channels", "1"),
+    ("background", "white"),
+  ):
     assert f"with data.{name}={value}, which is used here, not " in told
 
 

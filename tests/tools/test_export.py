@@ -290,6 +290,8 @@ def test_the_manifest(exports, finetuned):
   assert facts["class_names"] == list(CLASSES)
   assert facts["checkpoint"] == str(finetuned[2] / "checkpoints" / "1")
   assert facts["normalized_inside"] == {"mean": [0.3], "std": [0.4]}
+  assert facts["preparation"]["background"] == "white"
+  assert "pixels = np.asarray" in facts["preparation"]["python"][-1]
   assert facts["platforms"] == ["cpu", "cuda", "tpu"]
   assert facts["versions"]["jax"] == jax.__version__
   assert 0 < facts["rounding_of_weights"] < 1

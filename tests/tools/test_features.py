@@ -504,3 +504,23 @@ def test_a_grid_is_the_patch_tokens_in_place(pretrained):
     outputs["grid"],
     outputs["all"][:, 1:].reshape(2, rows, columns, -1),
   )
+
+
+def test_the_fit_is_a_flag(pretrained, tmp_path):
+  random = np.random.default_rng(0)
+  wide = Image.fromarray(random.integers(0, 256, (8, 20), np.uint8))
+  wide.save(tmp_path / "wide.png")
+  squashed = wide.resize((8, 8), Image.Resampling.BICUBIC)
+  squashed.save(tmp_path / "squashed.png")
+  found = {}
+  for name, fit in (("wide", "squash"), ("squashed", "squash"), ("wide", None)):
+    out = tmp_path / "out.npz"
+    path = str(tmp_path / f"{name}.png")
+    features.write(str(pretrained), path, str(out), fit=fit)
+    found[name, fit] = np.load(out)["features"]
+  np.testing.assert_array_equal(
+    found["wide", "squash"], found["squashed", "squash"]
+  )
+  assert (found["wide", None] != found["wide", "squash"]).any()
+  with pytest.raises(ConfigError, match="--fit='x' is not known"):
+    features.write(str(pretrained), path, str(out), fit="x")

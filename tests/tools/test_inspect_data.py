@@ -223,7 +223,7 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
 
 def test_sizes_of_records_include_unreadable_images(capsys):
   found = survey.Survey(
-    np.ones((3, 2)), np.zeros(3), np.zeros(3), 0,
+    np.ones((3, 2)), np.zeros(3), np.zeros(3), 0, 0, 0, np.zeros(0),
     collections.Counter({0: 3, 1: 1}), bad_images.BadImages(max_warnings=0),
   )  # fmt: skip
   found.unreadable.report("x", "torn")
@@ -232,6 +232,54 @@ def test_sizes_of_records_include_unreadable_images(capsys):
     "2; their sizes count what cannot be read too (1)\n"
     in capsys.readouterr().out
   )
+
+
+def test_transparent_and_uniform_images_are_counted(tmp_path, capsys):
+  random = np.random.default_rng(0)
+  opaque = np.full((24, 24, 1), 255, np.uint8)
+  for name, color, alpha in (
+    ("plain", random.integers(0, 256, (24, 24, 3), np.uint8), opaque),
+    ("shape", random.integers(0, 256, (24, 24, 3), np.uint8), opaque // 2),
+    ("drawn_in_white", np.full((24, 24, 3), 255, np.uint8), opaque // 3),
+    ("blank", np.full((24, 24, 3), 7, np.uint8), opaque),
+  ):
+    image = Image.fromarray(np.concatenate([color, alpha], -1))
+    image.save(tmp_path / f"{name}.png")
+  config = folder_config(tmp_path)
+  inspect_data.report(config, 0, str(tmp_path / "out" / "x.png"))
+  found = capsys.readouterr()
+  assert "2 have transparent pixels (data.background=white)" in found.out
+  assert "2 of 4 images are uniform" in found.err
+  assert "--config.data.background, since 2 have transparent" in found.err
+
+
+def test_the_value_range_is_found(tmp_path, tmp_path_factory, capsys):
+  random = np.random.default_rng(0)
+  for number in range(4):
+    x_ray = random.integers(300, 4000, (24, 24), np.uint16)
+    Image.fromarray(x_ray).save(tmp_path / f"{number}.png")
+  data = {"channels": 1, "mean": (0.5,), "std": (0.3,)}
+  out = str(tmp_path_factory.mktemp("out") / "x.png")
+  inspect_data.report(folder_config(tmp_path, **data), 0, out)
+  found = capsys.readouterr()
+  (line,) = (x for x in found.out.splitlines() if "value_range=" in x)
+  low, high = map(float, line.partition("=")[2].split(","))
+  assert 300 <= low < 330
+  assert 3970 < high < 4000
+  assert "8 bits keep 15 of" in found.err
+  ranged = folder_config(tmp_path, **data, value_range=(low, high))
+  inspect_data.report(ranged, 0, out)
+  found = capsys.readouterr()
+  assert "8 bits keep" not in found.err
+  assert "mean                0.5" in found.out
+
+
+def test_arrays_of_unknown_range_get_one(tmp_path):
+  for number in range(3):
+    values = np.linspace(0, 2, 24 * 24, dtype=np.float32).reshape(24, 24)
+    np.save(tmp_path / f"{number}.npy", values)
+  with pytest.raises(ConfigError, match=r"set --config.data.value_range=0"):
+    inspect_data.report(folder_config(tmp_path), 0, str(tmp_path / "x.png"))
 
 
 def test_the_settings_can_be_pasted(tmp_path, capsys):

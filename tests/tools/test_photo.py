@@ -34,31 +34,32 @@ def test_the_crop_is_that_of_evaluation(size, tmp_path):
   photo = photos.fit(
     image_files.read(tmp_path / "x.png", Reading(3, True)), DATA
   )
+  np.testing.assert_array_equal(photo.whole, image)
+  np.testing.assert_array_equal(photo.shown, prepare.fit(image, DATA))
   wanted, reason = preprocess.fit(
     {"file": str(tmp_path / "x.png").encode()},
-    size=DATA.image_size,
-    keep=DATA.eval_crop,
     reading=Reading(3, True),
+    **preprocess.fit_settings(DATA),
   )
   assert reason == b""
-  np.testing.assert_array_equal(photo.whole, image)
-  assert photo.shown.shape == (24, 32, 3)
-  # Evaluation crops whole pixels; this crop is exact.
-  assert np.abs(photo.shown.astype(int) - wanted.numpy()).mean() < 4
+  assert np.abs(photo.shown.astype(int) - wanted.numpy()).max() <= 2
+  # The box in the photograph holds the same pixels.
+  again = prepare.resize(image, DATA.image_size, photo.box).astype(int)
+  assert np.abs(photo.shown - again)[2:-2, 2:-2].mean() < 2
 
 
 def test_an_image_of_the_right_size_is_not_changed():
   data = dataclasses.replace(DATA, eval_crop=1.0)
   for how in prepare.FITS:
     image = draw(24, 32)
-    photo = photos.fit(image, data, how)
+    photo = photos.fit(image, prepare.with_fit(data, how))
     assert photo.box == (0, 0, 24, 32)
     np.testing.assert_array_equal(photo.shown, image)
 
 
 def test_squashing_keeps_the_whole_image():
   image = draw(100, 37)
-  photo = photos.fit(image, DATA, "squash")
+  photo = photos.fit(image, prepare.with_fit(DATA, "squash"))
   assert photo.box == (0, 0, 100, 37)
   wanted = Image.fromarray(image).resize((32, 24), Image.Resampling.BICUBIC)
   np.testing.assert_array_equal(photo.shown, np.asarray(wanted))
@@ -68,7 +69,7 @@ def test_squashing_keeps_the_whole_image():
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (2000, 3)])
 def test_any_size_and_number_of_channels(size, channels: int):
   for how in prepare.FITS:
-    photo = photos.fit(draw(*size, channels), DATA, how)
+    photo = photos.fit(draw(*size, channels), prepare.with_fit(DATA, how))
     assert photo.shown.shape == (24, 32, channels)
     assert photo.shown.dtype == np.uint8
 
@@ -77,7 +78,7 @@ def test_any_size_and_number_of_channels(size, channels: int):
 @pytest.mark.parametrize("size", [(24, 32), (97, 61), (400, 300), (9, 5)])
 def test_only_masked_patches_are_reconstructed(size, how: str):
   image = draw(*size)
-  photo = photos.fit(image, DATA, how)
+  photo = photos.fit(image, prepare.with_fit(DATA, how))
   hidden = np.random.default_rng(0).random((3, 4)) < 0.5
   painted = np.zeros_like(photo.shown)
   painted[...] = (255, 0, 255)
@@ -97,7 +98,7 @@ def test_only_masked_patches_are_reconstructed(size, how: str):
 def test_reconstructions_return_to_their_places():
   """A photograph hardly changes if its reconstruction is itself."""
   image = skimage.data.chelsea()
-  photo = photos.fit(image, DATA, "squash")
+  photo = photos.fit(image, prepare.with_fit(DATA, "squash"))
   cover = photos.cover_patches(photo, np.ones((3, 4), bool))
   whole = photos.paste(photo, photo.shown, cover)
   blurred = prepare.resize(photo.shown, image.shape[:2])
@@ -107,7 +108,7 @@ def test_reconstructions_return_to_their_places():
 @pytest.mark.parametrize("how", prepare.FITS)
 def test_a_patch_is_masked_if_any_pixel_is_missing(how: str):
   image = draw(240, 320)
-  photo = photos.fit(image, DATA, how)
+  photo = photos.fit(image, prepare.with_fit(DATA, how))
   top, left, height, width = photo.box
   random = np.random.default_rng(0)
   for _ in range(50):
@@ -156,6 +157,39 @@ def test_masks_are_read_as_gray(tmp_path):
   mask = photos.read_mask(tmp_path / "m.png")
   assert mask.dtype == bool
   assert list(zip(*np.nonzero(mask), strict=True)) == [(1, 2)]
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (200, 20, 30)])
+def test_masks_may_be_drawn_on_a_transparent_layer(tmp_path, color):
+  """Covers a canvas, whose other pixels are transparent black or white."""
+  for hidden in (0, 255):
+    picture = np.full((20, 30, 4), hidden, np.uint8)
+    picture[..., 3] = 0
+    picture[5:9, 4:20] = (*color, 255)
+    picture[9, 4:20] = (*color, 100)  # a soft edge
+    Image.fromarray(picture).save(tmp_path / "m.png")
+    wanted = np.zeros((20, 30), bool)
+    wanted[5:9, 4:20] = True
+    np.testing.assert_array_equal(photos.read_mask(tmp_path / "m.png"), wanted)
+
+
+def test_masks_of_black_and_white_with_transparent_parts(tmp_path):
+  picture = np.full((20, 30, 4), 255, np.uint8)
+  picture[:, :10] = (0, 0, 0, 255)
+  picture[:, 20:, 3] = 0
+  Image.fromarray(picture).save(tmp_path / "m.png")
+  wanted = np.zeros((20, 30), bool)
+  wanted[:, 10:20] = True
+  np.testing.assert_array_equal(photos.read_mask(tmp_path / "m.png"), wanted)
+
+
+def test_masks_may_be_erased_from_the_photograph(tmp_path):
+  picture = np.dstack([draw(24, 32), np.full((24, 32), 255, np.uint8)])
+  picture[3:9, 5:11, 3] = 0
+  Image.fromarray(picture).save(tmp_path / "m.png")
+  np.testing.assert_array_equal(
+    photos.read_mask(tmp_path / "m.png"), picture[..., 3] == 0
+  )
 
 
 def test_unreadable_and_missing_files_are_reported(tmp_path):

@@ -201,6 +201,7 @@ class DemoService:
       painted = self._network.paint(
         shown[None], hidden[None], statistics=statistics
       )
+    shown = image_io.to_bytes(shown)
     pasted = painted.pasted(shown[None])[0]
     score = None
     if hidden.any():
@@ -221,14 +222,15 @@ class DemoService:
     photo = photos.fit(whole, self._network.data)
     name = secrets.token_hex(8)
     # Only the resized image: photographs are large.
-    self._images[name] = photos.Photo(photo.shown, photo.box, photo.shown)
+    self._images[name] = photos.Photo(photo.picture, photo.box, photo.shown)
     while len(self._images) > _MAX_IMAGES:
       self._images.popitem(last=False)
-    return {"image": name, "shown": _uri(photo.shown)}
+    return {"image": name, "shown": _uri(photo.picture)}
 
   def _compile(self, num_visible: int) -> None:
     data, (rows, columns) = self._network.data, self._network.grid
-    blank = np.zeros((1, *data.image_size, data.channels), np.uint8)
+    dtype = image_io.Reading.of(data).dtype
+    blank: np.ndarray = np.zeros((1, *data.image_size, data.channels), dtype)
     self._network.predict(blank, np.arange(rows * columns)[None] >= num_visible)
 
 

@@ -13,6 +13,7 @@ from etils import epath
 
 from mae_jax import conversion
 from mae_jax.config import lookup
+from mae_jax.data import prepare
 from mae_jax.evals import load_model
 from mae_jax.models import classifiers, factory
 from mae_jax.tools import cli, feature_extractor
@@ -38,6 +39,7 @@ def write(
   pool: str | None = None,
   layer: int | None = None,
   image_size: cli.Size | None = None,
+  fit: str | None = None,
 ) -> None:
   """Exports an encoder or a classifier to StableHLO or SavedModel.
 
@@ -67,6 +69,8 @@ def write(
       before the head (fc_norm).
     image_size: 224, or height and width as 192,256; by default the
       checkpoint's. Positions are interpolated, as in fine-tuning.
+    fit: crop or squash: how export.json says to prepare images; by default as
+      in evaluation (data.eval_fit).
 
   Raises:
     ConfigError: if an option is wrong; `out` is unchanged.
@@ -80,13 +84,15 @@ def write(
     lookup(dict.fromkeys(WHAT), what, "--what")
   if dtype is not None:
     lookup(factory.DTYPES, dtype, "--dtype")
+  if fit is not None:
+    lookup(dict.fromkeys(prepare.FITS), fit, "--fit")
   if pool is not None:
     lookup(feature_extractor.POOLS, pool, "--pool")
   with storage.os_errors(checkpoint):
     # Resolved once: while a run continues, a newer checkpoint can appear.
     step = conversion.locate(checkpoint)
     run = conversion.read_metadata(step)
-  options = {"pool": pool, "layer": layer, "image_size": image_size}
+  options = {"pool": pool, "layer": layer, "image_size": image_size, "fit": fit}
   what = _resolve_what(what, run.config.task, checkpoint, options)
   dtype = dtype or run.config.model.dtype
   about = {
@@ -120,13 +126,15 @@ def _fill(
   size = sum(each.nbytes for each in stored.values())
   atomic_write.check_space(str(folder), size)
   call = _caller(network.apply)
-  images = verify.random_images(network.image_shape)
+  images = verify.random_images(network.image)
   wanted = verify.values(call, stored, images)
   exact = wanted
   if kind != "float32":
     exact = verify.values(network.apply, network.params, images)
-  facts = about | manifest.describe(network, wanted[0].shape[1:])
-  facts |= form.write(folder, call, stored, network.image_shape, network.output)
+  facts = about | manifest.describe(
+    network, wanted[0].shape[1:], options["fit"]
+  )
+  facts |= form.write(folder, call, stored, network.image, network.output)
   # Frees the weights before they are read again. The functions of TensorFlow
   # are reference cycles, hence the collection.
   del network, stored

@@ -7,23 +7,38 @@ from typing import Any
 
 from etils import epath
 
+from mae_jax.data import prepare
 from mae_jax.tools.feature_extractor import ImageFunction
 
 NAME = "export.json"
 _MAKER = "mae_jax.export"  # stored in files: not a module
+# Settings of images before the program.
+_PREPARATION = (
+  "image_size", "eval_fit", "eval_crop", "eval_resample", "exif_rotate",
+  "background", "value_range",
+)  # fmt: skip
 _PACKAGES = ("mae_jax", "jax", "jaxlib", "flax")
 
 
 def describe(
-  network: ImageFunction, output_shape: tuple[int, ...]
+  network: ImageFunction, output_shape: tuple[int, ...], fit: str | None = None
 ) -> dict[str, Any]:
-  """Describes a network; `output_shape` is the shape for one image."""
-  data = network.data
+  """Describes a network.
+
+  Args:
+    network: the network.
+    output_shape: shape of the output for one image.
+    fit: how to fit images to it; None for `data.eval_fit`.
+  """
+  data = prepare.with_fit(network.data, fit)
+  how = {name: getattr(data, name) for name in _PREPARATION}
+  if code := prepare.as_code(data, normalized=False):
+    how["python"] = code.splitlines()
   return {
     "input": {
       "name": "images",
       "shape": ["batch", *network.image_shape],
-      "dtype": "uint8",
+      "dtype": network.image.dtype.name,
     },
     "output": {
       "name": network.output,
@@ -32,6 +47,7 @@ def describe(
     },
     # The program normalizes; mean and std are information.
     "normalized_inside": {"mean": list(data.mean), "std": list(data.std)},
+    "preparation": how,
     **network.info,
   }
 

@@ -25,7 +25,7 @@ def write(
   folder: epath.Path,
   call: Callable[[Any, jax.Array], jax.Array],
   weights: quantize.Weights,
-  image_shape: tuple[int, ...],
+  image: jax.ShapeDtypeStruct,
   output: str,
 ) -> dict[str, Any]:
   """Writes a SavedModel; arguments and result as in `stablehlo.write`."""
@@ -41,7 +41,7 @@ def write(
       name: tf.Variable(np.asarray(value), trainable=False, name=name)
       for name, value in weights.items()
     }
-  images = tf.TensorSpec([None, *image_shape], tf.uint8, name=INPUT)
+  images = tf.TensorSpec([None, *image.shape], image.dtype, name=INPUT)
 
   @tf.function(input_signature=[images], autograph=False)
   def serve(images: Any) -> dict[str, Any]:

@@ -28,16 +28,16 @@ def write(
   folder: epath.Path,
   call: Callable[[Any, jax.Array], jax.Array],
   weights: quantize.Weights,
-  image_shape: tuple[int, ...],
+  image: jax.ShapeDtypeStruct,
   output: str,
 ) -> dict[str, Any]:
   """Writes program and weights.
 
   Args:
     folder: the output folder.
-    call: maps weights and uint8 images [B, ...] to [B, ...].
+    call: maps weights and images [B, ...] to [B, ...].
     weights: the first argument of `call`.
-    image_shape: the shape of one image.
+    image: shape and dtype of one image.
     output: name of the output, in formats that have one.
 
   Returns:
@@ -53,7 +53,7 @@ def write(
       name: jax.ShapeDtypeStruct(value.shape, value.dtype)
       for name, value in weights.items()
     },
-    jax.ShapeDtypeStruct((batch, *image_shape), np.uint8),
+    jax.ShapeDtypeStruct((batch, *image.shape), image.dtype),
   )
   (folder / PROGRAM).write_bytes(program.serialize())
   try:

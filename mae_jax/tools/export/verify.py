@@ -24,11 +24,11 @@ def cpu_mesh() -> Mesh:
   return sharding.make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
 
 
-def random_images(image_shape: tuple[int, ...]) -> list[np.ndarray]:
-  """Returns uint8 images [B, H, W, C] for each B in BATCHES."""
+def random_images(image: jax.ShapeDtypeStruct) -> list[np.ndarray]:
+  """Returns images [B, H, W, C] from 0 to 255 for each B in BATCHES."""
   random = np.random.default_rng(0)
   return [
-    random.integers(0, 256, (batch, *image_shape), np.uint8)
+    random.integers(0, 256, (batch, *image.shape)).astype(image.dtype)
     for batch in BATCHES
   ]
 

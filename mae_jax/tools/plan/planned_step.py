@@ -53,7 +53,11 @@ class PlannedStep:
       return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     return {
-      "image": rows(jnp.uint8, *data.image_size, data.channels),
+      "image": rows(
+        jnp.float32 if data.value_range else jnp.uint8,
+        *data.image_size,
+        data.channels,
+      ),
       "label": rows(jnp.int32),
       "readable": rows(jnp.bool_),
     }

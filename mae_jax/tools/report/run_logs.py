@@ -223,7 +223,7 @@ def _pictures(directory: epath.Path) -> dict[str, dict[int, bytes]]:
 def _config(workdir: epath.Path, started: Mapping[str, Any]) -> Config | None:
   try:
     if "config" in started:
-      return from_config_dict(started["config"])
+      return from_config_dict(started["config"], stored=True)
     return checkpoints.read_metadata(workdir).config
   except ConfigError:  # another version, or no checkpoint yet
     return None

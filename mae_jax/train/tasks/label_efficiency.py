@@ -309,6 +309,7 @@ def _pretrain_config(config: Config) -> Config:
     )
   for name in (
     "source", "name", "path", "layout", "holdout", "channels", "image_size",
+    "value_range",
   ):  # fmt: skip
     old, new = getattr(first.data, name), getattr(config.data, name)
     if old != new:
