@@ -136,7 +136,7 @@ def test_masks_snap_to_patches_exactly():
 @pytest.mark.parametrize("how", prepare.FITS)
 def test_a_reconstruction_is_mixed_around_missing_pixels(how: str):
   image = draw(120, 90)
-  photo = photos.fit(image, DATA, how)
+  photo = photos.fit(image, prepare.with_fit(DATA, how))
   missing = np.zeros((120, 90), bool)
   missing[60, 20:50] = missing[50:70, 40] = True
   painted = np.full_like(photo.shown, 250)
