@@ -18,8 +18,8 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 # Messages are written for the command line. Replaced in order.
 _IN_PYTHON = (
-  # `--layer=7`, `--config.data.path`
-  (r"(?<![\w.-])(?:--|--config\.|config\.)(?=[a-z])", ""),
+  # `--layer=7`, `--config.data.path`; no name of a file, such as config.json
+  (r"(?<![\w./-])(?:--|--config\.|config\.(?!json\b))(?=[a-z])", ""),
   # Of `save_pretrained`.
   (r"^OUT\b", "path"),
   (r"\bconvert with to=", "use format="),

@@ -38,6 +38,10 @@ _MAX_NAMES = 4  # names in an error
 _ENCODER_TABLE = "model/encoder/pos_embed"
 
 
+# Of torch.optim.swa_utils.AveragedModel.
+_COUNTERS = ((r"^n_averaged$", "the counter of averaged models"),)
+
+
 class ForeignCheckpoint:
   """The tensors of another program's file, and the network they belong to."""
 
@@ -171,7 +175,7 @@ class ForeignCheckpoint:
     return np.dtype(np.float32)
 
   def _reason_to_ignore(self, canonical: str) -> str | None:
-    for pattern, what in self._format.ignored:
+    for pattern, what in (*self._format.ignored, *_COUNTERS):
       if re.search(pattern, canonical):
         return what
     overrides = self._overrides

@@ -16,8 +16,12 @@ _ANCHOR = re.compile(
   r"|(vit\.)?embeddings\.patch_embeddings\.projection\.weight)$"
 )
 _WRAPPERS = re.compile(r"((module|_orig_mod)\.)*")
-# Of several encoders the first is read: teachers are averages of students.
-_PREFERRED = ("base_encoder", "teacher", "target_encoder", "ema", "student")
+# Of several encoders the first is read. Teachers are averages of students and
+# better, but BYOL's online encoder is the one that is used.
+_PREFERRED = (
+  *("base_encoder", "online_encoder", "teacher", "target_encoder", "ema"),
+  "student",
+)
 _SCALES = {"ls1": "attn.proj", "gamma_1": "attn.proj"} | {
   "ls2": "mlp.fc2",
   "gamma_2": "mlp.fc2",

@@ -112,8 +112,8 @@ class Transformers(WeightFormat):
       return isinstance(content, dict) and "model_type" in content
     if any(name.startswith(("vit.", "embeddings.")) for name in found.shapes):
       raise ConfigError(
-        f"{path} has transformers' tensor names, and needs the config.json "
-        f"beside it: pass the directory, {path.parent}"
+        f"{path} has transformers' tensor names, and needs the config.json of "
+        f"`save_pretrained`: put it into {path.parent} and name that directory"
       )
     return False
 

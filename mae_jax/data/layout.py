@@ -29,11 +29,13 @@ class Layout:
     train: folder of training images; "" for the directory itself.
     held_out: folder of held-out images; "" for none.
     splits: folders that are no classes of the directory.
+    unused: folders with images that neither train nor are held out.
   """
 
   train: str = ""
   held_out: str = ""
   splits: tuple[str, ...] = ()
+  unused: tuple[str, ...] = ()
 
   def describe(self, data: DataConfig) -> str:
     """Says in one sentence which images train and which are held out."""
@@ -48,7 +50,10 @@ class Layout:
       held_out = f"data.holdout={data.holdout:g} of the images are held out"
     elif self.held_out:
       held_out = f"the folder {self.held_out} is held out"
-    return f"{train}; {held_out}"
+    unused = ""
+    if self.unused:
+      unused = f"; not used: {', '.join(self.unused)}"
+    return f"{train}; {held_out}{unused}"
 
 
 def find_layout(root: epath.Path, tree: Tree, data: DataConfig) -> Layout:
@@ -99,7 +104,12 @@ class _Directory:
     train = "" if self._train_is_class() else next(iter(self._train), "")
     held_out = next(iter(self._held_out), "")
     splits = [*self._held_out, *([] if not train else self._train)]
-    return Layout(train, held_out, tuple(splits))
+    named = [*self._train, *self._held_out] if train else self._held_out
+    unused = [x for x in named if x not in (train, held_out)]
+    if train:
+      unused += self._rest
+    unused = list(filter(self._has_images, unused))
+    return Layout(train, held_out, tuple(splits), tuple(unused))
 
   def has_splits(self) -> bool:
     """Checks whether the folders are splits; raises ConfigError if unclear."""

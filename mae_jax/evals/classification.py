@@ -251,8 +251,8 @@ class Evaluation:
     scalars = found.scalars()
     lines = [
       f"held-out {name}: {100 * scalars[f'eval_{key}']:.1f} %"
-      for key, name in (("top1", "top-1"), ("top5", "top-5"))
-      if f"eval_{key}" in scalars
+      for key, name, answers in (("top1", "top-1", 1), ("top5", "top-5", 5))
+      if f"eval_{key}" in scalars and answers < self._num_classes
     ]
     if lines:
       guess = results.percent([results.guess(found.labels)])

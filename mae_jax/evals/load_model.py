@@ -173,6 +173,12 @@ def resize(
   if image_size is None or image_size == found.config.data.image_size:
     return found
   config = _with_size(found.config, image_size, setting)
+  if jax.process_index() == 0:
+    console.notice(
+      f"{found.path} was trained with data.image_size="
+      f"{found.config.data.image_size}: its positions are interpolated for "
+      f"{image_size}"
+    )
   before, grid = (
     patchify.grid_size(each.data.image_size, found.encoder.patch_size)
     for each in (found.config, config)
@@ -307,9 +313,4 @@ def _data(now: DataConfig, found: LoadedModel, step: epath.Path) -> DataConfig:
         f"{step} was trained with data.{name}={value}, which is used here, not "
         f"{getattr(now, name)}"
       )
-  if now.image_size != before.image_size:
-    console.warn(
-      f"{step} was trained with data.image_size={before.image_size}, and its "
-      f"positions are interpolated for {now.image_size}"
-    )
   return dataclasses.replace(now, **own, image_size=before.image_size)

@@ -225,7 +225,10 @@ def warnings(
         f"it, set {flags}"
       )
   number = len(found.unreadable.names)
-  if number / found.num_images > data.max_unreadable:
+  allowed = data.max_unreadable and max(
+    1, data.max_unreadable * found.num_images
+  )
+  if number > allowed:
     lines.append(
       f"{number / found.num_images:.1%} of the images cannot be read, and a "
       f"run stops at data.max_unreadable={data.max_unreadable:.1%}: mend or "

@@ -137,14 +137,16 @@ class HealthMonitor:
     count = now["unreadable"] - self._before
     if last > self._epoch:  # each epoch reads the same files again
       self._epoch, self._before = last, now["unreadable"]
-    if not count or count <= share * total * epochs:
+    # A single image does not stop a run of few images.
+    allowed = max(share * total, 1) if share else 0
+    if count <= allowed * epochs:
       return None
     return Problem(
       step,
       f"images could not be read {count} times in one epoch, which is more "
       f"than data.max_unreadable={share:g} of {total}. Replace these files, or "
       "raise data.max_unreadable, and run the same command again: it resumes "
-      "from the last checkpoint, before most of them\n"
+      "from the last checkpoint\n"
       f"{self._unreadable.listing(50)}",
       keep_state=False,
     )

@@ -98,6 +98,8 @@ def load_classifier(
     params = classifiers.inference_params(start.params)
     head, wanted = ({name: of[name] for name in names} for of in (params, like))
     found |= _place(head, wanted)
+    if jax.process_index() == 0:
+      console.info(f"the head of {path} is kept: its classes are the same")
   elif start.is_classifier:
     _warn(f"the head of {path} is not used, and a new one starts: {new}")
   return found

@@ -545,7 +545,7 @@ def test_a_directory_that_is_not_whole(
   refused(
     tmp_path / "a" / "model.safetensors",
     tmp_path,
-    "has transformers' tensor names, and needs the config.json beside it",
+    "has transformers' tensor names, and needs the config.json of `save_pret",
   )
 
 

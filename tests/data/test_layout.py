@@ -197,6 +197,12 @@ def test_the_reading_is_one_sentence(settings, tree):
   assert folder.find_layout(data).describe(data) == (
     "the folder Train is the training split; the folder test is held out"
   )
+  tree("x/train/a/0.png", "x/val/a/1.png", "x/test/a/2.png", "x/more/3.png")
+  data = settings(source="folder", path=str(root / "x"))
+  assert folder.find_layout(data).describe(data) == (
+    "the folder train is the training split; the folder val is held out; not "
+    "used: test, more"
+  )
   data = settings(source="folder", path=str(root / "test"), holdout=0.25)
   assert folder.find_layout(data).describe(data) == (
     "every folder is a class, or all images train; data.holdout=0.25 of the "

@@ -553,5 +553,5 @@ def test_images_of_another_size(trained, tmp_path, capsys):
   assert found["eval_loss"] != wanted["eval_loss"]
   # About as good as the 35 % of its own size; guessing is right in 10 %.
   assert found["eval_top1"] > 0.3
-  text = "data.image_size=(8, 8), and its positions are interpolated for (12, 1"
+  text = "data.image_size=(8, 8): its positions are interpolated for (12, 12)"
   assert text in capsys.readouterr().err

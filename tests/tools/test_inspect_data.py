@@ -140,7 +140,9 @@ def test_samples_equal_training_images(folder):
 
 
 def test_report(folder, tmp_path, capsys):
-  config = folder_config(folder, image_size=(32, 32), mean=(0.1,))
+  config = folder_config(
+    folder, image_size=(32, 32), mean=(0.1,), max_unreadable=0.0
+  )
   out = tmp_path / "out" / "samples.png"
   inspect_data.report(config, 0, str(out))
   message = capsys.readouterr()

@@ -292,6 +292,20 @@ def test_unreadable_images_are_counted_per_epoch(
   assert found == stops
 
 
+@pytest.mark.parametrize(
+  ("share", "count", "stops"), [(0.01, 1, False), (0.01, 2, True), (0, 1, True)]
+)
+def test_one_unreadable_image_does_not_stop_a_run_of_few(
+  tmp_path, share, count, stops
+):
+  config = tiny.config(data={"max_unreadable": share, "batch_size": 4})
+  health = checkpoints.Health.create()
+  watch = watch_lib.HealthMonitor(config, 20, BadImages(), health, tmp_path)
+  values = dict.fromkeys(watch_lib.COUNTS, jnp.int32(0))
+  found = watch.check(1, values | {"unreadable": jnp.int32(count)})
+  assert bool(found) == stops
+
+
 @pytest.mark.slow
 def test_changed_images_do_not_resume_a_run(scans, tmp_path):
   data = {"source": "folder", "path": str(scans), "batch_size": 4}

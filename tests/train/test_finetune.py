@@ -106,7 +106,9 @@ def test_fine_tuning_goes_on_with_the_head_of_the_same_classes(
   params = loaded(second, tmp_path).params["model"]
   wanted = runs.params(workdir, first)["model"]
   jax.tree.map(np.testing.assert_array_equal, dict(params), wanted)
-  assert "head" not in capsys.readouterr().err
+  told = capsys.readouterr()
+  assert "head" not in told.err
+  assert f"the head of {workdir} is kept: its classes are the same" in told.out
 
 
 @pytest.mark.slow
