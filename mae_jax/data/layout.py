@@ -6,6 +6,7 @@ user is asked.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from etils import epath
@@ -19,6 +20,13 @@ TRAIN_NAMES = ("train", "training")
 HELD_OUT_NAMES = (
   "val", "valid", "validation", "dev", "eval", "test", "testing",
 )  # fmt: skip
+# `train2017` of COCO, `Training_Set`, `test-images`.
+_SUFFIX = re.compile(r"(?<=[a-z])[-_ ]?(set|data|images)?[-_ ]?([12]\d{3})?$")
+
+
+def split_name(folder: str) -> str:
+  """Returns a folder's name as the lists above have it, if it is a split's."""
+  return _SUFFIX.sub("", folder.lower())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +148,7 @@ class _Directory:
     """Refuses names that mean the same split."""
     if self._is_chosen(split):
       return
-    first = [x for x in names if x.lower() == names[0].lower()]
+    first = [x for x in names if split_name(x) == split_name(names[0])]
     if split == "train" and self._data.layout != "splits":
       first = list(names)
     if len(first) > 1:
@@ -213,11 +221,11 @@ class _Directory:
     found = [
       name
       for name in folders
-      if name.lower() in known
+      if split_name(name) in known
       and name not in chosen
       and (self._root / name).is_dir()
     ]
-    return chosen + sorted(found, key=lambda name: known.index(name.lower()))
+    return chosen + sorted(found, key=lambda x: known.index(split_name(x)))
 
   def _listed(self) -> str:
     names = self._tree.folder().folders

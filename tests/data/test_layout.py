@@ -230,3 +230,18 @@ def test_links_and_names_of_any_bytes(settings, tree, tmp_path):
   assert opened(settings, root) == (
     ["train/ä 日本/ü.png"], ["val/ä 日本/1.png"], ("ä 日本",)
   )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("train", "held_out"),
+  [("train2017", "val2017"), ("Training_Set", "test-set"), ("trainset", "val")],
+)
+def test_names_of_splits_may_have_an_ending(settings, tree, train, held_out):
+  root = tree(f"{train}/0.png", f"{held_out}/1.png", "annotations/x.json")
+  found = opened(settings, root)
+  assert found == ([f"{train}/0.png"], [f"{held_out}/1.png"], None)
+
+
+def test_numbered_classes_are_no_splits(settings, tree):
+  root = tree("train1/0.png", "train2/1.png")
+  assert opened(settings, root)[2] == ("train1", "train2")

@@ -108,10 +108,13 @@ def _check_no_splits(
   for path in {file.rpartition(b"/")[0] for file in files}:
     while b"/" in path:
       path, _, name = path.rpartition(b"/")
-      inside.setdefault(path, set()).add(os.fsdecode(name).lower())
+      inside.setdefault(path, set()).add(os.fsdecode(name))
   for name, names in sorted(inside.items()):
-    train = names & set(layout.TRAIN_NAMES)
-    if train and (held_out := names & set(layout.HELD_OUT_NAMES)):
+    train, held_out = (
+      [each for each in names if layout.split_name(each) in known]
+      for known in (layout.TRAIN_NAMES, layout.HELD_OUT_NAMES)
+    )
+    if train and held_out:
       path = folder / os.fsdecode(name)
       raise ConfigError(
         f"{path} has folders {min(train)} and {min(held_out)}, and would be one"
