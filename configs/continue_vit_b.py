@@ -17,59 +17,25 @@ after the warmup, set `--config.optim.blr=5e-5`. Compare linear probes of the
 first and the last checkpoint before you train longer. Not run.
 """
 
-from mae_jax.config import (
-  Config,
-  DataConfig,
-  EvalConfig,
-  ModelConfig,
-  ObjectiveConfig,
-  OptimConfig,
-  TrainConfig,
-  config_dict,
-  parse_arg,
-)
+import pathlib
+import runpy
+
+from mae_jax.config import parse_arg
+
+PRETRAIN = pathlib.Path(__file__).with_name("pretrain_imagenet.py")
 
 
 def get_config(arg: str | None = None):
   """Returns the recipe; `images` is the number of examples to train on."""
   args = parse_arg(arg, images=1_000_000)
-  return config_dict(
-    Config(
-      task="pretrain",
-      init_from="hf://facebook/vit-mae-base",
-      data=DataConfig(
-        source="folder",
-        batch_size=256,
-        image_size=(224, 224),
-        crop_scale=(0.2, 1.0),
-        flip=True,
-        eval_crop=224 / 256,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-      ),
-      model=ModelConfig(
-        variant="B/16",
-        # As the config.json of these weights has it.
-        norm_eps=1e-12,
-        decoder_width=512,
-        decoder_depth=8,
-        decoder_heads=16,
-        dtype="bfloat16",
-      ),
-      objective=ObjectiveConfig(mask_ratio=0.75, target="norm_pix"),
-      optim=OptimConfig(
-        blr=1.5e-4,
-        warmup=f"{args.images // 20} examples",
-        weight_decay=0.05,
-        b1=0.9,
-        b2=0.95,
-      ),
-      train=TrainConfig(
-        length=f"{args.images} examples",
-        log_every="50 steps",
-        save_every=f"{args.images // 20} examples",
-        save_every_minutes=30.0,
-      ),
-      eval=EvalConfig(every=f"{args.images // 10} examples"),
-    )
-  )
+  config = runpy.run_path(str(PRETRAIN))["get_config"]("variant=B/16")
+  config.init_from = "hf://facebook/vit-mae-base"
+  config.data.update(source="folder", name="", batch_size=256)
+  config.data.update(record_shards=64, shuffle_buffer=16384)  # of one host
+  config.model.norm_eps = 1e-12  # as the config.json of these weights has it
+  config.optim.warmup = f"{args.images // 20} examples"
+  config.train.length = f"{args.images} examples"
+  config.train.save_every = f"{args.images // 20} examples"
+  config.eval.every = f"{args.images // 10} examples"
+  config.eval.update(shots=(0,), num_trials=10, max_train=0)  # all labels
+  return config

@@ -17,6 +17,15 @@ class BadImages:
     self._reasons: dict[str, str] = {}
     self._lock = threading.Lock()
 
+  @staticmethod
+  def allowed(num_examples: int, share: float) -> float:
+    """Returns how many unreadable images an epoch may have.
+
+    A single one stops no run, however few images there are, unless `share`
+    (data.max_unreadable) is 0.
+    """
+    return max(share * num_examples, 1) if share else 0
+
   def report(self, name: str, reason: str) -> None:
     """Records an image, and warns if it is new."""
     with self._lock:

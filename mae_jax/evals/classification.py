@@ -121,7 +121,7 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
 
 def assumption(names: Sequence[str], known: Sequence[str]) -> str:
   """Returns what `match_classes` assumes of a head without names; or ""."""
-  if tuple(known) != conversion.default_class_names(len(known)):
+  if not _is_unnamed(known):
     return ""
   order = "in the order of the data's classes"
   if _imagenet_numbers(names, known) is not None:
@@ -133,8 +133,11 @@ def assumption(names: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _match_by_number(names: Sequence[str], known: Sequence[str]) -> bool:
-  without = tuple(known) == conversion.default_class_names(len(known))
-  return without and len(names) == len(known)
+  return _is_unnamed(known) and len(names) == len(known)
+
+
+def _is_unnamed(known: Sequence[str]) -> bool:
+  return tuple(known) == conversion.default_class_names(len(known))
 
 
 def _imagenet_numbers(

@@ -138,10 +138,10 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
       f"{data.background})",
     )
   if len(found.values):
-    low, high = np.percentile(found.values, _PERCENTILES)
+    low, high = _percentiles(found)
     _say(
       "values",
-      f"{low:.6g} to {high:.6g} in files of more than 8 bits, percentiles "
+      f"{low} to {high} in files of more than 8 bits, percentiles "
       f"{_PERCENTILES[0]} and {_PERCENTILES[1]}",
     )
     _say("value range", _value_range(found))
@@ -154,8 +154,11 @@ def _value_range(found: survey.Survey) -> str:
   """Returns the flag of the value range, "" if all files have 8 bits."""
   if not len(found.values):
     return ""
-  low, high = np.percentile(found.values, _PERCENTILES)
-  return f"--config.data.value_range={low:.6g},{high:.6g}"
+  return f"--config.data.value_range={','.join(_percentiles(found))}"
+
+
+def _percentiles(found: survey.Survey) -> list[str]:
+  return [f"{x:.6g}" for x in np.percentile(found.values, _PERCENTILES)]
 
 
 def _enlarged(found: survey.Survey, data: DataConfig) -> tuple[float, float]:
@@ -225,10 +228,7 @@ def warnings(
         f"it, set {flags}"
       )
   number = len(found.unreadable.names)
-  allowed = data.max_unreadable and max(
-    1, data.max_unreadable * found.num_images
-  )
-  if number > allowed:
+  if number > found.unreadable.allowed(found.num_images, data.max_unreadable):
     lines.append(
       f"{number / found.num_images:.1%} of the images cannot be read, and a "
       f"run stops at data.max_unreadable={data.max_unreadable:.1%}: mend or "

@@ -137,9 +137,7 @@ class HealthMonitor:
     count = now["unreadable"] - self._before
     if last > self._epoch:  # each epoch reads the same files again
       self._epoch, self._before = last, now["unreadable"]
-    # A single image does not stop a run of few images.
-    allowed = max(share * total, 1) if share else 0
-    if count <= allowed * epochs:
+    if count <= self._unreadable.allowed(total, share) * epochs:
       return None
     return Problem(
       step,
