@@ -5,6 +5,7 @@ The task in the config says what runs; `train/tasks` says where it lives.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import logging
+from absl import logging as absl_logging
 
 from mae_jax import distributed
 from mae_jax.config import Config
@@ -134,11 +135,13 @@ def main(argv: Sequence[str] | None = None, command: str = "train") -> None:
   console.open_streams()
   # JAX logs each kind of device that it does not find, and Orbax logs whole
   # traces of errors that are reported in a line below.
-  logging.set_verbosity(logging.FATAL)
+  absl_logging.set_verbosity(absl_logging.FATAL)
   argv = sys.argv[1:] if argv is None else argv
   debug = "--debug" in argv
   if not debug:
     sys.unraisablehook = _unraisable
+    # The same for its writers that have an error of their own.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   try:
     stop = _listen()
     values = cli.parse(train, command, argv)

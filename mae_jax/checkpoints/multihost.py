@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mae_jax import distributed
+from mae_jax.checkpoints import incomplete
 from mae_jax.utils import console, storage
 
 _TIMEOUT_SECONDS = (
@@ -26,7 +27,7 @@ class Manager:
   def __init__(
     self, root: epath.Path, keep: int, attempt: int, items: tuple[str, ...]
   ):
-    """Deletes incomplete checkpoints; all processes must call this.
+    """All processes must call this.
 
     Args:
       root: the directory of the checkpoints.
@@ -34,18 +35,10 @@ class Manager:
       attempt: a number that no earlier manager of this run had, the same in all
         processes.
       items: names of the items of a checkpoint.
-
-    Raises:
-      OSError: if incomplete checkpoints cannot be deleted.
     """
     self._root, self._keep = root, keep
     self._key = f"save/{attempt}"
     self._error: Exception | None = None
-    if console.is_first():
-      with storage.os_errors(root):
-        for path in root.iterdir():
-          if ocp.utils.is_tmp_checkpoint(path):
-            path.rmtree()
     options = ocp.options.MultiprocessingOptions(
       primary_host=0,
       # If set, Orbax's barriers use the coordination service, and not a program
@@ -53,15 +46,19 @@ class Manager:
       active_processes=set(range(jax.process_count())),
       barrier_sync_key_prefix=f"attempt{attempt}",
     )
+    temporary = incomplete.temporary_path_class(root, attempt)
     self._writer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(
         *items,
-        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+        composite_options=ocp.CompositeOptions(
+          multiprocessing_options=options, temporary_path_class=temporary
+        ),
       ),
       async_options=ocp.options.AsyncOptions(
         timeout_secs=_TIMEOUT_SECONDS, barrier_sync_fn=self._barrier
       ),
       multiprocessing_options=options,
+      temporary_path_class=temporary,
     )
 
   def all_steps(self) -> list[int]:

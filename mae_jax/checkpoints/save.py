@@ -13,7 +13,7 @@ from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
 from mae_jax import distributed
-from mae_jax.checkpoints import checksums, multihost
+from mae_jax.checkpoints import checksums, incomplete, multihost
 from mae_jax.checkpoints.restore import CheckpointMetadata
 from mae_jax.checkpoints.state import TrainState
 from mae_jax.config import to_dict
@@ -182,8 +182,7 @@ class Checkpointer:
     """
     self._failures += 1
     self._writing = None
-    # A manager cannot be used after an error. A new one also deletes incomplete
-    # checkpoints.
+    # A manager cannot be used after an error.
     if self._manager is not None:
       if distributed.single_process():  # else closing might wait for others
         with contextlib.suppress(Exception):  # it raises the same error again
@@ -251,10 +250,15 @@ class Checkpointer:
     return self._manager.all_steps()
 
   def _make_manager(self) -> ocp.CheckpointManager | multihost.Manager:
+    if console.is_first():
+      incomplete.delete(self._root)
     if not distributed.single_process():
       return multihost.Manager(self._root, self._keep, self._attempts, ITEMS)
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=self._keep, cleanup_tmp_directories=True
+      max_to_keep=self._keep,
+      temporary_path_class=incomplete.temporary_path_class(
+        self._root, self._attempts
+      ),
     )
     return ocp.CheckpointManager(self._root, options=options, item_names=ITEMS)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import json
 import random
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -292,3 +295,32 @@ def test_a_full_disk_keeps_earlier_checkpoints(saved, state, capsys):
   again.close()
   assert "step 11 could not be written" in capsys.readouterr().err
   assert checkpoints.restore_newest(saved, RUN, like(state)).step == 12
+
+
+def test_threads_of_a_failed_attempt_do_not_disturb_the_next(saved, state):
+  """Writers of a failed attempt go on writing into its directory."""
+  writer = checkpoints.Checkpointer(saved, keep=1, run=RUN)
+  with full_disk(), pytest.raises(TrainingError):
+    writer.save(8, state, wait=True)
+  (left,) = (saved / "checkpoints").glob("8*")
+  ended = threading.Event()
+
+  def write():
+    for number in itertools.count():
+      left.mkdir(exist_ok=True)
+      with contextlib.suppress(FileNotFoundError):
+        (left / str(number)).touch()
+      if ended.is_set():
+        return
+
+  thread = threading.Thread(target=write)
+  thread.start()
+  try:
+    writer.save(8, state, wait=True)
+  finally:
+    ended.set()
+    thread.join()
+  writer.close()
+  assert checkpoints.restore_newest(saved, RUN, like(state)).step == 8
+  checkpoints.Checkpointer(saved, keep=1, run=RUN).save(9, state, wait=True)
+  assert not left.exists()
