@@ -15,6 +15,7 @@ from mae_jax.checkpoints.restore import (
   read_metadata,
   restore_newest,
 )
+from mae_jax.checkpoints.retention import Retention
 from mae_jax.checkpoints.save import ArrayWriter, Checkpointer, run_on_all
 from mae_jax.checkpoints.state import Health, TrainState
 
@@ -24,6 +25,7 @@ __all__ = [
   "CheckpointMetadata",
   "Checkpointer",
   "Health",
+  "Retention",
   "TrainState",
   "check_shapes",
   "find_step",

@@ -14,6 +14,7 @@ from etils import epath
 
 from mae_jax import distributed
 from mae_jax.checkpoints import incomplete
+from mae_jax.checkpoints.retention import Retention
 from mae_jax.utils import console, storage
 
 _TIMEOUT_SECONDS = (
@@ -25,13 +26,17 @@ class Manager:
   """The part of `ocp.CheckpointManager` that `Checkpointer` uses."""
 
   def __init__(
-    self, root: epath.Path, keep: int, attempt: int, items: tuple[str, ...]
+    self,
+    root: epath.Path,
+    keep: Retention,
+    attempt: int,
+    items: tuple[str, ...],
   ):
-    """All processes must call this.
+    """Opens the directory; all processes must call this.
 
     Args:
       root: the directory of the checkpoints.
-      keep: number of checkpoints to keep.
+      keep: which checkpoints stay.
       attempt: a number that no earlier manager of this run had, the same in all
         processes.
       items: names of the items of a checkpoint.
@@ -103,7 +108,9 @@ class Manager:
   def _delete_old(self) -> None:
     try:
       with storage.os_errors(self._root):
-        for step in sorted(self.all_steps())[: -self._keep]:
-          (self._root / str(step)).rmtree()
+        steps = sorted(self.all_steps())
+        for step, stays in zip(steps, self._keep.stay(steps), strict=True):
+          if not stays:
+            (self._root / str(step)).rmtree()
     except OSError as error:
       console.warn(f"an old checkpoint could not be deleted: {error}")

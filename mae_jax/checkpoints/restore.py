@@ -60,7 +60,7 @@ def restore_newest(
   root = storage.absolute(workdir) / "checkpoints"
   steps = ocp.utils.checkpoint_steps(root) if root.is_dir() else []
   # Process 0 decides for all, as a network disk may show files late.
-  steps = json.loads(distributed.gather(json.dumps(list(map(int, steps))))[0])
+  steps = distributed.from_first(list(map(int, steps)))
   if not steps and not root.is_dir():
     return None
   broken: dict[epath.Path, str] = {}

@@ -15,6 +15,7 @@ from orbax.checkpoint import type_handlers
 from mae_jax import distributed
 from mae_jax.checkpoints import checksums, incomplete, multihost
 from mae_jax.checkpoints.restore import CheckpointMetadata
+from mae_jax.checkpoints.retention import Retention
 from mae_jax.checkpoints.state import TrainState
 from mae_jax.config import to_dict
 from mae_jax.utils import console, storage
@@ -132,7 +133,7 @@ class Checkpointer:
   """
 
   def __init__(
-    self, workdir: epath.PathLike, keep: int, run: CheckpointMetadata
+    self, workdir: epath.PathLike, keep: Retention, run: CheckpointMetadata
   ):
     self._root = storage.absolute(workdir) / "checkpoints"
     self._keep, self._run = keep, run
@@ -220,8 +221,7 @@ class Checkpointer:
       if error := run_on_all(lambda: saved.extend(self._prepare())):
         raise error
       assert self._manager is not None
-      (done, *_) = distributed.gather("yes" * (step in saved))
-      if done:
+      if distributed.from_first(step in saved):
         return
       config = to_dict(self._run.config)
       loop = self._loop_item(step, state, checksums.json_crc(config))
@@ -255,7 +255,7 @@ class Checkpointer:
     if not distributed.single_process():
       return multihost.Manager(self._root, self._keep, self._attempts, ITEMS)
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=self._keep,
+      preservation_policy=self._keep,
       temporary_path_class=incomplete.temporary_path_class(
         self._root, self._attempts
       ),

@@ -706,7 +706,23 @@ class TrainConfig:
     help="save also after this many minutes; 0 for never",
   )
   keep: int = resumable(
-    3, ge=1, help="checkpoints to keep; older ones are deleted"
+    3, ge=1, help="newest checkpoints to keep; older ones are deleted"
+  )
+  keep_every: str = resumable(
+    "0 steps",
+    duration=True,
+    help="between checkpoints that are never deleted; 0: none",
+  )
+  keep_best: str = resumable(
+    "",
+    help="metric of the evaluations, such as eval_top1 or eval_loss, whose "
+    "best checkpoint is kept too; '' for none",
+  )
+  patience: int = resumable(
+    0,
+    ge=0,
+    help="evaluations in a row without a better keep_best, after which "
+    "training ends; 0: it never ends early",
   )
   max_bad_steps: int = resumable(
     10,

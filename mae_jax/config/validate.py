@@ -77,6 +77,19 @@ def from_config_dict(
     raise ConfigError(
       "init_adapt=True adapts the checkpoint of init_from, which is not set"
     )
+  train = config.train
+  if train.patience and not train.keep_best:
+    raise ConfigError(
+      f"train.patience={train.patience} waits for a better evaluation: say by "
+      "which metric, for instance train.keep_best=eval_loss"
+    )
+  once = Duration.parse(config.eval.every, "eval.every").amount == 0
+  if train.keep_best and once:
+    raise ConfigError(
+      f"train.keep_best={abbreviate(train.keep_best)} compares evaluations, "
+      "and there is only the last one: set eval.every, for instance to "
+      "'1 epochs'"
+    )
   return config
 
 

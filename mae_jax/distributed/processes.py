@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import signal
@@ -93,6 +94,13 @@ def gather(text: str = "") -> list[str]:
   if _group is None:
     return [text]
   return _group.store.gather(text)
+
+
+def from_first(value: Any) -> Any:
+  """Returns process 0's value, JSON content, to all; all must call this."""
+  if _group is None:
+    return value
+  return json.loads(_group.store.gather(json.dumps(value))[0])
 
 
 def publish(key: str, value: Any) -> None:

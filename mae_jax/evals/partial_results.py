@@ -48,8 +48,7 @@ class PartialResults:
         self.done = dict(content["done"])
     except (OSError, ValueError, KeyError, TypeError):
       pass  # no file, or a damaged one: start from the beginning
-    if not distributed.single_process():  # all use the first process's results
-      self.done = json.loads(distributed.gather(json.dumps(self.done))[0])
+    self.done = distributed.from_first(self.done)
 
   def add(self, name: str, result: Any) -> None:
     """Saves the result of a part, which is JSON content."""

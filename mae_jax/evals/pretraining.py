@@ -207,6 +207,26 @@ def probe_table(
   return text, {f"eval_{key}": each for key, each in found.items()}
 
 
+def metrics(
+  config: Config,
+  train_source: sources.Source,
+  eval_source: sources.Source | None,
+) -> tuple[str, ...]:
+  """Names the metrics of an `Evaluation` that are better or worse."""
+  if eval_source is None:
+    return ()
+  names = ["eval_loss"]
+  if not unavailable(config, train_source, eval_source):
+    features = ("MAE", *["raw pixels"] * config.eval.raw_pixels)
+    names += [
+      f"eval_{kind}_{shots or 'all'}/{name}"
+      for kind in probes.TITLES
+      for shots in config.eval.shots
+      for name in features
+    ]
+  return tuple(names)
+
+
 def unavailable(
   config: Config,
   train_source: sources.Source,

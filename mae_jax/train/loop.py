@@ -25,11 +25,12 @@ from mae_jax.distributed import sharding, vote
 from mae_jax.evals.results import Report
 from mae_jax.train import health, metrics, profiler, run_info
 from mae_jax.train import step as step_lib
+from mae_jax.train.best import BestEvaluation
 from mae_jax.train.sinks import trackers
 from mae_jax.train.sinks.callback import OnMetrics
 from mae_jax.train.tasks.base import Task
 from mae_jax.utils import console, signals, startup, storage
-from mae_jax.utils.errors import TrainingError
+from mae_jax.utils.errors import ConfigError, TrainingError, abbreviate
 
 if TYPE_CHECKING:
   from mae_jax.train.run_data import RunData
@@ -126,6 +127,7 @@ def run(
   """
   first = jax.process_index() == 0
   evaluate = task.evaluator(data)
+  best = _best_evaluation(task, data, config)
   with contextlib.ExitStack() as stack:
     held = stack.enter_context(hold(workdir, owner=first))
     with storage.os_errors(held.path):
@@ -149,12 +151,16 @@ def run(
         on_metrics=on_metrics,
       )
     stack.callback(writer.close)
+    best.resume(writer.evaluations)
     if first:
       _write_run_info(held.path, config, mesh)
+    retention = checkpoints.Retention(
+      config.train.keep,
+      task.interval(config.train.keep_every, "train.keep_every"),
+      list(best.steps),
+    )
     checkpointer = stack.enter_context(
-      checkpoints.Checkpointer(
-        held.path, config.train.keep, _metadata(task, config)
-      )
+      checkpoints.Checkpointer(held.path, retention, _metadata(task, config))
     )
     trainer = Trainer(
       task,
@@ -166,6 +172,8 @@ def run(
       writer,
       checkpointer,
       evaluate,
+      best,
+      retention,
     )
     with jax.set_mesh(mesh):
       result = trainer.train(state)
@@ -174,6 +182,21 @@ def run(
     if result.warning:
       console.warn(result.warning)
   return result
+
+
+def _best_evaluation(
+  task: Task, data: RunData, config: Config
+) -> BestEvaluation:
+  metric, known = config.train.keep_best, task.metrics(data)
+  if metric and metric not in known:
+    raise ConfigError(
+      f"train.keep_best={abbreviate(metric)} is no metric of this run's "
+      f"evaluations: use one of {', '.join(known)}"
+      if known
+      else f"train.keep_best={abbreviate(metric)}: the evaluations of this run "
+      "have no metric to compare, since no image is held out"
+    )
+  return BestEvaluation(metric, config.train.patience)
 
 
 def _write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
@@ -196,6 +219,8 @@ class Trainer:
   _writer: metrics.Writer
   _checkpointer: checkpoints.Checkpointer
   _evaluate_params: Callable[[Mapping[str, Any]], Report]
+  _best: BestEvaluation
+  _retention: checkpoints.Retention
 
   def __post_init__(self):
     config, mesh = self._config, self._mesh
@@ -246,6 +271,9 @@ class Trainer:
     with contextlib.ExitStack() as stack:
       stack.callback(profile.stop)
       for step in range(start + 1, task.total_steps + 1):
+        if self._best.exhausted:
+          self._writer.end()
+          break
         previous_batch, previous_values = batch, self._values
         with self._saved_if_it_fails(state):
           batch = next(batches)
@@ -292,7 +320,9 @@ class Trainer:
 
   def _evaluate_if_missing(self, state: TrainState) -> None:
     """Evaluates a resumed run that was stopped before its evaluation."""
-    (evaluated, *_) = distributed.gather("yes" * self._writer.evaluated)
+    evaluated = distributed.from_first(
+      any(each["step"] == self._step for each in self._writer.evaluations)
+    )
     if self._schedule.evaluate(self._step) and not evaluated:
       self._evaluate(state)
       startup.mark("evaluation")
@@ -353,15 +383,19 @@ class Trainer:
       result = self._evaluate_params(state.params)
     seconds = {"eval_seconds": time.monotonic() - begin}
     self._writer.scalars(self._step, {**result.scalars, **seconds})
+    if self._best.add(self._step, result.scalars):
+      self._retention.best.append(self._step)
     for name, pixels in result.pictures.items():
       self._writer.image(self._step, name, pixels)
     self._save_pictures(result)
     self._result = result
 
   def _save_if_due(self, state: TrainState) -> None:
-    if self._schedule.save(self._step, self._overdue) or self._stop:
+    ended = self._stop or self._best.exhausted
+    due = self._schedule.save(self._step, self._overdue)
+    if due or ended or self._best.step == self._step:
       with self._meter.paused(self._values):
-        self._save(state, wait=self._stop or self._last)
+        self._save(state, wait=ended or self._last)
 
   def _stop_if_asked(self) -> None:
     if self._stop:
@@ -425,6 +459,13 @@ class Trainer:
       ]
     else:
       lines = [f"all {self._step} steps were already done"]
+    if self._best.exhausted:
+      lines.append(
+        f"ended early: {self._best.waited} evaluations were not better "
+        f"(train.patience={self._best.patience})"
+      )
+    if self._best.metric:
+      lines.append(self._describe_best())
     if "eval_loss" in result.scalars:
       lines.append(f"held-out loss {result.scalars['eval_loss']:.4f}")
     if result.text:
@@ -433,6 +474,12 @@ class Trainer:
       f"{name}: {self._held.path / name}.png" for name in result.pictures
     ]
     return "\n".join(lines)
+
+  def _describe_best(self) -> str:
+    path = self._held.path / "checkpoints" / str(self._best.step)
+    if self._best.step is None or not path.exists():
+      return str(self._best)
+    return f"{self._best}, kept in {path}"
 
 
 class Schedule:
@@ -446,6 +493,7 @@ class Schedule:
     self._total = task.total_steps
     self._log = task.interval(train.log_every, "train.log_every")
     self._save = task.interval(train.save_every, "train.save_every")
+    self._keep = task.interval(train.keep_every, "train.keep_every")
     self._evaluate = task.interval(config.eval.every, "eval.every")
     self._save_seconds = 60 * train.save_every_minutes
     self._saved_at, self._saved_step = time.monotonic(), 0
@@ -472,7 +520,7 @@ class Schedule:
     """
     # A vote that was cast before the last save is about that save.
     overdue = overdue and step > self._saved_step + 1
-    due = self._due(self._save, step) or overdue
+    due = self._due(self._save, step) or self._due(self._keep, step) or overdue
     if due:
       self._saved_at, self._saved_step = time.monotonic(), step
     return due

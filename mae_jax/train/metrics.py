@@ -36,7 +36,7 @@ class Writer:
   Attributes:
     path: path of `metrics.jsonl`, one JSON object a line: the step, then
       scalars.
-    evaluated: whether the log has an evaluation at the first step.
+    evaluations: the records of evaluations until the first step.
   """
 
   def __init__(
@@ -68,12 +68,12 @@ class Writer:
     self._enabled = enabled
     workdir = epath.Path(workdir)
     self.path = workdir / json_lines.NAME
-    self.evaluated = False
+    self.evaluations: list[dict[str, Any]] = []
     if not enabled:
       return
     lines = JsonLines(workdir, start_step)
     board = TensorBoard(workdir / "tensorboard", start_step)
-    self.evaluated = lines.evaluated
+    self.evaluations = lines.evaluations
     self._files = (lines, board)
     self._sinks: list[Sink] = [*self._files]
     if start_step < total_steps:
@@ -132,6 +132,10 @@ class Writer:
     if self._enabled:
       for sink in self._sinks:
         sink.flush()
+
+  def end(self) -> None:
+    """Makes the current step the last one."""
+    self._total = self._step
 
   def abandon(self) -> None:
     """Stops writing: another run owns the logs now."""

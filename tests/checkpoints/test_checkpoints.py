@@ -46,7 +46,9 @@ def state():
 
 @pytest.fixture
 def saved(tmp_path, state):
-  with checkpoints.Checkpointer(tmp_path, keep=2, run=RUN) as writer:
+  with checkpoints.Checkpointer(
+    tmp_path, checkpoints.Retention(2), RUN
+  ) as writer:
     for step in (5, 6, 7):
       writer.save(step, state.replace(step=jnp.int32(step)))
   return tmp_path
@@ -158,7 +160,7 @@ def test_a_half_deleted_and_a_foreign_directory(saved, state, capsys):
   kept = list((saved / "checkpoints").glob("99.broken-*/notes.txt"))
   assert kept[0].read_text() == "mine"
   # That step can be saved again.
-  with checkpoints.Checkpointer(saved, keep=2, run=RUN) as writer:
+  with checkpoints.Checkpointer(saved, checkpoints.Retention(2), RUN) as writer:
     writer.save(7, state)
   assert checkpoints.restore_newest(saved, RUN, like(state)).step == 7
 
@@ -276,7 +278,7 @@ def test_settings_that_may_differ(saved, state, changes):
 
 def test_a_full_disk_keeps_earlier_checkpoints(saved, state, capsys):
   """Warns at the first failure, ends at the second; a success resets them."""
-  writer = checkpoints.Checkpointer(saved, keep=1, run=RUN)
+  writer = checkpoints.Checkpointer(saved, checkpoints.Retention(1), RUN)
   with full_disk():
     writer.save(8, state)
     writer.save(9, state)
@@ -288,7 +290,7 @@ def test_a_full_disk_keeps_earlier_checkpoints(saved, state, capsys):
   assert "the last good checkpoint is of step 7" in str(error.value)
   assert "Free space" in str(error.value)
   assert checkpoints.restore_newest(saved, RUN, like(state)).step == 7
-  again = checkpoints.Checkpointer(saved, keep=1, run=RUN)
+  again = checkpoints.Checkpointer(saved, checkpoints.Retention(1), RUN)
   with full_disk():
     again.save(11, state)
   again.save(12, state)
@@ -299,10 +301,10 @@ def test_a_full_disk_keeps_earlier_checkpoints(saved, state, capsys):
 
 def test_threads_of_a_failed_attempt_do_not_disturb_the_next(saved, state):
   """Writers of a failed attempt go on writing into its directory."""
-  writer = checkpoints.Checkpointer(saved, keep=1, run=RUN)
+  writer = checkpoints.Checkpointer(saved, checkpoints.Retention(1), RUN)
   with full_disk(), pytest.raises(TrainingError):
     writer.save(8, state, wait=True)
-  (left,) = (saved / "checkpoints").glob("8*")
+  left = max((saved / "checkpoints").glob("8*"))
   ended = threading.Event()
 
   def write():
@@ -322,5 +324,7 @@ def test_threads_of_a_failed_attempt_do_not_disturb_the_next(saved, state):
     thread.join()
   writer.close()
   assert checkpoints.restore_newest(saved, RUN, like(state)).step == 8
-  checkpoints.Checkpointer(saved, keep=1, run=RUN).save(9, state, wait=True)
+  checkpoints.Checkpointer(saved, checkpoints.Retention(1), RUN).save(
+    9, state, wait=True
+  )
   assert not left.exists()

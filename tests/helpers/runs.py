@@ -46,7 +46,9 @@ def save(
     params, {"model": np.zeros(1, np.float32)}
   )
   run = checkpoints.CheckpointMetadata(config, {}, class_names)
-  with checkpoints.Checkpointer(workdir, 1, run) as writer:
+  with checkpoints.Checkpointer(
+    workdir, checkpoints.Retention(1), run
+  ) as writer:
     writer.save(1, state, wait=True)
   return workdir
 

@@ -124,20 +124,19 @@ def test_incomplete_events_are_removed(tmp_path):
 @pytest.mark.parametrize(
   ("step", "values", "evaluated"),
   [
-    (3, {"loss": 1.0}, False),
-    (3, {"eval_seconds": 1.0}, True),
-    (2, {"eval_seconds": 1.0}, False),
+    (3, {"loss": 1.0}, []),
+    (3, {"eval_seconds": 1.0}, [3]),
+    (2, {"eval_seconds": 1.0}, [2]),
+    (4, {"eval_seconds": 1.0}, []),
   ],
 )
-def test_whether_the_restored_step_was_evaluated(
-  tmp_path, step, values, evaluated
-):
+def test_which_steps_were_evaluated_before(tmp_path, step, values, evaluated):
   log = writer(tmp_path)
   log.scalars(step, values)
   log.close()
   again = writer(tmp_path, start=3)
   again.close()
-  assert again.evaluated is evaluated
+  assert [each["step"] for each in again.evaluations] == evaluated
 
 
 def test_lines_wait_while_the_disk_is_full(tmp_path, capsys):

@@ -20,7 +20,7 @@ class JsonLines(FileSink):
 
   Attributes:
     path: path of the file.
-    evaluated: whether the log has an evaluation at the first step.
+    evaluations: the records of evaluations until the first step.
   """
 
   def __init__(self, workdir: epath.Path, start_step: int):
@@ -35,9 +35,7 @@ class JsonLines(FileSink):
     storage.make_directories(workdir)
     self.path = workdir / NAME
     kept = _cut_lines(self.path, start_step)
-    self.evaluated = any(
-      line["step"] == start_step and "eval_seconds" in line for line in kept
-    )
+    self.evaluations = [line for line in kept if "eval_seconds" in line]
     super().__init__(self.path)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -150,6 +150,11 @@ class Task:
     """Makes the evaluation that runs during and after training."""
     raise NotImplementedError
 
+  def metrics(self, data: RunData) -> tuple[str, ...]:
+    """Names the metrics of evaluations by which one can be the best."""
+    del data
+    return ()
+
 
 class ClassificationTask(Task):
   """A task that learns labels, from an encoder that was pre-trained.
@@ -248,3 +253,9 @@ class ClassificationTask(Task):
       self.info.class_names,
       data.bad_images,
     )
+
+  def metrics(self, data: RunData) -> tuple[str, ...]:
+    """Names the metrics of evaluations; see `Task`."""
+    if data.eval_source is None:
+      return ()
+    return ("eval_top1", "eval_top5", "eval_loss")

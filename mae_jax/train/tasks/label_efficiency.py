@@ -291,7 +291,7 @@ def _has_begun(workdir: str) -> bool:
     begun = True
   except ConfigError:
     begun = False
-  return bool(distributed.gather("yes" * begun)[0])  # the same on all hosts
+  return bool(distributed.from_first(begun))  # the same on all hosts
 
 
 def _pretrain_config(config: Config) -> Config:

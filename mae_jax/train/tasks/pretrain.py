@@ -243,3 +243,11 @@ class PretrainTask(base.Task):
     if evaluation.unavailable and console.is_first():
       console.info(evaluation.unavailable)
     return evaluation
+
+  def metrics(self, data: RunData) -> tuple[str, ...]:
+    """Names the metrics of evaluations; see `base.Task`."""
+    from mae_jax.evals import pretraining
+
+    return pretraining.metrics(
+      self._config, data.train_source, data.eval_source
+    )
