@@ -46,6 +46,7 @@ def test_transformations(digits, wanted):
     _same(jax.jit(digits.apply)(digits.params, IMAGES), wanted)
 
 
+@pytest.mark.slow
 def test_sharded_images(digits, wanted):
   spec = PartitionSpec("x")
   for kind in AxisType.Auto, AxisType.Explicit:
@@ -137,6 +138,7 @@ def test_apply_is_exported_for_any_batch_size(digits, wanted):
     _same(program.call(digits.params, IMAGES[:count]), wanted[:count])
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own():
   model = mae_jax.create_model(
     "vit_ti2", image_size=8, channels=1, width=32, depth=1, heads=4,

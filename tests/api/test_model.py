@@ -232,6 +232,7 @@ def test_predictions(classifier):
   assert classifier.predict(images, top=1).labels.shape == (3, 1)
 
 
+@pytest.mark.slow
 def test_prepared_pixels_are_taken_as_they_are(classifier):
   images = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
   same = {"preprocess": False}
@@ -419,6 +420,7 @@ def test_an_encoder_does_not_reconstruct():
     model.reconstruct(np.zeros((32, 32, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_created_models_are_what_their_names_say():
   for name, same in (
     ("vit_ti4", "Ti/4"),
@@ -458,6 +460,7 @@ def test_a_config_is_changed_by_names():
   assert "digits" in mae_jax.list_recipes()
 
 
+@pytest.mark.slow
 def test_a_network_for_images_of_another_size(tmp_path):
   model = mae_jax.from_pretrained("digits")
   larger = model.resized((12, 16))

@@ -63,6 +63,7 @@ def test_a_run_has_metrics_and_models(trained, config, capfd):
   assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_the_same_call_resumes(trained, config, tmp_path):
   run, _ = trained
 
@@ -107,6 +108,7 @@ def test_a_report(trained, tmp_path):
   assert "<html" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_warnings_are_pythons(config, tmp_path):
   folder = tmp_path / "images"
   folder.mkdir()

@@ -192,6 +192,7 @@ def test_without_a_network(server, monkeypatch):
   assert "HF_HUB_OFFLINE is set: unset it, or name a local folder" in text
 
 
+@pytest.mark.slow
 def test_commands_offline(folder: pathlib.Path, tmp_path: pathlib.Path):
   """Reads a prepared cache in another process, without any network."""
   commit = "0123456789" * 4
@@ -308,6 +309,7 @@ def test_what_cannot_be_pushed(server, folder, tmp_path):
   refused("is not a path on the Hub", "lab/a b")
 
 
+@pytest.mark.slow
 def test_the_source_is_kept(server, folder, tmp_path):
   """Conversions and runs keep the license of the first weights."""
   out = test_round_trips.run(f"hf://{REPO}", tmp_path / "a.pth", "facebook")

@@ -113,6 +113,7 @@ def test_an_encoder_gets_a_target_fitted_to_the_images(weights):
   assert np.any(found["target"]["basis"])
 
 
+@pytest.mark.slow
 def test_pre_training_starts_from_a_classifier(tmp_path, capsys):
   """Mean pooling has no final norm, which starts as the identity."""
   path = digits_weights(tmp_path, "mean", "facebook")
@@ -136,7 +137,7 @@ def test_pre_training_starts_from_a_classifier(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", [slow("encoder"), "mae", slow("cls")])
-@pytest.mark.parametrize("to", ["facebook", "transformers", "timm"])
+@pytest.mark.parametrize("to", ["facebook", slow("transformers"), slow("timm")])
 def test_fine_tuning_and_probes_start(kind: str, to: str, weights):
   path = weights(kind, to)
   before = sample_checkpoints.config(kind, data=DATA, model=MODEL)
@@ -151,6 +152,7 @@ def test_fine_tuning_and_probes_start(kind: str, to: str, weights):
     same(found, encoder)
 
 
+@pytest.mark.slow
 def test_files_as_published_need_no_flag(tmp_path: pathlib.Path):
   """Heads, target and pixel normalization come from the config."""
   model = facebook_model.Autoencoder(
@@ -204,6 +206,7 @@ def test_another_normalization_gives_a_warning(
     )
 
 
+@pytest.mark.slow
 def test_another_image_size_gives_a_warning(weights, capsys):
   path = str(weights("encoder", "jax"))
   classify = {"task": "finetune", "init_from": path}

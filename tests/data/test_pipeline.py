@@ -101,7 +101,7 @@ def test_labels_stay_with_their_images(settings):
       assert label[tuple(image.reshape(-1).astype(int))] == target
 
 
-@pytest.mark.parametrize("source", ["digits", slow("folder"), "tfds"])
+@pytest.mark.parametrize("source", ["digits", slow("folder"), slow("tfds")])
 def test_a_resumed_stream_is_the_same_bit_for_bit(any_settings, source):
   """Resumes across epochs too: 13 photos, and 13 records per shard."""
   data = any_settings(source)

@@ -155,6 +155,7 @@ def test_a_workdir_that_is_not_shared_is_refused(fork_server, tmp_path):
   assert not (tmp_path / "one" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_one_mistake_is_reported_once(fork_server, tmp_path):
   args = [*process_groups.SETTINGS, f"--workdir={tmp_path}"]
   team = process_groups.Team(

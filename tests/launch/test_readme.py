@@ -20,6 +20,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 def test_every_launch_command_of_the_readme_works(world):
   world.hosts(4)
   world.mains(**{f"host_{each}": [0] for each in range(4)})

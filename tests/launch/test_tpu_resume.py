@@ -94,6 +94,7 @@ def test_a_mistake_is_not_retried_even_if_other_hosts_exit_with_76(pod):
   assert "costs money" in message(done, "still there")
 
 
+@pytest.mark.slow
 def test_restarts_are_bounded(pod):
   pod.mains(host_0=[76], host_1=[76])
   done = pod.run(*RESUME, "--retries=2", *MAIN)
@@ -114,6 +115,7 @@ def test_a_start_that_failed_on_one_worker_is_repeated_on_all(pod):
   assert sorted(hosts) == ["host-0", "host-0", "host-1"]
 
 
+@pytest.mark.slow
 def test_a_failed_ssh_does_not_end_the_watch(pod):
   pod.mains(host_0=[None, 0], host_1=[None, 0])
   pod.fault("tpu-vm ssh", after=2, code=255, text="ssh: reset")
@@ -157,6 +159,7 @@ def test_all_workers_restart_after_one_was_restarted(pod):
   assert "a worker was restarted" in err
 
 
+@pytest.mark.slow
 def test_a_stop_by_another_command_ends_the_watch_with_75(pod):
   with pod.start(*RESUME, *MAIN) as process:
     pod.wait_for("alive-host-0")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from mae_jax.models import losses, masking
 from tests.helpers import numpy_reference, tiny
+from tests.helpers.params import slow
 
 BATCH, LENGTH, WIDTH, KEEP, TEMPERATURE = 3, 10, 5, 4, 0.2
 
@@ -54,7 +55,7 @@ def test_hidden_patches_are_compared_within_images_or_the_batch(count: int):
     )
 
 
-@pytest.mark.parametrize("kind", ["image", "batch"])
+@pytest.mark.parametrize("kind", [slow("image"), "batch"])
 def test_a_share_of_it_is_part_of_the_loss(kind: str):
   """The config sets weight, temperature and patches."""
   model = tiny.model(

@@ -11,6 +11,7 @@ import pytest
 
 from mae_jax.models import factory, mae, masking, patchify
 from tests.helpers import numpy_reference, tiny
+from tests.helpers.params import slow
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -130,7 +131,7 @@ def test_features_are_of_every_patch_and_deterministic():
 @pytest.mark.parametrize(
   "objective",
   [
-    {"loss": "l1"},
+    slow({"loss": "l1"}),
     {"loss": "log_cosh", "loss_on": "all"},
     {"mask": "grid", "loss": "smooth_l1"},
   ],

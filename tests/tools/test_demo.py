@@ -72,6 +72,7 @@ def picture(uri: str) -> np.ndarray:
   return np.asarray(Image.open(io.BytesIO(data)))
 
 
+@pytest.mark.slow
 def test_an_image_is_reconstructed_like_by_the_network(opened, network):
   image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
   status, given = ask(opened, "POST", "/image", png(image))

@@ -223,6 +223,7 @@ def test_a_saved_model_equals_the_network(exports, name):
     close(serve(images=tf.constant(images))["logits"].numpy(), function(images))
 
 
+@pytest.mark.slow
 def test_a_saved_model_stores_int8_weights_as_int8(exports):
   model = tf.saved_model.load(str(exports("tf_int8")[0]))
   kernels = {
@@ -492,6 +493,7 @@ def test_the_command(finetuned, tmp_path):
   assert "largest difference from float32 weights: " in rounding
 
 
+@pytest.mark.slow
 def test_only_saved_models_need_tensorflow():
   code = (
     "import sys, mae_jax.tools.export.command; "

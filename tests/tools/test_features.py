@@ -443,6 +443,7 @@ def test_the_command_also_in_a_bucket(
   assert os.fsencode(str(name)) == b"\xff\n.png"
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_is_one_line(photos, tmp_path):
   args = [f"--images={photos}", f"--checkpoint={tmp_path}", "--out=x.npz"]
   done = command("features", *args)

@@ -16,6 +16,7 @@ from mae_jax.data import bad_images, sources, survey
 from mae_jax.tools import inspect_data
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands, tfds_data, tiny
+from tests.helpers.params import slow
 
 SIZES = ((40, 30), (50, 60), (24, 24))
 
@@ -175,7 +176,7 @@ def test_report(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("crops", "enlarged"),
   [
-    ({"crop_scale": (0.5, 1.0)}, "0%"),  # at least 45 of 64 pixels
+    slow({"crop_scale": (0.5, 1.0)}, "0%"),  # at least 45 of 64 pixels
     ({"crop_fixed": 0.6}, "0%"),
     ({"crop_fixed": 0.4}, "100%"),
   ],
@@ -236,6 +237,7 @@ def test_sizes_of_records_include_unreadable_images(capsys):
   )
 
 
+@pytest.mark.slow
 def test_transparent_and_uniform_images_are_counted(tmp_path, capsys):
   random = np.random.default_rng(0)
   opaque = np.full((24, 24, 1), 255, np.uint8)
@@ -255,6 +257,7 @@ def test_transparent_and_uniform_images_are_counted(tmp_path, capsys):
   assert "--config.data.background, since 2 have transparent" in found.err
 
 
+@pytest.mark.slow
 def test_the_value_range_is_found(tmp_path, tmp_path_factory, capsys):
   random = np.random.default_rng(0)
   for number in range(4):

@@ -362,6 +362,7 @@ def test_the_slider_follows_patches_masked_by_hand(visit, demo):
   assert share(page) == "19 %, 3 of 16 patches"
 
 
+@pytest.mark.slow
 def test_an_old_reconstruction_is_marked_while_waiting(visit, demo):
   page = visit(demo)
   painted(page)

@@ -174,6 +174,7 @@ def test_a_missing_accuracy_is_reported(capsys):
     assert ("--config.data.eval_split=SPLIT" in found) == told
 
 
+@pytest.mark.slow
 def test_other_channels_are_named(pretrained, tmp_path):
   for number in range(32):
     path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
@@ -302,6 +303,7 @@ def test_one_class_is_refused(tmp_path, task):
     runs.open_task(settings, runs.devices_mesh())
 
 
+@pytest.mark.slow
 def test_the_folders_are_printed_and_a_poor_held_out_set_is_doubted(
   tmp_path, capsys
 ):

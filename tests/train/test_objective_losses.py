@@ -107,7 +107,7 @@ def test_each_network_learns_only_from_its_own_loss(
   jax.tree.map(close, grads["discriminator"], theirs)
 
 
-@pytest.mark.parametrize("target", ["norm_pix", "raw"])
+@pytest.mark.parametrize("target", [slow("norm_pix"), "raw"])
 def test_the_discriminator_sees_visible_patches_and_true_statistics(target):
   _, model, params = adversarial(target)
   images, noise = given()

@@ -137,6 +137,7 @@ def test_random_masks_are_uniform_and_depend_on_the_seed():
   assert found != schedule("random", 1200, ratios=2, strategies=3, seed=1)
 
 
+@pytest.mark.slow
 def test_a_target_is_fitted_on_the_training_stream():
   config = settings(**PCA)
   state, _ = runs.steps(config, 0)
@@ -270,6 +271,7 @@ def test_settings_that_exclude_each_other_are_refused(objective, text: str):
     build()
 
 
+@pytest.mark.slow
 def test_training_only_the_decoder_needs_init_from(tmp_path):
   with pytest.raises(ConfigError, match="set init_from"):
     runs.train(settings(trainable="decoder"), tmp_path)

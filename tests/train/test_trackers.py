@@ -189,6 +189,7 @@ def test_a_missing_package_stops_a_run_at_its_start(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_callers_get_each_record(tmp_path):
   settings = tiny.config(train={"length": "4 steps", "log_every": "2 steps"})
   mesh = runs.devices_mesh()

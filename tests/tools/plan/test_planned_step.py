@@ -11,6 +11,7 @@ from mae_jax.tools.plan import planned_step
 from mae_jax.train import step as program_lib
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs, tiny
+from tests.helpers.params import slow
 
 
 def planned(config: Config, examples: int, classes: int):
@@ -18,7 +19,9 @@ def planned(config: Config, examples: int, classes: int):
   return planned_step.planned(config, mesh, examples, classes)
 
 
-@pytest.mark.parametrize("task", ["pretrain", "finetune", "linprobe"])
+@pytest.mark.parametrize(
+  "task", ["pretrain", slow("finetune"), slow("linprobe")]
+)
 def test_the_same_program_as_a_run_with_data(task: str):
   config = tiny.config(
     task=task,
