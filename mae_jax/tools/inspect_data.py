@@ -9,7 +9,7 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.config import Config, DataConfig
-from mae_jax.data import image_io, listing, sources, survey
+from mae_jax.data import duplicates, image_io, listing, sources, survey
 from mae_jax.data.sources import folder
 from mae_jax.tools import cli
 from mae_jax.utils import atomic_write, console, image_grid, storage
@@ -19,6 +19,7 @@ _COLUMNS = 8  # of the picture of samples
 _FAR = 0.1  # warn if mean or std differ by more from the configured ones
 _CLASSES = 5  # print this many of the largest and of the smallest classes
 _NAMED = 5  # classes to name in a warning
+_PAIRS = 3  # of equal images to name in a warning
 _PERCENTILES = (0.1, 99.9)  # of values, that become 0 and 1
 _UNEVEN = 10  # warn if a class has this many times the images of another
 
@@ -29,10 +30,12 @@ def report(
   """Checks the images of a config and draws samples.
 
   Prints sizes, classes, unreadable images, warnings and the speed of loading.
+  Held-out images are compared with those to train on.
 
   Args:
     config: the recipe, for instance digits.
-    limit: images to read, from all over the data; 0 for all.
+    limit: images to read, from all over the data, and as many held-out ones; 0
+      for all.
     out: the picture of training samples, which is replaced.
 
   Raises:
@@ -50,8 +53,13 @@ def report(
     _say("images", number)
     if data.source == "folder":
       _say("layout", folder.find_layout(data).describe(data))
-    with console.progress_bar(source.subset(limit).num_examples) as bar:
+    parts = [each.subset(limit) for each in (source, held_out) if each]
+    total = sum(part.num_examples for part in parts)
+    others = None
+    with console.progress_bar(total) as bar:
       found, unread = look(source, limit, data, bar.update)
+      if held_out is not None:
+        others = survey.survey_images(parts[1], data, bar.update)
     if not len(found.sizes):
       raise ConfigError(
         f"none of {found.num_images} images can be read:\n"
@@ -60,13 +68,16 @@ def report(
         * f"\nset {_value_range(found)}"
       )
     _say_images(found, data)
+    leaks = []
+    if held_out is not None and others is not None:
+      leaks = _say_leaks((held_out, others), (source, found), data)
     _say_classes(found, unread, source.class_names)
     rate, samples = survey.measure_throughput(source, data)
     _sheet(image_io.to_bytes(samples)).save(file, format="png")
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
   _say("samples", out)
   _say("found, as flags", " ".join(_settings(found)))
-  for warning in warnings(found, data, source.class_names):
+  for warning in leaks + warnings(found, data, source.class_names):
     console.warn(warning)
 
 
@@ -111,6 +122,41 @@ def look(
   labels = collections.Counter(found.labels)
   labels.subtract(unread)
   return dataclasses.replace(found, labels=labels), unread
+
+
+def _say_leaks(
+  held_out: tuple[sources.Source, survey.Survey],
+  train: tuple[sources.Source, survey.Survey],
+  data: DataConfig,
+) -> list[str]:
+  """Prints how many held-out images are among those to train on.
+
+  Returns:
+    A warning, if there are any.
+  """
+  sets = (held_out, train)
+  pairs = duplicates.find(*(found.thumbnails for _, found in sets))
+  _say(
+    "leaked",
+    f"{len(pairs):,} of {len(held_out[1].ids):,} held-out images, compared "
+    f"with {len(train[1].ids):,} to train on",
+  )
+  if not pairs:
+    return []
+  start = f"{epath.Path(data.path).expanduser()}/"
+  names = [
+    " = ".join(
+      source.name(int(found.ids[index])).removeprefix(start)
+      for (source, found), index in zip(sets, pair, strict=True)
+    )
+    for pair in pairs[:_PAIRS]
+  ]
+  return [
+    f"{len(pairs):,} of the held-out images look the same as images to train "
+    "on, which makes evaluations too good; remove one of the two: "
+    + ", ".join(names)
+    + ", ..." * (len(pairs) > _PAIRS)
+  ]
 
 
 def _say_images(found: survey.Survey, data: DataConfig) -> None:

@@ -225,7 +225,8 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
 
 def test_sizes_of_records_include_unreadable_images(capsys):
   found = survey.Survey(
-    np.ones((3, 2)), np.zeros(3), np.zeros(3), 0, 0, 0, np.zeros(0),
+    np.ones((3, 2)), np.zeros((3, 4)), np.arange(3), np.zeros(3), np.zeros(3),
+    0, 0, 0, np.zeros(0),
     collections.Counter({0: 3, 1: 1}), bad_images.BadImages(max_warnings=0),
   )  # fmt: skip
   found.unreadable.report("x", "torn")
@@ -253,6 +254,68 @@ def test_transparent_and_uniform_images_are_counted(tmp_path, capsys):
   assert "2 have transparent pixels (data.background=white)" in found.out
   assert "2 of 4 images are uniform" in found.err
   assert "--config.data.background, since 2 have transparent" in found.err
+
+
+def photos(number: int) -> list[Image.Image]:
+  """Returns unlike photographs: smooth random colors with some noise."""
+  random = np.random.default_rng(number)
+  found = []
+  for _ in range(number):
+    small = Image.fromarray(random.integers(0, 200, (6, 6, 3), np.uint8))
+    large = np.asarray(small.resize((64, 48), Image.Resampling.BICUBIC))
+    noise = random.integers(0, 20, large.shape, np.uint8)
+    found.append(Image.fromarray(large // 2 + noise))
+  return found
+
+
+def test_held_out_images_that_are_trained_on_are_found(tmp_path, capsys):
+  for name in ("train/a", "train/b", "val/a", "val/b"):
+    (tmp_path / name).mkdir(parents=True)
+  images = photos(12)
+  for number, image in enumerate(images[:8]):
+    image.save(tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
+  val = tmp_path / "val"
+  images[0].save(val / "b" / "equal.png")
+  images[3].save(val / "a" / "jpeg.jpg", quality=60)
+  images[4].resize((96, 72)).save(val / "a" / "large.png")
+  images[5].point(lambda x: min(1.2 * x + 5, 255)).save(
+    val / "b" / "bright.png"
+  )
+  for number, image in enumerate(images[8:]):
+    image.save(val / "a" / f"{number}.png")
+  images[6].transpose(Image.Transpose.ROTATE_180).save(val / "a" / "turned.png")
+  for name in ("train/a/black.png", "val/a/black.png", "val/b/black.png"):
+    Image.new("RGB", (64, 48)).save(tmp_path / name)
+  (val / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+  out = str(tmp_path.parent / f"{tmp_path.name}.png")
+  inspect_data.report(folder_config(tmp_path), 0, out)
+  message = capsys.readouterr()
+  # Black images do not count as copies, and broken ones are not compared.
+  assert (
+    "leaked              4 of 11 held-out images, compared with 9 to train on"
+    in message.out
+  )
+  (line,) = (x for x in message.err.splitlines() if "look the same" in x)
+  assert "4 of the held-out images look the same" in line
+  assert "val/b/equal.png = train/a/0.png" in line
+  assert line.count(" = ") == 3
+  assert line.endswith(", ...")
+
+
+def test_copies_among_arrays_are_named_by_number(tmp_path, capsys, monkeypatch):
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (9, 8, 8, 1), np.uint8)
+  splits = {"train": images[:6], "eval": images[[7, 4, 8]]}
+
+  monkeypatch.setattr(
+    sources,
+    "open_source",
+    lambda data, split: sources.Arrays.create(splits[split], {}),
+  )
+  inspect_data.report(tiny.config(), 3, str(tmp_path / "x.png"))  # 0, 2 and 4
+  message = capsys.readouterr()
+  assert "1 of 3 held-out images, compared with 3 to train on" in message.out
+  assert "remove one of the two: 1 = 4\n" in message.err
 
 
 def test_the_value_range_is_found(tmp_path, tmp_path_factory, capsys):
