@@ -278,9 +278,9 @@ def _open_image(data: bytes, how: Reading) -> Any:
   _check_size(*image.size, how)
   if image.format == "TIFF":
     _check_tiff(image, how)
-  if how.value_range:
-    _check_wide(image)
-  elif image.mode in ("I", "F") and image.format != "PPM":
+  _check_colors(_color_bits(image, data), how)
+  wide = image.mode in ("I", "F") and image.format != "PPM"
+  if wide and not how.value_range:
     raise _UnreadableError(
       "its pixels have 32 bits and no known range: save it with 8 or 16 bits, "
       "or set data.value_range"
@@ -288,12 +288,40 @@ def _open_image(data: bytes, how: Reading) -> Any:
   return image
 
 
-def _check_wide(image: Any) -> None:
+def _color_bits(image: Any, data: bytes) -> int:
+  """Returns the bits of each color in the file, of which Pillow reads 8.
+
+  Returns 8 for gray of more bits, which Pillow reads whole.
+  """
+  if image.mode in _WIDE_MODES:
+    return 8
   raw = [str(tile.args) for tile in image.tile]
-  if image.mode not in _WIDE_MODES and any(";16" in each for each in raw):
+  if any(";16" in each for each in raw):
+    return 16
+  if image.format == "PPM" and image.tile[0].codec_name == "ppm":
+    most: int = image.tile[0].args[-1]
+    return max(most.bit_length(), 8)
+  if image.format == "JPEG2000":  # Ssiz of the codestream's first color
+    return (data[data.index(b"\xff\x4f\xff\x51") + 42] & 127) + 1
+  if image.format == "AVIF" and (start := data.find(b"av1C")) > -1:
+    high_bitdepth, twelve_bit = data[start + 6] & 64, data[start + 6] & 32
+    return 8 + 2 * bool(high_bitdepth) + 2 * bool(twelve_bit)
+  return 8
+
+
+def _check_colors(bits: int, how: Reading) -> None:
+  """Refuses colors of more than 8 bits that are all wanted, or notes them."""
+  if bits > 8 and how.value_range:
     raise _UnreadableError(
-      "its colors have 16 bits, of which Pillow reads 8: save it as .npy, or "
-      "set data.value_range=() to read 8 bits"
+      f"its colors have {bits} bits, of which Pillow reads 8: save it as .npy, "
+      "or set data.value_range=() to read 8 bits"
+    )
+  if bits > 8:
+    _notes.setdefault(
+      "colors",
+      f"the colors of an image have {bits} bits, of which 8 are read: save "
+      "such images as .npy and set --config.data.value_range=LOW,HIGH to keep "
+      "all (said once)",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import re
@@ -337,6 +338,54 @@ def test_values_that_cannot_be_kept_are_refused():
     _, reason = read(data, value_range=(0.0, 1.0))
     assert words in reason
   assert decoded(tiff(deep, photometric="rgb")).shape == (4, 4, 3)
+
+
+# Images of 4 x 4 pixels, which Pillow cannot write: an AVIF of 10 bits and a
+# JPEG 2000 of 16, by imagecodecs.
+AVIF = base64.b64decode(
+  "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAA"
+  "AAAAcGljdAAAAAAAAAAAAAAAAAAAAAAOcGl0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEA"
+  "AAETAAAAIAAAAChpaW5mAAAAAAABAAAAGmluZmUCAAAAAAEAAGF2MDFDb2xvcgAAAABqaXBycAAA"
+  "AEtpcGNvAAAAFGlzcGUAAAAAAAAABAAAAAQAAAAQcGl4aQAAAAADCgoKAAAADGF2MUOBIEAAAAAA"
+  "E2NvbHJuY2x4AAIAAgAGgAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAAAKG1kYXQSAAoIOAR9vAgI"
+  "GkAyEh7CYqTgABYAABDFslJl1k9b1g=="
+)
+JP2 = base64.b64decode(
+  "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAABAAAAAQA"
+  "Aw8HAAAAAAAPY29scgEAAAAAABAAAACTanAyY/9P/1EALwAAAAAABAAAAAQAAAAAAAAAAAAAAAQA"
+  "AAAEAAAAAAAAAAAAAw8BAQ8BAQ8BAf9SAA0BAgABAQAEBAAAiP9cAAVCgAD/ZAAlAAFDcmVhdGVk"
+  "IGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAAAZAAH/k88OEYPLBOHYUoCA/9k="
+)
+
+
+@pytest.mark.parametrize(
+  ("data", "bits"),
+  [
+    (AVIF, 10),
+    (JP2, 16),
+    (JP2[JP2.index(b"\xff\x4f") :], 16),
+    (tiff(np.zeros((4, 4, 3), np.uint16), photometric="rgb"), 16),
+    (b"P6 2 1 4095\n" + bytes(12), 12),
+  ],
+  ids=["avif", "jp2", "j2k", "tiff", "ppm"],
+)
+def test_colors_of_more_than_8_bits_are_said_once(data, bits, capsys):
+  for _ in range(2):
+    assert decoded(data).shape[-1] == 3
+    image_io.print_notes()
+  told = capsys.readouterr().err
+  assert told.count(f"colors of an image have {bits} bits, of which 8") == 1
+  _, reason = read(data, value_range=(0.0, 1.0))
+  assert f"its colors have {bits} bits" in reason
+
+
+@pytest.mark.parametrize("form", ["avif", "jpeg2000", "png", "ppm", "tiff"])
+def test_colors_of_8_bits_are_not_reported(photo, form, capsys):
+  wide(encode(photo, format=form), (0.0, 255.0), 3)
+  decoded(encode(photo, format=form))
+  decoded(b"P6 2 1 100\n" + bytes(6))
+  image_io.print_notes()
+  assert not capsys.readouterr().err
 
 
 def test_levels_that_8_bits_lose_are_said_once(monkeypatch, capsys):
