@@ -77,6 +77,8 @@ def report(
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
   _say("samples", out)
   _say("found, as flags", " ".join(_settings(found)))
+  if not data.value_range and len(found.values):
+    _say("", "for 8 bits: with the value range above, inspect again")
   for warning in leaks + warnings(found, data, source.class_names):
     console.warn(warning)
 
@@ -190,7 +192,7 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
       f"{low} to {high} in files of more than 8 bits, percentiles "
       f"{_PERCENTILES[0]} and {_PERCENTILES[1]}",
     )
-    _say("value range", _value_range(found))
+    _say("value range", _value_range(found) + _clipped(found, data))
   for name, values in (("mean", found.mean), ("std", found.std)):
     configured = _numbers(getattr(data, name))
     _say(name, f"{_numbers(values)} (configured: {configured})")
@@ -201,6 +203,14 @@ def _value_range(found: survey.Survey) -> str:
   if not len(found.values):
     return ""
   return f"--config.data.value_range={','.join(_percentiles(found))}"
+
+
+def _clipped(found: survey.Survey, data: DataConfig) -> str:
+  if not data.value_range:
+    return ""
+  low, high = data.value_range
+  beyond = ((found.values < low) | (found.values > high)).mean()
+  return f" (configured: {low:g},{high:g}, which clips {beyond:.1%})"
 
 
 def _percentiles(found: survey.Survey) -> list[str]:

@@ -332,11 +332,42 @@ def test_the_value_range_is_found(tmp_path, tmp_path_factory, capsys):
   assert 300 <= low < 330
   assert 3970 < high < 4000
   assert "8 bits keep 15 of" in found.err
+  assert "for 8 bits: with the value range above, inspect again" in found.out
   ranged = folder_config(tmp_path, **data, value_range=(low, high))
   inspect_data.report(ranged, 0, out)
   found = capsys.readouterr()
   assert "8 bits keep" not in found.err
   assert "mean                0.5" in found.out
+
+
+def test_with_a_value_range_the_numbers_are_those_of_training(tmp_path, capsys):
+  random = np.random.default_rng(0)
+  low, high = 500.0, 3500.0
+  seen = []
+  for number in range(8):
+    stored = random.integers(0, 4096, (24 + number, 30), np.uint16)
+    path = tmp_path / f"{number}"
+    if number % 4 == 0:
+      np.save(f"{path}.npy", stored.astype(np.float32))
+    elif number % 4 == 1:
+      Image.fromarray(stored.astype(np.float32)).save(f"{path}.tiff")
+    else:
+      Image.fromarray(stored).save(f"{path}.png")
+    seen.append(((stored - low) / (high - low)).clip(0, 1))
+  mean = np.mean([image.mean() for image in seen])
+  square = np.mean([(image**2).mean() for image in seen])
+  config = folder_config(tmp_path, channels=1, value_range=(low, high))
+  found = look(config.data)
+  np.testing.assert_allclose(found.mean, mean, rtol=1e-5)
+  np.testing.assert_allclose(found.std, np.sqrt(square - mean**2), rtol=1e-5)
+  inspect_data.report(config, 0, str(tmp_path.parent / "ranged.png"))
+  printed = capsys.readouterr().out
+  assert f"mean                {mean:.4f} (configured: 0.5000)" in printed
+  assert f"--config.data.mean={mean:.4f} --config.data.std=0.3" in printed
+  clipped = ((found.values < low) | (found.values > high)).mean()
+  assert clipped == pytest.approx((500 + 595) / 4096, abs=0.03)
+  assert f"(configured: 500,3500, which clips {clipped:.1%})" in printed
+  assert "for 8 bits" not in printed
 
 
 def test_arrays_of_unknown_range_get_one(tmp_path):
