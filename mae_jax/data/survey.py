@@ -12,6 +12,7 @@ from mae_jax.config import DataConfig
 from mae_jax.data import (
   decode,
   duplicates,
+  image_headers,
   image_io,
   pipeline,
   record_shards,
@@ -151,7 +152,7 @@ def _stats_of_files(
   records: tf.data.Dataset, data: DataConfig
 ) -> tf.data.Dataset:
   def measure(record: _Tensors) -> _Tensors:
-    image, reason = decode.decode(record, image_io.Reading.of(data))
+    image, reason = decode.decode(record, image_headers.Reading.of(data))
     return {
       "size": tf.shape(image)[:2],
       "thumbnail": _thumbnail(image),

@@ -16,9 +16,9 @@ from PIL import Image
 from scipy import ndimage
 
 from mae_jax.config import DataConfig
-from mae_jax.data import image_files, image_io, prepare
-from mae_jax.data.image_files import Images, UnreadableError
-from mae_jax.data.image_io import Reading
+from mae_jax.data import image_files, image_headers, image_io, prepare
+from mae_jax.data.image_files import Images
+from mae_jax.data.image_headers import Reading, UnreadableError
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
@@ -85,7 +85,7 @@ def open_photos(
           console.warn(f"{name} cannot be read ({error}): it is left out")
       else:
         any_readable = True
-        image_io.print_notes()
+        image_headers.print_notes()
         yield index, name, found
       bar.update()
   if not any_readable:
@@ -104,7 +104,7 @@ def path_of(images: str, name: str) -> str:
 def lost(path: epath.PathLike, channels: int) -> str:
   """Names what `read` drops of a file, such as alpha; "" for nothing."""
   data, failed = image_io.read_bytes(os.fsencode(path))
-  if failed or data.startswith(image_io.NPY):
+  if failed or data.startswith(image_headers.NPY):
     return ""
   try:
     with Image.open(io.BytesIO(data)) as image:
