@@ -74,6 +74,7 @@ class Reading(NamedTuple):
     truncated: whether to take what decodes of a truncated file.
     background: as `data.background`.
     value_range: as `data.value_range`.
+    alpha: whether to append the alpha channel of files of 8 bits that have one.
   """
 
   channels: int
@@ -82,6 +83,7 @@ class Reading(NamedTuple):
   truncated: bool = False
   background: str = DataConfig.background
   value_range: tuple[float, ...] = ()
+  alpha: bool = False
 
   @property
   def dtype(self) -> np.dtype:

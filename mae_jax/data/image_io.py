@@ -225,7 +225,8 @@ def _to_channels(image: Any, stored: Stored, how: Reading) -> np.ndarray:
     return np.repeat(gray, how.channels, axis=-1)
   if values is not None and image.mode != "F":
     _note_levels(values, stored.bits - 8 if image.mode != "I" else 8)
-  alpha = None if how.background == "drop" else _alpha(image)
+  composited = how.background != "drop"
+  alpha = _alpha(image) if composited or how.alpha else None
   # Pillow would use this entry when it converts.
   image.info.pop("transparency", None)
   if image.mode == "I":  # a PGM of 16 bits, which Pillow scales to 0..65535
@@ -236,7 +237,7 @@ def _to_channels(image: Any, stored: Stored, how: Reading) -> np.ndarray:
   plain = "L" if image.mode in ("1", "L", "LA") else "RGB"
   if image.mode != plain:  # otherwise Pillow would copy it
     image = image.convert(plain)
-  if alpha is not None:
+  if composited and alpha is not None:
     level = _BACKGROUNDS[how.background]
     ink = level if plain == "L" else (level,) * 3
     image.paste(ink, mask=ImageChops.invert(alpha))
@@ -244,6 +245,8 @@ def _to_channels(image: Any, stored: Stored, how: Reading) -> np.ndarray:
   if plain != wanted:
     image = image.convert(wanted)
   pixels = np.asarray(image).reshape(image.height, image.width, how.channels)
+  if how.alpha and alpha is not None:
+    pixels = np.dstack([pixels, alpha])
   return scale(pixels, how.value_range) if how.value_range else pixels
 
 

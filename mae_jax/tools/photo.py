@@ -141,15 +141,12 @@ def read_mask(path: epath.PathLike) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
-  how = Reading(3, True, background="drop")
-  colors = image_files.read(path, how)
+  how = Reading(3, True, background="drop", alpha=True)
+  pixels = image_files.read(path, how)
+  colors = pixels[..., :3]
   gray = image_io.with_channels(colors, 1)[..., 0]
   white = gray > 127
-  on_white, on_black = (
-    image_files.read(path, how._replace(background=name))[..., 0]
-    for name in ("white", "black")
-  )
-  seen = on_white - on_black <= 127  # more opaque than transparent
+  seen = (pixels[..., 3:] > 127).all(axis=-1)  # more opaque than transparent
   if seen.all() or not seen.any():
     return white & seen
   # Edges may be soft.
