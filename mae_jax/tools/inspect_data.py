@@ -9,7 +9,14 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.config import Config, DataConfig
-from mae_jax.data import duplicates, image_io, listing, sources, survey
+from mae_jax.data import (
+  duplicates,
+  image_headers,
+  image_io,
+  listing,
+  sources,
+  survey,
+)
 from mae_jax.data.sources import folder
 from mae_jax.tools import cli
 from mae_jax.utils import atomic_write, console, image_grid, storage
@@ -72,6 +79,8 @@ def report(
     if held_out is not None and others is not None:
       leaks = _say_leaks((held_out, others), (source, found), data)
     _say_classes(found, unread, source.class_names)
+    # `warnings` names the lost levels of all images instead.
+    image_headers.notes["levels"] = ""
     rate, samples = survey.measure_throughput(source, data)
     _sheet(image_io.to_bytes(samples)).save(file, format="png")
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")

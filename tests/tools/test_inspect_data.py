@@ -331,6 +331,7 @@ def test_the_value_range_is_found(tmp_path, tmp_path_factory, capsys):
   low, high = map(float, line.partition("=")[2].split(","))
   assert 300 <= low < 330
   assert 3970 < high < 4000
+  assert found.err.count("8 bits keep") == 1
   assert "8 bits keep 15 of" in found.err
   assert "for 8 bits: with the value range above, inspect again" in found.out
   ranged = folder_config(tmp_path, **data, value_range=(low, high))
