@@ -250,7 +250,7 @@ def _check_colors(bits: int, how: Reading) -> None:
 
 
 def _check_tiff(image: Any, how: Reading) -> None:
-  """Refuses or mends what Pillow reads wrongly, and notes several pages."""
+  """Refuses or fixes what Pillow reads wrongly, and notes several pages."""
   if image.tag_v2.next and "pages" not in notes:
     with contextlib.suppress(Exception):  # a later page is broken
       notes["pages"] = (

@@ -104,7 +104,7 @@ def stream(
       bar.update(real)
   if not any_readable:
     raise ConfigError(
-      f"no image can be read, of {total}: the warnings above say why; mend or "
+      f"no image can be read, of {total}: the warnings above say why; fix or "
       "replace them"
     )
 

@@ -163,10 +163,9 @@ def _say_leaks(
     for pair in pairs[:_PAIRS]
   ]
   return [
-    f"{len(pairs):,} of the held-out images look the same as images to train "
-    "on, which makes evaluations too good; remove one of the two: "
-    + ", ".join(names)
-    + ", ..." * (len(pairs) > _PAIRS)
+    f"found {len(pairs):,} of the held-out images among those to train on, as "
+    "far as thumbnails show: evaluations are then too good; remove one of "
+    "each pair: " + ", ".join(names) + ", ..." * (len(pairs) > _PAIRS)
   ]
 
 
@@ -181,9 +180,11 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
     _say(name, f"median {middle}, from {low} to {high}")
   height, width = data.image_size
   share, crops = _enlarged(found, data)
+  crop = "crop_fixed" if data.crop_fixed else "crop_scale"
   _say(
     "enlarged",
-    f"{share:.0%} of the images, {crops:.0%} in their smallest crops",
+    f"{share:.0%} of the whole images, {crops:.0%} of the smallest crops with "
+    f"data.{crop}={getattr(data, crop)}",
   )
   _say("shown as", f"{height} x {width}, of {data.channels} channels")
   if data.channels > 1:
@@ -296,7 +297,7 @@ def warnings(
   if number > found.unreadable.allowed(found.num_images, data.max_unreadable):
     lines.append(
       f"{number / found.num_images:.1%} of the images cannot be read, and a "
-      f"run stops at data.max_unreadable={data.max_unreadable:.1%}: mend or "
+      f"run stops at data.max_unreadable={data.max_unreadable:.1%}: fix or "
       "remove them"
     )
   if not data.value_range and len(found.values):
@@ -338,7 +339,7 @@ def _of_classes(
   if unread := [names[label] for label, count in labels.items() if not count]:
     lines.append(
       f"none of the images looked at of {_listed('class', unread)} can be "
-      "read: mend or replace them"
+      "read: fix or replace them"
     )
   ordered = [each for each in labels.most_common() if each[1]]
   if len(ordered) > 1:

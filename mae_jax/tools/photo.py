@@ -91,7 +91,7 @@ def open_photos(
   if not any_readable:
     raise ConfigError(
       f"none of the {'first ' if first else ''}{total} images can be read: the "
-      "warnings above say why; mend or replace them"
+      "warnings above say why; fix or replace them"
     )
 
 

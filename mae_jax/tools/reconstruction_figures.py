@@ -342,7 +342,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
     yield
   except image_headers.UnreadableError as error:
     raise ConfigError(
-      f"{flag}: {path} cannot be read ({error}): mend or replace it"
+      f"{flag}: {path} cannot be read ({error}): fix or replace it"
     ) from None
 
 

@@ -149,7 +149,7 @@ def test_report(folder, tmp_path, capsys):
   for text in (
     "images              33 to train on",
     "looked at           33 of those",
-    "layout              every folder is a class, or all images train; no imag",
+    "layout              all images are for training; their folders, if any",
     "cannot be read      1",
     "many/broken.png",
     "height              median 40, from 24 to 50",
@@ -190,7 +190,10 @@ def test_good_data_has_no_warning(crops, enlarged: str, tmp_path, capsys):
   inspect_data.report(config, 0, str(tmp_path / "x.png"))
   message = capsys.readouterr()
   assert "warning" not in message.err
-  assert f"0% of the images, {enlarged} in their smallest crops" in message.out
+  wanted = (
+    f"0% of the whole images, {enlarged} of the smallest crops with data."
+  )
+  assert wanted in message.out
 
 
 def test_classes_without_a_good_image_are_named(tmp_path, capsys):
@@ -212,7 +215,7 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
     "bad                       0  0.0%, and 2 that cannot be" in message.out
   )
   assert f"in folder none, void of data.path={tmp_path}, which" in message.err
-  assert "the images looked at of class bad can be read: mend" in message.err
+  assert "the images looked at of class bad can be read: fix" in message.err
   assert "times as many" not in message.err
   # With a limit on images, counts are still those of all.
   few, unread = inspect_data.look(
@@ -295,8 +298,10 @@ def test_held_out_images_that_are_trained_on_are_found(tmp_path, capsys):
     "leaked              4 of 11 held-out images, compared with 9 to train on"
     in message.out
   )
-  (line,) = (x for x in message.err.splitlines() if "look the same" in x)
-  assert "4 of the held-out images look the same" in line
+  (line,) = (
+    x for x in message.err.splitlines() if "held-out images among" in x
+  )
+  assert "found 4 of the held-out images among those to train on" in line
   assert "val/b/equal.png = train/a/0.png" in line
   assert line.count(" = ") == 3
   assert line.endswith(", ...")
@@ -315,7 +320,7 @@ def test_copies_among_arrays_are_named_by_number(tmp_path, capsys, monkeypatch):
   inspect_data.report(tiny.config(), 3, str(tmp_path / "x.png"))  # 0, 2 and 4
   message = capsys.readouterr()
   assert "1 of 3 held-out images, compared with 3 to train on" in message.out
-  assert "remove one of the two: 1 = 4\n" in message.err
+  assert "remove one of each pair: 1 = 4\n" in message.err
 
 
 def test_the_value_range_is_found(tmp_path, tmp_path_factory, capsys):
@@ -384,7 +389,7 @@ def test_the_settings_can_be_pasted(tmp_path, capsys):
   main.main(["inspect", *flags])
   found = capsys.readouterr()
   assert found.err.count("warning") == 0
-  assert "0% of the images, 100% in their smallest crops" in found.out
+  assert "0% of the whole images, 100% of the smallest crops" in found.out
   (line,) = (x for x in found.out.splitlines() if "as flags" in x)
   pasted = line.split()[3:]
   assert [flag.partition("=")[0] for flag in pasted] == [
