@@ -128,6 +128,8 @@ def test_records(tmp_path):
   assert found.labels == dict.fromkeys(range(9), 1)
   np.testing.assert_allclose(found.mean, 8 / 255)
   assert found.gray == 9
+  names = {sources.open_source(data, "train").name(x) for x in found.ids}
+  assert len(names) == 9
 
 
 def test_samples_equal_training_images(folder):
