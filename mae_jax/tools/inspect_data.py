@@ -147,10 +147,12 @@ def _say_leaks(
   """
   sets = (held_out, train)
   pairs = duplicates.find(*(found.thumbnails for _, found in sets))
+  # Images without contrast are compared with none.
+  others, seen = (found.thumbnails.any(axis=1).sum() for _, found in sets)
   _say(
     "leaked",
-    f"{len(pairs):,} of {len(held_out[1].ids):,} held-out images, compared "
-    f"with {len(train[1].ids):,} to train on",
+    f"{len(pairs):,} of {others:,} held-out images, compared with {seen:,} to "
+    "train on",
   )
   if not pairs:
     return []
