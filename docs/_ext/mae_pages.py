@@ -1,4 +1,4 @@
-"""Sphinx extension: fills pages from the code, and mends links out of `docs/`.
+"""Sphinx extension: fills pages from the code, and fixes links out of `docs/`.
 
 A page has a marker, an HTML comment that a reader on a code host does not see:
 
@@ -51,7 +51,7 @@ def _on_source(app: Any, docname: str, source: list[str]) -> None:
 
 
 def render(text: str, page: pathlib.Path) -> str:
-  """Fills the markers of a page and mends its links."""
+  """Fills the markers of a page and fixes its links."""
 
   def fill(match: re.Match[str]) -> str:
     kind, argument = match.groups()
@@ -77,7 +77,7 @@ def _mend(text: str, source: pathlib.Path, page: pathlib.Path) -> str:
   """
   code = [match.span() for match in _FENCE.finditer(text)]
 
-  def mend(match: re.Match[str]) -> str:
+  def fix(match: re.Match[str]) -> str:
     picture, label, address = match.groups()
     inside = any(begin <= match.start() < end for begin, end in code)
     path, anchor, name = address.partition("#")
@@ -93,7 +93,7 @@ def _mend(text: str, source: pathlib.Path, page: pathlib.Path) -> str:
       return f"{picture}[{label}]({found}{anchor}{name})"
     return label
 
-  return _LINK.sub(mend, text)
+  return _LINK.sub(fix, text)
 
 
 def settings() -> str:

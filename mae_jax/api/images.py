@@ -11,7 +11,7 @@ from PIL import Image
 
 from mae_jax.api import arguments
 from mae_jax.config import DataConfig
-from mae_jax.data import image_files, image_io
+from mae_jax.data import image_files, image_headers, image_io
 from mae_jax.data.image_files import Images
 from mae_jax.utils.errors import ConfigError
 
@@ -93,7 +93,7 @@ def _parts(
     return [image_files.open_images(arguments.path(what, given), data)]
   if isinstance(given, Image.Image):
     try:
-      return [image_io.to_pixels(given, image_io.Reading.of(data))]
+      return [image_io.to_pixels(given, image_headers.Reading.of(data))]
     except ConfigError as error:
       raise ConfigError(f"{what} is {error}") from error.__cause__
   if getattr(getattr(given, "dtype", None), "kind", "") in ("O", "U"):

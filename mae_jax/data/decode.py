@@ -9,7 +9,7 @@ length and order.
 from collections.abc import Callable
 from typing import Any
 
-from mae_jax.data import image_io
+from mae_jax.data import image_headers, image_io
 from mae_jax.data.tf_setup import tf
 
 Box = Callable[[tf.Tensor], tf.Tensor]
@@ -18,7 +18,7 @@ _Result = tuple[tf.Tensor, tf.Tensor]
 
 def decode(
   record: dict[str, tf.Tensor],
-  how: image_io.Reading,
+  how: image_headers.Reading,
   *,
   box: Box | None = None,
   may_fail: bool = False,
@@ -74,7 +74,7 @@ def map_with_fallback(
 class _Decoder:
   """Two ways to decode the bytes of a file: fast, or without errors."""
 
-  def __init__(self, how: image_io.Reading, box: Box | None):
+  def __init__(self, how: image_headers.Reading, box: Box | None):
     self._how, self._box = how, box
 
   def decode_fast(self, data: tf.Tensor) -> _Result:

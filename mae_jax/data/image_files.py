@@ -8,14 +8,11 @@ import numpy as np
 from etils import epath
 
 from mae_jax.config import DataConfig
-from mae_jax.data import image_io
+from mae_jax.data import image_headers, image_io
 from mae_jax.data.image_folder import ImageFolder
+from mae_jax.data.image_headers import UnreadableError
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
-
-
-class UnreadableError(Exception):
-  """A file is no readable image; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +50,7 @@ def open_images(path: epath.PathLike, data: DataConfig) -> Images:
 
   def read_one(index: int) -> np.ndarray:
     file = os.path.join(root, names[index])
-    return read(file, image_io.Reading.of(data))
+    return read(file, image_headers.Reading.of(data))
 
   return Images(names, read_one)
 
@@ -82,7 +79,7 @@ def _find_files(
   return root, [os.fsdecode(file) for file in files]
 
 
-def read(path: epath.PathLike, how: image_io.Reading) -> np.ndarray:
+def read(path: epath.PathLike, how: image_headers.Reading) -> np.ndarray:
   """Reads the pixels of an image file.
 
   Args:
@@ -100,7 +97,9 @@ def read(path: epath.PathLike, how: image_io.Reading) -> np.ndarray:
   return decode(*image_io.read_bytes(os.fsencode(path)), how)
 
 
-def decode(data: bytes, failed: bytes, how: image_io.Reading) -> np.ndarray:
+def decode(
+  data: bytes, failed: bytes, how: image_headers.Reading
+) -> np.ndarray:
   """Decodes the bytes of a file, or raises the error of reading them."""
   shape, _, failed = image_io.inspect_image(data, failed, how)
   box = np.array([0, 0, *shape])

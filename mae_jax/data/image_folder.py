@@ -127,6 +127,6 @@ class ImageFolder:
     if skipped:
       kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common(8))
       console.notice(
-        f"{self.folder}: skipped {skipped.total()} files that are not images "
-        f"({kinds})"
+        f"{self.folder}: files skipped because they are not images: "
+        f"{skipped.total():,} ({kinds})"
       )

@@ -49,13 +49,16 @@ class Layout:
     """Says in one sentence which images train and which are held out."""
     train = f"the folder {self.train} is the training split"
     if not self.train:
-      others = f" but {', '.join(self.splits)}" if self.splits else ""
-      train = f"every folder{others} is a class, or all images train"
+      others = f" outside {', '.join(self.splits)}" if self.splits else ""
+      train = (
+        f"all images{others} are for training; their folders, if any, are "
+        "classes"
+      )
     held_out = "no image is held out"
     if not data.eval_split:
       held_out = "data.eval_split='' evaluates nothing"
     elif data.holdout:
-      held_out = f"data.holdout={data.holdout:g} of the images are held out"
+      held_out = f"a share of data.holdout={data.holdout:g} is held out"
     elif self.held_out:
       held_out = f"the folder {self.held_out} is held out"
     unused = ""

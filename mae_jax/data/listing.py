@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from mae_jax.data import image_io
+from mae_jax.data import image_headers
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
@@ -245,7 +245,7 @@ def is_ignored(name: str) -> bool:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
   if not has_image_suffix(entry.name):
-    return _safely(entry.is_file) and image_io.is_image(entry.path)
+    return _safely(entry.is_file) and image_headers.is_image(entry.path)
   if entry.is_symlink():
     # A broken link counts as an unreadable image. A pipe must not be opened,
     # and is no image.

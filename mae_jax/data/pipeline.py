@@ -17,7 +17,7 @@ from mae_jax.config import DataConfig
 from mae_jax.data import (
   augment,
   decode,
-  image_io,
+  image_headers,
   preprocess,
   record_shards,
   sampling,
@@ -191,7 +191,7 @@ def _augment_group(
   """
   shape = [*data.image_size, data.channels]
   signature = {
-    "image": tf.TensorSpec(shape, image_io.Reading.of(data).dtype),
+    "image": tf.TensorSpec(shape, image_headers.Reading.of(data).dtype),
     "label": tf.TensorSpec([], tf.int32),
     "readable": tf.TensorSpec([], tf.bool),
     "id": tf.TensorSpec([], tf.int64),
@@ -352,13 +352,13 @@ def _augment(
   image, reason = preprocess.random_resized_crop(
     record,
     plan["crop"],
-    reading=image_io.Reading.of(data),
+    reading=image_headers.Reading.of(data),
     may_fail=may_fail,
     **_crop_settings(data),
   )
   readable = reason == b""
   mean = np.rint(255 * np.asarray(data.mean)).clip(0, 255)
-  mean = mean.astype(image_io.Reading.of(data).dtype)
+  mean = mean.astype(image_headers.Reading.of(data).dtype)
   # tf.where would take milliseconds to broadcast.
   image = tf.cond(readable, lambda: image, lambda: tf.zeros_like(image) + mean)
   result = _augment_pixels(image, record["label"], plan, data)
@@ -418,7 +418,7 @@ def _eval_example(
     record = load()
     image, reason = preprocess.fit(
       record,
-      reading=image_io.Reading.of(data),
+      reading=image_headers.Reading.of(data),
       **preprocess.fit_settings(data),
     )
     readable = reason == b""
@@ -431,7 +431,7 @@ def _eval_example(
     real,
     example,
     lambda: (
-      tf.zeros(shape, image_io.Reading.of(data).dtype),
+      tf.zeros(shape, image_headers.Reading.of(data).dtype),
       tf.constant(0),
       tf.constant(0, tf.int64),
       tf.constant(b""),
@@ -479,7 +479,7 @@ def _report_unreadable(
       for place in np.flatnonzero(reasons):
         name = source.name(int(ids.flat[place]))
         unreadable.report(name, reasons.flat[place].decode())
-      image_io.print_notes()
+      image_headers.print_notes()
       yield batch
   except tf.errors.OpError as error:
     raise read_error(source, error) from error

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax.config import DataConfig
-from mae_jax.data import decode, image_io, prepare, resample
+from mae_jax.data import decode, image_headers, prepare, resample
 from mae_jax.data.tf_setup import tf
 
 TRIES = 10  # as torchvision's RandomResizedCrop
@@ -114,7 +114,7 @@ def random_resized_crop(
   draws: tf.Tensor,
   *,
   size: Size,
-  reading: image_io.Reading,
+  reading: image_headers.Reading,
   may_fail: bool = False,
   **crop: Any,
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -185,7 +185,7 @@ def fit(
   *,
   size: Size,
   keep: float,
-  reading: image_io.Reading,
+  reading: image_headers.Reading,
   squash: bool = False,
   how: str = "bicubic",
 ) -> tuple[tf.Tensor, tf.Tensor]:

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from mae_jax.config import DataConfig
-from mae_jax.data import decode, image_io, pipeline, record_shards, tf_iterator
+from mae_jax.data import (
+  decode,
+  duplicates,
+  image_headers,
+  image_io,
+  pipeline,
+  record_shards,
+  tf_iterator,
+)
 from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import Arrays, Records, Source
 from mae_jax.data.tf_setup import tf
@@ -26,6 +34,8 @@ class Survey:
 
   Attributes:
     sizes: int [N, 2], heights and widths of the readable images.
+    thumbnails: uint8 [N, ...] of `duplicates.thumbnail`.
+    ids: int [N], of which the source's `name` makes names.
     mean: [C], mean of pixels in [0, 1].
     std: [C], standard deviation of pixels in [0, 1].
     gray: number of images whose channels are all equal; 0 if C is 1.
@@ -37,6 +47,8 @@ class Survey:
   """
 
   sizes: np.ndarray
+  thumbnails: np.ndarray
+  ids: np.ndarray
   mean: np.ndarray
   std: np.ndarray
   gray: int
@@ -78,7 +90,7 @@ def survey_images(
     TrainingError: if a record file is damaged.
   """
   unreadable = BadImages(max_warnings=0)
-  sizes: list[np.ndarray] = []
+  kept: dict[str, list[np.ndarray]] = {"size": [], "thumbnail": [], "id": []}
   labels: collections.Counter[int] = collections.Counter()
   total = np.zeros((2, data.channels))
   counts: collections.Counter[str] = collections.Counter()
@@ -89,18 +101,21 @@ def survey_images(
       name = source.name(int(batch["id"][place]))
       unreadable.report(name, batch["reason"][place].decode(errors="replace"))
     labels.update(batch["label"].tolist())
-    sizes.append(batch["size"][good])
+    for name, parts in kept.items():
+      parts.append(batch[name][good])
     total += batch["moments"][good].sum(axis=0)
     values.append(batch["values"][np.isfinite(batch["values"])])
     for name in ("gray", "uniform", "transparent"):
       counts[name] += int(batch[name][good].sum())
     progress(len(good))
-  found = np.concatenate(sizes)
-  mean, square = total / max(len(found), 1)
+  sizes, thumbnails, ids = map(np.concatenate, kept.values())
+  mean, square = total / max(len(sizes), 1)
   std = np.sqrt(np.maximum(square - mean**2, 0))
   labels.pop(-1, None)
   return Survey(
-    found,
+    sizes,
+    thumbnails,
+    ids,
     mean,
     std,
     counts["gray"],
@@ -137,9 +152,10 @@ def _stats_of_files(
   records: tf.data.Dataset, data: DataConfig
 ) -> tf.data.Dataset:
   def measure(record: _Tensors) -> _Tensors:
-    image, reason = decode.decode(record, image_io.Reading.of(data))
+    image, reason = decode.decode(record, image_headers.Reading.of(data))
     return {
       "size": tf.shape(image)[:2],
+      "thumbnail": _thumbnail(image),
       "moments": _moments_of_rows(image),
       "gray": _is_gray(image, [0, 1]),
       "uniform": tf.reduce_all(image == image[:1, :1]),
@@ -177,18 +193,26 @@ def _look(
   return tf.ensure_shape(found, shape)
 
 
+def _thumbnail(image: tf.Tensor) -> tf.Tensor:
+  found = tf.numpy_function(
+    duplicates.thumbnail, [image], tf.uint8, stateful=False
+  )
+  return tf.ensure_shape(found, [duplicates.SIDE**2])
+
+
 def _stats_of_arrays(record: _Tensors) -> _Tensors:
   images = record["image"]
   count = tf.shape(images)[0]
   return {
     "size": tf.repeat(tf.shape(images)[None, 1:3], count, axis=0),
+    "thumbnail": tf.map_fn(_thumbnail, images, fn_output_signature=tf.uint8),
     "moments": _moments(images, [1, 2]),
     "gray": _is_gray(images, [1, 2]),
     "uniform": tf.reduce_all(images == images[:, :1, :1], [1, 2, 3]),
     "transparent": tf.zeros([count], tf.bool),
     "values": tf.zeros([count, 0], tf.float64),
     "label": record["label"],
-    "id": tf.zeros([count], tf.int64),
+    "id": record["id"],
     "reason": tf.repeat(tf.constant([b""]), count),
   }
 

@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mae_jax.config import DataConfig, lookup
-from mae_jax.data import image_io
+from mae_jax.data import image_headers
 from mae_jax.evals import load_model
 from mae_jax.models import (
   classifiers,
@@ -63,7 +63,7 @@ class ImageFunction:
   @property
   def image(self) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an image."""
-    dtype = image_io.Reading.of(self.data).dtype
+    dtype = image_headers.Reading.of(self.data).dtype
     return jax.ShapeDtypeStruct(self.image_shape, dtype)
 
   @property

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mae_jax import conversion
 from mae_jax.config import DataConfig, check_name
-from mae_jax.data import image_files, image_io, prepare
+from mae_jax.data import image_files, image_headers, prepare
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
 from mae_jax.tools import cli
@@ -104,7 +104,7 @@ def stream(
       bar.update(real)
   if not any_readable:
     raise ConfigError(
-      f"no image can be read, of {total}: the warnings above say why; mend or "
+      f"no image can be read, of {total}: the warnings above say why; fix or "
       "replace them"
     )
 
@@ -117,7 +117,7 @@ def _batches(
   Threads read two batches ahead. Unreadable images are black, as is padding.
   """
   total = len(images.names)
-  dtype = image_io.Reading.of(data).dtype
+  dtype = image_headers.Reading.of(data).dtype
   black: np.ndarray = np.zeros((*data.image_size, data.channels), dtype)
   bad = BadImages()
 
@@ -126,7 +126,7 @@ def _batches(
       return black, ""
     try:
       return prepare.fit(images.read(index), data), ""
-    except image_files.UnreadableError as error:
+    except image_headers.UnreadableError as error:
       return black, str(error)
 
   waiting: collections.deque[tuple[int, list[futures.Future]]] = (
@@ -139,7 +139,7 @@ def _batches(
     for row, reason in zip(rows, reasons, strict=True):
       if reason:
         bad.report(images.names[start + row], reason)
-    image_io.print_notes()
+    image_headers.print_notes()
     readable = np.array([not reason for reason in reasons])
     return {"image": np.stack(pixels), "readable": readable}
 

@@ -9,7 +9,14 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.config import Config, DataConfig
-from mae_jax.data import image_io, listing, sources, survey
+from mae_jax.data import (
+  duplicates,
+  image_headers,
+  image_io,
+  listing,
+  sources,
+  survey,
+)
 from mae_jax.data.sources import folder
 from mae_jax.tools import cli
 from mae_jax.utils import atomic_write, console, image_grid, storage
@@ -19,6 +26,7 @@ _COLUMNS = 8  # of the picture of samples
 _FAR = 0.1  # warn if mean or std differ by more from the configured ones
 _CLASSES = 5  # print this many of the largest and of the smallest classes
 _NAMED = 5  # classes to name in a warning
+_PAIRS = 3  # of equal images to name in a warning
 _PERCENTILES = (0.1, 99.9)  # of values, that become 0 and 1
 _UNEVEN = 10  # warn if a class has this many times the images of another
 
@@ -29,10 +37,12 @@ def report(
   """Checks the images of a config and draws samples.
 
   Prints sizes, classes, unreadable images, warnings and the speed of loading.
+  Held-out images are compared with those to train on.
 
   Args:
     config: the recipe, for instance digits.
-    limit: images to read, from all over the data; 0 for all.
+    limit: images to read, from all over the data, and as many held-out ones; 0
+      for all.
     out: the picture of training samples, which is replaced.
 
   Raises:
@@ -50,8 +60,13 @@ def report(
     _say("images", number)
     if data.source == "folder":
       _say("layout", folder.find_layout(data).describe(data))
-    with console.progress_bar(source.subset(limit).num_examples) as bar:
+    parts = [each.subset(limit) for each in (source, held_out) if each]
+    total = sum(part.num_examples for part in parts)
+    others = None
+    with console.progress_bar(total) as bar:
       found, unread = look(source, limit, data, bar.update)
+      if held_out is not None:
+        others = survey.survey_images(parts[1], data, bar.update)
     if not len(found.sizes):
       raise ConfigError(
         f"none of {found.num_images} images can be read:\n"
@@ -60,13 +75,20 @@ def report(
         * f"\nset {_value_range(found)}"
       )
     _say_images(found, data)
+    leaks = []
+    if held_out is not None and others is not None:
+      leaks = _say_leaks((held_out, others), (source, found), data)
     _say_classes(found, unread, source.class_names)
+    # `warnings` names the lost levels of all images instead.
+    image_headers.notes["levels"] = ""
     rate, samples = survey.measure_throughput(source, data)
     _sheet(image_io.to_bytes(samples)).save(file, format="png")
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
   _say("samples", out)
   _say("found, as flags", " ".join(_settings(found)))
-  for warning in warnings(found, data, source.class_names):
+  if not data.value_range and len(found.values):
+    _say("", "for 8 bits: with the value range above, inspect again")
+  for warning in leaks + warnings(found, data, source.class_names):
     console.warn(warning)
 
 
@@ -113,6 +135,42 @@ def look(
   return dataclasses.replace(found, labels=labels), unread
 
 
+def _say_leaks(
+  held_out: tuple[sources.Source, survey.Survey],
+  train: tuple[sources.Source, survey.Survey],
+  data: DataConfig,
+) -> list[str]:
+  """Prints how many held-out images are among those to train on.
+
+  Returns:
+    A warning, if there are any.
+  """
+  sets = (held_out, train)
+  pairs = duplicates.find(*(found.thumbnails for _, found in sets))
+  # Images without contrast are compared with none.
+  others, seen = (found.thumbnails.any(axis=1).sum() for _, found in sets)
+  _say(
+    "leaked",
+    f"{len(pairs):,} of {others:,} held-out images, compared with {seen:,} to "
+    "train on",
+  )
+  if not pairs:
+    return []
+  start = f"{epath.Path(data.path).expanduser()}/"
+  names = [
+    " = ".join(
+      source.name(int(found.ids[index])).removeprefix(start)
+      for (source, found), index in zip(sets, pair, strict=True)
+    )
+    for pair in pairs[:_PAIRS]
+  ]
+  return [
+    f"found {len(pairs):,} of the held-out images among those to train on, as "
+    "far as thumbnails show: evaluations are then too good; remove one of "
+    "each pair: " + ", ".join(names) + ", ..." * (len(pairs) > _PAIRS)
+  ]
+
+
 def _say_images(found: survey.Survey, data: DataConfig) -> None:
   _say("looked at", f"{found.num_images:,} of those to train on")
   number = len(found.unreadable.names)
@@ -124,9 +182,11 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
     _say(name, f"median {middle}, from {low} to {high}")
   height, width = data.image_size
   share, crops = _enlarged(found, data)
+  crop = "crop_fixed" if data.crop_fixed else "crop_scale"
   _say(
     "enlarged",
-    f"{share:.0%} of the images, {crops:.0%} in their smallest crops",
+    f"{share:.0%} of the whole images, {crops:.0%} of the smallest crops with "
+    f"data.{crop}={getattr(data, crop)}",
   )
   _say("shown as", f"{height} x {width}, of {data.channels} channels")
   if data.channels > 1:
@@ -144,7 +204,7 @@ def _say_images(found: survey.Survey, data: DataConfig) -> None:
       f"{low} to {high} in files of more than 8 bits, percentiles "
       f"{_PERCENTILES[0]} and {_PERCENTILES[1]}",
     )
-    _say("value range", _value_range(found))
+    _say("value range", _value_range(found) + _clipped(found, data))
   for name, values in (("mean", found.mean), ("std", found.std)):
     configured = _numbers(getattr(data, name))
     _say(name, f"{_numbers(values)} (configured: {configured})")
@@ -155,6 +215,14 @@ def _value_range(found: survey.Survey) -> str:
   if not len(found.values):
     return ""
   return f"--config.data.value_range={','.join(_percentiles(found))}"
+
+
+def _clipped(found: survey.Survey, data: DataConfig) -> str:
+  if not data.value_range:
+    return ""
+  low, high = data.value_range
+  beyond = ((found.values < low) | (found.values > high)).mean()
+  return f" (configured: {low:g},{high:g}, which clips {beyond:.1%})"
 
 
 def _percentiles(found: survey.Survey) -> list[str]:
@@ -231,7 +299,7 @@ def warnings(
   if number > found.unreadable.allowed(found.num_images, data.max_unreadable):
     lines.append(
       f"{number / found.num_images:.1%} of the images cannot be read, and a "
-      f"run stops at data.max_unreadable={data.max_unreadable:.1%}: mend or "
+      f"run stops at data.max_unreadable={data.max_unreadable:.1%}: fix or "
       "remove them"
     )
   if not data.value_range and len(found.values):
@@ -273,7 +341,7 @@ def _of_classes(
   if unread := [names[label] for label, count in labels.items() if not count]:
     lines.append(
       f"none of the images looked at of {_listed('class', unread)} can be "
-      "read: mend or replace them"
+      "read: fix or replace them"
     )
   ordered = [each for each in labels.most_common() if each[1]]
   if len(ordered) > 1:

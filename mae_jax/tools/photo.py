@@ -16,9 +16,9 @@ from PIL import Image
 from scipy import ndimage
 
 from mae_jax.config import DataConfig
-from mae_jax.data import image_files, image_io, prepare
-from mae_jax.data.image_files import Images, UnreadableError
-from mae_jax.data.image_io import Reading
+from mae_jax.data import image_files, image_headers, image_io, prepare
+from mae_jax.data.image_files import Images
+from mae_jax.data.image_headers import Reading, UnreadableError
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
@@ -85,13 +85,13 @@ def open_photos(
           console.warn(f"{name} cannot be read ({error}): it is left out")
       else:
         any_readable = True
-        image_io.print_notes()
+        image_headers.print_notes()
         yield index, name, found
       bar.update()
   if not any_readable:
     raise ConfigError(
       f"none of the {'first ' if first else ''}{total} images can be read: the "
-      "warnings above say why; mend or replace them"
+      "warnings above say why; fix or replace them"
     )
 
 
@@ -104,7 +104,7 @@ def path_of(images: str, name: str) -> str:
 def lost(path: epath.PathLike, channels: int) -> str:
   """Names what `read` drops of a file, such as alpha; "" for nothing."""
   data, failed = image_io.read_bytes(os.fsencode(path))
-  if failed or data.startswith(image_io.NPY):
+  if failed or data.startswith(image_headers.NPY):
     return ""
   try:
     with Image.open(io.BytesIO(data)) as image:
@@ -141,15 +141,12 @@ def read_mask(path: epath.PathLike) -> np.ndarray:
   Raises:
     UnreadableError: if it cannot be read.
   """
-  how = Reading(3, True, background="drop")
-  colors = image_files.read(path, how)
+  how = Reading(3, True, background="drop", alpha=True)
+  pixels = image_files.read(path, how)
+  colors = pixels[..., :3]
   gray = image_io.with_channels(colors, 1)[..., 0]
   white = gray > 127
-  on_white, on_black = (
-    image_files.read(path, how._replace(background=name))[..., 0]
-    for name in ("white", "black")
-  )
-  seen = on_white - on_black <= 127  # more opaque than transparent
+  seen = (pixels[..., 3:] > 127).all(axis=-1)  # more opaque than transparent
   if seen.all() or not seen.any():
     return white & seen
   # Edges may be soft.

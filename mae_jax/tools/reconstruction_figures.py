@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from mae_jax.config import check_name
-from mae_jax.data import image_files, listing, prepare
+from mae_jax.data import image_headers, listing, prepare
 from mae_jax.evals import image_metrics, reconstruction
 from mae_jax.tools import cli, reconstructor
 from mae_jax.tools import photo as photos
@@ -187,7 +187,7 @@ class FigureMaker:
     if self._settings.mask is None:
       return
     for path, name in named:
-      with contextlib.suppress(image_files.UnreadableError):  # reported later
+      with contextlib.suppress(image_headers.UnreadableError):  # reported later
         photo = self._photo(path)
         self._given(photo, name)
         self._truth(photo, name)
@@ -340,9 +340,9 @@ def _readable(path: str, flag: str) -> Iterator[None]:
   """Turns an unreadable mask or truth into a ConfigError."""
   try:
     yield
-  except image_files.UnreadableError as error:
+  except image_headers.UnreadableError as error:
     raise ConfigError(
-      f"{flag}: {path} cannot be read ({error}): mend or replace it"
+      f"{flag}: {path} cannot be read ({error}): fix or replace it"
     ) from None
 
 

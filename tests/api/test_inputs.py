@@ -79,7 +79,7 @@ def test_other_files_are_a_note(tmp_path):
   for _ in range(2):
     model.features(tmp_path)
   assert model.notes[1:] == [
-    f"{tmp_path}: skipped 1 files that are not images (1 .txt)"
+    f"{tmp_path}: files skipped because they are not images: 1 (1 .txt)"
   ]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mae_jax.conversion import export_weights, load, model_card
 from mae_jax.data import image_files, prepare
-from mae_jax.data.image_io import Reading
+from mae_jax.data.image_headers import Reading
 from mae_jax.utils.errors import ConfigError
 from tests.conversion import test_round_trips
 from tests.helpers import sample_checkpoints

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import re
@@ -13,14 +14,14 @@ import tensorflow as tf
 import tifffile
 from PIL import Image, ImageOps
 
-from mae_jax.data import decode, image_files, image_io
-from mae_jax.data.image_io import Reading
+from mae_jax.data import decode, image_files, image_headers, image_io
+from mae_jax.data.image_headers import Reading
 from tests.data.conftest import encode
 
 
 @pytest.fixture(autouse=True)
 def no_notes(monkeypatch):
-  monkeypatch.setattr(image_io, "_notes", {})
+  monkeypatch.setattr(image_headers, "notes", {})
 
 
 @functools.cache
@@ -42,7 +43,7 @@ def read(data, channels=3, exif_rotate=True, **how):
   image, reason = image.numpy(), reason.numpy().decode()
   try:
     alone, why = image_files.decode(data, b"", how), ""
-  except image_files.UnreadableError as error:
+  except image_headers.UnreadableError as error:
     alone, why = image, str(error)
   assert reason == why
   np.testing.assert_array_equal(image, alone)
@@ -258,17 +259,17 @@ def test_signed_pixels_are_refused(kind):
 
 
 def test_several_pages_are_reported_once(monkeypatch, capsys):
-  monkeypatch.setattr(image_io, "_notes", {})
+  monkeypatch.setattr(image_headers, "notes", {})
   pages = np.arange(3 * 4 * 5, dtype=np.uint16).reshape(3, 4, 5) * 1000
   data = tiff(pages, photometric="miniswhite")
   for _ in range(2):
     expected = 255 - (pages[0] >> 8)
     np.testing.assert_array_equal(decoded(data, 1)[..., 0], expected)
-    image_io.print_notes()
+    image_headers.print_notes()
   said = capsys.readouterr().err
   assert said.count("a TIFF has 3 pages: of such files the first page") == 1
   # A broken second page is no reason to refuse the first.
-  monkeypatch.setattr(image_io, "_notes", {})
+  monkeypatch.setattr(image_headers, "notes", {})
   decoded(data[: len(data) - 2 * 4 * 5 * 2 - 8], 1)
 
 
@@ -339,14 +340,62 @@ def test_values_that_cannot_be_kept_are_refused():
   assert decoded(tiff(deep, photometric="rgb")).shape == (4, 4, 3)
 
 
+# Images of 4 x 4 pixels, which Pillow cannot write: an AVIF of 10 bits and a
+# JPEG 2000 of 16, by imagecodecs.
+AVIF = base64.b64decode(
+  "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAA"
+  "AAAAcGljdAAAAAAAAAAAAAAAAAAAAAAOcGl0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEA"
+  "AAETAAAAIAAAAChpaW5mAAAAAAABAAAAGmluZmUCAAAAAAEAAGF2MDFDb2xvcgAAAABqaXBycAAA"
+  "AEtpcGNvAAAAFGlzcGUAAAAAAAAABAAAAAQAAAAQcGl4aQAAAAADCgoKAAAADGF2MUOBIEAAAAAA"
+  "E2NvbHJuY2x4AAIAAgAGgAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAAAKG1kYXQSAAoIOAR9vAgI"
+  "GkAyEh7CYqTgABYAABDFslJl1k9b1g=="
+)
+JP2 = base64.b64decode(
+  "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAABAAAAAQA"
+  "Aw8HAAAAAAAPY29scgEAAAAAABAAAACTanAyY/9P/1EALwAAAAAABAAAAAQAAAAAAAAAAAAAAAQA"
+  "AAAEAAAAAAAAAAAAAw8BAQ8BAQ8BAf9SAA0BAgABAQAEBAAAiP9cAAVCgAD/ZAAlAAFDcmVhdGVk"
+  "IGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAAAZAAH/k88OEYPLBOHYUoCA/9k="
+)
+
+
+@pytest.mark.parametrize(
+  ("data", "bits"),
+  [
+    (AVIF, 10),
+    (JP2, 16),
+    (JP2[JP2.index(b"\xff\x4f") :], 16),
+    (tiff(np.zeros((4, 4, 3), np.uint16), photometric="rgb"), 16),
+    (b"P6 2 1 4095\n" + bytes(12), 12),
+  ],
+  ids=["avif", "jp2", "j2k", "tiff", "ppm"],
+)
+def test_colors_of_more_than_8_bits_are_said_once(data, bits, capsys):
+  for _ in range(2):
+    assert decoded(data).shape[-1] == 3
+    image_headers.print_notes()
+  told = capsys.readouterr().err
+  assert told.count(f"colors of an image have {bits} bits, of which 8") == 1
+  _, reason = read(data, value_range=(0.0, 1.0))
+  assert f"its colors have {bits} bits" in reason
+
+
+@pytest.mark.parametrize("form", ["avif", "jpeg2000", "png", "ppm", "tiff"])
+def test_colors_of_8_bits_are_not_reported(photo, form, capsys):
+  wide(encode(photo, format=form), (0.0, 255.0), 3)
+  decoded(encode(photo, format=form))
+  decoded(b"P6 2 1 100\n" + bytes(6))
+  image_headers.print_notes()
+  assert not capsys.readouterr().err
+
+
 def test_levels_that_8_bits_lose_are_said_once(monkeypatch, capsys):
-  monkeypatch.setattr(image_io, "_notes", {})
+  monkeypatch.setattr(image_headers, "notes", {})
   decoded(encode((X_RAY & 15) << 12, format="png"))  # as many in 8 bits
-  image_io.print_notes()
+  image_headers.print_notes()
   assert not capsys.readouterr().err
   for data in (encode(X_RAY, format="png"), npy(X_RAY)):
     decoded(data)
-    image_io.print_notes()
+    image_headers.print_notes()
   told = capsys.readouterr().err
   assert told.count("8 bits keep 16 of the 4096 gray levels") == 1
 
@@ -530,22 +579,22 @@ def test_metadata_may_cost_little(
   photo, number, size, exif_rotate, tmp_path, monkeypatch
 ):
   data = with_segments(encode(photo, format="jpeg"), number, size)
-  monkeypatch.setattr(image_io, "MAX_METADATA", 400_000)
+  monkeypatch.setattr(image_headers, "MAX_METADATA", 400_000)
   work = []
-  read_part = image_io._Bounded.read
+  read_part = image_headers._Bounded.read
 
   def counted(file, *args):
     work.append(len(part := read_part(file, *args)))
     return part
 
-  monkeypatch.setattr(image_io._Bounded, "read", counted)
+  monkeypatch.setattr(image_headers._Bounded, "read", counted)
   _, reason = read(data, exif_rotate=exif_rotate)
   assert "its metadata has more than" in reason
   # The graph, its repetition without errors, and the commands: each looks once.
   assert sum(work) < 3 * 450_000
-  assert len(work) < 3 * (image_io.MAX_READS + 10)
+  assert len(work) < 3 * (image_headers.MAX_READS + 10)
   (tmp_path / "x").write_bytes(data)
-  assert not image_io.is_image(str(tmp_path / "x"))
+  assert not image_headers.is_image(str(tmp_path / "x"))
 
 
 def test_usual_metadata_is_read(photo):
@@ -588,7 +637,7 @@ def test_the_rows_of_other_truncated_files(photo, form):
 def test_avif_and_heic_by_content(photo, tmp_path):
   data = encode(photo, format="avif")
   (tmp_path / "x").write_bytes(data)
-  assert image_io.is_image(str(tmp_path / "x"))
+  assert image_headers.is_image(str(tmp_path / "x"))
   heic = data[:8] + b"heic" + data[12:]
   _, reason = read(heic[:200])
   assert "it is HEIC, which needs a plugin: pip install pillow-heif" in reason

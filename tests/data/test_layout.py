@@ -205,8 +205,8 @@ def test_the_reading_is_one_sentence(settings, tree):
   )
   data = settings(source="folder", path=str(root / "test"), holdout=0.25)
   assert folder.find_layout(data).describe(data) == (
-    "every folder is a class, or all images train; data.holdout=0.25 of the "
-    "images are held out"
+    "all images are for training; their folders, if any, are classes; a share "
+    "of data.holdout=0.25 is held out"
   )
 
 

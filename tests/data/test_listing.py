@@ -88,7 +88,7 @@ def test_other_files_are_skipped_and_counted(settings, root, capsys):
     end.bind(os.path.relpath(root / "c" / "s.gif"))
   assert names(opened(settings, root), root) == ["c/a.png"]
   (line,) = capsys.readouterr().err.splitlines()
-  assert f"{root}: skipped 8 files that are not images" in line
+  assert f"{root}: files skipped because they are not images: 8" in line
   assert "3 no suffix, 2 .txt" in line
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from mae_jax.data import image_files, prepare, preprocess
-from mae_jax.data.image_io import Reading
+from mae_jax.data.image_headers import Reading
 from tests.data.conftest import encode
 
 

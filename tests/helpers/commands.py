@@ -17,7 +17,7 @@ from PIL import Image
 from bench.lib.fork_server import ForkServer
 from mae_jax.config import DataConfig
 from mae_jax.data import image_files, prepare
-from mae_jax.data.image_io import Reading
+from mae_jax.data.image_headers import Reading
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -129,6 +129,8 @@ def test_records(tmp_path):
   assert found.labels == dict.fromkeys(range(9), 1)
   np.testing.assert_allclose(found.mean, 8 / 255)
   assert found.gray == 9
+  names = {sources.open_source(data, "train").name(x) for x in found.ids}
+  assert len(names) == 9
 
 
 def test_samples_equal_training_images(folder):
@@ -150,7 +152,7 @@ def test_report(folder, tmp_path, capsys):
   for text in (
     "images              33 to train on",
     "looked at           33 of those",
-    "layout              every folder is a class, or all images train; no imag",
+    "layout              all images are for training; their folders, if any",
     "cannot be read      1",
     "many/broken.png",
     "height              median 40, from 24 to 50",
@@ -191,7 +193,10 @@ def test_good_data_has_no_warning(crops, enlarged: str, tmp_path, capsys):
   inspect_data.report(config, 0, str(tmp_path / "x.png"))
   message = capsys.readouterr()
   assert "warning" not in message.err
-  assert f"0% of the images, {enlarged} in their smallest crops" in message.out
+  wanted = (
+    f"0% of the whole images, {enlarged} of the smallest crops with data."
+  )
+  assert wanted in message.out
 
 
 def test_classes_without_a_good_image_are_named(tmp_path, capsys):
@@ -213,7 +218,7 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
     "bad                       0  0.0%, and 2 that cannot be" in message.out
   )
   assert f"in folder none, void of data.path={tmp_path}, which" in message.err
-  assert "the images looked at of class bad can be read: mend" in message.err
+  assert "the images looked at of class bad can be read: fix" in message.err
   assert "times as many" not in message.err
   # With a limit on images, counts are still those of all.
   few, unread = inspect_data.look(
@@ -226,7 +231,8 @@ def test_classes_without_a_good_image_are_named(tmp_path, capsys):
 
 def test_sizes_of_records_include_unreadable_images(capsys):
   found = survey.Survey(
-    np.ones((3, 2)), np.zeros(3), np.zeros(3), 0, 0, 0, np.zeros(0),
+    np.ones((3, 2)), np.zeros((3, 4)), np.arange(3), np.zeros(3), np.zeros(3),
+    0, 0, 0, np.zeros(0),
     collections.Counter({0: 3, 1: 1}), bad_images.BadImages(max_warnings=0),
   )  # fmt: skip
   found.unreadable.report("x", "torn")
@@ -257,6 +263,70 @@ def test_transparent_and_uniform_images_are_counted(tmp_path, capsys):
   assert "--config.data.background, since 2 have transparent" in found.err
 
 
+def photos(number: int) -> list[Image.Image]:
+  """Returns unlike photographs: smooth random colors with some noise."""
+  random = np.random.default_rng(number)
+  found = []
+  for _ in range(number):
+    small = Image.fromarray(random.integers(0, 200, (6, 6, 3), np.uint8))
+    large = np.asarray(small.resize((64, 48), Image.Resampling.BICUBIC))
+    noise = random.integers(0, 20, large.shape, np.uint8)
+    found.append(Image.fromarray(large // 2 + noise))
+  return found
+
+
+def test_held_out_images_that_are_trained_on_are_found(tmp_path, capsys):
+  for name in ("train/a", "train/b", "val/a", "val/b"):
+    (tmp_path / name).mkdir(parents=True)
+  images = photos(12)
+  for number, image in enumerate(images[:8]):
+    image.save(tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
+  val = tmp_path / "val"
+  images[0].save(val / "b" / "equal.png")
+  images[3].save(val / "a" / "jpeg.jpg", quality=60)
+  images[4].resize((96, 72)).save(val / "a" / "large.png")
+  images[5].point(lambda x: min(1.2 * x + 5, 255)).save(
+    val / "b" / "bright.png"
+  )
+  for number, image in enumerate(images[8:]):
+    image.save(val / "a" / f"{number}.png")
+  images[6].transpose(Image.Transpose.ROTATE_180).save(val / "a" / "turned.png")
+  for name in ("train/a/black.png", "val/a/black.png", "val/b/black.png"):
+    Image.new("RGB", (64, 48)).save(tmp_path / name)
+  (val / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+  out = str(tmp_path.parent / f"{tmp_path.name}.png")
+  inspect_data.report(folder_config(tmp_path), 0, out)
+  message = capsys.readouterr()
+  # Black and broken images are not compared.
+  assert (
+    "leaked              4 of 9 held-out images, compared with 8 to train on"
+    in message.out
+  )
+  (line,) = (
+    x for x in message.err.splitlines() if "held-out images among" in x
+  )
+  assert "found 4 of the held-out images among those to train on" in line
+  assert "val/b/equal.png = train/a/0.png" in line
+  assert line.count(" = ") == 3
+  assert line.endswith(", ...")
+
+
+def test_copies_among_arrays_are_named_by_number(tmp_path, capsys, monkeypatch):
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (9, 8, 8, 1), np.uint8)
+  splits = {"train": images[:6], "eval": images[[7, 4, 8]]}
+
+  monkeypatch.setattr(
+    sources,
+    "open_source",
+    lambda data, split: sources.Arrays.create(splits[split], {}),
+  )
+  inspect_data.report(tiny.config(), 3, str(tmp_path / "x.png"))  # 0, 2 and 4
+  message = capsys.readouterr()
+  assert "1 of 3 held-out images, compared with 3 to train on" in message.out
+  assert "remove one of each pair: 1 = 4\n" in message.err
+
+
 @pytest.mark.slow
 def test_the_value_range_is_found(tmp_path, tmp_path_factory, capsys):
   random = np.random.default_rng(0)
@@ -271,12 +341,44 @@ def test_the_value_range_is_found(tmp_path, tmp_path_factory, capsys):
   low, high = map(float, line.partition("=")[2].split(","))
   assert 300 <= low < 330
   assert 3970 < high < 4000
+  assert found.err.count("8 bits keep") == 1
   assert "8 bits keep 15 of" in found.err
+  assert "for 8 bits: with the value range above, inspect again" in found.out
   ranged = folder_config(tmp_path, **data, value_range=(low, high))
   inspect_data.report(ranged, 0, out)
   found = capsys.readouterr()
   assert "8 bits keep" not in found.err
   assert "mean                0.5" in found.out
+
+
+def test_with_a_value_range_the_numbers_are_those_of_training(tmp_path, capsys):
+  random = np.random.default_rng(0)
+  low, high = 500.0, 3500.0
+  seen = []
+  for number in range(8):
+    stored = random.integers(0, 4096, (24 + number, 30), np.uint16)
+    path = tmp_path / f"{number}"
+    if number % 4 == 0:
+      np.save(f"{path}.npy", stored.astype(np.float32))
+    elif number % 4 == 1:
+      Image.fromarray(stored.astype(np.float32)).save(f"{path}.tiff")
+    else:
+      Image.fromarray(stored).save(f"{path}.png")
+    seen.append(((stored - low) / (high - low)).clip(0, 1))
+  mean = np.mean([image.mean() for image in seen])
+  square = np.mean([(image**2).mean() for image in seen])
+  config = folder_config(tmp_path, channels=1, value_range=(low, high))
+  found = look(config.data)
+  np.testing.assert_allclose(found.mean, mean, rtol=1e-5)
+  np.testing.assert_allclose(found.std, np.sqrt(square - mean**2), rtol=1e-5)
+  inspect_data.report(config, 0, str(tmp_path.parent / "ranged.png"))
+  printed = capsys.readouterr().out
+  assert f"mean                {mean:.4f} (configured: 0.5000)" in printed
+  assert f"--config.data.mean={mean:.4f} --config.data.std=0.3" in printed
+  clipped = ((found.values < low) | (found.values > high)).mean()
+  assert clipped == pytest.approx((500 + 595) / 4096, abs=0.03)
+  assert f"(configured: 500,3500, which clips {clipped:.1%})" in printed
+  assert "for 8 bits" not in printed
 
 
 def test_arrays_of_unknown_range_get_one(tmp_path):
@@ -292,7 +394,7 @@ def test_the_settings_can_be_pasted(tmp_path, capsys):
   main.main(["inspect", *flags])
   found = capsys.readouterr()
   assert found.err.count("warning") == 0
-  assert "0% of the images, 100% in their smallest crops" in found.out
+  assert "0% of the whole images, 100% of the smallest crops" in found.out
   (line,) = (x for x in found.out.splitlines() if "as flags" in x)
   pasted = line.split()[3:]
   assert [flag.partition("=")[0] for flag in pasted] == [

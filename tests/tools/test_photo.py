@@ -10,8 +10,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from mae_jax.data import image_files, prepare, preprocess
-from mae_jax.data.image_io import Reading
+from mae_jax.data import image_files, image_headers, prepare, preprocess
+from mae_jax.data.image_headers import Reading
 from mae_jax.tools import photo as photos
 from tests.helpers import tiny
 
@@ -195,11 +195,11 @@ def test_masks_may_be_erased_from_the_photograph(tmp_path):
 def test_unreadable_and_missing_files_are_reported(tmp_path):
   (tmp_path / "x.png").write_bytes(b"no image")
   with pytest.raises(
-    image_files.UnreadableError, match=r"Unidentified|no image"
+    image_headers.UnreadableError, match=r"Unidentified|no image"
   ):
     image_files.read(tmp_path / "x.png", Reading(3, True))
-  with pytest.raises(image_files.UnreadableError, match="No such file"):
+  with pytest.raises(image_headers.UnreadableError, match="No such file"):
     image_files.read(tmp_path / "y.png", Reading(3, True))
   os.mkfifo(tmp_path / "z.png")
-  with pytest.raises(image_files.UnreadableError, match="a pipe or a device"):
+  with pytest.raises(image_headers.UnreadableError, match="a pipe or a device"):
     photos.read_mask(tmp_path / "z.png")

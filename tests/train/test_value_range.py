@@ -12,7 +12,7 @@ from PIL import Image
 
 import mae_jax
 from mae_jax.config import EvalConfig
-from mae_jax.data import image_io, pipeline, sources
+from mae_jax.data import image_headers, image_io, pipeline, sources
 from mae_jax.tools import attention_maps, features, reconstruct
 from mae_jax.tools.export import command as export
 from mae_jax.tools.export import stablehlo
@@ -24,7 +24,7 @@ SIZE = 64
 
 @pytest.fixture(autouse=True)
 def no_notes(monkeypatch):
-  monkeypatch.setattr(image_io, "_notes", {})
+  monkeypatch.setattr(image_headers, "notes", {})
 
 
 def config(folder, value_range, **changes):

@@ -74,7 +74,8 @@ class Files(Indexed):
 class Arrays(Indexed):
   """Decoded images of one shape.
 
-  `load` maps indices [n] to `image` uint8 [n, H, W, C] and `label` int64 [n].
+  `load` maps indices [n] to `image` uint8 [n, H, W, C], and `label` and `id`,
+  int64 [n].
 
   Attributes:
     channels: C.
@@ -110,6 +111,7 @@ class Arrays(Indexed):
       return {
         "image": tf.gather(image_table, indices),
         "label": tf.cast(tf.gather(label_table, indices), tf.int64),
+        "id": tf.cast(indices, tf.int64),
       }
 
     return cls(

@@ -23,7 +23,7 @@ import skimage.data
 from PIL import Image
 from sklearn import datasets
 
-from mae_jax.data import image_files, image_io
+from mae_jax.data import image_files, image_headers, image_io
 from mae_jax.evals import image_metrics, reconstruction
 from mae_jax.models import masking
 from mae_jax.tools import output_folder, reconstruction_figures, reconstructor
@@ -100,7 +100,7 @@ class DemoService:
 
   def add(self, data: bytes) -> dict[str, Any]:
     """Adds an image from the bytes of a file."""
-    how = image_io.Reading.of(self._network.data)
+    how = image_headers.Reading.of(self._network.data)
     shape, _, reason = image_io.inspect_image(data, b"", how)
     if not reason and int(shape[0]) * int(shape[1]) > MAX_PIXELS:
       raise _HttpError(
@@ -110,7 +110,7 @@ class DemoService:
       )
     try:
       whole = image_files.decode(data, reason, how)
-    except image_files.UnreadableError as error:
+    except image_headers.UnreadableError as error:
       raise _HttpError(
         f"this is not an image: {error}", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
       ) from None
@@ -229,7 +229,7 @@ class DemoService:
 
   def _compile(self, num_visible: int) -> None:
     data, (rows, columns) = self._network.data, self._network.grid
-    dtype = image_io.Reading.of(data).dtype
+    dtype = image_headers.Reading.of(data).dtype
     blank: np.ndarray = np.zeros((1, *data.image_size, data.channels), dtype)
     self._network.predict(blank, np.arange(rows * columns)[None] >= num_visible)
 
