@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay."""
+"""A rule for the checkpoints of a run that stay."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -37,7 +37,7 @@ class BestEvaluation:
 
   @property
   def exhausted(self) -> bool:
-    """Whether training should end."""
+    """True if training should end."""
     return 0 < self.patience <= self.waited
 
   def resume(self, records: Iterable[Mapping[str, Any]]) -> None:
