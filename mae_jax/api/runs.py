@@ -15,6 +15,7 @@ from mae_jax.api import arguments, library, load, recipes
 from mae_jax.api.model import Model
 from mae_jax.config import Config, from_config_dict
 from mae_jax.train import tasks
+from mae_jax.train.best import BestEvaluation
 from mae_jax.train.sinks import json_lines
 from mae_jax.utils import (
   compile_cache,
@@ -107,6 +108,17 @@ class Run:
         [each.name for each in folder.iterdir()] if folder.exists() else []
       )
     return sorted(int(name) for name in names if name.isdigit())
+
+  @property
+  def best_step(self) -> int | None:
+    """The step of the best evaluation by `train.keep_best`.
+
+    None before the first evaluation, or if `train.keep_best` is not set.
+    """
+    best = BestEvaluation(self.config.train.keep_best)
+    with library.quiet():
+      best.resume(json_lines.evaluations(self._lines()))
+    return best.step
 
   def model(self, step: int | None = None) -> Model:
     """Loads a checkpoint, of the last step by default.

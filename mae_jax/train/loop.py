@@ -461,8 +461,8 @@ class Trainer:
       lines = [f"all {self._step} steps were already done"]
     if self._best.exhausted:
       lines.append(
-        f"ended early: {self._best.waited} evaluations were not better "
-        f"(train.patience={self._best.patience})"
+        f"ended early: the last {self._best.waited} evaluation(s) were not "
+        f"better (train.patience={self._best.patience})"
       )
     if self._best.metric:
       lines.append(self._describe_best())

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import mae_jax
 from mae_jax.checkpoints import Retention
 from mae_jax.config import EvalConfig, from_config_dict, to_dict
 from mae_jax.evals.results import Report
@@ -50,9 +51,12 @@ def test_the_best_stays_and_training_ends_when_none_is_better(tmp_path, capsys):
   # 2 is the best, 3 a multiple of keep_every, and 5 the last.
   assert saved(whole) == [2, 3, 5]
   told = capsys.readouterr().out
-  assert "ended early: 3 evaluations were not better (train.patience=3)" in told
+  assert "ended early: the last 3 evaluation(s) were not better" in told
+  assert "(train.patience=3)" in told
   kept = whole / "checkpoints" / "2"
   assert f"best eval_loss: 1.0000 at step 2, kept in {kept}" in told
+
+  assert mae_jax.Run(whole).best_step == 2
 
   interrupted = shutil.copytree(whole, tmp_path / "interrupted")
   shutil.rmtree(interrupted / "checkpoints" / "5")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class JsonLines(FileSink):
     storage.make_directories(workdir)
     self.path = workdir / NAME
     kept = _cut_lines(self.path, start_step)
-    self.evaluations = [line for line in kept if "eval_seconds" in line]
+    self.evaluations = evaluations(kept)
     super().__init__(self.path)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -46,6 +47,11 @@ class JsonLines(FileSink):
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
     """Leaves pictures to other sinks."""
+
+
+def evaluations(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns those of a log's records that an evaluation has written."""
+  return [each for each in records if "eval_seconds" in each]
 
 
 def removed(workdir: epath.Path) -> list[dict[str, Any]]:
