@@ -392,6 +392,12 @@ def _check_same(
     start = f" (--config.init_from={workdir} starts from its parameters)"
     if before.config.task == "label_efficiency":  # it has many networks
       start = ""
+    batch = before.config.data.batch_size
+    if now.config.data.batch_size < batch:
+      start += (
+        f". If a batch of {batch} does not fit into memory, "
+        "--config.optim.accum_steps computes it in parts, in any run"
+      )
     raise ConfigError(
       f"--workdir={workdir} holds a run that differs: {'; '.join(changed)}. "
       "Undo the change to resume that run, or name another --workdir for a new "

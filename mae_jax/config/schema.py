@@ -92,6 +92,7 @@ class Rule:
       a typing error end in a message instead of hours of allocation.
     lt: ... below this.
     choices: the names that are known; None for any value.
+    refused: names that people expect, and why they are not known.
     duration: whether the value is a Duration.
     resumable: whether the setting may differ when a run resumes.
     was: the field's name in version 0.1, where it had another one.
@@ -106,6 +107,7 @@ class Rule:
   le: float | None = None
   lt: float | None = None
   choices: tuple[str, ...] | None = None
+  refused: tuple[tuple[str, str], ...] = ()
   duration: bool = False
   resumable: bool = False
   was: str | None = None
@@ -441,6 +443,13 @@ class ModelConfig:
   dtype: str = setting(
     "bfloat16",
     choices=("bfloat16", "float32"),
+    refused=(
+      (
+        "float16",
+        "gradients below 6e-8 would become 0. Use bfloat16, or float32 on GPUs "
+        "without bfloat16 (compute capability below 8.0, such as V100 and T4)",
+      ),
+    ),
     help="type of activations; parameters are always float32",
   )
   remat: str = resumable(

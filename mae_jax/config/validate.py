@@ -223,6 +223,8 @@ def _check_rule(name: str, value: Any) -> None:
     if item is None:
       continue
     if isinstance(item, str):
+      if why := dict(rule.refused).get(item):
+        raise ConfigError(f"{name}={item} is not offered: {why}")
       if rule.choices:
         check_name(rule.choices, item, name)
       continue

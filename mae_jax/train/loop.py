@@ -29,7 +29,7 @@ from mae_jax.train.best import BestEvaluation
 from mae_jax.train.sinks import trackers
 from mae_jax.train.sinks.callback import OnMetrics
 from mae_jax.train.tasks.base import Task
-from mae_jax.utils import console, signals, startup, storage
+from mae_jax.utils import console, hardware, signals, startup, storage
 from mae_jax.utils.errors import ConfigError, TrainingError, abbreviate
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def run(
         f"{task.total_steps} on {mesh.size} {mesh.devices.flat[0].platform} "
         f"device(s); metrics and checkpoints go to {workdir}"
       )
+      if slow := hardware.slow_dtype(mesh.devices.flat[0], config.model.dtype):
+        console.warn(slow)
     with storage.os_errors(held.path):
       writer = metrics.Writer(
         held.path,

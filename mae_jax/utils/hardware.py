@@ -63,3 +63,22 @@ def peak_flops(device: jax.Device) -> float | None:
   """Returns the peak bfloat16 FLOP/s of a device; None if unknown, as a CPU."""
   found = CHIPS.get(device.device_kind)
   return found.flops if found else None
+
+
+def slow_dtype(device: jax.Device, dtype: str) -> str:
+  """Explains that a device has no products of a type; "" if it has, or may.
+
+  Args:
+    device: any device of the run.
+    dtype: as `model.dtype`.
+  """
+  if dtype != "bfloat16":
+    return ""
+  name = ""
+  if device.platform == "cpu":
+    name = "XLA has no bfloat16 products on CPUs"
+  elif device.platform == "gpu":
+    version = str(getattr(device, "compute_capability", ""))
+    if version.partition(".")[0].isdigit() and float(version) < 8:
+      name = f"{device.device_kind} has no bfloat16 products"
+  return name and f"{name}: --config.model.dtype=float32 is faster here"

@@ -261,6 +261,18 @@ def test_a_different_run_is_refused_and_the_difference_named(saved, state):
   assert (saved / "checkpoints" / "7").exists()
 
 
+def test_a_smaller_batch_is_refused_with_the_way_out(saved, state):
+  before = tiny.config().data.batch_size
+  config = tiny.config(data={"batch_size": before // 2})
+  run = checkpoints.CheckpointMetadata(config, RUN.data)
+  with pytest.raises(ConfigError, match="batch_size was") as error:
+    checkpoints.restore_newest(saved, run, like(state))
+  wanted = (
+    f"If a batch of {before} does not fit into memory, --config.optim.acc"
+  )
+  assert wanted in str(error.value)
+
+
 @pytest.mark.parametrize(
   "changes",
   [

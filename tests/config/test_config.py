@@ -375,6 +375,11 @@ def as_dict() -> dict:
     ),
     (("taks",), "x", "config.taks is not known: did you mean 'task'"),
     (("data", "zzz"), 1, "config.data.zzz is not known: known are background,"),
+    (
+      ("model", "dtype"),
+      "float16",
+      "model.dtype=float16 is not offered: .* Use bfloat16, or float32 on GPUs",
+    ),
     (("model", "width"), "x", "config.model.width='x' is a str, not a int"),
     (("model", "depth"), True, "config.model.depth=True is a bool, not a int"),
     (("optim", "blr"), True, "config.optim.blr=True is a bool, not a float"),
