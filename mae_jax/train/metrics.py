@@ -27,6 +27,7 @@ TIMING = (
   "seconds",
   "start_seconds",
   *(f"start_{part}" for part in startup.PARTS),
+  "timestamp",
 )
 
 

@@ -23,7 +23,10 @@ def writer(workdir: pathlib.Path, start: int = 0, **kwargs) -> metrics.Writer:
 def lines(workdir: pathlib.Path) -> list[dict]:
   text = (workdir / "metrics.jsonl").read_text()
   assert text == "" or text.endswith("\n")
-  return [json.loads(line) for line in text.splitlines()]
+  found = [json.loads(line) for line in text.splitlines()]
+  for each in found:
+    each.pop("timestamp")
+  return found
 
 
 def scalars(workdir: pathlib.Path) -> list[tuple[int, str, float]]:

@@ -197,7 +197,9 @@ def test_callers_get_each_record(tmp_path):
   found: list[dict[str, float]] = []
   loop.run(task, data, settings, mesh, tmp_path, on_metrics=found.append)
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert found == [json.loads(line) for line in lines]
+  written = [json.loads(line) for line in lines]
+  assert all(record.pop("timestamp") > 1.7e9 for record in written)
+  assert found == written
   assert [record["step"] for record in found] == [2, 4, 4]
 
 
@@ -209,9 +211,8 @@ def test_an_error_of_a_caller_ends_the_run(tmp_path):
   with pytest.raises(KeyError, match="mine"):
     log.scalars(2, {"loss": 1.0})
   log.close()
-  assert (
-    tmp_path / "metrics.jsonl"
-  ).read_text() == '{"step": 2, "loss": 1.0}\n'
+  text = (tmp_path / "metrics.jsonl").read_text()
+  assert text.startswith('{"step": 2, "loss": 1.0, "timestamp": ')
 
 
 def logged_and_resumed(workdir: pathlib.Path, name: str) -> str:

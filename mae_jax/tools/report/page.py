@@ -30,7 +30,10 @@ _TRAINING: Sequence[tuple[str, Sequence[str]]] = (
   ("gradient norm", ("grad_norm",)),
   ("images a second", ("images_per_second",)),
 )
-_NOT_SHOWN = ("step", "images_per_second_per_device", "seconds", "eval_seconds")
+_NOT_SHOWN = (
+  "step", "images_per_second_per_device", "seconds", "eval_seconds",
+  "timestamp",
+)  # fmt: skip
 _ENVIRONMENT = (
   "command", "devices", "processes", "host", "system", "cores", "python",
 )  # fmt: skip

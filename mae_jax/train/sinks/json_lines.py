@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ NAME, CUT = "metrics.jsonl", "metrics.cut.jsonl"
 
 
 class JsonLines(FileSink):
-  """A log with one JSON object a line: the step, then scalars.
+  """A log with one JSON object a line: step, scalars, and the time.
 
   Attributes:
     path: path of the file.
@@ -43,6 +44,7 @@ class JsonLines(FileSink):
     """Appends a line."""
     # JSON has no NaN.
     known = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    known["timestamp"] = round(time.time(), 3)
     self._file.append((json.dumps({"step": step} | known) + "\n").encode())
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
