@@ -232,9 +232,10 @@ class _Checkpoint:
       if config
       else conversion.NO_OVERRIDES
     )
-    self.params, run = conversion.load_any(
-      path, mesh, dataclasses.replace(overrides, no_decoder=no_decoder)
+    overrides = dataclasses.replace(
+      overrides, no_decoder=no_decoder, fixed_positions=not no_decoder
     )
+    self.params, run = conversion.load_any(path, mesh, overrides)
     self.path, self._before, self._now = path, run.config, config
     self._class_names = run.class_names
     self._old_encoder, self._encoder = factory.encoder(run.config), encoder
