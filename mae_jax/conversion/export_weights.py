@@ -136,7 +136,8 @@ def _check_objective(weights: Weights) -> None:
     if value not in supported:
       raise ConfigError(
         f"{weights.what} was trained with objective.{name}={value}, which no "
-        "other program supports: convert only its encoder (--encoder_only)"
+        "other program supports: convert only its encoder (--encoder_only of "
+        "python -m mae_jax convert)"
       )
 
 

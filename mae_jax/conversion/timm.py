@@ -135,8 +135,8 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   if known["classes"] and pool == "avg" and known["pooling"] == "cls":
     raise ConfigError(
       f"{file} averages normalized tokens (global_pool=avg without fc_norm), "
-      "which no classifier of this project does: convert only the encoder with "
-      "--encoder_only"
+      "which no classifier of this project does: convert only the encoder "
+      "(--encoder_only of python -m mae_jax convert)"
     )
   result = _model_args(json_fields.mapping(content, "model_args", file))
   result |= {
