@@ -135,6 +135,10 @@ def _open(path: pathlib.Path) -> tensor_files.Tensors:
     # A damaged file is reported as one of its ending.
     if path.suffix == _SAFE:
       return tensor_files.SafeTensors([path])
+    if path.suffix == ".npz":
+      return flax_files.open_npz(path)
+    if path.suffix == ".msgpack":
+      return flax_files.open_msgpack(path)
     if path.suffix in _ENDINGS:
       return tensor_files.PickledTensors(path)
     raise ConfigError(

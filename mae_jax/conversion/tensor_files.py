@@ -126,7 +126,7 @@ class SafeTensors:
 def _open_safe(path: pathlib.Path) -> Iterator[Any]:
   import safetensors
 
-  _check_git_lfs(path)
+  check_git_lfs(path)
   try:
     file = safetensors.safe_open(path, framework="numpy")
   except safetensors.SafetensorError as error:
@@ -336,7 +336,7 @@ def is_safetensors(path: pathlib.Path) -> bool:
   return head[8:] == b"{" and length <= path.stat().st_size
 
 
-def _check_git_lfs(path: pathlib.Path) -> bytes:
+def check_git_lfs(path: pathlib.Path) -> bytes:
   """Refuses a Git LFS pointer; returns the first bytes of the file."""
   with path.open("rb") as file:
     head = file.read(len(_GIT_LFS_HEAD))
@@ -350,7 +350,7 @@ def _check_git_lfs(path: pathlib.Path) -> bytes:
 
 def _load_pickle(path: pathlib.Path) -> Any:
   torch = import_torch(path)
-  head = _check_git_lfs(path)
+  head = check_git_lfs(path)
   if not head.startswith(_PICKLE_HEADS):
     what = f"it begins with {head[:12]!r}" if head else "it is empty"
     raise ConfigError(
