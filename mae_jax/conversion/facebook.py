@@ -116,7 +116,9 @@ class Facebook(WeightFormat):
       )
     return notes
 
-  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
+  def write(
+    self, weights: Weights, out: str, dtype: np.dtype, card: str
+  ) -> list[str]:
     """Writes a `.pth` file."""
     torch = tensor_files.import_torch(out)
     specs, values = self.tensors(weights)

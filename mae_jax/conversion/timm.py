@@ -83,7 +83,9 @@ class Timm(WeightFormat):
       "license": license,
     }
 
-  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
+  def write(
+    self, weights: Weights, out: str, dtype: np.dtype, card: str
+  ) -> list[str]:
     """Writes a `.safetensors` file, or a folder for any other name."""
     if out.endswith(self.suffix):
       self.write_safetensors(weights, out, dtype)
@@ -95,6 +97,7 @@ class Timm(WeightFormat):
     with atomic_write.atomic_folder(out, lambda _: False, OUT) as directory:
       text = json.dumps(content, indent=2) + "\n"
       (directory / CONFIG).write_text(text)
+      (directory / model_card.FILE).write_text(card, "utf-8")
       self.write_safetensors(weights, str(directory / WEIGHTS), dtype)
     path = f"local-dir:{os.path.abspath(out)}"
     notes = [f"load it with timm.create_model({path!r}, pretrained=True)"]
