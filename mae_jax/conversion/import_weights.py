@@ -364,10 +364,11 @@ def _canonical_name(name: str, aliases: Any) -> str:
 
 def _check_sizes(path: pathlib.Path, found: tensor_files.Tensors) -> None:
   for name, shape in found.shapes.items():
-    if 0 in shape:
+    if 0 in shape or name.rpartition(".")[2] == "_flat_param":
       raise ConfigError(
-        f"{path}: {name} has shape {shape} and thus no values: save the "
-        "weights without it, or download them again"
+        f"{path}: {name} has shape {shape} and thus no values, or those of one "
+        "process: gather the weights first (FSDP's FULL_STATE_DICT, "
+        "DeepSpeed's zero_to_fp32.py), or save them without it"
       )
 
 

@@ -100,6 +100,35 @@ def test_a_common_prefix_is_removed(prefix, others, left, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("block", "told"),
+  [
+    ("blocks.1._orig_mod.", ["contain '_orig_mod.'"]),
+    (
+      "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.",
+      ["contain '_fsdp_wrapped_module.'"],
+    ),
+  ],
+)
+@pytest.mark.parametrize("prefix", ["", "_fsdp_wrapped_module.", "model."])
+def test_wrappers_of_single_blocks(prefix, block, told, tmp_path):
+  """Of torch.compile, FSDP and activation checkpointing."""
+  wanted = test_refusals.state("encoder")
+  found = {
+    prefix + name.replace("blocks.1.", block): x for name, x in wanted.items()
+  }
+  torch.save(found, tmp_path / "x.pt")
+  weights = load.open_weights(tmp_path / "x.pt", overrides=HINTS)
+  np.testing.assert_array_equal(
+    weights.read("model/encoder/stack/blocks/norm1/bias")[1],
+    wanted["blocks.1.norm1.bias"],
+  )
+  told = told + [f"begin with {prefix!r}"] * bool(prefix)
+  for text in told:
+    note = f"the names of tensors {text}, which is removed"
+    assert note in weights.notes
+
+
+@pytest.mark.parametrize(
   ("keys", "told"),
   [
     ("model_state_dict", ""),
@@ -146,23 +175,27 @@ def test_harmless_objects_are_not_read(archive: bool, tmp_path: pathlib.Path):
 
 
 def test_hyper_parameters_of_lightning(tmp_path, monkeypatch):
-  """Reads them without Lightning; refuses objects of omegaconf by name."""
+  """Reads them without Lightning and omegaconf; refuses others by name."""
 
-  def made(module: str, name: str) -> Any:
+  def made(module: str, name: str, kind: type = dict) -> Any:
     stand_in = types.ModuleType(module)
-    made = type(name, (dict,), {"__module__": module})
+    made = type(name, (kind,), {"__module__": module})
     setattr(stand_in, name, made)
     for parent in (module.partition(".")[0], module.rpartition(".")[0], module):
       monkeypatch.setitem(sys.modules, parent, stand_in)
-    return made({"lr": 0.1})
+    return made({"lr": 0.1}) if kind is dict else made()
 
   content = {"state_dict": test_refusals.state("encoder")}
   hyper = made("pytorch_lightning.utilities.parsing", "AttributeDict")
   torch.save(content | {"hyper_parameters": hyper}, tmp_path / "x.ckpt")
   load.open_weights(tmp_path / "x.ckpt", overrides=HINTS)
-  hyper = made("omegaconf.dictconfig", "DictConfig")
+  hyper["config"] = made("omegaconf.dictconfig", "DictConfig", object)
+  hyper["config"].type = Any, dict, float
+  torch.save(content | {"hyper_parameters": hyper}, tmp_path / "x.ckpt")
+  load.open_weights(tmp_path / "x.ckpt", overrides=HINTS)
+  hyper = made("own.settings", "Settings")
   torch.save(content | {"hyper_parameters": hyper}, tmp_path / "y.ckpt")
-  with pytest.raises(ConfigError, match=r"contains omegaconf.dictconfig"):
+  with pytest.raises(ConfigError, match=r"contains own.settings.Settings"):
     load.open_weights(tmp_path / "y.ckpt", overrides=HINTS)
 
 

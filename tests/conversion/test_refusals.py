@@ -14,6 +14,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -334,6 +335,35 @@ def test_sizes_that_are_not_square(tmp_path: pathlib.Path):
   convert.convert(
     str(file), str(tmp_path / "a"), to="jax", heads=4, image_size=(18, 24)
   )
+
+
+def test_weights_that_are_in_pieces(tmp_path: pathlib.Path):
+  """Of FSDP, DeepSpeed's stage 3 and LoRA."""
+  text = "gather the weights first"
+  flat = {"module._flat_param": torch.ones(99)}
+  file = write(tmp_path / "x.pth", model=flat)
+  refused(file, tmp_path, rf"_flat_param .*{text}")
+  empty = {name: torch.empty(0) for name in state("encoder")}
+  refused(write(tmp_path / "x.pth", module=empty), tmp_path, text)
+  lora = {"blocks.0.attn.qkv.lora_A.default.weight": torch.ones(4, 48)}
+  file = write(tmp_path / "x.pth", model=state("encoder", **lora))
+  refused(file, tmp_path, "has LoRA adapters that are not merged")
+
+
+def test_archives_and_programs_are_no_weights(tmp_path: pathlib.Path):
+  file = write(tmp_path / "x.pth", model=state("encoder"))
+  text = "is an archive of other files: unpack it"
+  for kind in ("zip", "tar"):
+    out = shutil.make_archive(str(tmp_path / "a"), kind, tmp_path, file.name)
+    refused(os.rename(out, file) or file, tmp_path, text)
+    write(file, model=state("encoder"))
+  with zipfile.ZipFile(file, "w") as archive:  # as torch.jit.save
+    archive.writestr("x/data.pkl", b"")
+    archive.writestr("x/constants.pkl", b"")
+  refused(file, tmp_path, "is a TorchScript program, not a file of weights")
+  arrays = {k: x.numpy() for k, x in state("encoder").items()}
+  write(file, model=arrays)
+  refused(file, tmp_path, "has 'cls_token' of type numpy.ndarray among")
 
 
 def test_heads_that_do_not_divide(tmp_path: pathlib.Path):
