@@ -36,8 +36,8 @@ def blocks(module: str, prefix: str, block: Names) -> Names:
   }
 
 
-# Parts of names that torch.compile, FSDP and activation checkpointing add to any
-# module, and DistributedDataParallel to the whole network.
+# Parts of names that torch.compile, FSDP and activation checkpointing add to
+# any module, and DistributedDataParallel to the whole network.
 INNER_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 WRAPPERS = (rf"^((module|{INNER_WRAPPERS})\.)+|({INNER_WRAPPERS})\.", "")
 

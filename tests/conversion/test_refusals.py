@@ -22,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import mae_jax
 from mae_jax import checkpoints
 from mae_jax.config import ObjectiveConfig
 from mae_jax.conversion import tensor_files
@@ -348,6 +349,25 @@ def test_weights_that_are_in_pieces(tmp_path: pathlib.Path):
   lora = {"blocks.0.attn.qkv.lora_A.default.weight": torch.ones(4, 48)}
   file = write(tmp_path / "x.pth", model=state("encoder", **lora))
   refused(file, tmp_path, "has LoRA adapters that are not merged")
+
+
+def test_folders_of_other_programs(root: pathlib.Path, tmp_path: pathlib.Path):
+  """A way out is a file, or the file that is missing."""
+  file = write(tmp_path / "epoch=1.ckpt", state_dict=state("encoder"))
+  folder = tmp_path / "run"
+  for place in (folder, folder / "checkpoints"):  # the latter of Lightning
+    place.mkdir(parents=True)
+    shutil.copy(file, place)
+    refused(folder, tmp_path, f"name a file, such as {place / file.name}")
+    (place / file.name).unlink()
+  (folder / "__0_0.distcp").touch()  # of torch.distributed.checkpoint
+  text = "there is no checkpoint in"
+  refused(folder, tmp_path, text)
+  with pytest.raises(ConfigError, match=text):
+    mae_jax.from_pretrained(folder, heads=4)
+  shutil.copy(root / "mae_hf" / "config.json", folder)
+  (folder / "model.fp16.safetensors").touch()
+  refused(folder, tmp_path, r"\(it has .*config.json, model.fp16.safetensors\)")
 
 
 def test_archives_and_programs_are_no_weights(tmp_path: pathlib.Path):
