@@ -269,6 +269,10 @@ def _open_image(data: bytes, how: Reading) -> Any:
         "it is HEIC, which needs a plugin: pip install pillow-heif, or convert "
         "it to JPEG"
       ) from None
+    if data.startswith(b"version https://git-lfs"):
+      raise _UnreadableError(
+        "it is a Git LFS pointer, not the image: fetch images with git lfs pull"
+      ) from None
     kinds = ", ".join(FORMATS)
     raise _UnreadableError(
       f"it is not {kinds} or .npy, or a variant that Pillow cannot read: it "

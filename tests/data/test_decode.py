@@ -437,6 +437,7 @@ def test_arrays(photos):
     (encode(np.zeros((4, 4), np.uint8), format="png"), 5, "not a .npy file"),
     (b"", 3, "it is empty"),
     (b"<html>not found</html>", 3, "begins with b'<html>not fo"),
+    (b"version https://git-lfs.github.com/spec/v1\n", 3, "git lfs pull"),
     (b"\xff\xd8\xff", 3, "."),
   ],
 )
