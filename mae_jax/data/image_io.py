@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops, PngImagePlugin, UnidentifiedImageError
 
 from mae_jax.config import DataConfig
 from mae_jax.utils import console
@@ -53,6 +53,8 @@ with contextlib.suppress(ImportError):
 
 # `_check_size` replaces Pillow's limit, which would warn first.
 Image.MAX_IMAGE_PIXELS = None
+# Color profiles and texts of a PNG, unpacked; Pillow's bound is 1 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_METADATA
 # Pillow would warn of a broken tag or a short file each time it is read.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 

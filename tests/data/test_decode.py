@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from mae_jax.data import decode, image_files, image_io
 from mae_jax.data.image_io import Reading
@@ -555,6 +555,10 @@ def test_usual_metadata_is_read(photo):
   data = encode(photo, format="jpeg", exif=exif, icc_profile=b"x" * 3_000_000)
   data = with_segments(data, 30, 60_000)
   assert decoded(data, exif_rotate=False).shape == (30, 41, 3)
+  info = PngImagePlugin.PngInfo()
+  info.add_text("workflow", "x" * 3_000_000, zip=True)
+  data = encode(photo, format="png", pnginfo=info, icc_profile=b"x" * 3_000_000)
+  np.testing.assert_array_equal(decoded(data), photo)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
