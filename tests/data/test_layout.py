@@ -247,6 +247,17 @@ def test_numbered_classes_are_no_splits(settings, tree):
   assert opened(settings, root)[2] == ("train1", "train2")
 
 
+def test_masks_beside_images_are_no_class(settings, tree, capsys):
+  """As in VOC and in most folders for segmentation."""
+  root = tree("JPEGImages/0.png", "SegmentationClass/0.png")
+  opened(settings, root)
+  told = capsys.readouterr().err
+  assert f"{root}/SegmentationClass is used as images of a class" in told
+  assert f"set --config.data.path={root}/JPEGImages" in told
+  opened(settings, tree("x/images/0.png", "x/dogs/0.png") / "x")
+  assert "masks" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("other", ["CAFE\u0301", "caf\u00e9 ", "Caf\u00e9"])
 def test_names_of_classes_that_look_alike(settings, tree, other, capsys):
   """NFC as Linux writes names, NFD as older Macs do."""

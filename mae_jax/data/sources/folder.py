@@ -20,6 +20,13 @@ from mae_jax.data.tf_setup import tf
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
+# Names of folders beside one another in data for segmentation.
+_IMAGES = ("images", "imgs", "image", "img", "jpegimages")
+_MASKS = (
+  "masks", "mask", "labels", "label", "annotations", "segmentations", "gt",
+  "groundtruth", "segmentationclass", "segmentationobject",
+)  # fmt: skip
+
 
 def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
   """Opens the images under data.path, sorted by path.
@@ -57,6 +64,7 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
   if split == "train" or data.holdout:
     files, labels, classes = images.read(None)
     _check_no_splits(train, files, classes, data)
+    _warn_masks(train, classes, split)
     alike = _find_alike(classes)
     if alike and split == "train":
       console.warn(
@@ -84,6 +92,22 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
     )
   read = held_out.read(classes if eval_classes else ())
   return _source(held_out, *read, root)
+
+
+def _warn_masks(
+  folder: epath.Path, classes: Sequence[str], split: base.Split
+) -> None:
+  """Warns of masks beside images, which are class folders by their place."""
+  images, masks = (
+    [name for name in classes if name.lower() in known]
+    for known in (_IMAGES, _MASKS)
+  )
+  if images and masks and split == "train":
+    console.warn(
+      f"{folder / masks[0]} is used as images of a class, as {images[0]} is: "
+      f"if it holds masks, set --config.data.path={folder / images[0]}",
+      shared=True,
+    )
 
 
 def _find_alike(names: Sequence[str]) -> tuple[str, str] | None:
