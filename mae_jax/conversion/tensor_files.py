@@ -141,14 +141,19 @@ def _open_safe(path: pathlib.Path) -> Iterator[Any]:
 
 
 # Keys of training scripts' files, the first one first. Among the _USUAL first
-# ones there is no choice. DeepSpeed's have "module"; DINO's "teacher".
+# ones there is no choice. DeepSpeed has "module", SlowFast "model_state" and
+# DINO "teacher".
 _CONTAINERS = (
   "model",
   "state_dict",
   "model_state_dict",
+  "model_state",
   "module",
   "net",
   "network",
+  "backbone",
+  "weights",
+  "params",
   "teacher",
   "target_encoder",
   "encoder",
@@ -157,7 +162,7 @@ _CONTAINERS = (
   "state_dict_ema",
   "ema",
 )
-_USUAL = 6
+_USUAL = 10
 
 
 class _Unread:

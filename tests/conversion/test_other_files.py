@@ -133,6 +133,8 @@ def test_wrappers_of_single_blocks(prefix, block, told, tmp_path):
   [
     ("model_state_dict", ""),
     ("net", ""),
+    ("model_state", ""),  # SlowFast and pycls
+    ("weights", ""),
     ("module", ""),  # DeepSpeed's mp_rank_00_model_states.pt
     ("model.state_dict", ""),
     ("model_ema", "the weights are those of 'model_ema'"),
