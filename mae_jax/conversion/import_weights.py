@@ -265,11 +265,18 @@ class ForeignCheckpoint:
       ours = sincos_table(self.info, part)
       trained = path in pieces
       if not trained:
-        if self._shapes.get(name) != ours.shape:
+        if name not in self._shapes:
+          if self._overrides.positions == "sincos":
+            continue
           raise ConfigError(
-            f"{self._path}: {name} is {self._shapes.get(name, 'missing')}, but "
-            f"images of {self.info.image_size} need positions {ours.shape}: "
-            "give the image size with --image_size"
+            f"{self._path}: {name} is missing: convert with --positions=sincos "
+            "if it is the reference's table (python -m mae_jax convert)"
+          )
+        if self._shapes[name] != ours.shape:
+          raise ConfigError(
+            f"{self._path}: {name} is {self._shapes[name]}, but images of "
+            f"{self.info.image_size} need positions {ours.shape}: give the "
+            "image size with --image_size"
           )
         pieces[path] = name_maps.pieces(
           path, ours.shape, self._format.names, patch

@@ -296,6 +296,18 @@ def test_what_is_no_weights(tmp_path: pathlib.Path):
   refused(file, tmp_path, "has tensors of type I8; supported are F64", heads=4)
 
 
+def test_a_fixed_table_that_is_not_stored(tmp_path: pathlib.Path):
+  """As a buffer of PyTorch that is not persistent."""
+  missing = {"decoder_pos_embed": None}
+  file = write(tmp_path / "x.pth", model=state("raw", **missing))
+  flags = HEADS | {"target": "raw"}
+  text = "decoder_pos_embed is missing: convert with --positions=sincos if"
+  refused(file, tmp_path, text, **flags)
+  out = tmp_path / "a"
+  convert.convert(str(file), str(out), to="jax", positions="sincos", **flags)
+  assert "model/decoder/pos_embed" not in checkpoints.ArrayReader(out).shapes
+
+
 def test_what_only_a_person_knows(tmp_path: pathlib.Path):
   file = write(tmp_path / "x.pth", model=state("mae"))
   flags: dict[str, Any] = {}
