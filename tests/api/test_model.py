@@ -324,7 +324,7 @@ def test_transformers_classifier(tmp_path, capfd):
 
 
 def test_classes_of_the_same_name_are_told_apart():
-  """As ImageNet's two cranes in files of transformers."""
+  """ImageNet has two cranes, and files of transformers name both so."""
   found = results.Predictions(
     ["a.png"],
     np.array([[2, 1, 0]]),

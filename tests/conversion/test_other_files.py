@@ -111,7 +111,7 @@ def test_a_common_prefix_is_removed(prefix, others, left, tmp_path):
 )
 @pytest.mark.parametrize("prefix", ["", "_fsdp_wrapped_module.", "model."])
 def test_wrappers_of_single_blocks(prefix, block, told, tmp_path):
-  """Of torch.compile, FSDP and activation checkpointing."""
+  """Reads names of torch.compile, FSDP and activation checkpointing."""
   wanted = test_refusals.state("encoder")
   found = {
     prefix + name.replace("blocks.1.", block): x for name, x in wanted.items()

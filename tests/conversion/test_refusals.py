@@ -297,7 +297,7 @@ def test_what_is_no_weights(tmp_path: pathlib.Path):
 
 
 def test_a_fixed_table_that_is_not_stored(tmp_path: pathlib.Path):
-  """As a buffer of PyTorch that is not persistent."""
+  """Buffers of PyTorch that are not persistent are not stored."""
   missing = {"decoder_pos_embed": None}
   file = write(tmp_path / "x.pth", model=state("raw", **missing))
   flags = HEADS | {"target": "raw"}
@@ -351,7 +351,7 @@ def test_sizes_that_are_not_square(tmp_path: pathlib.Path):
 
 
 def test_weights_that_are_in_pieces(tmp_path: pathlib.Path):
-  """Of FSDP, DeepSpeed's stage 3 and LoRA."""
+  """Refuses those of FSDP, DeepSpeed's stage 3 and LoRA."""
   text = "gather the weights first"
   flat = {"module._flat_param": torch.ones(99)}
   file = write(tmp_path / "x.pth", model=flat)

@@ -248,7 +248,7 @@ def test_numbered_classes_are_no_splits(settings, tree):
 
 
 def test_masks_beside_images_are_no_class(settings, tree, capsys):
-  """As in VOC and in most folders for segmentation."""
+  """VOC and most folders for segmentation have both."""
   root = tree("JPEGImages/0.png", "SegmentationClass/0.png")
   opened(settings, root)
   told = capsys.readouterr().err
