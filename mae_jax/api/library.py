@@ -18,6 +18,8 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 # Messages are written for the command line. Replaced in order.
 _IN_PYTHON = (
+  # `from_pretrained` detects the format.
+  (r", or choose another format with --from \(python -m mae_jax convert\)", ""),
   # `--layer=7`, `--config.data.path`; no name of a file, such as config.json
   (r"(?<![\w./-])(?:--|--config\.|config\.(?!json\b))(?=[a-z])", ""),
   # Of `save_pretrained`.

@@ -138,6 +138,7 @@ def _check_needed(path: str, given: dict[str, Any]) -> None:
   """Refuses arguments for a checkpoint of this project, which says all."""
   named = [name for name, value in given.items() if value is not None]
   if named and not formats.is_foreign(path):
+    conversion_load.locate(path)  # there may be no checkpoint
     raise ConfigError(
       f"{named[0]}={given[named[0]]!r} is for weights of other programs, and "
       f"{path} is a checkpoint that states it: leave it out"

@@ -1,5 +1,6 @@
 """Results of a model's methods: arrays with names, shown in notebooks."""
 
+import collections
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
@@ -98,8 +99,16 @@ class Predictions:
 
   @property
   def classes(self) -> list[list[str]]:
-    """Names of the classes in `labels`."""
-    return [[self.class_names[x] for x in row] for row in self.labels]
+    """Names of the classes in `labels`, with the label where two are equal.
+
+    ImageNet has two classes "crane" and two "maillot".
+    """
+    count = collections.Counter(self.class_names)
+    words = [
+      name if count[name] == 1 else f"{name} ({label})"
+      for label, name in enumerate(self.class_names)
+    ]
+    return [[words[x] for x in row] for row in self.labels]
 
   def __len__(self) -> int:
     return len(self.names)

@@ -69,8 +69,7 @@ def push(
   model_card.check_license(card.origin, license)
   with tempfile.TemporaryDirectory() as directory:
     folder = pathlib.Path(directory) / "weights"
-    export_weights.write(weights, weight_format, str(folder))
-    (folder / model_card.FILE).write_text(model_card.write(card))
+    export_weights.write(weights, weight_format, str(folder), card=card)
     if picture is not None:
       picture.save(folder / _PICTURE)
     return hub.push(

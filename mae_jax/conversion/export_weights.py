@@ -46,6 +46,7 @@ def write(
   out: str,
   dtype: str | None = None,
   progress: Progress = lambda _: None,
+  card: model_card.Card | None = None,
 ) -> tuple[str, ...]:
   """Writes weights.
 
@@ -57,6 +58,7 @@ def write(
     dtype: a name in DTYPES; None for the dtype of the stored weights. A
       checkpoint of this project is always float32.
     progress: called with the number of values of each array.
+    card: the model card of a folder; None for that of `make_card`.
 
   Returns:
     Notes about tensors left out and settings the reader must know.
@@ -76,10 +78,13 @@ def write(
   form = lookup(formats.FORMATS, weight_format, "--to")
   if weights.info.kind == model_info.MAE:
     _check_objective(weights)
-  weights = _convertible(weights, form)
-  stored = weights.dtype if dtype is None else DTYPES[dtype]
-  written = form.write(_with_progress(weights, progress), out, stored)
-  return (*weights.notes, *form.reader_notes(weights.info, out), *written)
+  converted = _convertible(weights, form)
+  stored = converted.dtype if dtype is None else DTYPES[dtype]
+  text = ""
+  if weight_format in model_card.LIBRARIES:
+    text = model_card.write(card or _make_card(weights, converted, form))
+  written = form.write(_with_progress(converted, progress), out, stored, text)
+  return (*_notes(converted, form, out), *written)
 
 
 def make_card(
@@ -112,18 +117,38 @@ def make_card(
       f"{' or '.join(model_card.LIBRARIES)}"
     )
   form = formats.FORMATS[weight_format]
-  converted = _convertible(weights, form)
-  return model_card.Card(
-    info=converted.info,
-    run=converted.run,
-    weight_format=weight_format,
-    origin=provenance.trace(weights.run),
+  return dataclasses.replace(
+    _make_card(weights, _convertible(weights, form), form),
     repo_id=repo_id,
     license=license,
     results=results or {},
     picture=picture,
-    notes=(*converted.notes, *form.reader_notes(converted.info, "")),
   )
+
+
+def _make_card(
+  weights: Weights, converted: Weights, form: WeightFormat
+) -> model_card.Card:
+  return model_card.Card(
+    info=converted.info,
+    run=converted.run,
+    weight_format=str(form),
+    origin=provenance.trace(weights.run),
+    notes=_notes(converted, form, ""),
+  )
+
+
+def _notes(weights: Weights, form: WeightFormat, out: str) -> tuple[str, ...]:
+  """Returns what a reader of converted weights must know."""
+  scaled = []
+  if weights.run.config.data.value_range:
+    low, high = weights.run.config.data.value_range
+    scaled = [
+      f"data.value_range={low:g},{high:g}: pixels of {low:g} become 0 and "
+      f"those of {high:g} become 1, before mean and std; {form} does not do "
+      "this, so prepare images yourself"
+    ]
+  return (*weights.notes, *form.reader_notes(weights.info, out), *scaled)
 
 
 def _check_objective(weights: Weights) -> None:
@@ -136,7 +161,8 @@ def _check_objective(weights: Weights) -> None:
     if value not in supported:
       raise ConfigError(
         f"{weights.what} was trained with objective.{name}={value}, which no "
-        "other program supports: convert only its encoder (--encoder_only)"
+        "other program supports: convert only its encoder (--encoder_only of "
+        "python -m mae_jax convert)"
       )
 
 

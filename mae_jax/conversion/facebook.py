@@ -54,6 +54,7 @@ QKV_BIAS = r"\.attn\.qkv\.bias$"  # timm's networks can lack it
 UNSUPPORTED = (
   (r"^(reg_token|register_tokens)$", "register tokens"),
   (r"^(dist_token$|head_dist\.)", "a distillation token"),
+  (r"\.(lora_|base_layer\.)", "LoRA adapters that are not merged"),
   (r"^norm_pre\.", "a norm before its blocks"),
   (r"^blocks\.\d+\.attn\.[qk]_norm\.", "norms of queries and keys"),
   (r"^blocks\.\d+\.attn\.(norm|gate)\b", "a norm or gate in its attention"),
@@ -116,7 +117,9 @@ class Facebook(WeightFormat):
       )
     return notes
 
-  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
+  def write(
+    self, weights: Weights, out: str, dtype: np.dtype, card: str
+  ) -> list[str]:
     """Writes a `.pth` file."""
     torch = tensor_files.import_torch(out)
     specs, values = self.tensors(weights)

@@ -7,19 +7,23 @@ import contextlib
 import functools
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from flax import serialization, traverse_util
 
-from mae_jax.conversion.tensor_files import BFLOAT16, FLOATS, Read
+from mae_jax.conversion.tensor_files import (
+  BFLOAT16,
+  FLOATS,
+  Read,
+  check_git_lfs,
+)
 from mae_jax.conversion.tensor_views import Entry, TensorView, entry
 from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
 
-_NPY = ".npy"
+_NPY = b".npy"
 _ANCHOR = "embedding/kernel"
 # Where files keep the parameters: alone, with those of a text model, or beside
 # an optimizer's.
@@ -33,12 +37,14 @@ _NEW = "LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"
 
 
 def is_npz(path: pathlib.Path) -> bool:
-  """Checks whether a file is an archive of NumPy arrays."""
-  if not zipfile.is_zipfile(path):
-    return False
-  with zipfile.ZipFile(path) as archive:
-    names = archive.namelist()
-  return bool(names) and all(name.endswith(_NPY) for name in names)
+  """Checks whether a file begins as an archive of NumPy arrays.
+
+  The list of an archive's files is at its end, which a truncated one lacks.
+  """
+  with path.open("rb") as file:
+    head = file.read(30)  # the header before the first file's name
+    name = file.read(int.from_bytes(head[26:28], "little"))
+  return head.startswith(b"PK") and name.endswith(_NPY)
 
 
 def is_msgpack(path: pathlib.Path) -> bool:
@@ -62,9 +68,11 @@ class _Arrays:
   def __init__(
     self,
     path: pathlib.Path,
+    kind: str,
     opened: Callable[[], contextlib.AbstractContextManager[Any]],
   ):
     """Reads names and shapes of the arrays that `opened` gives by path."""
+    check_git_lfs(path)
     self._opened = opened
     self.shapes, self.dtypes = {}, {}
     self.extra: dict[str, Any] = {}
@@ -78,7 +86,7 @@ class _Arrays:
       raise
     except Exception as error:  # damaged files raise errors of many types
       raise ConfigError(
-        f"{path} is not a complete file of arrays "
+        f"{path} is not a complete {kind} file "
         f"({console.first_line(error, 120)}): it may be truncated, or contain "
         "objects, which are not loaded; download or write it again"
       ) from error
@@ -103,7 +111,14 @@ def _dtype_name(dtype: np.dtype) -> str:
 
 def open_npz(path: pathlib.Path) -> TensorView:
   """Opens a `.npz` of a Vision Transformer; objects in it are refused."""
-  return _as_timm(path, _Arrays(path, lambda: np.load(path)))
+
+  @contextlib.contextmanager
+  def opened() -> Iterator[Any]:
+    # np.load advises to load a file of another kind unsafely.
+    with path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
+      yield arrays
+
+  return _as_timm(path, _Arrays(path, "NumPy (.npz)", opened))
 
 
 def open_msgpack(path: pathlib.Path) -> TensorView:
@@ -115,7 +130,8 @@ def open_msgpack(path: pathlib.Path) -> TensorView:
     flat = traverse_util.flatten_dict(tree, sep="/")
     return {k: x for k, x in flat.items() if isinstance(x, np.ndarray)}
 
-  return _as_timm(path, _Arrays(path, lambda: contextlib.nullcontext(load())))
+  found = _Arrays(path, "msgpack", lambda: contextlib.nullcontext(load()))
+  return _as_timm(path, found)
 
 
 def _as_timm(path: pathlib.Path, found: _Arrays) -> TensorView:

@@ -23,6 +23,7 @@ from mae_jax.conversion.weight_format import WeightFormat
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError, abbreviate
 
+_MAX_NAMES = 6  # names in an error
 JAX = "jax"
 PICKLES = (".pth", ".pt", ".bin")
 _SAFE = ".safetensors"
@@ -65,7 +66,7 @@ def is_foreign(path: epath.PathLike) -> bool:
   """Checks whether a path holds another format's weights, not a checkpoint.
 
   Raises:
-    ConfigError: as `locate`.
+    ConfigError: as `locate`, or if it is a folder of files of weights.
     OSError: if a bucket cannot be reached.
   """
   path = locate(path)
@@ -73,7 +74,27 @@ def is_foreign(path: epath.PathLike) -> bool:
     return True
   if path.exists() and not path.is_dir():
     return True  # opening it reports an unknown file
-  return path.is_dir() and (path / transformers.CONFIG).is_file()
+  if not path.is_dir():
+    return False
+  if (path / transformers.CONFIG).is_file():
+    return True
+  if not storage.is_remote(path):
+    _check_no_files(path)
+  return False
+
+
+def _check_no_files(path: epath.Path) -> None:
+  """Refuses a folder of weight files that is no checkpoint."""
+  for folder in (path / "checkpoints", path):
+    names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    if "params" in names or any(map(str.isdigit, names)):
+      return
+    files = sorted(name for name in names if name.endswith(_ENDINGS))
+    if files:
+      raise ConfigError(
+        f"{path} has neither a checkpoint of this project nor a "
+        f"{transformers.CONFIG}: name a file, such as {folder / files[0]}"
+      )
 
 
 def check_exists(path: epath.PathLike) -> None:
@@ -135,6 +156,10 @@ def _open(path: pathlib.Path) -> tensor_files.Tensors:
     # A damaged file is reported as one of its ending.
     if path.suffix == _SAFE:
       return tensor_files.SafeTensors([path])
+    if path.suffix == ".npz":
+      return flax_files.open_npz(path)
+    if path.suffix == ".msgpack":
+      return flax_files.open_msgpack(path)
     if path.suffix in _ENDINGS:
       return tensor_files.PickledTensors(path)
     raise ConfigError(
@@ -147,9 +172,11 @@ def _open(path: pathlib.Path) -> tensor_files.Tensors:
   for name in ("model.safetensors", "pytorch_model.bin"):
     if (path / name).is_file():
       return _open(path / name)
+  others = sorted(each.name for each in path.iterdir() if each.is_file())
   raise ConfigError(
     f"{path} has a {transformers.CONFIG} but no model.safetensors or "
-    "pytorch_model.bin: download the weights too"
+    f"pytorch_model.bin (it has {', '.join(others[:_MAX_NAMES])}): download "
+    "the weights too, or save the network again with transformers"
   )
 
 

@@ -265,11 +265,18 @@ class ForeignCheckpoint:
       ours = sincos_table(self.info, part)
       trained = path in pieces
       if not trained:
-        if self._shapes.get(name) != ours.shape:
+        if name not in self._shapes:
+          if self._overrides.positions == "sincos":
+            continue
           raise ConfigError(
-            f"{self._path}: {name} is {self._shapes.get(name, 'missing')}, but "
-            f"images of {self.info.image_size} need positions {ours.shape}: "
-            "give the image size with --image_size"
+            f"{self._path}: {name} is missing: convert with --positions=sincos "
+            "if it is the reference's table (python -m mae_jax convert)"
+          )
+        if self._shapes[name] != ours.shape:
+          raise ConfigError(
+            f"{self._path}: {name} is {self._shapes[name]}, but images of "
+            f"{self.info.image_size} need positions {ours.shape}: give the "
+            "image size with --image_size"
           )
         pieces[path] = name_maps.pieces(
           path, ours.shape, self._format.names, patch
@@ -326,6 +333,8 @@ class ForeignCheckpoint:
         "table"
       )
       return False
+    if self._overrides.fixed_positions:
+      return True
     difference = np.abs(
       ours.astype(np.float32) - theirs.astype(np.float32)
     ).max()
@@ -362,10 +371,11 @@ def _canonical_name(name: str, aliases: Any) -> str:
 
 def _check_sizes(path: pathlib.Path, found: tensor_files.Tensors) -> None:
   for name, shape in found.shapes.items():
-    if 0 in shape:
+    if 0 in shape or name.rpartition(".")[2] == "_flat_param":
       raise ConfigError(
-        f"{path}: {name} has shape {shape} and thus no values: save the "
-        "weights without it, or download them again"
+        f"{path}: {name} has shape {shape} and thus no values, or those of one "
+        "process: gather the weights first (FSDP's FULL_STATE_DICT, "
+        "DeepSpeed's zero_to_fp32.py), or save them without it"
       )
 
 

@@ -37,7 +37,7 @@ def read(shapes: Shapes, names: Names, what: str) -> dict[str, Any]:
       raise ConfigError(
         f"{what} has no tensor {name}, which every ViT of this format has (it "
         f"has {found or 'none'}, ...): check that it is the right file, or "
-        "choose another format with --from"
+        "choose another format with --from (python -m mae_jax convert)"
       )
     if len(shapes[name]) != dims:
       raise ConfigError(

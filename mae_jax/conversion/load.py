@@ -22,6 +22,7 @@ from mae_jax.conversion import (
   model_info,
   run_config,
   tensor_files,
+  tensor_views,
 )
 from mae_jax.conversion.weights import NOT_NEEDED, POSITION_TABLES, Weights
 from mae_jax.distributed import sharding
@@ -268,6 +269,6 @@ def load_any(
     found = model_info.KINDS[weights.info.kind]
     console.info(f"{path}: {weights.weight_format}, {found}")
     for note in weights.notes:
-      usual = note.startswith(NOT_NEEDED)
+      usual = note.startswith((NOT_NEEDED, tensor_views.PREFIX_NOTE))
       (console.info if usual else console.warn)(f"{path}: {note}")
   return traverse_util.unflatten_dict(placed, "/"), weights.run

@@ -103,7 +103,8 @@ class ModelOverrides:
   command line. With `insist`, a contradiction to the file raises an error, and
   overrides replace assumed values. Without, the file takes precedence.
   `encoder_only` loads only the encoder of any network; `no_decoder` drops the
-  decoder of an autoencoder.
+  decoder of an autoencoder. `fixed_positions` leaves out the note that other
+  positions are kept, as the caller refuses them.
   """
 
   heads: int | None = None
@@ -118,6 +119,7 @@ class ModelOverrides:
   insist: bool = False
   encoder_only: bool = False
   no_decoder: bool = False
+  fixed_positions: bool = False
 
   @classmethod
   def from_config(cls, config: Config) -> Self:

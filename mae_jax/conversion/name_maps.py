@@ -36,8 +36,10 @@ def blocks(module: str, prefix: str, block: Names) -> Names:
   }
 
 
-# Prefixes of DistributedDataParallel and torch.compile, and their replacement.
-WRAPPERS = (r"^((module|_orig_mod)\.)+", "")
+# Parts of names that torch.compile, FSDP and activation checkpointing add to
+# any module, and DistributedDataParallel to the whole network.
+INNER_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+WRAPPERS = (rf"^((module|{INNER_WRAPPERS})\.)+|({INNER_WRAPPERS})\.", "")
 
 _SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 

@@ -16,6 +16,7 @@ import os
 import pathlib
 import pickle
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -126,7 +127,7 @@ class SafeTensors:
 def _open_safe(path: pathlib.Path) -> Iterator[Any]:
   import safetensors
 
-  _check_git_lfs(path)
+  check_git_lfs(path)
   try:
     file = safetensors.safe_open(path, framework="numpy")
   except safetensors.SafetensorError as error:
@@ -140,14 +141,19 @@ def _open_safe(path: pathlib.Path) -> Iterator[Any]:
 
 
 # Keys of training scripts' files, the first one first. Among the _USUAL first
-# ones there is no choice. DeepSpeed's have "module"; DINO's "teacher".
+# ones there is no choice. DeepSpeed has "module", SlowFast "model_state" and
+# DINO "teacher".
 _CONTAINERS = (
   "model",
   "state_dict",
   "model_state_dict",
+  "model_state",
   "module",
   "net",
   "network",
+  "backbone",
+  "weights",
+  "params",
   "teacher",
   "target_encoder",
   "encoder",
@@ -156,7 +162,7 @@ _CONTAINERS = (
   "state_dict_ema",
   "ema",
 )
-_USUAL = 6
+_USUAL = 10
 
 
 class _Unread:
@@ -197,6 +203,17 @@ _HARMLESS = (
     for name in ("date", "datetime", "time", "timedelta", "timezone")
   ),
   "types.SimpleNamespace",
+  # Settings of Hydra, with the types of their values.
+  "omegaconf.dictconfig.DictConfig",
+  "omegaconf.listconfig.ListConfig",
+  "omegaconf.base.ContainerMetadata",
+  "omegaconf.base.Metadata",
+  *(
+    f"omegaconf.nodes.{kind}Node"
+    for kind in ("Any", "Boolean", "Float", "Integer", "String")
+  ),
+  "typing.Any",
+  *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "str", "tuple")),
   "builtins.list",  # default of a dictionary
   "builtins.int",
 )
@@ -271,7 +288,7 @@ class PickledTensors:
     for name, value in tensors.items():
       if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise ConfigError(
-          f"{self._path} has {name!r} of type {type(value).__name__} among its "
+          f"{self._path} has {name!r} of type {_type_name(value)} among its "
           "weights, which must be named tensors: save the model's "
           "state_dict(), alone or as {'model': state_dict}"
         )
@@ -293,6 +310,11 @@ class PickledTensors:
       return array
 
     yield read
+
+
+def _type_name(value: Any) -> str:
+  name = type(value).__name__
+  return "numpy.ndarray" if name == "_reconstruct" else name
 
 
 def _dtype_name(tensor: Any) -> str:
@@ -336,7 +358,7 @@ def is_safetensors(path: pathlib.Path) -> bool:
   return head[8:] == b"{" and length <= path.stat().st_size
 
 
-def _check_git_lfs(path: pathlib.Path) -> bytes:
+def check_git_lfs(path: pathlib.Path) -> bytes:
   """Refuses a Git LFS pointer; returns the first bytes of the file."""
   with path.open("rb") as file:
     head = file.read(len(_GIT_LFS_HEAD))
@@ -348,9 +370,28 @@ def _check_git_lfs(path: pathlib.Path) -> bytes:
   return head
 
 
+def _check_archive(path: pathlib.Path) -> None:
+  """Refuses archives of files, and PyTorch's archives of programs."""
+  names = []
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      names = [name.rpartition("/")[2] for name in archive.namelist()]
+  if "constants.pkl" in names:
+    raise ConfigError(
+      f"{path} is a TorchScript program, not a file of weights: save the "
+      "state_dict() of torch.jit.load"
+    )
+  if (names and "data.pkl" not in names) or tarfile.is_tarfile(path):
+    raise ConfigError(
+      f"{path} is an archive of other files: unpack it, and name the file of "
+      "weights"
+    )
+
+
 def _load_pickle(path: pathlib.Path) -> Any:
   torch = import_torch(path)
-  head = _check_git_lfs(path)
+  head = check_git_lfs(path)
+  _check_archive(path)
   if not head.startswith(_PICKLE_HEADS):
     what = f"it begins with {head[:12]!r}" if head else "it is empty"
     raise ConfigError(

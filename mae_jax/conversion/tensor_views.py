@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from mae_jax.conversion.name_maps import INNER_WRAPPERS
 from mae_jax.conversion.tensor_files import Read, Tensors
 
 # The first weight of an encoder in the formats of PyTorch.
@@ -15,7 +16,9 @@ _ANCHOR = re.compile(
   r"^(.*?)(patch_embed\.proj\.weight"
   r"|(vit\.)?embeddings\.patch_embeddings\.projection\.weight)$"
 )
-_WRAPPERS = re.compile(r"((module|_orig_mod)\.)*")
+_WRAPPERS = re.compile(rf"((module|{INNER_WRAPPERS})\.)*")
+_INNER = re.compile(rf"({INNER_WRAPPERS})\.")
+PREFIX_NOTE = "the names of tensors "  # begins a usual note
 # Of several encoders the first is read. Teachers are averages of students and
 # better, but BYOL's online encoder is the one that is used.
 _PREFERRED = (
@@ -76,14 +79,26 @@ def entry(found: Tensors, name: str) -> Entry:
 def without_prefix(found: Tensors) -> Tensors:
   """Returns the tensors of the encoder, without a common prefix.
 
-  The prefixes of DistributedDataParallel and torch.compile stay: formats know
-  them.
+  Those of DistributedDataParallel and other wrappers are only noted: formats
+  remove them.
   """
   matches = map(_ANCHOR.match, found.shapes)
   prefixes = [match[1] for match in matches if match]
-  if not prefixes or any(_WRAPPERS.fullmatch(prefix) for prefix in prefixes):
+  if not prefixes:
     return found
-  prefix = min(prefixes, key=_rank)
+  wrapped = [each for each in prefixes if _WRAPPERS.fullmatch(each)]
+  prefix = wrapped[0] if wrapped else min(prefixes, key=_rank)
+  notes = []
+  if prefix:
+    notes.append(f"{PREFIX_NOTE}begin with {prefix!r}, which is removed")
+  inner = [_INNER.search(name.removeprefix(prefix)) for name in found.shapes]
+  notes += [
+    f"{PREFIX_NOTE}contain {each!r}, which is removed"
+    for each in dict.fromkeys(match[0] for match in inner if match)
+  ]
+  if wrapped:
+    found.notes = (*found.notes, *notes)
+    return found
   kept = {
     name.removeprefix(prefix): entry(found, name)
     for name in found.shapes
@@ -97,11 +112,10 @@ def without_prefix(found: Tensors) -> Tensors:
       inside = parent if parent and name.startswith(f"{parent}.") else ""
       first = name.removeprefix(f"{inside}.").partition(".")[0]
       left[other.rstrip(".") or f"{inside}.{first}".lstrip(".")] += 1
-  note = f"the names of tensors begin with {prefix!r}, which is removed"
   if left:
     parts = ", ".join(f"{name} ({count})" for name, count in left.items())
-    note += f"; tensors with other names are left out: {parts}"
-  return TensorView(found, kept, (note,), prefix)
+    notes.append(f"tensors without {prefix!r} are left out: {parts}")
+  return TensorView(found, kept, tuple(notes), prefix)
 
 
 def _rank(prefix: str) -> int:

@@ -83,7 +83,9 @@ class Timm(WeightFormat):
       "license": license,
     }
 
-  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
+  def write(
+    self, weights: Weights, out: str, dtype: np.dtype, card: str
+  ) -> list[str]:
     """Writes a `.safetensors` file, or a folder for any other name."""
     if out.endswith(self.suffix):
       self.write_safetensors(weights, out, dtype)
@@ -95,6 +97,7 @@ class Timm(WeightFormat):
     with atomic_write.atomic_folder(out, lambda _: False, OUT) as directory:
       text = json.dumps(content, indent=2) + "\n"
       (directory / CONFIG).write_text(text)
+      (directory / model_card.FILE).write_text(card, "utf-8")
       self.write_safetensors(weights, str(directory / WEIGHTS), dtype)
     path = f"local-dir:{os.path.abspath(out)}"
     notes = [f"load it with timm.create_model({path!r}, pretrained=True)"]
@@ -135,8 +138,8 @@ def _config(path: pathlib.Path, known: dict[str, Any]) -> dict[str, Any]:
   if known["classes"] and pool == "avg" and known["pooling"] == "cls":
     raise ConfigError(
       f"{file} averages normalized tokens (global_pool=avg without fc_norm), "
-      "which no classifier of this project does: convert only the encoder with "
-      "--encoder_only"
+      "which no classifier of this project does: convert only the encoder "
+      "(--encoder_only of python -m mae_jax convert)"
     )
   result = _model_args(json_fields.mapping(content, "model_args", file))
   result |= {

@@ -16,6 +16,7 @@ import numpy as np
 from mae_jax.conversion import (
   infer_architecture,
   json_fields,
+  model_card,
   model_info,
   name_maps,
   preprocessing,
@@ -168,12 +169,15 @@ class Transformers(WeightFormat):
     """Lists differences in pixels; `config.json` states all settings."""
     return preprocessing.transformers_notes(found)
 
-  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
+  def write(
+    self, weights: Weights, out: str, dtype: np.dtype, card: str
+  ) -> list[str]:
     """Writes a directory."""
     content = files(weights.info, dtype.name)
     with atomic_write.atomic_folder(out, lambda _: False, OUT) as directory:
       for file, values in content.items():
         (directory / file).write_text(json.dumps(values, indent=2) + "\n")
+      (directory / model_card.FILE).write_text(card, "utf-8")
       # ViTModel, the encoder alone, has no prefix.
       prefix = "vit." if weights.info.kind == model_info.ENCODER else ""
       path = str(directory / "model.safetensors")

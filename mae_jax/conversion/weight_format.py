@@ -79,8 +79,13 @@ class WeightFormat:
     """Returns source and license that files state, as `hub.source`."""
     return {}
 
-  def write(self, weights: Weights, out: str, dtype: np.dtype) -> list[str]:
-    """Writes weights as `dtype` to `out`, and returns notes."""
+  def write(
+    self, weights: Weights, out: str, dtype: np.dtype, card: str
+  ) -> list[str]:
+    """Writes weights as `dtype` to `out`, and returns notes.
+
+    A folder gets `card`, the text of its README.md.
+    """
     raise NotImplementedError
 
   def check(self, weights: Weights) -> None:

@@ -33,7 +33,7 @@ class Weights:
     read: returns an array by its path.
     finish: verifies the data after the last read; raises if it was damaged.
     notes: corrections and omissions, one line each; those that begin with
-      NOT_NEEDED are usual.
+      NOT_NEEDED or `tensor_views.PREFIX_NOTE` are usual.
   """
 
   what: str

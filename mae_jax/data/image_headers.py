@@ -12,7 +12,7 @@ import warnings
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from mae_jax.config import DataConfig
 from mae_jax.utils import console
@@ -52,6 +52,8 @@ with contextlib.suppress(ImportError):
 
 # `_check_size` replaces Pillow's limit, which would warn first.
 Image.MAX_IMAGE_PIXELS = None
+# Color profiles and texts of a PNG, unpacked; Pillow's bound is 1 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_METADATA
 # Pillow would warn of a broken tag or a short file each time it is read.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -192,6 +194,10 @@ def open_image(data: bytes, how: Reading) -> Any:
       raise UnreadableError(
         "it is HEIC, which needs a plugin: pip install pillow-heif, or convert "
         "it to JPEG"
+      ) from None
+    if data.startswith(b"version https://git-lfs"):
+      raise UnreadableError(
+        "it is a Git LFS pointer, not the image: fetch images with git lfs pull"
       ) from None
     kinds = ", ".join(FORMATS)
     raise UnreadableError(

@@ -24,9 +24,9 @@ from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
 SUFFIXES = (
-  ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-  ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".heic", ".heif",
-  ".npy",
+  ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif",
+  ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".heic",
+  ".heif", ".npy",
 )  # fmt: skip
 # What other programs put beside images; hidden files are left out too.
 _IGNORED = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "#recycle")

@@ -106,11 +106,7 @@ def load_classifier(
 
 
 def _encoder(start: "_Checkpoint", like: Any, grid: tuple[int, int]) -> Any:
-  start.check_network()
-  start.warn_pixels()
-  found = dict(classifiers.inference_params(start.params)["encoder"])
-  if start.new_patch is not None:
-    found = start.adapted_embedding(found)
+  found = start.open_encoder()
   if "norm" not in like:
     found.pop("norm", None)
   elif "norm" not in found:
@@ -121,9 +117,13 @@ def _encoder(start: "_Checkpoint", like: Any, grid: tuple[int, int]) -> Any:
     )
   if "pos_embed" in like:
     found["pos_embed"] = start.positions(found, grid)
+  return _place_encoder(start, found, dict(like))
+
+
+def _place_encoder(start: "_Checkpoint", found: Any, like: Any) -> Any:
   start.check_channels(found, like)
   checkpoints.check_shapes(start.path, {"encoder": found}, {"encoder": like})
-  return _place(found, dict(like))
+  return _place(found, like)
 
 
 def load_autoencoder(
@@ -157,13 +157,11 @@ def load_autoencoder(
   found = dict(start.params[classifiers.MODEL])
   # Settings that differ are named before shapes are compared.
   start.check_objective(like, config)
-  start.check_network()
-  start.warn_pixels()
+  found["encoder"] = start.open_encoder()
   for part in (model.encoder, model.decoder):
     name = "encoder" if part is model.encoder else "decoder"
     found[name] = start.without_fixed(name, found[name], part.config.width)
   if start.new_patch is not None:
-    found["encoder"] = start.adapted_embedding(found["encoder"])
     if targets.FITTED not in start.params:
       found["decoder"] = start.adapted_prediction(found["decoder"])
     start.warn_frozen(config)
@@ -185,22 +183,17 @@ def _encoder_alone(
   config: Config,
 ) -> Any:
   """Returns the encoder for pre-training, in a tree as `load_autoencoder`."""
-  params = classifiers.inference_params(start.params)["encoder"]
-  found = start.without_fixed("encoder", params, model.encoder.config.width)
-  start.check_network()
-  start.warn_pixels()
-  if start.new_patch is not None:
-    found = start.adapted_embedding(found)
-    start.warn_frozen(config)
+  width = model.encoder.config.width
+  found = start.without_fixed("encoder", start.open_encoder(), width)
+  start.warn_frozen(config)
   wanted = dict(like[classifiers.MODEL]["encoder"])
   new = "decoder"
   if "norm" not in found:  # of fine-tuning with mean pooling
     del wanted["norm"]
     new = "decoder and final norm of the encoder"
-  start.check_channels(found, wanted)
-  checkpoints.check_shapes(start.path, {"encoder": found}, {"encoder": wanted})
+  placed = _place_encoder(start, found, wanted)
   _warn(f"{start.path} has no decoder: this run starts with a new {new}")
-  return {classifiers.MODEL: {"encoder": _place(dict(found), wanted)}}
+  return {classifiers.MODEL: {"encoder": placed}}
 
 
 def _place(found: Any, like: Any) -> Any:
@@ -232,9 +225,10 @@ class _Checkpoint:
       if config
       else conversion.NO_OVERRIDES
     )
-    self.params, run = conversion.load_any(
-      path, mesh, dataclasses.replace(overrides, no_decoder=no_decoder)
+    overrides = dataclasses.replace(
+      overrides, no_decoder=no_decoder, fixed_positions=not no_decoder
     )
+    self.params, run = conversion.load_any(path, mesh, overrides)
     self.path, self._before, self._now = path, run.config, config
     self._class_names = run.class_names
     self._old_encoder, self._encoder = factory.encoder(run.config), encoder
@@ -396,7 +390,8 @@ class _Checkpoint:
 
   def warn_frozen(self, now: Config) -> None:
     """Warns of an encoder that is adapted and then frozen."""
-    if self._patch != self.new_patch and now.objective.trainable == "decoder":
+    adapted = self.new_patch not in (None, self._patch)
+    if adapted and now.objective.trainable == "decoder":
       _warn(
         f"the encoder of {self.path} is adapted to other patches and then not "
         "trained, because of objective.trainable='decoder': to train it, set "
@@ -435,11 +430,16 @@ class _Checkpoint:
     """Returns the checkpoint's positions on the new grid, [1, 1 + L, D]."""
     return pos_embed.table_of(encoder, self._grid, grid)
 
-  def adapted_embedding(self, encoder: Any) -> dict[str, Any]:
-    """Adapts the patch embedding of an encoder to other patches."""
-    embed = dict(encoder["patch_embed"])
-    embed["kernel"] = self._adapt(resize_patches.embedding, embed["kernel"])
-    return {**encoder, "patch_embed": embed}
+  def open_encoder(self) -> dict[str, Any]:
+    """Checks the encoder, and adapts its patch embedding to other patches."""
+    self.check_network()
+    self.warn_pixels()
+    found = dict(classifiers.inference_params(self.params)["encoder"])
+    if self.new_patch is not None:
+      embed = dict(found["patch_embed"])
+      embed["kernel"] = self._adapt(resize_patches.embedding, embed["kernel"])
+      found["patch_embed"] = embed
+    return found
 
   def adapted_prediction(self, decoder: Any) -> dict[str, Any]:
     """Adapts the prediction layer of a decoder to other patches."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
+import safetensors.numpy
+import torch
 import transformers
 
 import mae_jax
+from mae_jax.tools import convert
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,28 @@ def untrained(tmp_path_factory):
   )  # fmt: skip
   transformers.ViTMAEForPreTraining(config).save_pretrained(path)
   return path
+
+
+def test_a_way_out_that_only_the_command_has(tmp_path):
+  safetensors.numpy.save_file({"conv1": np.ones(3)}, tmp_path / "x.safetensors")
+  text = "check that it is the right file"
+  with pytest.raises(mae_jax.ConfigError, match=f"{text}$"):
+    mae_jax.from_pretrained(tmp_path / "x.safetensors")
+  with pytest.raises(mae_jax.ConfigError, match=f"{text}, or .* with --from"):
+    convert.convert(str(tmp_path / "x.safetensors"), inspect=True)
+
+
+def test_a_usual_prefix_is_a_note(tmp_path):
+  """Warnings are errors here."""
+  path = tmp_path / "x.pth"
+  mae_jax.from_pretrained("digits").save_pretrained(path, "facebook")
+  content = torch.load(path, weights_only=False)
+  weights = content["model"]
+  for prefix in ("module.", "model."):
+    content["model"] = {prefix + name: x for name, x in weights.items()}
+    torch.save(content, path)
+    model = mae_jax.from_pretrained(path)
+    assert any(f"begin with {prefix!r}" in note for note in model.notes)
 
 
 def test_errors_name_the_arguments(untrained):

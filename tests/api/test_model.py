@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn import datasets
 
 import mae_jax
+from mae_jax.api import results
 from mae_jax.data import prepare
 from mae_jax.evals import load_model
 from mae_jax.tools import feature_extractor, predict
@@ -321,6 +322,18 @@ def test_transformers_classifier(tmp_path, capfd):
   np.testing.assert_allclose(
     found.probabilities[0], wanted[found.labels[0]], atol=1e-5, rtol=0
   )
+
+
+def test_classes_of_the_same_name_are_told_apart():
+  """ImageNet has two cranes, and files of transformers name both so."""
+  found = results.Predictions(
+    ["a.png"],
+    np.array([[2, 1, 0]]),
+    np.array([[0.5, 0.3, 0.2]]),
+    ("crane", "dog", "crane"),
+  )
+  ((_, chances),) = found
+  assert chances == {"crane (2)": 0.5, "dog": 0.3, "crane (0)": 0.2}
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,7 @@ def test_weights_go_out_to_a_folder_first(folder, tmp_path):
 def test_push(server, folder, tmp_path):
   out = tmp_path / "out"
   test_round_trips.run(folder, out, "transformers")
+  (out / "README.md").unlink()
   with pytest.raises(ConfigError, match=r"has no README.md: write a model car"):
     hub.push(out, "lab/new", endpoint=server.endpoint)
   (out / "README.md").write_bytes(CARD)

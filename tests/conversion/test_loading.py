@@ -259,7 +259,7 @@ def test_what_does_not_fit_pre_training(kind, changes, text, to, weights):
   assert "\n" not in str(caught.value)
 
 
-def test_pre_training_has_fixed_positions(tmp_path: pathlib.Path):
+def test_pre_training_has_fixed_positions(tmp_path: pathlib.Path, capsys):
   """Position tables must equal sin-cos, except for rounding."""
   path = digits_weights(tmp_path, "mae", "facebook")
   content = torch.load(path, weights_only=False)
@@ -273,6 +273,7 @@ def test_pre_training_has_fixed_positions(tmp_path: pathlib.Path):
   text = "its decoder has positions other than the sin-cos table, .*fine-tune"
   with pytest.raises(ConfigError, match=text):
     initial(config)
+  assert "kept" not in capsys.readouterr().err
 
 
 def test_sharded_and_whole_are_the_same(weights):

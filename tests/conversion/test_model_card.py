@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from mae_jax.config import DataConfig
 from mae_jax.conversion import export_weights, load, model_card
 from mae_jax.data import image_files, prepare
 from mae_jax.data.image_headers import Reading
@@ -172,19 +173,51 @@ def test_settings_of_other_programs_are_not_stated(tmp_path: pathlib.Path):
 def test_the_lines_of_a_card_prepare_images(kind, tmp_path, monkeypatch):
   """Runs them as written; the pixels are those of evaluation."""
   _, text = card(tmp_path, kind, "transformers")
+  random = np.random.default_rng(0)
+  colors = random.integers(0, 256, (30, 50, 4), np.uint8)
+  Image.fromarray(colors).save(tmp_path / "image.jpg", format="png")
+  monkeypatch.chdir(tmp_path)
+  data = load.open_weights(tmp_path / "start").run.config.data
+  check_pixels(text, data)
+  assert f"| background of transparent pixels | {data.background} |" in text
+
+
+def check_pixels(text: str, data: DataConfig) -> None:
+  """Checks that a card's lines prepare image.jpg here as evaluation does."""
   (code,) = (
     block
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     if "PIL" in block
   )
-  random = np.random.default_rng(0)
-  colors = random.integers(0, 256, (30, 50, 4), np.uint8)
-  Image.fromarray(colors).save(tmp_path / "image.jpg", format="png")
-  monkeypatch.chdir(tmp_path)
   found: dict[str, Any] = {}
   exec(code, found)
-  data = load.open_weights(tmp_path / "start").run.config.data
-  image = image_files.read(tmp_path / "image.jpg", Reading.of(data))
+  image = image_files.read(pathlib.Path("image.jpg"), Reading.of(data))
   wanted = (prepare.fit(image, data) / 255 - data.mean) / data.std
   np.testing.assert_allclose(found["pixels"], wanted, atol=1e-3)
-  assert f"| background of transparent pixels | {data.background} |" in text
+
+
+@pytest.mark.parametrize("to", ["timm", "transformers"])
+def test_a_folder_says_what_its_config_cannot(to, tmp_path, monkeypatch):
+  """The range of values and the background are in README.md, and come back."""
+  changes = {
+    "source": "folder",
+    "channels": 1,
+    "mean": (0.4,),
+    "std": (0.2,),
+    "value_range": (100.0, 4095.0),
+    "background": "black",
+  }
+  before = sample_checkpoints.DATA | changes
+  start = sample_checkpoints.save(tmp_path / "start", "encoder", data=before)
+  out = tmp_path / "out"
+  notes = export_weights.write(load.open_weights(start), to, str(out))
+  (note,) = [note for note in notes if "data.value_range=100,4095" in note]
+  text = (out / model_card.FILE).read_text()
+  assert f"- {note}\n" in text
+  assert "| background of transparent pixels | black |" in text
+  data = load.open_weights(out).run.config.data
+  assert {name: getattr(data, name) for name in changes} == changes
+  levels = np.random.default_rng(0).integers(0, 5000, (30, 50), np.uint16)
+  monkeypatch.chdir(tmp_path)
+  Image.fromarray(levels).save("image.jpg", format="png")
+  check_pixels(text, data)

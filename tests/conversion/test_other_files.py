@@ -80,6 +80,8 @@ def check_same(path: pathlib.Path, model: torch.nn.Module, **flags: Any):
     ("base_encoder.", {"momentum_encoder.patch_embed.proj.weight": 3}, "momen"),
     ("teacher.backbone.", {"student.backbone.patch_embed.proj.weight": 3}, "s"),
     ("model._orig_mod.", {}, ""),
+    ("module.", {}, ""),
+    ("_orig_mod.module.", {}, ""),
   ],
 )
 def test_a_common_prefix_is_removed(prefix, others, left, tmp_path):
@@ -91,9 +93,39 @@ def test_a_common_prefix_is_removed(prefix, others, left, tmp_path):
   np.testing.assert_array_equal(
     weights.read("model/encoder/norm/bias"), wanted["norm.bias"]
   )
-  (note,) = [x for x in weights.notes if "begin with" in x]
-  assert note.startswith(f"the names of tensors begin with {prefix!r}")
-  assert (f"are left out: {left}" in note) == bool(left)
+  note = f"the names of tensors begin with {prefix!r}, which is removed"
+  assert note in weights.notes
+  told = f"tensors without {prefix!r} are left out: {left}"
+  assert any(x.startswith(told) for x in weights.notes) == bool(left)
+
+
+@pytest.mark.parametrize(
+  ("block", "told"),
+  [
+    ("blocks.1._orig_mod.", ["contain '_orig_mod.'"]),
+    (
+      "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.",
+      ["contain '_fsdp_wrapped_module.'"],
+    ),
+  ],
+)
+@pytest.mark.parametrize("prefix", ["", "_fsdp_wrapped_module.", "model."])
+def test_wrappers_of_single_blocks(prefix, block, told, tmp_path):
+  """Reads names of torch.compile, FSDP and activation checkpointing."""
+  wanted = test_refusals.state("encoder")
+  found = {
+    prefix + name.replace("blocks.1.", block): x for name, x in wanted.items()
+  }
+  torch.save(found, tmp_path / "x.pt")
+  weights = load.open_weights(tmp_path / "x.pt", overrides=HINTS)
+  np.testing.assert_array_equal(
+    weights.read("model/encoder/stack/blocks/norm1/bias")[1],
+    wanted["blocks.1.norm1.bias"],
+  )
+  told = told + [f"begin with {prefix!r}"] * bool(prefix)
+  for text in told:
+    note = f"the names of tensors {text}, which is removed"
+    assert note in weights.notes
 
 
 @pytest.mark.parametrize(
@@ -101,6 +133,8 @@ def test_a_common_prefix_is_removed(prefix, others, left, tmp_path):
   [
     ("model_state_dict", ""),
     ("net", ""),
+    ("model_state", ""),  # SlowFast and pycls
+    ("weights", ""),
     ("module", ""),  # DeepSpeed's mp_rank_00_model_states.pt
     ("model.state_dict", ""),
     ("model_ema", "the weights are those of 'model_ema'"),
@@ -143,23 +177,27 @@ def test_harmless_objects_are_not_read(archive: bool, tmp_path: pathlib.Path):
 
 
 def test_hyper_parameters_of_lightning(tmp_path, monkeypatch):
-  """Reads them without Lightning; refuses objects of omegaconf by name."""
+  """Reads them without Lightning and omegaconf; refuses others by name."""
 
-  def made(module: str, name: str) -> Any:
+  def made(module: str, name: str, kind: type = dict) -> Any:
     stand_in = types.ModuleType(module)
-    made = type(name, (dict,), {"__module__": module})
+    made = type(name, (kind,), {"__module__": module})
     setattr(stand_in, name, made)
     for parent in (module.partition(".")[0], module.rpartition(".")[0], module):
       monkeypatch.setitem(sys.modules, parent, stand_in)
-    return made({"lr": 0.1})
+    return made({"lr": 0.1}) if kind is dict else made()
 
   content = {"state_dict": test_refusals.state("encoder")}
   hyper = made("pytorch_lightning.utilities.parsing", "AttributeDict")
   torch.save(content | {"hyper_parameters": hyper}, tmp_path / "x.ckpt")
   load.open_weights(tmp_path / "x.ckpt", overrides=HINTS)
-  hyper = made("omegaconf.dictconfig", "DictConfig")
+  hyper["config"] = made("omegaconf.dictconfig", "DictConfig", object)
+  hyper["config"].type = Any, dict, float
+  torch.save(content | {"hyper_parameters": hyper}, tmp_path / "x.ckpt")
+  load.open_weights(tmp_path / "x.ckpt", overrides=HINTS)
+  hyper = made("own.settings", "Settings")
   torch.save(content | {"hyper_parameters": hyper}, tmp_path / "y.ckpt")
-  with pytest.raises(ConfigError, match=r"contains omegaconf.dictconfig"):
+  with pytest.raises(ConfigError, match=r"contains own.settings.Settings"):
     load.open_weights(tmp_path / "y.ckpt", overrides=HINTS)
 
 
@@ -357,11 +395,16 @@ def test_files_of_flax_that_are_refused(tmp_path: pathlib.Path):
   refuse("no array Transformer/encoderblock_1/LayerNorm_0/bias", **arrays)
   data = (tmp_path / "x.npz").read_bytes()
   (tmp_path / "x.npz").write_bytes(data[: len(data) // 2])
-  with pytest.raises(ConfigError, match="truncated"):
-    load.open_weights(tmp_path / "x.npz")
-  (tmp_path / "y.msgpack").write_bytes(b"\x81\xa1a")
-  with pytest.raises(ConfigError, match="is not a complete file of arrays"):
-    load.open_weights(tmp_path / "y.msgpack")
+  (tmp_path / "x").write_bytes(data[: len(data) // 2])
+  (tmp_path / "y.npz").touch()
+  for name in ("x.npz", "x", "y.npz"):
+    text = r"is not a complete NumPy \(.npz\) file .*truncated"
+    with pytest.raises(ConfigError, match=text):
+      load.open_weights(tmp_path / name)
+  for damaged in (b"\x81\xa1a", b""):
+    (tmp_path / "y.msgpack").write_bytes(damaged)
+    with pytest.raises(ConfigError, match="is not a complete msgpack file"):
+      load.open_weights(tmp_path / "y.msgpack")
   np.savez(tmp_path / "x.npz", **flax_arrays())
   with pytest.raises(ConfigError, match="are only read; use --to=timm"):
     convert.convert(

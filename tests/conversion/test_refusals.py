@@ -14,6 +14,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import mae_jax
 from mae_jax import checkpoints
 from mae_jax.config import ObjectiveConfig
 from mae_jax.conversion import tensor_files
@@ -181,7 +183,7 @@ def test_truncated(
   )
 
 
-@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.npz"])
 def test_what_git_and_browsers_fetch(name: str, tmp_path: pathlib.Path):
   file = tmp_path / name
   file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
@@ -189,7 +191,8 @@ def test_what_git_and_browsers_fetch(name: str, tmp_path: pathlib.Path):
     file, tmp_path, "a Git LFS pointer, .*: download the file with git lfs"
   )
   file.write_text("<!DOCTYPE html><html>")
-  refused(file, tmp_path, "is not a complete .*truncated; download or write it")
+  text = "is not a complete .*truncated.*; download or write it"
+  assert "unsafe" not in refused(file, tmp_path, text)
 
 
 def test_flipped_bits_of_a_pickle(tmp_path: pathlib.Path):
@@ -293,6 +296,18 @@ def test_what_is_no_weights(tmp_path: pathlib.Path):
   refused(file, tmp_path, "has tensors of type I8; supported are F64", heads=4)
 
 
+def test_a_fixed_table_that_is_not_stored(tmp_path: pathlib.Path):
+  """Buffers of PyTorch that are not persistent are not stored."""
+  missing = {"decoder_pos_embed": None}
+  file = write(tmp_path / "x.pth", model=state("raw", **missing))
+  flags = HEADS | {"target": "raw"}
+  text = "decoder_pos_embed is missing: convert with --positions=sincos if"
+  refused(file, tmp_path, text, **flags)
+  out = tmp_path / "a"
+  convert.convert(str(file), str(out), to="jax", positions="sincos", **flags)
+  assert "model/decoder/pos_embed" not in checkpoints.ArrayReader(out).shapes
+
+
 def test_what_only_a_person_knows(tmp_path: pathlib.Path):
   file = write(tmp_path / "x.pth", model=state("mae"))
   flags: dict[str, Any] = {}
@@ -333,6 +348,54 @@ def test_sizes_that_are_not_square(tmp_path: pathlib.Path):
   convert.convert(
     str(file), str(tmp_path / "a"), to="jax", heads=4, image_size=(18, 24)
   )
+
+
+def test_weights_that_are_in_pieces(tmp_path: pathlib.Path):
+  """Refuses those of FSDP, DeepSpeed's stage 3 and LoRA."""
+  text = "gather the weights first"
+  flat = {"module._flat_param": torch.ones(99)}
+  file = write(tmp_path / "x.pth", model=flat)
+  refused(file, tmp_path, rf"_flat_param .*{text}")
+  empty = {name: torch.empty(0) for name in state("encoder")}
+  refused(write(tmp_path / "x.pth", module=empty), tmp_path, text)
+  lora = {"blocks.0.attn.qkv.lora_A.default.weight": torch.ones(4, 48)}
+  file = write(tmp_path / "x.pth", model=state("encoder", **lora))
+  refused(file, tmp_path, "has LoRA adapters that are not merged")
+
+
+def test_folders_of_other_programs(root: pathlib.Path, tmp_path: pathlib.Path):
+  """A way out is a file, or the file that is missing."""
+  file = write(tmp_path / "epoch=1.ckpt", state_dict=state("encoder"))
+  folder = tmp_path / "run"
+  for place in (folder, folder / "checkpoints"):  # the latter of Lightning
+    place.mkdir(parents=True)
+    shutil.copy(file, place)
+    refused(folder, tmp_path, f"name a file, such as {place / file.name}")
+    (place / file.name).unlink()
+  (folder / "__0_0.distcp").touch()  # of torch.distributed.checkpoint
+  text = "there is no checkpoint in"
+  refused(folder, tmp_path, text)
+  with pytest.raises(ConfigError, match=text):
+    mae_jax.from_pretrained(folder, heads=4)
+  shutil.copy(root / "mae_hf" / "config.json", folder)
+  (folder / "model.fp16.safetensors").touch()
+  refused(folder, tmp_path, r"\(it has .*config.json, model.fp16.safetensors\)")
+
+
+def test_archives_and_programs_are_no_weights(tmp_path: pathlib.Path):
+  file = write(tmp_path / "x.pth", model=state("encoder"))
+  text = "is an archive of other files: unpack it"
+  for kind in ("zip", "tar"):
+    out = shutil.make_archive(str(tmp_path / "a"), kind, tmp_path, file.name)
+    refused(os.rename(out, file) or file, tmp_path, text)
+    write(file, model=state("encoder"))
+  with zipfile.ZipFile(file, "w") as archive:  # as torch.jit.save
+    archive.writestr("x/data.pkl", b"")
+    archive.writestr("x/constants.pkl", b"")
+  refused(file, tmp_path, "is a TorchScript program, not a file of weights")
+  arrays = {k: x.numpy() for k, x in state("encoder").items()}
+  write(file, model=arrays)
+  refused(file, tmp_path, "has 'cls_token' of type numpy.ndarray among")
 
 
 def test_heads_that_do_not_divide(tmp_path: pathlib.Path):

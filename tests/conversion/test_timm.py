@@ -329,6 +329,7 @@ def test_names_of_files_and_folders(tmp_path: pathlib.Path):
     test_round_trips.run(start, tmp_path / "x.pth", "timm")
   out = test_round_trips.run(start, tmp_path / "vit.v1", "timm")
   assert sorted(x.name for x in out.iterdir()) == [
+    "README.md",
     "config.json",
     "model.safetensors",
   ]

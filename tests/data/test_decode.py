@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from mae_jax.data import decode, image_files, image_headers, image_io
 from mae_jax.data.image_headers import Reading
@@ -486,6 +486,7 @@ def test_arrays(photos):
     (encode(np.zeros((4, 4), np.uint8), format="png"), 5, "not a .npy file"),
     (b"", 3, "it is empty"),
     (b"<html>not found</html>", 3, "begins with b'<html>not fo"),
+    (b"version https://git-lfs.github.com/spec/v1\n", 3, "git lfs pull"),
     (b"\xff\xd8\xff", 3, "."),
   ],
 )
@@ -603,6 +604,10 @@ def test_usual_metadata_is_read(photo):
   data = encode(photo, format="jpeg", exif=exif, icc_profile=b"x" * 3_000_000)
   data = with_segments(data, 30, 60_000)
   assert decoded(data, exif_rotate=False).shape == (30, 41, 3)
+  info = PngImagePlugin.PngInfo()
+  info.add_text("workflow", "x" * 3_000_000, zip=True)
+  data = encode(photo, format="png", pnginfo=info, icc_profile=b"x" * 3_000_000)
+  np.testing.assert_array_equal(decoded(data), photo)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])

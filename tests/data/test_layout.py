@@ -245,3 +245,33 @@ def test_names_of_splits_may_have_an_ending(settings, tree, train, held_out):
 def test_numbered_classes_are_no_splits(settings, tree):
   root = tree("train1/0.png", "train2/1.png")
   assert opened(settings, root)[2] == ("train1", "train2")
+
+
+def test_masks_beside_images_are_no_class(settings, tree, capsys):
+  """VOC and most folders for segmentation have both."""
+  root = tree("JPEGImages/0.png", "SegmentationClass/0.png")
+  opened(settings, root)
+  told = capsys.readouterr().err
+  assert f"{root}/SegmentationClass is used as images of a class" in told
+  assert f"set --config.data.path={root}/JPEGImages" in told
+  opened(settings, tree("x/images/0.png", "x/dogs/0.png") / "x")
+  assert "masks" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["CAFE\u0301", "caf\u00e9 ", "Caf\u00e9"])
+def test_names_of_classes_that_look_alike(settings, tree, other, capsys):
+  """NFC as Linux writes names, NFD as older Macs do."""
+  name = "caf\u00e9"
+  root = tree(
+    *(f"a/{x}/0.png" for x in (f"train/{name}", "train/dog", f"val/{other}")),
+    *(f"b/{x}/0.png" for x in (name, other)),
+  )
+  text = "differ only in case, spaces or"
+  with pytest.raises(ConfigError, match=text) as caught:
+    opened(settings, root / "a")
+  assert ascii(other) in str(caught.value)
+  assert text not in capsys.readouterr().err
+  opened(settings, root / "b")
+  told = capsys.readouterr().err
+  assert text in told
+  assert "if they are one class, put" in told

@@ -6,6 +6,7 @@ decides which folders are splits, and `listing` which files are images.
 """
 
 import os
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,15 @@ from mae_jax.data import holdout, layout, listing
 from mae_jax.data.image_folder import ImageFolder
 from mae_jax.data.sources import base
 from mae_jax.data.tf_setup import tf
+from mae_jax.utils import console
 from mae_jax.utils.errors import ConfigError
+
+# Names of folders beside one another in data for segmentation.
+_IMAGES = ("images", "imgs", "image", "img", "jpegimages")
+_MASKS = (
+  "masks", "mask", "labels", "label", "annotations", "segmentations", "gt",
+  "groundtruth", "segmentationclass", "segmentationobject",
+)  # fmt: skip
 
 
 def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
@@ -55,6 +64,14 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
   if split == "train" or data.holdout:
     files, labels, classes = images.read(None)
     _check_no_splits(train, files, classes, data)
+    _warn_masks(train, classes, split)
+    alike = _find_alike(classes)
+    if alike and split == "train":
+      console.warn(
+        f"{train} has {len(classes)} classes{_describe_alike(alike)}: if they "
+        "are one class, put their images into one folder",
+        shared=True,
+      )
     if data.holdout:
       wanted = holdout.choose(files, labels, data.holdout) == (split == "eval")
       files = [file for file, keep in zip(files, wanted, strict=True) if keep]
@@ -66,13 +83,51 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
   classes, eval_classes = images.classes(), held_out.classes()
   unknown = [name for name in eval_classes if name not in classes]
   if unknown:
+    alike = _find_alike((*unknown, *classes))
     raise ConfigError(
       f"{held_out.folder} has {len(unknown)} classes that have no image in "
-      f"{train}, such as {unknown[0]!r}: rename or remove them, or set "
-      "--config.data.eval_split='' to run without held-out images"
+      f"{train}, such as {unknown[0]!r}{_describe_alike(alike)}: rename or "
+      "remove them, or set --config.data.eval_split='' to run without held-out "
+      "images"
     )
   read = held_out.read(classes if eval_classes else ())
   return _source(held_out, *read, root)
+
+
+def _warn_masks(
+  folder: epath.Path, classes: Sequence[str], split: base.Split
+) -> None:
+  """Warns of masks beside images, which are class folders by their place."""
+  images, masks = (
+    [name for name in classes if name.lower() in known]
+    for known in (_IMAGES, _MASKS)
+  )
+  if images and masks and split == "train":
+    console.warn(
+      f"{folder / masks[0]} is used as images of a class, as {images[0]} is: "
+      f"if it holds masks, set --config.data.path={folder / images[0]}",
+      shared=True,
+    )
+
+
+def _find_alike(names: Sequence[str]) -> tuple[str, str] | None:
+  """Returns two names that look alike to a person, if there are any."""
+  seen: dict[str, str] = {}
+  for name in names:
+    plain = unicodedata.normalize("NFKC", name).casefold().strip()
+    if seen.setdefault(plain, name) != name:
+      return seen[plain], name
+  return None
+
+
+def _describe_alike(names: tuple[str, str] | None) -> str:
+  if not names:
+    return ""
+  first, second = map(ascii, names)
+  return (
+    f" ({first} and {second} differ only in case, spaces or the form of "
+    "Unicode)"
+  )
 
 
 def find_layout(data: DataConfig) -> layout.Layout:
