@@ -85,10 +85,11 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
   if unknown:
     alike = _find_alike((*unknown, *classes))
     raise ConfigError(
-      f"{held_out.folder} has {len(unknown)} classes that have no image in "
-      f"{train}, such as {unknown[0]!r}{_describe_alike(alike)}: rename or "
-      "remove them, or set --config.data.eval_split='' to run without held-out "
-      "images"
+      f"{held_out.folder} has {len(unknown)} folder(s) of images that {train} "
+      f"lacks, such as {unknown[0]!r}{_describe_alike(alike)}: sort the images "
+      "into folders with the names of the training classes (lists of labels in "
+      "text files are not read), or set --config.data.eval_split='' to run "
+      "without held-out images"
     )
   read = held_out.read(classes if eval_classes else ())
   return _source(held_out, *read, root)

@@ -110,7 +110,11 @@ def test_held_out_images_may_lack_a_class(settings, tree):
     (["a/0.png", "val/readme.txt"], "eval", "val has no image"),
     (["0.png", "a/1.png"], "train", "0.png and .*a: move"),
     (["train/a/0.png", "val/b/0.png"], "eval", "'b'.*eval_split=''"),
-    (["train/0.png", "val/b/0.png"], "eval", "'b'.*rename"),
+    (
+      ["train/0.png", "val/b/0.png"],
+      "eval",
+      "'b'.*sort the images into folders",
+    ),
   ],
 )
 def test_errors_name_the_folder_and_the_way_out(
