@@ -29,9 +29,9 @@ from bench.lib import figures, flags, machine, plots
 from bench.lib.fork_server import ForkServer
 from mae_jax.config import overrides, to_dict
 from mae_jax.distributed import sharding
-from mae_jax.tools.plan import format
 from mae_jax.train import tasks
 from mae_jax.train.tasks import base
+from mae_jax.utils import tables
 from mae_jax.utils.errors import ConfigError
 
 OUT = flags.RESULTS / "ablations.md"
@@ -204,7 +204,7 @@ def table(found: Results) -> str:
         cell += f" ± {values.std(ddof=1):.{digits}f}"
       cells.append(cell)
     rows.append([change, *cells])
-  return format.table(rows, ["change", *headings])
+  return tables.markdown(rows, ["change", *headings])
 
 
 def draw(found: Results, page: pathlib.Path) -> None:

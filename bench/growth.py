@@ -25,7 +25,7 @@ from bench import plan
 from bench.lib import flags, machine, plots, timed_steps
 from mae_jax.config import Config, overrides
 from mae_jax.tools.plan import compile_step, roofline
-from mae_jax.tools.plan import format as report_lib
+from mae_jax.utils import tables
 
 OUT = flags.RESULTS / "growth.md"
 BASE = timed_steps.Model(64, 8, 32, 192, 6, 3, 128, 2, 4)
@@ -286,14 +286,14 @@ matrix products. Times are medians of {rounds} rounds in turn; each round has
 two steps, and the second counts. The unchanged network is in all four groups:
 the spread of its times is the error of all times.
 
-{report_lib.table(list(measured_rows(points)), MEASURED)}
+{tables.markdown(list(measured_rows(points)), MEASURED)}
 
 ## Compiled for TPUs
 
 Pre-training of ViT-B, bfloat16, 224 pixels, {TPU_IMAGES} images a chip of
 {SLICE}, as `configs/vit_b.py` has it; nothing ran on a TPU.
 
-{report_lib.table(list(compiled_rows(grown)), COMPILED)}
+{tables.markdown(list(compiled_rows(grown)), COMPILED)}
 
 ## Large images
 
@@ -305,7 +305,7 @@ of 128 MB are not slower: from 1536 pixels on, they have a lower bound than
 those of 2 GB. Up to 512 pixels, the logits are smaller than a chunk, and the
 program does not change.
 
-{report_lib.table(list(large_rows(big)), LARGE)}
+{tables.markdown(list(large_rows(big)), LARGE)}
 """
 
 

@@ -29,6 +29,7 @@ from mae_jax.tools.plan import (
   roofline,
   topology,
 )
+from mae_jax.utils import tables
 
 OUT = flags.RESULTS / "plan.md"
 RECIPES = {
@@ -228,7 +229,7 @@ recomputes more than `model.remat` asks for: 10.6 % of the counted flops.
 
 ![what bounds a step]({page.stem}.svg)
 
-{format.table(rows, HEADINGS)}
+{tables.markdown(rows, HEADINGS)}
 
 ## Peak memory beside a sketch of the same program
 
@@ -237,7 +238,7 @@ Flax and compiled with these settings, to learn what fits. The table compares
 its peaks with this program's. `none` saves all activations for the backward
 pass.
 
-{format.table(sketched, SKETCHED)}
+{tables.markdown(sketched, SKETCHED)}
 """
 
 

@@ -31,9 +31,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bench.lib import flags, machine, run_outputs
-from mae_jax.tools.plan import format
 from mae_jax.train.sinks import tensorboard
-from mae_jax.utils import signals, startup
+from mae_jax.utils import signals, startup, tables
 
 OUT = flags.RESULTS / "start.md"
 ROOT = pathlib.Path(__file__).parents[1]
@@ -368,7 +367,7 @@ resumed run reads the checkpoint that a run saved when it was stopped. The
 program itself reports the parts, in a line and in `metrics.jsonl`. CPU time is
 that of all threads, to the end of the first step.
 
-{format.table(list(start_rows(found)), headings)}
+{tables.markdown(list(start_rows(found)), headings)}
 
 ![the parts of each kind of start](start.png)
 
@@ -382,7 +381,7 @@ that the {window} steps after a save took more than the next {window} steps, for
 state is in the host's memory. Writing then competes with the input pipeline
 only; this was not measured.
 
-{format.table(rows, ["", "median (smallest to largest)"])}
+{tables.markdown(rows, ["", "median (smallest to largest)"])}
 {note}
 ## Tried, and not adopted
 

@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 
 from bench.lib import flags, machine, plots, timed_steps, worker
-from mae_jax.tools.plan import format as report_lib
+from mae_jax.utils import tables
 
 OUT = flags.RESULTS / "step.md"
 PEER = "PyTorch"
@@ -228,7 +228,7 @@ def report(results: dict[Case, Times], given: argparse.Namespace) -> str:
     "",
     f"![images a second against PyTorch]({given.out.stem}.svg)",
     "",
-    report_lib.table(
+    tables.markdown(
       [row for case, times in results.items() for row in rows(case, times)],
       HEADINGS,
     ),

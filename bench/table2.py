@@ -32,7 +32,7 @@ from mae_jax.models import architecture, factory, flops
 from mae_jax.tools.plan import compile_step, format, planned_step, topology
 from mae_jax.tools.plan import roofline as estimate
 from mae_jax.train import step as step_lib
-from mae_jax.utils import hardware
+from mae_jax.utils import hardware, tables
 
 OUT = flags.RESULTS / "table2.md"
 SLICES = ("v3:8x8", "v5e:16x16")
@@ -266,7 +266,7 @@ def summary(compared: Ratios) -> str:
       rows.append(
         [name, seen, f"{depth}, against {deep.decoder_depth}", *cells]
       )
-  return format.table(rows, [*NAMED, *compared])
+  return tables.markdown(rows, [*NAMED, *compared])
 
 
 def share_of_peak(entry: Entry) -> float:
@@ -301,7 +301,7 @@ def published() -> str:
         f"{share_of_peak(each):.0%}",
       ]
     )
-  return format.table(rows, headings)
+  return tables.markdown(rows, headings)
 
 
 def state_traffic(found: compile_step.CompiledStep) -> int:
@@ -366,7 +366,7 @@ def estimated(entries: Mapping[Entry, Compiled], hours: bool) -> str:
         f"{found.compile_seconds:.0f} s",
       ]
     )
-  return format.table(rows, headings)
+  return tables.markdown(rows, headings)
 
 
 def _times(ratio: float | None) -> str:
@@ -403,7 +403,7 @@ def measured(times: Mapping[Entry, Timed]) -> str:
       cells.append(_times(float(np.median(base) / np.median(mine))))
       cells.append(f"{turns.min():.2f} to {turns.max():.2f}")
     rows.append([*each.cells, *cells])
-  return format.table(rows, headings)
+  return tables.markdown(rows, headings)
 
 
 def draw(compared: Ratios, page: pathlib.Path) -> None:

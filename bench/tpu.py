@@ -27,6 +27,7 @@ from bench import plan
 from bench.lib import flags, machine, plots, tiny_config
 from mae_jax.models import attention, patchify, transformer
 from mae_jax.tools.plan import compile_step, format, roofline
+from mae_jax.utils import tables
 
 OUT = flags.RESULTS / "tpu.md"
 SLICES = ("v5e:16x16", "v5p:4x4x4")
@@ -299,7 +300,7 @@ def main() -> None:
   text = TEXT.format(
     about=f"{machine.about(('jax', 'libtpu'))}.",
     picture=given.out.with_suffix(".svg").name,
-    table=format.table(found, HEADINGS),
+    table=tables.markdown(found, HEADINGS),
     predicted=predicted,
   )
   draw(found, given.out)

@@ -50,6 +50,12 @@ COMMANDS = {
     "mae_jax.tools.report.command:write",
     "Writes one HTML page about one or more runs.",
   ),
+  "runs": Command(
+    "mae_jax.tools.runs:show",
+    "Lists the runs of a directory with their status and last metrics.",
+    cpu=True,
+    interrupted="stopped",
+  ),
   "reconstruct": Command(
     "mae_jax.tools.reconstruct:write",
     "Reconstructs masked images and writes pictures.",

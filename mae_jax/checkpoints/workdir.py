@@ -61,6 +61,19 @@ class Workdir:
       )
 
 
+def is_running(path: epath.Path) -> bool:
+  """Checks whether a process of this host holds the directory."""
+  try:
+    with storage.os_errors(path):
+      owner = json.loads((path / _OWNER).read_text())
+    if owner["host"] != socket.gethostname():
+      return False
+    os.kill(owner["pid"], 0)  # sends nothing
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+  return True
+
+
 @contextlib.contextmanager
 def hold(path: epath.PathLike, *, owner: bool = True) -> Iterator[Workdir]:
   """Makes the directory, and locks it for this run while the context is open.

@@ -7,8 +7,10 @@ from typing import Any
 
 from mae_jax import distributed
 
-# Of the metrics of evaluations; the others are accuracies.
-_LOWER_IS_BETTER = ("eval_loss",)
+
+def sign(metric: str) -> int:
+  """Returns -1 for metrics that are better if lower, 1 for all others."""
+  return -1 if "loss" in metric else 1
 
 
 @dataclasses.dataclass
@@ -64,9 +66,8 @@ class BestEvaluation:
     return self._compare(step, value)
 
   def _compare(self, step: int, value: float) -> bool:
-    sign = -1 if self.metric in _LOWER_IS_BETTER else 1
     better = math.isfinite(value) and (
-      not self.steps or sign * value > sign * self.value
+      not self.steps or sign(self.metric) * (value - self.value) > 0
     )
     if better:
       self.steps.append(step)

@@ -155,7 +155,7 @@ def run(
     stack.callback(writer.close)
     best.resume(writer.evaluations)
     if first:
-      _write_run_info(held.path, config, mesh)
+      _write_run_info(held.path, config, mesh, task.total_steps)
     retention = checkpoints.Retention(
       config.train.keep,
       task.interval(config.train.keep_every, "train.keep_every"),
@@ -201,9 +201,11 @@ def _best_evaluation(
   return BestEvaluation(metric, config.train.patience)
 
 
-def _write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
+def _write_run_info(
+  workdir: epath.Path, config: Config, mesh: Mesh, total_steps: int
+) -> None:
   try:
-    run_info.write_run_info(workdir, config, mesh)
+    run_info.write_run_info(workdir, config, mesh, total_steps)
   except OSError as error:  # training works without the file
     console.warn(f"{workdir / run_info.FILE} cannot be written: {error}")
 

@@ -25,7 +25,9 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
+def write_run_info(
+  workdir: epath.Path, config: Config, mesh: Mesh, total_steps: int
+) -> None:
   """Writes FILE, replacing that of an earlier start.
 
   Raises:
@@ -39,6 +41,7 @@ def write_run_info(workdir: epath.Path, config: Config, mesh: Mesh) -> None:
     "command": sys.argv,
     "recipe": _recipe(sys.argv),
     "config": to_dict(config),
+    "total_steps": total_steps,
     "devices": f"{mesh.size} x {device.device_kind} ({device.platform})",
     "processes": jax.process_count(),
     "host": platform.node(),

@@ -44,4 +44,4 @@ def write(
       }
     writer.scalars(step, values)
   writer.close()
-  run_info.write_run_info(workdir, config, runs.devices_mesh(1))
+  run_info.write_run_info(workdir, config, runs.devices_mesh(1), STEPS)

@@ -8,7 +8,7 @@ from mae_jax.tools import cli
 from mae_jax.tools.plan import compile_step, format, planned_step
 from mae_jax.tools.plan import search as search_lib
 from mae_jax.tools.plan import topology as topology_lib
-from mae_jax.utils import console
+from mae_jax.utils import console, tables
 from mae_jax.utils.errors import ConfigError
 
 
@@ -34,7 +34,7 @@ def _search(
     pairs = zip(format.HEADINGS, rows[-1], strict=True)
     cells = "  ".join(f"{name} {cell}" for name, cell in pairs if cell)
     console.info(f"{cells}  ({each.compile_seconds:.0f} s)")
-  console.info(f"\n{format.table(rows, format.HEADINGS)}\n")
+  console.info(f"\n{tables.markdown(rows, format.HEADINGS)}\n")
   chosen = search_lib.best(found)
   if chosen is None:
     raise ConfigError(search_lib.why_none(found, where.name))

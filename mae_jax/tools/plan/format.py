@@ -1,7 +1,5 @@
 """Formats plans for people."""
 
-from collections.abc import Sequence
-
 from mae_jax.config import Config
 from mae_jax.tools.plan import compile_step, topology
 from mae_jax.tools.plan import roofline as estimate_lib
@@ -92,15 +90,6 @@ def row(measured: compile_step.CompiledStep) -> list[str]:
     found.bound if found else "",
     f"{found.images_per_second:,.0f}" if found else "",
   ]
-
-
-def table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-  """Formats a Markdown table with aligned columns."""
-  columns = zip(headings, *rows, strict=True)
-  widths = [max(map(len, column)) for column in columns]
-  rule = ["-" * width for width in widths]
-  padded = (map(str.ljust, line, widths) for line in (headings, rule, *rows))
-  return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def _row(name: str, value: str) -> str:

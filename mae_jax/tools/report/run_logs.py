@@ -84,8 +84,8 @@ def read(workdir: str, recipe: str | None = None) -> RunLogs:
   log = path / json_lines.NAME
   with storage.os_errors(path):
     _check(workdir, path)
-    records = _records(log)
-    if not records:
+    found = records(log)
+    if not found:
       raise ConfigError(
         f"--workdir={workdir} has not logged a step yet: wait for the first"
       )
@@ -93,7 +93,7 @@ def read(workdir: str, recipe: str | None = None) -> RunLogs:
   started = run_info.read(path)
   return RunLogs(
     os.fspath(workdir).rstrip("/"),
-    records,
+    found,
     pictures,
     _config(path, started),
     recipe or started.get("recipe"),
@@ -154,7 +154,12 @@ def _check(workdir: str, path: epath.Path) -> None:
   )
 
 
-def _records(log: epath.Path) -> list[dict[str, Any]]:
+def records(log: epath.Path) -> list[dict[str, Any]]:
+  """Reads metrics.jsonl; a value that is not finite is None.
+
+  Raises:
+    ConfigError: if a line other than the last one is damaged.
+  """
   found = []
   *lines, rest = log.read_bytes().split(b"\n")
   for number, line in enumerate([*lines, rest], 1):

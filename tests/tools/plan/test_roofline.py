@@ -18,7 +18,7 @@ from mae_jax.tools.plan import (
   roofline,
   search,
 )
-from mae_jax.utils import hardware
+from mae_jax.utils import hardware, tables
 from tests.helpers import compiled_steps
 
 GATHER = hlo_costs.Collective(
@@ -184,7 +184,7 @@ def test_the_report_marks_programs_that_do_not_fit():
 def test_rows_have_the_cells_of_their_headings():
   for found in (made_up(), made_up(fits=False)):
     assert len(format.row(found)) == len(format.HEADINGS)
-  lines = format.table([["1", "22"]], ["a", "b"]).splitlines()
+  lines = tables.markdown([["1", "22"]], ["a", "b"]).splitlines()
   assert lines == ["| a | b  |", "| - | -- |", "| 1 | 22 |"]
 
 
