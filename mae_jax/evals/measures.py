@@ -113,7 +113,7 @@ class HeadAccuracy:
   def __call__(
     self, partial: partial_results.PartialResults
   ) -> results.EvalResult:
-    """Computes top-1, top-5, loss, and the accuracy of each class."""
+    """Computes the metrics, and the accuracy of each class."""
     del partial
     scores, answers = self._head.score(self._images)
     scalars = scores.scalars()
@@ -124,6 +124,13 @@ class HeadAccuracy:
       f"loss {scalars['eval_loss']:.4f}: {len(scores.labels)} images of "
       f"{len(classes)} classes, predicted among {answers} classes"
     ]
+    lines.append(
+      ", ".join(
+        f"{name} {scalars[key]:.4f}"
+        for key, name in classification.BY_CLASS.items()
+        if key in scalars
+      )
+    )
     if scores.unreadable:
       lines.append(f"{scores.unreadable} more images could not be read")
     if why := results.doubt(scores.labels, answers):

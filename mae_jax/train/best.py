@@ -7,7 +7,7 @@ from typing import Any
 
 from mae_jax import distributed
 
-# Of the metrics of evaluations; the others are accuracies.
+# Of the metrics of evaluations; of the others, higher is better.
 _LOWER_IS_BETTER = ("eval_loss",)
 
 

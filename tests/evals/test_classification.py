@@ -41,7 +41,11 @@ def test_loss_and_rank_equal_a_plain_loop(allowed):
 def test_what_is_no_number_is_right_for_nothing_unless_it_is_left_out():
   logits, labels = jnp.array([[1.0, 2.0, jnp.nan]]), jnp.array([1])
   assert int(classification.score(logits, labels)["rank"][0]) == 1
-  allowed = jnp.array([True, True, False])
+  everything, allowed = jnp.ones(3, bool), jnp.array([True, True, False])
+  for keep in (False, True):
+    found = classification.predict(logits, everything, keep)
+    assert found["prediction"].tolist() == [-1]
+    assert classification.predict(logits, allowed, keep)["prediction"] == 1
   found = classification.score(logits, labels, allowed)
   assert int(found["rank"][0]) == 0
   assert float(found["loss"][0]) == pytest.approx(np.log(1 + np.exp(-1)))
@@ -61,9 +65,18 @@ def test_a_class_that_is_not_known():
   )
 
 
-def scores(labels, right) -> classification.Scores:
-  labels, right = np.array(labels), np.array(right)
-  return classification.Scores(labels, np.ones(len(labels)), 1 - right, 0)
+def scores(labels, right, loss=1.0) -> classification.Scores:
+  """Scores of images whose prediction is right, or else class 0."""
+  labels, right = np.array(labels, int), np.array(right, int)
+  return classification.Scores(
+    labels=labels,
+    loss=np.full(len(labels), loss),
+    rank=1 - right,
+    prediction=np.where(right, labels, 0),
+    confidence=np.ones(len(labels)),
+    ids=np.arange(len(labels)),
+    allowed=np.ones(max(labels, default=0) + 1, bool),
+  )
 
 
 def test_accuracy_class_by_class():
@@ -103,6 +116,9 @@ def test_of_equal_logits_the_first_is_the_answer():
   """A network with constant logits is correct only by chance."""
   found = classification.score(jnp.zeros((3, 4)), jnp.array([0, 1, 3]))
   np.testing.assert_array_equal(found["rank"], [0, 1, 3])
+  answers = classification.predict(jnp.zeros((3, 4)), jnp.ones(4, bool), False)
+  np.testing.assert_array_equal(answers["prediction"], [0, 0, 0])
+  assert answers["confidence"].tolist() == [0.25] * 3
 
 
 # Names in WordNet of two classes each; torchvision tells some of them apart.
@@ -169,20 +185,18 @@ def test_unknown_classes_are_refused_in_a_short_line():
 
 
 @pytest.mark.parametrize(
-  ("labels", "rank", "loss", "text"),
+  ("labels", "right", "loss", "text"),
   [
-    ([0, 0, 0, 1], [0, 0, 0, 1], 0.1, "75.0 %, is not above 75.0 %"),
-    ([0, 0, 0, 1], [0, 0, 1, 1], 0.1, "50.0 %, is not above 75.0 %"),
-    ([0, 0, 1, 1], [0, 0, 0, 1], 0.69, "0.690, is that of equal probabilities"),
-    ([0, 0, 1, 1], [0, 0, 0, 1], 0.6, ""),
+    ([0, 0, 0, 1], [1, 1, 1, 0], 0.1, "75.0 %, is not above 75.0 %"),
+    ([0, 0, 0, 1], [1, 1, 0, 0], 0.1, "50.0 %, is not above 75.0 %"),
+    ([0, 0, 1, 1], [1, 1, 1, 0], 0.69, "0.690, is that of equal probabilities"),
+    ([0, 0, 1, 1], [1, 1, 1, 0], 0.6, ""),
     ([], [], 0.6, ""),
-    ([0, 0], [0, 0], 0.1, ""),
+    ([0, 0], [1, 1], 0.1, ""),
   ],
 )
-def test_a_classifier_that_learned_nothing(labels, rank, loss, text):
-  scores = classification.Scores(
-    np.array(labels, int), np.full(len(rank), loss), np.array(rank, int), 0
-  )
-  assert text in classification.nothing_learned(scores, 2)
-  assert bool(classification.nothing_learned(scores, 2)) == bool(text)
-  assert not classification.nothing_learned(scores, 1)
+def test_a_classifier_that_learned_nothing(labels, right, loss, text):
+  found = scores(labels, right, loss)
+  assert text in classification.nothing_learned(found, 2)
+  assert bool(classification.nothing_learned(found, 2)) == bool(text)
+  assert not classification.nothing_learned(found, 1)

@@ -256,6 +256,9 @@ class ClassificationTask(Task):
 
   def metrics(self, data: RunData) -> tuple[str, ...]:
     """Names the metrics of evaluations; see `Task`."""
-    if data.eval_source is None:
+    from mae_jax.evals import classification
+
+    source = data.eval_source
+    if source is None:
       return ()
-    return ("eval_top1", "eval_top5", "eval_loss")
+    return classification.metrics(source, len(self.info.class_names))
