@@ -94,6 +94,7 @@ def metrics(source: sources.Source, num_classes: int) -> tuple[str, ...]:
   # evaluations lack eval_auc_macro.
   missing = (
     isinstance(source, sources.Indexed)
+    and source.labels is not None
     and len(np.unique(source.labels)) < num_classes
   )
   if missing or not _keeps_probabilities(source, num_classes):

@@ -18,6 +18,7 @@ from mae_jax.evals import (
   load_model,
   partial_results,
   per_class,
+  predictions,
   pretraining,
   probes,
   results,
@@ -113,7 +114,7 @@ class HeadAccuracy:
   def __call__(
     self, partial: partial_results.PartialResults
   ) -> results.EvalResult:
-    """Computes the metrics, and the accuracy of each class."""
+    """Computes the metrics, the accuracy of each class, and predictions."""
     del partial
     scores, answers = self._head.score(self._images)
     scalars = scores.scalars()
@@ -133,6 +134,10 @@ class HeadAccuracy:
     )
     if scores.unreadable:
       lines.append(f"{scores.unreadable} more images could not be read")
+    names = self._head.class_names
+    files, left_out = predictions.files(scores, self._images.source, names)
+    if left_out:
+      lines.append(left_out)
     if why := results.doubt(scores.labels, answers):
       lines.append(f"warning: {why}")
     info = self._head.info | {
@@ -145,7 +150,7 @@ class HeadAccuracy:
       "\n".join([*lines, "", per_class.table(classes)]),
       scalars,
       info,
-      {"per_class.csv": per_class.table_file(classes)},
+      {"per_class.csv": per_class.table_file(classes)} | files,
     )
 
 

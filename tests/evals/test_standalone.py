@@ -146,8 +146,28 @@ def test_the_head_of_a_run_is_worth_what_the_run_said(
   assert found["scalars"] == plain_metrics(logits(pixels), labels)
   assert found["checkpoint"] == str(workdir / "checkpoints" / "100")
   assert (found["images"], found["answers"]) == (360, 10)
-  assert found["files"] == ["per_class.csv"]
-  right = logits(pixels).argmax(axis=1) == labels
+  assert found["files"] == [
+    "per_class.csv", "predictions.csv", "confusion.csv", "confusion.png",
+  ]  # fmt: skip
+  answers = logits(pixels).argmax(axis=1)
+  shares = special.softmax(logits(pixels), axis=1)
+  table = rows(tmp_path / "predictions.csv")[1:]
+  assert [row[:3] for row in table] == [
+    [str(number), str(label), str(answer)]
+    for number, (label, answer) in enumerate(zip(labels, answers, strict=True))
+  ]
+  np.testing.assert_allclose(
+    [[*map(float, row[3:])] for row in table],
+    np.stack([shares.max(axis=1), shares[np.arange(360), labels]], axis=1),
+    atol=1e-5,
+  )
+  table = rows(tmp_path / "confusion.csv")
+  assert table[0][1:] == _BACKWARDS[::-1]
+  np.testing.assert_array_equal(
+    [[*map(int, row[1:])] for row in table[1:]],
+    metrics.confusion_matrix(labels, answers),
+  )
+  right = answers == labels
   table = rows(tmp_path / "per_class.csv")
   assert table[0] == ["class", "images", "accuracy"]
   for number, (name, count, accuracy) in enumerate(table[1:]):
@@ -161,7 +181,7 @@ def test_the_head_of_a_run_is_worth_what_the_run_said(
   assert f"top-1 {top1:.2f} %" in printed
   balanced = found["scalars"]["eval_balanced_accuracy"]
   assert f"\nbalanced accuracy {balanced:.4f}, macro F1 0." in printed
-  assert f"written to {tmp_path}: per_class.csv, evaluation.json" in printed
+  assert f"written to {tmp_path}: per_class.csv, predictions.csv, " in printed
 
 
 @pytest.mark.slow
@@ -194,6 +214,16 @@ def test_a_folder_of_some_of_the_classes(
   assert (found["classes_present"], found["answers"]) == (3, 10)
   table = rows(tmp_path / "run" / "per_class.csv")
   assert [name for name, *_ in table[1:]] == ["3", "7", "8"]
+  table = rows(tmp_path / "run" / "predictions.csv")[1:]
+  files = sorted(map(str, root.glob("*/*.png")))
+  files.remove(str(root / "8" / "broken.png"))
+  assert [row[0] for row in table] == files
+  order = np.argsort(labels, kind="stable")
+  answers = logits(pixels).argmax(axis=1)[order]
+  assert [(row[1], row[2]) for row in table] == [
+    (str(label), str(answer))
+    for label, answer in zip(labels[order], answers, strict=True)
+  ]
   printed = capsys.readouterr().out
   assert (
     f"{len(labels) + 1} images of {root} (it has no folder such as" in printed
@@ -236,6 +266,17 @@ def test_answers_are_restricted_to_classes_that_are_present(
   )
   assert found["scalars"] == wanted
   assert found["answers"] == (4 if restricted else 10)
+  # Three shards of record files are evaluated side by side.
+  table = rows(tmp_path / "run" / "predictions.csv")[1:]
+  info = next(tmp_path.glob("*/*/dataset_info.json"))
+  stored = tfds.builder_from_directory(info.parent).as_dataset(split="test")
+  assert [row[1] for row in table] == [
+    _BACKWARDS[int(each["label"])] for each in stored
+  ]
+  assert all(row[0].endswith(f":{k}") for k, row in enumerate(table))
+  if restricted:
+    assert {row[2] for row in table} <= {*map(str, few)}
+    assert rows(tmp_path / "run" / "confusion.csv")[0][1:] == [*map(str, few)]
   other = plain_metrics(
     logits(pixels), labels, range(10) if restricted else few
   )
