@@ -12,6 +12,7 @@ from mae_jax.data import few_shot, sources
 from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import tfds
 from mae_jax.evals import (
+  class_matching,
   classification,
   eval_data,
   extract,
@@ -66,8 +67,8 @@ class TrainedHead:
     """Opens the images to evaluate."""
     images = eval_data.held_out(data)
     names = images.class_names
-    classification.match_classes(names, self.class_names)
-    if note := classification.assumption(names, self.class_names):
+    class_matching.match_classes(names, self.class_names)
+    if note := class_matching.assumption(names, self.class_names):
       console.warn(note)
     return images
 
@@ -90,7 +91,7 @@ class TrainedHead:
 
   def _present(self, images: eval_data.EvalSplit) -> np.ndarray:
     """Marks the classes of the head that have images, bool [N]."""
-    numbers = classification.match_classes(images.class_names, self.class_names)
+    numbers = class_matching.match_classes(images.class_names, self.class_names)
     labels = few_shot.labels_present(images.source)
     eval_data.check_labels(labels, images)
     result = np.zeros(len(self.class_names), bool)

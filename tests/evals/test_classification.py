@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 import torchvision
 
-from mae_jax.evals import classification, imagenet, per_class
+from mae_jax.evals import class_matching, classification, imagenet, per_class
 from mae_jax.utils.errors import ConfigError
 
 
@@ -52,13 +52,13 @@ def test_what_is_no_number_is_right_for_nothing_unless_it_is_left_out():
 
 
 def test_classes_go_by_name():
-  numbers = classification.match_classes(("cat", "ant"), ("ant", "bee", "cat"))
+  numbers = class_matching.match_classes(("cat", "ant"), ("ant", "bee", "cat"))
   np.testing.assert_array_equal(numbers, [2, 0])
 
 
 def test_a_class_that_is_not_known():
   with pytest.raises(ConfigError) as error:
-    classification.match_classes(("ant", "beee", "dog"), ("ant", "bee", "cat"))
+    class_matching.match_classes(("ant", "beee", "dog"), ("ant", "bee", "cat"))
   assert str(error.value).startswith(
     "2 of the data's 3 classes, such as 'beee', are not among the 3 classes "
     "of the checkpoint: did you mean 'bee'?"
@@ -161,7 +161,7 @@ def test_imagenets_classes_are_known_by_id_name_and_number():
 
 
 def test_folders_match_heads_that_name_classes_differently():
-  match, assumption = classification.match_classes, classification.assumption
+  match, assumption = class_matching.match_classes, class_matching.assumption
   unnamed = [f"LABEL_{number}" for number in range(1000)]
   folders = ("n01443537", "n01440764", "n15075141")
   for head in (unnamed, torchvision_names()):
@@ -177,10 +177,28 @@ def test_folders_match_heads_that_name_classes_differently():
   np.testing.assert_array_equal(found, np.array(wanted)[clear])
 
 
+@pytest.mark.parametrize(
+  ("files", "known", "labels"),
+  [
+    (("ant/1.png", "cow/a/2.png"), ("cow", "ant", "bee"), [1, 0]),
+    (("n01443537/1.png",), torchvision_names(), [1]),
+    (("ant/1.png", "2.png"), ("cow", "ant"), []),
+    (("ant/1.png", "dog/2.png"), ("cow", "ant"), []),
+    (("1.png",), ("1.png",), []),
+    # The classes of these folders may be any.
+    (("ant/1.png", "cow/2.png"), ("LABEL_0", "LABEL_1"), []),
+  ],
+)
+def test_folders_that_are_classes(files, known, labels):
+  found = class_matching.folder_labels(files, known)
+  assert list(found.values()) == labels
+  assert list(found) == list(files[: len(labels)])
+
+
 def test_unknown_classes_are_refused_in_a_short_line():
   head = [f"LABEL_{number}" for number in range(1000)]
   with pytest.raises(ConfigError, match="--class_names") as caught:
-    classification.match_classes(("sofa",), head)
+    class_matching.match_classes(("sofa",), head)
   assert len(str(caught.value)) < 1200
 
 
