@@ -59,6 +59,7 @@ def test_weights_are_scikit_learns(folder):
 MIXED = {"mixup": 0.8, "smoothing": 0.1, "head_std": 0.5}
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_mixed_targets(folder):
   settings = config(folder, **MIXED)
   mesh = runs.devices_mesh(1)
@@ -100,7 +101,7 @@ def test_accumulation_and_devices_change_nothing(folder):
 
 
 def test_a_linear_probe(folder):
-  """Its first logits are 0, so that each class costs log 3 times its weight."""
+  """A class costs log 3 times its weight while all logits are 0."""
   settings = config(folder, "linprobe", head_std=0.0)
   task, data = runs.open_task(settings, runs.devices_mesh(1))
   batch = next(task.train_batches(data, 0))
