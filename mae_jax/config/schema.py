@@ -662,6 +662,12 @@ class ClassifyConfig:
     lt=1,
     help="decay of averaged parameters, which are then evaluated; 0 for none",
   )
+  class_weights: str = setting(
+    "",
+    choices=("", "balanced"),
+    help="weights of classes in the loss; balanced: inverse to the number of "
+    "training images, with mean 1 over these images",
+  )
 
 
 @section

@@ -93,6 +93,19 @@ def labels_present(source: Source) -> np.ndarray:
   return np.array(sorted(seen), np.int64)
 
 
+def class_counts(source: Source) -> tuple[int, ...]:
+  """Counts the images of each class; record files are read whole for it."""
+  if isinstance(source, Indexed):
+    assert source.labels is not None
+    labels = source.labels
+  else:
+    labels = np.array([label for (label,) in _read_fields(source, "label")])
+  counts = np.bincount(
+    labels[labels >= 0], minlength=len(source.class_names or ())
+  )
+  return tuple(counts.tolist())
+
+
 def _subset_rng(choice: Subset) -> np.random.Generator:
   return np.random.default_rng([choice[1], rng.stream_id("data/shots")])
 

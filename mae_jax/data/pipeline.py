@@ -235,7 +235,8 @@ def eval_batches(
 
   Returns:
     Iterator over {"image": [len(rows), H, W, C], "label": int32
-    [len(rows)], "mask": float32 [len(rows)], "readable": bool [len(rows)]}.
+    [len(rows)], "mask": float32 [len(rows)], "readable": bool [len(rows)],
+    "id": int32 [len(rows), 2], for `decode_ids`}.
     `mask` is 1 for an example and 0 for padding and for unreadable images,
     whose image and label are 0. Every process gets the same number of batches.
     The order depends on B, and not on the rows. The iterator raises
@@ -261,7 +262,7 @@ def eval_batches(
       return _eval_example(real, lambda: load_record(id_, serialized), data)
 
     batches = _map(elements, from_record).batch(len(rows)).take(num)
-    return _iterate(batches, source, unreadable)
+    return _iterate(batches, source, unreadable, with_ids=True)
 
   load = source.load
   steps = tf.data.Dataset.range(-(-total // batch_size))
@@ -279,15 +280,23 @@ def eval_batches(
         "label": tf.cast(tf.where(real, record["label"], 0), tf.int32),
         "mask": tf.cast(real, tf.float32),
         "readable": tf.ones_like(real),
+        "id": tf.where(real, record["id"], 0),
       }
 
-    return _iterate(_map(positions, whole_batch), source, unreadable)
+    batches = _map(positions, whole_batch)
+    return _iterate(batches, source, unreadable, with_ids=True)
 
   def from_index(position: tf.Tensor) -> _Tensors:
     return _eval_example(position < total, lambda: load(position), data)
 
   batches = _map(positions.unbatch(), from_index).batch(len(rows))
-  return _iterate(batches, source, unreadable)
+  return _iterate(batches, source, unreadable, with_ids=True)
+
+
+def decode_ids(ids: np.ndarray) -> np.ndarray:
+  """Returns the ids [n], int64, of an array of `eval_batches` [n, 2]."""
+  decoded: np.ndarray = np.ascontiguousarray(ids).view(np.int64)[:, 0]
+  return decoded
 
 
 def check_readable(source: Source, data: DataConfig) -> None:
@@ -460,17 +469,23 @@ def _map(
 
 
 def _iterate(
-  batches: tf.data.Dataset, source: Source, unreadable: BadImages | None
+  batches: tf.data.Dataset,
+  source: Source,
+  unreadable: BadImages | None,
+  with_ids: bool = False,
 ) -> Iterator[Batch]:
   return tf_iterator.close_at_exit(
-    _report_unreadable(batches, source, unreadable)
+    _report_unreadable(batches, source, unreadable, with_ids)
   )
 
 
 def _report_unreadable(
-  batches: tf.data.Dataset, source: Source, unreadable: BadImages | None
+  batches: tf.data.Dataset,
+  source: Source,
+  unreadable: BadImages | None,
+  with_ids: bool,
 ) -> Generator[Batch]:
-  """Yields the batches without "id" and "reason", which it hands over."""
+  """Yields the batches without "reason", and without "id" in training."""
   unreadable = BadImages(max_warnings=0) if unreadable is None else unreadable
   try:
     for batch in tf_iterator.numpy_batches(batches.prefetch(tf.data.AUTOTUNE)):
@@ -479,6 +494,8 @@ def _report_unreadable(
       for place in np.flatnonzero(reasons):
         name = source.name(int(ids.flat[place]))
         unreadable.report(name, reasons.flat[place].decode())
+      if with_ids:  # JAX has no int64 by default
+        batch["id"] = ids.view(np.int32).reshape(-1, 2)
       image_headers.print_notes()
       yield batch
   except tf.errors.OpError as error:

@@ -1,6 +1,5 @@
 """Accuracy of a classifier on held-out images, each counted once."""
 
-import collections
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,44 +10,97 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_jax import conversion
-from mae_jax.config import Config, DataConfig, nearest
-from mae_jax.data import sources
+from mae_jax.config import Config, DataConfig
+from mae_jax.data import pipeline, sources
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
-from mae_jax.evals import extract, imagenet, results
-from mae_jax.utils.errors import ConfigError, abbreviate
+from mae_jax.evals import class_matching, class_metrics, extract, results
 
 # Relative distance of a loss from that of equal probabilities.
 _NEAR = 0.02
+# Metrics that weight classes equally; see docs/reference/metrics.md.
+BY_CLASS = {
+  "eval_balanced_accuracy": "balanced accuracy",
+  "eval_f1_macro": "macro F1",
+  "eval_auc_macro": "macro AUC",
+}
+# Probabilities to keep for eval_auc_macro: 512 MiB on every host. ImageNet's
+# 50,000 x 1,000 are 200 MB, and twice that for a moment.
+_MAX_PROBABILITIES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Loss and rank of each of N examples.
+  """The scores of N examples.
 
   Attributes:
     labels: [N].
     loss: [N] cross-entropy.
     rank: [N] number of classes that score above the correct one.
+    prediction: [N] the class with the highest score; -1 if a score is NaN.
+    confidence: [N] probability of the prediction; NaN without one.
+    ids: [N] int64, the `id` of each example in its source.
+    allowed: bool [K], the classes that may be predicted, of all K.
+    probabilities: [N, K]; None if they are too large to keep.
     unreadable: number of further images that could not be read.
   """
 
   labels: np.ndarray
   loss: np.ndarray
   rank: np.ndarray
-  unreadable: int
+  prediction: np.ndarray
+  confidence: np.ndarray
+  ids: np.ndarray
+  allowed: np.ndarray
+  probabilities: np.ndarray | None = None
+  unreadable: int = 0
+
+  def means(self) -> dict[str, float]:
+    """Returns means over the examples; empty without examples."""
+    if not len(self.labels):
+      return {}
+    return {
+      "eval_loss": float(self.loss.mean(dtype=np.float64)),
+      "eval_top1": float((self.rank < 1).mean()),
+      "eval_top5": float((self.rank < 5).mean()),
+    }
 
   def scalars(self) -> dict[str, float]:
-    """Returns means over the examples; empty without examples."""
-    result = {}
+    """Returns all metrics; those that cannot be computed are missing."""
+    result = self.means()
     if self.unreadable:
       result["eval_unreadable"] = float(self.unreadable)
-    if len(self.labels):
-      result["eval_loss"] = float(self.loss.mean(dtype=np.float64))
-      result["eval_top1"] = float((self.rank < 1).mean())
-      result["eval_top5"] = float((self.rank < 5).mean())
+    known = self.labels >= 0
+    if known.any():
+      labels = self.labels[known]
+      balanced, f1 = class_metrics.by_class(labels, self.prediction[known])
+      result |= {"eval_balanced_accuracy": balanced, "eval_f1_macro": f1}
+      if self.probabilities is not None:
+        auc = class_metrics.auc_macro(
+          self.labels, self.probabilities, np.flatnonzero(self.allowed)
+        )
+        if auc is not None:
+          result["eval_auc_macro"] = auc
     return result
+
+
+def metrics(source: sources.Source, num_classes: int) -> tuple[str, ...]:
+  """Names the metrics of an evaluation on these images, except counts."""
+  names = ("eval_top1", "eval_top5", "eval_loss", *BY_CLASS)
+  # Record files are not read for it: without an image of each class, the
+  # evaluations lack eval_auc_macro.
+  missing = (
+    isinstance(source, sources.Indexed)
+    and source.labels is not None
+    and len(np.unique(source.labels)) < num_classes
+  )
+  if missing or not _keeps_probabilities(source, num_classes):
+    return tuple(name for name in names if name != "eval_auc_macro")
+  return names
+
+
+def _keeps_probabilities(source: sources.Source, num_classes: int) -> bool:
+  return source.num_examples * num_classes <= _MAX_PROBABILITIES
 
 
 def score(
@@ -75,80 +127,24 @@ def score(
   return {"loss": loss[:, 0], "rank": above.sum(axis=1)}
 
 
-def match_classes(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
-  """Returns the head's class number for each class of the data.
-
-  Classes are matched by name. ImageNet's are known by different names; see
-  `imagenet.class_numbers`. If the head has default names and as many classes as
-  the data, classes are matched by number.
+def predict(
+  logits: jax.Array, allowed: jax.Array, all_probabilities: bool
+) -> dict[str, jax.Array]:
+  """Computes prediction and confidence [B] of logits [B, N]; see `Scores`.
 
   Args:
-    names: the M classes of the data, in the order of their labels.
-    known: the N classes of the head.
-
-  Returns:
-    int32 [M], indices into `known`.
-
-  Raises:
-    ConfigError: if the head lacks a class, or has its name twice.
+    logits: [B, N].
+    allowed: as in `score`.
+    all_probabilities: whether to return the probabilities [B, N] too.
   """
-  if {*names} - {*known}:
-    as_imagenet = _imagenet_numbers(names, known)
-    if as_imagenet is not None:
-      return as_imagenet
-  if _match_by_number(names, known):
-    return np.arange(len(known), dtype=np.int32)
-  counts = collections.Counter(known)
-  twice = {name for name in names if counts[name] > 1}
-  if twice:
-    raise ConfigError(
-      f"the checkpoint has {len(twice)} class names more than once, such as "
-      f"{abbreviate(min(twice))}, so names do not identify classes: convert "
-      "it with other --class_names (python -m mae_jax convert)"
-    )
-  numbers = {name: number for number, name in enumerate(known)}
-  unknown = [name for name in names if name not in numbers]
-  if unknown:
-    raise ConfigError(
-      f"{len(unknown)} of the data's {len(names)} classes, such as "
-      f"{abbreviate(unknown[0])}, are not among the {len(known)} classes of "
-      f"the checkpoint: {nearest(unknown[0], known)}; name classes as in "
-      "training, and remove all others; or convert the checkpoint with other "
-      "--class_names (python -m mae_jax convert)"
-    )
-  return np.array([numbers[name] for name in names], np.int32)
-
-
-def assumption(names: Sequence[str], known: Sequence[str]) -> str:
-  """Returns what `match_classes` assumes of a head without names; or ""."""
-  if not _is_unnamed(known):
-    return ""
-  order = "in the order of the data's classes"
-  if _imagenet_numbers(names, known) is not None:
-    order = "those of ImageNet"
-  return (
-    f"the classes of the checkpoint have no names: they are assumed to be "
-    f"{order}"
-  )
-
-
-def _match_by_number(names: Sequence[str], known: Sequence[str]) -> bool:
-  return _is_unnamed(known) and len(names) == len(known)
-
-
-def _is_unnamed(known: Sequence[str]) -> bool:
-  return tuple(known) == conversion.default_class_names(len(known))
-
-
-def _imagenet_numbers(
-  names: Sequence[str], known: Sequence[str]
-) -> np.ndarray | None:
-  """Returns `match_classes` if all classes are ImageNet's, else None."""
-  ours, theirs = (imagenet.class_numbers(each) for each in (known, names))
-  if ours is None or theirs is None or not {*theirs} <= {*ours}:
-    return None
-  place = {number: index for index, number in enumerate(ours)}
-  return np.array([place[number] for number in theirs], np.int32)
+  logits = jnp.where(allowed, logits, -jnp.inf)
+  probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+  unknown = jnp.isnan(logits).any(axis=1)
+  prediction = jnp.where(unknown, -1, jnp.argmax(logits, axis=1))
+  result = {"prediction": prediction, "confidence": probabilities.max(axis=1)}
+  if all_probabilities:
+    result["probabilities"] = probabilities
+  return result
 
 
 class Scorer:
@@ -180,11 +176,16 @@ class Scorer:
       batch: Mapping[str, jax.Array],
       numbers: jax.Array,
       allowed: jax.Array,
+      keep: bool,
     ) -> dict[str, jax.Array]:
+      scores = logits(params, batch["image"])
       labels = numbers[batch["label"]]
-      return score(logits(params, batch["image"]), labels, allowed)
+      result = score(scores, labels, allowed) | {"id": batch["id"]}
+      return result | predict(scores, allowed, keep)
 
-    self._apply = jax.jit(apply, out_shardings=sharding.replicated(mesh))
+    self._apply = jax.jit(
+      apply, static_argnums=4, out_shardings=sharding.replicated(mesh)
+    )
 
   def __call__(
     self,
@@ -202,11 +203,14 @@ class Scorer:
       allowed: as in `score`.
       unreadable: collects the names of images that cannot be read.
     """
-    numbers = match_classes(source.class_names or (), self._class_names)
+    numbers = class_matching.match_classes(
+      source.class_names or (), self._class_names
+    )
     if allowed is None:
       allowed = np.ones(len(self._class_names), bool)
+    keep = _keeps_probabilities(source, len(self._class_names))
     out, labels, num_unreadable = extract.extract_source(
-      lambda params, batch: self._apply(params, batch, numbers, allowed),
+      lambda params, batch: self._apply(params, batch, numbers, allowed, keep),
       params,
       source,
       self._data,
@@ -216,7 +220,10 @@ class Scorer:
     )
     # Images without a label keep the label -1.
     labels = np.where(labels < 0, -1, numbers[labels])
-    return Scores(labels, out["loss"], out["rank"], num_unreadable)
+    ids = pipeline.decode_ids(out.pop("id"))
+    return Scores(
+      labels, ids=ids, allowed=allowed, unreadable=num_unreadable, **out
+    )
 
 
 class Evaluation:
@@ -247,7 +254,7 @@ class Evaluation:
     self._scorer = Scorer(config.data, mesh, logits, class_names)
 
   def __call__(self, params: Mapping[str, Any]) -> results.Report:
-    """Computes loss, top-1 and top-5 on the held-out images."""
+    """Computes the metrics of the held-out images."""
     if self._source is None:
       return results.Report({}, {}, "")
     found = self._scorer(params, self._source, unreadable=self._unreadable)
@@ -274,7 +281,7 @@ def nothing_learned(scores: Scores, classes: int) -> str:
   """
   if not (scores.labels >= 0).any() or classes < 2:
     return ""
-  found = scores.scalars()
+  found = scores.means()
   top1, loss = found["eval_top1"], found["eval_loss"]
   majority = results.guess(scores.labels)
   if top1 <= majority and top1 < 1:

@@ -30,7 +30,7 @@ def extract_source(
   Args:
     apply: a jitted function whose outputs, a tree of [B, ...], are replicated,
       so that every process can read them. A batch has "image", "label", "mask"
-      (0 = padding or unreadable) and "readable".
+      (0 = padding or unreadable), "readable" and "id".
     params: first argument of `apply`.
     source: the images.
     data: settings of preprocessing.

@@ -12,12 +12,14 @@ from mae_jax.data import few_shot, sources
 from mae_jax.data.bad_images import BadImages
 from mae_jax.data.sources import tfds
 from mae_jax.evals import (
+  class_matching,
   classification,
   eval_data,
   extract,
   load_model,
   partial_results,
   per_class,
+  predictions,
   pretraining,
   probes,
   results,
@@ -65,8 +67,8 @@ class TrainedHead:
     """Opens the images to evaluate."""
     images = eval_data.held_out(data)
     names = images.class_names
-    classification.match_classes(names, self.class_names)
-    if note := classification.assumption(names, self.class_names):
+    class_matching.match_classes(names, self.class_names)
+    if note := class_matching.assumption(names, self.class_names):
       console.warn(note)
     return images
 
@@ -89,7 +91,7 @@ class TrainedHead:
 
   def _present(self, images: eval_data.EvalSplit) -> np.ndarray:
     """Marks the classes of the head that have images, bool [N]."""
-    numbers = classification.match_classes(images.class_names, self.class_names)
+    numbers = class_matching.match_classes(images.class_names, self.class_names)
     labels = few_shot.labels_present(images.source)
     eval_data.check_labels(labels, images)
     result = np.zeros(len(self.class_names), bool)
@@ -113,7 +115,7 @@ class HeadAccuracy:
   def __call__(
     self, partial: partial_results.PartialResults
   ) -> results.EvalResult:
-    """Computes top-1, top-5, loss, and the accuracy of each class."""
+    """Computes the metrics, the accuracy of each class, and predictions."""
     del partial
     scores, answers = self._head.score(self._images)
     scalars = scores.scalars()
@@ -124,8 +126,19 @@ class HeadAccuracy:
       f"loss {scalars['eval_loss']:.4f}: {len(scores.labels)} images of "
       f"{len(classes)} classes, predicted among {answers} classes"
     ]
+    lines.append(
+      ", ".join(
+        f"{name} {scalars[key]:.4f}"
+        for key, name in classification.BY_CLASS.items()
+        if key in scalars
+      )
+    )
     if scores.unreadable:
       lines.append(f"{scores.unreadable} more images could not be read")
+    names = self._head.class_names
+    files, left_out = predictions.files(scores, self._images.source, names)
+    if left_out:
+      lines.append(left_out)
     if why := results.doubt(scores.labels, answers):
       lines.append(f"warning: {why}")
     info = self._head.info | {
@@ -138,7 +151,7 @@ class HeadAccuracy:
       "\n".join([*lines, "", per_class.table(classes)]),
       scalars,
       info,
-      {"per_class.csv": per_class.table_file(classes)},
+      {"per_class.csv": per_class.table_file(classes)} | files,
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from mae_jax.config import MeshConfig
 from mae_jax.conversion import model_info
 from mae_jax.data import image_files, prepare
 from mae_jax.distributed import sharding
-from mae_jax.evals import load_model
+from mae_jax.evals import class_matching, load_model
 from mae_jax.models import classifiers
 from mae_jax.tools import cli, image_stream
 from mae_jax.utils import atomic_write, console, storage
@@ -52,7 +52,8 @@ def write(
 ) -> None:
   """Prints the most likely classes of images.
 
-  The checkpoint is a fine-tuned network or a linear probe.
+  The checkpoint is a fine-tuned network or a linear probe. If the images lie in
+  folders named by its classes, the accuracy is printed too.
 
   Args:
     checkpoint: a workdir (its newest checkpoint), one of its
@@ -110,10 +111,17 @@ def write(
     results = predictions(
       found, source, top=top, mesh=mesh, batch_size=batch_size
     )
-    done = _report(results, given or names, file)
+    shown = given or names
+    labels = class_matching.folder_labels(source.names, shown)
+    done, right = _report(results, shown, file, labels)
   total = len(source.names)
   if out is not None and done > _SHOWN:
     console.info(f"and {done - _SHOWN} more, which are in {out}")
+  if labels:
+    console.info(
+      f"top-1 {100 * right / done:.1f} % of {image_stream.count(done, 0)}, "
+      "whose folders are classes of the network"
+    )
   text = image_stream.count(total, total - done)
   text += f" in {time.monotonic() - began:.1f} s"
   console.info(text if out is None else f"{text}; all predictions are in {out}")
@@ -171,13 +179,17 @@ def best_classes(
 
 
 def _report(
-  results: Iterable[Prediction], names: Sequence[str], file: IO[bytes] | None
-) -> int:
-  """Prints and writes predictions; returns their number."""
+  results: Iterable[Prediction],
+  names: Sequence[str],
+  file: IO[bytes] | None,
+  true: Mapping[str, int],
+) -> tuple[int, int]:
+  """Prints and writes predictions; counts them, and those that are `true`."""
   if file is not None:
     file.write(atomic_write.csv_rows([COLUMNS]))
-  done = 0
+  done = right = 0
   for each in results:
+    right += each.labels[0] == true.get(each.file, -1)
     pairs = list(zip(each.labels, each.probabilities, strict=True))
     if file is None or done < _SHOWN:
       found = ", ".join(f"{names[x]} {100 * p:.1f} %" for x, p in pairs)
@@ -189,4 +201,4 @@ def _report(
       ]
       file.write(atomic_write.csv_rows(rows))
     done += 1
-  return done
+  return done, right

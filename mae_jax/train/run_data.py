@@ -47,6 +47,11 @@ class RunData:
       eval_class_names=(
         None if held_out is None else held_out.class_names or ()
       ),
+      class_counts=(
+        few_shot.class_counts(self.train_source)
+        if config.classify.class_weights and self.train_source.class_names
+        else ()
+      ),
     )
     # Only the pipeline knows whether the settings fit these images and this
     # process. No image is read until the first batch is taken.

@@ -214,6 +214,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "classify.mix_prob": UNIT,
   "classify.ema": UNIT,
   "classify.erasing": UNIT,
+  "classify.class_weights": st.sampled_from(["", "balanced"]),
   "classify.trainable": st.sampled_from(
     ["all", "head", "mlp", "1 blocks", "9"]
   ),

@@ -17,7 +17,7 @@ import torch
 from mae_jax import checkpoints, conversion
 from mae_jax.config import Config, EvalConfig, LabelEfficiencyConfig
 from mae_jax.conversion import load
-from mae_jax.evals import classification
+from mae_jax.evals import class_matching
 from mae_jax.models import pos_embed
 from mae_jax.tools import convert, feature_extractor
 from mae_jax.train import loop, step
@@ -318,14 +318,14 @@ def test_features_need_no_target(tmp_path: pathlib.Path):
 def test_classes_without_names_go_by_number(tmp_path: pathlib.Path):
   known = conversion.default_class_names(3)
   names = ("eel", "fox", "gnu")
-  assert classification.match_classes(names, known).tolist() == [0, 1, 2]
+  assert class_matching.match_classes(names, known).tolist() == [0, 1, 2]
   with pytest.raises(ConfigError, match="such as 'eel', are not"):
-    classification.match_classes(names[:2], known)
+    class_matching.match_classes(names[:2], known)
   with pytest.raises(ConfigError, match="more than once, such as"):
-    classification.match_classes(("crane",), ("crane", "eel", "crane"))
+    class_matching.match_classes(("crane",), ("crane", "eel", "crane"))
   # Numbers are names like any others.
   digits_names = tuple("0123456789")
-  assert classification.match_classes(("7", "3"), digits_names).tolist() == [
+  assert class_matching.match_classes(("7", "3"), digits_names).tolist() == [
     7,
     3,
   ]

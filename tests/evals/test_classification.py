@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 import torchvision
 
-from mae_jax.evals import classification, imagenet, per_class
+from mae_jax.evals import class_matching, classification, imagenet, per_class
 from mae_jax.utils.errors import ConfigError
 
 
@@ -41,29 +41,42 @@ def test_loss_and_rank_equal_a_plain_loop(allowed):
 def test_what_is_no_number_is_right_for_nothing_unless_it_is_left_out():
   logits, labels = jnp.array([[1.0, 2.0, jnp.nan]]), jnp.array([1])
   assert int(classification.score(logits, labels)["rank"][0]) == 1
-  allowed = jnp.array([True, True, False])
+  everything, allowed = jnp.ones(3, bool), jnp.array([True, True, False])
+  for keep in (False, True):
+    found = classification.predict(logits, everything, keep)
+    assert found["prediction"].tolist() == [-1]
+    assert classification.predict(logits, allowed, keep)["prediction"] == 1
   found = classification.score(logits, labels, allowed)
   assert int(found["rank"][0]) == 0
   assert float(found["loss"][0]) == pytest.approx(np.log(1 + np.exp(-1)))
 
 
 def test_classes_go_by_name():
-  numbers = classification.match_classes(("cat", "ant"), ("ant", "bee", "cat"))
+  numbers = class_matching.match_classes(("cat", "ant"), ("ant", "bee", "cat"))
   np.testing.assert_array_equal(numbers, [2, 0])
 
 
 def test_a_class_that_is_not_known():
   with pytest.raises(ConfigError) as error:
-    classification.match_classes(("ant", "beee", "dog"), ("ant", "bee", "cat"))
+    class_matching.match_classes(("ant", "beee", "dog"), ("ant", "bee", "cat"))
   assert str(error.value).startswith(
     "2 of the data's 3 classes, such as 'beee', are not among the 3 classes "
     "of the checkpoint: did you mean 'bee'?"
   )
 
 
-def scores(labels, right) -> classification.Scores:
-  labels, right = np.array(labels), np.array(right)
-  return classification.Scores(labels, np.ones(len(labels)), 1 - right, 0)
+def scores(labels, right, loss=1.0) -> classification.Scores:
+  """Scores of images whose prediction is right, or else class 0."""
+  labels, right = np.array(labels, int), np.array(right, int)
+  return classification.Scores(
+    labels=labels,
+    loss=np.full(len(labels), loss),
+    rank=1 - right,
+    prediction=np.where(right, labels, 0),
+    confidence=np.ones(len(labels)),
+    ids=np.arange(len(labels)),
+    allowed=np.ones(max(labels, default=0) + 1, bool),
+  )
 
 
 def test_accuracy_class_by_class():
@@ -103,6 +116,9 @@ def test_of_equal_logits_the_first_is_the_answer():
   """A network with constant logits is correct only by chance."""
   found = classification.score(jnp.zeros((3, 4)), jnp.array([0, 1, 3]))
   np.testing.assert_array_equal(found["rank"], [0, 1, 3])
+  answers = classification.predict(jnp.zeros((3, 4)), jnp.ones(4, bool), False)
+  np.testing.assert_array_equal(answers["prediction"], [0, 0, 0])
+  assert answers["confidence"].tolist() == [0.25] * 3
 
 
 # Names in WordNet of two classes each; torchvision tells some of them apart.
@@ -145,7 +161,7 @@ def test_imagenets_classes_are_known_by_id_name_and_number():
 
 
 def test_folders_match_heads_that_name_classes_differently():
-  match, assumption = classification.match_classes, classification.assumption
+  match, assumption = class_matching.match_classes, class_matching.assumption
   unnamed = [f"LABEL_{number}" for number in range(1000)]
   folders = ("n01443537", "n01440764", "n15075141")
   for head in (unnamed, torchvision_names()):
@@ -161,28 +177,44 @@ def test_folders_match_heads_that_name_classes_differently():
   np.testing.assert_array_equal(found, np.array(wanted)[clear])
 
 
+@pytest.mark.parametrize(
+  ("files", "known", "labels"),
+  [
+    (("ant/1.png", "cow/a/2.png"), ("cow", "ant", "bee"), [1, 0]),
+    (("n01443537/1.png",), torchvision_names(), [1]),
+    (("ant/1.png", "2.png"), ("cow", "ant"), []),
+    (("ant/1.png", "dog/2.png"), ("cow", "ant"), []),
+    (("1.png",), ("1.png",), []),
+    # The classes of these folders may be any.
+    (("ant/1.png", "cow/2.png"), ("LABEL_0", "LABEL_1"), []),
+  ],
+)
+def test_folders_that_are_classes(files, known, labels):
+  found = class_matching.folder_labels(files, known)
+  assert list(found.values()) == labels
+  assert list(found) == list(files[: len(labels)])
+
+
 def test_unknown_classes_are_refused_in_a_short_line():
   head = [f"LABEL_{number}" for number in range(1000)]
   with pytest.raises(ConfigError, match="--class_names") as caught:
-    classification.match_classes(("sofa",), head)
+    class_matching.match_classes(("sofa",), head)
   assert len(str(caught.value)) < 1200
 
 
 @pytest.mark.parametrize(
-  ("labels", "rank", "loss", "text"),
+  ("labels", "right", "loss", "text"),
   [
-    ([0, 0, 0, 1], [0, 0, 0, 1], 0.1, "75.0 %, is not above 75.0 %"),
-    ([0, 0, 0, 1], [0, 0, 1, 1], 0.1, "50.0 %, is not above 75.0 %"),
-    ([0, 0, 1, 1], [0, 0, 0, 1], 0.69, "0.690, is that of equal probabilities"),
-    ([0, 0, 1, 1], [0, 0, 0, 1], 0.6, ""),
+    ([0, 0, 0, 1], [1, 1, 1, 0], 0.1, "75.0 %, is not above 75.0 %"),
+    ([0, 0, 0, 1], [1, 1, 0, 0], 0.1, "50.0 %, is not above 75.0 %"),
+    ([0, 0, 1, 1], [1, 1, 1, 0], 0.69, "0.690, is that of equal probabilities"),
+    ([0, 0, 1, 1], [1, 1, 1, 0], 0.6, ""),
     ([], [], 0.6, ""),
-    ([0, 0], [0, 0], 0.1, ""),
+    ([0, 0], [1, 1], 0.1, ""),
   ],
 )
-def test_a_classifier_that_learned_nothing(labels, rank, loss, text):
-  scores = classification.Scores(
-    np.array(labels, int), np.full(len(rank), loss), np.array(rank, int), 0
-  )
-  assert text in classification.nothing_learned(scores, 2)
-  assert bool(classification.nothing_learned(scores, 2)) == bool(text)
-  assert not classification.nothing_learned(scores, 1)
+def test_a_classifier_that_learned_nothing(labels, right, loss, text):
+  found = scores(labels, right, loss)
+  assert text in classification.nothing_learned(found, 2)
+  assert bool(classification.nothing_learned(found, 2)) == bool(text)
+  assert not classification.nothing_learned(found, 1)

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from scipy import special
+from sklearn import metrics
 
 from mae_jax.checkpoints import workdir as workdirs
 from mae_jax.config import ClassifyConfig, Config, EvalConfig, to_dict
 from mae_jax.data import sources
 from mae_jax.distributed import sharding
-from mae_jax.evals import measures, robustness, standalone
+from mae_jax.evals import classification, measures, robustness, standalone
 from mae_jax.models import patchify
 from mae_jax.utils import signals
 from mae_jax.utils.errors import ConfigError
@@ -87,12 +89,25 @@ def plain_metrics(logits, labels, allowed=range(10)) -> dict[str, float]:
     loss += np.log(sum(np.exp(scores[k]) for k in allowed)) - scores[label]
     top1 += order[0] == label
     top5 += label in order[:5]
-  total = len(labels)
-  return {
+  total, allowed = len(labels), list(allowed)
+  answers = np.array(allowed)[logits[:, allowed].argmax(axis=1)]
+  found = {
     "eval_loss": pytest.approx(loss / total, rel=1e-5),
     "eval_top1": pytest.approx(top1 / total),
     "eval_top5": pytest.approx(top5 / total),
+    "eval_balanced_accuracy": pytest.approx(
+      np.mean([(answers == k)[labels == k].mean() for k in np.unique(labels)])
+    ),
+    "eval_f1_macro": pytest.approx(
+      metrics.f1_score(labels, answers, average="macro", zero_division=0)
+    ),
   }
+  if {*labels} == {*allowed}:
+    shares = special.softmax(logits[:, allowed], axis=1)
+    auc = metrics.roc_auc_score(labels, shares, multi_class="ovr")
+    # Rounding may swap two images of nearly equal probability.
+    found["eval_auc_macro"] = pytest.approx(auc, abs=1e-4)
+  return found
 
 
 def write_set(directory, name, split, pixels, labels, **options):
@@ -123,12 +138,36 @@ def test_the_head_of_a_run_is_worth_what_the_run_said(
   pixels, labels = digits
   settings = config(workdir, model={"unroll": 2, "remat": "full"})
   found = run(settings, tmp_path)
-  assert found["scalars"] == pytest.approx(dict(report.scalars), rel=1e-5)
+  assert found["scalars"] == pytest.approx(dict(report.scalars), rel=1e-4)
+  source = sources.open_source(_FINETUNE.data, "eval")
+  assert {*found["scalars"]} == {*classification.metrics(source, 10)}
+  few = source.take(np.flatnonzero(source.labels < 9))
+  assert "eval_auc_macro" not in classification.metrics(few, 10)
   assert found["scalars"] == plain_metrics(logits(pixels), labels)
   assert found["checkpoint"] == str(workdir / "checkpoints" / "100")
   assert (found["images"], found["answers"]) == (360, 10)
-  assert found["files"] == ["per_class.csv"]
-  right = logits(pixels).argmax(axis=1) == labels
+  assert found["files"] == [
+    "per_class.csv", "predictions.csv", "confusion.csv", "confusion.png",
+  ]  # fmt: skip
+  answers = logits(pixels).argmax(axis=1)
+  shares = special.softmax(logits(pixels), axis=1)
+  table = rows(tmp_path / "predictions.csv")[1:]
+  assert [row[:3] for row in table] == [
+    [str(number), str(label), str(answer)]
+    for number, (label, answer) in enumerate(zip(labels, answers, strict=True))
+  ]
+  np.testing.assert_allclose(
+    [[*map(float, row[3:])] for row in table],
+    np.stack([shares.max(axis=1), shares[np.arange(360), labels]], axis=1),
+    atol=1e-5,
+  )
+  table = rows(tmp_path / "confusion.csv")
+  assert table[0][1:] == _BACKWARDS[::-1]
+  np.testing.assert_array_equal(
+    [[*map(int, row[1:])] for row in table[1:]],
+    metrics.confusion_matrix(labels, answers),
+  )
+  right = answers == labels
   table = rows(tmp_path / "per_class.csv")
   assert table[0] == ["class", "images", "accuracy"]
   for number, (name, count, accuracy) in enumerate(table[1:]):
@@ -140,7 +179,9 @@ def test_the_head_of_a_run_is_worth_what_the_run_said(
   assert "on 360 images of digits, the held-out split, 10 classes" in printed
   top1 = 100 * found["scalars"]["eval_top1"]
   assert f"top-1 {top1:.2f} %" in printed
-  assert f"written to {tmp_path}: per_class.csv, evaluation.json" in printed
+  balanced = found["scalars"]["eval_balanced_accuracy"]
+  assert f"\nbalanced accuracy {balanced:.4f}, macro F1 0." in printed
+  assert f"written to {tmp_path}: per_class.csv, predictions.csv, " in printed
 
 
 @pytest.mark.slow
@@ -154,7 +195,7 @@ def test_the_head_of_a_linear_probe(tmp_path):
   report = runs.train(settings, tmp_path / "probe")
   again = config(tmp_path / "probe", classify=settings.classify)
   found = run(again, tmp_path)
-  assert found["scalars"] == pytest.approx(dict(report.scalars), rel=1e-5)
+  assert found["scalars"] == pytest.approx(dict(report.scalars), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -173,6 +214,16 @@ def test_a_folder_of_some_of_the_classes(
   assert (found["classes_present"], found["answers"]) == (3, 10)
   table = rows(tmp_path / "run" / "per_class.csv")
   assert [name for name, *_ in table[1:]] == ["3", "7", "8"]
+  table = rows(tmp_path / "run" / "predictions.csv")[1:]
+  files = sorted(map(str, root.glob("*/*.png")))
+  files.remove(str(root / "8" / "broken.png"))
+  assert [row[0] for row in table] == files
+  order = np.argsort(labels, kind="stable")
+  answers = logits(pixels).argmax(axis=1)[order]
+  assert [(row[1], row[2]) for row in table] == [
+    (str(label), str(answer))
+    for label, answer in zip(labels[order], answers, strict=True)
+  ]
   printed = capsys.readouterr().out
   assert (
     f"{len(labels) + 1} images of {root} (it has no folder such as" in printed
@@ -215,6 +266,17 @@ def test_answers_are_restricted_to_classes_that_are_present(
   )
   assert found["scalars"] == wanted
   assert found["answers"] == (4 if restricted else 10)
+  # Three shards of record files are evaluated side by side.
+  table = rows(tmp_path / "run" / "predictions.csv")[1:]
+  info = next(tmp_path.glob("*/*/dataset_info.json"))
+  stored = tfds.builder_from_directory(info.parent).as_dataset(split="test")
+  assert [row[1] for row in table] == [
+    _BACKWARDS[int(each["label"])] for each in stored
+  ]
+  assert all(row[0].endswith(f":{k}") for k, row in enumerate(table))
+  if restricted:
+    assert {row[2] for row in table} <= {*map(str, few)}
+    assert rows(tmp_path / "run" / "confusion.csv")[0][1:] == [*map(str, few)]
   other = plain_metrics(
     logits(pixels), labels, range(10) if restricted else few
   )

@@ -148,6 +148,17 @@ def test_print(trained, photos, rows, capsys):
   assert lines[-1].endswith("predictions.csv")
 
 
+def test_accuracy_where_folders_are_classes(trained, labeled, rows, capsys):
+  found = rows(trained[1], labeled, top=1)
+  right = [row["file"].split("/")[0] == row["class"] for row in found]
+  lines = capsys.readouterr().out.splitlines()
+  assert len(right) == 12
+  assert lines[-2] == (
+    f"top-1 {100 * sum(right) / 12:.1f} % of 12 images, whose folders are "
+    "classes of the network"
+  )
+
+
 @pytest.mark.slow
 def test_printed_predictions_are_shortened_only_with_a_file(
   trained, rows, tmp_path, capsys

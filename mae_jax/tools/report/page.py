@@ -50,6 +50,9 @@ COUNTS = {
 _TITLES = COUNTS | {
   "eval_top1": "top-1 accuracy",
   "eval_top5": "top-5 accuracy",
+  "eval_balanced_accuracy": "balanced accuracy",
+  "eval_f1_macro": "macro F1",
+  "eval_auc_macro": "macro AUC",
   "mfu": "share of the devices' peak (MFU)",
 }
 _OF_ROLES = {"lr_": "learning rate", "grad_norm_": "gradient norm"}

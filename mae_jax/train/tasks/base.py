@@ -42,12 +42,15 @@ class DataInfo:
     identity: distinguishes the training set from others, wherever it lies.
     class_names: names of the labels; () without labels.
     eval_class_names: the same of the held-out images; None without any.
+    class_counts: number of training images of each class, if class weights
+      need it; else ().
   """
 
   num_examples: int
   identity: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
   class_names: Sequence[str] = ()
   eval_class_names: Sequence[str] | None = None
+  class_counts: Sequence[int] = ()
 
 
 class Task:
@@ -209,6 +212,22 @@ class ClassificationTask(Task):
     """Builds initialization and train step for a seed, which may be traced."""
     raise NotImplementedError
 
+  @property
+  def class_weights(self) -> np.ndarray | None:
+    """Weights of the K classes in the loss, float32 [K]; None if all are 1.
+
+    They are scikit-learn's "balanced" ones: N images of K classes weigh
+    N / (K x images of the class), which has mean 1 over the images. A batch is
+    not normalized by its own sum of weights, so that micro-batches add up to
+    the whole batch. A class without images weighs 1.
+    """
+    if not self._config.classify.class_weights or not self.info.class_counts:
+      return None
+    counts = np.asarray(self.info.class_counts)
+    present = counts > 0
+    balanced = counts.sum() / (present.sum() * np.maximum(counts, 1))
+    return np.where(present, balanced, 1).astype(np.float32)
+
   def load_encoder(self, path: str, like: Any) -> Any:
     """Loads the encoder of any checkpoint, a tree like `like`."""
     network = self.classifier.encoder
@@ -256,6 +275,9 @@ class ClassificationTask(Task):
 
   def metrics(self, data: RunData) -> tuple[str, ...]:
     """Names the metrics of evaluations; see `Task`."""
-    if data.eval_source is None:
+    from mae_jax.evals import classification
+
+    source = data.eval_source
+    if source is None:
       return ()
-    return ("eval_top1", "eval_top5", "eval_loss")
+    return classification.metrics(source, len(self.info.class_names))

@@ -30,6 +30,7 @@ def train_step(
   lr_fn: optax.Schedule,
   config: Config,
   seed: jax.Array | int,
+  class_weights: np.ndarray | None = None,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
   """Takes one step on one global batch.
 
@@ -41,6 +42,7 @@ def train_step(
     lr_fn: learning rate by step.
     config: settings of the run; its seed is not used.
     seed: seed of everything random.
+    class_weights: [K], the weight of each class in the loss; None for 1.
 
   Returns:
     The state after the step and scalar metrics.
@@ -67,6 +69,8 @@ def train_step(
   if settings.mixup or settings.cutmix:
     x = mixup.mix_images(x, mix)
   targets = mixup.mix_labels(labels, model.num_classes, settings.smoothing, mix)
+  if class_weights is not None:
+    targets *= class_weights  # a mixed target has the mixed weight
   shape = (pixels.shape[0], model.encoder.config.depth, 2)
   noise = jax.random.uniform(key("drop_path"), shape)
 
@@ -142,6 +146,7 @@ class FinetuneTask(base.ClassificationTask):
         lr_fn=self.lr_fn,
         config=config,
         seed=seed,
+        class_weights=self.class_weights,
       ),
       flops_per_image=flops.classifier_step(
         classifier.model, self.grid, config.data.channels

@@ -61,6 +61,12 @@ class LabelEfficiencyTask(base.Task):
         "label_efficiency.shots=() compares nothing: give it numbers of "
         "images a class, such as 5,10,0 (0: all)"
       )
+    if config.classify.class_weights:
+      raise ConfigError(
+        f"classify.class_weights={config.classify.class_weights!r} is a "
+        "setting of task=finetune and task=linprobe, which trials do not "
+        "have: leave it empty"
+      )
     self._one: base.ClassificationTask = tasks.load(settings.task)(
       dataclasses.replace(config, task=settings.task), mesh
     )

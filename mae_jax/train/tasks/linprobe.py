@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -35,6 +36,7 @@ def train_step(
   tx: optax.GradientTransformation,
   lr_fn: optax.Schedule,
   config: Config,
+  class_weights: np.ndarray | None = None,
 ) -> tuple[checkpoints.TrainState, dict[str, jax.Array]]:
   """Takes one step on one global batch.
 
@@ -45,6 +47,7 @@ def train_step(
     tx: optimizer, from `optim.lars`.
     lr_fn: learning rate by step.
     config: settings of the run.
+    class_weights: [K], the weight of each class in the loss; None for 1.
 
   Returns:
     The state after the step and scalar metrics.
@@ -54,6 +57,8 @@ def train_step(
   stats = batch_norm.Statistics(**state.params[STATS])
   x, stats = batch_norm.normalize_batch(x, stats, config.classify.norm_group)
   targets = jax.nn.one_hot(batch["label"], classifier.num_classes)
+  if class_weights is not None:
+    targets *= class_weights
 
   def loss_fn(head: Any) -> jax.Array:
     logits = classifier.linear(head, x)
@@ -102,6 +107,7 @@ class LinprobeTask(base.ClassificationTask):
         tx=tx,
         lr_fn=self.lr_fn,
         config=config,
+        class_weights=self.class_weights,
       ),
       flops_per_image=flops.full_encoder(
         classifier.encoder, self.grid, config.data.channels
