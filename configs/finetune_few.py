@@ -10,9 +10,9 @@ them; the saved config has the values. Without it, they are those of
 bfloat16 takes twice as long on CPUs.
 
 docs/quickstart/your_images.md reaches a held-out top-1 of 97.6 % with these
-settings. The learning rate was chosen in five smaller trials at 32 pixels, 6,000
-examples after short runs of `few_images` (16,000 examples of the digits, 5,000
-of the others). Held-out top-1 in per cent, one seed:
+settings. The learning rate was chosen in five smaller trials at 32 pixels,
+6,000 examples after short runs of `few_images` (16,000 examples of the digits,
+5,000 of the others). Held-out top-1 in per cent, one seed:
 
     set: classes, training images      blr=1e-3    4e-3    8e-3  1.6e-2
     digits: 10, 50                         34.5    49.9    48.4    45.8

@@ -113,7 +113,8 @@ class Run:
   def best_step(self) -> int | None:
     """The step of the best evaluation by `train.keep_best`.
 
-    None before the first evaluation, or if `train.keep_best` is not set.
+    None before the first evaluation, or if `train.keep_best` is not set. It has
+    a checkpoint, unless `train.keep_best` was another metric at that step.
     """
     best = BestEvaluation(self.config.train.keep_best)
     with library.quiet():

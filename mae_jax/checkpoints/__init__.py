@@ -14,6 +14,7 @@ from mae_jax.checkpoints.restore import (
   load_any,
   read_metadata,
   restore_newest,
+  saved_steps,
 )
 from mae_jax.checkpoints.retention import Retention
 from mae_jax.checkpoints.save import ArrayWriter, Checkpointer, run_on_all
@@ -33,4 +34,5 @@ __all__ = [
   "read_metadata",
   "restore_newest",
   "run_on_all",
+  "saved_steps",
 ]

@@ -40,6 +40,13 @@ class CheckpointMetadata:
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def saved_steps(workdir: epath.PathLike) -> list[int]:
+  """Lists the steps of complete checkpoints in ascending order."""
+  root = storage.absolute(workdir) / "checkpoints"
+  steps = ocp.utils.checkpoint_steps(root) if root.is_dir() else []
+  return sorted(map(int, steps))
+
+
 def restore_newest(
   workdir: epath.PathLike, run: CheckpointMetadata, like: TrainState
 ) -> TrainState | None:
@@ -58,9 +65,8 @@ def restore_newest(
       or if there are checkpoints and none can be read.
   """
   root = storage.absolute(workdir) / "checkpoints"
-  steps = ocp.utils.checkpoint_steps(root) if root.is_dir() else []
   # Process 0 decides for all, as a network disk may show files late.
-  steps = distributed.from_first(list(map(int, steps)))
+  steps = distributed.from_first(saved_steps(workdir))
   if not steps and not root.is_dir():
     return None
   broken: dict[epath.Path, str] = {}

@@ -14,7 +14,7 @@ from orbax.checkpoint import type_handlers
 
 from mae_jax import distributed
 from mae_jax.checkpoints import checksums, incomplete, multihost
-from mae_jax.checkpoints.restore import CheckpointMetadata
+from mae_jax.checkpoints.restore import CheckpointMetadata, saved_steps
 from mae_jax.checkpoints.retention import Retention
 from mae_jax.checkpoints.state import TrainState
 from mae_jax.config import to_dict
@@ -297,7 +297,7 @@ class Checkpointer:
 
   def _last_good(self) -> str:
     try:
-      steps = ocp.utils.checkpoint_steps(self._root)
+      steps = saved_steps(self._root.parent)
     except Exception:  # the disk is gone
       steps = []
     if not steps:

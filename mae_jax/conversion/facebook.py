@@ -54,7 +54,10 @@ QKV_BIAS = r"\.attn\.qkv\.bias$"  # timm's networks can lack it
 UNSUPPORTED = (
   (r"^(reg_token|register_tokens)$", "register tokens"),
   (r"^(dist_token$|head_dist\.)", "a distillation token"),
-  (r"\.(lora_|base_layer\.)", "LoRA adapters that are not merged"),
+  (
+    r"\.(lora_|base_layer\.)",
+    "LoRA adapters that merge_and_unload() of PEFT merges",
+  ),
   (r"^norm_pre\.", "a norm before its blocks"),
   (r"^blocks\.\d+\.attn\.[qk]_norm\.", "norms of queries and keys"),
   (r"^blocks\.\d+\.attn\.(norm|gate)\b", "a norm or gate in its attention"),

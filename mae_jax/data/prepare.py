@@ -91,7 +91,6 @@ def as_code(data: DataConfig, normalized: bool = True) -> str:
   if data.channels not in channels:
     return ""
   rows, columns = data.image_size
-  mode = "L" if data.channels == 1 else "RGB"
   lines = ['image = Image.open("image.jpg")']
   if data.exif_rotate:
     lines.append("image = ImageOps.exif_transpose(image)")
@@ -102,16 +101,21 @@ def as_code(data: DataConfig, normalized: bool = True) -> str:
       "values = 255 * values.clip(0, 1).astype(np.float32)",
       "image = Image.fromarray(values)",
     ]
-  elif data.background == "drop":
-    lines.append('image = image.convert("RGB")')
   else:
     lines += [
-      'colors = image.convert("RGBA")',
-      f'image = Image.new("RGB", image.size, "{data.background}")',
-      "image.paste(colors, mask=colors)",
+      'if image.mode.startswith("I;16"):',
+      "  image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))",
     ]
-  if mode == "L" and not data.value_range:
-    lines.append('image = image.convert("L")')
+    if data.background == "drop":
+      lines.append('image = image.convert("RGB")')
+    else:
+      lines += [
+        'colors = image.convert("RGBA")',
+        f'image = Image.new("RGB", image.size, "{data.background}")',
+        "image.paste(colors, mask=colors)",
+      ]
+    if data.channels == 1:
+      lines.append('image = image.convert("L")')
   kernel = f"Image.Resampling.{RESAMPLE[data.eval_resample].name}"
   if data.eval_fit == "squash":
     lines.append(f"image = image.resize(({columns}, {rows}), {kernel})")

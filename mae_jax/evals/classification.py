@@ -86,7 +86,8 @@ class Scores:
 
 def metrics(source: sources.Source, num_classes: int) -> tuple[str, ...]:
   """Names the metrics of an evaluation on these images, except counts."""
-  names = ("eval_top1", "eval_top5", "eval_loss", *BY_CLASS)
+  top5 = ("eval_top5",) * (num_classes > 5)  # else it is always 1
+  names = ("eval_top1", *top5, "eval_loss", *BY_CLASS)
   # Record files are not read for it: without an image of each class, the
   # evaluations lack eval_auc_macro.
   missing = (

@@ -85,7 +85,8 @@ def report(
     _sheet(image_io.to_bytes(samples)).save(file, format="png")
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
   _say("samples", out)
-  _say("found, as flags", " ".join(_settings(found)))
+  flags = " ".join(_settings(found))
+  _say("found, as flags", flags or "none: all pixels of a channel are equal")
   if not data.value_range and len(found.values):
     _say("", "for 8 bits: with the value range above, inspect again")
   for warning in leaks + warnings(found, data, source.class_names):
@@ -152,7 +153,7 @@ def _say_leaks(
   _say(
     "leaked",
     f"{len(pairs):,} of {others:,} held-out images, compared with {seen:,} to "
-    "train on",
+    "train on" + " (uniform ones are not compared)" * (not others * seen),
   )
   if not pairs:
     return []
@@ -165,9 +166,9 @@ def _say_leaks(
     for pair in pairs[:_PAIRS]
   ]
   return [
-    f"found {len(pairs):,} of the held-out images among those to train on, as "
-    "far as thumbnails show: evaluations are then too good; remove one of "
-    "each pair: " + ", ".join(names) + ", ..." * (len(pairs) > _PAIRS)
+    f"{len(pairs):,} held-out images look like images to train on, so that "
+    "evaluations are too good; keep one of each group (the held-out one "
+    "comes first): " + ", ".join(names) + ", ..." * (len(pairs) > _PAIRS)
   ]
 
 
@@ -265,7 +266,9 @@ def _numbers(values: np.ndarray | tuple[float, ...]) -> str:
 
 
 def _settings(found: survey.Survey) -> list[str]:
-  """Returns the found mean and std as flags."""
+  """Returns the found mean and std as flags; none that a run would refuse."""
+  if not found.std.round(4).all():
+    return []
   return [
     f"--config.data.{name}={','.join(f'{value:.4f}' for value in values)}"
     for name, values in (("mean", found.mean), ("std", found.std))
@@ -289,7 +292,7 @@ def warnings(
   for name in ("mean", "std"):
     configured = np.broadcast_to(getattr(data, name), found.mean.shape)
     seen = getattr(found, name)
-    if (np.abs(configured - seen) > _FAR).any():
+    if flags and (np.abs(configured - seen) > _FAR).any():
       lines.append(
         f"data.{name}={getattr(data, name)}, but the images have "
         f"{_numbers(seen)}: unless weights are loaded that were trained with "

@@ -161,6 +161,8 @@ def run(
       task.interval(config.train.keep_every, "train.keep_every"),
       list(best.steps),
     )
+    if first and start:
+      _warn_of_kept(held.path, best, retention)
     checkpointer = stack.enter_context(
       checkpoints.Checkpointer(held.path, retention, _metadata(task, config))
     )
@@ -198,7 +200,32 @@ def _best_evaluation(
       else f"train.keep_best={abbreviate(metric)}: the evaluations of this run "
       "have no metric to compare, since no image is held out"
     )
+  every = task.interval(config.eval.every, "eval.every")
+  count = -(-task.total_steps // every) if every else 1
+  if config.train.patience >= count and console.is_first():
+    console.warn(
+      f"train.patience={config.train.patience} cannot end this run, which has "
+      f"{count} evaluation(s): lower it, or eval.every"
+    )
   return BestEvaluation(metric, config.train.patience)
+
+
+def _warn_of_kept(
+  workdir: epath.Path, best: BestEvaluation, retention: checkpoints.Retention
+) -> None:
+  """Warns of changed settings that kept, or would have kept, checkpoints."""
+  steps = checkpoints.saved_steps(workdir)
+  stay = retention.stay(steps)
+  lost = [step for step, each in zip(steps, stay, strict=True) if not each]
+  if lost:
+    names = ", ".join(map(str, lost))
+    console.warn(
+      f"the next save deletes the checkpoints of steps {names}, which "
+      "train.keep, keep_best and keep_every no longer keep: stop this run and "
+      "copy them if you need them"
+    )
+  if best.step is not None and best.step not in steps:
+    console.warn(f"{best}, which has no checkpoint")
 
 
 def _write_run_info(
@@ -456,6 +483,7 @@ class Trainer:
   def summary(self, result: Report) -> str:
     """Describes the finished run, in a few lines."""
     if self._values:
+      self._meter.read()  # counts the last steps
       lines = [
         f"trained to step {self._step} in {self._meter.seconds:.1f} s after "
         f"{self._meter.compile_seconds:.1f} s of compiling; "
@@ -466,14 +494,15 @@ class Trainer:
     if self._best.exhausted:
       lines.append(
         f"ended early: the last {self._best.waited} evaluation(s) were not "
-        f"better (train.patience={self._best.patience})"
+        f"better (train.patience={self._best.patience}). A larger patience "
+        "trains on"
       )
-    if self._best.metric:
-      lines.append(self._describe_best())
     if "eval_loss" in result.scalars:
       lines.append(f"held-out loss {result.scalars['eval_loss']:.4f}")
     if result.text:
       lines += ["", result.text, ""]
+    if self._best.metric:
+      lines.append(self._describe_best())
     lines += [
       f"{name}: {self._held.path / name}.png" for name in result.pictures
     ]
@@ -481,9 +510,10 @@ class Trainer:
 
   def _describe_best(self) -> str:
     path = self._held.path / "checkpoints" / str(self._best.step)
-    if self._best.step is None or not path.exists():
+    if self._best.step is None:
       return str(self._best)
-    return f"{self._best}, kept in {path}"
+    kept = f"kept in {path}" if path.exists() else "which has no checkpoint"
+    return f"{self._best}, {kept}"
 
 
 class Schedule:

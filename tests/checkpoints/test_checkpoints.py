@@ -305,6 +305,7 @@ def test_a_full_disk_keeps_earlier_checkpoints(saved, state, capsys):
   again = checkpoints.Checkpointer(saved, checkpoints.Retention(1), RUN)
   with full_disk():
     again.save(11, state)
+    again.close()  # waits for the write
   again.save(12, state)
   again.close()
   assert "step 11 could not be written" in capsys.readouterr().err

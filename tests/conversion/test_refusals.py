@@ -360,7 +360,7 @@ def test_weights_that_are_in_pieces(tmp_path: pathlib.Path):
   refused(write(tmp_path / "x.pth", module=empty), tmp_path, text)
   lora = {"blocks.0.attn.qkv.lora_A.default.weight": torch.ones(4, 48)}
   file = write(tmp_path / "x.pth", model=state("encoder", **lora))
-  refused(file, tmp_path, "has LoRA adapters that are not merged")
+  refused(file, tmp_path, "has LoRA adapters that merge_and_unload")
 
 
 def test_folders_of_other_programs(root: pathlib.Path, tmp_path: pathlib.Path):

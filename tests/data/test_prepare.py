@@ -101,11 +101,32 @@ def test_the_written_code_prepares_the_same(
   monkeypatch.chdir(tmp_path)
   found: dict = {}
   code = prepare.as_code(data)
-  assert code.count("\n") <= 16
+  assert code.count("\n") <= 18
   exec(code, found)
   np.testing.assert_allclose(found["pixels"], wanted, atol=1e-6)
   exec(prepare.as_code(data, normalized=False), found)
   np.testing.assert_array_equal(found["pixels"], prepare.fit(image, data))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_written_code_takes_the_high_byte(
+  settings, tmp_path, monkeypatch, channels
+):
+  path = tmp_path / "image.jpg"
+  x_ray = np.arange(96 * 64, dtype=np.uint16).reshape(96, 64) * 10
+  Image.fromarray(x_ray).save(path, format="png")
+  data = settings(
+    image_size=(64, 48),
+    channels=channels,
+    mean=(0.5,) * channels,
+    std=(0.25,) * channels,
+  )
+  wanted = prepare.fit(image_files.read(path, Reading.of(data)), data)
+  assert len(np.unique(wanted)) > 150
+  monkeypatch.chdir(tmp_path)
+  found: dict = {}
+  exec(prepare.as_code(data, normalized=False), found)
+  np.testing.assert_array_equal(found["pixels"], wanted)
 
 
 @pytest.mark.parametrize("fit", prepare.FITS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 
@@ -68,12 +69,26 @@ def test_the_best_stays_and_training_ends_when_none_is_better(tmp_path, capsys):
     runs.params(whole, _CONFIG),
   )
 
-  capsys.readouterr()
+  assert "warning" not in capsys.readouterr().err
   before = (whole / "metrics.jsonl").read_bytes()
   run(whole, [0.1])  # for the summary alone
   assert (whole / "metrics.jsonl").read_bytes() == before
   assert saved(whole) == [2, 3, 5]
   assert "trained" not in capsys.readouterr().out
+
+  # With other settings.
+  train = dataclasses.replace(_CONFIG.train, keep_every="0 steps", patience=0)
+  run(whole, [2.0] * 4, dataclasses.replace(_CONFIG, train=train))
+  warned = "the next save deletes the checkpoints of steps 3, which train.keep"
+  assert warned in capsys.readouterr().err
+  assert saved(whole) == [2, 9]
+
+
+def test_patience_beyond_the_last_evaluation_is_warned_of(tmp_path, capsys):
+  train = dataclasses.replace(_CONFIG.train, length="3 steps")
+  run(tmp_path, [2.0, 1.0, 0.5], dataclasses.replace(_CONFIG, train=train))
+  warned = "train.patience=3 cannot end this run, which has 3 evaluation(s)"
+  assert warned in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
