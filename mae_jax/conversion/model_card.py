@@ -206,6 +206,8 @@ def _network_rows(info: model_info.ModelInfo) -> list[tuple[str, str]]:
 def _training_rows(card: Card) -> list[tuple[str, str]]:
   run = card.run
   started = {SCRATCH: "random weights", "": "weights of unknown origin"}
+  if run.config.init_from:
+    started[SCRATCH] = "an earlier run, which started from random weights"
   source = card.origin.get("source", "")
   rows = [("started from", started.get(source, source))]
   if run.data:  # otherwise the training settings are placeholders
