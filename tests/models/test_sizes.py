@@ -122,7 +122,7 @@ def test_parameter_counts(variant: str):
     ({"model": {"variant": "2b/16"}}, "'2b' is not known: known are 2B, B"),
     (
       {"model": {"dtype": "float16"}},
-      "model.dtype='float16' is not known: did you mean 'bfloat16'",
+      "model.dtype=float16 is not offered: .* Use bfloat16, or float32",
     ),
     ({"model": {"remat": "half"}}, "model.remat='half' is not known.*dots"),
     (
