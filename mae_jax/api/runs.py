@@ -103,11 +103,7 @@ class Run:
   def steps(self) -> list[int]:
     """Steps of the checkpoints, in order."""
     with storage.os_errors(self.workdir):
-      folder = epath.Path(self.workdir) / "checkpoints"
-      names = (
-        [each.name for each in folder.iterdir()] if folder.exists() else []
-      )
-    return sorted(int(name) for name in names if name.isdigit())
+      return checkpoints.saved_steps(self.workdir)
 
   @property
   def best_step(self) -> int | None:

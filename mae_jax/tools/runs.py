@@ -90,7 +90,8 @@ def _rows(given: str) -> Iterator[Row]:
       raise ConfigError(f"--workdir={given} is not a directory")
     for path in _search(root, _DEPTH):
       try:
-        yield _row(path, path.name if path == root else _relative(path, root))
+        name = path.name if path == root else str(path.relative_to(root))
+        yield _row(path, name)
       except ConfigError as error:
         console.warn(f"{path} is left out: {error}")
 
@@ -102,10 +103,6 @@ def _search(path: epath.Path, depth: int) -> Iterator[epath.Path]:
     for each in sorted(path.iterdir()):
       if each.name not in _NO_RUNS and each.is_dir():
         yield from _search(each, depth - 1)
-
-
-def _relative(path: epath.Path, root: epath.Path) -> str:
-  return str(path)[len(str(root)) :].lstrip("/")
 
 
 def _row(path: epath.Path, name: str) -> Row:

@@ -1,11 +1,22 @@
 """The best evaluation of a run, and when to stop because none is better."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mae_jax import distributed
+from etils import epath
+
+from mae_jax import checkpoints, distributed
+from mae_jax.config import Config
+from mae_jax.utils import console
+from mae_jax.utils.errors import ConfigError, abbreviate
+
+if TYPE_CHECKING:
+  from mae_jax.train.run_data import RunData
+  from mae_jax.train.tasks.base import Task
 
 
 def sign(metric: str) -> int:
@@ -80,3 +91,49 @@ class BestEvaluation:
     if self.step is None:
       return f"no evaluation has a finite {self.metric}"
     return f"best {self.metric}: {self.value:.4f} at step {self.step}"
+
+
+def follow(task: Task, data: RunData, config: Config) -> BestEvaluation:
+  """Checks `train.keep_best` and `train.patience`, before the first evaluation.
+
+  Raises:
+    ConfigError: if the evaluations do not have this metric.
+  """
+  metric, patience = config.train.keep_best, config.train.patience
+  if not metric:
+    return BestEvaluation(metric)
+  known = task.metrics(data)
+  if metric not in known:
+    raise ConfigError(
+      f"train.keep_best={abbreviate(metric)} is no metric of this run's "
+      f"evaluations: use one of {', '.join(known)}"
+      if known
+      else f"train.keep_best={abbreviate(metric)}: the evaluations of this run "
+      "have no metric to compare, since no image is held out"
+    )
+  every = task.interval(config.eval.every, "eval.every")
+  count = -(-task.total_steps // every)
+  if patience >= count and console.is_first():
+    console.warn(
+      f"train.patience={patience} cannot end this run, which has {count} "
+      "evaluation(s): lower it, or eval.every"
+    )
+  return BestEvaluation(metric, patience)
+
+
+def warn_of_kept(
+  workdir: epath.Path, best: BestEvaluation, retention: checkpoints.Retention
+) -> None:
+  """Warns of changed settings that kept, or would have kept, checkpoints."""
+  steps = checkpoints.saved_steps(workdir)
+  stay = retention.stay(steps)
+  lost = [step for step, each in zip(steps, stay, strict=True) if not each]
+  if lost:
+    names = ", ".join(map(str, lost))
+    console.warn(
+      f"the next save deletes the checkpoints of steps {names}, which "
+      "train.keep, keep_best and keep_every no longer keep: stop this run and "
+      "copy them if you need them"
+    )
+  if best.step is not None and best.step not in steps:
+    console.warn(f"{best}, which has no checkpoint")

@@ -23,14 +23,14 @@ from mae_jax.checkpoints.workdir import Workdir, hold
 from mae_jax.config import Config
 from mae_jax.distributed import sharding, vote
 from mae_jax.evals.results import Report
+from mae_jax.train import best as best_lib
 from mae_jax.train import health, metrics, profiler, run_info
 from mae_jax.train import step as step_lib
-from mae_jax.train.best import BestEvaluation
 from mae_jax.train.sinks import trackers
 from mae_jax.train.sinks.callback import OnMetrics
 from mae_jax.train.tasks.base import Task
 from mae_jax.utils import console, hardware, signals, startup, storage
-from mae_jax.utils.errors import ConfigError, TrainingError, abbreviate
+from mae_jax.utils.errors import TrainingError
 
 if TYPE_CHECKING:
   from mae_jax.train.run_data import RunData
@@ -127,7 +127,7 @@ def run(
   """
   first = jax.process_index() == 0
   evaluate = task.evaluator(data)
-  best = _best_evaluation(task, data, config)
+  best = best_lib.follow(task, data, config)
   with contextlib.ExitStack() as stack:
     held = stack.enter_context(hold(workdir, owner=first))
     with storage.os_errors(held.path):
@@ -162,7 +162,7 @@ def run(
       list(best.steps),
     )
     if first and start:
-      _warn_of_kept(held.path, best, retention)
+      best_lib.warn_of_kept(held.path, best, retention)
     checkpointer = stack.enter_context(
       checkpoints.Checkpointer(held.path, retention, _metadata(task, config))
     )
@@ -188,46 +188,6 @@ def run(
   return result
 
 
-def _best_evaluation(
-  task: Task, data: RunData, config: Config
-) -> BestEvaluation:
-  metric, known = config.train.keep_best, task.metrics(data)
-  if metric and metric not in known:
-    raise ConfigError(
-      f"train.keep_best={abbreviate(metric)} is no metric of this run's "
-      f"evaluations: use one of {', '.join(known)}"
-      if known
-      else f"train.keep_best={abbreviate(metric)}: the evaluations of this run "
-      "have no metric to compare, since no image is held out"
-    )
-  every = task.interval(config.eval.every, "eval.every")
-  count = -(-task.total_steps // every) if every else 1
-  if config.train.patience >= count and console.is_first():
-    console.warn(
-      f"train.patience={config.train.patience} cannot end this run, which has "
-      f"{count} evaluation(s): lower it, or eval.every"
-    )
-  return BestEvaluation(metric, config.train.patience)
-
-
-def _warn_of_kept(
-  workdir: epath.Path, best: BestEvaluation, retention: checkpoints.Retention
-) -> None:
-  """Warns of changed settings that kept, or would have kept, checkpoints."""
-  steps = checkpoints.saved_steps(workdir)
-  stay = retention.stay(steps)
-  lost = [step for step, each in zip(steps, stay, strict=True) if not each]
-  if lost:
-    names = ", ".join(map(str, lost))
-    console.warn(
-      f"the next save deletes the checkpoints of steps {names}, which "
-      "train.keep, keep_best and keep_every no longer keep: stop this run and "
-      "copy them if you need them"
-    )
-  if best.step is not None and best.step not in steps:
-    console.warn(f"{best}, which has no checkpoint")
-
-
 def _write_run_info(
   workdir: epath.Path, config: Config, mesh: Mesh, total_steps: int
 ) -> None:
@@ -250,7 +210,7 @@ class Trainer:
   _writer: metrics.Writer
   _checkpointer: checkpoints.Checkpointer
   _evaluate_params: Callable[[Mapping[str, Any]], Report]
-  _best: BestEvaluation
+  _best: best_lib.BestEvaluation
   _retention: checkpoints.Retention
 
   def __post_init__(self):
