@@ -156,7 +156,7 @@ class Reconstruction(_Sheet):
 
   @property
   def masked(self) -> np.ndarray:
-    """uint8 [N, H, W, C], the originals with gray masked patches."""
+    """uint8 [N, H, W, C], the originals with hatched masked patches."""
     return self._painted.masked(self.original)
 
   @property
@@ -191,8 +191,15 @@ class Reconstruction(_Sheet):
   def sheet(self) -> Image.Image:
     """Draws original, masked and `pasted` of up to 24 images, side by side."""
     titles = ("original", "masked", "reconstruction")
-    columns = self.original, self.masked, self.pasted
-    rows = list(zip(*(x[:_MAX_ROWS] for x in columns), strict=True))
+    rows = [
+      (image, image_grid.Cell(image, hatched=hidden), pasted)
+      for image, hidden, pasted in zip(
+        self.original[:_MAX_ROWS],
+        self.pixel_mask[:_MAX_ROWS],
+        self.pasted[:_MAX_ROWS],
+        strict=True,
+      )
+    ]
     share = f"{self.mask.mean():.0%} masked"
     captions = [
       (name, share, f"PSNR {value:.1f} dB")
@@ -243,9 +250,17 @@ class Attention(_Sheet):
       maps = self.mean[index].reshape(-1), self.rollout[index].reshape(-1)
       overlays = [attention_maps.overlay(image, each, grid) for each in maps]
       rows.append([image, *overlays])
-      captions.append([name, f"block {self.layer}", ""])
+      ranges = [f"{each.min():.2g} to {each.max():.2g}" for each in maps]
+      captions.append([name, *ranges])
     titles = ("original", "mean of heads", "rollout")
-    return Image.fromarray(image_grid.draw_grid(rows, titles, captions))
+    sheet = image_grid.draw_grid(
+      rows,
+      titles,
+      captions,
+      heading=f"block {self.layer}",
+      scale=attention_maps.SCALE,
+    )
+    return Image.fromarray(sheet)
 
   def __repr__(self) -> str:
     return (

@@ -256,7 +256,7 @@ def _is_gray(images: tf.Tensor, axes: list[int]) -> tf.Tensor:
 
 def measure_throughput(
   source: Source, data: DataConfig, seconds: float = 5.0
-) -> tuple[float, np.ndarray]:
+) -> tuple[float, np.ndarray, np.ndarray]:
   """Measures the speed of the training input pipeline.
 
   Args:
@@ -265,7 +265,8 @@ def measure_throughput(
     seconds: duration of the measurement, after the first batch.
 
   Returns:
-    Images per second, and augmented images [SAMPLES, H, W, C].
+    Images per second, augmented images [SAMPLES, H, W, C], and their labels
+    [SAMPLES], -1 for none.
   """
   size = min(SAMPLES, data.batch_size)
   small = dataclasses.replace(
@@ -282,14 +283,16 @@ def measure_throughput(
     rows=np.arange(size),
     unreadable=BadImages(max_warnings=0),
   )
-  samples = [next(batches)["image"]]
+  samples = [next(batches)]
   begin, count = time.monotonic(), 0
   while count < SAMPLES - size or time.monotonic() - begin < seconds:
-    image = next(batches)["image"]
+    batch = next(batches)
     count += size
     if count < SAMPLES:
-      samples.append(image)
-  return (
-    max(count, 1) / (time.monotonic() - begin),
-    np.concatenate(samples)[:SAMPLES],
+      samples.append(batch)
+  rate = max(count, 1) / (time.monotonic() - begin)
+  images, labels = (
+    np.concatenate([batch[name] for batch in samples])[:SAMPLES]
+    for name in ("image", "label")
   )
+  return rate, images, labels

@@ -15,7 +15,6 @@ from mae_jax.models import losses, patchify
 from mae_jax.utils import image_grid
 
 TITLES = ("original", "masked", "reconstruction", "visible pasted in")
-GRAY = 128  # color of masked patches
 # Source of mean and deviation for patches that were predicted normalized: the
 # surrounding visible patches, the true masked patch, or none.
 STATISTICS = ("visible", "true", "raw")
@@ -33,8 +32,9 @@ class Reconstructed(NamedTuple):
   hidden: np.ndarray
 
   def masked(self, images: np.ndarray) -> np.ndarray:
-    """Returns uint8 [B, H, W, C] with gray masked pixels."""
-    return np.where(self.hidden[..., None], np.uint8(GRAY), images)
+    """Returns uint8 [B, H, W, C] with hatched masked pixels."""
+    cells = map(image_grid.Cell, images, self.hidden)
+    return np.stack([cell.draw() for cell in cells])
 
   def pasted(self, images: np.ndarray) -> np.ndarray:
     """Returns the images with the reconstruction in the masked pixels."""
@@ -141,10 +141,19 @@ def to_images(
 
 def sheet(images: np.ndarray, painted: Reconstructed) -> np.ndarray:
   """Lays out one row per image as [H', W', 3] uint8, with TITLES above."""
-  columns = (
-    images,
-    painted.masked(images),
-    painted.reconstruction,
-    painted.pasted(images),
-  )
-  return image_grid.draw_grid(list(zip(*columns, strict=True)), TITLES)
+  rows = [
+    (
+      image,
+      image_grid.Cell(image, hatched=hidden),
+      image_grid.Cell(predicted, blank=~hidden),
+      pasted,
+    )
+    for image, hidden, predicted, pasted in zip(
+      images,
+      painted.hidden,
+      painted.reconstruction,
+      painted.pasted(images),
+      strict=True,
+    )
+  ]
+  return image_grid.draw_grid(rows, TITLES)

@@ -13,8 +13,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from mae_jax import conversion
+from mae_jax import checkpoints, conversion
 from mae_jax.config import DataConfig, check_name
+from mae_jax.conversion import formats
 from mae_jax.data import image_files, image_headers, prepare
 from mae_jax.data.bad_images import BadImages
 from mae_jax.distributed import sharding
@@ -57,6 +58,23 @@ def check(
         f"--out={pictures} and --images={images} lie in each other: name a "
         "folder for the pictures that is apart from the images"
       )
+
+
+def title(checkpoint: str) -> tuple[str, str]:
+  """Names a checkpoint in the heading of a picture.
+
+  Returns:
+    The checkpoint, with its newest step if it is a workdir: a run that
+    continues may save another one. The name is "mine, step 400" for runs/mine,
+    and "digits" for digits.
+  """
+  if formats.is_foreign(checkpoint):
+    return checkpoint, os.path.basename(checkpoint.rstrip("/"))
+  step = checkpoints.find_step(checkpoint)
+  name = step.name
+  if name.isdigit():
+    name = f"{step.parent.parent.name}, step {name}"
+  return str(step), name
 
 
 def stream(

@@ -32,7 +32,7 @@ _UNEVEN = 10  # warn if a class has this many times the images of another
 
 
 def report(
-  config: Config, limit: int = 5000, out: cli.Path = "samples.png"
+  config: Config, limit: int = 5000, out: cli.Path = "runs/samples.png"
 ) -> None:
   """Checks the images of a config and draws samples.
 
@@ -43,7 +43,8 @@ def report(
     config: the recipe, for instance digits.
     limit: images to read, from all over the data, and as many held-out ones; 0
       for all.
-    out: the picture of training samples, which is replaced.
+    out: the picture of training samples, augmented and with their classes,
+      which is replaced.
 
   Raises:
     ConfigError: if there are no data, or none that can be read.
@@ -81,8 +82,11 @@ def report(
     _say_classes(found, unread, source.class_names)
     # `warnings` names the lost levels of all images instead.
     image_headers.notes["levels"] = ""
-    rate, samples = survey.measure_throughput(source, data)
-    _sheet(image_io.to_bytes(samples)).save(file, format="png")
+    rate, samples, labels = survey.measure_throughput(source, data)
+    names = source.class_names
+    words = [names[label] if names else "" for label in labels]
+    sheet = _sheet(image_io.to_bytes(samples), words)
+    sheet.save(file, format="png")
   _say("speed", f"{rate:,.0f} images/s with augmentation, on this machine")
   _say("samples", out)
   flags = " ".join(_settings(found))
@@ -379,8 +383,15 @@ def _listed(kind: str, names: list[str]) -> str:
   return text + f" and {len(names) - _NAMED:,} more" * (len(names) > _NAMED)
 
 
-def _sheet(samples: np.ndarray) -> Image.Image:
+def _sheet(samples: np.ndarray, names: list[str]) -> Image.Image:
+  """Draws samples with the names of their classes."""
   empty = -len(samples) % _COLUMNS
-  cells = [*samples, *[None] * empty]
-  rows = [cells[k : k + _COLUMNS] for k in range(0, len(cells), _COLUMNS)]
-  return Image.fromarray(image_grid.draw_grid(rows, [""] * _COLUMNS))
+  cells, texts = [*samples, *[None] * empty], [*names, *[""] * empty]
+  starts = range(0, len(cells), _COLUMNS)
+  rows = [cells[start : start + _COLUMNS] for start in starts]
+  words = [texts[start : start + _COLUMNS] for start in starts]
+  # Images may be white or black at their edges.
+  sheet = image_grid.draw_grid(
+    rows, [""] * _COLUMNS, words, background="lightsteelblue"
+  )
+  return Image.fromarray(sheet)

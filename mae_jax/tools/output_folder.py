@@ -1,9 +1,10 @@
 """Writes folders of pictures, which appear when they are complete."""
 
+import collections
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mae_jax.utils import atomic_write, image_grid
 
 MANIFEST = "made_by.json"
 SHEET = "sheet.png"
+PAGE_ROWS = 24  # at most, on one sheet of several images
 
 
 class OutputFolder:
@@ -32,6 +34,11 @@ class OutputFolder:
     """Writes a .csv file, whose first row names the columns."""
     with self._open(name) as file:
       file.write(atomic_write.csv_rows(rows))
+
+  def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file of named arrays."""
+    with self._open(name) as file:
+      np.savez(file, allow_pickle=False, **arrays)
 
   @contextlib.contextmanager
   def _open(self, name: str) -> Iterator[Any]:
@@ -76,6 +83,68 @@ def replacing(
     yield album
     content = {"tool": tool, "settings": dict(settings), "files": album.files}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def image_folders(names: Sequence[str]) -> dict[str, str]:
+  """Returns the folder of each image, named like its file without the suffix.
+
+  Files that differ in the suffix alone keep it: a.png and a.jpg become a_png
+  and a_jpg.
+  """
+  known = collections.Counter(os.path.splitext(name)[0] for name in names)
+  folders: dict[str, str] = {}
+  used = set(known)
+  for name in names:
+    folder, suffix = os.path.splitext(name)
+    if known[folder] > 1:
+      folder = f"{folder}_{suffix[1:]}"
+      while folder in used:
+        folder += "_"
+      used.add(folder)
+    folders[name] = folder
+  return folders
+
+
+class Sheets[Item]:
+  """The sheets of several images: sheet.png, sheet_2.png, and so on."""
+
+  def __init__(
+    self,
+    folder: OutputFolder,
+    draw: Callable[[Sequence[Item]], np.ndarray],
+    rows: int = 1,
+  ):
+    """Prepares sheets.
+
+    Args:
+      folder: where they are written.
+      draw: draws the sheet of some images.
+      rows: rows of each image.
+    """
+    self._folder, self._draw = folder, draw
+    self._size = max(1, PAGE_ROWS // rows)
+    self._items: list[Item] = []
+    self._pages = 0
+
+  def add(self, item: Item) -> None:
+    """Adds an image."""
+    if len(self._items) == self._size:
+      self._write()
+    self._items.append(item)
+
+  def finish(self, out: str) -> str:
+    """Writes the last sheet; names all in a line of text."""
+    self._write()
+    first = os.path.join(out, SHEET)
+    return first if self._pages == 1 else f"{first} to {self._name()}"
+
+  def _write(self) -> None:
+    self._pages += 1
+    self._folder.png(self._name(), self._draw(self._items))
+    self._items = []
+
+  def _name(self) -> str:
+    return SHEET if self._pages == 1 else f"sheet_{self._pages}.png"
 
 
 def as_image(picture: np.ndarray) -> Image.Image:

@@ -1,14 +1,13 @@
 """Draws reconstructions of masked images: `python -m mae_jax reconstruct`."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from mae_jax.data import image_files, prepare
 from mae_jax.tools import cli, image_stream, output_folder, photo, reconstructor
-from mae_jax.tools import reconstruction_figures as studio_lib
+from mae_jax.tools.reconstruction_figures import FigureMaker, Picture, Settings
 from mae_jax.utils import console
 
 SCORES = "scores.csv"
@@ -16,7 +15,6 @@ COLUMNS = (
   "file", "variant", "masked", "method", "psnr", "psnr_masked", "ssim",
   "ssim_masked",
 )  # fmt: skip
-_ROWS = 24  # at most, on the sheet of all images
 _PRINTED = 20  # images with a printed line
 
 
@@ -26,7 +24,7 @@ def write(
   out: cli.Path,
   *,
   mask_ratio: cli.Numbers = (),
-  strategy: str = "random",
+  strategy: cli.Words = ("random",),
   masks: int = 1,
   seed: int = 0,
   mask: cli.Path | None = None,
@@ -55,7 +53,8 @@ def write(
       made before is replaced.
     mask_ratio: share of masked patches, or several as 0.75,0.85,0.95; by
       default the checkpoint's.
-    strategy: how patches are masked: random, block or grid.
+    strategy: how patches are masked: random, block or grid, or several as
+      random,block.
     masks: masks of each image.
     seed: of the masks, which also depend on the number of an image among the
       others.
@@ -87,38 +86,44 @@ def write(
       it was.
   """
   flags = dict(locals())
-  names = [each.name for each in dataclasses.fields(studio_lib.Settings)]
-  settings = studio_lib.Settings(**{name: flags[name] for name in names})
+  names = [each.name for each in dataclasses.fields(Settings)]
+  settings = Settings(**{name: flags[name] for name in names})
   began = time.monotonic()
   settings.check()
   image_stream.check(checkpoint, images, pictures=out)
   recorded = {"checkpoint": checkpoint, "images": images} | dataclasses.asdict(
     settings
   )
-  with output_folder.replacing(out, "reconstruct", recorded) as album:
+  with output_folder.replacing(out, "reconstruct", recorded) as folder:
+    checkpoint, heading = image_stream.title(checkpoint)
     network = reconstructor.load(
       checkpoint, target=target, image_size=image_size
     )
-    studio = studio_lib.FigureMaker(network, settings)
+    if mask is None:
+      heading += f", seed {seed}"
+    figures = FigureMaker(network, settings, heading)
     data = prepare.with_fit(network.data, fit)
     source = image_files.open_images(images, data)
     total = len(source.names)
-    studio.check_given(
+    figures.check_given(
       (photo.path_of(images, name), name) for name in source.names
     )
-    shown: list[Sequence[studio_lib.Picture]] = []
+    folders = output_folder.image_folders(source.names)
+    sheets = output_folder.Sheets[Sequence[Picture]](
+      folder, figures.sheet, figures.num_masks
+    )
     rows: list[Sequence[Any]] = [COLUMNS]
     number, painting = 0, 0.0
     for index, name, image in photo.open_photos(source, data):
       start = time.monotonic()
       path = photo.path_of(images, name)
-      pictures = studio.pictures(path, image, name, index)
+      pictures = figures.pictures(path, image, name, index)
       painting += time.monotonic() - start
       number += 1
-      _save(album, f"images/{name}", pictures)
-      album.png(
-        f"images/{name}/{output_folder.SHEET}", studio.sheet([pictures])
-      )
+      sheets.add(pictures)
+      place = f"images/{folders[name]}"
+      _save(folder, place, pictures)
+      folder.png(f"{place}/{output_folder.SHEET}", figures.sheet([pictures]))
       rows += [
         (name, each.name, int(each.hidden.sum()), method, *score)
         for each in pictures
@@ -127,28 +132,24 @@ def write(
       if number <= _PRINTED:
         for picture in pictures:
           console.info(f"{name}, {picture}")
-      if len(shown) * len(pictures) < _ROWS:
-        shown.append(pictures)
-    album.png(output_folder.SHEET, studio.sheet(shown))
-    album.table(SCORES, rows)
-  first = "" if len(shown) == number else f", of the first {len(shown)}"
+    look_at = sheets.finish(out)
+    folder.table(SCORES, rows)
   console.info(
     f"{out}: pictures of {image_stream.readable(number, total)} in "
     f"{time.monotonic() - began:.1f} s, {painting / number:.2f} s an image; "
-    f"look at {os.path.join(out, output_folder.SHEET)}{first}"
+    f"look at {look_at}"
   )
 
 
 def _save(
-  album: output_folder.OutputFolder,
-  folder: str,
-  pictures: Sequence[studio_lib.Picture],
+  folder: output_folder.OutputFolder, place: str, pictures: Sequence[Picture]
 ) -> None:
-  album.png(f"{folder}/original.png", pictures[0].cells["original"])
+  folder.png(f"{place}/original.png", pictures[0].cells["original"])
   for number, picture in enumerate(pictures, 1):
     after = f"_{number}" if len(pictures) > 1 else ""
-    for kind, cell in picture.cells.items():
+    for kind in picture.cells:
       if kind != "original":
-        album.png(f"{folder}/{kind.replace(' ', '_')}{after}.png", cell)
+        file = f"{place}/{kind.replace(' ', '_')}{after}.png"
+        folder.png(file, picture.cell(kind).draw())
     if picture.restored is not None:
-      album.png(f"{folder}/restored.png", picture.restored)
+      folder.png(f"{place}/restored.png", picture.restored)

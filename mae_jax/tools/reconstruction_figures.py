@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
 
-from mae_jax.config import check_name
+from mae_jax.config import check_name, lookup
 from mae_jax.data import image_headers, listing, prepare
 from mae_jax.evals import image_metrics, reconstruction
+from mae_jax.models import masking
 from mae_jax.tools import cli, reconstructor
 from mae_jax.tools import photo as photos
 from mae_jax.utils import colormaps, console, image_grid
@@ -18,13 +20,14 @@ from mae_jax.utils.errors import ConfigError
 
 FILLS = ("once", "multipass")
 _ERROR = 128  # of 255: the error of the brightest color
+_SCALE = image_grid.ColorScale("magma", "error: 0", f"{_ERROR} of 255")
 _TITLES = {
   "original": "original",
   "truth": "truth",
   "masked": "masked",
   "reconstruction": "reconstruction",
   "pasted": "visible pasted in",
-  "error": f"error, 0 to {_ERROR} of 255",
+  "error": "error",
 } | {name: name for name in image_metrics.BASELINES}
 _PAINTED = ("reconstruction", "pasted", "error")
 _WARNINGS = {"true": "uses ground truth", "raw": "normalized, as predicted"}
@@ -35,7 +38,7 @@ class Settings:
   """The flags of `reconstruct` that say how pictures are made."""
 
   mask_ratio: tuple[float, ...] = ()
-  strategy: str = "random"
+  strategy: tuple[str, ...] = ("random",)
   masks: int = 1
   seed: int = 0
   mask: str | None = None
@@ -53,11 +56,17 @@ class Settings:
       ConfigError: if one cannot work.
     """
     cli.at_least("masks", self.masks)
-    if self.strategy == "grid" and self.masks > 1:
+    if "grid" in self.strategy and self.masks > 1:
       raise ConfigError(
         f"--masks={self.masks}: all masks of --strategy=grid are the same: "
         "leave --masks out"
       )
+    for number, name in enumerate(self.strategy):
+      lookup(masking.STRATEGIES, name, "--strategy")
+      if name in self.strategy[:number]:
+        raise ConfigError(
+          f"--strategy={','.join(self.strategy)}: write each name once"
+        )
     for name, known in (
       ("fill", FILLS),
       ("fit", prepare.FITS),
@@ -77,7 +86,7 @@ class Settings:
     if self.whole_patches and self.mask is None:
       raise ConfigError("--whole_patches is for --mask: leave it out")
     given = (self.mask_ratio, self.strategy, self.masks, self.seed)
-    if self.mask is not None and given != ((), "random", 1, 0):
+    if self.mask is not None and given != ((), ("random",), 1, 0):
       raise ConfigError(
         "--mask says what is masked: leave --mask_ratio, --strategy, --masks "
         "and --seed out"
@@ -105,6 +114,8 @@ class Picture:
     file: name of the image.
     name: description of the mask.
     hidden: bool [L], the masked patches.
+    pixels: bool [h, w], the masked pixels.
+    predicted: bool [h, w], the pixels that the network reconstructed.
     cells: pictures uint8 [h, w, C] by the names of `_TITLES`.
     scores: scores of pictures, if the truth is known.
     restored: uint8 [H, W, C], the whole photograph with reconstructed pixels;
@@ -114,6 +125,8 @@ class Picture:
   file: str
   name: str
   hidden: np.ndarray
+  pixels: np.ndarray
+  predicted: np.ndarray
   cells: dict[str, np.ndarray]
   scores: dict[str, image_metrics.Score]
   restored: np.ndarray | None = None
@@ -122,6 +135,17 @@ class Picture:
     text = f"{self.name}: {self.hidden.sum()} of {self.hidden.size} patches"
     found = [f"{name} {_words(score)}" for name, score in self.scores.items()]
     return "; ".join([f"{text} masked", *found])
+
+  def cell(self, name: str) -> image_grid.Cell:
+    """Returns a picture; of masked or visible pixels, none that mean nothing.
+
+    Masked patches are hatched. A reconstruction lacks the patches that the
+    network saw: no loss trains their predictions.
+    """
+    if name == "masked":
+      return image_grid.Cell(self.cells["original"], hatched=self.pixels)
+    blank = ~self.predicted if name == "reconstruction" else None
+    return image_grid.Cell(self.cells[name], blank=blank)
 
   def below(self, name: str) -> str:
     """Returns the caption of a cell."""
@@ -133,9 +157,24 @@ class Picture:
 class FigureMaker:
   """A maker of pictures, with one network and one choice of flags."""
 
-  def __init__(self, network: reconstructor.Reconstructor, settings: Settings):
-    """Samples a mask of each kind, so that a wrong flag is reported early."""
+  def __init__(
+    self,
+    network: reconstructor.Reconstructor,
+    settings: Settings,
+    heading: str = "",
+  ):
+    """Samples a mask of each kind, so that a wrong flag is reported early.
+
+    Args:
+      network: the network.
+      settings: the flags.
+      heading: text above each sheet.
+
+    Raises:
+      ConfigError: if a flag contradicts the network.
+    """
     self._network, self._settings = network, settings
+    self._heading = heading
     warning = ""
     if network.normalized:
       warning = _WARNINGS.get(settings.statistics, "")
@@ -144,13 +183,20 @@ class FigureMaker:
     self._highlighted = list(warned.values()) if warning else ()
     self._ratios = settings.mask_ratio or (network.mask_ratio,)
     if settings.mask is None:
-      for ratio in self._ratios:
-        network.masks(settings.strategy, ratio, 1, settings.seed)
+      for strategy, ratio in self._kinds():
+        network.masks(strategy, ratio, 1, settings.seed)
     if settings.statistics != "visible" and not network.normalized:
       raise ConfigError(
         f"--statistics={settings.statistics} is for networks that predict "
         "normalized patches, and this one predicts pixels: leave it out"
       )
+
+  @property
+  def num_masks(self) -> int:
+    """Number of masks of each image."""
+    if self._settings.mask is not None:
+      return 1
+    return len(list(self._kinds())) * self._settings.masks
 
   def pictures(
     self, path: epath.PathLike, photo: photos.Photo, name: str, index: int
@@ -215,10 +261,12 @@ class FigureMaker:
       ]
       rows = [[(row[0][0], "original"), *row] for row in pairs]
     return image_grid.draw_grid(
-      [[each.cells[name] for each, name in row] for row in rows],
+      [[each.cell(name) for each, name in row] for row in rows],
       [self._titles[name] for _, name in rows[0]],
       [[each.below(name) for each, name in row] for row in rows],
-      self._highlighted,
+      heading=self._heading,
+      highlighted=self._highlighted,
+      scale=_SCALE if any(name == "error" for _, name in rows[0]) else None,
     )
 
   def _photo(self, path: epath.PathLike) -> photos.Photo:
@@ -227,13 +275,17 @@ class FigureMaker:
 
   def _drawn(self, index: int) -> Iterator[tuple[str, np.ndarray]]:
     settings = self._settings
-    for ratio in self._ratios:
+    for strategy, ratio in self._kinds():
       drawn = self._network.masks(
-        settings.strategy, ratio, settings.masks, settings.seed, index
+        strategy, ratio, settings.masks, settings.seed, index
       )
       for number, hidden in enumerate(drawn, 1):
         after = f", mask {number}" if len(drawn) > 1 else ""
-        yield f"{100 * ratio:.4g} % {settings.strategy}{after}", hidden
+        yield f"{100 * ratio:.4g} % {strategy}{after}", hidden
+
+  def _kinds(self) -> Iterator[tuple[str, float]]:
+    """Yields each strategy with each ratio."""
+    return itertools.product(self._settings.strategy, self._ratios)
 
   def _given(
     self, photo: photos.Photo, name: str
@@ -291,7 +343,6 @@ class FigureMaker:
       "reconstruction": painted.reconstruction[0],
       "pasted": pasted,
     }
-    # Several passes reconstruct every patch from other patches.
     best = "reconstruction" if multipass else "pasted"
     measured = [best]
     if settings.truth is not None and truth is not None:
@@ -307,7 +358,10 @@ class FigureMaker:
         name: image_metrics.score(cells[name], truth, painted.hidden[0])
         for name in measured
       }
-    return Picture(file, word, hidden, cells, found)
+    masked = painted.hidden[0]
+    # Several passes reconstruct the visible patches as well.
+    predicted = np.ones_like(masked) if multipass else masked
+    return Picture(file, word, hidden, masked, predicted, cells, found)
 
   def _restored(
     self,
@@ -354,9 +408,12 @@ def error_map(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _words(score: image_metrics.Score, between: str = ", ") -> str:
-  return (
-    f"PSNR {score.psnr:.1f} dB, masked {score.psnr_masked:.1f}{between}"
-    f"SSIM {score.ssim:.2f}"
+  return between.join(
+    (
+      f"PSNR {score.psnr:.1f} dB",
+      f"masked {score.psnr_masked:.1f}",
+      f"SSIM {score.ssim:.2f}",
+    )
   )
 
 

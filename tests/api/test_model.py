@@ -179,7 +179,7 @@ def test_reconstructions_are_those_of_the_network(digits, images):
   hidden = found.mask.repeat(2, axis=1).repeat(2, axis=2)
   np.testing.assert_array_equal(found.pixel_mask, hidden)
   np.testing.assert_array_equal(found.pasted[~hidden], images[~hidden])
-  assert (found.masked[hidden] == 128).all()
+  assert np.isin(found.masked[hidden], (120, 232)).all()  # hatched
   # The network has learned digits: better than one gray level.
   gray = np.square(images[hidden] - images[hidden].mean()).mean()
   assert found.psnr.mean() > 10 * np.log10(255**2 / gray) + 3

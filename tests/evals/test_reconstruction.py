@@ -77,7 +77,7 @@ def test_what_is_visible_is_the_image_bit_for_bit(channels, normalized: bool):
   assert original.shape == images.shape
   np.testing.assert_array_equal(original, images)
   np.testing.assert_array_equal(masked[~hidden], images[~hidden])
-  assert (masked[hidden] == 128).all()
+  assert np.isin(masked[hidden], (120, 232)).all()  # hatched
   np.testing.assert_array_equal(pasted[~hidden], images[~hidden])
   np.testing.assert_array_equal(pasted[hidden], drawn[hidden])
   assert (drawn[~hidden] != images[~hidden]).any()
@@ -176,16 +176,23 @@ def test_the_sheet_of_an_evaluation():
   images, _, hidden = draw(1)
   painted = reconstruction.Reconstructed(255 - images, hidden[..., 0])
   sheet = reconstruction.sheet(images, painted)
-  scale = 10  # at least 112 wide
+  scale = 11  # at least 128 wide
   height, width = SIZE[0] * scale, SIZE[1] * scale
   assert sheet.shape == (18 + BATCH * (height + 4), 4 + 4 * (width + 4), 3)
-  columns = (images, np.where(hidden, 128, images), 255 - images)
+  # Masked pixels are hatched, and the visible ones of the reconstruction gray.
+  columns = (images, images, np.where(hidden, 255 - images, 232))
   columns += (np.where(hidden, 255 - images, images),)
   for column, pictures in enumerate(columns):
     for row, picture in enumerate(pictures):
       top, left = 18 + row * (height + 4), 4 + column * (width + 4)
       cell = sheet[top : top + height, left : left + width, :1]
-      wanted = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+      wanted, masked = (
+        each.repeat(scale, axis=0).repeat(scale, axis=1)
+        for each in (picture, hidden[row])
+      )
+      if column == 1:
+        assert np.isin(cell[masked], (120, 232)).all()
+        cell, wanted = cell[~masked], wanted[~masked]
       np.testing.assert_array_equal(cell, wanted)
 
 

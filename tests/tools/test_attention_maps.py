@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 
 import numpy as np
@@ -168,12 +169,35 @@ def test_files(workdir, images, tmp_path):
   out = tmp_path / "out"
   attention_maps.write(str(workdir), str(images), str(out), layer=1)
   kinds = {"original", "rollout", "features", "mean_of_heads", "sheet"}
-  kinds |= {f"head_{number}" for number in range(1, 5)}
+  kinds |= {f"head_{number}" for number in range(1, 5)} | {"attention"}
   for name in NAMES:
-    made = list((out / "images" / name).iterdir())
+    made = list((out / "images" / name.partition(".")[0]).iterdir())
     assert {path.stem for path in made} == kinds
   size = np.asarray(Image.open(out / "sheet.png")).shape
-  assert size == (18 + 2 * (112 + 16 + 4), 4 + 4 * (112 + 4), 3)
+  assert size == (22 + 16 + 2 * (128 + 16 + 4) + 20, 4 + 4 * (128 + 4), 3)
+  # The same maps as numbers.
+  text = (out / "attention.csv").read_text()
+  rows = list(csv.DictReader(text.splitlines()))
+  assert [row["file"] for row in rows] == [x for x in NAMES for _ in range(6)]
+  params = runs.params(workdir, CONFIG)["model"]["encoder"]
+  encoder = factory.masked_autoencoder(CONFIG).encoder
+  pixels = np.asarray(Image.open(out / "images" / "a" / "original.png"))
+  seen = attention_rollout.attention_function(encoder, CONFIG.data)(
+    params, pixels[..., None]
+  )
+  wanted = seen.weights[0][:, 0, 1:]  # block 1, class token
+  with np.load(out / "images" / "a" / "attention.npz") as maps:
+    np.testing.assert_allclose(
+      maps["heads"], wanted.reshape(4, 4, 4), atol=1e-6
+    )
+    assert maps["rollout"].shape == (4, 4)
+  head = rows[2]
+  assert head["map"] == "head 1"
+  assert float(head["lowest"]) == pytest.approx(wanted[0].min(), rel=1e-4)
+  assert float(head["highest"]) == pytest.approx(wanted[0].max(), rel=1e-4)
+  share = wanted[0].astype(float) / wanted[0].sum(dtype=float)
+  entropy = -(share * np.log2(share)).sum()
+  assert float(head["entropy"]) == pytest.approx(entropy, abs=1e-3)
   # Pictures differ between query tokens and are equal for the same one.
   pictures = []
   for number, query in enumerate((None, (2, 3), (2, 3))):
@@ -181,14 +205,14 @@ def test_files(workdir, images, tmp_path):
     attention_maps.write(
       str(workdir), str(images / "a.png"), str(place), query=query
     )
-    pictures.append((place / "images" / "a.png" / "head_1.png").read_bytes())
+    pictures.append((place / "images" / "a" / "head_1.png").read_bytes())
   assert pictures[0] != pictures[1] == pictures[2]
 
 
 def test_larger_images_have_finer_maps(workdir, images, tmp_path):
   out = tmp_path / "out"
   attention_maps.write(str(workdir), str(images), str(out), image_size=(16, 12))
-  with Image.open(out / "images" / "a.png" / "rollout.png") as picture:
+  with Image.open(out / "images" / "a" / "rollout.png") as picture:
     assert picture.size == (12, 16)
 
 

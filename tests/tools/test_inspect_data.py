@@ -135,11 +135,11 @@ def test_records(tmp_path):
 
 def test_samples_equal_training_images(folder):
   data = folder_config(folder).data
-  rate, samples = survey.measure_throughput(
-    sources.open_source(data, "train"), data, seconds=0
-  )
+  source = sources.open_source(data, "train")
+  rate, samples, labels = survey.measure_throughput(source, data, seconds=0)
   assert rate > 0
   assert samples.shape == (64, 24, 24, 3)
+  assert set(labels) == {0, 1}
 
 
 def test_report(folder, tmp_path, capsys):
