@@ -17,6 +17,8 @@ TORCH = ["torch>=2.14"]
 VIZ = ["matplotlib>=3.11", "scikit-image>=0.26", "scikit-learn>=1.9"]
 # Event files have the pictures of a run.
 REPORT = ["jinja2>=3.1.6", "plotly>=7.1", "tensorboardX>=2.6.5"]
+# Tables in Parquet files.
+PARQUET = ["pyarrow>=26"]
 TRAIN = [
   # tensorflow-datasets imports it without requiring it.
   "importlib_resources>=7.1",
@@ -101,6 +103,7 @@ setup(
     "viz": VIZ,
     "report": REPORT,
     "hf": HUB,
+    "parquet": PARQUET,
     "torch": TORCH,
     "all": sorted(set(ALL)),
     "tpu": ["jax[tpu]"],
@@ -117,6 +120,7 @@ setup(
       *GCS,
       *WANDB,
       *MLFLOW,
+      *PARQUET,
       "build>=1.6",
       "hypothesis>=6.170",
       # The TPU compiler, which needs no TPU; it has no other wheels.

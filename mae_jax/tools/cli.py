@@ -51,6 +51,11 @@ def _floats(text: str) -> tuple[float, ...]:
   return _split(text, float, (), what)
 
 
+def _ints(text: str) -> tuple[int, ...]:
+  what = "no whole number, or several with commas, as 3,6,9,12"
+  return _split(text, int, (), what)
+
+
 # Types of flags, each with the function that reads it. Lists have commas, and ~
 # is the home directory.
 Path = Annotated[str, os.path.expanduser]
@@ -59,6 +64,7 @@ Paths = Annotated[
 ]
 Words = Annotated[tuple[str, ...], lambda text: tuple(text.split(","))]
 Numbers = Annotated[tuple[float, ...], _floats]
+Integers = Annotated[tuple[int, ...], _ints]
 Size = Annotated[tuple[int, int], _size]
 Position = Annotated[tuple[int, int], _position]
 

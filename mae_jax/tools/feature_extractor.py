@@ -68,9 +68,10 @@ class ImageFunction:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Shape of one image's result."""
+    """Shape of one image's result; with several results that of the last."""
     images = jax.ShapeDtypeStruct((1, *self.image_shape), self.image.dtype)
-    return jax.eval_shape(self.apply, self.params, images).shape[1:]
+    out = jax.eval_shape(self.apply, self.params, images)
+    return jax.tree.leaves(out)[-1].shape[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,7 @@ def from_checkpoint(
   mesh: Mesh,
   *,
   layer: int | None = None,
+  layers: Sequence[int] | None = None,
   **options: Any,
 ) -> FeatureExtractor:
   """Builds the feature extractor of a checkpoint.
@@ -108,6 +110,7 @@ def from_checkpoint(
     mesh: the devices.
     layer: the block after which tokens are taken, from 1; None for the last,
       whose tokens pass the final norm.
+    layers: several such blocks, in place of `layer`.
     **options: further arguments of `extractor`.
 
   Raises:
@@ -115,7 +118,8 @@ def from_checkpoint(
   """
   with storage.os_errors(checkpoint):
     found = load_model.load(checkpoint, mesh)
-  layers = None if layer is None else (layer,)
+  if layer is not None:
+    layers = (layer,)
   return extractor(found, mesh, layers=layers, **options)
 
 
@@ -207,9 +211,12 @@ def _checked_layers(
 ) -> tuple[int, ...]:
   if layers is None:
     return (depth,)
+  flag = "layer" if len(layers) == 1 else "layers"
   for layer in layers:
     if not 1 <= layer <= depth:
-      raise ConfigError(f"--layer={layer}: the encoder has blocks 1 to {depth}")
+      raise ConfigError(
+        f"--{flag}={layer}: the encoder has blocks 1 to {depth}"
+      )
   if not layers:
     raise ConfigError("layers=() names no block: leave it out for the last one")
   return tuple(sorted(set(layers)))

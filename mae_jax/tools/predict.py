@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from mae_jax.distributed import sharding
 from mae_jax.evals import class_matching, load_model
 from mae_jax.models import classifiers
 from mae_jax.tools import cli, image_stream
-from mae_jax.utils import atomic_write, console, storage
+from mae_jax.utils import atomic_write, console, storage, table_file
 from mae_jax.utils.errors import ConfigError
 
 COLUMNS = ("file", "rank", "class", "label", "probability")
@@ -62,9 +62,9 @@ def write(
       comes with this package.
     images: one image, or a folder with all its subfolders; prepared as in
       evaluation of the checkpoint's run.
-    out: a .csv file, on a disk or in a bucket (gs://...), with the columns
-      file, rank, class, label, probability; it appears when all is done. Then
-      only the first 20 images are printed.
+    out: a .csv or .parquet file, on a disk or in a bucket (gs://...), with the
+      columns file, rank, class, label, probability; it appears when all is
+      done. Then only the first 20 images are printed.
     top: classes an image.
     class_names: a text file with the name of one class on each line, in the
       order of labels; by default the names in the checkpoint.
@@ -83,15 +83,18 @@ def write(
   began = time.monotonic()
   cli.at_least("top", top)
   if out is not None:
-    atomic_write.check_suffix(out, ".csv")
+    table_file.check(out)
   given = None
   if class_names is not None:
     given = cli.read_lines(class_names, "--class_names")
     model_info.check_distinct(given)
   image_stream.check(checkpoint, images, batch_size, fit=fit)
   mesh = mesh or sharding.make_mesh(MeshConfig())
-  writing = contextlib.nullcontext()
-  with atomic_write.atomic_file(out) if out else writing as file:
+  with contextlib.ExitStack() as stack:
+    table = None
+    if out is not None:
+      file = stack.enter_context(atomic_write.atomic_file(out))
+      table = stack.enter_context(table_file.write(file, out))
     with storage.os_errors(checkpoint):
       found = load_model.load(checkpoint, mesh, head=True)
     found = load_model.resize(found, image_size, mesh)
@@ -113,7 +116,7 @@ def write(
     )
     shown = given or names
     labels = class_matching.folder_labels(source.names, shown)
-    done, right = _report(results, shown, file, labels)
+    done, right = _report(results, shown, table, labels)
   total = len(source.names)
   if out is not None and done > _SHOWN:
     console.info(f"and {done - _SHOWN} more, which are in {out}")
@@ -181,24 +184,22 @@ def best_classes(
 def _report(
   results: Iterable[Prediction],
   names: Sequence[str],
-  file: IO[bytes] | None,
+  table: table_file.Table | None,
   true: Mapping[str, int],
 ) -> tuple[int, int]:
   """Prints and writes predictions; counts them, and those that are `true`."""
-  if file is not None:
-    file.write(atomic_write.csv_rows([COLUMNS]))
   done = right = 0
   for each in results:
     right += each.labels[0] == true.get(each.file, -1)
     pairs = list(zip(each.labels, each.probabilities, strict=True))
-    if file is None or done < _SHOWN:
+    if table is None or done < _SHOWN:
       found = ", ".join(f"{names[x]} {100 * p:.1f} %" for x, p in pairs)
       console.info(f"{each.file}: {found}")
-    if file is not None:
+    if table is not None:
       rows = [
         (each.file, rank, names[label], label, probability)
         for rank, (label, probability) in enumerate(pairs, 1)
       ]
-      file.write(atomic_write.csv_rows(rows))
+      table.add(dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
     done += 1
   return done, right

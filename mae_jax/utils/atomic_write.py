@@ -23,12 +23,12 @@ from mae_jax.utils import signals, storage
 from mae_jax.utils.errors import ConfigError
 
 
-def check_suffix(path: str, suffix: str) -> None:
-  """Raises ConfigError unless the path of --out ends in `suffix`."""
-  if not path.endswith(suffix):
+def check_suffix(path: str, *suffixes: str) -> None:
+  """Raises ConfigError unless the path of --out ends in one of `suffixes`."""
+  if not path.endswith(suffixes):
     raise ConfigError(
-      f"--out={path} does not end in {suffix}: name a file that does, such as "
-      f"{os.path.splitext(path)[0] or 'out'}{suffix}"
+      f"--out={path} does not end in {' or '.join(suffixes)}: name a file that "
+      f"does, such as {os.path.splitext(path)[0] or 'out'}{suffixes[0]}"
     )
 
 

@@ -46,10 +46,10 @@ def run(words: list[str], cwd) -> str:
 @pytest.mark.parametrize(
   ("page", "files"),
   [
-    (ROOT / "README.md", {"samples.png", "pictures", "vit_mine_hf"}),
+    (ROOT / "README.md", {"runs", "pictures", "vit_mine_hf"}),
     (
       DOCS / "quickstart" / "your_images.md",
-      {"samples.png", "pictures", "predictions.csv", "report.html",
+      {"runs", "pictures", "predictions.csv", "report.html",
        "classifier_timm"},
     ),
   ],
@@ -67,6 +67,7 @@ def test_the_commands_of_a_page_run_in_order(page, files, tmp_path):
     small = SMALL if "train" in words else ()
     run([*words, *small], tmp_path)
   assert files <= {path.name for path in tmp_path.iterdir()}
+  assert (tmp_path / "runs" / "samples.png").exists()
 
 
 # What the commands of guides name, and small ones in a test's directory.
@@ -79,6 +80,7 @@ STAND_INS = {
   "torn_mask.png": "{tmp}/torn_mask.png",
   # The digits' network has 4 blocks and 16 patches.
   "12": "4",
+  "6,12,18,24": "1,2,3,4",
   "0.75,0.85,0.95": "0.75,0.85,0.9",
 }
 TOOLS = re.compile(

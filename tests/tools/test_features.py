@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from mae_jax.config import ClassifyConfig, EvalConfig
 from mae_jax.evals import load_model
@@ -290,7 +291,10 @@ def test_one_file(pretrained, photos, written):
     ({"images": "nowhere"}, "--images=nowhere: there is no such folder or"),
     ({"images": ""}, "--images=: there is no such folder or file"),
     ({"images": "{tmp}"}, r"have no image \(\.jpg, .*name another folder"),
-    ({"out": "x.npy"}, "--out=x.npy does not end in .npz: .* as x.npz"),
+    (
+      {"out": "x.npy"},
+      "x.npy does not end in .npz or .parquet: .* as x.npz",
+    ),
     ({"out": "/proc/x/y.npz"}, "the folder of --out=/proc/x cannot be made"),
     ({"out": "{tmp}/d.npz"}, r"d.npz cannot be written \(it is a folder\)"),
     (
@@ -483,6 +487,54 @@ def test_several_layers_equal_single_ones(pretrained, pool):
     np.testing.assert_allclose(
       output, one.apply(one.params, images), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_several_layers_in_one_file(pretrained, photos, tmp_path, suffix):
+  out = tmp_path / f"out.{suffix}"
+  features.write(
+    str(pretrained), str(photos), str(out), layers=(2, 1), batch_size=3
+  )
+  if suffix == "npz":
+    with np.load(out) as npz:
+      found = dict(npz)
+    assert list(found) == ["names", "features_1", "features_2", "readable"]
+    names = found["names"].tolist()
+  else:
+    table = parquet.read_table(out)
+    assert table.column_names == [
+      "name",
+      "readable",
+      "features_1",
+      "features_2",
+    ]
+    names = table["name"].to_pylist()
+    found = {
+      name: np.stack(table[name].to_numpy()) for name in table.column_names[2:]
+    }
+  assert names == list(NAMES)
+  for layer in (1, 2):
+    single = tmp_path / "single.npz"
+    features.write(
+      str(pretrained), str(photos), str(single), layer=layer, batch_size=3
+    )
+    with np.load(single) as npz:
+      np.testing.assert_array_equal(found[f"features_{layer}"], npz["features"])
+
+
+@pytest.mark.parametrize(
+  ("changes", "text"),
+  [
+    ({"layers": (1, 2), "layer": 1}, "--layer=1 and --layers=1,2: give one"),
+    ({"layers": (1, 9)}, "--layers=9: the encoder has blocks 1 to 2"),
+    ({"pool": "grid"}, "--pool=grid gives many: name an .npz file"),
+  ],
+)
+def test_wrong_tables(pretrained, photos, tmp_path, changes, text):
+  out = tmp_path / "out.parquet"
+  with pytest.raises(ConfigError, match=text):
+    features.write(str(pretrained), str(photos), str(out), **changes)
+  assert not out.exists()
 
 
 def test_a_grid_is_the_patch_tokens_in_place(pretrained):

@@ -8,6 +8,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from mae_jax.config import ClassifyConfig, EvalConfig
 from mae_jax.models import classifiers, factory
@@ -189,6 +190,19 @@ def test_names_of_classes_can_be_given(trained, photos, rows, tmp_path):
     assert row["class"] == wanted[int(row["label"])]
 
 
+def test_a_parquet_file_equals_the_csv_file(trained, photos, rows, tmp_path):
+  _, workdir = trained
+  out = tmp_path / "out.parquet"
+  predict.write(str(workdir), str(photos), str(out), top=2)
+  table = parquet.read_table(out).to_pylist()
+  assert list(table[0]) == list(predict.COLUMNS)
+  wanted = rows(workdir, photos, top=2)
+  for row, same in zip(table, wanted, strict=True):
+    probability = float(same.pop("probability"))
+    assert row.pop("probability") == pytest.approx(probability, rel=1e-6)
+    assert {name: str(value) for name, value in row.items()} == same
+
+
 def test_odd_names_of_files(trained, photos, rows, tmp_path, capsys):
   odd = os.fsencode(tmp_path / "odd") + b"/\xff.png"
   os.mkdir(tmp_path / "odd")
@@ -203,7 +217,10 @@ def test_odd_names_of_files(trained, photos, rows, tmp_path, capsys):
   ("changes", "text"),
   [
     ({"top": 0}, "--top=0 must be at least 1"),
-    ({"out": "x.txt"}, "--out=x.txt does not end in .csv: .* as x.csv"),
+    (
+      {"out": "x.txt"},
+      "--out=x.txt does not end in .csv or .parquet: .* as x.csv",
+    ),
     ({"images": "nowhere"}, "--images=nowhere: there is no such folder or"),
     ({"class_names": "{tmp}/2"}, "2 has 2 lines, but the head has 3 classes"),
     ({"class_names": "nowhere"}, r"cannot be read \(No such file or"),
