@@ -5,8 +5,18 @@ from mae_jax.tools.plan import compile_step, topology
 from mae_jax.tools.plan import roofline as estimate_lib
 
 
-def text(measured: compile_step.CompiledStep, where: topology.Topology) -> str:
-  """Formats everything about a compiled step."""
+def text(
+  measured: compile_step.CompiledStep,
+  where: topology.Topology,
+  input_rate: float = 0,
+) -> str:
+  """Formats everything about a compiled step.
+
+  Args:
+    measured: the step.
+    where: the devices.
+    input_rate: images a second that a host can read; 0 if that is not known.
+  """
   planned = measured.planned
   config, mesh = planned.config, planned.mesh
   parts = zip(planned.tokens, ("encoder", "decoder"), strict=False)
@@ -45,6 +55,7 @@ def text(measured: compile_step.CompiledStep, where: topology.Topology) -> str:
   found = estimate_lib.estimate(measured)
   if found and measured.fits:
     lines += ["", *_estimate(found, planned.task.total_steps, config)]
+    lines.append(_input(found.images_per_second, where, input_rate))
   return "\n".join(lines)
 
 
@@ -147,6 +158,26 @@ def _estimate(
     f"{found.images_per_second:,.0f} images/s, {found.mfu:.0%} MFU; "
     f"{config.train.length} ({total_steps:,} steps) >= {_time(found.days)}",
   ]
+
+
+def _input(rate: float, where: topology.Topology, given: float) -> str:
+  """Describes the images that hosts must read, beside what they can."""
+  hosts = len({device.process_index for device in where.devices})
+  line = f"to keep up, {_count(hosts, 'host')} must read {rate / hosts:,.0f} "
+  line += "images/s" + " each" * (hosts > 1)
+  if not given:
+    return f"{line}; inspect measures what a host can, for --input_rate"
+  share = given * hosts / rate
+  if share >= 1:
+    return f"{line}, and can read {given:,.0f}"
+  return (
+    f"{line}, but can read {given:,.0f}: the input limits the run to "
+    f"{given * hosts:,.0f} images/s, {share:.0%} of that"
+  )
+
+
+def _count(number: int, name: str) -> str:
+  return f"{number} {name}" + "s" * (number > 1)
 
 
 def _time(days: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from unittest import mock
 
 import jax
 import pytest
@@ -18,7 +19,8 @@ from mae_jax.tools.plan import (
   roofline,
   search,
 )
-from mae_jax.utils import hardware, tables
+from mae_jax.utils import hardware, signals, tables
+from mae_jax.utils.errors import ConfigError
 from tests.helpers import compiled_steps
 
 GATHER = hlo_costs.Collective(
@@ -179,6 +181,50 @@ def test_the_report_marks_programs_that_do_not_fit():
   assert "Estimate, a roofline" in fitting
   assert "all-gather          3 a step, 0.01 GB sent by a chip" in fitting
   assert "a step >= 10.0 ms (bound by HBM): at most 6,400 images/s" in fitting
+
+
+def test_the_images_that_hosts_must_read():
+  from mae_jax.tools.plan import topology
+
+  devices = [mock.Mock(process_index=k // 4, device_kind="x") for k in range(8)]
+  where = topology.Topology("v5e:2x4", devices, compiled_steps.CHIP)
+  text = format.text(made_up(), where)
+  need = "to keep up, 2 hosts must read 3,200 images/s each"  # 6,400 in all
+  assert f"{need}; inspect measures" in text
+  assert f"{need}, and can read 3,200" in format.text(made_up(), where, 3200)
+  assert (
+    f"{need}, but can read 800: the input limits the run to 1,600 images/s, "
+    "25% of that"
+  ) in format.text(made_up(), where, 800)
+
+
+def test_an_interrupted_search_recommends_the_best_so_far(monkeypatch, capsys):
+  """A signal runs the cleanups of the block it arrives in."""
+  from mae_jax.tools.plan import command, topology
+
+  devices = jax.devices()
+  where = topology.Topology("v5e:2x4", devices, compiled_steps.CHIP)
+  costs = made_up().costs
+  assert costs is not None
+  speeds = iter((4e9, 1e9, 2e9))
+
+  def compile_one(config: Config) -> compile_step.CompiledStep:
+    flops = next(speeds, None)
+    if flops is None:
+      for undo in list(signals._undo.values()):
+        undo()
+      raise ConfigError("interrupted")
+    slower = dataclasses.replace(costs, flops=flops, hbm_bytes=flops)
+    return made_up(config, costs=slower)
+
+  config = compiled_steps.config(train={"length": "1000 steps"})
+  with pytest.raises(ConfigError, match="interrupted"):
+    command._search(config, where, compile_one, (), 0)
+  printed = capsys.readouterr().out
+  assert "The fastest that fits so far: --config.data.batch_size=64" in printed
+  # The second of three was the fastest.
+  wanted = f"--config.model.remat={search.REMAT[1]} "
+  assert wanted in printed.partition("so far: ")[2]
 
 
 def test_rows_have_the_cells_of_their_headings():
