@@ -1,23 +1,18 @@
 """Lists the runs below a directory: `python -m mae_jax runs --workdir=runs`."""
 
 import datetime
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from mae_jax.checkpoints import workdir as workdirs
 from mae_jax.config import Config, from_config_dict
 from mae_jax.tools import cli
 from mae_jax.tools.report import run_logs
-from mae_jax.train import best, run_info
+from mae_jax.train import run_info
 from mae_jax.train.sinks import json_lines
 from mae_jax.utils import console, storage, tables
 from mae_jax.utils.errors import ConfigError, printable
-
-_DEPTH = 4
-_NO_RUNS = ("checkpoints", "tensorboard", "profile")
 
 
 class Row(NamedTuple):
@@ -65,7 +60,7 @@ def show(
       f"{json_lines.NAME}: name the directory that holds the runs"
     )
   if sort:
-    rows = _sort(rows, sort)
+    rows = run_logs.sort(rows, sort)
   names = dict.fromkeys((*metrics, *[sort] * bool(sort)))
   shown = [name for name in names if any(name in row.values for row in rows)]
   header = ("run", "task", "status", "step", *shown, "updated")
@@ -88,21 +83,12 @@ def _rows(given: str) -> Iterator[Row]:
   with storage.os_errors(root):
     if not root.is_dir():
       raise ConfigError(f"--workdir={given} is not a directory")
-    for path in _search(root, _DEPTH):
+    for path in run_logs.search(root):
       try:
         name = path.name if path == root else str(path.relative_to(root))
         yield _row(path, name)
       except ConfigError as error:
         console.warn(f"{path} is left out: {error}")
-
-
-def _search(path: epath.Path, depth: int) -> Iterator[epath.Path]:
-  if (path / json_lines.NAME).exists():
-    yield path
-  if depth:
-    for each in sorted(path.iterdir()):
-      if each.name not in _NO_RUNS and each.is_dir():
-        yield from _search(each, depth - 1)
 
 
 def _row(path: epath.Path, name: str) -> Row:
@@ -114,38 +100,16 @@ def _row(path: epath.Path, name: str) -> Row:
   config = _config(about)
   last = records[-1]
   values = {key: x for each in records for key, x in each.items()}
-  status = ""
-  if isinstance(total, int):
-    status = _status(path, config, records, last["step"] >= total)
   stamp = last.get("timestamp") or (path / json_lines.NAME).stat().mtime
   updated = datetime.datetime.fromtimestamp(stamp)
   return Row(
     printable(name),
     config.task if config else "",
-    status,
+    run_logs.status(path, config, records, total),
     f"{last['step']}/{total}" if isinstance(total, int) else str(last["step"]),
     f"{updated:%Y-%m-%d %H:%M}",
     {key: value for key, value in values.items() if value is not None},
   )
-
-
-def _status(
-  path: epath.Path,
-  config: Config | None,
-  records: Sequence[dict[str, Any]],
-  done: bool,
-) -> str:
-  if workdirs.is_running(path):
-    return "running"
-  if done:
-    return "finished"
-  if config:
-    train = config.train
-    found = best.BestEvaluation(train.keep_best, train.patience)
-    found.resume(json_lines.evaluations(records))
-    if found.exhausted:
-      return "ended early"
-  return "stopped"
 
 
 def _config(about: dict[str, Any]) -> Config | None:
@@ -153,19 +117,6 @@ def _config(about: dict[str, Any]) -> Config | None:
     return from_config_dict(about.get("config", {}), stored=True)
   except ConfigError:
     return None
-
-
-def _sort(rows: Sequence[Row], metric: str) -> list[Row]:
-  known = dict.fromkeys(key for row in rows for key in row.values)
-  if metric not in known:
-    raise ConfigError(
-      f"--sort={metric}: no run has this metric; there are "
-      f"{', '.join(sorted(known))}"
-    )
-  sign = best.sign(metric)
-  return sorted(
-    rows, key=lambda row: -sign * row.values.get(metric, -sign * math.inf)
-  )
 
 
 def _number(value: float | None) -> str:

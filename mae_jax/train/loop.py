@@ -23,6 +23,7 @@ from mae_jax.checkpoints.workdir import Workdir, hold
 from mae_jax.config import Config
 from mae_jax.distributed import sharding, vote
 from mae_jax.evals.results import Report
+from mae_jax.models import classifiers
 from mae_jax.train import best as best_lib
 from mae_jax.train import health, metrics, profiler, run_info
 from mae_jax.train import step as step_lib
@@ -155,7 +156,7 @@ def run(
     stack.callback(writer.close)
     best.resume(writer.evaluations)
     if first:
-      _write_run_info(held.path, config, mesh, task.total_steps)
+      _write_run_info(held.path, config, mesh, task.total_steps, state.params)
     retention = checkpoints.Retention(
       config.train.keep,
       task.interval(config.train.keep_every, "train.keep_every"),
@@ -189,10 +190,16 @@ def run(
 
 
 def _write_run_info(
-  workdir: epath.Path, config: Config, mesh: Mesh, total_steps: int
+  workdir: epath.Path,
+  config: Config,
+  mesh: Mesh,
+  total_steps: int,
+  params: Mapping[str, Any],
 ) -> None:
+  trained = {k: v for k, v in params.items() if k != classifiers.AVERAGED}
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(trained))
   try:
-    run_info.write_run_info(workdir, config, mesh, total_steps)
+    run_info.write_run_info(workdir, config, mesh, total_steps, num_params)
   except OSError as error:  # training works without the file
     console.warn(f"{workdir / run_info.FILE} cannot be written: {error}")
 

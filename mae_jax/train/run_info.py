@@ -26,7 +26,11 @@ _PACKAGES = (
 
 
 def write_run_info(
-  workdir: epath.Path, config: Config, mesh: Mesh, total_steps: int
+  workdir: epath.Path,
+  config: Config,
+  mesh: Mesh,
+  total_steps: int,
+  num_params: int,
 ) -> None:
   """Writes FILE, replacing that of an earlier start.
 
@@ -42,6 +46,7 @@ def write_run_info(
     "recipe": _recipe(sys.argv),
     "config": to_dict(config),
     "total_steps": total_steps,
+    "num_params": num_params,
     "devices": f"{mesh.size} x {device.device_kind} ({device.platform})",
     "processes": jax.process_count(),
     "host": platform.node(),

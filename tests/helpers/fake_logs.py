@@ -44,4 +44,6 @@ def write(
       }
     writer.scalars(step, values)
   writer.close()
-  run_info.write_run_info(workdir, config, runs.devices_mesh(1), STEPS)
+  run_info.write_run_info(
+    workdir, config, runs.devices_mesh(1), STEPS, 2_500_000
+  )

@@ -193,10 +193,31 @@ def test_settings_that_differ_are_visible_at_once(visit, page_of_two):
 
 def test_a_narrow_window_needs_no_sideways_scrolling(visit, page_of_two):
   page = visit(page_of_two)
-  page.set_viewport_size({"width": 700, "height": 900})
-  charts = page.locator(".charts").first
   fits = "each => each.scrollWidth <= each.clientWidth"
-  until(page, lambda: charts.evaluate(fits))
+  for width in (700, 400):
+    page.set_viewport_size({"width": width, "height": 900})
+    for name in ("body", ".charts"):
+      place = page.locator(name).first
+      until(page, lambda place=place: place.evaluate(fits))
+
+
+def test_a_click_on_a_heading_sorts_the_runs(visit, page_of_two):
+  page = visit(page_of_two)
+  heads = page.locator("#runs th")
+  cells = page.locator("#runs tbody td:first-child")
+  head = heads.get_by_text("run", exact=True)
+  head.click()
+  sync_api.expect(head).to_have_attribute("aria-sort", "ascending")
+  assert "".join(cells.all_inner_texts()).split() == ["one", "two"]
+  head.click()
+  sync_api.expect(head).to_have_attribute("aria-sort", "descending")
+  assert "".join(cells.all_inner_texts()).split() == ["two", "one"]
+  loss = page.locator("#runs th").get_by_text("loss", exact=True)
+  loss.click()
+  column = page.locator("#runs th").all_inner_texts().index("loss")
+  values = page.locator(f"#runs tbody td:nth-child({column + 1})")
+  numbers = [float(text) for text in values.all_inner_texts()]
+  assert numbers == sorted(numbers)
 
 
 @pytest.fixture(scope="module")

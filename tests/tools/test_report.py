@@ -12,8 +12,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from mae_jax.tools.report import command, page, run_logs
-from mae_jax.train import run_info
+from mae_jax.tools.report import command, names, page, run_logs
+from mae_jax.train import best, run_info
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import commands, fake_logs, tiny
 
@@ -97,7 +97,7 @@ def rendered(*found: run_logs.RunLogs) -> str:
 
 
 def test_metric_names_are_shown_as_words():
-  counts = dict.fromkeys(page.COUNTS, 1.0)
+  counts = dict.fromkeys(names.COUNTS, 1.0)
   record = {
     "eval_linear_1/MAE": 0.5,
     "eval_knn_all/MAE": 0.5,
@@ -107,7 +107,8 @@ def test_metric_names_are_shown_as_words():
     "lr_encoder": 0.1,
     "something_else": 1.0,
   }
-  drawn = charts(rendered(of({"step": 7} | record | counts)))
+  some = [{"step": step} | record | counts for step in (7, 8)]
+  drawn = charts(rendered(of(*some)))
   titles = {x["layout"]["title"]["text"]: x["data"] for x in drawn.values()}
   assert list(titles) == [
     "linear probe, 1 label a class, accuracy",
@@ -115,10 +116,10 @@ def test_metric_names_are_shown_as_words():
     "top-1 accuracy",
     "learning rate, encoder",
     "something else",
-    *page.COUNTS.values(),
+    *names.COUNTS.values(),
   ]
-  names = [trace["name"] for trace in titles["top-1 accuracy"]]
-  assert names[1:] == [
+  lines = [trace["name"] for trace in titles["top-1 accuracy"]]
+  assert lines[1:] == [
     "run, from scratch, 5 labels a class", "run, pre-trained, all labels",
   ]  # fmt: skip
 
@@ -134,7 +135,7 @@ def test_an_axis_has_whole_steps_only():
 
 
 def test_counts_of_zero_are_one_line():
-  nothing = {"step": 1} | dict.fromkeys(page.COUNTS, 0.0)
+  nothing = {"step": 1} | dict.fromkeys(names.COUNTS, 0.0)
   text = rendered(of(nothing))
   assert charts(text) == {}
   assert (
@@ -146,19 +147,142 @@ def test_counts_of_zero_are_one_line():
   assert len(charts(text)) == 1
 
 
-def test_summary_has_the_task_and_the_accuracy():
+def cells_of(text: str) -> list[list[str]]:
+  """Returns the rows of the first table."""
+  rows = text.partition("</table>")[0].split("<tr>")[1:]
+  found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+  return [[re.sub("<.*?>", "", cell).strip() for cell in row] for row in found]
+
+
+def test_summary_has_last_results_time_and_parameters():
+  config = tiny.config(task="finetune")
   text = rendered(
-    of({"step": 4, "eval_top1": 0.9111}, config=tiny.config(task="finetune")),
-    of({"step": 1234}),
+    of(
+      {"step": 2, "seconds": 70.0},
+      {"step": 3, "seconds": 5.0},  # started again
+      {"step": 4, "eval_top1": 0.9111, "eval_f1_macro": 0.5, "eval_seconds": 9},
+      config=config,
+      status="ended early",
+      best=best.BestEvaluation("eval_top1", steps=[4], value=0.9111),
+      started={"num_params": 2_500_000},
+    ),
+    of({"step": 1234, "eval_loss": 0.25}),
   )
-  cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", text.partition("</table>")[0])
-  assert [x for x in cells if "dot" not in x] == [
-    "run", "task", "step", "loss", "held-out loss", "held-out top-1",
-    "images a second", "started",
-    "finetune", "4", "", "", "91.1 %", "", "",
-    "", "1,234", "", "", "", "", "",
+  assert cells_of(text) == [
+    ["run", "task", "status", "step", "trained for", "parameters",
+     "held-out loss", "top-1 accuracy", "macro F1", "best"],
+    ["run", "finetune", "ended early", "4", "0:01:15", "2.5 M", "", "91.1 %",
+     "0.5", "top-1 accuracy 91.1 % at step 4"],
+    ["run", "", "", "1,234", "", "", "0.25", "", "", ""],
   ]  # fmt: skip
   assert "top-1" not in rendered(of({"step": 4}))
+
+
+def test_a_single_evaluation_is_a_table():
+  scalars = {
+    f"eval_{kind}_{shots}{key}/{name}": value
+    for kind in ("linear", "knn")
+    for shots in ("5", "all")
+    for name in ("MAE", "raw pixels")
+    for key, value in (("", 0.8), ("_std", 0.02))
+    if not (key and shots == "all")
+  }
+  text = rendered(of({"step": 7} | scalars))
+  table = text.partition("<h2>Evaluation</h2>")[2]
+  assert cells_of(table)[:2] == [
+    ["", "MAE", "raw pixels"],
+    ["linear probe, accuracy, 5 labels a class", *["80.0 ± 2.0 %"] * 2],
+  ]
+  assert len(cells_of(table)) == 5
+  # The same over the number of labels, each line in its color.
+  drawn = charts(text)
+  assert [x["layout"]["title"]["text"] for x in drawn.values()] == [
+    "linear probe, accuracy", "kNN, accuracy",
+  ]  # fmt: skip
+  lines = drawn["chart0"]["data"]
+  assert [x["name"] for x in lines] == ["MAE", "raw pixels"]
+  assert lines[0]["x"] == ["5", "all"]
+  assert lines[0]["error_y"]["array"] == [0.02, None]
+  colors = [line["error_y"]["color"] for line in lines]
+  assert len(set(colors)) == 2
+
+
+def test_trials_of_label_efficiency_are_compared():
+  scalars = {
+    f"eval_top1{std}/{start}_{shots}": 0.5
+    for start in ("pre-trained", "from_scratch")
+    for shots in (5, 10)
+    for std in ("", "_std")
+  }
+  text = rendered(of({"step": 7} | scalars))
+  table = cells_of(text.partition("<h2>Evaluation</h2>")[2])
+  assert table[0] == ["", "pre-trained", "from scratch"]
+  assert table[1] == [
+    "top-1 accuracy, 5 labels a class",
+    *["50.0 ± 50.0 %"] * 2,
+  ]
+  assert len(charts(text)) == 1
+
+
+def test_losses_of_different_targets_have_their_own_axes():
+  def run(**sections) -> run_logs.RunLogs:
+    return of({"step": 1, "loss": 1.0}, config=tiny.config(**sections))
+
+  def titles(*some: run_logs.RunLogs) -> list[str]:
+    drawn = charts(rendered(*some)).values()
+    return [each["layout"]["title"]["text"] for each in drawn]
+
+  same = run(), run(optim={"blr": 1.0})
+  assert titles(*same) == ["loss"]
+  raw, classifier = run(objective={"target": "raw"}), run(task="finetune")
+  assert titles(run(), raw, classifier) == [
+    "loss: mse of norm_pix, masked patches",
+    "loss: mse of raw, masked patches",
+    "loss: finetune",
+  ]
+
+
+def test_the_best_evaluation_is_marked():
+  found = best.BestEvaluation("eval_top1", steps=[2], value=0.9)
+  records = [{"step": step, "eval_top1": 0.9} for step in (2, 4)]
+  (chart,) = charts(rendered(of(*records, best=found))).values()
+  (line,) = chart["layout"]["shapes"]
+  assert (line["x0"], line["x1"]) == (2, 2)
+  assert chart["layout"]["annotations"][0]["text"] == "best"
+
+
+def test_an_evaluation_is_reported(tmp_path):
+  folder = tmp_path / "evaluation"
+  folder.mkdir()
+  content = {
+    "checkpoint": "runs/a/checkpoints/70",
+    "files": ["predictions.csv", "confusion.png"],
+    "scalars": {"eval_top1": 0.875, "eval_auc_macro": None},
+  }
+  (folder / "evaluation.json").write_text(json.dumps(content))
+  Image.new("RGB", (4, 4)).save(folder / "confusion.png")
+  out = tmp_path / "report.html"
+  command.write([str(folder)], str(out), look_at=0)
+  text = out.read_text()
+  assert cells_of(text) == [
+    ["run", "task", "status", "step", "top-1 accuracy"],
+    ["evaluation", "", "evaluation", "70", "87.5 %"],
+  ]
+  assert "evaluation, confusion" in text
+
+
+def test_a_directory_of_runs_is_sorted(tmp_path):
+  for name, value in (("a", 0.1), ("b", 0.9), ("deep/c", 0.5)):
+    folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True)
+    line = json.dumps({"step": 1, "eval_top1": value})
+    (folder / "metrics.jsonl").write_text(f"{line}\n")
+  out = tmp_path / "report.html"
+  runs = [str(tmp_path / "runs")]
+  command.write(runs, str(out), sort="eval_top1", look_at=0)
+  assert [row[0] for row in cells_of(out.read_text())] == ["run", "b", "c", "a"]
+  with pytest.raises(ConfigError, match="--sort=x: no run has this metric"):
+    command.write(runs, str(out), sort="x", look_at=0)
 
 
 def test_environment_has_no_empty_rows():
@@ -303,11 +427,7 @@ def test_a_directory_without_a_run_is_described(tmp_path):
 
   assert message().startswith("has no metrics.jsonl")
   (tmp_path / "evaluation.json").write_text("{}")
-  (tmp_path / "per_class.csv").write_text("")
-  assert message() == (
-    "belongs to an evaluation, which has no curves: see its results in "
-    "evaluation.json and per_class.csv"
-  )
+  assert "evaluation.json is damaged: evaluate again" in message()
   for torn in ("", "\n", '{"step": 1, "lo'):
     (tmp_path / "metrics.jsonl").write_text(torn)
     assert message().startswith("has not logged a step yet")

@@ -22,6 +22,7 @@ def write(
   workdir: cli.Paths,
   out: cli.Path = "report.html",
   *,
+  sort: str = "",
   recipe: cli.Path | None = None,
   look_at: int = 300,
 ) -> None:
@@ -31,9 +32,11 @@ def write(
   and works offline.
 
   Args:
-    workdir: the directory of a run, or of several as a,b,c, which share
-      charts.
+    workdir: the directory of a run, of an evaluation (task=evaluate), or one
+      that holds runs; or several as a,b,c, which share charts.
     out: the .html file, which is replaced.
+    sort: a metric, as eval_top1: the best run comes first. Losses are better if
+      lower, other metrics if higher.
     recipe: settings are compared with this recipe, for instance
       vit_b; by default with the one that started each run.
     look_at: training images to read, for mean and std beside the configured
@@ -55,7 +58,13 @@ def write(
   if len(set(map(os.path.realpath, workdir))) < len(workdir):
     raise ConfigError(f"--workdir={','.join(workdir)} names a run twice")
   with atomic_write.atomic_file(out) as file:
-    found = [run_logs.read(each, recipe) for each in workdir]
+    found = [
+      run_logs.read(run, recipe)
+      for each in workdir
+      for run in run_logs.find(each)
+    ]
+    if sort:
+      found = run_logs.sort(found, sort)
     names = page.short_names([run.name for run in found])
     summaries = [
       summarize(run, name, look_at)

@@ -6,13 +6,15 @@ import math
 import os
 import reprlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from etils import epath
 
 from mae_jax import checkpoints
+from mae_jax.checkpoints import workdir as workdirs
 from mae_jax.config import Config, from_config_dict, overrides
+from mae_jax.train import best as best_lib
 from mae_jax.train import run_info
 from mae_jax.train.sinks import json_lines, tensorboard
 from mae_jax.utils import storage
@@ -27,6 +29,9 @@ _PATHS = (
   "train.compile_cache",
 )
 
+_EVALUATION = "evaluation.json"
+_NO_RUNS = ("checkpoints", "tensorboard", "profile")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunLogs:
@@ -39,6 +44,10 @@ class RunLogs:
     config: the settings; None if they are not known.
     recipe: the config file to compare with; None if it is not known.
     started: the content of about.json, which describes the last start.
+    status: finished, ended early, running, stopped or evaluation; "" if it is
+      not known.
+    best: the best evaluation, by `train.keep_best`; None if no metric is
+      followed.
   """
 
   name: str
@@ -47,6 +56,26 @@ class RunLogs:
   config: Config | None
   recipe: str | None
   started: Mapping[str, Any]
+  status: str = ""
+  best: best_lib.BestEvaluation | None = None
+
+  @property
+  def step(self) -> int:
+    """The last logged step; 0 if there is none."""
+    return self.records[-1]["step"] if self.records else 0
+
+  @property
+  def seconds(self) -> float | None:
+    """Seconds of training, over all starts; None if they are not logged.
+
+    Each start counts its own seconds, without compiling and evaluations.
+    """
+    total = last = 0.0
+    for value in self.series("seconds")[1]:
+      if value is not None:
+        total += last if value < last else 0
+        last = value
+    return total + last or None
 
   def series(self, key: str) -> tuple[list[int], list[float | None]]:
     """Returns the steps and values of a scalar."""
@@ -57,6 +86,12 @@ class RunLogs:
     """Returns the last value of a scalar."""
     _, values = self.series(key)
     return values[-1] if values else None
+
+  @property
+  def values(self) -> dict[str, float]:
+    """The last value of each scalar."""
+    found = {key: x for record in self.records for key, x in record.items()}
+    return {key: value for key, value in found.items() if value is not None}
 
   def directory(self) -> str:
     """Returns the directory the run started in, or the current one."""
@@ -84,6 +119,8 @@ def read(workdir: str, recipe: str | None = None) -> RunLogs:
   log = path / json_lines.NAME
   with storage.os_errors(path):
     _check(workdir, path)
+    if not log.exists():
+      return _evaluation(workdir, path)
     found = records(log)
     if not found:
       raise ConfigError(
@@ -91,13 +128,120 @@ def read(workdir: str, recipe: str | None = None) -> RunLogs:
       )
     pictures = _pictures(path / "tensorboard")
   started = run_info.read(path)
+  config = _config(path, started)
   return RunLogs(
     os.fspath(workdir).rstrip("/"),
     found,
     pictures,
-    _config(path, started),
+    config,
     recipe or started.get("recipe"),
     started,
+    status(path, config, found, started.get("total_steps")),
+    _best(config, found),
+  )
+
+
+class _HasValues(Protocol):
+  @property
+  def values(self) -> Mapping[str, float]: ...
+
+
+def sort[Run: _HasValues](runs: Sequence[Run], metric: str) -> list[Run]:
+  """Sorts runs by the last value of a metric, the best first.
+
+  Raises:
+    ConfigError: if no run has this metric.
+  """
+  known = dict.fromkeys(key for run in runs for key in run.values)
+  if metric not in known:
+    raise ConfigError(
+      f"--sort={metric}: no run has this metric; there are "
+      f"{', '.join(sorted(known))}"
+    )
+  sign = best_lib.sign(metric)
+  return sorted(
+    runs, key=lambda run: -sign * run.values.get(metric, -sign * math.inf)
+  )
+
+
+def find(workdir: str) -> list[str]:
+  """Returns the workdir, or the runs below it if it holds runs instead."""
+  path = storage.absolute(workdir)
+  with storage.os_errors(path):
+    is_run = any((path / x).exists() for x in (json_lines.NAME, _EVALUATION))
+    if is_run or not path.is_dir():
+      return [workdir]
+    return [str(each) for each in search(path)] or [workdir]
+
+
+def search(path: epath.Path, depth: int = 4) -> Iterator[epath.Path]:
+  """Finds the runs in a directory, and in those below it."""
+  if (path / json_lines.NAME).exists():
+    yield path
+  if depth:
+    for each in sorted(path.iterdir()):
+      if each.name not in _NO_RUNS and each.is_dir():
+        yield from search(each, depth - 1)
+
+
+def status(
+  path: epath.Path,
+  config: Config | None,
+  found: Sequence[dict[str, Any]],
+  total: Any,
+) -> str:
+  """Says whether a run is finished, ended early, running or stopped.
+
+  Args:
+    path: the workdir.
+    config: the settings; None if they are not known.
+    found: the records of its log.
+    total: the number of its steps; the status is "" if that is no int.
+  """
+  if not isinstance(total, int):
+    return ""
+  if workdirs.is_running(path):
+    return "running"
+  if found[-1]["step"] >= total:
+    return "finished"
+  best = _best(config, found)
+  return "ended early" if best is not None and best.exhausted else "stopped"
+
+
+def _best(
+  config: Config | None, found: Sequence[dict[str, Any]]
+) -> best_lib.BestEvaluation | None:
+  if config is None or not config.train.keep_best:
+    return None
+  best = best_lib.BestEvaluation(config.train.keep_best, config.train.patience)
+  best.resume(json_lines.evaluations(found))
+  return best
+
+
+def _evaluation(workdir: str, path: epath.Path) -> RunLogs:
+  """Reads the results of task=evaluate, which are those of one step."""
+  try:
+    content = json.loads((path / _EVALUATION).read_bytes())
+    files, values = content["files"], content["scalars"]
+  except (ValueError, KeyError, TypeError):
+    raise ConfigError(
+      f"--workdir={workdir}: {_EVALUATION} is damaged: evaluate again"
+    ) from None
+  step = os.path.basename(str(content.get("checkpoint", "")))
+  scalars = {name: _finite(value) for name, value in values.items()}
+  pictures = [name for name in files if name.endswith(".png")]
+  number = int(step) if step.isdigit() else 0
+  return RunLogs(
+    os.fspath(workdir).rstrip("/"),
+    [{"step": number} | scalars],
+    {
+      name.removesuffix(".png"): {number: (path / name).read_bytes()}
+      for name in pictures
+    },
+    None,
+    None,
+    {},
+    "evaluation",
   )
 
 
@@ -142,12 +286,8 @@ def _check(workdir: str, path: epath.Path) -> None:
     )
   if (path / json_lines.NAME).exists():
     return
-  if (path / "evaluation.json").exists():
-    tables = sorted(each.name for each in path.glob("*.csv"))
-    raise ConfigError(
-      f"--workdir={workdir} belongs to an evaluation, which has no curves: see "
-      f"its results in {' and '.join(['evaluation.json', *tables])}"
-    )
+  if (path / _EVALUATION).exists():
+    return
   raise ConfigError(
     f"--workdir={workdir} has no metrics.jsonl: give the directory of a "
     "run, or wait until it has logged a step"
