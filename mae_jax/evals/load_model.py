@@ -80,6 +80,12 @@ class LoadedModel:
     return model.clone(encoder=self.encoder, decoder=self.decoder)
 
   @property
+  def description(self) -> str:
+    """The network in a few words, such as "ViT-B/16, 224 x 224"."""
+    height, width = self.config.data.image_size
+    return f"ViT-{self.config.model.variant}, {height} x {width}"
+
+  @property
   def info(self) -> dict[str, Any]:
     """The checkpoint's path and task, as JSON content."""
     return {

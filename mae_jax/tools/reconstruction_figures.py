@@ -19,8 +19,8 @@ from mae_jax.utils import colormaps, console, image_grid
 from mae_jax.utils.errors import ConfigError
 
 FILLS = ("once", "multipass")
-_ERROR = 128  # of 255: the error of the brightest color
-_SCALE = image_grid.ColorScale("magma", "error: 0", f"{_ERROR} of 255")
+ERROR = 128  # of 255: the error of the brightest color
+_SCALE = image_grid.ColorScale("magma", "error: 0", f"{ERROR} of 255")
 _TITLES = {
   "original": "original",
   "truth": "truth",
@@ -402,7 +402,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 
 def error_map(picture: np.ndarray, truth: np.ndarray) -> np.ndarray:
   """Draws the absolute error of uint8 [H, W, C] as colors uint8 [H, W, 3]."""
-  error = np.abs(picture.astype(np.float64) - truth).mean(axis=-1) / _ERROR
+  error = np.abs(picture.astype(np.float64) - truth).mean(axis=-1) / ERROR
   colors = colormaps.apply("magma", error)
   return np.round(255 * colors).astype(np.uint8)
 

@@ -29,6 +29,7 @@ class Reconstructor:
     grid: rows and columns of patches, L in all.
     mask_ratio: mask ratio of its training.
     normalized: whether it predicts normalized patches.
+    description: the network in a few words.
   """
 
   def __init__(self, found: load_model.LoadedModel, mesh: Mesh):
@@ -48,6 +49,7 @@ class Reconstructor:
     self.grid = patchify.grid_size(self.data.image_size, self.patch_size)
     self.mask_ratio = found.config.objective.mask_ratio
     self.normalized = self._model.target.normalized
+    self.description = found.description
 
   def masks(
     self,

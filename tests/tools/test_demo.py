@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mae_jax
 from mae_jax.tools import cli, reconstructor
-from mae_jax.tools.demo import command, server
+from mae_jax.tools.demo import command, server, services
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs
 
@@ -38,7 +39,8 @@ def network(workdir):
 @pytest.fixture(scope="module")
 def opened(network):
   """A running server."""
-  found = server.Server(network, "127.0.0.1", 0)
+  service = services.Reconstruction(network, "run, step 3")
+  found = server.Server(service, "127.0.0.1", 0)
   thread = threading.Thread(target=found.serve_forever, daemon=True)
   thread.start()
   yield found
@@ -114,6 +116,32 @@ def test_random_masks_and_the_use_of_true_statistics_are_reported(
   assert (about["rows"], about["columns"]) == (4, 4)
 
 
+def test_a_classifier_predicts_classes(tmp_path):
+  model = mae_jax.create_model(
+    "vit_ti8", image_size=16, width=32, depth=1, heads=2, num_classes=12
+  )
+  model.save_pretrained(tmp_path / "classifier", format="jax")
+  service = services.open_service(str(tmp_path / "classifier"))
+  assert service.model() == {
+    "title": "classifier (ViT-Ti/8, 16 x 16)",
+    "kind": "classification", "height": 16, "width": 16, "num_classes": 12,
+  }  # fmt: skip
+  pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  given = service.add(png(pixels))
+  found = service.answer({"image": given["image"]})["classes"]
+  wanted = model.predict(pixels[None], top=10)
+  assert [each["name"] for each in found] == wanted.classes[0]
+  np.testing.assert_allclose(
+    [each["probability"] for each in found],
+    wanted.probabilities[0],
+    rtol=1e-5,
+  )
+  with pytest.raises(services.HttpError, match="no longer in memory"):
+    service.answer({"image": "x"})
+  with pytest.raises(ConfigError, match="--target=raw is for networks that"):
+    services.open_service(str(tmp_path / "classifier"), target="raw")
+
+
 def test_the_page(opened):
   status, content = ask(opened, "GET", "/")
   assert status == 200
@@ -160,7 +188,7 @@ def test_large_requests_are_refused_before_reading(opened):
 def test_too_many_pixels_are_refused_before_they_are_decoded(
   opened, monkeypatch
 ):
-  monkeypatch.setattr(server, "MAX_PIXELS", 100)
+  monkeypatch.setattr(services, "MAX_PIXELS", 100)
   image = png(np.zeros((11, 10), np.uint8))
   status, answer = ask(opened, "POST", "/image", image)
   assert status == 413
@@ -308,7 +336,7 @@ def test_an_address_of_no_local_interface_is_reported(
   network, host, port: int, message: str
 ):
   with pytest.raises(ConfigError) as error:
-    server.Server(network, host, port)
+    server.Server(services.Reconstruction(network, ""), host, port)
   assert str(error.value).startswith(message)
   remedy = "choose another host" if "host" in message else "0 for any free one"
   assert remedy in str(error.value)

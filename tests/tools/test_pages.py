@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 from playwright import sync_api
 
+import mae_jax
 from mae_jax.tools import reconstructor
-from mae_jax.tools.demo import server
+from mae_jax.tools.demo import server, services
 from mae_jax.tools.report import command as report
 from tests.helpers import fake_logs, runs, tiny
 
@@ -220,18 +222,25 @@ def test_a_click_on_a_heading_sorts_the_runs(visit, page_of_two):
   assert numbers == sorted(numbers)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-  """The address of the demo page of a network after a few steps."""
-  workdir = runs.pretrained(tmp_path_factory.mktemp("run"))
-  network = reconstructor.load(workdir, runs.devices_mesh(1))
-  opened = server.Server(network, "127.0.0.1", 0)
+@contextlib.contextmanager
+def serving(service: services.Service) -> Iterator[str]:
+  """Serves a demo page; yields its address."""
+  opened = server.Server(service, "127.0.0.1", 0)
   thread = threading.Thread(target=opened.serve_forever, daemon=True)
   thread.start()
   yield f"http://127.0.0.1:{opened.server_port}/"
   opened.shutdown()
   opened.server_close()
   thread.join()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+  """The address of the demo page of a network after a few steps."""
+  workdir = runs.pretrained(tmp_path_factory.mktemp("run"))
+  network = reconstructor.load(workdir, runs.devices_mesh(1))
+  with serving(services.Reconstruction(network, "run, step 3")) as address:
+    yield address
 
 
 def painted(page: sync_api.Page) -> str:
@@ -263,6 +272,47 @@ def test_an_example_is_shown_at_once(visit, demo):
   assert share(page) == "75 %, 12 of 16 patches"
   assert "PSNR" in page.locator("#score").inner_text()
   assert page.locator("#reconstruction").evaluate("x => x.naturalWidth") == 8
+
+
+def test_the_page_names_the_network_and_fits_a_phone(visit, demo):
+  page = visit(demo)
+  painted(page)
+  title = page.locator("#title").inner_text()
+  assert title == "run, step 3 (ViT-Ti/2, 8 x 8)"
+  assert page.locator("#original").evaluate("x => x.naturalWidth") == 8
+  page.set_viewport_size({"width": 400, "height": 900})
+  fits = "document.body.scrollWidth <= document.documentElement.clientWidth"
+  until(page, lambda: page.evaluate(fits))
+
+
+def test_the_pictures_are_downloaded(visit, demo, tmp_path):
+  page = visit(demo)
+  painted(page)
+  with page.expect_download() as download:
+    page.get_by_role("button", name="download the pictures").click()
+  download.value.save_as(tmp_path / "x.png")
+  with Image.open(tmp_path / "x.png") as picture:
+    assert picture.size == (5 * 330 + 10, 320 + 3 * 18 + 20)
+    colors = np.asarray(picture.convert("RGB"))
+  # The second picture has hatched patches, and the last one is colored.
+  second, last = colors[40:320, 340:660], colors[40:320, 1330:1650]
+  assert (second == 232).all(axis=-1).any()
+  assert np.ptp(last.astype(int), axis=-1).max() > 50
+
+
+def test_a_classifier_has_a_page(visit, tmp_path):
+  model = mae_jax.create_model(
+    "vit_ti8", image_size=16, width=32, depth=1, heads=2, num_classes=12
+  )
+  model.save_pretrained(tmp_path / "classifier", format="jax")
+  service = services.open_service(str(tmp_path / "classifier"))
+  with serving(service) as address:
+    page = visit(address)
+    rows = page.locator("#classes tr")
+    sync_api.expect(rows).to_have_count(10)
+    assert "LABEL_" in rows.first.inner_text()
+    assert "among 12 classes" in page.locator("#heading").inner_text()
+    assert not page.locator("#ratio").is_visible()
 
 
 def test_clicks_and_drags_mask_patches(visit, demo):

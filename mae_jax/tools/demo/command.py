@@ -2,8 +2,8 @@
 
 import webbrowser
 
-from mae_jax.tools import cli, reconstructor
-from mae_jax.tools.demo import server
+from mae_jax.tools import cli
+from mae_jax.tools.demo import server, services
 from mae_jax.utils import console, signals
 
 
@@ -16,9 +16,11 @@ def run(
   image_size: cli.Size | None = None,
   browser: bool = True,
 ) -> None:
-  """Serves a web page that masks and reconstructs images.
+  """Serves a web page that reconstructs or classifies images.
 
-  The page runs on this machine; nothing is written to disk.
+  With a pre-trained network, you mask patches and see them reconstructed. With
+  a classifier, you see the most likely classes of an image. The page runs on
+  this machine; nothing is written to disk.
 
   Args:
     checkpoint: a workdir (its newest checkpoint), one of its
@@ -37,8 +39,8 @@ def run(
     ConfigError: if there is no such checkpoint, or the address is taken.
   """
   server.check_port(port)  # before the weights are loaded
-  network = reconstructor.load(checkpoint, target=target, image_size=image_size)
-  opened = server.Server(network, host, port)
+  service = services.open_service(checkpoint, target, image_size)
+  opened = server.Server(service, host, port)
   with opened:
     address = f"http://{host}:{opened.server_port}/"
     if host not in server.LOOPBACK:
