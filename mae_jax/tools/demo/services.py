@@ -1,4 +1,4 @@
-"""What the page does: one service for autoencoders, one for classifiers.
+"""Services of the demo page: one for autoencoders, one for classifiers.
 
 Methods take and return JSON content, and raise `HttpError`.
 """
