@@ -32,10 +32,12 @@ WANDB = ["wandb>=0.31"]
 MLFLOW = ["alembic>=1.20", "mlflow-skinny>=3.17", "sqlalchemy>=2.1"]
 # Not in `test`: version 0.43 needs Pillow below 13. See docs/guides/trackers.md.
 TRACKIO = ["trackio>=0.43"]
+# Parquet tables, and Hugging Face data sets on disk.
+ARROW = ["pyarrow>=26"]
 # The tests build the documentation too.
 DOCS = ["myst-nb>=1.4", "sphinx>=9.1", "sphinx-book-theme>=1.4"]
 # Without PyTorch, which is larger than the others together.
-ALL = [*TRAIN, *VIZ, *REPORT, *HUB]
+ALL = [*TRAIN, *VIZ, *REPORT, *HUB, *ARROW]
 
 setup(
   name="mae_jax",
@@ -101,6 +103,7 @@ setup(
     "viz": VIZ,
     "report": REPORT,
     "hf": HUB,
+    "arrow": ARROW,
     "torch": TORCH,
     "all": sorted(set(ALL)),
     "tpu": ["jax[tpu]"],
@@ -118,9 +121,13 @@ setup(
       *WANDB,
       *MLFLOW,
       "build>=1.6",
+      # It writes data sets that tests read.
+      "datasets>=5.2",
       "hypothesis>=6.170",
       # The TPU compiler, which needs no TPU; it has no other wheels.
       "jax[tpu]; sys_platform=='linux' and platform_machine=='x86_64'",
+      # It prepares data sets of Croissant with TFDS.
+      "mlcroissant>=1.1.1",
       "mypy>=2.4",
       # With Debian's Chromium, which .ci/run installs.
       "playwright>=1.65",

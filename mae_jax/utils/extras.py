@@ -20,6 +20,7 @@ EXTRAS = {
   "matplotlib": "viz",
   "mlflow": "mlflow",
   "plotly": "report",
+  "pyarrow": "arrow",
   "skimage": "viz",
   "sklearn": "viz",
   "tensorboardX": "train",

@@ -257,8 +257,8 @@ class ClassificationTask(Task):
     data.check_images()
     if data.eval_source is None and console.is_first():
       settings = self._config.data
-      folder = settings.source == "folder" and settings.eval_split
-      remedy = "data.holdout=0.1" if folder else "data.eval_split=SPLIT"
+      divides = settings.can_hold_out and settings.eval_split
+      remedy = "data.holdout=0.1" if divides else "data.eval_split=SPLIT"
       console.notice(
         "no accuracy: no image is held out. The loss of training images does "
         "not show whether the classifier is right on others, nor which "
