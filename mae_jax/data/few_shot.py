@@ -65,7 +65,7 @@ def few_shot_subsets(source: Source, choices: Sequence[Subset]) -> list[Source]:
     )
   found: dict[Subset, Indexed] = {}
   if isinstance(source, Indexed):
-    labels = _labels(source) if wanted else np.zeros(0)
+    labels = read_labels(source) if wanted else np.zeros(0)
     for choice in wanted:
       found[choice] = source.take(
         choose_per_class(labels, choice[0], _subset_rng(choice))
@@ -82,7 +82,7 @@ def labels_present(source: Source) -> np.ndarray:
   small part of a large data set.
   """
   if isinstance(source, Indexed):
-    return np.unique(_labels(source))
+    return np.unique(read_labels(source))
   seen: set[int] = set()
   with contextlib.closing(_read_fields(source, "label")) as labels:
     for (label,) in labels:
@@ -94,14 +94,14 @@ def labels_present(source: Source) -> np.ndarray:
 
 def class_counts(source: Source) -> tuple[int, ...]:
   """Counts the images of each class; record files are read whole for it."""
-  labels = _labels(source)
+  labels = read_labels(source)
   counts = np.bincount(
     labels[labels >= 0], minlength=len(source.class_names or ())
   )
   return tuple(counts.tolist())
 
 
-def _labels(source: Source) -> np.ndarray:
+def read_labels(source: Source) -> np.ndarray:
   """Returns all labels [N], read from the files if they are not known."""
   if isinstance(source, Indexed) and source.labels is not None:
     return source.labels

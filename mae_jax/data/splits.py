@@ -46,6 +46,9 @@ def choose(
     ConfigError: if a split that is set is missing, nothing is left to train on,
       or `holdout` is set and there are held-out items.
   """
+  chosen = _is_set(data, "train") or _is_set(data, "eval")
+  if len(items) == 1 and "/" not in items[0] and not chosen:
+    return [0], []  # a file that the user names, whatever it is called
   train = _find(items, data, "train", layout.TRAIN_NAMES, where)
   held_out = _find(items, data, "eval", layout.HELD_OUT_NAMES, where)
   if not train:
@@ -124,6 +127,11 @@ def _is_folder(path: epath.Path) -> bool:
   return not path.name.startswith(".") and path.is_dir()
 
 
+def _is_set(data: DataConfig, split: str) -> bool:
+  field = f"{split}_split"
+  return getattr(data, field) not in ("", getattr(DataConfig, field))
+
+
 def _find(
   items: Sequence[str],
   data: DataConfig,
@@ -131,9 +139,9 @@ def _find(
   known: Sequence[str],
   where: str,
 ) -> list[int]:
-  value = getattr(data, f"{split}_split")
-  if value in ("", getattr(DataConfig, f"{split}_split")):
+  if not _is_set(data, split):
     return next(filter(None, (_matches(items, name) for name in known)), [])
+  value = getattr(data, f"{split}_split")
   found = _matches(items, value)
   if not found:
     raise ConfigError(

@@ -43,12 +43,11 @@ def open_table(data: DataConfig, split: base.Split) -> base.Files | None:
   root, files = splits.find_files(
     data, _SUFFIXES, "a table of paths (.csv, .tsv or .parquet)"
   )
-  train, held_out = splits.choose(files, data, str(root))
-  tables = [_read(root, [files[k] for k in train], data)]
-  if held_out:
-    tables.append(_read(root, [files[k] for k in held_out], data))
-  elif tables[0].splits:
-    tables = tables[0].divide(data)
+  if len(files) == 1 and (table := _read(root, files, data)).splits:
+    tables = table.divide(data)
+  else:
+    parts = splits.choose(files, data, str(root))
+    tables = [_read(root, [files[k] for k in x], data) for x in parts if x]
   return listed.open_listing(
     data,
     split,

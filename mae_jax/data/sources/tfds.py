@@ -7,7 +7,7 @@ This module only reads the prepared files. It runs no code of the data set, and
 downloads nothing.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,8 @@ from etils import epath
 from tensorflow_datasets.core.utils import file_utils
 
 from mae_jax.config import DataConfig
-from mae_jax.data.sources import base, columns
+from mae_jax.data import class_names, few_shot
+from mae_jax.data.sources import base, columns, tfds_features
 from mae_jax.data.tf_setup import tf
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
@@ -43,22 +44,88 @@ def open_prepared(
       or has no such split, or no feature with one image.
   """
   base.check_color(data)
-  builder = _builder(data)
-  info = builder.info
+  info = _builder(data).info
+  features = tfds_features.Features(info.features, data)
+  source = _source(info, features, data, split)
+  if not features.label or features.classes:
+    return source
+  train = source if split == "train" else _source(info, features, data, "train")
+  return _with_classes(source, train, f"{info.full_name}, {split}", data)
+
+
+def _source(
+  info: Any,
+  features: tfds_features.Features,
+  data: DataConfig,
+  split: base.Split,
+) -> base.Records | base.Files:
   field = "train_split" if split == "train" else "eval_split"
   pieces = _pieces(info, getattr(data, field), f"data.{field}")
-  parse, names = _parser(info, data)
   lengths = (f"{piece.skip}+{piece.take}".encode() for piece in pieces)
   identity: dict[str, int | str] = {
     "images": sum(piece.take for piece in pieces),
     "version": info.full_name,
     "shards": base.digest(lengths),
   }
+  parse, names = features.parser(), features.classes
   if info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
     # The order of these images is another one.
     return _files(pieces, names, parse, identity | {"format": "array_record"})
   return base.Records(
     pieces, names, parse, not info.disable_shuffling, identity
+  )
+
+
+def _with_classes(
+  source: base.Records | base.Files,
+  train: base.Records | base.Files,
+  where: str,
+  data: DataConfig,
+) -> base.Records | base.Files:
+  """Numbers labels that are strings, after reading all of them.
+
+  Args:
+    source: its `load` returns strings.
+    train: the same for the training split, whose labels are the classes.
+    where: the place of the images, for messages.
+    data: `label_column`.
+  """
+  labels = [x.decode() for x in few_shot.read_labels(source)]
+  first = labels
+  if train is not source:
+    first = [x.decode() for x in few_shot.read_labels(train)]
+  if "" in (*labels, *first):
+    raise ConfigError(
+      f"images of {where} have an empty {data.label_column}: set "
+      f"--config.data.label_column to another feature, or to {columns.NONE}"
+    )
+  names = class_names.sort_classes(first)
+  numbers = class_names.to_numbers(
+    labels, names, lambda index: f"{where}:{index}", data.train_split
+  )
+  table = tf.lookup.StaticHashTable(
+    tf.lookup.KeyValueTensorInitializer(
+      tf.constant(names), tf.range(len(names), dtype=tf.int64)
+    ),
+    default_value=-1,
+  )
+
+  def number(record: base.Record) -> base.Record:
+    return record | {"label": table.lookup(record["label"])}
+
+  items = (numbers.tobytes(), *(name.encode() for name in names))
+  changes: Any = {
+    "class_names": names,
+    "identity": {**source.identity, "labels": base.digest(items)},
+  }
+  if isinstance(source, base.Records):
+    parse = source.parse
+    return dataclasses.replace(
+      source, parse=lambda serialized: number(parse(serialized)), **changes
+    )
+  load = source.load
+  return dataclasses.replace(
+    source, load=lambda index: number(load(index)), labels=numbers, **changes
   )
 
 
@@ -89,102 +156,6 @@ def _files(
     return f"{piece.path}:{index - ends[number] + piece.take + piece.skip}"
 
   return base.Files(int(ends[-1]), names, load, identity, name=name)
-
-
-def _parser(
-  info: Any, data: DataConfig
-) -> tuple[Callable[[tf.Tensor], base.Record], tuple[str, ...] | None]:
-  """Returns `parse` of `base.Records`, and the names of classes or None."""
-  image = _image_feature(info, data)
-  label = _label_feature(info, data)
-  names = None
-  wanted: dict[str, Any] = {}
-  for path in filter(None, (image, label)):
-    inside = wanted
-    for part in path[:-1]:
-      inside = inside.setdefault(part, {})
-    inside[path[-1]] = True
-  if label:
-    feature = _feature(info, label)
-    names = tuple(
-      getattr(feature, "names", map(str, range(feature.num_classes)))
-    )
-  features = tfds.decode.PartialDecoding(wanted).extract_features(info.features)
-  decoders: Any = tfds.decode.SkipDecoding()
-  for part in reversed(image):
-    decoders = {part: decoders}
-
-  def parse(serialized: tf.Tensor) -> base.Record:
-    example = features.deserialize_example(serialized, decoders=decoders)
-    found = _get(example, label) if label else -1
-    return {"image": _get(example, image), "label": tf.cast(found, tf.int64)}
-
-  return parse, names
-
-
-_Path = tuple[str, ...]
-
-
-def _get(nested: Any, path: _Path) -> Any:
-  return functools.reduce(lambda inside, part: inside[part], path, nested)
-
-
-def _feature(info: Any, path: _Path) -> Any:
-  return _get(info.features, path)
-
-
-def _all_features(features: Any, above: _Path = ()) -> dict[str, _Path]:
-  """Returns the paths of all features, by their names joined by "/"."""
-  found: dict[str, _Path] = {}
-  for name, feature in features.items():
-    if isinstance(feature, tfds.features.FeaturesDict):
-      found |= _all_features(feature, (*above, name))
-    else:
-      found["/".join((*above, name))] = (*above, name)
-  return found
-
-
-def _image_feature(info: Any, data: DataConfig) -> _Path:
-  known = _all_features(info.features)
-  images = {
-    name: path
-    for name, path in known.items()
-    if isinstance(_feature(info, path), tfds.features.Image)
-  }
-  name = data.image_column
-  if not name and ("image" in known or len(images) == 1):
-    name = "image" if "image" in known else next(iter(images))
-  if name not in images:
-    raise ConfigError(
-      f"data.name={data.name!r} has no image feature {name or 'image'!r} but "
-      f"{columns.describe(list(known))}: set --config.data.image_column to an "
-      "image, or choose a data set of images"
-    )
-  return images[name]
-
-
-def _label_feature(info: Any, data: DataConfig) -> _Path | None:
-  """Returns the path of the labels; None for none."""
-  known = _all_features(info.features)
-  name = data.label_column
-  if name == columns.NONE:
-    return None
-  if name not in ("", *known):
-    columns.find(list(known), name, (), "label_column", data.name)
-  found = [name] if name else ["label"]
-  classes = [x for x in found if x in known and _is_class(info, known[x])]
-  if name and not classes:
-    raise ConfigError(
-      f"data.label_column={name!r} of {data.name} is "
-      f"{type(_feature(info, known[name])).__name__} and no ClassLabel, so "
-      "that its classes are unknown: set --config.data.label_column to another "
-      f"feature, or to {columns.NONE}"
-    )
-  return known[classes[0]] if classes else None
-
-
-def _is_class(info: Any, path: _Path) -> bool:
-  return isinstance(_feature(info, path), tfds.features.ClassLabel)
 
 
 def _builder(data: DataConfig) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
 
 from mae_jax.data import few_shot, pipeline, sources, survey
 from mae_jax.data.bad_images import BadImages
+from mae_jax.utils.errors import ConfigError
 from tests.data.conftest import take
 from tests.helpers import image_formats
 
@@ -105,17 +107,30 @@ def test_surveys_are_those_of_the_folder(both):
   assert one.labels == other.labels
 
 
+def test_held_out_images_and_a_share_are_refused(both):
+  data = dataclasses.replace(both[1], holdout=0.3)
+  with pytest.raises(ConfigError, match="has held-out images in .*holdout=0"):
+    sources.open_source(data, "train")
+
+
 def test_a_share_is_held_out(both):
   _, data = both
-  data = dataclasses.replace(data, eval_split="train", holdout=0.3)
-  with pytest.raises(Exception, match="has held-out images in"):
-    sources.open_source(data, "train")
-  path = f"{data.path}/train"
-  if data.source == "table":
-    path += ".csv"
-  if (sources_of := data.path) and not sources_of:
-    raise AssertionError
-  del path
+  inside = {
+    "table": "train.csv", "saved": "train", "tar": "train",
+    "parquet": "data/train-00000-of-00002.parquet",
+  }  # fmt: skip
+  kind = pathlib.Path(data.path).parent.name.rstrip("0123456789")
+  path = f"{data.path}/{inside[kind]}"
+  whole = sources.open_source(dataclasses.replace(data, path=path), "train")
+  data = dataclasses.replace(data, path=path, holdout=0.3)
+  parts = [sources.open_source(data, split) for split in ("train", "eval")]
+  names = [part.name(k) for part in parts for k in range(part.num_examples)]
+  assert sorted(names) == sorted(map(whole.name, range(whole.num_examples)))
+  labels = [part.labels for part in parts]
+  np.testing.assert_array_equal(
+    sum(np.bincount(x, minlength=2) for x in labels), np.bincount(whole.labels)
+  )
+  assert parts[1].num_examples == {13: 4, 7: 2}[whole.num_examples]
 
 
 def test_a_damaged_image_keeps_its_place(photo_dir, any_settings, tmp_path):
