@@ -402,7 +402,7 @@ class DataConfig:
 
   @property
   def can_hold_out(self) -> bool:
-    """Whether `holdout` can divide the source."""
+    """Checks whether `holdout` can divide the source."""
     return self.source not in ("digits", "photos", "tfds")
 
 

@@ -47,8 +47,10 @@ def choose(
       or `holdout` is set and there are held-out items.
   """
   chosen = _is_set(data, "train") or _is_set(data, "eval")
-  if len(items) == 1 and "/" not in items[0] and not chosen:
-    return [0], []  # a file that the user names, whatever it is called
+  if (
+    len(items) == 1 and re.fullmatch(r"[^/]+[.][^/]+", items[0]) and not chosen
+  ):
+    return [0], []  # the only file, whatever it is called
   train = _find(items, data, "train", layout.TRAIN_NAMES, where)
   held_out = _find(items, data, "eval", layout.HELD_OUT_NAMES, where)
   if not train:

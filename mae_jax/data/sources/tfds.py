@@ -82,7 +82,7 @@ def _with_classes(
   where: str,
   data: DataConfig,
 ) -> base.Records | base.Files:
-  """Numbers labels that are strings, after reading all of them.
+  """Reads all labels, which are strings, and replaces them by numbers.
 
   Args:
     source: its `load` returns strings.

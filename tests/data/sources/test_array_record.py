@@ -206,7 +206,9 @@ def test_a_croissant_data_set(settings, tmp_path, file_format):
     np.testing.assert_array_equal(levels >= 100, batch["label"])
   assert sources.open_source(data, "eval").num_examples == 5
   wrong = dataclasses.replace(data, image_column="photo")
-  with pytest.raises(ConfigError, match="'photo' but picture, kind|kind, pict"):
+  with pytest.raises(
+    ConfigError, match=r"'photo' but picture, kind|kind, pict"
+  ):
     sources.open_source(wrong, "train")
 
 
@@ -233,7 +235,7 @@ def test_nested_features(settings, tmp_path):
     source="tfds", name="views", data_dir=str(tmp_path), channels=3,
     eval_split="", label_column="number",
   )  # fmt: skip
-  with pytest.raises(ConfigError, match="set --config.data.image_column"):
+  with pytest.raises(ConfigError, match=r"set --config.data.image_column"):
     sources.open_source(data, "train")
   data = dataclasses.replace(data, image_column="views/back", batch_size=12)
   source = sources.open_source(data, "train")

@@ -87,7 +87,9 @@ def test_classes_of_numbers_and_missing_labels(opened, tmp_path):
   assert source.class_names == ("9", "10")
   assert source.labels.tolist() == [1, 0, 1]
   write(path, [b"x", b"y", b"z"], label=[10, None, 10])
-  with pytest.raises(ConfigError, match="data.parquet:1 has no label, as 1 of"):
+  with pytest.raises(
+    ConfigError, match=r"data.parquet:1 has no label, as 1 of"
+  ):
     opened("data.parquet")
   assert opened("data.parquet", label_column="none").class_names is None
 
@@ -131,7 +133,7 @@ def test_paths_without_bytes(opened, tmp_path):
   with pytest.raises(ConfigError, match="has paths of images and not their"):
     opened("data.parquet")
   parquet.write_table(pa.table({"image": ["x.jpg"]}), path)
-  with pytest.raises(ConfigError, match="data.source=table for paths"):
+  with pytest.raises(ConfigError, match=r"data.source=table for paths"):
     opened("data.parquet")
 
 

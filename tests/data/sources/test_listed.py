@@ -109,7 +109,7 @@ def test_surveys_are_those_of_the_folder(both):
 
 def test_held_out_images_and_a_share_are_refused(both):
   data = dataclasses.replace(both[1], holdout=0.3)
-  with pytest.raises(ConfigError, match="has held-out images in .*holdout=0"):
+  with pytest.raises(ConfigError, match=r"has held-out images in .*holdout=0"):
     sources.open_source(data, "train")
 
 
@@ -128,7 +128,8 @@ def test_a_share_is_held_out(both):
   assert sorted(names) == sorted(map(whole.name, range(whole.num_examples)))
   labels = [part.labels for part in parts]
   np.testing.assert_array_equal(
-    sum(np.bincount(x, minlength=2) for x in labels), np.bincount(whole.labels)
+    sum(np.bincount(x, minlength=2) for x in labels),
+    np.bincount(whole.labels, minlength=2),
   )
   assert parts[1].num_examples == {13: 4, 7: 2}[whole.num_examples]
 

@@ -129,7 +129,7 @@ def test_a_malformed_table_is_one_error(table, text, words):
 def test_an_unknown_label_of_evaluation(table, tmp_path):
   table("image,label\na.png,cat\nb.png,dog\n", name="train.csv")
   table("image,label\né.png,Cat\n", name="val.csv", path=str(tmp_path))
-  with pytest.raises(ConfigError, match="has the label 'Cat'.*differ only in"):
+  with pytest.raises(ConfigError, match=r"has the label 'Cat'.*differ only in"):
     table("", "eval", name="notes.txt", path=str(tmp_path))
 
 
@@ -148,7 +148,7 @@ def test_some_missing_files_are_a_warning(table, capsys):
 
 def test_two_tables_for_one_split(table, tmp_path):
   table("image\na.png\n", name="one.csv")
-  with pytest.raises(ConfigError, match="more than one table.*one.csv, two"):
+  with pytest.raises(ConfigError, match=r"more than one table.*one.csv, two"):
     table("image\na.png\n", name="two.csv", path=str(tmp_path))
 
 

@@ -142,14 +142,14 @@ def test_a_truncated_tar_is_named(shards, tmp_path, cut):
   end = 8 * 1024  # eight members of a header and a block
   assert content[end:] == bytes(len(content) - end)
   (tmp_path / "a.tar").write_bytes(content[:end][:-cut])
-  with pytest.raises(ConfigError, match="a.tar is no whole tar"):
+  with pytest.raises(ConfigError, match=r"a.tar is no whole tar"):
     shards()
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 99])
 def test_files_that_are_no_tars(shards, tmp_path, content):
   (tmp_path / "a.tar").write_bytes(content)
-  with pytest.raises(ConfigError, match="a.tar is no whole tar"):
+  with pytest.raises(ConfigError, match=r"a.tar is no whole tar"):
     shards()
   (tmp_path / "a.tar").write_bytes(gzip.compress(content))
   with pytest.raises(ConfigError, match="decompress it"):
@@ -166,5 +166,5 @@ def test_missing_shards(shards, tmp_path):
 
 def test_shards_in_a_bucket_are_refused(settings):
   data = settings(source="webdataset", path="gs://b/{0..9}.tar", channels=3)
-  with pytest.raises(ConfigError, match="is in a bucket.*copy or mount it"):
+  with pytest.raises(ConfigError, match=r"is in a bucket.*copy or mount it"):
     sources.open_source(data, "train")
