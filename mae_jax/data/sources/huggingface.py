@@ -128,8 +128,6 @@ def _read(
       f"{root / files[0]} has paths of images and not their bytes: load it, and"
       " save it again with datasets' save_to_disk"
     )
-  where = f"{root} ({abbreviate(files[0])}"
-  where += f" and {len(files) - 1} more)" if len(files) > 1 else ")"
 
   def key(index: int) -> str:
     number = shard_of[index]
@@ -138,10 +136,10 @@ def _read(
   return listed.Listing(
     paths,
     shard_of,
-    lambda k: f"{os.path.join(root, os.path.dirname(files[0]), key(k))}",
+    lambda k: os.path.join(root, os.path.dirname(files[0]), key(k)),
     key,
     _labels(labels, first),
-    where,
+    listed.describe(root, files),
     first.classes,
     offset,
     length,

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from etils import epath
 
 from mae_jax.config import DataConfig
 from mae_jax.data import class_names, holdout
@@ -83,6 +84,12 @@ class Listing:
       offset=None if self.offset is None else self.offset[chosen],
       length=None if self.length is None else self.length[chosen],
     )
+
+
+def describe(root: epath.Path, files: Sequence[str]) -> str:
+  """Names the shards of one split, for `Listing.where`."""
+  more = f" and {len(files) - 1} more" * (len(files) > 1)
+  return f"{root} ({files[0]}{more})"
 
 
 def open_listing(

@@ -122,14 +122,12 @@ def _read(
   counts = [len(shard.keys) for shard in shards]
   shard_of = np.repeat(np.arange(len(files)), counts)
   start = np.cumsum(counts) - counts
-  where = f"{root} ({files[0]}"
-  where += f" and {len(files) - 1} more)" if len(files) > 1 else ")"
   labels: Any = [label for shard in shards for label in shard.labels]
   classes: tuple[str, ...] = ()
   if not any(labels):
     labels = None
   elif all(re.fullmatch(r"-?\d+|", label) for label in set(labels)):
-    classes = _class_names([root, *{(root / x).parent for x in files}])
+    classes = _class_names([(root / files[0]).parent, root, root.parent])
     if classes:
       labels = np.array([int(label or -1) for label in labels])
 
@@ -144,7 +142,7 @@ def _read(
     lambda k: f"{paths[shard_of[k]]}:{key(k)}",
     lambda k: f"{os.path.basename(paths[shard_of[k]])}:{key(k)}",
     labels,
-    where,
+    listed.describe(root, files),
     classes,
     offset,
     length,

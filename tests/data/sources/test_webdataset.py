@@ -129,6 +129,9 @@ def test_class_names(shards, tmp_path):
   source = shards()
   assert source.class_names == ("cat", "dog", "bird")
   assert source.labels.tolist() == [1, 1, 1]
+  write(tmp_path / "inside" / "a.tar", cls=b"2")
+  assert shards(path="inside").class_names == source.class_names
+  (tmp_path / "inside" / "a.tar").unlink()
   (tmp_path / "classnames.txt").write_text("cat\n")
   with pytest.raises(ConfigError, match="the label 1 of 1 class names"):
     shards()
