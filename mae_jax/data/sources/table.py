@@ -51,7 +51,7 @@ def open_table(data: DataConfig, split: base.Split) -> base.Files | None:
   return listed.open_listing(
     data,
     split,
-    lambda: tables[0].listing(data),
+    lambda: tables[0].listing(data, warn=split == "train"),
     (lambda: tables[1].listing(data)) if len(tables) > 1 else None,
   )
 
@@ -101,14 +101,15 @@ class _Table:
       where, pick(self.rows), pick(self.paths), labels, None, pick(self.folders)
     )
 
-  def listing(self, data: DataConfig) -> listed.Listing:
+  def listing(self, data: DataConfig, warn: bool = True) -> listed.Listing:
     """Returns the images, after a look at some of their files."""
     files = [
       path if "://" in path else os.path.join(folder, path)
       for folder, path in zip(self.folders, self.paths, strict=True)
     ]
-    self._check_repeats(data)
-    self._check_files(files)
+    warnings = [self._check_repeats(data), self._check_files(files)]
+    for text in filter(None, warnings if warn else ()):
+      console.warn(text, shared=True)
     labels = self.labels
 
     def name(index: int) -> str:
@@ -130,7 +131,8 @@ class _Table:
       self.where,
     )
 
-  def _check_repeats(self, data: DataConfig) -> None:
+  def _check_repeats(self, data: DataConfig) -> str:
+    """Returns a warning of repeated images; refuses them with two labels."""
     first: dict[tuple[str, str], int] = {}
     repeats = 0
     for row, place in enumerate(zip(self.folders, self.paths, strict=True)):
@@ -148,20 +150,21 @@ class _Table:
         f"data.holdout={data.holdout:g} may put on both sides: remove them, or "
         "set --config.data.holdout=0"
       )
-    if repeats:
-      console.warn(
-        f"{repeats:,} rows of {self.where} repeat an image, which counts as "
-        "often as it is named",
-        shared=True,
-      )
+    if not repeats:
+      return ""
+    return (
+      f"{repeats:,} rows of {self.where} repeat an image, which counts as "
+      "often as it is named"
+    )
 
-  def _check_files(self, files: list[str]) -> None:
+  def _check_files(self, files: list[str]) -> str:
+    """Returns a warning of missing files; refuses many of them."""
     chosen = np.unique(
       np.linspace(0, len(files) - 1, min(_NUM_CHECKED, len(files))).astype(int)
     )
     missing = [k for k in chosen if not _exists(files[k])]
     if not missing:
-      return
+      return ""
     text = (
       f"{len(missing)} of {len(chosen)} files that were looked for do not "
       f"exist, as {abbreviate(files[missing[0]])} of {self.rows[missing[0]]}"
@@ -171,7 +174,7 @@ class _Table:
         f"{text}: write paths relative to the table's folder, or move the "
         "table beside its images"
       )
-    console.warn(f"{text}; they count as unreadable images", shared=True)
+    return f"{text}; they count as unreadable images"
 
 
 def _exists(path: str) -> bool:

@@ -174,7 +174,8 @@ class ClassificationTask(Task):
     if not info.class_names:
       raise ConfigError(
         "the training images have no labels, which this task needs: put them "
-        "in folders named by class, or set data.name to a data set with labels"
+        "in folders named by class, set data.label_column, or set data.name to "
+        "a data set with labels"
       )
     if len(info.class_names) == 1:
       raise ConfigError(
