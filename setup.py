@@ -17,8 +17,6 @@ TORCH = ["torch>=2.14"]
 VIZ = ["matplotlib>=3.11", "scikit-image>=0.26", "scikit-learn>=1.9"]
 # Event files have the pictures of a run.
 REPORT = ["jinja2>=3.1.6", "plotly>=7.1", "tensorboardX>=2.6.5"]
-# Tables in Parquet files.
-PARQUET = ["pyarrow>=26"]
 TRAIN = [
   # tensorflow-datasets imports it without requiring it.
   "importlib_resources>=7.1",
@@ -34,10 +32,12 @@ WANDB = ["wandb>=0.31"]
 MLFLOW = ["alembic>=1.20", "mlflow-skinny>=3.17", "sqlalchemy>=2.1"]
 # Not in `test`: version 0.43 needs Pillow below 13. See docs/guides/trackers.md.
 TRACKIO = ["trackio>=0.43"]
+# Parquet tables, and Hugging Face data sets on disk.
+ARROW = ["pyarrow>=26"]
 # The tests build the documentation too.
 DOCS = ["myst-nb>=1.4", "sphinx>=9.1", "sphinx-book-theme>=1.4"]
 # Without PyTorch, which is larger than the others together.
-ALL = [*TRAIN, *VIZ, *REPORT, *HUB]
+ALL = [*TRAIN, *VIZ, *REPORT, *HUB, *ARROW]
 
 setup(
   name="mae_jax",
@@ -103,7 +103,7 @@ setup(
     "viz": VIZ,
     "report": REPORT,
     "hf": HUB,
-    "parquet": PARQUET,
+    "arrow": ARROW,
     "torch": TORCH,
     "all": sorted(set(ALL)),
     "tpu": ["jax[tpu]"],
@@ -120,11 +120,14 @@ setup(
       *GCS,
       *WANDB,
       *MLFLOW,
-      *PARQUET,
       "build>=1.6",
+      # It writes data sets that tests read.
+      "datasets>=5.2",
       "hypothesis>=6.170",
       # The TPU compiler, which needs no TPU; it has no other wheels.
       "jax[tpu]; sys_platform=='linux' and platform_machine=='x86_64'",
+      # It prepares data sets of Croissant with TFDS.
+      "mlcroissant>=1.1.1",
       "mypy>=2.4",
       # With Debian's Chromium, which .ci/run installs.
       "playwright>=1.65",

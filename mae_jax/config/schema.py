@@ -196,8 +196,11 @@ def section(cls: type) -> type:
 SOURCES = {
   "digits": "mae_jax.data.sources.digits:open_digits",
   "folder": "mae_jax.data.sources.folder:open_folder",
+  "huggingface": "mae_jax.data.sources.huggingface:open_saved",
   "photos": "mae_jax.data.sources.sample_photos:open_photos",
+  "table": "mae_jax.data.sources.table:open_table",
   "tfds": "mae_jax.data.sources.tfds:open_prepared",
+  "webdataset": "mae_jax.data.sources.webdataset:open_shards",
 }
 
 
@@ -207,8 +210,9 @@ class DataConfig:
 
   source: str = setting(
     choices=tuple(SOURCES),
-    help="where images come from: digits of scikit-learn, a folder, sample "
-    "photographs, or a TFDS data set",
+    help="where images come from: digits of scikit-learn, a folder, a Hugging "
+    "Face data set on disk, sample photographs, a table of paths (CSV or "
+    "parquet), a TFDS data set, or tar shards of WebDataset",
   )
   batch_size: int = setting(
     ge=1, le=2**20, help="examples a step, over all devices"
@@ -241,7 +245,23 @@ class DataConfig:
   name: str = setting(
     "", help="source=tfds: the data set, for instance imagenet2012"
   )
-  path: str = resumable("", help="source=folder: the directory of images")
+  path: str = resumable(
+    "",
+    help="source=folder: the directory of images; source=table, huggingface or "
+    "webdataset: a file, or a directory of files; webdataset takes patterns "
+    "too, as shards-{000..099}.tar",
+  )
+  image_column: str = setting(
+    "",
+    help="source=table, huggingface or tfds: the column of images; '' finds it "
+    "by its name or type; source=webdataset: a suffix, as jpg",
+  )
+  label_column: str = setting(
+    "",
+    help="the column of labels of these sources; '' finds label, labels, "
+    "class, target or category, if there is one; none reads no labels; "
+    "source=webdataset: a suffix, as cls, or a field of JSON",
+  )
   data_dir: str = resumable(
     "",
     help="source=tfds: where the data set was prepared; '' is TFDS's default",
@@ -255,7 +275,8 @@ class DataConfig:
   train_split: str = setting(
     "train",
     help="split to train on; source=folder: the name of a folder, where train "
-    "may be called training too",
+    "may be called training too; source=table, huggingface or webdataset: a "
+    "name or word of files, or a value of the column split",
   )
   eval_split: str = resumable(
     "validation",
@@ -267,8 +288,8 @@ class DataConfig:
     0.0,
     ge=0,
     lt=1,
-    help="source=folder: share of the images of each class to hold out, where "
-    "no folder is held out; chosen by the names of the files",
+    help="share of the images of each class to hold out, where none are held "
+    "out; chosen by the names of the files; not for tfds, digits and photos",
   )
   shuffle_buffer: int = setting(
     16384,
@@ -366,17 +387,23 @@ class DataConfig:
     _check_range("crop_ratio", self.crop_ratio, math.inf)
     if self.value_range:
       _check_value_range(self)
-    if self.holdout and self.source != "folder":
+    if self.holdout and not self.can_hold_out:
       raise ConfigError(
-        f"data.holdout={self.holdout:g} divides a folder, and data.source="
-        f"{self.source!r} has splits: set --config.data.holdout=0, or other "
-        "splits, such as --config.data.train_split=train[:90%]"
+        f"data.holdout={self.holdout:g} divides images without splits, and "
+        f"data.source={self.source!r} has splits: set "
+        "--config.data.holdout=0, or other splits, such as "
+        "--config.data.train_split=train[:90%]"
       )
     if self.crop_fixed and self.crop_clipped:
       raise ConfigError(
         f"data.crop_fixed={self.crop_fixed:g} crops are never clipped: set "
         "--config.data.crop_clipped=False"
       )
+
+  @property
+  def can_hold_out(self) -> bool:
+    """Checks whether `holdout` can divide the source."""
+    return self.source not in ("digits", "photos", "tfds")
 
 
 def _check_value_range(data: DataConfig) -> None:

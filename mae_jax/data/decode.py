@@ -14,6 +14,7 @@ from mae_jax.data.tf_setup import tf
 
 Box = Callable[[tf.Tensor], tf.Tensor]
 _Result = tuple[tf.Tensor, tf.Tensor]
+_PLACES = ("image", "file", "offset", "length")  # arguments of `read_bytes`
 
 
 def decode(
@@ -26,7 +27,7 @@ def decode(
   """Decodes an image file, or one box of it.
 
   Args:
-    record: "image", the bytes of a file, or "file", its path.
+    record: as `sources.base` defines it.
     how: the settings; `channels` may be any number for .npy files.
     box: function from the image's [height, width] to integers [4]: top, left,
       height, width. None decodes the whole image.
@@ -39,23 +40,32 @@ def decode(
     one black pixel.
   """
   decoder = _Decoder(how, box)
-  is_file = "file" in record
-  given = record["file" if is_file else "image"]
+  given = {name: record[name] for name in _PLACES if name in record}
+  is_whole = given.keys() == {"file"}
 
-  def fast(given: tf.Tensor) -> _Result:
-    return decoder.decode_fast(tf.io.read_file(given) if is_file else given)
+  def fast(given: dict[str, tf.Tensor]) -> _Result:
+    data = tf.io.read_file(given["file"]) if is_whole else read(given)[0]
+    return decoder.decode_fast(data)
 
-  def safe(given: tf.Tensor) -> _Result:
-    data, reason = given, tf.constant(b"")
-    if is_file:
-      data, reason = tf.numpy_function(
-        image_io.read_bytes, [given], [tf.string, tf.string]
-      )
-    return decoder.decode_safe(data, reason)
+  def safe(given: dict[str, tf.Tensor]) -> _Result:
+    return decoder.decode_safe(*read(given))
 
   result = fast(given) if may_fail else map_with_fallback(given, fast, safe)
   image, reason = result
   return tf.ensure_shape(image, [None, None, how.channels]), reason
+
+
+def read(record: dict[str, tf.Tensor]) -> _Result:
+  """Reads the bytes of a record's image file, without raising an error.
+
+  Returns:
+    The bytes, and "" or the reason why they cannot be read.
+  """
+  if "file" not in record:
+    return record["image"], tf.constant(b"")
+  place = [record[name] for name in _PLACES if name in record]
+  found = tf.numpy_function(image_io.read_bytes, place, [tf.string, tf.string])
+  return tf.ensure_shape(found[0], []), tf.ensure_shape(found[1], [])
 
 
 def map_with_fallback(

@@ -65,10 +65,10 @@ def few_shot_subsets(source: Source, choices: Sequence[Subset]) -> list[Source]:
     )
   found: dict[Subset, Indexed] = {}
   if isinstance(source, Indexed):
+    labels = read_labels(source) if wanted else np.zeros(0)
     for choice in wanted:
-      assert source.labels is not None
       found[choice] = source.take(
-        choose_per_class(source.labels, choice[0], _subset_rng(choice))
+        choose_per_class(labels, choice[0], _subset_rng(choice))
       )
   elif wanted:
     found = _subsets_of_records(source, list(wanted))
@@ -82,8 +82,7 @@ def labels_present(source: Source) -> np.ndarray:
   small part of a large data set.
   """
   if isinstance(source, Indexed):
-    assert source.labels is not None
-    return np.unique(source.labels)
+    return np.unique(read_labels(source))
   seen: set[int] = set()
   with contextlib.closing(_read_fields(source, "label")) as labels:
     for (label,) in labels:
@@ -95,15 +94,18 @@ def labels_present(source: Source) -> np.ndarray:
 
 def class_counts(source: Source) -> tuple[int, ...]:
   """Counts the images of each class; record files are read whole for it."""
-  if isinstance(source, Indexed):
-    assert source.labels is not None
-    labels = source.labels
-  else:
-    labels = np.array([label for (label,) in _read_fields(source, "label")])
+  labels = read_labels(source)
   counts = np.bincount(
     labels[labels >= 0], minlength=len(source.class_names or ())
   )
   return tuple(counts.tolist())
+
+
+def read_labels(source: Source) -> np.ndarray:
+  """Returns all labels [N], read from the files if they are not known."""
+  if isinstance(source, Indexed) and source.labels is not None:
+    return source.labels
+  return np.array([label for (label,) in _read_fields(source, "label")])
 
 
 def _subset_rng(choice: Subset) -> np.random.Generator:
@@ -166,14 +168,18 @@ def _memory_source(
   )
 
 
-def _read_fields(source: Records, *names: str) -> Generator[tuple[Any, ...]]:
+def _read_fields(source: Source, *names: str) -> Generator[tuple[Any, ...]]:
   """Yields the named fields ("id", "label", "image") of every record."""
 
-  def parse(id_: tf.Tensor, serialized: tf.Tensor) -> Record:
-    record = source.load(id_, serialized)
+  def parse(*element: tf.Tensor) -> Record:
+    record = source.load(*element)
     return {name: record[name] for name in names}
 
-  parsed = record_shards.all_records(source).map(
+  if isinstance(source, Records):
+    elements = record_shards.all_records(source)
+  else:
+    elements = tf.data.Dataset.range(source.num_examples)
+  parsed = elements.map(
     tf.autograph.experimental.do_not_convert(parse),
     num_parallel_calls=tf.data.AUTOTUNE,
     deterministic=True,

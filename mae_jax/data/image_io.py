@@ -24,13 +24,25 @@ _one_large_image = threading.Lock()
 _BACKGROUNDS = {"white": 255, "gray": 128, "black": 0}  # of data.background
 
 
-def read_bytes(path: bytes) -> tuple[bytes, bytes]:
-  """Returns the bytes of a file, and "" or the reason why it cannot be read."""
+def read_bytes(
+  path: bytes, offset: int = 0, length: int = -1
+) -> tuple[bytes, bytes]:
+  """Returns the bytes of a file, and "" or the reason why it cannot be read.
+
+  Args:
+    path: the file.
+    offset: the first byte.
+    length: number of bytes; -1 for all.
+  """
   try:
     if b"://" in path:
       return epath.Path(path.decode()).read_bytes(), b""
-    with open(path, "rb") as file:
-      return file.read(), b""
+    with open(path, "rb", buffering=0) as file:
+      file.seek(offset)
+      data = file.read(length)
+    if len(data) < length:
+      raise image_headers.UnreadableError("the file ends before its last byte")
+    return data, b""
   except Exception as error:
     return b"", _reason(error)
 

@@ -65,7 +65,7 @@ class LocalTree:
   def __init__(self, root: str):
     """Reads the cache of the folder `root`, but lists nothing yet."""
     self._root = os.path.join(root, "")
-    self._cache = _cache_file(root)
+    self._cache = cache_file("listing", os.path.abspath(root), ".jsonl")
     self._old = _read_cache(self._cache)
     self._new: dict[str, _CachedFolder] = {}
     self._next_report = time.monotonic() + _REPORT_EVERY
@@ -269,10 +269,11 @@ def _split_names(names: str) -> list[str]:
   return names.split("/") if names else []
 
 
-def _cache_file(root: str) -> Path:
+def cache_file(kind: str, key: str, suffix: str) -> Path:
+  """Returns the path of a cached file of a kind, for a key of any length."""
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:24]
-  return Path(home) / "mae_jax" / f"listing-{name}.jsonl"
+  name = hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
+  return Path(home) / "mae_jax" / f"{kind}-{name}{suffix}"
 
 
 def _read_cache(path: Path) -> dict[str, _CachedFolder]:

@@ -183,13 +183,10 @@ def _look(
   shape: list[int],
 ) -> tf.Tensor:
   """Applies a function to the bytes of a file."""
-
-  def look(given: bytes) -> np.ndarray:
-    data = image_io.read_bytes(given)[0] if "file" in record else given
-    return np.asarray(function(data))
-
-  given = record["file" if "file" in record else "image"]
-  found = tf.numpy_function(look, [given], dtype, stateful=False)
+  data, _ = decode.read(record)
+  found = tf.numpy_function(
+    lambda data: np.asarray(function(data)), [data], dtype, stateful=False
+  )
   return tf.ensure_shape(found, shape)
 
 

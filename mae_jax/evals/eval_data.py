@@ -71,8 +71,8 @@ def held_out(data: DataConfig) -> EvalSplit:
     return EvalSplit(_labeled(source), what, data)
   return EvalSplit(
     _labeled(sources.open_source(data, "train")),
-    f"{data.path} (it has no folder such as val or test, so all training "
-    "images are evaluated)",
+    f"{data.path} (it has no split such as val or test, so all training images "
+    "are evaluated)",
     data,
   )
 
@@ -104,6 +104,6 @@ def _labeled(source: sources.Source) -> sources.Source:
   if not source.class_names:
     raise ConfigError(
       "the images to evaluate have no labels: put them in folders named by "
-      "class, or set data.name to a data set with labels"
+      "class, set data.label_column, or set data.name to a data set with labels"
     )
   return source

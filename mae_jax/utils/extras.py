@@ -20,7 +20,7 @@ EXTRAS = {
   "matplotlib": "viz",
   "mlflow": "mlflow",
   "plotly": "report",
-  "pyarrow": "parquet",
+  "pyarrow": "arrow",
   "skimage": "viz",
   "sklearn": "viz",
   "tensorboardX": "train",

@@ -236,6 +236,8 @@ PLAUSIBLE: dict[str, st.SearchStrategy] = {
   "data.channels": st.integers(1, 4),
   "data.layout": st.sampled_from(["auto", "splits", "classes", "none"]),
   "data.holdout": UNIT,
+  "data.image_column": st.sampled_from(["", "image"]),
+  "data.label_column": st.sampled_from(["", "label", "none"]),
   "data.max_image_pixels": st.integers(0, 2**31),
   "data.truncated_images": st.sampled_from(["skip", "decode", "none"]),
   "data.train_split": st.sampled_from(["train", "", "train[:1]"]),

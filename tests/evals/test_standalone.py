@@ -226,7 +226,7 @@ def test_a_folder_of_some_of_the_classes(
   ]
   printed = capsys.readouterr().out
   assert (
-    f"{len(labels) + 1} images of {root} (it has no folder such as" in printed
+    f"{len(labels) + 1} images of {root} (it has no split such as" in printed
   )
   assert "1 more images could not be read" in printed
   write_folder(root / "val", pixels[:5], labels[:5])

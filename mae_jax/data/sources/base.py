@@ -2,8 +2,9 @@
 
 A record is a dict of scalars: `image`, the bytes of an image file, or `file`,
 its path; `label`, int64, -1 if there is none; and `id`, int64, which the
-source's `name` maps to the image's name. Small arrays of one shape are loaded a
-batch at a time instead.
+source's `name` maps to the image's name. With `offset` and `length`, int64, the
+image file is a part of `file`, such as a member of a tar. Small arrays of one
+shape are loaded a batch at a time instead.
 
 `identity` is equal for two sources with the same data, wherever it is stored.
 Epochs, batches and processes are the pipeline's business.
@@ -37,7 +38,8 @@ class Indexed:
     load: TensorFlow function of an int64 index in 0..N-1, or of several.
     identity: equal for the same images in the same order.
     name: function from an `id` to the image's name in messages.
-    labels: [N], the labels that `load` returns; None if there are no labels.
+    labels: [N], the labels that `load` returns; None if there are no labels, or
+      only reading the images gives them.
     where: the folder of the images, for messages; "" if there is none.
   """
 

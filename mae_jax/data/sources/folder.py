@@ -6,14 +6,13 @@ decides which folders are splits, and `listing` which files are images.
 """
 
 import os
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
 from mae_jax.config import DataConfig
-from mae_jax.data import holdout, layout, listing
+from mae_jax.data import class_names, holdout, layout, listing
 from mae_jax.data.image_folder import ImageFolder
 from mae_jax.data.sources import base
 from mae_jax.data.tf_setup import tf
@@ -65,11 +64,12 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
     files, labels, classes = images.read(None)
     _check_no_splits(train, files, classes, data)
     _warn_masks(train, classes, split)
-    alike = _find_alike(classes)
+    alike = class_names.find_alike(classes)
     if alike and split == "train":
       console.warn(
-        f"{train} has {len(classes)} classes{_describe_alike(alike)}: if they "
-        "are one class, put their images into one folder",
+        f"{train} has {len(classes)} classes"
+        f"{class_names.describe_alike(alike)}: if they are one class, put "
+        "their images into one folder",
         shared=True,
       )
     if data.holdout:
@@ -83,13 +83,13 @@ def open_folder(data: DataConfig, split: base.Split) -> base.Files | None:
   classes, eval_classes = images.classes(), held_out.classes()
   unknown = [name for name in eval_classes if name not in classes]
   if unknown:
-    alike = _find_alike((*unknown, *classes))
+    alike = class_names.find_alike((*unknown, *classes))
     raise ConfigError(
       f"{held_out.folder} has {len(unknown)} folder(s) of images that {train} "
-      f"lacks, such as {unknown[0]!r}{_describe_alike(alike)}: sort the images "
-      "into folders with the names of the training classes (lists of labels in "
-      "text files are not read), or set --config.data.eval_split='' to run "
-      "without held-out images"
+      f"lacks, such as {unknown[0]!r}{class_names.describe_alike(alike)}: sort "
+      "the images into folders with the names of the training classes, use "
+      "--config.data.source=table if a file lists their labels, or set "
+      "--config.data.eval_split='' to run without held-out images"
     )
   read = held_out.read(classes if eval_classes else ())
   return _source(held_out, *read, root)
@@ -109,26 +109,6 @@ def _warn_masks(
       f"if it holds masks, set --config.data.path={folder / images[0]}",
       shared=True,
     )
-
-
-def _find_alike(names: Sequence[str]) -> tuple[str, str] | None:
-  """Returns two names that look alike to a person, if there are any."""
-  seen: dict[str, str] = {}
-  for name in names:
-    plain = unicodedata.normalize("NFKC", name).casefold().strip()
-    if seen.setdefault(plain, name) != name:
-      return seen[plain], name
-  return None
-
-
-def _describe_alike(names: tuple[str, str] | None) -> str:
-  if not names:
-    return ""
-  first, second = map(ascii, names)
-  return (
-    f" ({first} and {second} differ only in case, spaces or the form of "
-    "Unicode)"
-  )
 
 
 def find_layout(data: DataConfig) -> layout.Layout:

@@ -1,23 +1,32 @@
-"""Data sets that TFDS has prepared as TFRecord files.
+"""Data sets that TFDS has prepared as TFRecord or ArrayRecord files.
+
+TFRecord files are streams. ArrayRecord files are read at random, so that an
+epoch is a permutation. Data sets of Croissant are prepared by TFDS too.
 
 This module only reads the prepared files. It runs no code of the data set, and
 downloads nothing.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.utils import file_utils
 
 from mae_jax.config import DataConfig
-from mae_jax.data.sources import base
+from mae_jax.data import class_names, few_shot
+from mae_jax.data.sources import base, columns, tfds_features
 from mae_jax.data.tf_setup import tf
 from mae_jax.utils import storage
 from mae_jax.utils.errors import ConfigError
 
 
-def open_prepared(data: DataConfig, split: base.Split) -> base.Records:
+def open_prepared(
+  data: DataConfig, split: base.Split
+) -> base.Records | base.Files:
   """Opens one split of the data set data.name, such as "imagenet2012:5.1.0".
 
   Args:
@@ -27,41 +36,126 @@ def open_prepared(data: DataConfig, split: base.Split) -> base.Records:
     split: "train" or "eval".
 
   Returns:
-    A source of the feature "image" and, if the data set has it, "label".
+    A source of the feature "image" and, if the data set has it, "label", or of
+    `data.image_column` and `data.label_column`.
 
   Raises:
-    ConfigError: if the data set is not prepared, or not as TFRecord files, or
-      has no such split, or no feature "image" with one image.
+    ConfigError: if the data set is not prepared, or not in a known file format,
+      or has no such split, or no feature with one image.
   """
   base.check_color(data)
-  builder = _builder(data)
-  info = builder.info
+  info = _builder(data).info
+  features = tfds_features.Features(info.features, data)
+  source = _source(info, features, data, split)
+  if not features.label or features.classes:
+    return source
+  train = source if split == "train" else _source(info, features, data, "train")
+  return _with_classes(source, train, f"{info.full_name}, {split}", data)
+
+
+def _source(
+  info: Any,
+  features: tfds_features.Features,
+  data: DataConfig,
+  split: base.Split,
+) -> base.Records | base.Files:
   field = "train_split" if split == "train" else "eval_split"
   pieces = _pieces(info, getattr(data, field), f"data.{field}")
-  wanted = {"image": True} | ({"label": True} if _has_label(info) else {})
-  _check_image(info, data.name)
-  features = tfds.decode.PartialDecoding(wanted).extract_features(info.features)
-  names = None
-  if "label" in wanted:
-    label = info.features["label"]
-    names = tuple(getattr(label, "names", map(str, range(label.num_classes))))
-
-  def parse(serialized: tf.Tensor) -> base.Record:
-    example = features.deserialize_example(
-      serialized, decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    label = example["label"] if names else -1
-    return {"image": example["image"], "label": tf.cast(label, tf.int64)}
-
   lengths = (f"{piece.skip}+{piece.take}".encode() for piece in pieces)
-  identity = {
+  identity: dict[str, int | str] = {
     "images": sum(piece.take for piece in pieces),
     "version": info.full_name,
     "shards": base.digest(lengths),
   }
+  parse, names = features.parser(), features.classes
+  if info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    # The order of these images is another one.
+    return _files(pieces, names, parse, identity | {"format": "array_record"})
   return base.Records(
     pieces, names, parse, not info.disable_shuffling, identity
   )
+
+
+def _with_classes(
+  source: base.Records | base.Files,
+  train: base.Records | base.Files,
+  where: str,
+  data: DataConfig,
+) -> base.Records | base.Files:
+  """Reads all labels, which are strings, and replaces them by numbers.
+
+  Args:
+    source: its `load` returns strings.
+    train: the same for the training split, whose labels are the classes.
+    where: the place of the images, for messages.
+    data: `label_column`.
+  """
+  labels = [x.decode() for x in few_shot.read_labels(source)]
+  first = labels
+  if train is not source:
+    first = [x.decode() for x in few_shot.read_labels(train)]
+  if "" in (*labels, *first):
+    raise ConfigError(
+      f"images of {where} have an empty {data.label_column}: set "
+      f"--config.data.label_column to another feature, or to {columns.NONE}"
+    )
+  names = class_names.sort_classes(first)
+  numbers = class_names.to_numbers(
+    labels, names, lambda index: f"{where}:{index}", data.train_split
+  )
+  table = tf.lookup.StaticHashTable(
+    tf.lookup.KeyValueTensorInitializer(
+      tf.constant(names), tf.range(len(names), dtype=tf.int64)
+    ),
+    default_value=-1,
+  )
+
+  def number(record: base.Record) -> base.Record:
+    return record | {"label": table.lookup(record["label"])}
+
+  items = (numbers.tobytes(), *(name.encode() for name in names))
+  changes: Any = {
+    "class_names": names,
+    "identity": {**source.identity, "labels": base.digest(items)},
+  }
+  if isinstance(source, base.Records):
+    parse = source.parse
+    return dataclasses.replace(
+      source, parse=lambda serialized: number(parse(serialized)), **changes
+    )
+  load = source.load
+  return dataclasses.replace(
+    source, load=lambda index: number(load(index)), labels=numbers, **changes
+  )
+
+
+def _files(
+  pieces: tuple[base.Piece, ...],
+  names: tuple[str, ...] | None,
+  parse: Callable[[tf.Tensor], base.Record],
+  identity: base.Identity,
+) -> base.Files:
+  """Makes a source of ArrayRecord files, whose records have an index."""
+  from array_record.python import array_record_data_source
+
+  records = array_record_data_source.ArrayRecordDataSource(
+    [f"{each.path}[{each.skip}:{each.skip + each.take}]" for each in pieces]
+  )
+  ends = np.cumsum([piece.take for piece in pieces])
+
+  def load(index: tf.Tensor) -> base.Record:
+    found = tf.numpy_function(
+      records.__getitem__, [index], tf.string, stateful=False
+    )
+    record = parse(tf.ensure_shape(found, []))
+    return record | {"id": tf.cast(index, tf.int64)}
+
+  def name(index: int) -> str:
+    number = int(np.searchsorted(ends, index, side="right"))
+    piece = pieces[number]
+    return f"{piece.path}:{index - ends[number] + piece.take + piece.skip}"
+
+  return base.Files(int(ends[-1]), names, load, identity, name=name)
 
 
 def _builder(data: DataConfig) -> Any:
@@ -84,13 +178,14 @@ def _builder(data: DataConfig) -> Any:
       "--config.data.data_dir to where it is, or prepare it with "
       f"`tfds build {data.name} --data_dir={where}`"
     ) from error
-  if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+  known = tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.ARRAY_RECORD
+  if builder.info.file_format not in known:
     raise ConfigError(
       f"data.name={data.name!r} is prepared in {where} as "
-      f"{builder.info.file_format.value}, and tfrecord is needed: prepare it "
-      "once more in another directory (TFDS keeps one format in each), with "
-      f"`tfds build {data.name} --data_dir=OTHER --file_format=tfrecord`, and "
-      "set --config.data.data_dir=OTHER"
+      f"{builder.info.file_format.value}, and array_record or tfrecord is "
+      "needed: prepare it once more in another directory (TFDS keeps one format"
+      f" in each), with `tfds build {data.name} --data_dir=OTHER "
+      "--file_format=array_record`, and set --config.data.data_dir=OTHER"
     )
   return builder
 
@@ -118,22 +213,6 @@ def _pieces(info: Any, split: str, field: str) -> tuple[base.Piece, ...]:
       f"of {', '.join(info.splits)}"
     )
   return pieces
-
-
-def _has_label(info: Any) -> bool:
-  return "label" in info.features and isinstance(
-    info.features["label"], tfds.features.ClassLabel
-  )
-
-
-def _check_image(info: Any, name: str) -> None:
-  if "image" not in info.features or not isinstance(
-    info.features["image"], tfds.features.Image
-  ):
-    raise ConfigError(
-      f"data.name={name!r} has no image feature 'image' but "
-      f"{', '.join(info.features)}: choose a data set of labeled images"
-    )
 
 
 def prepared_configs(data: DataConfig) -> tuple[str, ...]:

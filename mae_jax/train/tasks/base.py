@@ -174,7 +174,8 @@ class ClassificationTask(Task):
     if not info.class_names:
       raise ConfigError(
         "the training images have no labels, which this task needs: put them "
-        "in folders named by class, or set data.name to a data set with labels"
+        "in folders named by class, set data.label_column, or set data.name to "
+        "a data set with labels"
       )
     if len(info.class_names) == 1:
       raise ConfigError(
@@ -257,8 +258,8 @@ class ClassificationTask(Task):
     data.check_images()
     if data.eval_source is None and console.is_first():
       settings = self._config.data
-      folder = settings.source == "folder" and settings.eval_split
-      remedy = "data.holdout=0.1" if folder else "data.eval_split=SPLIT"
+      divides = settings.can_hold_out and settings.eval_split
+      remedy = "data.holdout=0.1" if divides else "data.eval_split=SPLIT"
       console.notice(
         "no accuracy: no image is held out. The loss of training images does "
         "not show whether the classifier is right on others, nor which "
