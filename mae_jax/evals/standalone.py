@@ -6,6 +6,7 @@ workdir: `evaluation.json`, and tables as CSV.
 
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -114,6 +115,8 @@ def run(config: Config, workdir: str, stop: signals.StopSignals) -> None:
 def _write(
   directory: epath.Path, found: results.EvalResult, settings: EvalConfig
 ) -> None:
+  for name in _earlier(directory).difference(found.files):
+    (directory / name).unlink(missing_ok=True)
   for name, table in found.files.items():
     storage.write_atomic(directory / name, table)
   # Written last: its presence means that the other files are complete.
@@ -129,3 +132,12 @@ def _write(
   }
   text = json.dumps(content, indent=2) + "\n"
   storage.write_atomic(directory / _RESULT, text.encode())
+
+
+def _earlier(directory: epath.Path) -> set[str]:
+  """Returns the files of an earlier evaluation here, besides _RESULT."""
+  try:
+    content = json.loads((directory / _RESULT).read_bytes())
+    return {os.path.basename(name) for name in content["files"]}
+  except (OSError, ValueError, KeyError, TypeError):
+    return set()

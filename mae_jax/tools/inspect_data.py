@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -37,7 +38,8 @@ def report(
   """Checks the images of a config and draws samples.
 
   Prints sizes, classes, unreadable images, warnings and the speed of loading.
-  Held-out images are compared with those to train on.
+  Held-out images are compared with those to train on; pairs that look alike are
+  listed in a .csv file beside the picture.
 
   Args:
     config: the recipe, for instance digits.
@@ -78,7 +80,8 @@ def report(
     _say_images(found, data)
     leaks = []
     if held_out is not None and others is not None:
-      leaks = _say_leaks((held_out, others), (source, found), data)
+      table = f"{os.path.splitext(out)[0]}_leaked.csv"
+      leaks = _say_leaks((held_out, others), (source, found), data, table)
     _say_classes(found, unread, source.class_names)
     # `warnings` names the lost levels of all images instead.
     image_headers.notes["levels"] = ""
@@ -144,8 +147,15 @@ def _say_leaks(
   held_out: tuple[sources.Source, survey.Survey],
   train: tuple[sources.Source, survey.Survey],
   data: DataConfig,
+  table: str,
 ) -> list[str]:
   """Prints how many held-out images are among those to train on.
+
+  Args:
+    held_out: the held-out images.
+    train: the images to train on.
+    data: `path` is left out of names.
+    table: path of the .csv file that lists all pairs, if there are any.
 
   Returns:
     A warning, if there are any.
@@ -163,16 +173,20 @@ def _say_leaks(
     return []
   start = f"{epath.Path(data.path).expanduser()}/"
   names = [
-    " = ".join(
+    [
       source.name(int(found.ids[index])).removeprefix(start)
       for (source, found), index in zip(sets, pair, strict=True)
-    )
-    for pair in pairs[:_PAIRS]
+    ]
+    for pair in pairs
   ]
+  rows = atomic_write.csv_rows([("held out", "to train on"), *names])
+  with atomic_write.atomic_file(table) as file:
+    file.write(rows)
+  some = ", ".join(" = ".join(pair) for pair in names[:_PAIRS])
   return [
     f"{len(pairs):,} held-out images look like images to train on, so that "
     "evaluations are too good; keep one of each group (the held-out one "
-    "comes first): " + ", ".join(names) + ", ..." * (len(pairs) > _PAIRS)
+    f"comes first): {some}{', ...' * (len(pairs) > _PAIRS)}; all are in {table}"
   ]
 
 

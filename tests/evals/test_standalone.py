@@ -558,7 +558,15 @@ def test_the_workdir_of_the_checkpoint_unless_something_runs_there(
   ):
     run(config(workdir), workdir)
   before = {path: path.read_bytes() for path in workdir.glob("*.jsonl")}
+  # Files of an earlier evaluation go; others stay.
+  for name in ("confusion.csv", "old.csv", "mine.csv"):
+    (workdir / name).write_text("old")
+  old = {"files": ["confusion.csv", "old.csv"], "scalars": {}}
+  (workdir / "evaluation.json").write_text(json.dumps(old))
   found = run(config(workdir), workdir)
+  assert not (workdir / "old.csv").exists()
+  assert (workdir / "mine.csv").read_text() == "old"
+  assert (workdir / "confusion.csv").read_text() != "old"
   assert found["images"] == 360
   assert {path: path.read_bytes() for path in workdir.glob("*.jsonl")} == before
   report = runs.train(_FINETUNE, workdir)  # the run resumes unchanged

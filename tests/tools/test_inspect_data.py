@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import pathlib
 
 import numpy as np
 import pytest
@@ -306,7 +307,12 @@ def test_held_out_images_that_are_trained_on_are_found(tmp_path, capsys):
   assert "4 held-out images look like images to train on" in line
   assert "val/b/equal.png = train/a/0.png" in line
   assert line.count(" = ") == 3
-  assert line.endswith(", ...")
+  table = out.replace(".png", "_leaked.csv")
+  assert line.endswith(f", ...; all are in {table}")
+  rows = pathlib.Path(table).read_text().splitlines()
+  assert rows[0] == "held out,to train on"
+  assert len(rows) == 5
+  assert "val/b/equal.png,train/a/0.png" in rows
 
 
 def test_copies_among_arrays_are_named_by_number(tmp_path, capsys, monkeypatch):
@@ -322,7 +328,7 @@ def test_copies_among_arrays_are_named_by_number(tmp_path, capsys, monkeypatch):
   inspect_data.report(tiny.config(), 3, str(tmp_path / "x.png"))  # 0, 2 and 4
   message = capsys.readouterr()
   assert "1 of 3 held-out images, compared with 3 to train on" in message.out
-  assert "(the held-out one comes first): 1 = 4\n" in message.err
+  assert "(the held-out one comes first): 1 = 4; all are in " in message.err
 
 
 @pytest.mark.slow
