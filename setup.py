@@ -30,6 +30,7 @@ TRAIN = [
 WANDB = ["wandb>=0.31"]
 # Without the server of mlflow; SQLAlchemy and Alembic are for a local database.
 MLFLOW = ["alembic>=1.20", "mlflow-skinny>=3.17", "sqlalchemy>=2.1"]
+ONNX = ["onnx>=1.23", "onnxruntime>=1.32"]
 # Not in `test`: version 0.43 needs Pillow below 13. See docs/guides/trackers.md.
 TRACKIO = ["trackio>=0.43"]
 # The tests build the documentation too.
@@ -110,6 +111,7 @@ setup(
     "wandb": WANDB,
     "mlflow": MLFLOW,
     "trackio": TRACKIO,
+    "onnx": ONNX,
     "docs": DOCS,
     "test": [
       *sorted(set(ALL)),
@@ -117,6 +119,7 @@ setup(
       *GCS,
       *WANDB,
       *MLFLOW,
+      *ONNX,
       "build>=1.6",
       "hypothesis>=6.170",
       # The TPU compiler, which needs no TPU; it has no other wheels.
