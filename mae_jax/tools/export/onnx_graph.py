@@ -206,6 +206,8 @@ class _Graph:
     ):
       return None
     name = eqn.primitive.name
+    if _OPS.get(name) is _inline:
+      return None  # its equations are folded
     if name == "convert_element_type" and inputs[0].dtype.name in _NARROW:
       return None  # stored weights stay as small as they are
     if name in ("reshape", "squeeze"):
@@ -231,6 +233,17 @@ def _is_whole(value: _Value, shape: Any) -> bool:
 
 def _same(graph: _Graph, eqn: core.JaxprEqn) -> _Value:
   return graph.read(eqn.invars[0])
+
+
+def _inline(graph: _Graph, eqn: core.JaxprEqn) -> list[_Value]:
+  """Adds the equations of a function with a derivative of its own."""
+  inner = eqn.params["call_jaxpr"]
+  names = [*inner.jaxpr.constvars, *inner.jaxpr.invars]
+  values = [*map(np.asarray, inner.consts), *map(graph.read, eqn.invars)]
+  graph.values.update(zip(names, values, strict=True))
+  for each in inner.jaxpr.eqns:
+    graph.add(each)
+  return list(map(graph.read, inner.jaxpr.outvars))
 
 
 def _elementwise(op: str) -> Callable[[_Graph, core.JaxprEqn], _Tensor]:
@@ -308,7 +321,10 @@ def _unstack(graph: _Graph, eqn: core.JaxprEqn) -> list[_Value]:
 
 def _slice(graph: _Graph, eqn: core.JaxprEqn) -> _Value:
   if eqn.params["strides"] and set(eqn.params["strides"]) != {1}:
-    raise ConfigError("--format=onnx: a slice of the network has steps")
+    raise ConfigError(
+      "--format=onnx: the network slices with steps, for which this exporter "
+      "has no ONNX operator: use --format=stablehlo"
+    )
   (operand,) = eqn.invars
   cuts = [
     (start, stop, axis)
@@ -333,7 +349,7 @@ def _gather(graph: _Graph, eqn: core.JaxprEqn) -> _Tensor:
   where, numbers = graph.read(indices), eqn.params["dimension_numbers"]
   if not isinstance(where, np.ndarray) or where.ndim != 1:
     raise ConfigError(
-      "--format=onnx: the network gathers at computed indices, for which this "
+      "--format=onnx: the network gathers at several indices, for which this "
       "exporter has no ONNX operator: use --format=stablehlo"
     )
   axes = numbers.start_index_map
@@ -392,6 +408,8 @@ _OPS: dict[str, Callable[[_Graph, core.JaxprEqn], Any]] = {
   "concatenate": _concatenate,
   "convert_element_type": _cast,
   "copy": _same,
+  "custom_jvp_call": _inline,
+  "custom_vjp_call": _inline,
   "div": _elementwise("Div"),
   "dot_general": _dot,
   "eq": _elementwise("Equal"),
