@@ -98,7 +98,10 @@ def write(
     run = conversion.read_metadata(step)
   options = {"pool": pool, "layer": layer, "image_size": image_size, "fit": fit}
   what = _resolve_what(what, run.config.task, checkpoint, options)
-  dtype = _resolve_dtype(dtype, run.config.model.dtype, format)
+  if format == "onnx":
+    _check_onnx(dtype, what, run.config.objective.masked_input)
+    dtype = "float32"
+  dtype = dtype or run.config.model.dtype
   about = {
     "checkpoint": str(step),
     "task": run.config.task,
@@ -223,15 +226,17 @@ def _resolve_what(
   return what
 
 
-def _resolve_dtype(dtype: str | None, trained: str, format: str) -> str:
-  if format != "onnx":
-    return dtype or trained
+def _check_onnx(dtype: str | None, what: str, masked_input: str) -> None:
   if dtype not in (None, "float32"):
     raise ConfigError(
       f"--dtype={dtype}: ONNX Runtime has no {dtype} operators for CPUs: use "
       "--dtype=float32; --weights=bfloat16 makes the file smaller"
     )
-  return "float32"
+  if what == "reconstruction" and masked_input.endswith("noise"):
+    raise ConfigError(
+      "--format=onnx: the network was trained with objective.masked_input="
+      f"{masked_input}, and ONNX has no such noise: use --format=stablehlo"
+    )
 
 
 def _caller(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from etils import epath
 
-from mae_jax.tools.export import onnx_graph, quantize
+from mae_jax.tools.export import onnx_translation, quantize
 from mae_jax.utils import storage
 
 MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
@@ -26,7 +26,7 @@ def write(
   output: str,
 ) -> dict[str, Any]:
   """Writes the model; arguments and result as in `stablehlo.write`."""
-  model = onnx_graph.build(call, weights, inputs, output)
+  model = onnx_translation.build(call, weights, inputs, output)
   path = str(folder / MODEL)
   size = sum(each.nbytes for each in weights.values())
   with storage.os_errors(folder):
@@ -34,7 +34,7 @@ def write(
       model, path, save_as_external_data=size > MAX_BYTES, location=WEIGHTS
     )
     onnx.checker.check_model(path, full_check=True)
-  return {"opset": onnx_graph.OPSET, "onnx": onnx.__version__}
+  return {"opset": onnx_translation.OPSET, "onnx": onnx.__version__}
 
 
 def load(folder: epath.Path) -> Callable[..., np.ndarray]:
