@@ -30,6 +30,7 @@ TRAIN = [
 WANDB = ["wandb>=0.31"]
 # Without the server of mlflow; SQLAlchemy and Alembic are for a local database.
 MLFLOW = ["alembic>=1.20", "mlflow-skinny>=3.17", "sqlalchemy>=2.1"]
+ONNX = ["onnx>=1.23", "onnxruntime>=1.32"]
 # Not in `test`: version 0.43 needs Pillow below 13. See docs/guides/trackers.md.
 TRACKIO = ["trackio>=0.43"]
 # Parquet tables, and Hugging Face data sets on disk.
@@ -113,6 +114,7 @@ setup(
     "wandb": WANDB,
     "mlflow": MLFLOW,
     "trackio": TRACKIO,
+    "onnx": ONNX,
     "docs": DOCS,
     "test": [
       *sorted(set(ALL)),
@@ -120,6 +122,7 @@ setup(
       *GCS,
       *WANDB,
       *MLFLOW,
+      *ONNX,
       "build>=1.6",
       # It writes data sets that tests read.
       "datasets>=5.2",

@@ -86,7 +86,7 @@ COMMANDS = {
   ),
   "export": Command(
     "mae_jax.tools.export.command:write",
-    "Exports an encoder or a classifier to StableHLO or SavedModel.",
+    "Exports a network to StableHLO, SavedModel or ONNX.",
     cpu=True,
   ),
 }

@@ -353,7 +353,7 @@ class Model(Network):
     Args:
       repo_id: "ORGANIZATION/NAME"; made if it does not exist.
       format: "transformers" or "timm"; None for timm if it is a classifier with
-        mean pooling, which transformers does not have, else transformers.
+        mean pooling, also of rectangles, else transformers.
       license: as the Hub names it, for instance "apache-2.0"; None for that of
         the weights that training started from.
       results: results of evaluation by name, for the card.

@@ -19,6 +19,7 @@ FILE = "README.md"
 UNKNOWN = "unknown"  # also the Hub's word for an unknown license
 SCRATCH = "scratch"
 LIBRARIES = {"timm": "timm", "transformers": "transformers"}
+MEAN_POOLING = "BeitForImageClassification"
 _HUB = "hf://"
 _TASKS = {
   model_info.ENCODER: "image-feature-extraction",
@@ -254,6 +255,16 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
   return "\n".join((f"## {title}", "", "| | |", "|---|---|", *lines))
 
 
+def transformers_class(info: model_info.ModelInfo) -> str:
+  """Returns the name of the class of transformers that is a network."""
+  if info.kind == model_info.CLASSIFIER and info.pooling == "mean":
+    return MEAN_POOLING
+  return {
+    model_info.ENCODER: "ViTModel",
+    model_info.MAE: "ViTMAEForPreTraining",
+  }.get(info.kind, "ViTForImageClassification")
+
+
 def _usage(card: Card) -> str:
   where = card.repo_id or "FOLDER"
   path = f"{_HUB}{card.repo_id}" if card.repo_id else where
@@ -269,10 +280,8 @@ def _usage(card: Card) -> str:
       f'model = timm.create_model("{scheme}:{where}", pretrained=True)',
     ]
   else:
-    name, extra = {
-      model_info.ENCODER: ("ViTModel", ", add_pooling_layer=False"),
-      model_info.MAE: ("ViTMAEForPreTraining", ""),
-    }.get(card.info.kind, ("ViTForImageClassification", ""))
+    name = transformers_class(card.info)
+    extra = ", add_pooling_layer=False" if name == "ViTModel" else ""
     lines += [
       "# transformers",
       "import transformers",

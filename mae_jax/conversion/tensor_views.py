@@ -14,7 +14,7 @@ from mae_jax.conversion.tensor_files import Read, Tensors
 # The first weight of an encoder in the formats of PyTorch.
 _ANCHOR = re.compile(
   r"^(.*?)(patch_embed\.proj\.weight"
-  r"|(vit\.)?embeddings\.patch_embeddings\.projection\.weight)$"
+  r"|((vit|beit)\.)?embeddings\.patch_embeddings\.projection\.weight)$"
 )
 _WRAPPERS = re.compile(rf"((module|{INNER_WRAPPERS})\.)*")
 _INNER = re.compile(rf"({INNER_WRAPPERS})\.")

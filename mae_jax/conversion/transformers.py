@@ -1,14 +1,18 @@
-"""Directories of Hugging Face transformers: ViTMAE and ViT.
+"""Directories of Hugging Face transformers: ViTMAE, ViT and BEiT.
 
-`config.json` states the network, and `preprocessor_config.json` how to
-preprocess images. `model.safetensors` holds the weights; several files with an
-index, or `pytorch_model.bin`, can replace it.
+A classifier that averages its tokens is written as a BEiT with our positions,
+because transformers' ViT takes the class token. `config.json` states the
+network, and `preprocessor_config.json` how to preprocess images.
+`model.safetensors` holds the weights; several files with an index, or
+`pytorch_model.bin`, can replace it.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +33,8 @@ from mae_jax.utils.errors import ConfigError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
-MODEL_TYPES = ("vit_mae", "vit")
+_BEIT = "beit"
+MODEL_TYPES = ("vit_mae", "vit", _BEIT)
 _BLOCK: name_maps.Names = {
   "norm1": "layernorm_before",
   "attn/qkv": (
@@ -55,13 +60,23 @@ NAMES: name_maps.Names = {
   **name_maps.blocks("model/decoder", "decoder.decoder_layers", _BLOCK),
   "model/decoder/norm": "decoder.decoder_norm",
   "model/decoder/pred": "decoder.decoder_pred",
+  "model/fc_norm": "vit.pooler.layernorm",
   "model/head": "classifier",
+}
+# Settings of a BEiT that computes what our classifiers do.
+_MEAN_POOLING = {
+  "use_mean_pooling": True,
+  "use_absolute_position_embeddings": True,
+  "use_relative_position_bias": False,
+  "use_shared_relative_position_bias": False,
+  "layer_scale_init_value": 0.0,
 }
 # Other names of the same tensors, as substitutions to apply in this order.
 _ALIASES = (
   name_maps.WRAPPERS,
   # ViTModel, the encoder alone, has no prefix.
   (r"^(embeddings|encoder|layers|layernorm|pooler)\b", r"vit.\1"),
+  (r"^beit\.", "vit."),
   # Modules of transformers 5, and decoders in files of transformers 5.23.
   (r"^vit\.layers\.", "vit.encoder.layer."),
   (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
@@ -99,11 +114,13 @@ ACTIVATIONS = {
 
 
 class Transformers(WeightFormat):
-  """Directories of transformers' ViTMAE and ViT."""
+  """Directories of transformers' ViTMAE, ViT and BEiT."""
 
   names = NAMES
   aliases = _ALIASES
-  ignored = ((r"^vit\.pooler\.", "the pooler, which a MAE does not have"),)
+  ignored = (
+    (r"^vit\.pooler\.dense\.", "the pooler, which a MAE does not have"),
+  )
   optional_biases = r"\.attention\.attention\.(query|key|value)\.bias$"
 
   def matches(self, path: pathlib.Path, found: tensor_files.Tensors) -> bool:
@@ -111,7 +128,9 @@ class Transformers(WeightFormat):
     if path.is_dir():
       content = json_fields.read(path / CONFIG)
       return isinstance(content, dict) and "model_type" in content
-    if any(name.startswith(("vit.", "embeddings.")) for name in found.shapes):
+    if any(
+      name.startswith(("vit.", "beit.", "embeddings.")) for name in found.shapes
+    ):
       raise ConfigError(
         f"{path} has transformers' tensor names, and needs the config.json of "
         f"`save_pretrained`: put it into {path.parent} and name that directory"
@@ -129,8 +148,11 @@ class Transformers(WeightFormat):
     if config["model_type"] not in MODEL_TYPES:
       raise ConfigError(
         f"{path / CONFIG} has model_type={config['model_type']!r}; supported "
-        f"are {' and '.join(MODEL_TYPES)}"
+        f"are {', '.join(MODEL_TYPES)}"
       )
+    is_beit = config["model_type"] == _BEIT
+    if is_beit:
+      _check_beit(config, path)
     known = infer_architecture.read(found.shapes, NAMES, str(path))
     known |= _config(config, known, path)
     weight = found.shapes.get(f"{NAMES['model/head']}.weight")
@@ -142,20 +164,22 @@ class Transformers(WeightFormat):
       }
     known |= _preprocessor(path / PREPROCESSOR, known["image_size"], base)
     if base is None:
-      return model_info.ModelInfo(pooling="cls", **known)
+      pooling = "mean" if is_beit else "cls"
+      return model_info.ModelInfo(pooling=pooling, **known)
     return dataclasses.replace(base, **known)
 
   def check(self, weights: Weights) -> None:
     """Raises ConfigError if transformers has no such network."""
     found = weights.info
-    if found.kind == model_info.CLASSIFIER and found.pooling == "mean":
-      raise ConfigError(
-        f"{weights.what} averages its tokens (classify.pooling=mean), but "
-        "transformers' ViTForImageClassification uses the class token: convert "
-        "with --to=timm, or fine-tune with --config.classify.pooling=cls"
-      )
     assert found.image_size
     square = found.image_size[0] == found.image_size[1]
+    if _is_mean(found) and not square:
+      raise ConfigError(
+        f"{weights.what} averages its tokens (classify.pooling=mean), which in "
+        "transformers only BeitForImageClassification does, for square images, "
+        f"and its images are of {found.image_size}: convert with --to=timm, or "
+        "serve it with python -m mae_jax export, also as --format=onnx"
+      )
     if found.patch_size[0] != found.patch_size[1] or (
       found.kind == model_info.MAE and not square
     ):
@@ -168,6 +192,24 @@ class Transformers(WeightFormat):
   def reader_notes(self, found: model_info.ModelInfo, out: str) -> list[str]:
     """Lists differences in pixels; `config.json` states all settings."""
     return preprocessing.transformers_notes(found)
+
+  def tensors(
+    self, weights: Weights
+  ) -> tuple[list[tuple[str, tuple[int, ...]]], Iterator[np.ndarray]]:
+    """Lists tensors; for BEiT under its names, and without biases of keys.
+
+    Such a bias adds one number to all logits of a query, and a softmax ignores
+    it.
+    """
+    specs, values = super().tensors(weights)
+    if not _is_mean(weights.info):
+      return specs, values
+    kept = [not name.endswith(".key.bias") for name, _ in specs]
+    renamed = [
+      (re.sub(r"^vit\.", f"{_BEIT}.", name), shape)
+      for name, shape in itertools.compress(specs, kept)
+    ]
+    return renamed, itertools.compress(values, kept)
 
   def write(
     self, weights: Weights, out: str, dtype: np.dtype, card: str
@@ -186,6 +228,20 @@ class Transformers(WeightFormat):
     return [
       f"load it with transformers.{architecture}.from_pretrained({out!r})"
     ]
+
+
+def _is_mean(found: model_info.ModelInfo) -> bool:
+  return model_card.transformers_class(found) == model_card.MEAN_POOLING
+
+
+def _check_beit(config: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Refuses a BEiT that computes more than our classifiers."""
+  for name, wanted in _MEAN_POOLING.items():
+    if config.get(name) != wanted:
+      raise ConfigError(
+        f"{path / CONFIG} has {name}={config.get(name)}; of BEiT only "
+        f"{name}={wanted} is supported, as convert --to=transformers writes it"
+      )
 
 
 def _config(
@@ -279,13 +335,7 @@ def files(found: model_info.ModelInfo, dtype: str) -> dict[str, dict[str, Any]]:
     ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())
   }
   config: dict[str, Any] = {
-    "architectures": [
-      {
-        model_info.ENCODER: "ViTModel",
-        model_info.MAE: "ViTMAEForPreTraining",
-        model_info.CLASSIFIER: "ViTForImageClassification",
-      }[found.kind]
-    ],
+    "architectures": [model_card.transformers_class(found)],
     "model_type": "vit_mae" if found.kind == model_info.MAE else "vit",
     "attention_probs_dropout_prob": 0.0,
     "hidden_act": activation_names[found.activation],
@@ -317,6 +367,8 @@ def files(found: model_info.ModelInfo, dtype: str) -> dict[str, dict[str, Any]]:
       "id2label": {str(i): name for i, name in enumerate(labels)},
       "label2id": {name: i for i, name in enumerate(labels)},
     }
+  if _is_mean(found):
+    config |= _MEAN_POOLING | {"model_type": _BEIT, "drop_path_rate": 0.0}
 
   def channels(values: tuple[float, ...]) -> list[float]:
     return list(values * found.channels if len(values) == 1 else values)

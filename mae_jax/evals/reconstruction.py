@@ -7,6 +7,7 @@ ones, which would show more than the model can know.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,11 +80,30 @@ def to_pixels(
     mean, std = (np.asarray(each) for each in moments)
   if statistics == "true":
     return pred * std + mean
+  return with_visible_statistics(pred, mean, std, mask, grid)
+
+
+def with_visible_statistics[Array: (np.ndarray, jax.Array)](
+  pred: Array,
+  mean: Array,
+  std: Array,
+  mask: Array,
+  grid: tuple[int, int],
+) -> Array:
+  """Gives each patch mean and deviation of visible patches; see `to_pixels`.
+
+  Args:
+    pred: [B, L, P] predictions.
+    mean: [B, L, 1] means of the patches; only those of visible ones are read.
+    std: [B, L, 1] their deviations.
+    mask: [B, L], 1 = removed. If all are, mean and deviation are 0.
+    grid: rows and columns of patches.
+  """
   rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
   square = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
   # The small constant makes a visible patch use its own statistics.
   weights = (1 - mask)[:, None, :] / (square + 1e-6)  # [B, L, L]
-  weights = weights / weights.sum(axis=-1, keepdims=True)
+  weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-30)
   return pred * (weights @ std) + weights @ mean
 
 

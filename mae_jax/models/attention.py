@@ -14,7 +14,12 @@ import jax.numpy as jnp
 from mae_jax.distributed import sharding
 
 
-def attend(qkv: jax.Array, heads: int, chunk_bytes: int = 0) -> jax.Array:
+def attend(
+  qkv: jax.Array,
+  heads: int,
+  chunk_bytes: int = 0,
+  attended: jax.Array | None = None,
+) -> jax.Array:
   """Computes softmax(q k' / sqrt(d)) v, with the softmax in float32.
 
   Args:
@@ -22,11 +27,15 @@ def attend(qkv: jax.Array, heads: int, chunk_bytes: int = 0) -> jax.Array:
     heads: number of heads, a divisor of D.
     chunk_bytes: upper bound on the logits in bytes per device; 0 for no bound.
       A chunk holds at least one query of one example.
+    attended: bool [B, N], the tokens to attend to, at least one; None for all.
+      It is computed without chunks.
 
   Returns:
     [B, N, D], each row (heads, d). Chunks change the result only by rounding.
   """
   batch, length, _ = qkv.shape
+  if attended is not None:
+    return _all_at_once(qkv, heads, attended)
   whole = functools.partial(_all_at_once, heads=heads)
   devices = sharding.num_devices()
   # A symbolic batch size of `jax.export` cannot be divided into chunks.
@@ -57,9 +66,14 @@ def weights(qkv: jax.Array, heads: int) -> jax.Array:
   return jax.nn.softmax(_logits(q, k), axis=-1)
 
 
-def _all_at_once(qkv: jax.Array, heads: int) -> jax.Array:
+def _all_at_once(
+  qkv: jax.Array, heads: int, attended: jax.Array | None = None
+) -> jax.Array:
   q, k, v = _split(qkv, heads)
-  weights = jax.nn.softmax(_logits(q, k), axis=-1)  # [B, heads, N, N]
+  logits = _logits(q, k)
+  if attended is not None:
+    logits = jnp.where(attended[:, None, None, :], logits, -jnp.inf)
+  weights = jax.nn.softmax(logits, axis=-1)  # [B, heads, N, N]
   return _join(jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v))
 
 

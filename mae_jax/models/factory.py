@@ -29,8 +29,9 @@ from mae_jax.utils.errors import ConfigError
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Above this, the position table alone would fill the host's memory.
 MAX_PATCHES = 2**20
-# A platform for exported programs, which run on any device.
-ANY_PLATFORM = "anywhere"
+# Platforms of exported programs: one for all devices, and one for runtimes
+# whose operators include erf.
+ANY_PLATFORM, ONNX = "anywhere", "onnx"
 # Default bound on attention logits in MB. Measured on CPU with ViT-B's decoder
 # and 16 images: 55 ms with chunks of 2 MB, 47 ms with 5 MB, 53 ms with 10 MB,
 # 80 ms unbounded. On accelerators chunks only save memory and cost traffic; no
@@ -46,8 +47,8 @@ def masked_autoencoder(
 
   Args:
     config: the run's settings.
-    platform: "cpu", "gpu", "tpu" or ANY_PLATFORM. It sets defaults of speed and
-      memory, never a parameter.
+    platform: "cpu", "gpu", "tpu", ANY_PLATFORM or ONNX. It sets defaults of
+      speed and memory, never a parameter.
 
   Raises:
     ConfigError: if sizes do not fit together.
@@ -207,13 +208,13 @@ def encoder(config: Config, platform: str = "cpu") -> mae.Encoder:
   return built.clone(learned_positions=True)
 
 
-def with_computation(
-  network: mae.Encoder, config: Config, platform: str
-) -> mae.Encoder:
+def with_computation[Network: (mae.Encoder, mae.Decoder)](
+  network: Network, config: Config, platform: str
+) -> Network:
   """Returns `network` with another config's settings of speed and precision.
 
   Args:
-    network: the encoder; it keeps its parameters and sizes.
+    network: the network; it keeps its parameters and sizes.
     config: gives dtype, rematerialization and the like; its sizes are ignored.
     platform: as in `masked_autoencoder`.
   """
@@ -267,11 +268,12 @@ def _computation_settings(
   chunk_mb = model.attention_chunk_mb
   if chunk_mb is None:
     chunk_mb = _CPU_ATTENTION_MB if platform == "cpu" else _ATTENTION_MB
-  if platform == ANY_PLATFORM:
+  if platform in (ANY_PLATFORM, ONNX):
     # No chunks: their number depends on the batch size, which is unknown.
     # Unrolled, ViT-B on CPU copies all weights while it runs (temporaries of
     # 330 MB instead of 30), compiles four times as long, and is no faster.
     remat, unroll, chunk_mb = "none", 1, 0
+  if platform == ANY_PLATFORM:
     portable = transformer.PORTABLE_ACTIVATIONS
     activation = portable.get(activation, activation)
   return {

@@ -127,6 +127,7 @@ class Encoder(nn.Module):
       x = masking.visible_only(x, masked)
     x = _prepend(cls, x)
     stack = transformer.Stack(self.config, name="stack")
+    attended = masking.attended(masked)
 
     def normed(x: jax.Array) -> jax.Array:
       if not self.final_norm:
@@ -134,8 +135,8 @@ class Encoder(nn.Module):
       return transformer.layer_norm("norm", self.config.norm_eps)(x)
 
     if not layers:
-      return _split(normed(stack(x, residual_scale)))
-    *inner, last = stack(x, residual_scale, layers)
+      return _split(normed(stack(x, residual_scale, (), attended)))
+    *inner, last = stack(x, residual_scale, layers, attended)
     if layers[-1] == self.config.depth:
       last = normed(last)
     return list(map(_split, (*inner, last)))

@@ -27,12 +27,15 @@ class Masking:
     ids_restore: [B, L] position of each patch in the shuffled order.
     mask: [B, L] float32, 1 = removed.
     num_keep: K.
+    in_place: whether the encoder processes all L patches in order, and only
+      its attention ignores the masked ones; K is L.
   """
 
   ids_shuffle: jax.Array
   ids_restore: jax.Array
   mask: jax.Array
   num_keep: int = flax.struct.field(pytree_node=False)
+  in_place: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def ids_keep(self) -> jax.Array:
@@ -270,13 +273,42 @@ STRATEGIES: dict[str, Strategy] = {
 
 def no_masking(masked: Masking) -> Masking:
   """Returns all L patches in order, for a decoder without mask tokens."""
+  if masked.in_place:
+    return dataclasses.replace(masked, mask=jnp.zeros_like(masked.mask))
   length = masked.mask.shape[1]
   order = jnp.broadcast_to(jnp.arange(length), masked.mask.shape[:2])
   return Masking(order, order, masked.mask, length)
 
 
+def masking_in_place(mask: jax.Array) -> Masking:
+  """Masks any number of patches in each image, without a shuffle.
+
+  Visible tokens become what they are without the masked ones. It costs as much
+  as no mask, so it is for exported programs, whose shapes are fixed.
+
+  Args:
+    mask: [B, L], 1 = removed.
+  """
+  order = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
+  mask = mask.astype(jnp.float32)
+  return Masking(order, order, mask, mask.shape[1], in_place=True)
+
+
+def attended(masked: Masking | None) -> jax.Array | None:
+  """Returns bool [B, 1 + L] of the tokens to attend to; None for all.
+
+  The first is the class token.
+  """
+  if masked is None or not masked.in_place:
+    return None
+  cls = jnp.zeros_like(masked.mask[:, :1])
+  return jnp.concatenate([cls, masked.mask], axis=1) == 0
+
+
 def visible_only(tokens: jax.Array, masked: Masking) -> jax.Array:
   """Selects the visible tokens, in shuffled order: [B, L, D] -> [B, K, D]."""
+  if masked.in_place:
+    return tokens
   return _permute(tokens, masked.ids_keep, masked.ids_restore)
 
 
@@ -293,6 +325,8 @@ def unshuffle(
   Returns:
     [B, L, D] in the order of the image's patches.
   """
+  if masked.in_place:
+    return jnp.where(masked.mask[:, :, None] > 0, mask_token, visible)
   batch, kept, width = visible.shape
   num_masked = masked.ids_restore.shape[1] - kept
   tail = jnp.broadcast_to(mask_token, (batch, num_masked, width))

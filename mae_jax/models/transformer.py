@@ -150,7 +150,9 @@ class Attention(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, attended: jax.Array | None = None
+  ) -> jax.Array:
     """Attends: [B, N, D] -> [B, N, D]; softmax in float32."""
     config = self.config
     # Rows of the fused kernel are [q; k; v], each (heads, head_dim).
@@ -158,7 +160,7 @@ class Attention(nn.Module):
     if self.is_mutable_collection("intermediates"):
       weights = attention.weights(qkv, config.heads)
       self.sow("intermediates", "weights", weights)
-    out = attention.attend(qkv, config.heads, config.chunk_bytes)
+    out = attention.attend(qkv, config.heads, config.chunk_bytes, attended)
     return dense(config.width, config.dtype, "proj")(out)
 
 
@@ -183,7 +185,10 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, residual_scale: jax.Array | None
+    self,
+    x: jax.Array,
+    residual_scale: jax.Array | None,
+    attended: jax.Array | None,
   ) -> tuple[jax.Array, None]:
     """Maps [B, N, D] to itself; `residual_scale` [B, 2] scales the branches."""
 
@@ -196,7 +201,7 @@ class Block(nn.Module):
     config = self.config
     x = sharding.constrain_batch(x)
     normed = layer_norm(_NORMS[0], config.norm_eps)(x).astype(config.dtype)
-    x = x + branch(Attention(config, name="attn")(normed), 0)
+    x = x + branch(Attention(config, name="attn")(normed, attended), 0)
     normed = layer_norm(_NORMS[1], config.norm_eps)(x).astype(config.dtype)
     x = x + branch(Mlp(config, name="mlp")(normed), 1)
     return sharding.constrain_batch(x), None
@@ -227,6 +232,7 @@ class Stack(nn.Module):
     x: jax.Array,
     residual_scale: jax.Array | None = None,
     outputs: Sequence[int] = (),
+    attended: jax.Array | None = None,
   ) -> Any:
     """Applies the blocks.
 
@@ -234,6 +240,7 @@ class Stack(nn.Module):
       x: [B, N, D].
       residual_scale: from `drop_path`, or None.
       outputs: increasing numbers of blocks, from 1.
+      attended: bool [B, N], the tokens that attention reads; None for all.
 
     Returns:
       [B, N, D]; with `outputs`, a list of the tokens after each of them.
@@ -242,13 +249,14 @@ class Stack(nn.Module):
     if outputs:
       found = []
       for start, stop in itertools.pairwise((0, *outputs)):
-        x = self._run_blocks(x, residual_scale, slice(start, stop))
+        x = self._run_blocks(x, residual_scale, slice(start, stop), attended)
         found.append(x)
       return found
     if config.frozen and not self.is_initializing():
-      x = self._run_blocks(x, residual_scale, slice(None, config.frozen))
+      first, rest = slice(None, config.frozen), slice(config.frozen, None)
+      x = self._run_blocks(x, residual_scale, first, attended)
       x = jax.lax.stop_gradient(x)
-      return self._run_blocks(x, residual_scale, slice(config.frozen, None))
+      return self._run_blocks(x, residual_scale, rest, attended)
     block: Any = Block
     if config.remat != "none":
       policy = REMAT_POLICIES[config.remat]
@@ -257,17 +265,22 @@ class Stack(nn.Module):
       block,
       variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
+      in_axes=(0, nn.broadcast),
       length=config.depth,
       unroll=min(config.unroll, config.depth),
     )
     if config.dtype != jnp.float32 and not self.is_initializing():
       cast = functools.partial(_cast_dense, dtype=config.dtype)
       blocks = nn.map_variables(blocks, "params", cast)
-    x, _ = blocks(config, name="blocks")(x, residual_scale)
+    x, _ = blocks(config, name="blocks")(x, residual_scale, attended)
     return x
 
   def _run_blocks(
-    self, x: jax.Array, residual_scale: jax.Array | None, blocks: slice
+    self,
+    x: jax.Array,
+    residual_scale: jax.Array | None,
+    blocks: slice,
+    attended: jax.Array | None,
   ) -> jax.Array:
     """Runs a slice of the blocks, as a smaller stack."""
     params = jax.tree.map(lambda p: p[blocks], self.variables["params"])
@@ -277,5 +290,7 @@ class Stack(nn.Module):
     config = dataclasses.replace(self.config, depth=depth, frozen=0)
     stack = Stack(config, parent=None)
     residual_scale = None if residual_scale is None else residual_scale[blocks]
-    out: Any = stack.apply({"params": params}, x, residual_scale)
+    out: Any = stack.apply(
+      {"params": params}, x, residual_scale, attended=attended
+    )
     return out

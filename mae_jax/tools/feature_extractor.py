@@ -42,14 +42,14 @@ class ImageFunction:
   """A network as a function of images, for tools and exports.
 
   Attributes:
-    apply: maps `params` and images [B, H, W, C] to float32 [B, ...].
+    apply: maps `params` and `inputs` [B, ...] to float32 [B, ...].
     params: its parameters, on the devices.
     data: how images are prepared.
     output: name of the result: features or logits.
     info: more about the network, as JSON content.
   """
 
-  apply: Callable[[Any, jax.Array], jax.Array]
+  apply: Callable[..., jax.Array]
   params: Any
   data: DataConfig
   output: str
@@ -65,6 +65,16 @@ class ImageFunction:
     """Shape and dtype of an image."""
     dtype = image_headers.Reading.of(self.data).dtype
     return jax.ShapeDtypeStruct(self.image_shape, dtype)
+
+  @property
+  def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of one example of each argument, by name."""
+    return {"images": self.image}
+
+  @property
+  def reference(self) -> Callable[..., jax.Array]:
+    """The network's own computation of `apply`, which exports must equal."""
+    return self.apply
 
   @property
   def shape(self) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ EXTRAS = {
   "libtpu": "tpu",
   "matplotlib": "viz",
   "mlflow": "mlflow",
+  "onnx": "onnx",
+  "onnxruntime": "onnx",
   "plotly": "report",
   "pyarrow": "arrow",
   "skimage": "viz",

@@ -162,6 +162,20 @@ def transformers_classifier(**changes) -> torch.nn.Module:
   return model
 
 
+def transformers_mean_classifier(**changes) -> torch.nn.Module:
+  config = transformers.BeitConfig(
+    **torch_config(
+      num_labels=5,
+      use_absolute_position_embeddings=True,
+      layer_scale_init_value=0.0,
+    )
+    | changes
+  )
+  model = transformers.BeitForImageClassification(config).eval()
+  torch_weights.randomize(model, seed=7)
+  return model
+
+
 @torch.no_grad()
 def transformers_outputs(model: torch.nn.Module, kind: str) -> np.ndarray:
   _, pixels = model_outputs.images()
@@ -180,6 +194,7 @@ CLASSES = {
   "raw": transformers.ViTMAEForPreTraining,
   "cls": transformers.ViTForImageClassification,
   "probe": transformers.ViTForImageClassification,
+  "mean": transformers.AutoModelForImageClassification,  # a BEiT
 }
 
 
@@ -191,6 +206,7 @@ CLASSES = {
     slow("cls", {"norm_eps": 1e-12, "activation": "quick_gelu"}),
     slow("cls", {"activation": "relu"}),
     slow("cls", {"activation": "silu"}),
+    slow("mean", {"norm_eps": 1e-3, "activation": "gelu_tanh"}),
   ],
 )
 def test_to_transformers(kind: str, model: dict, tmp_path: pathlib.Path):
@@ -212,7 +228,7 @@ def test_to_transformers(kind: str, model: dict, tmp_path: pathlib.Path):
   if kind in AUTOENCODERS:
     assert loaded.config.norm_pix_loss is (kind == "mae")
     assert loaded.config.mask_ratio == 0.6
-  if kind in ("cls", "probe"):
+  if kind in ("cls", "probe", "mean"):
     assert tuple(loaded.config.id2label.values()) == sample_checkpoints.CLASSES
     assert loaded.config.label2id["fox"] == 3
   processor = transformers.AutoImageProcessor.from_pretrained(
@@ -232,6 +248,7 @@ def test_to_transformers(kind: str, model: dict, tmp_path: pathlib.Path):
     ("cls", {"hidden_act": "gelu_new"}),
     ("cls", {"hidden_act": "relu", "layer_norm_eps": 1e-5}),
     ("encoder", {}),
+    ("mean", {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}),
   ],
 )
 def test_from_transformers(kind: str, changes: dict, tmp_path: pathlib.Path):
@@ -239,6 +256,8 @@ def test_from_transformers(kind: str, changes: dict, tmp_path: pathlib.Path):
     model = transformers_autoencoder(**changes)
   elif kind == "cls":
     model = transformers_classifier(**changes)
+  elif kind == "mean":
+    model = transformers_mean_classifier(**changes)
   else:
     model = transformers_classifier(**changes).vit
   model.save_pretrained(tmp_path / "theirs")

@@ -494,12 +494,16 @@ def test_what_is_left_out_is_told(
   [
     (
       {"model_type": "deit"},
-      "has model_type='deit'; supported are vit_mae and",
+      "has model_type='deit'; supported are vit_mae, vit, beit",
     ),
     ({"hidden_act": "mish"}, "has hidden_act='mish'; supported are gelu"),
     ({"num_attention_heads": 7}, "model.heads=7 does not divide model.width"),
     ({"layer_norm_eps": None}, "has layer_norm_eps=None, which is not a num"),
     ({"image_size": [24]}, r"has image_size=\[24\], which is not one number"),
+    (
+      {"model_type": "beit", "use_mean_pooling": True},
+      "has use_absolute_position_embeddings=None; of BEiT only",
+    ),
     ({"image_size": 30}, r"position_embeddings is \(1, 17, 48\), but images"),
   ],
 )
@@ -615,7 +619,6 @@ def test_a_directory_that_is_not_whole(
 @pytest.mark.parametrize(
   ("source", "flags", "text"),
   [
-    ("mean", {"to": "transformers"}, "averages its tokens .* with --to=timm"),
     ("mean", {"encoder_only": True}, "fine-tuned with mean pooling has no"),
     ("mean.pth", {"encoder_only": True}, "fine-tuned with mean pooling has no"),
     ("none.pth", {}, "none.pth: there is no such file or folder"),
@@ -659,6 +662,9 @@ def test_rectangles_that_transformers_does_not_hold(tmp_path: pathlib.Path):
   data = sample_checkpoints.DATA | {"image_size": (18, 24)}
   start = sample_checkpoints.save(tmp_path / "a", "mae", data=data)
   refused(start, tmp_path, "ViTMAE square images", to="transformers")
+  start = sample_checkpoints.save(tmp_path / "b", "mean", data=data)
+  text = "averages its tokens .* with --to=timm, or .* --format=onnx"
+  refused(start, tmp_path, text, to="transformers")
 
 
 def test_places_that_cannot_be_written(

@@ -29,7 +29,8 @@ SUFFIX = {
   "timm": ".safetensors",
 }
 # Kinds of networks that each format holds completely. timm has no decoder,
-# transformers no mean pooling, and neither has BatchNorm before the head.
+# transformers no biases of keys with mean pooling, and neither has BatchNorm
+# before the head.
 HOLDS = {
   "facebook": ("encoder", "mae", "raw", "mean", "cls", "probe"),
   "transformers": ("encoder", "mae", "raw", "cls"),

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.models import masking
+from mae_jax.models import factory, masking
+from tests.helpers import tiny
 
 BATCH, LENGTH = 16, 30
 
@@ -268,3 +269,27 @@ def test_given_masks_are_those_that_were_given():
 def test_given_masks_that_are_none(rows, text: str):
   with pytest.raises(ValueError, match=text):
     masking.given_noise(rows, jax.random.key(0), 2, (3, 4), 4)
+
+
+@pytest.mark.parametrize("masked_input", ["dropped", "mask_tokens"])
+def test_masking_in_place_predicts_as_shuffling_does(masked_input):
+  """Also with another number of masked patches in each image."""
+  config = tiny.config(
+    objective={"masked_input": masked_input}, model={"depth": 1}
+  )
+  network = factory.masked_autoencoder(config)
+  params = {"params": tiny.random_params(tiny.shapes(config))}
+  images = np.random.default_rng(0).normal(size=(2, 8, 8, 1))
+  noise = np.random.default_rng(1).random((2, 16)).argsort(axis=1)
+  mask = (noise >= np.array([[3], [11]])).astype(np.float32)
+
+  @jax.jit
+  def reconstruct(images, masked):
+    return network.apply(params, images, masked, method="reconstruct")
+
+  found = reconstruct(images, masking.masking_in_place(mask))
+  for row, keep in enumerate((3, 11)):
+    one = slice(row, row + 1)
+    masked = masking.random_masking(mask[one], keep)
+    wanted = reconstruct(images[one], masked)
+    np.testing.assert_allclose(found[one], wanted, atol=1e-5)

@@ -17,15 +17,15 @@ from mae_jax.data import prepare
 from mae_jax.evals import load_model
 from mae_jax.models import classifiers, factory
 from mae_jax.tools import cli, feature_extractor
-from mae_jax.tools.export import manifest, quantize, verify
+from mae_jax.tools.export import manifest, quantize, reconstruction, verify
 from mae_jax.tools.feature_extractor import ImageFunction
 from mae_jax.utils import atomic_write, console, storage
 from mae_jax.utils.errors import ConfigError
 
 # Modules of this package with `write` and `load`. Each is imported when it is
-# chosen, because one of them imports TensorFlow.
-FORMATS = ("stablehlo", "savedmodel")
-WHAT = ("classifier", "features")
+# chosen, because TensorFlow and ONNX are large, and may be missing.
+FORMATS = ("stablehlo", "savedmodel", "onnx")
+WHAT = ("classifier", "features", "reconstruction")
 
 
 def write(
@@ -41,11 +41,12 @@ def write(
   image_size: cli.Size | None = None,
   fit: str | None = None,
 ) -> None:
-  """Exports an encoder or a classifier to StableHLO or SavedModel.
+  """Exports a network to StableHLO, SavedModel or ONNX.
 
   The folder holds a program from uint8 images [batch, H, W, C], of any batch
-  size, to features or logits; its weights; and export.json, which describes it.
-  The result is read from disk again and compared with the network.
+  size, to features, logits or reconstructions; its weights; and export.json,
+  which describes it. The result is read from disk again and compared with the
+  network.
 
   Args:
     checkpoint: a workdir (its newest checkpoint), one of its
@@ -54,12 +55,15 @@ def write(
       comes with this package.
     out: a folder on a disk; it appears when all is done and replaces an
       earlier export.
-    format: stablehlo, for jax.export, or savedmodel, for TensorFlow.
-    what: classifier or features; by default classifier if the checkpoint has
-      a head.
+    format: stablehlo, for jax.export; savedmodel, for TensorFlow; or onnx.
+    what: classifier, features, or reconstruction: the autoencoder, from images
+      and a bool mask [batch, patches] (true = masked, any number) to images in
+      the range of the input, with predictions in masked patches. By default
+      classifier if the checkpoint has a head, else features.
     weights: how kernels are stored: float32, bfloat16, or int8 with a scale
       for each output channel. The program computes with float32.
-    dtype: float32 or bfloat16 activations; by default the run's.
+    dtype: float32 or bfloat16 activations; by default the run's, for onnx
+      float32.
     pool: mean of the patch tokens, cls token, all tokens with the class token
       first, or grid, the patch tokens as [rows, columns, D]; by default mean.
     layer: the block after which tokens are taken, 1 for the first; by default
@@ -94,6 +98,9 @@ def write(
     run = conversion.read_metadata(step)
   options = {"pool": pool, "layer": layer, "image_size": image_size, "fit": fit}
   what = _resolve_what(what, run.config.task, checkpoint, options)
+  if format == "onnx":
+    _check_onnx(dtype, what, run.config.objective.masked_input)
+    dtype = "float32"
   dtype = dtype or run.config.model.dtype
   about = {
     "checkpoint": str(step),
@@ -121,26 +128,27 @@ def _fill(
   """Writes the export, compares it, and returns lines to print."""
   form = importlib.import_module(f"mae_jax.tools.export.{about['format']}")
   kind, dtype = about["weights"], about["activations"]
-  network = _open(step, about["what"], dtype, options)
+  platform = factory.ONNX if about["format"] == "onnx" else factory.ANY_PLATFORM
+  network = _open(step, about["what"], dtype, platform, options)
   stored = quantize.store(network.params, kind)
   size = sum(each.nbytes for each in stored.values())
   atomic_write.check_space(str(folder), size)
   call = _caller(network.apply)
-  images = verify.random_images(network.image)
-  wanted = verify.values(call, stored, images)
+  inputs = verify.random_inputs(network.inputs)
+  wanted = verify.values(_caller(network.reference), stored, inputs)
   exact = wanted
   if kind != "float32":
-    exact = verify.values(network.apply, network.params, images)
+    exact = verify.values(network.reference, network.params, inputs)
   facts = about | manifest.describe(
     network, wanted[0].shape[1:], options["fit"]
   )
-  facts |= form.write(folder, call, stored, network.image, network.output)
+  facts |= form.write(folder, call, stored, network.inputs, network.output)
   # Frees the weights before they are read again. The functions of TensorFlow
   # are reference cycles, hence the collection.
   del network, stored
   gc.collect()
   serve = form.load(folder)
-  apart = verify.check([serve(each) for each in images], wanted, dtype)
+  apart = verify.check([serve(*each) for each in inputs], wanted, dtype)
   rounded = verify.difference(wanted, exact)
   measured = {"largest_difference": apart, "rounding_of_weights": rounded}
   manifest.write(folder, facts | measured)
@@ -157,11 +165,19 @@ def _fill(
 
 
 def _open(
-  step: epath.Path, what: str, dtype: str, options: dict[str, Any]
+  step: epath.Path,
+  what: str,
+  dtype: str,
+  platform: str,
+  options: dict[str, Any],
 ) -> ImageFunction:
   with storage.os_errors(step):
     if what == "classifier":
-      return _classifier(step, dtype, options["image_size"])
+      return _classifier(step, dtype, platform, options["image_size"])
+    if what == "reconstruction":
+      return reconstruction.from_checkpoint(
+        step, options["image_size"], dtype, platform
+      )
     return feature_extractor.from_checkpoint(
       step,
       verify.cpu_mesh(),
@@ -169,20 +185,18 @@ def _open(
       layer=options["layer"],
       image_size=options["image_size"],
       dtype=dtype,
-      platform=factory.ANY_PLATFORM,
+      platform=platform,
     )
 
 
 def _classifier(
-  step: epath.Path, dtype: str, size: tuple[int, int] | None
+  step: epath.Path, dtype: str, platform: str, size: tuple[int, int] | None
 ) -> ImageFunction:
   mesh = verify.cpu_mesh()
   found = load_model.resize(load_model.load(step, mesh, head=True), size, mesh)
   model = dataclasses.replace(found.config.model, dtype=dtype)
   config = dataclasses.replace(found.config, model=model)
-  found = dataclasses.replace(
-    found, config=config, platform=factory.ANY_PLATFORM
-  )
+  found = dataclasses.replace(found, config=config, platform=platform)
   params = found.params
   if classifiers.AVERAGED in params:  # exports use these alone
     params = {classifiers.MODEL: classifiers.inference_params(params)}
@@ -194,7 +208,7 @@ def _classifier(
 def _resolve_what(
   what: str | None, task: str, checkpoint: str, options: dict[str, Any]
 ) -> str:
-  """Returns `classifier` or `features`; checks options before weights load."""
+  """Returns a name in WHAT; checks options before weights load."""
   has_head = task in classifiers.CLASSIFIERS
   if what == "classifier" and not has_head:
     raise ConfigError(
@@ -204,18 +218,29 @@ def _resolve_what(
   what = what or ("classifier" if has_head else "features")
   for name in ("pool", "layer"):
     value = options[name]
-    if what == "classifier" and value is not None:
+    if what != "features" and value is not None:
       raise ConfigError(
         f"--{name}={value} applies to features, and this export is a "
-        f"classifier: remove --{name}, or add --what=features"
+        f"{what}: remove --{name}, or add --what=features"
       )
   return what
 
 
-def _caller(
-  apply: Callable[[Any, jax.Array], jax.Array],
-) -> Callable[[Any, jax.Array], jax.Array]:
-  return lambda stored, images: apply(quantize.restore(stored), images)
+def _check_onnx(dtype: str | None, what: str, masked_input: str) -> None:
+  if dtype not in (None, "float32"):
+    raise ConfigError(
+      f"--dtype={dtype}: ONNX Runtime has no {dtype} operators for CPUs: use "
+      "--dtype=float32; --weights=bfloat16 makes the file smaller"
+    )
+  if what == "reconstruction" and masked_input.endswith("noise"):
+    raise ConfigError(
+      "--format=onnx: the network was trained with objective.masked_input="
+      f"{masked_input}, and ONNX has no such noise: use --format=stablehlo"
+    )
+
+
+def _caller(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  return lambda stored, *inputs: apply(quantize.restore(stored), *inputs)
 
 
 def _megabytes(size: int) -> str:

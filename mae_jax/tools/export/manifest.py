@@ -17,6 +17,8 @@ _PREPARATION = (
   "image_size", "eval_fit", "eval_crop", "eval_resample", "exif_rotate",
   "background", "value_range",
 )  # fmt: skip
+# Of the input after images, if there is one.
+_MASK = {"meaning": "true for masked patches, row by row; any number of them"}
 _PACKAGES = ("mae_jax", "jax", "jaxlib", "flax")
 
 
@@ -34,12 +36,13 @@ def describe(
   how = {name: getattr(data, name) for name in _PREPARATION}
   if code := prepare.as_code(data, normalized=False):
     how["python"] = code.splitlines()
+  images, *others = (
+    {"name": name, "shape": ["batch", *each.shape], "dtype": each.dtype.name}
+    for name, each in network.inputs.items()
+  )
   return {
-    "input": {
-      "name": "images",
-      "shape": ["batch", *network.image_shape],
-      "dtype": network.image.dtype.name,
-    },
+    "input": images,
+    **{each["name"]: {**each, **_MASK} for each in others},
     "output": {
       "name": network.output,
       "shape": ["batch", *output_shape],

@@ -3,7 +3,7 @@
 Imported only for this format: TensorFlow takes seconds to load.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,22 +16,22 @@ from mae_jax.tools.export import quantize
 from mae_jax.tools.export.stablehlo import PLATFORMS
 from mae_jax.utils import jax_private, storage
 
-SIGNATURE, INPUT = "serving_default", "images"
+SIGNATURE = "serving_default"
 # The newest StableHLO that TensorFlow 2.21 reads; JAX 0.12 writes 1.18.
 _TENSORFLOW_READS = "1.13.7"
 
 
 def write(
   folder: epath.Path,
-  call: Callable[[Any, jax.Array], jax.Array],
+  call: Callable[..., jax.Array],
   weights: quantize.Weights,
-  image: jax.ShapeDtypeStruct,
+  inputs: Mapping[str, jax.ShapeDtypeStruct],
   output: str,
 ) -> dict[str, Any]:
   """Writes a SavedModel; arguments and result as in `stablehlo.write`."""
   converted = jax2tf.convert(
     call,
-    polymorphic_shapes=[None, "(batch, ...)"],
+    polymorphic_shapes=[None, *["(batch, ...)"] * len(inputs)],
     with_gradient=False,
     native_serialization_platforms=PLATFORMS,
   )
@@ -41,11 +41,14 @@ def write(
       name: tf.Variable(np.asarray(value), trainable=False, name=name)
       for name, value in weights.items()
     }
-  images = tf.TensorSpec([None, *image.shape], image.dtype, name=INPUT)
+  signature = [
+    tf.TensorSpec([None, *each.shape], each.dtype, name=name)
+    for name, each in inputs.items()
+  ]
 
-  @tf.function(input_signature=[images], autograph=False)
-  def serve(images: Any) -> dict[str, Any]:
-    return {output: converted(dict(module.weights), images)}
+  @tf.function(input_signature=signature, autograph=False)
+  def serve(*inputs: Any) -> dict[str, Any]:
+    return {output: converted(dict(module.weights), *inputs)}
 
   module.serve = serve
   with (
@@ -58,14 +61,17 @@ def write(
   return {"platforms": list(PLATFORMS), "signature": SIGNATURE}
 
 
-def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """Loads the exported function of images."""
+def load(folder: epath.Path) -> Callable[..., np.ndarray]:
+  """Loads the exported function of its inputs."""
   module = tf.saved_model.load(str(folder))
   serve = module.signatures[SIGNATURE]
+  # Images come first: no other input has a name before theirs.
+  names = sorted(serve.structured_input_signature[1])
 
-  def call(images: np.ndarray) -> np.ndarray:
+  def call(*inputs: np.ndarray) -> np.ndarray:
     assert module  # keeps the variables alive
-    (value,) = serve(**{INPUT: tf.constant(images)}).values()
+    tensors = map(tf.constant, inputs)
+    (value,) = serve(**dict(zip(names, tensors, strict=True))).values()
     return value.numpy()
 
   return call

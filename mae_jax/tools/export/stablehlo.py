@@ -7,7 +7,7 @@ no limit, and they are loaded without a second copy in the program.
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,18 +26,18 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def write(
   folder: epath.Path,
-  call: Callable[[Any, jax.Array], jax.Array],
+  call: Callable[..., jax.Array],
   weights: quantize.Weights,
-  image: jax.ShapeDtypeStruct,
+  inputs: Mapping[str, jax.ShapeDtypeStruct],
   output: str,
 ) -> dict[str, Any]:
   """Writes program and weights.
 
   Args:
     folder: the output folder.
-    call: maps weights and images [B, ...] to [B, ...].
+    call: maps weights and inputs [B, ...] to [B, ...].
     weights: the first argument of `call`.
-    image: shape and dtype of one image.
+    inputs: shape and dtype of one example of each further argument, by name.
     output: name of the output, in formats that have one.
 
   Returns:
@@ -53,7 +53,10 @@ def write(
       name: jax.ShapeDtypeStruct(value.shape, value.dtype)
       for name, value in weights.items()
     },
-    jax.ShapeDtypeStruct((batch, *image.shape), image.dtype),
+    *(
+      jax.ShapeDtypeStruct((batch, *each.shape), each.dtype)
+      for each in inputs.values()
+    ),
   )
   (folder / PROGRAM).write_bytes(program.serialize())
   try:
@@ -73,8 +76,8 @@ def write(
   }
 
 
-def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """Loads the exported function of images."""
+def load(folder: epath.Path) -> Callable[..., np.ndarray]:
+  """Loads the exported function of its inputs."""
   program = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
   device = jax.local_devices(backend="cpu")[0]
   with safe_open(folder / WEIGHTS, "np", backend="pread") as file:
@@ -84,6 +87,6 @@ def load(folder: epath.Path) -> Callable[[np.ndarray], np.ndarray]:
       for name in file.offset_keys()
     }
   serve = jax.jit(program.call)
-  return lambda images: np.asarray(
-    serve(weights, jax.device_put(images, device))
+  return lambda *inputs: np.asarray(
+    serve(weights, *jax.device_put(inputs, device))
   )

@@ -1,6 +1,6 @@
-"""Compares an export with its model on random images."""
+"""Compares an export with its model on random images and masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ BATCHES = (1, 3)
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
 
 Values = Sequence[np.ndarray]
+Inputs = tuple[np.ndarray, ...]  # arguments of one call
 
 
 def cpu_mesh() -> Mesh:
@@ -24,22 +25,39 @@ def cpu_mesh() -> Mesh:
   return sharding.make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
 
 
-def random_images(image: jax.ShapeDtypeStruct) -> list[np.ndarray]:
-  """Returns images [B, H, W, C] from 0 to 255 for each B in BATCHES."""
+def num_masked(length: int) -> int:
+  """Returns how many of L patches the masks of `random_inputs` mask."""
+  return length // 2
+
+
+def random_inputs(inputs: Mapping[str, jax.ShapeDtypeStruct]) -> list[Inputs]:
+  """Returns images from 0 to 255, and masks, for each B in BATCHES.
+
+  Args:
+    inputs: shape and dtype of one example, by name; bool for masks [L].
+  """
   random = np.random.default_rng(0)
+
+  def draw(batch: int, each: jax.ShapeDtypeStruct) -> np.ndarray:
+    shape = (batch, *each.shape)
+    if each.dtype == np.bool:
+      (length,) = each.shape
+      mask = np.arange(length) < num_masked(length)
+      return random.permuted(np.broadcast_to(mask, shape), axis=1)
+    return random.integers(0, 256, shape).astype(each.dtype)
+
   return [
-    random.integers(0, 256, (batch, *image.shape)).astype(image.dtype)
-    for batch in BATCHES
+    tuple(draw(batch, each) for each in inputs.values()) for batch in BATCHES
   ]
 
 
 def values(
-  call: Callable[[Any, jax.Array], jax.Array], weights: Any, images: Values
+  call: Callable[..., jax.Array], weights: Any, inputs: Sequence[Inputs]
 ) -> list[np.ndarray]:
-  """Applies a function of weights and images to each batch."""
+  """Applies a function of weights and inputs to each batch."""
   compiled = jax.jit(call)
   with jax.set_mesh(cpu_mesh()):
-    return [np.asarray(compiled(weights, each)) for each in images]
+    return [np.asarray(compiled(weights, *each)) for each in inputs]
 
 
 def largest(arrays: Values) -> float:
@@ -67,7 +85,7 @@ def check(found: Values, wanted: Values, dtype: str) -> float:
     raise TrainingError(
       f"the export differs from the model by {apart:.3g}, and rounding "
       f"explains at most {allowed:.3g}: nothing was saved. If the "
-      "checkpoint is finite, the installed JAX or TensorFlow is at fault: "
-      "install the versions of constraints.txt"
+      "checkpoint is finite, the installed JAX, TensorFlow or ONNX is at "
+      "fault: install the versions of constraints.txt"
     )
   return apart
