@@ -300,6 +300,7 @@ def test_the_pictures_are_downloaded(visit, demo, tmp_path):
   assert np.ptp(last.astype(int), axis=-1).max() > 50
 
 
+@pytest.mark.slow
 def test_a_classifier_has_a_page(visit, tmp_path):
   model = mae_jax.create_model(
     "vit_ti8", image_size=16, width=32, depth=1, heads=2, num_classes=12

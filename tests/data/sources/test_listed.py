@@ -134,6 +134,7 @@ def test_a_share_is_held_out(both):
   assert parts[1].num_examples == {13: 4, 7: 2}[whole.num_examples]
 
 
+@pytest.mark.slow
 def test_a_damaged_image_keeps_its_place(photo_dir, any_settings, tmp_path):
   root = tmp_path / "photos"
   for split in ("train", "val"):
