@@ -188,7 +188,7 @@ class Block(nn.Module):
     self,
     x: jax.Array,
     residual_scale: jax.Array | None,
-    attended: jax.Array | None,
+    attended: jax.Array | None = None,
   ) -> tuple[jax.Array, None]:
     """Maps [B, N, D] to itself; `residual_scale` [B, 2] scales the branches."""
 
