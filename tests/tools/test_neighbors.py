@@ -55,7 +55,7 @@ def test_nearest_by_cosine(workdir, images, tmp_path, pool: str):
   values = [float(row["similarity"]) for row in got]
   np.testing.assert_allclose(values, [w[3] for w in wanted], atol=2e-6)
   sheet = np.asarray(Image.open(out / "sheet.png"))
-  assert sheet.shape[1] == 4 + 5 * (112 + 4)
+  assert sheet.shape[1] == 4 + 5 * (128 + 4)
 
 
 def test_a_copy_is_the_nearest(workdir, images, tmp_path):

@@ -87,6 +87,7 @@ def test_every_extra_exists():
       (
         "mae_jax.tools.demo.command",
         "mae_jax.tools.demo.server",
+        "mae_jax.tools.demo.services",
         "mae_jax.evals.image_metrics",
       ),
       "scikit-image is not installed: pip install 'mae_jax[viz]'",
