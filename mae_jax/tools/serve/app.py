@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,6 +18,7 @@ from mae_jax.config import DataConfig
 from mae_jax.data import image_headers, prepare
 from mae_jax.tools.serve import batching, endpoints, metrics
 from mae_jax.tools.web import HttpError, decode
+from mae_jax.utils.errors import printable
 
 _LINGER = 1.0  # seconds in which the rest of a refused body is dropped
 _CLIENT_GONE = 499  # nobody reads this answer; nginx counts it as this status
@@ -66,6 +67,8 @@ class Application:
     asgi: the application for an ASGI server.
     in_progress: requests that are read, wait or run.
     closing: True if no more requests are accepted.
+    limits: limits on requests.
+    about: the answer of /v1/model.
   """
 
   def __init__(
@@ -73,28 +76,44 @@ class Application:
     opened: Sequence[endpoints.Endpoint],
     data: DataConfig,
     about: Mapping[str, Any],
-    batcher: batching.Batcher,
-    counts: metrics.Metrics,
     limits: Limits,
+    *,
+    batch_size: int,
+    max_wait: float,
   ):
-    """Prepares the routes; `about` is part of the answer of /v1/model."""
+    """Compiles all programs and starts the threads.
+
+    Args:
+      opened: the endpoints.
+      data: how images are prepared.
+      about: part of the answer of /v1/model.
+      limits: limits on requests.
+      batch_size: as in `batching.Batcher`.
+      max_wait: as in `batching.Batcher`.
+    """
     self.in_progress = 0
     self.closing = False
+    self.limits = limits
     self._data = data
-    self._batcher = batcher
-    self._counts = counts
-    self._limits = limits
+    self._counts = metrics.Metrics(batching.batch_sizes(batch_size))
+    self._batcher = batching.Batcher(
+      {k: v for each in opened for k, v in each.programs.items()},
+      batch_size,
+      max_wait,
+      self._counts.add_batch,
+    )
     self._pool = futures.ThreadPoolExecutor(os.cpu_count())
-    self._about = dict(about) | {
+    self.about = dict(about) | {
       "height": data.image_size[0],
       "width": data.image_size[1],
       "channels": data.channels,
-      "batch_sizes": list(batcher.sizes),
+      "batch_sizes": list(self._batcher.sizes),
       "limits": limits._asdict(),
       "endpoints": {each.name: dict(each.info) for each in opened},
     }
-    counts.watch("queue_images", "Images that wait.", batcher.__len__)
-    counts.watch(
+    watch = self._counts.watch
+    watch("queue_images", "Images that wait.", self._batcher.__len__)
+    watch(
       "requests_in_progress",
       "Requests that are read, wait or run.",
       lambda: self.in_progress,
@@ -118,9 +137,12 @@ class Application:
       },
     )
     starlette.router.redirect_slashes = False
-    self.asgi = counts.middleware(starlette, self._paths)
+    self.asgi = self._counts.middleware(starlette, self._paths)
 
-  def close(self) -> None:
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
     """Stops the threads, after all requests."""
     self._batcher.close()
     self._pool.shutdown()
@@ -137,7 +159,7 @@ class Application:
         loop = asyncio.get_running_loop()
 
         def load() -> tuple[str, batching.Arrays]:
-          whole = decode(body, self._data, self._limits.max_pixels)
+          whole = decode(body, self._data, self.limits.max_pixels)
           return endpoint.prepare(prepare.fit(whole, self._data), options)
 
         program, arrays = await loop.run_in_executor(self._pool, load)
@@ -159,7 +181,7 @@ class Application:
         "the server is stopping: ask another one",
         HTTPStatus.SERVICE_UNAVAILABLE,
       )
-    if self.in_progress >= self._limits.max_queue:
+    if self.in_progress >= self.limits.max_queue:
       raise HttpError(
         f"{self.in_progress} requests are in progress, the limit: try again",
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -172,7 +194,7 @@ class Application:
 
   async def _read(self, request: Request) -> bytes:
     """Reads a body within the limits."""
-    most = self._limits.max_body
+    most = self.limits.max_body
     too_large = HttpError(
       f"the body has more than the limit of {most:,} bytes: send a smaller "
       "image",
@@ -182,14 +204,14 @@ class Application:
       raise too_large
     body = bytearray()
     try:
-      async with asyncio.timeout(self._limits.read_seconds):
+      async with asyncio.timeout(self.limits.read_seconds):
         async for part in request.stream():
           body += part
           if len(body) > most:
             raise too_large
     except TimeoutError:
       raise HttpError(
-        f"the body did not arrive within {self._limits.read_seconds:g} s",
+        f"the body did not arrive within {self.limits.read_seconds:g} s",
         HTTPStatus.REQUEST_TIMEOUT,
       ) from None
     return bytes(body)
@@ -203,7 +225,7 @@ class Application:
     return Response(self._counts.text(), media_type=metrics.TYPE)
 
   async def _model(self, request: Request) -> Response:
-    return JSONResponse(self._about)
+    return JSONResponse(self.about)
 
   async def _refuse(self, request: Request, error: Exception) -> Response:
     assert isinstance(error, HttpError)
@@ -216,11 +238,11 @@ class Application:
 
   async def _refuse_path(self, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path
-    text = f"there is no {path!r}: known are {', '.join(self._paths)}"
+    path = printable(request.scope["path"])
+    text = f"there is no {path}: known are {', '.join(self._paths)}"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
       allowed = (error.headers or {}).get("Allow", "")
-      text = f"{path} does not take {request.method!r}: use {allowed}"
+      text = f"{path} does not take {request.method}: use {allowed}"
     return _Refusal({"error": text}, error.status_code, error.headers)
 
   async def _fail(self, request: Request, error: Exception) -> Response:

@@ -1,13 +1,7 @@
 """The command `python -m mae_jax serve --checkpoint=runs/vit_l`."""
 
-import contextlib
 import dataclasses
-import socket
-from collections.abc import Iterator
-from typing import Any
-
-import uvicorn
-from uvicorn.protocols.http import h11_impl
+from collections.abc import Sequence
 
 from mae_jax import conversion
 from mae_jax.config import MeshConfig, check_name
@@ -15,13 +9,10 @@ from mae_jax.data import prepare
 from mae_jax.distributed import sharding
 from mae_jax.evals import load_model
 from mae_jax.tools import cli, image_stream, web
-from mae_jax.tools.serve import app, batching, endpoints, metrics
+from mae_jax.tools.serve import app, endpoints, server
 from mae_jax.utils import console, signals, storage
+from mae_jax.utils.errors import ConfigError
 from mae_jax.utils.version import __version__
-
-_HEAD_SECONDS = 10.0  # to send the head of a request
-_DRAIN_SECONDS = 30  # to send the last answers
-_MORE_CONNECTIONS = 512  # than requests in progress
 
 
 def run(
@@ -79,35 +70,71 @@ def run(
   cli.at_least("max_wait_ms", max_wait_ms, 0)
   if fit is not None:
     check_name(prepare.FITS, fit, "--fit")
+  for name, value in (
+    ("max_body_mb", max_body_mb),
+    ("max_pixels", max_pixels),
+    ("read_timeout", read_timeout),
+  ):
+    if not value > 0:
+      raise ConfigError(f"--{name}={value} must be above 0")
   limits = app.Limits(
     int(max_body_mb * 1e6), max_pixels, max_queue, read_timeout
   )
-  with _bound(host, port) as listener, contextlib.ExitStack() as stack:
+  with server.bound(host, port) as listener:
     found, title = _load(checkpoint, image_size, fit)
-    mesh = sharding.make_mesh(MeshConfig(), sharding.devices()[:1])
-    opened = endpoints.open_endpoints(found, mesh, pool, mask_ratio)
-    counts = metrics.Metrics(batching.batch_sizes(batch_size))
-    batcher = batching.Batcher(
-      {k: v for each in opened for k, v in each.programs.items()},
-      batch_size,
-      max_wait_ms / 1000,
-      counts.add_batch,
-    )
-    about = {"model": title, "version": __version__}
-    application = app.Application(
-      opened, found.config.data, about, batcher, counts, limits
-    )
-    stack.callback(application.close)
-    server = _Server(application, max_queue)
-    address = f"http://{host}:{listener.getsockname()[1]}/"
-    web.warn_if_open(host, address)
-    signals.exit_on_signals("stopped", stop=server.stop)
-    console.info(
-      f"{address} serves {title}: {', '.join(each.name for each in opened)}; "
-      f"batches of {', '.join(map(str, batcher.sizes))}; Ctrl-C ends it"
-    )
-    server.run([listener])
+    with open_application(
+      found,
+      title,
+      limits,
+      pools=pool,
+      ratios=mask_ratio,
+      batch_size=batch_size,
+      max_wait=max_wait_ms / 1000,
+    ) as application:
+      address = f"http://{host}:{listener.getsockname()[1]}/"
+      web.warn_if_open(host, address)
+      sizes = ", ".join(map(str, application.about["batch_sizes"]))
+      text = (
+        f"{address} serves {', '.join(application.about['endpoints'])} of "
+        f"{title}, in batches of {sizes}; Ctrl-C ends it"
+      )
+      opened = server.Server(application, lambda: console.info(text))
+      signals.exit_on_signals("stopped", stop=opened.stop)
+      opened.run([listener])
   console.info("ended: all accepted requests are answered")
+
+
+def open_application(
+  found: load_model.LoadedModel,
+  title: str,
+  limits: app.Limits,
+  *,
+  pools: Sequence[str] = ("mean",),
+  ratios: Sequence[float] = (),
+  batch_size: int = 32,
+  max_wait: float = 0.005,
+) -> app.Application:
+  """Compiles the programs of a network; returns its application.
+
+  Args:
+    found: the network, with its decoder if it has one.
+    title: its name.
+    limits: limits on requests.
+    pools: as in `endpoints.open_endpoints`.
+    ratios: as in `endpoints.open_endpoints`.
+    batch_size: as in `batching.Batcher`.
+    max_wait: as in `batching.Batcher`, in seconds.
+  """
+  mesh = sharding.make_mesh(MeshConfig(), sharding.devices()[:1])
+  answers = endpoints.open_endpoints(found, mesh, pools, ratios)
+  return app.Application(
+    answers,
+    found.config.data,
+    {"model": title, "version": __version__},
+    limits,
+    batch_size=batch_size,
+    max_wait=max_wait,
+  )
 
 
 def _load(
@@ -124,83 +151,3 @@ def _load(
   config = dataclasses.replace(found.config, data=data)
   found = dataclasses.replace(found, config=config)
   return found, f"{name} ({found.description})"
-
-
-@contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-  """Binds an address; connections are refused until the server listens."""
-  family = socket.AF_INET6 if ":" in host else socket.AF_INET
-  with socket.socket(family) as listener:
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    with web.address_errors(host, port):
-      listener.bind((host, port))
-    yield listener
-
-
-class _Protocol(h11_impl.H11Protocol):
-  """HTTP/1.1 that closes connections whose next request does not arrive.
-
-  uvicorn closes a connection that sends nothing after an answer, but neither a
-  new one nor one that sends a request byte by byte.
-  """
-
-  _timer: Any = None
-
-  def connection_made(self, transport: Any) -> None:
-    super().connection_made(transport)
-    self._await_head(None)
-
-  def connection_lost(self, exc: Exception | None) -> None:
-    super().connection_lost(exc)
-    self._timer.cancel()
-
-  def on_response_complete(self) -> None:
-    done = self.cycle
-    super().on_response_complete()
-    self._await_head(done)
-
-  def _await_head(self, done: Any) -> None:
-    def check() -> None:
-      if self.cycle is done:
-        self.timeout_keep_alive_handler()
-
-    if self._timer is not None:
-      self._timer.cancel()
-    self._timer = self.loop.call_later(_HEAD_SECONDS, check)
-
-
-class _Server(uvicorn.Server):
-  """A server that stops when all requests in progress are answered."""
-
-  def __init__(self, application: app.Application, max_queue: int):
-    self._application = application
-    super().__init__(
-      uvicorn.Config(
-        application.asgi,
-        loop="asyncio",  # uvloop would take the pipe of utils/signals.py
-        http=_Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=max_queue + _MORE_CONNECTIONS,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-      )
-    )
-
-  def capture_signals(self) -> Any:
-    """Leaves signals to utils/signals.py."""
-    return contextlib.nullcontext()
-
-  def stop(self) -> None:
-    """Refuses new requests, and ends after those in progress."""
-    self._application.closing = True
-
-  async def on_tick(self, counter: int) -> bool:
-    """Checks every 0.1 s whether the server ends."""
-    if self._application.closing and not self._application.in_progress:
-      self.should_exit = True
-    return await super().on_tick(counter)
