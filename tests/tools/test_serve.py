@@ -561,6 +561,21 @@ def test_mask_ratios_need_a_decoder(tmp_path):
     command.run(str(tmp_path / "x"), port=0, mask_ratio=(0.5,))
 
 
+def test_small_answers_are_sent_without_delay(monkeypatch):
+  found = []
+  made = server._Protocol.connection_made
+
+  def connection_made(self, transport):
+    accepted = transport.get_extra_info("socket")
+    found.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+    made(self, transport)
+
+  monkeypatch.setattr(server._Protocol, "connection_made", connection_made)
+  with holding() as (_, _, port):
+    assert ask(port, "GET", "/healthz")[0] == 200
+  assert found == [1]
+
+
 def test_batch_sizes_are_few():
   assert batching.batch_sizes(1) == (1,)
   assert batching.batch_sizes(8) == (1, 2, 4, 8)

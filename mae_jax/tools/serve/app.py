@@ -241,7 +241,8 @@ class Application:
     path = printable(request.scope["path"])
     text = f"there is no {path}: known are {', '.join(self._paths)}"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-      allowed = (error.headers or {}).get("Allow", "")
+      methods = (error.headers or {}).get("Allow", "").split(", ")
+      allowed = ", ".join(sorted(methods))
       text = f"{path} does not take {request.method}: use {allowed}"
     return _Refusal({"error": text}, error.status_code, error.headers)
 
