@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train demo test test-all ci lint bench reliability weights conversion \
-  step growth start pipeline table2 tpu plan ablations discriminator docs clean
+  step growth start serve pipeline table2 tpu plan ablations discriminator docs clean
 
 train: $(VENV)/run
 	$(BIN)/python -m mae_jax.main --config=digits \
@@ -53,7 +53,7 @@ lint: $(VENV)/test
 
 # All of it takes hours, on a machine that does nothing else.
 # `pipeline` reads what `plan` has written.
-bench: step growth plan pipeline start table2 tpu ablations discriminator weights \
+bench: step growth plan pipeline start serve table2 tpu ablations discriminator weights \
   conversion reliability
 
 reliability: $(VENV)/test
@@ -64,6 +64,9 @@ conversion: $(VENV)/test
 
 pipeline: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.pipeline
+
+serve: $(VENV)/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m bench.serve
 
 start: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python -m bench.start

@@ -35,10 +35,11 @@ ONNX = ["onnx>=1.23", "onnxruntime>=1.32"]
 TRACKIO = ["trackio>=0.43"]
 # Parquet tables, and Hugging Face data sets on disk.
 ARROW = ["pyarrow>=26"]
+SERVE = ["prometheus_client>=0.26", "starlette>=1.10", "uvicorn>=0.54"]
 # The tests build the documentation too.
 DOCS = ["myst-nb>=1.4", "sphinx>=9.1", "sphinx-book-theme>=1.4"]
 # Without PyTorch, which is larger than the others together.
-ALL = [*TRAIN, *VIZ, *REPORT, *HUB, *ARROW]
+ALL = [*TRAIN, *VIZ, *REPORT, *HUB, *ARROW, *SERVE]
 
 setup(
   name="mae_jax",
@@ -105,6 +106,7 @@ setup(
     "report": REPORT,
     "hf": HUB,
     "arrow": ARROW,
+    "serve": SERVE,
     "torch": TORCH,
     "all": sorted(set(ALL)),
     "tpu": ["jax[tpu]"],

@@ -64,6 +64,11 @@ COMMANDS = {
     "mae_jax.tools.demo.command:run",
     "Serves a web page that masks and reconstructs an image.",
   ),
+  "serve": Command(
+    "mae_jax.tools.serve.command:run",
+    "Serves predictions, features and reconstructions over HTTP.",
+    interrupted="stopped",
+  ),
   "features": Command(
     "mae_jax.tools.features:write",
     "Writes the encoder's features of images to a file.",

@@ -131,16 +131,7 @@ class Reconstructor:
     if statistics != "true" or truth is None:
       truth = pixels
     painted = [
-      reconstruction.to_images(
-        truth,
-        self.predict(pixels, mask),
-        mask.astype(np.float32),
-        patch_size=self.patch_size,
-        mean=self.data.mean,
-        std=self.data.std,
-        normalized=self.normalized,
-        statistics=statistics,
-      )
+      self.draw(truth, self.predict(pixels, mask), mask, statistics)
       for mask in (_parted(hidden, passes) if passes > 1 else [hidden])
     ]
     if passes == 1:
@@ -151,6 +142,25 @@ class Reconstructor:
     cover = hidden.reshape(-1, *self.grid).repeat(self.patch_size[0], axis=1)
     return reconstruction.Reconstructed(
       np.round(mean).astype(np.uint8), cover.repeat(self.patch_size[1], axis=2)
+    )
+
+  def draw(
+    self,
+    truth: np.ndarray,
+    patches: np.ndarray,
+    hidden: np.ndarray,
+    statistics: str = "visible",
+  ) -> reconstruction.Reconstructed:
+    """Turns predicted patches [B, L, P] into images; arguments as `paint`."""
+    return reconstruction.to_images(
+      truth,
+      patches,
+      hidden.astype(np.float32),
+      patch_size=self.patch_size,
+      mean=self.data.mean,
+      std=self.data.std,
+      normalized=self.normalized,
+      statistics=statistics,
     )
 
   @functools.cached_property

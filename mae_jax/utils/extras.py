@@ -22,14 +22,17 @@ EXTRAS = {
   "onnx": "onnx",
   "onnxruntime": "onnx",
   "plotly": "report",
+  "prometheus_client": "serve",
   "pyarrow": "arrow",
   "skimage": "viz",
   "sklearn": "viz",
+  "starlette": "serve",
   "tensorboardX": "train",
   "tensorflow": "train",
   "tensorflow_datasets": "train",
   "torch": "torch",
   "trackio": "trackio",
+  "uvicorn": "serve",
   "wandb": "wandb",
 }
 # The names that pip knows packages by, where they are others.

@@ -236,6 +236,7 @@ def test_a_missing_extra_is_named(core, tmp_path):
     (("train", "--config=digits", "--workdir=w"), "train"),
     (("report", "--workdir=w"), "report"),
     (("demo",), "viz"),
+    (("serve",), "serve"),
   ):
     done = subprocess.run(
       [core / "mae-jax", *command], cwd=tmp_path, capture_output=True, text=True

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import mae_jax
-from mae_jax.tools import cli, reconstructor
+from mae_jax.tools import cli, reconstructor, web
 from mae_jax.tools.demo import command, server, services
 from mae_jax.utils.errors import ConfigError
 from tests.helpers import runs
@@ -136,7 +136,7 @@ def test_a_classifier_predicts_classes(tmp_path):
     wanted.probabilities[0],
     rtol=1e-5,
   )
-  with pytest.raises(services.HttpError, match="no longer in memory"):
+  with pytest.raises(web.HttpError, match="no longer in memory"):
     service.answer({"image": "x"})
   with pytest.raises(ConfigError, match="--target=raw is for networks that"):
     services.open_service(str(tmp_path / "classifier"), target="raw")

@@ -92,6 +92,12 @@ def test_every_extra_exists():
       ),
       "scikit-image is not installed: pip install 'mae_jax[viz]'",
     ),
+    (
+      ["serve", "--checkpoint=digits"],
+      "starlette",
+      ("mae_jax.tools.serve.command", "mae_jax.tools.serve.app"),
+      "starlette is not installed: pip install 'mae_jax[serve]'",
+    ),
   ],
 )
 def test_a_command_without_its_extra_is_one_line(

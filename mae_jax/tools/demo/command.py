@@ -2,7 +2,7 @@
 
 import webbrowser
 
-from mae_jax.tools import cli
+from mae_jax.tools import cli, web
 from mae_jax.tools.demo import server, services
 from mae_jax.utils import console, signals
 
@@ -38,15 +38,12 @@ def run(
   Raises:
     ConfigError: if there is no such checkpoint, or the address is taken.
   """
-  server.check_port(port)  # before the weights are loaded
+  web.check_port(port)  # before the weights are loaded
   service = services.open_service(checkpoint, target, image_size)
   opened = server.Server(service, host, port)
   with opened:
     address = f"http://{host}:{opened.server_port}/"
-    if host not in server.LOOPBACK:
-      console.warn(
-        f"{address} can be reached from other machines without a password"
-      )
+    web.warn_if_open(host, address)
     console.info(f"{address} shows the page; Ctrl-C ends it")
     if browser:
       webbrowser.open(address)

@@ -4,21 +4,19 @@ By default the server listens on the loopback interface and checks the Host and
 Origin headers. So another site in the same browser gets no answer.
 """
 
-import errno
 import http.server
 import json
 import pathlib
-import socket
 import sys
 from http import HTTPStatus
 from typing import Any
 
-from mae_jax.tools.demo.services import HttpError, Service
-from mae_jax.utils.errors import ConfigError
+from mae_jax.tools import web
+from mae_jax.tools.demo.services import Service
+from mae_jax.tools.web import HttpError
 
 MAX_BYTES = 32 << 20  # per upload
 _PAGE = pathlib.Path(__file__).with_name("page.html")
-LOOPBACK = ("127.0.0.1", "localhost")
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -118,15 +116,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     pass
 
 
-def check_port(port: int) -> None:
-  """Raises ConfigError if `port` is not a port."""
-  if not 0 <= port < 1 << 16:
-    raise ConfigError(
-      f"--port={port} is not in 0..65535: choose another port, 0 for any free "
-      "one"
-    )
-
-
 class Server(http.server.ThreadingHTTPServer):
   """An HTTP server that runs from `serve_forever` to `server_close`."""
 
@@ -138,25 +127,11 @@ class Server(http.server.ThreadingHTTPServer):
     Raises:
       ConfigError: if it cannot listen on the address.
     """
-    check_port(port)
-    try:
+    with web.address_errors(host, port):
       super().__init__((host, port), _Handler)
-    except (OSError, UnicodeError) as error:
-      # The host name is unknown or malformed, or belongs to another machine.
-      of_host = isinstance(error, (socket.gaierror, UnicodeError))
-      if of_host or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
-        flag = f"--host={host}"
-        remedy = "another host, 127.0.0.1 for this machine only"
-      else:
-        flag = f"--port={port}"
-        remedy = "another port, 0 for any free one"
-      raise ConfigError(
-        f"cannot listen on {flag} "
-        f"({getattr(error, 'strerror', None) or error}): choose {remedy}"
-      ) from error
     self.service = service
     # On other interfaces the server can have any host name.
-    self.names = LOOPBACK if host in LOOPBACK else ()
+    self.names = web.LOOPBACK if host in web.LOOPBACK else ()
 
   def handle_error(self, request: Any, client_address: Any) -> None:
     """Prints the traceback of an error, unless the client is gone."""

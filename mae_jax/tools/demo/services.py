@@ -5,7 +5,6 @@ Methods take and return JSON content, and raise `HttpError`.
 
 import base64
 import collections
-import io
 import secrets
 from collections.abc import Callable
 from http import HTTPStatus
@@ -20,19 +19,20 @@ from sklearn import datasets
 
 from mae_jax import conversion
 from mae_jax.config import DataConfig, MeshConfig
-from mae_jax.data import image_files, image_headers, image_io
+from mae_jax.data import image_headers, image_io
 from mae_jax.distributed import sharding
 from mae_jax.evals import image_metrics, load_model, reconstruction
 from mae_jax.models import classifiers, masking
 from mae_jax.tools import (
   image_stream,
-  output_folder,
   predict,
   reconstruction_figures,
   reconstructor,
+  web,
 )
 from mae_jax.tools import photo as photos
 from mae_jax.tools.demo import precompile
+from mae_jax.tools.web import HttpError
 from mae_jax.utils import colormaps, image_grid, storage
 from mae_jax.utils.errors import ConfigError, abbreviate
 
@@ -40,14 +40,6 @@ MAX_PIXELS = 64 << 20
 _MAX_IMAGES = 16  # in memory
 _TOP = 10  # classes to show
 _STOPS = 9  # of the color scale
-
-
-class HttpError(Exception):
-  """An answer with an error status and one line of text."""
-
-  def __init__(self, reason: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST):
-    super().__init__(reason)
-    self.status = status
 
 
 def _field(
@@ -107,21 +99,7 @@ class Service:
 
   def add(self, data: bytes) -> dict[str, Any]:
     """Adds an image from the bytes of a file."""
-    how = image_headers.Reading.of(self._data)
-    shape, _, reason = image_io.inspect_image(data, b"", how)
-    if not reason and int(shape[0]) * int(shape[1]) > MAX_PIXELS:
-      raise HttpError(
-        f"the image has {shape[0]} x {shape[1]} pixels, more than "
-        f"{MAX_PIXELS >> 20} million: make it smaller",
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-      )
-    try:
-      whole = image_files.decode(data, reason, how)
-    except image_headers.UnreadableError as error:
-      raise HttpError(
-        f"this is not an image: {error}", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-      ) from None
-    return self._keep(whole)
+    return self._keep(web.decode(data, self._data, MAX_PIXELS))
 
   def example(self) -> dict[str, Any]:
     """Adds a sample image, at least as large as the model's input."""
@@ -352,6 +330,4 @@ def open_service(
 
 
 def _uri(picture: np.ndarray) -> str:
-  buffer = io.BytesIO()
-  output_folder.as_image(picture).save(buffer, "png")
-  return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+  return f"data:image/png;base64,{base64.b64encode(web.png(picture)).decode()}"
