@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -55,9 +56,10 @@ TEXT = """# The server under load
 Written by `python -m bench.serve` (`make serve`). Each client keeps a
 connection open and sends a JPEG to `/v1/predict` as soon as the last answer
 came. `mae-jax serve --batch_size=32` is compared with `--batch_size=1`; a ratio
-above 1 is faster. Latencies are milliseconds at the client, with the decoding
-of the JPEG. Clients and server share the cores, which other programs used too:
-absolute numbers of an idle machine are better.
+above 1 is faster. The two are measured in turn, in {rounds} rounds; rates are
+medians, latencies are those of all rounds in milliseconds at the client, with
+the decoding of the JPEG. Clients and servers share the cores, which other
+programs used too: absolute numbers of an idle machine are better.
 {about}.
 
 {total} requests were answered. {errors} were lost, refused or wrong: each
@@ -67,7 +69,7 @@ answer was compared with the class of the same image alone.
 
 
 class Network(NamedTuple):
-  """A network to serve, and the size of the images that are sent to it."""
+  """A network to serve, its images' sides, and the requests of a round."""
 
   title: str
   variant: str
@@ -76,8 +78,8 @@ class Network(NamedTuple):
 
 
 NETWORKS = (
-  Network("ViT-Ti/8, 32 x 32", "vit_ti8", 32, 2000),
-  Network("ViT-S/16, 224 x 224", "vit_s16", 224, 400),
+  Network("ViT-Ti/8, 32 x 32", "vit_ti8", 32, 600),
+  Network("ViT-S/16, 224 x 224", "vit_s16", 224, 80),
 )
 
 
@@ -85,20 +87,15 @@ class Load(NamedTuple):
   """The answers to some requests.
 
   Attributes:
-    seconds: from the first request to the last answer.
+    rate: answered images a second.
     latencies: seconds of each answered request.
     errors: requests without an answer, with another status than 200, or with a
       wrong answer.
   """
 
-  seconds: float
-  latencies: Sequence[float]
+  rate: float
+  latencies: list[float]
   errors: int
-
-  @property
-  def rate(self) -> float:
-    """Answered images a second."""
-    return len(self.latencies) / self.seconds
 
 
 @contextlib.contextmanager
@@ -188,29 +185,44 @@ def load(port: int, bodies: Sequence[bytes], clients: int, total: int) -> Load:
     began = time.perf_counter()
     results = [each.result() for each in running]
     seconds = time.perf_counter() - began
-  return Load(
-    seconds,
-    [each for latencies, _ in results for each in latencies],
-    sum(errors for _, errors in results),
-  )
+  latencies = [each for latencies, _ in results for each in latencies]
+  errors = sum(errors for _, errors in results)
+  return Load(len(latencies) / seconds, latencies, errors)
 
 
-def measure(network: Network) -> dict[tuple[int, int], Load]:
-  """Measures a network; returns loads by batch size and concurrency."""
+def measure(network: Network, rounds: int) -> dict[tuple[int, int], Load]:
+  """Measures a network; returns loads by batch size and concurrency.
+
+  Both servers run all the time, and are measured in turn, since other programs
+  may take the cores for a while. The rate is the median of the rounds.
+  """
   found = {}
-  with tempfile.TemporaryDirectory() as folder:
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    contextlib.ExitStack() as stack,
+  ):
     checkpoint = f"{folder}/network"
     mae_jax.create_model(
       network.variant, image_size=network.side, num_classes=1000
     ).save_pretrained(checkpoint, format="jax")
     bodies = jpegs(network.side)
-    for batch in BATCHES:
-      with server(checkpoint, batch) as port:
-        for clients in CONCURRENCIES:
-          print(f"{network.title}, {batch=}, {clients=} ...", flush=True)
-          # Few clients are slow: a part of the requests is enough.
-          total = max(network.requests * min(clients, 8) // 8, 2 * clients)
-          found[batch, clients] = load(port, bodies, clients, total)
+    ports = {
+      batch: stack.enter_context(server(checkpoint, batch)) for batch in BATCHES
+    }
+    for clients in CONCURRENCIES:
+      print(f"{network.title}, {clients=} ...", flush=True)
+      # Few clients are slow: a part of the requests is enough.
+      total = max(network.requests * min(clients, 8) // 8, clients)
+      seen: dict[int, list[Load]] = {batch: [] for batch in BATCHES}
+      for _ in range(rounds):
+        for batch, port in ports.items():
+          seen[batch].append(load(port, bodies, clients, total))
+      for batch, loads in seen.items():
+        found[batch, clients] = Load(
+          statistics.median(each.rate for each in loads),
+          [each for x in loads for each in x.latencies],
+          sum(each.errors for each in loads),
+        )
   return found
 
 
@@ -237,8 +249,9 @@ def main() -> None:
   """Measures and writes the page."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--out", type=flags.page, default=OUT)
-  out = parser.parse_args().out
-  found = {network: measure(network) for network in NETWORKS}
+  parser.add_argument("--rounds", type=flags.whole(), default=5)
+  given = parser.parse_args()
+  found = {network: measure(network, given.rounds) for network in NETWORKS}
   total = sum(len(y.latencies) for x in found.values() for y in x.values())
   errors = sum(y.errors for x in found.values() for y in x.values())
   parts = []
@@ -246,12 +259,13 @@ def main() -> None:
     table = tables.markdown(list(rows(loads)), HEADINGS)
     parts.append(f"## {network.title}\n\n{table}\n")
   text = TEXT.format(
+    rounds=given.rounds,
     about=machine.about(PACKAGES),
     total=total,
     errors=errors,
     sections="\n".join(parts),
   )
-  out.write_text(text)
+  given.out.write_text(text)
   print(text)
 
 

@@ -25,7 +25,7 @@ def run(
   image_size: cli.Size | None = None,
   fit: str | None = None,
   batch_size: int = 32,
-  max_wait_ms: float = 5.0,
+  max_wait_ms: float = 2.0,
   max_queue: int = 256,
   max_body_mb: float = 16.0,
   max_pixels: int = 1 << 25,
@@ -112,7 +112,7 @@ def open_application(
   pools: Sequence[str] = ("mean",),
   ratios: Sequence[float] = (),
   batch_size: int = 32,
-  max_wait: float = 0.005,
+  max_wait: float = 0.002,
 ) -> app.Application:
   """Compiles the programs of a network; returns its application.
 
