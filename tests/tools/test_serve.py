@@ -419,6 +419,7 @@ def test_pipelined_requests_are_answered_in_order(classifier):
 
 def test_slow_bodies_and_heads_are_ended(monkeypatch):
   monkeypatch.setattr(server, "_HEAD_SECONDS", 0.1)
+  monkeypatch.setattr(app, "_LINGER", 0.05)
   with holding(read_seconds=0.1, max_queue=1) as (held, _, port):
     found = exchange(port, post(b"Content-Length: 9", path=b"/v1/held") + b"x")
     assert b" 408 " in found.splitlines()[0]
