@@ -27,7 +27,7 @@ demo: $(VENV)/run
 	test -d runs/digits/checkpoints || $(MAKE) train
 	$(BIN)/python -m mae_jax demo --checkpoint=runs/digits
 
-# Lint, types and the fast tests: seven minutes on two cores.
+# Lint, types and the fast tests: eight minutes on two cores.
 test: $(VENV)/test lint
 	$(PYTEST) -m "not slow"
 
